@@ -1,0 +1,139 @@
+"""Generation and scoring through a scaffold: one prefill, then steps or branches from its memory.
+
+Generation runs in transformers' own loop (greedy, sampling, beams, stopping criteria, streamers). What it decodes is
+not a Hugging Face model but `scaffold.states` with a `Memory`, so every scaffold, of one pass or several, decodes the
+same way and no scaffold has a decoder of its own.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from shoulders.backbone.frozen import FrozenLM, pad_right
+from shoulders.backbone.memory import Memory
+from shoulders.records import IGNORE, LMInput
+
+States = Callable[[LMInput, Memory], Float[Tensor, "B T D"]]
+
+
+class Reads(Protocol):
+    """A scaffold as decoding sees it."""
+
+    passes: int
+
+    def states(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
+        """Final hidden states of the text positions."""
+        ...
+
+
+@torch.inference_mode()
+def generate(
+    lm: FrozenLM,
+    scaffold: Reads,
+    given: LMInput,
+    *,
+    longest: int,
+    streamer: BaseStreamer | None = None,
+    **settings: Any,
+) -> list[list[int]]:
+    """Token ids generated after each row of `given` (left-padded), the end token left out.
+
+    Args:
+        longest: tokens to generate at most.
+        streamer: is handed tokens as they come (one row only).
+        settings: of transformers' GenerationConfig, e.g. do_sample, temperature, num_beams, num_return_sequences.
+            Greedy by default. Several returned sequences of a row share its prefill and stand next to each other.
+    """
+    rows = given.embeds.shape[0]
+    decoder = _Decoder(lm, lambda part, memory: scaffold.states(lm, part, memory), given)
+    # The loop only counts these: the texts themselves are in `given`.
+    start = torch.full((rows, 1), lm.end, dtype=torch.long, device=lm.device)
+    config = GenerationConfig(
+        max_new_tokens=longest,
+        eos_token_id=lm.end,
+        pad_token_id=lm.end,
+        use_cache=True,
+        **{"do_sample": False, **settings},
+    )
+    sequences = decoder.generate(
+        start,
+        attention_mask=torch.ones_like(start),
+        generation_config=config,
+        past_key_values=lm.memory(scaffold.passes),
+        streamer=streamer,
+    )
+    return [_until_end(row, lm.end) for row in sequences[:, 1:].tolist()]
+
+
+@torch.inference_mode()
+def score(
+    lm: FrozenLM, scaffold: Reads, given: LMInput, continuations: Sequence[Sequence[list[int]]]
+) -> list[list[float]]:
+    """Log-likelihood of each row's continuations, summed over tokens; the rows' own texts are read once.
+
+    Args:
+        given: B rows, left-padded.
+        continuations: for each row its continuations as token ids (any number of them, none empty).
+    """
+    memory = lm.memory(scaffold.passes)
+    last = scaffold.states(lm, given, memory)[:, -1:]
+    owner = torch.tensor([row for row, some in enumerate(continuations) for _ in some], device=lm.device)
+    branches = pad_right([ids for some in continuations for ids in some], IGNORE)
+    labels = branches.ids.to(lm.device)
+    memory.select(owner)
+    states = last[owner]
+    if labels.shape[1] > 1:
+        ids = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORE, lm.end)
+        mask = branches.mask[:, :-1].to(lm.device)
+        states = torch.cat([states, scaffold.states(lm, given.continued(lm.embed(ids), mask), memory)], dim=1)
+    flat = (-lm.nll(states, labels)).tolist()
+    values = iter(flat)
+    return [list(islice(values, len(some))) for some in continuations]
+
+
+class _Decoder(PreTrainedModel, GenerationMixin):
+    """What transformers' generation loop takes for a model: it has no weights and keeps nothing of the backbone."""
+
+    # It computes no attention itself, so whatever the backbone's configuration asks for is fine.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+
+    def __init__(self, lm: FrozenLM, states: States, given: LMInput) -> None:
+        super().__init__(lm.config)
+        self._lm, self._states, self._given = lm, states, given
+        self.generation_config = GenerationConfig()
+
+    @property
+    def device(self) -> torch.device:
+        return self._lm.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._lm.dtype
+
+    def forward(self, input_ids: Int[Tensor, "B N"], past_key_values: Memory, **_: Any) -> CausalLMOutputWithPast:
+        memory = past_key_values
+        if memory.started:
+            states = self._states(self._given.continued(self._lm.embed(input_ids[:, -1:])), memory)
+        else:
+            states = self._read_once(memory, branches=input_ids.shape[0] // self._given.embeds.shape[0])
+        return CausalLMOutputWithPast(logits=self._lm.logits(states[:, -1:]), past_key_values=memory)
+
+    def _read_once(self, memory: Memory, branches: int) -> Float[Tensor, "B 1 D"]:
+        """Read every text once; samples and beams branch off its memory afterwards."""
+        states = self._states(self._given, memory)[:, -1:]
+        if branches == 1:
+            return states
+        owner = torch.arange(len(states), device=states.device).repeat_interleave(branches)
+        memory.select(owner)
+        return states[owner]
+
+
+def _until_end(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end)] if end in ids else ids

@@ -1,0 +1,26 @@
+"""Which device and number type to use when the user leaves it open."""
+
+import torch
+from accelerate import PartialState
+
+from shoulders.errors import UnknownName
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """The named device; for "auto" the one that Accelerate gives this process."""
+    return PartialState().device if name == "auto" else torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The named type; for "auto" bf16 where the device multiplies it faster than fp32, else fp32."""
+    if name != "auto":
+        if name not in DTYPES:
+            raise UnknownName("dtype", name, [*DTYPES, "auto"])
+        return DTYPES[name]
+    if device.type != "cpu":
+        return torch.bfloat16
+    able = torch.cpu.get_capabilities()
+    fast = any(able.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if fast else torch.float32

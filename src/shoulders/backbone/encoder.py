@@ -1,0 +1,130 @@
+"""The small frozen text encoder inside ID-PT (paper, section 2.1: T5-base); any Hugging Face encoder serves."""
+
+from typing import Protocol, Self, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import AutoModel, AutoModelForTextEncoding, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from shoulders.backbone import fingerprint
+from shoulders.backbone.devices import pick_device, pick_dtype
+from shoulders.backbone.sources import hub_errors, locate
+from shoulders.records import Tokens
+
+UNLIMITED = 1 << 30  # positions of an encoder without a table of them (T5)
+
+
+class Encoder(Protocol):
+    """What ID-PT asks of its encoder. `FrozenEncoder` is one; a `FrozenLM` is another, serving as its own encoder."""
+
+    name: str
+    width: int
+    context: int  # positions it can read, an encoder prompt included
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        ...
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of its embedding matrix."""
+        ...
+
+    def embed(self, ids: Int[Tensor, "B S"]) -> Float[Tensor, "B S E"]:
+        """Token embeddings."""
+        ...
+
+    def states(self, embeds: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"] | None) -> Float[Tensor, "B S E"]:
+        """Final hidden states."""
+        ...
+
+    def source_tokens(self, texts: list[str], reserved: int) -> Tokens:
+        """The texts as the encoder reads them, padded at the end, cut to leave `reserved` positions free."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Which model this is."""
+        ...
+
+
+@final
+class FrozenEncoder:
+    """A pretrained text encoder whose weights never change; like `FrozenLM` a plain object, never trained or saved."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.width: int = model.get_input_embeddings().weight.shape[1]
+        self.context = _positions(model)
+
+    @classmethod
+    def load(cls, name: str, *, dtype: str = "auto", device: str = "auto") -> Self:
+        """Load an encoder by hub id, folder or package; of an encoder-decoder model, its encoder.
+
+        Raises:
+            SourceNotFound, HubUnreachable: as `FrozenLM.load`.
+        """
+        place = pick_device(device)
+        folder = locate(name)
+        with hub_errors(name):
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            try:
+                model = AutoModelForTextEncoding.from_pretrained(folder, dtype=pick_dtype(dtype, place))
+            except ValueError:  # not among the families transformers lists as text encoders
+                model = AutoModel.from_pretrained(folder, dtype=pick_dtype(dtype, place))
+        if model.config.is_encoder_decoder and hasattr(model, "decoder"):
+            model = model.get_encoder()
+        return cls(model.to(place), tokenizer, name)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding matrix."""
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    def embed(self, ids: Int[Tensor, "B S"]) -> Float[Tensor, "B S E"]:
+        """Token embeddings (positions and normalisation are added inside `states`)."""
+        return self.model.get_input_embeddings()(ids)
+
+    def states(self, embeds: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"] | None) -> Float[Tensor, "B S E"]:
+        """Final hidden states; gradients go through to `embeds`."""
+        given = None if mask is None else mask.long()
+        return self.model(inputs_embeds=embeds.to(self.model.dtype), attention_mask=given).last_hidden_state
+
+    def source_tokens(self, texts: list[str], reserved: int) -> Tokens:
+        """The beginning of each text with the encoder's special tokens, padded at the end."""
+        longest = min(self.context - reserved, self.tokenizer.model_max_length)
+        rows = self.tokenizer(
+            texts, truncation=True, max_length=longest, padding=True, padding_side="right", return_tensors="pt"
+        )
+        return Tokens(rows.input_ids, rows.attention_mask.bool())
+
+    def fingerprint(self) -> str:
+        """Which model this is, whatever type it is held in."""
+        return fingerprint.identity(self.model)
+
+
+def _positions(model: PreTrainedModel) -> int:
+    table = getattr(model.config, "max_position_embeddings", None)
+    if table is None:
+        return UNLIMITED
+    # RoBERTa and its kin count positions from the padding index on.
+    offset = model.config.pad_token_id + 1 if "roberta" in model.config.model_type else 0
+    return table - offset
+
+
+def embedding_norm(model: Encoder) -> float:
+    """The mean length of token embeddings, over a thousand of them: the scale that prompts start with.
+
+    On the meta device, where there are no values, 1.
+    """
+    ids = torch.linspace(0, model.vocabulary - 1, min(1000, model.vocabulary), device=model.device).long()
+    rows = model.embed(ids[None])[0]
+    return 1.0 if rows.is_meta else torch.linalg.vector_norm(rows.float(), dim=-1).mean().item()

@@ -1,0 +1,211 @@
+"""The giant: one frozen causal language model behind a handful of verbs."""
+
+from functools import cached_property
+from inspect import signature
+from typing import Self, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from shoulders.backbone import attention, fingerprint
+from shoulders.backbone.devices import pick_device, pick_dtype
+from shoulders.backbone.heads import Head, head_of
+from shoulders.backbone.memory import Memory, PassMemory
+from shoulders.backbone.sources import hub_errors, locate
+from shoulders.errors import ContextFull, SourceNotFound
+from shoulders.records import IGNORE, Tokens
+
+SCORED_AT_ONCE = 1024  # positions whose logits (each a row of V floats) are held at the same time
+
+
+@final
+class FrozenLM:
+    """A pretrained causal language model whose weights never change.
+
+    A plain object, never a child of a module: what trains or is saved cannot contain it by accident. It uses the
+    model's public interface only (input embeddings, base model, output embeddings), so any Hugging Face causal LM with
+    a token-wise vocabulary head will do.
+
+    Attributes:
+        name: the source it was loaded from.
+        width: D, the size of a token embedding.
+        context: positions the model was made for.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.config = model.config.get_text_config(decoder=True)
+        self.width: int = model.get_input_embeddings().weight.shape[1]
+        self.context: int = getattr(self.config, "max_position_embeddings", None) or tokenizer.model_max_length
+        self.head: Head = head_of(model)
+
+    @classmethod
+    def load(cls, name: str, *, dtype: str = "auto", device: str = "auto", attention_kernel: str = "auto") -> Self:
+        """Load a model by hub id, folder, GGUF file or package (`sources`).
+
+        Args:
+            name: see `shoulders.backbone.sources`.
+            dtype: "auto" (bf16 where the device multiplies it fast, else fp32), or "float32", "bfloat16", "float16".
+            device: "auto" (an accelerator if there is one), or any name PyTorch knows.
+            attention_kernel: "auto", or any name that transformers' `attn_implementation` takes.
+
+        Raises:
+            SourceNotFound, HubUnreachable: there is no such model, or it cannot be fetched.
+        """
+        place = pick_device(device)
+        number = pick_dtype(dtype, place)
+        chosen = None if attention_kernel == "auto" else attention_kernel
+        folder = locate(name)
+        with hub_errors(name):
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=number, attn_implementation=chosen)
+        if chosen is None and place.type == "cpu" and attention.suits(model):
+            model.set_attn_implementation(attention.register())
+        return cls(model.to(place), tokenizer, name)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return self.model.dtype
+
+    @property
+    def vocabulary(self) -> int:
+        """V, the number of rows of the embedding matrix."""
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    @cached_property
+    def end(self) -> int:
+        """The token id that ends an answer."""
+        if self.tokenizer.eos_token_id is None:
+            raise SourceNotFound(f"the tokenizer of {self.name!r} has no end-of-sequence token to end answers with")
+        return self.tokenizer.eos_token_id
+
+    def embed(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Token embeddings."""
+        return self.model.get_input_embeddings()(ids)
+
+    def states(
+        self,
+        embeds: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B T"] | None = None,
+        memory: PassMemory | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Final hidden states (what the vocabulary matrix reads) of one pass; gradients go through to `embeds`.
+
+        Args:
+            embeds: the input vectors.
+            mask: False at padding; None when padding stands at the end of rows only.
+            memory: keys and values of what came before; is extended by these positions.
+        """
+        arguments: dict[str, object] = {"inputs_embeds": embeds.to(self.dtype), "use_cache": memory is not None}
+        if memory is not None:
+            memory.extend(embeds.shape[0], embeds.shape[1], mask, embeds.device)
+            arguments["past_key_values"] = memory.cache
+            mask = memory.mask
+        if mask is not None:
+            arguments["attention_mask"] = mask.long()
+            if self._takes_positions:
+                positions = (mask.cumsum(1) - 1).clamp(min=0)
+                arguments["position_ids"] = positions[:, -embeds.shape[1] :]
+        return self.model.base_model(**arguments).last_hidden_state
+
+    def logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+        """Scores of every token of the vocabulary."""
+        return self.head(states)
+
+    def nll(self, states: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"]) -> Float[Tensor, "B"]:
+        """Negative log-likelihood of each row's labels, summed over its scored positions, in fp32.
+
+        `labels[b, t]` is the token that position t is to predict, IGNORE where none is scored. Only scored positions
+        reach the vocabulary matrix: on a prompt-tuning step that saves a fifth of the work and most of the memory.
+        """
+        scored = labels != IGNORE
+        hidden, wanted = states[scored], labels[scored]
+        pieces = [
+            _losses(self, part, target) if len(hidden) <= SCORED_AT_ONCE else _recomputed_losses(self, part, target)
+            for part, target in zip(hidden.split(SCORED_AT_ONCE), wanted.split(SCORED_AT_ONCE), strict=True)
+        ]
+        losses = torch.cat(pieces) if pieces else hidden.new_zeros(0, dtype=torch.float32)
+        rows = scored.nonzero()[:, 0]
+        return torch.zeros(labels.shape[0], device=losses.device).index_add(0, rows, losses)
+
+    def loss(self, states: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
+        """Mean cross-entropy over the scored positions of the batch."""
+        return self.nll(states, labels).sum() / (labels != IGNORE).sum()
+
+    def memory(self, passes: int = 1) -> Memory:
+        """An empty memory for a decode of so many passes."""
+        return Memory(self.config, passes)
+
+    def fingerprint(self) -> str:
+        """Which model this is, whatever type it is held in: a hash over all its weights. Kept with every scaffold."""
+        return fingerprint.identity(self.model)
+
+    def checksum(self) -> str:
+        """A hash over every bit of every weight and buffer: the proof that nothing has moved."""
+        return fingerprint.checksum(self.model)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text that is to be continued (special tokens at the beginning as the tokenizer adds them)."""
+        ids: list[int] = self.tokenizer(text).input_ids
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+
+    def continuation_ids(self, text: str, continuation: str) -> list[int]:
+        """Token ids of what is said after `text`, a space between the two, as the whole would be tokenised."""
+        before, whole = self.ids(text), self.ids(f"{text} {continuation}")
+        if whole[: len(before)] == before:
+            return whole[len(before) :]
+        return self.tokenizer(f" {continuation}", add_special_tokens=False).input_ids
+
+    def text(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def check_room(self, what: str, wanted: int, way_out: str) -> None:
+        """Raise `ContextFull` when `wanted` positions are more than the model has."""
+        if wanted > self.context:
+            raise ContextFull(what, wanted=wanted, room=self.context, way_out=way_out)
+
+    # What an input-dependent scaffold asks of its encoder; the frozen model serves as its own (no second model).
+
+    def source_tokens(self, texts: list[str], reserved: int) -> Tokens:
+        """The texts as the model reads them, padded at the end, leaving `reserved` positions of its context free."""
+        rows = [self.ids(text)[: self.context - reserved] for text in texts]
+        return pad_right(rows, self.end)
+
+    @cached_property
+    def _takes_positions(self) -> bool:
+        return "position_ids" in signature(self.model.base_model.forward).parameters
+
+
+def pad_right(rows: list[list[int]], pad: int) -> Tokens:
+    """Rows of token ids as one batch, padding at the end."""
+    longest = max((len(row) for row in rows), default=0)
+    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in rows])
+    return Tokens(ids, mask)
+
+
+def _losses(lm: FrozenLM, states: Float[Tensor, "N D"], labels: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
+    return F.cross_entropy(lm.logits(states).float(), labels, reduction="none")
+
+
+def _recomputed_losses(lm: FrozenLM, states: Float[Tensor, "N D"], labels: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
+    """As `_losses`; the logits are computed again for the backward pass instead of being kept."""
+    return checkpoint(_losses, lm, states, labels, use_reentrant=False)

@@ -1,0 +1,62 @@
+"""What a decode carries between steps: keys and values of every pass, and which of their positions are real."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedConfig
+
+
+class PassMemory:
+    """Keys and values of one pass through the backbone, with the mask of the positions they belong to."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self.cache = DynamicCache(config=config)
+        self.mask: Bool[Tensor, "B N"] | None = None  # None: every position so far is real
+
+    def extend(self, rows: int, new: int, mask: Bool[Tensor, "B N"] | None, device: torch.device) -> None:
+        """Note `new` positions that are about to be computed."""
+        if mask is None and self.mask is None:
+            return
+        seen = self.cache.get_seq_length()
+        before = self.mask if self.mask is not None else torch.ones(rows, seen, dtype=torch.bool, device=device)
+        after = mask if mask is not None else torch.ones(rows, new, dtype=torch.bool, device=device)
+        self.mask = torch.cat([before, after], dim=1)
+
+    def select(self, rows: Int[Tensor, "B"]) -> None:
+        """Keep these rows, in this order; a row named several times becomes several branches of one beginning."""
+        self.cache.reorder_cache(rows)
+        if self.mask is not None:
+            self.mask = self.mask.index_select(0, rows)
+
+
+class Memory(Cache):
+    """One `PassMemory` per pass, in a shape that transformers' generation accepts as its cache.
+
+    Lengths are counted in text positions: where a scaffold has put prompt vectors is its own affair. A decode goes
+    through it once; start each with a new one.
+    """
+
+    def __init__(self, config: PreTrainedConfig, passes: int = 1) -> None:
+        super().__init__(layers=[])
+        self.passes = [PassMemory(config) for _ in range(passes)]
+        self.length = 0  # text positions seen
+
+    @property
+    def started(self) -> bool:
+        """True once a first call has placed its prompt and read its text."""
+        return self.length > 0
+
+    def get_seq_length(self, *_: Any, **__: Any) -> int:
+        """Text positions seen so far, as transformers counts them."""
+        return self.length
+
+    def select(self, rows: Int[Tensor, "B"]) -> None:
+        """Keep these rows in every pass."""
+        for one in self.passes:
+            one.select(rows)
+
+    def reorder_cache(self, beam_idx: Int[Tensor, "B"]) -> None:
+        """`select`, by the name that beam search calls it."""
+        self.select(beam_idx)

@@ -1,0 +1,1 @@
+"""Tasks, templates, the training mixture and batches."""

@@ -1,0 +1,117 @@
+"""The training mixture: examples of all tasks in all wordings, capped, and shuffled together."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import accumulate
+from typing import final
+
+from shoulders.data.tasks import Task
+from shoulders.errors import DataError, TemplateFailed
+from shoulders.records import Example
+
+CAP = 500_000  # training examples of a data set before it is capped (Sanh et al. 2021; the paper, section 2.2)
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """One wording of one task, with the examples it contributes to an epoch out of the rows it has."""
+
+    task: Task
+    wording: str
+    count: int
+    rows: int
+
+
+@final
+class Mixture:
+    """An endless shuffled sequence of examples, addressed by position.
+
+    Every task contributes all its examples in every wording; a task of more than `cap` training examples contributes
+    cap // wordings of each. One epoch is a pseudo-random permutation computed position by position, so the order takes
+    no memory, any position is reached at once (a resumed run goes on where it stopped), and every epoch differs.
+
+    Source: Sanh et al. 2021, section 5; the paper, section 2.2.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        *,
+        split: str,
+        seed: int,
+        cap: int = CAP,
+        without: Sequence[str] = (),
+        original_only: bool = False,
+        skip_failing: bool = False,
+    ) -> None:
+        """Lay out the mixture.
+
+        Args:
+            without: wordings to leave out, as "task/wording".
+            original_only: leave out wordings that ask something else than the data set's own task.
+            skip_failing: count examples whose template fails instead of stopping.
+        """
+        self.split, self.seed, self.skip_failing = split, seed, skip_failing
+        self.failed = 0
+        self.portions = [
+            portion for task in tasks for portion in _portions(task, split, cap, without, original_only=original_only)
+        ]
+        if not self.portions:
+            raise DataError("the mixture is empty: no wording of any task is left")
+        self._ends = list(accumulate(portion.count for portion in self.portions))
+
+    def __len__(self) -> int:
+        """Examples of one epoch, those left out when rendered included."""
+        return self._ends[-1]
+
+    def example(self, position: int) -> Example | None:
+        """The example at a position of the endless sequence; None where the wording is not meant for the record."""
+        epoch, place = divmod(position, len(self))
+        index = permuted(place, len(self), f"{self.seed}/{epoch}")
+        which = bisect_right(self._ends, index)
+        portion = self.portions[which]
+        row = index - (self._ends[which] - portion.count)
+        if portion.count < portion.rows:  # a capped task: its own random part, another each epoch
+            row = permuted(row, portion.rows, f"{self.seed}/{epoch}/{which}")
+        try:
+            return portion.task.example(self.split, portion.wording, row)
+        except TemplateFailed:
+            if not self.skip_failing:
+                raise
+            self.failed += 1
+            return None
+
+
+def _portions(task: Task, split: str, cap: int, without: Sequence[str], *, original_only: bool) -> list[Portion]:
+    wordings = [
+        wording
+        for wording in task.wordings
+        if f"{task.name}/{wording}" not in without and (task.original(wording) or not original_only)
+    ]
+    found = []
+    for wording in wordings:
+        rows = task.rows(split, wording)
+        found.append(Portion(task, wording, rows if rows <= cap else cap // len(wordings), rows))
+    return found
+
+
+def permuted(index: int, size: int, key: str) -> int:
+    """The place of `index` in a pseudo-random permutation of range(size): a Feistel network with cycle walking.
+
+    Four rounds over the smallest even number of bits that holds `size`; indices that fall outside walk on.
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    low = (1 << half) - 1
+    while True:
+        left, right = index >> half, index & low
+        for turn in range(4):
+            left, right = right, left ^ (_hash(right, turn, key) & low)
+        index = left << half | right
+        if index < size:
+            return index
+
+
+def _hash(value: int, turn: int, key: str) -> int:
+    return int.from_bytes(blake2b(f"{key}/{turn}/{value}".encode(), digest_size=8).digest(), "little")

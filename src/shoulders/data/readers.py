@@ -1,0 +1,130 @@
+"""Where tasks come from: the bundled suite, folders, bigscience/P3, and any Hugging Face data set with templates.
+
+A suite is named by one text:
+
+    bundled                              facts about the world, shipped with the package
+    PATH                                 a task folder (card.json, templates.yaml, SPLIT.jsonl[.gz]) or a folder of them
+    p3:super_glue_rte,ag_news            data sets of bigscience/P3, all wordings of each
+    hub:PATH[:CONFIG]@templates.yaml     a Hugging Face data set, rendered by a PromptSource file
+"""
+
+import gzip
+import importlib.resources
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shoulders.backbone.sources import hub_errors
+from shoulders.data.tasks import DEV, TEST, TRAIN, Record, RenderedTask, Task, TemplatedTask
+from shoulders.data.templates import Template, read_templates
+from shoulders.errors import DataError, SourceNotFound, UnknownName
+
+P3 = "bigscience/P3"
+OTHER = "Other"
+
+
+def open_suite(source: str, names: Sequence[str] = ()) -> list[Task]:
+    """The tasks of a suite, or those of the given names, in that order.
+
+    Raises:
+        SourceNotFound, UnknownName, DataError, TemplateFailed, HubUnreachable: what is missing or broken, by name.
+    """
+    if source.startswith("p3:"):
+        return [p3_task(name) for name in source.removeprefix("p3:").split(",")]
+    if source.startswith("hub:"):
+        return [hub_task(source.removeprefix("hub:"))]
+    folder = bundled_folder() if source == "bundled" else Path(source).expanduser()
+    if not folder.is_dir():
+        raise SourceNotFound(f"there is no suite folder {source!r}: name a folder, 'bundled', 'p3:...' or 'hub:...'")
+    if (folder / "templates.yaml").exists():
+        return [folder_task(folder)]
+    found = {path.parent.name: path.parent for path in sorted(folder.glob("*/templates.yaml"))}
+    if not found:
+        raise SourceNotFound(f"{folder} holds no task folder: each needs a templates.yaml and SPLIT.jsonl[.gz] files")
+    for name in names:
+        if name not in found:
+            raise UnknownName(f"task in {source!r} called", name, found)
+    return [folder_task(found[name]) for name in names or found]
+
+
+def bundled_folder() -> Path:
+    """The suite that ships with the package."""
+    return Path(str(importlib.resources.files("shoulders.data") / "bundled"))
+
+
+def folder_task(folder: Path) -> TemplatedTask:
+    """A task kept as a folder: `templates.yaml`, `train`, `validation` and `test` `.jsonl[.gz]`, and `card.json`."""
+    card = json.loads((folder / "card.json").read_text("utf-8")) if (folder / "card.json").exists() else {}
+    splits = {split: rows for split in (TRAIN, DEV, TEST) if (rows := _read_split(folder, split)) is not None}
+    templates = _by_name(read_templates(folder / "templates.yaml"))
+    return TemplatedTask(card.get("name", folder.name), card.get("cluster", OTHER), templates, splits, card)
+
+
+def p3_task(name: str) -> RenderedTask:
+    """A data set of P3 with all its wordings, fetched from the hub."""
+    from datasets import get_dataset_config_names
+
+    with hub_errors(P3):
+        wordings = [config for config in get_dataset_config_names(P3) if config.startswith(f"{name}_")]
+    if not wordings:
+        raise SourceNotFound(f"{P3} has no data set {name!r} (its configurations start with the data set's name)")
+    tables = {wording.removeprefix(f"{name}_"): _hub_splits(P3, wording) for wording in wordings}
+    return RenderedTask(name, OTHER, tables)
+
+
+def hub_task(spec: str) -> TemplatedTask:
+    """A Hugging Face data set `PATH[:CONFIG]@templates.yaml`; PATH may be a local folder of data files."""
+    place, _, templates = spec.partition("@")
+    if not templates:
+        raise SourceNotFound(f"'hub:{spec}' names no templates: add @PATH of a PromptSource templates.yaml")
+    path, _, config = place.partition(":")
+    name = place.replace("/", "_").replace(":", "_")
+    return TemplatedTask(name, OTHER, _by_name(read_templates(Path(templates))), _hub_splits(path, config or None))
+
+
+def _hub_splits(path: str, config: str | None) -> Mapping[str, Sequence[Record]]:
+    from datasets import load_dataset  # an optional dependency: only hub data needs it
+
+    with hub_errors(path):
+        return dict(load_dataset(path, config))
+
+
+def _by_name(templates: Sequence[Template]) -> dict[str, Template]:
+    """Templates by name; two of one name (PromptSource has some) keep apart by their id."""
+    found: dict[str, Template] = {}
+    for template in templates:
+        found[template.name if template.name not in found else f"{template.name} {template.id[:8]}"] = template
+    return found
+
+
+def _read_split(folder: Path, split: str) -> list[Record] | None:
+    for name in (f"{split}.jsonl", f"{split}.jsonl.gz"):
+        if (folder / name).exists():
+            return list(read_json_lines(folder / name))
+    return None
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON Lines file, gzip-compressed if its name ends in .gz.
+
+    Raises:
+        DataError: a line that is not a JSON object, with file and line number.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    number = 0
+    try:
+        with opener(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                number += 1
+                if line.strip():
+                    yield _object(line)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path}, line {number}: {error}") from error
+
+
+def _object(line: str) -> dict[str, Any]:
+    value = json.loads(line)
+    if not isinstance(value, dict):
+        raise ValueError(f"not a JSON object but {type(value).__name__}")
+    return value

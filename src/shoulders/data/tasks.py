@@ -1,0 +1,162 @@
+"""Tasks: records in splits, seen through several wordings each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, final
+
+from shoulders.data.templates import Template
+from shoulders.errors import DataError, TemplateFailed, UnknownName
+from shoulders.records import Example, Question
+
+Record = Mapping[str, Any]
+TRAIN, DEV, TEST = "train", "validation", "test"
+
+
+class Task(Protocol):
+    """One data set as the mixture and the evaluation see it."""
+
+    name: str
+    cluster: str
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """Names of its templates."""
+        ...
+
+    def rows(self, split: str, wording: str) -> int:
+        """Records of a split that this wording may be applied to.
+
+        Raises:
+            DataError: there is no such split, or it is empty.
+        """
+        ...
+
+    def example(self, split: str, wording: str, row: int) -> Example | None:
+        """One record in one wording; None where the wording is not meant for it.
+
+        Raises:
+            TemplateFailed: with the task, the template and the example it failed on.
+        """
+        ...
+
+    def metrics(self, wording: str) -> tuple[str, ...]:
+        """Names of the metrics that the wording is scored with, PromptSource's."""
+        ...
+
+    def original(self, wording: str) -> bool:
+        """True if the wording asks the data set's own task; evaluation uses only those."""
+        ...
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TemplatedTask:
+    """Records rendered by PromptSource templates."""
+
+    name: str
+    cluster: str
+    templates: Mapping[str, Template]
+    splits: Mapping[str, Sequence[Record]]
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """Names of the templates."""
+        return tuple(self.templates)
+
+    def rows(self, split: str, wording: str) -> int:  # noqa: ARG002 (the same for every wording)
+        """Records of a split."""
+        return len(_split(self.name, self.splits, split))
+
+    def example(self, split: str, wording: str, row: int) -> Example | None:
+        """One record in one wording."""
+        record = _split(self.name, self.splits, split)[row]
+        place = f"{split}:{row}"
+        try:
+            rendered = self.templates[wording].render(record, seed=f"{self.name}/{wording}/{place}")
+        except TemplateFailed as error:
+            raise TemplateFailed(
+                f"template {wording!r} of task {self.name!r} on example {place}: {error}; mend it, leave the template "
+                "out (suite.without_templates), or let such examples be left out and counted (suite.skip_failing=true)"
+            ) from error
+        if rendered is None:
+            return None
+        references = (rendered.target,) if rendered.choices else gold_answers(record, rendered.target)
+        question = Question(rendered.text)
+        return Example(self.name, wording, place, question, rendered.target, references, rendered.choices)
+
+    def metrics(self, wording: str) -> tuple[str, ...]:
+        """The template's own metrics."""
+        return self.templates[wording].metrics
+
+    def original(self, wording: str) -> bool:
+        """As the template's metadata says; true for all where none is marked (kilt_tasks, fever)."""
+        return self.templates[wording].original_task or not any(t.original_task for t in self.templates.values())
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RenderedTask:
+    """Records that were rendered elsewhere, as `bigscience/P3` holds them: one table for each wording."""
+
+    name: str
+    cluster: str
+    tables: Mapping[str, Mapping[str, Sequence[Record]]]  # wording -> split -> rows
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """Names of the tables."""
+        return tuple(self.tables)
+
+    def rows(self, split: str, wording: str) -> int:
+        """Rows of the wording's table."""
+        return len(_split(f"{self.name}/{wording}", self.tables[wording], split))
+
+    def example(self, split: str, wording: str, row: int) -> Example | None:
+        """One row; None where input or target is empty."""
+        record = _split(f"{self.name}/{wording}", self.tables[wording], split)[row]
+        text, target = record["inputs_pretokenized"].strip(), record["targets_pretokenized"].strip()
+        if not text or not target:
+            return None
+        choices = tuple(choice.strip() for choice in record.get("answer_choices") or ()) or None
+        return Example(self.name, wording, f"{split}:{row}", Question(text), target, (target,), choices)
+
+    def metrics(self, wording: str) -> tuple[str, ...]:  # noqa: ARG002
+        """None are stored: accuracy where there are choices, exact match otherwise."""
+        return ()
+
+    def original(self, wording: str) -> bool:  # noqa: ARG002
+        """P3 does not say; every wording is evaluated."""
+        return True
+
+
+def _split(task: str, splits: Mapping[str, Sequence[Record]], name: str) -> Sequence[Record]:
+    if name not in splits:
+        raise UnknownName(f"split of task {task!r} called", name, splits)
+    if not len(splits[name]):
+        raise DataError(f"split {name!r} of task {task!r} is empty: nothing can be trained or measured on it")
+    return splits[name]
+
+
+def gold_answers(record: Record, target: str) -> tuple[str, ...]:
+    """All answers that a record gives as right, if the target is one of them; else the target alone.
+
+    Knows the fields of the open question answering sets: `answers` (NQ, WebQuestions), `answers.text` (SQuAD),
+    `answer.aliases` (TriviaQA), `output[].answer` (KILT), `answer` as a list.
+    """
+    for value in (record.get("answers"), record.get("answer"), record.get("output")):
+        golds = _texts(value)
+        if target in golds:
+            return golds
+    return (target,)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, Mapping):
+        inner = value.get("text") or value.get("aliases") or value.get("answer") or ()
+        return _texts(inner)
+    if isinstance(value, str):
+        return (value.strip(),)
+    if isinstance(value, list | tuple):
+        return tuple(dict.fromkeys(text for item in value for text in _texts(item)))
+    return ()

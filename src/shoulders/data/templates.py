@@ -1,0 +1,165 @@
+"""PromptSource's templates, read as they are: Jinja that renders a record into `input ||| target`.
+
+The format, the helper functions and the pipe protection follow bigscience-workshop/promptsource (templates.py).
+Rendering is sandboxed: a template is data and runs no code of its own.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from jinja2.sandbox import SandboxedEnvironment
+
+from shoulders.errors import TemplateFailed
+
+SEPARATOR = "|||"
+PIPES = "3ed2dface8203c4c9dfb1a5dc58e41e0"  # stands for ||| inside the data, so that it does not separate
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """One wording of a task.
+
+    Attributes:
+        name, id: as in PromptSource.
+        jinja: source text of input and target.
+        answer_choices: source text of the choices, `|||` between them, or None.
+        metrics: names of the metrics it is scored with.
+        original_task: True if it asks the data set's own task (others are for training only).
+    """
+
+    name: str
+    id: str
+    jinja: str
+    answer_choices: str | None = None
+    metrics: tuple[str, ...] = ()
+    original_task: bool = True
+
+    def render(self, record: Mapping[str, Any], seed: str) -> "Rendered | None":
+        """The record in this wording; None where the template is not meant for it (PromptSource: renders to nothing).
+
+        Args:
+            seed: fixes `choice`, which some templates vary their wording with.
+
+        Raises:
+            TemplateFailed: it fails, has no target, an empty input or target, or a target outside its choices.
+        """
+        fields = {name: _protect(value) for name, value in record.items()}
+        choices = self._choices(fields, seed)
+        fields["answer_choices"] = choices
+        parts = self._parts(self.jinja, fields, seed)
+        if parts == [""]:
+            return None
+        if len(parts) < 2:
+            raise TemplateFailed(f"it has no target: put {SEPARATOR!r} between input and target")
+        text, target = parts[0], parts[1]
+        if not text and not target:
+            return None
+        if not text or not target:
+            raise TemplateFailed(f"it renders an empty {'input' if target else 'target'}")
+        if choices and target not in choices:
+            raise TemplateFailed(f"its target {target!r} is not among its answer choices {choices}")
+        return Rendered(text, target, tuple(choices) if choices else None)
+
+    def _choices(self, fields: Mapping[str, Any], seed: str) -> list[str] | None:
+        return self._parts(self.answer_choices, fields, seed) if self.answer_choices else None
+
+    def _parts(self, source: str, fields: Mapping[str, Any], seed: str) -> list[str]:
+        try:
+            text = _compiled(source).render(fields, _random=random.Random(seed))
+        except Exception as error:  # whatever the template's expressions raise: it is data, not our code
+            raise TemplateFailed(f"it fails: {type(error).__name__}: {error}") from error
+        return [part.strip().replace(PIPES, SEPARATOR) for part in text.split(SEPARATOR)]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What a template makes of a record."""
+
+    text: str
+    target: str
+    choices: tuple[str, ...] | None
+
+
+def read_templates(path: Path) -> list[Template]:
+    """The templates of a PromptSource `templates.yaml`, sorted by name.
+
+    Raises:
+        TemplateFailed: the file is not such YAML.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        found = [_template(entry) for entry in content["templates"].values()]
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise TemplateFailed(f"{path} is not a PromptSource template file: {error}") from error
+    return sorted(found, key=lambda template: (template.name, template.id))
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads PromptSource's two tags as plain mappings; any other tag is refused."""
+
+
+def _plain(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    return loader.construct_mapping(node, deep=True)
+
+
+for _tag in ("!Template", "!TemplateMetadata"):
+    _Loader.add_constructor(_tag, _plain)
+
+
+def _template(entry: Mapping[str, Any]) -> Template:
+    metadata = entry.get("metadata") or {}
+    return Template(
+        name=entry["name"],
+        id=entry["id"],
+        jinja=entry["jinja"],
+        answer_choices=entry.get("answer_choices") or None,
+        metrics=tuple(metadata.get("metrics") or ()),
+        original_task=bool(metadata.get("original_task")),
+    )
+
+
+def _protect(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace(SEPARATOR, PIPES)
+    if isinstance(value, Mapping):
+        return {key: _protect(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_protect(inner) for inner in value]
+    return value
+
+
+def _highlight(text: str) -> str:
+    return f"<span style='color: #F08080'>{text}</span>"
+
+
+def _most_frequent(items: Iterable[Any]) -> list[Any]:
+    """The items that occur most often."""
+    counts = Counter(items).most_common()
+    return [item for item, count in counts if count == counts[0][1]] if counts else []
+
+
+@jinja2.pass_context
+def _choice(context: jinja2.runtime.Context, options: Sequence[Any]) -> Any:
+    """One of the options, the same whenever the same record is rendered (PromptSource draws anew each time)."""
+    return context["_random"].choice(options)
+
+
+@lru_cache(maxsize=4096)
+def _compiled(source: str) -> jinja2.Template:
+    return _environment().from_string(source)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> SandboxedEnvironment:
+    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    helpers = {"highlight": _highlight, "most_frequent": _most_frequent, "choice": _choice}
+    environment.filters.update(helpers)
+    environment.globals.update(zip=zip, **helpers)
+    return environment

@@ -1,0 +1,1 @@
+"""Metrics, protocol, intervals and reports."""

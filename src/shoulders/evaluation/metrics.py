@@ -1,0 +1,126 @@
+"""Metrics: pure functions of one prediction and its references, added up into a score.
+
+A metric measures each example as a few numbers; a score is a function of their sums. So accuracy, token F1 and corpus
+BLEU are treated alike, and a bootstrap resamples examples without measuring them again. Scores are in percent.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+Measure = Callable[[str, Sequence[str]], tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How predictions are scored.
+
+    Attributes:
+        name: as printed.
+        measure: numbers of one prediction, given its references.
+        total: the score, in percent, of the summed numbers and the count of examples.
+    """
+
+    name: str
+    measure: Measure
+    total: Callable[[Sequence[float], int], float]
+
+
+def normalise(text: str) -> str:
+    """Lower case, no ASCII punctuation, no articles, single spaces. Source: SQuAD v1.1 evaluate-v1.1.py; DPR; FiD."""
+    kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+def exact_match(prediction: str, golds: Sequence[str]) -> float:
+    """1.0 if any gold answer equals the prediction, both normalised. Source: SQuAD v1.1 evaluate-v1.1.py."""
+    _need(golds)
+    return float(any(normalise(prediction) == normalise(gold) for gold in golds))
+
+
+def token_f1(prediction: str, golds: Sequence[str]) -> float:
+    """The best harmonic mean of precision and recall of tokens over the golds. Source: SQuAD v1.1 evaluate-v1.1.py."""
+    _need(golds)
+    return max(_f1(normalise(prediction).split(), normalise(gold).split()) for gold in golds)
+
+
+def _f1(found: list[str], wanted: list[str]) -> float:
+    common = sum((Counter(found) & Counter(wanted)).values())
+    return 2 * common / (len(found) + len(wanted)) if common else 0.0
+
+
+def rouge_l(prediction: str, golds: Sequence[str]) -> float:
+    """The best ROUGE-L F over the references, stemmed. Source: Lin 2004; google-research `rouge_score`."""
+    _need(golds)
+    scorer = _rouge()
+    return max(scorer.score(gold, prediction)["rougeL"].fmeasure for gold in golds)
+
+
+def bleu_statistics(prediction: str, golds: Sequence[str]) -> tuple[float, ...]:
+    """What corpus BLEU adds up: matches and totals of 1- to 4-grams, and both lengths. Source: sacrebleu."""
+    _need(golds)
+    found = _bleu().sentence_score(prediction, list(golds))
+    return (*map(float, found.counts), *map(float, found.totals), float(found.sys_len), float(found.ref_len))
+
+
+def _bleu_total(sums: Sequence[float], _: int) -> float:
+    from sacrebleu.metrics.bleu import BLEU
+
+    counts, totals = [int(x) for x in sums[:4]], [int(x) for x in sums[4:8]]
+    return BLEU.compute_bleu(counts, totals, int(sums[8]), int(sums[9]), smooth_method="exp").score
+
+
+@lru_cache(maxsize=1)
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+@lru_cache(maxsize=1)
+def _bleu() -> Any:
+    from sacrebleu.metrics.bleu import BLEU
+
+    return BLEU(effective_order=False, smooth_method="none")
+
+
+def _need(golds: Sequence[str]) -> None:
+    if not golds:
+        raise ValueError("a metric needs at least one reference answer")
+
+
+def _mean(function: Callable[[str, Sequence[str]], float], name: str) -> Metric:
+    return Metric(name, lambda found, golds: (function(found, golds),), lambda sums, count: 100 * sums[0] / count)
+
+
+ACCURACY = _mean(lambda found, golds: float(found == golds[0]), "accuracy")
+EM = _mean(exact_match, "em")
+F1 = _mean(token_f1, "f1")
+ROUGE_L = _mean(rouge_l, "rouge_l")
+BLEU_4 = Metric("bleu", bleu_statistics, _bleu_total)
+
+# PromptSource's names; the first metric of a list is the one that a wording is scored by.
+GENERATED: dict[str, tuple[Metric, ...]] = {
+    "Squad": (F1, EM),
+    "Trivia QA": (EM, F1),
+    "Accuracy": (EM, F1),
+    "ROUGE": (ROUGE_L,),
+    "BLEU": (BLEU_4,),
+}
+
+
+def metrics_for(names: Sequence[str], *, choices: bool) -> tuple[Metric, ...]:
+    """The metrics of a wording by PromptSource's names for them, the deciding one first.
+
+    With answer choices, accuracy of rank classification. Otherwise ROUGE-L goes before BLEU (the paper reports one
+    number a data set), and EM with F1 stands in where the names say nothing that can be computed.
+    """
+    if choices:
+        return (ACCURACY,)
+    known = [name for name in GENERATED if name in names]
+    found = dict.fromkeys(metric for name in known for metric in GENERATED[name])
+    return tuple(found) or (EM, F1)

@@ -1,0 +1,209 @@
+"""Measuring a scaffold as the literature does (Sanh et al. 2021, section 5; the paper, section 2.2).
+
+Rank classification where a wording has answer choices, greedy generation otherwise; the score of a task is the median
+over its wordings, of a cluster the mean over its tasks, and the average is over tasks.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean, median
+
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.mixture import permuted
+from shoulders.data.tasks import DEV, Task
+from shoulders.errors import DataError, TemplateFailed
+from shoulders.evaluation.metrics import Metric, metrics_for
+from shoulders.pipeline import POSITIONS_AT_ONCE, Answering, answer, rank
+from shoulders.records import Example
+from shoulders.scaffolds.base import Scaffold
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPlan:
+    """What is measured.
+
+    Attributes:
+        split: "validation" while anything is still being chosen, "test" at the end.
+        limit: examples of each wording at most, the same ones for every scaffold; 0 for all.
+        wordings: wordings of each task at most; 0 for all that ask the original task.
+        longest: tokens of a generated answer at most.
+        positions_at_once: size of a batch.
+        seed: of the choice of examples.
+    """
+
+    split: str = DEV
+    limit: int = 0
+    wordings: int = 0
+    longest: int = 256
+    positions_at_once: int = POSITIONS_AT_ONCE
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answered example with its measured numbers, by metric."""
+
+    example: Example
+    text: str
+    measured: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class WordingScore:
+    """Scores of one task in one wording."""
+
+    task: str
+    cluster: str
+    wording: str
+    metrics: tuple[Metric, ...]
+    predictions: Sequence[Prediction]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """By metric, in percent."""
+        return {metric.name: self.total(metric) for metric in self.metrics}
+
+    @property
+    def primary(self) -> float:
+        """The score that counts."""
+        return self.total(self.metrics[0])
+
+    def total(self, metric: Metric) -> float:
+        """The score by one metric."""
+        rows = [prediction.measured[metric.name] for prediction in self.predictions]
+        return metric.total([sum(column) for column in zip(*rows, strict=True)], len(rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Everything measured of one scaffold."""
+
+    wordings: Sequence[WordingScore]
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def examples(self) -> int:
+        """Predictions made."""
+        return sum(len(score.predictions) for score in self.wordings)
+
+    @property
+    def tasks(self) -> dict[str, float]:
+        """Median over wordings."""
+        grouped: dict[str, list[float]] = {}
+        for score in self.wordings:
+            grouped.setdefault(score.task, []).append(score.primary)
+        return {task: median(values) for task, values in grouped.items()}
+
+    @property
+    def clusters(self) -> dict[str, float]:
+        """Mean over the tasks of a cluster."""
+        cluster_of = {score.task: score.cluster for score in self.wordings}
+        grouped: dict[str, list[float]] = {}
+        for task, value in self.tasks.items():
+            grouped.setdefault(cluster_of[task], []).append(value)
+        return {cluster: mean(values) for cluster, values in grouped.items()}
+
+    @property
+    def average(self) -> float:
+        """Mean over tasks."""
+        return mean(self.tasks.values())
+
+
+OnDone = Callable[[int, int], None]  # examples done, examples in all
+
+
+def evaluate(
+    tasks: Sequence[Task],
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    plan: EvaluationPlan,
+    *,
+    without: Sequence[str] = (),
+    on_done: OnDone = lambda _done, _all: None,
+) -> Scores:
+    """Scores of a scaffold on the tasks.
+
+    Raises:
+        DataError: a split is missing or empty, or nothing of a wording is left to measure.
+    """
+    chosen, skipped = chosen_examples(tasks, plan, without)
+    flat = [example for _, _, examples in chosen for example in examples]
+    texts = _predictions(flat, lm, scaffold, plan, on_done)
+    scores, start = [], 0
+    for task, wording, examples in chosen:
+        metrics = metrics_for(task.metrics(wording), choices=examples[0].choices is not None)
+        found = texts[start : start + len(examples)]
+        start += len(examples)
+        rows = [_measured(example, text, metrics) for example, text in zip(examples, found, strict=True)]
+        scores.append(WordingScore(task.name, task.cluster, wording, metrics, rows))
+    return Scores(scores, skipped)
+
+
+def chosen_examples(
+    tasks: Sequence[Task], plan: EvaluationPlan, without: Sequence[str] = ()
+) -> tuple[list[tuple[Task, str, list[Example]]], dict[str, int]]:
+    """The examples of each wording that the plan measures, and how many were left out because their template failed."""
+    chosen: list[tuple[Task, str, list[Example]]] = []
+    skipped: dict[str, int] = {}
+    for task in tasks:
+        names = [name for name in task.wordings if task.original(name) and f"{task.name}/{name}" not in without]
+        for wording in names[: plan.wordings or None]:
+            examples = _some(task, wording, plan, skipped)
+            if not examples:
+                raise DataError(f"wording {wording!r} of task {task.name!r} renders nothing in {plan.split!r}")
+            chosen.append((task, wording, examples))
+    return chosen, skipped
+
+
+def _some(task: Task, wording: str, plan: EvaluationPlan, skipped: dict[str, int]) -> list[Example]:
+    """The plan's examples of one wording: the same rows in every wording of a task, drawn by the seed."""
+    size = task.rows(plan.split, wording)
+    found: list[Example] = []
+    for place in range(size):
+        if plan.limit and len(found) == plan.limit:
+            break
+        row = permuted(place, size, f"{plan.seed}/{task.name}") if plan.limit else place
+        try:
+            example = task.example(plan.split, wording, row)
+        except TemplateFailed:
+            skipped[f"{task.name}/{wording}"] = skipped.get(f"{task.name}/{wording}", 0) + 1
+            continue
+        if example is not None:
+            found.append(example)
+    return found
+
+
+def _predictions(
+    examples: Sequence[Example], lm: FrozenLM, scaffold: Scaffold, plan: EvaluationPlan, on_done: OnDone
+) -> list[str]:
+    """The chosen or generated answer to each example."""
+    texts = [""] * len(examples)
+    done = 0
+    how = Answering(plan.longest, truncate=True, positions_at_once=plan.positions_at_once)
+    ranked = [number for number, example in enumerate(examples) if example.choices is not None]
+    generated = [number for number, example in enumerate(examples) if example.choices is None]
+    for numbers in _chunks(ranked):
+        choices = [examples[number].choices or () for number in numbers]
+        scores = rank([examples[number].question for number in numbers], choices, lm, scaffold, how)
+        for number, options, values in zip(numbers, choices, scores, strict=True):
+            texts[number] = options[values.index(max(values))]
+        done += len(numbers)
+        on_done(done, len(examples))
+    for numbers in _chunks(generated):
+        found = answer([examples[number].question for number in numbers], lm, scaffold, how)
+        for number, text in zip(numbers, found, strict=True):
+            texts[number] = text
+        done += len(numbers)
+        on_done(done, len(examples))
+    return texts
+
+
+def _chunks(numbers: Sequence[int], size: int = 128) -> Iterator[Sequence[int]]:
+    """Enough at once to sort by length, few enough to show progress."""
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]
+
+
+def _measured(example: Example, text: str, metrics: Sequence[Metric]) -> Prediction:
+    golds = (example.target,) if example.choices is not None else example.references
+    return Prediction(example, text, {metric.name: metric.measure(text, golds) for metric in metrics})

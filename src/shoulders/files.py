@@ -1,0 +1,120 @@
+"""Writing so that a killed process or a full disk never costs what was there before."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from shoulders.errors import CorruptFile, SaveFailed
+
+
+@contextmanager
+def whole_folder(target: Path, marker: str) -> Iterator[Path]:
+    """A scratch folder that takes the target's place once all is written; if anything fails, the target stays.
+
+    Args:
+        target: a folder that may exist already; it is replaced as a whole.
+        marker: a file that tells a folder of this kind. A folder with other content is never replaced.
+
+    Raises:
+        SaveFailed: the disk is full, the place cannot be written, or something else is in it.
+    """
+    if target.is_dir() and any(target.iterdir()) and not (target / marker).exists():
+        raise SaveFailed(f"{target} holds other files (no {marker} among them): name a new folder")
+    backup = _backup(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    except OSError as error:
+        raise SaveFailed(f"cannot write to {target.parent}: {error}") from error
+    try:
+        yield scratch
+        for path in scratch.iterdir():
+            _sync(path)
+        if target.exists():
+            shutil.rmtree(backup, ignore_errors=True)
+            os.rename(target, backup)
+        os.rename(scratch, target)
+        _sync(target.parent)
+        shutil.rmtree(backup, ignore_errors=True)
+    except OSError as error:
+        kept = f"; {target} is as it was before" if target.exists() or backup.exists() else ""
+        raise SaveFailed(f"cannot write {target}: {error}{kept}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def recovered(target: Path) -> Path:
+    """The folder; if a process was killed while it was being replaced, the old one is put back first."""
+    backup = _backup(target)
+    if not target.exists() and backup.exists():
+        os.rename(backup, target)
+    return target
+
+
+def _backup(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """One JSON object, readable by people, in place only when it is whole."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        _sync(part)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise SaveFailed(f"cannot write {path}: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object.
+
+    Raises:
+        CorruptFile: it is not one.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise CorruptFile(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CorruptFile(f"{path} holds no JSON object")
+    return content
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file. Written by Python, so that a full disk is an OSError like any other."""
+    path.write_bytes(safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        CorruptFile: it is truncated or not safetensors at all.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CorruptFile(
+            f"{path} is truncated or not a safetensors file ({error}): fetch or train it again"
+        ) from error

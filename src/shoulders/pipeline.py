@@ -1,0 +1,100 @@
+"""The main path: questions in, answers out. Evaluation, the command line and every server call these functions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shoulders.backbone import decoding
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.batching import Encoded, by_length, encode, question_batch, truncated
+from shoulders.errors import ContextFull
+from shoulders.records import Question
+from shoulders.scaffolds.base import Scaffold
+
+LONGEST_ANSWER = 256  # tokens (Sanh et al. 2021; the paper, section 2.2)
+POSITIONS_AT_ONCE = 4096  # of one batch, padding and prompt included
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """How questions are read and answered.
+
+    Attributes:
+        longest: tokens of an answer at most.
+        truncate: cut inputs that do not fit the context instead of refusing them.
+        positions_at_once: size of a batch, in positions.
+    """
+
+    longest: int = LONGEST_ANSWER
+    truncate: bool = False
+    positions_at_once: int = POSITIONS_AT_ONCE
+
+
+def answer(questions: Sequence[Question], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None) -> list[str]:
+    """The greedy answer to each question.
+
+    Raises:
+        ContextFull: a question, the prompt and room for the answer do not fit the context.
+    """
+    how = how or Answering()
+    rows = [_fitting(question, lm, scaffold, how.longest, how) for question in questions]
+    answers = [""] * len(rows)
+    for group in _groups(rows, scaffold, how, [how.longest] * len(rows)):
+        given = question_batch([rows[number] for number in group], lm, scaffold)
+        for number, ids in zip(group, decoding.generate(lm, scaffold, given, longest=how.longest), strict=True):
+            answers[number] = lm.text(ids).strip()
+    return answers
+
+
+def rank(
+    questions: Sequence[Question],
+    choices: Sequence[Sequence[str]],
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    how: Answering | None = None,
+) -> list[list[float]]:
+    """Rank classification: the log-likelihood of each choice given its question, summed over its tokens and the end.
+
+    The choices of one question share one reading of it. Source: Sanh et al. 2021, section 5 (not length-normalised).
+
+    Raises:
+        ContextFull: a question, the prompt and the longest choice do not fit the context.
+    """
+    how = how or Answering()
+    options = [
+        [[*lm.continuation_ids(question.whole, choice), lm.end] for choice in some]
+        for question, some in zip(questions, choices, strict=True)
+    ]
+    longest = [max(len(ids) for ids in some) for some in options]
+    rows = [_fitting(q, lm, scaffold, room, how) for q, room in zip(questions, longest, strict=True)]
+    scores: list[list[float]] = [[] for _ in rows]
+    branches = [len(some) * length for some, length in zip(options, longest, strict=True)]
+    for group in _groups(rows, scaffold, how, branches):
+        given = question_batch([rows[number] for number in group], lm, scaffold)
+        found = decoding.score(lm, scaffold, given, [options[number] for number in group])
+        for number, some in zip(group, found, strict=True):
+            scores[number] = some
+    return scores
+
+
+def _groups(rows: Sequence[Encoded], scaffold: Scaffold, how: Answering, extra: Sequence[int]) -> list[list[int]]:
+    """Numbers of rows that are read together."""
+
+    def positions(number: int) -> int:
+        return scaffold.length + len(rows[number].ids) + extra[number]
+
+    return list(by_length(range(len(rows)), positions, how.positions_at_once))
+
+
+def _fitting(question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: int, how: Answering) -> Encoded:
+    row = encode(question, lm)
+    room = lm.context - scaffold.length - answer_room
+    if len(row.ids) <= room:
+        return row
+    if how.truncate and room > 0:
+        return truncated(row, room)
+    raise ContextFull(
+        f"a question of {len(row.ids)} tokens with a prompt of {scaffold.length} and {answer_room} for the answer",
+        wanted=len(row.ids) + scaffold.length + answer_room,
+        room=lm.context,
+        way_out="shorten it, ask for a shorter answer, or allow truncation",
+    )

@@ -1,0 +1,88 @@
+"""From a recipe's choices to the things themselves."""
+
+from collections.abc import Sequence
+
+import torch
+
+from shoulders.backbone.encoder import Encoder, FrozenEncoder, embedding_norm
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.batching import Stream
+from shoulders.data.mixture import Mixture
+from shoulders.data.readers import open_suite
+from shoulders.data.tasks import TRAIN, Task
+from shoulders.recipes.recipe import SELF, BackboneChoice, Recipe, ScaffoldChoice, SuiteChoice
+from shoulders.scaffolds import initialise
+from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.initialise import PromptInit
+from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
+from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.training.scaffolds import ExampleSource
+
+
+def load_backbone(choice: BackboneChoice) -> FrozenLM:
+    """The frozen model."""
+    return FrozenLM.load(choice.name, dtype=choice.dtype, device=choice.device, attention_kernel=choice.attention)
+
+
+def load_encoder(choice: ScaffoldChoice, lm: FrozenLM) -> Encoder:
+    """ID-PT's encoder, in the type and place of the backbone; the backbone itself for "self"."""
+    if choice.encoder == SELF:
+        return lm
+    return FrozenEncoder.load(choice.encoder, dtype=str(lm.dtype).removeprefix("torch."), device=str(lm.device))
+
+
+def new_scaffold(choice: ScaffoldChoice, lm: FrozenLM, seed: int) -> Scaffold:
+    """A scaffold at the start of its training.
+
+    Raises:
+        ContextFull: its prompt leaves no room in the context.
+    """
+    lm.check_room(f"a prompt of {choice.length} vectors and a text", choice.length + 2, "lower scaffold.length")
+    torch.manual_seed(seed)
+    if choice.kind == "bare":
+        return Bare()
+    start = prompt_init(choice, lm, seed)(choice.length)
+    if choice.kind == "soft_prompt":
+        return SoftPrompt(start, choice.placement).to(lm.device)
+    encoder = load_encoder(choice, lm)
+    norm = embedding_norm(lm)
+    return InputPrompt(encoder, lm.width, shape_of(choice), norm=norm, start=start, placement=choice.placement).to(
+        lm.device
+    )
+
+
+def shape_of(choice: ScaffoldChoice) -> InputPromptShape:
+    """The sizes of ID-PT's generator."""
+    return InputPromptShape(
+        choice.length, choice.encoder_length, choice.layers, choice.head_width, choice.base, choice.base_rate
+    )
+
+
+def prompt_init(choice: ScaffoldChoice, lm: FrozenLM, seed: int) -> PromptInit:
+    """What a learned prompt starts from."""
+    if choice.init == "text":
+        return initialise.from_text(lm, choice.init_text)
+    if choice.init == "labels":
+        return initialise.from_labels(lm, choice.init_text.split("|"))
+    return {"vocabulary": initialise.from_vocabulary, "normal": initialise.from_normal}[choice.init](lm, seed)
+
+
+def load_tasks(choice: SuiteChoice) -> list[Task]:
+    """The suite's tasks."""
+    return open_suite(choice.source, choice.tasks)
+
+
+def example_source(recipe: Recipe, tasks: Sequence[Task], lm: FrozenLM, scaffold: Scaffold) -> ExampleSource:
+    """The training examples of a recipe, in their order."""
+    suite, plan = recipe.suite, recipe.training
+    mixture = Mixture(
+        tasks,
+        split=TRAIN,
+        seed=plan.seed,
+        cap=suite.cap,
+        without=suite.without_templates,
+        original_only=suite.original_only,
+        skip_failing=suite.skip_failing,
+    )
+    stream = Stream(mixture, lm, lengths=suite.lengths, prompt_length=scaffold.length)
+    return ExampleSource(stream, plan.batch_size, plan.positions_at_once, scaffold.length)

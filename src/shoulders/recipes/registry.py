@@ -1,0 +1,33 @@
+"""The named recipes."""
+
+from collections.abc import Callable
+
+from shoulders.errors import UnknownName
+from shoulders.recipes import paper, small
+from shoulders.recipes.recipe import Recipe
+
+MAKERS: tuple[Callable[[], Recipe], ...] = (
+    small.bundled_soft_prompt,
+    small.bundled_input_prompt,
+    small.suite_soft_prompt,
+    small.suite_input_prompt,
+    paper.paper_prompt_tuning,
+    paper.paper_idpt,
+)
+
+
+def recipes() -> dict[str, Recipe]:
+    """All recipes by name."""
+    return {recipe.name: recipe for recipe in (make() for make in MAKERS)}
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        UnknownName: there is none; the nearest is suggested.
+    """
+    known = recipes()
+    if name not in known:
+        raise UnknownName("recipe", name, known)
+    return known[name]

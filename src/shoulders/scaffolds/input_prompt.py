@@ -1,0 +1,157 @@
+"""ID-PT: a prompt written for each input by a small encoder and a trained cross-attention network."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shoulders.backbone.encoder import Encoder, FrozenEncoder, embedding_norm
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.memory import Memory
+from shoulders.errors import UsageError, WrongBackbone
+from shoulders.records import LMInput, Tokens
+from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.perceiver import AttentionBlock
+from shoulders.scaffolds.weaving import Placement, prompted_states
+
+QUERY_STD = 0.02  # of the learned queries, as in Perceiver IO
+
+
+@dataclass(frozen=True, slots=True)
+class InputPromptShape:
+    """Sizes of the generator; the defaults are the paper's (section 2.1, figure 2, and 2.2).
+
+    Attributes:
+        length: P, vectors of the generated prompt.
+        encoder_length: vectors of p', the learned prompt of the encoder (paper: 330K parameters at width 768).
+        layers: self-attention layers after the cross-attention.
+        head_width: width of an attention head.
+        base: learn a prompt shared by all inputs under the generated one, p + g(x), with g(x) = 0 at the start. Not in
+            the paper: training then starts exactly at prompt tuning.
+        base_rate: how many times faster than the generator the shared prompt is trained.
+    """
+
+    length: int = 400
+    encoder_length: int = 430
+    layers: int = 2
+    head_width: int = 64
+    base: bool = False
+    base_rate: float = 1.0
+
+
+@final
+class InputPrompt(Scaffold, kind="input_prompt"):
+    """Input-dependent prompt tuning.
+
+    The frozen encoder reads the learned encoder prompt p' and the input; a cross-attention layer with P learned queries
+    and two self-attention layers, at the encoder's width E, turn what it says into P vectors; one shared matrix takes
+    them to the language model's width D.
+
+    Args:
+        encoder: a `FrozenEncoder`, or the `FrozenLM` itself as its own encoder. Not a child: neither trained nor saved.
+        width: D.
+        shape: sizes.
+        norm: the length that generated vectors start with: that of the model's token embeddings (`embedding_norm`).
+        start: vectors that the shared prompt starts from, where `shape.base` asks for one.
+        placement: prefix (the paper), infix or suffix.
+
+    Source: the paper, section 2.1 and figure 2; blocks after Jaegle et al. 2021.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        width: int,
+        shape: InputPromptShape,
+        *,
+        norm: float = 1.0,
+        start: Float[Tensor, "P D"] | None = None,
+        placement: Placement = Placement.PREFIX,
+    ) -> None:
+        super().__init__()
+        inner = encoder.width
+        if inner % shape.head_width:
+            raise UsageError(f"head_width {shape.head_width} does not divide the encoder's width {inner}")
+        heads = inner // shape.head_width
+        self.encoder: Encoder = encoder
+        self.shape = shape
+        self.placement, self.source_room = Placement(placement), shape.encoder_length
+        scale = embedding_norm(encoder) / inner**0.5
+        self.encoder_prompt = nn.Parameter(torch.randn(shape.encoder_length, inner) * scale)
+        self.queries = nn.Parameter(torch.randn(shape.length, inner) * QUERY_STD)
+        self.across = AttentionBlock(inner, heads, across=True)
+        self.layers = nn.ModuleList(AttentionBlock(inner, heads, across=False) for _ in range(shape.layers))
+        self.norm = nn.LayerNorm(inner)
+        self.project = nn.Linear(inner, width, bias=False)
+        if shape.base:
+            self.base = nn.Parameter(torch.zeros(shape.length, width) if start is None else start.clone().float())
+            nn.init.zeros_(self.project.weight)
+        else:
+            self.register_parameter("base", None)
+            # A normed vector has length sqrt(E); the projection brings it to `norm` on average.
+            nn.init.normal_(self.project.weight, std=norm / (inner * width) ** 0.5)
+
+    @property
+    def length(self) -> int:
+        """P, the number of generated vectors."""
+        return self.shape.length
+
+    def prompt(self, source: Tokens) -> Float[Tensor, "B P D"]:
+        """p(x): the prompt for each source, in fp32."""
+        embeds = self.encoder.embed(source.ids)
+        rows, learned = len(source.ids), self.encoder_prompt
+        read = torch.cat([learned.expand(rows, -1, -1).to(embeds.dtype), embeds], dim=1)
+        mask = torch.cat([source.mask.new_ones(rows, len(learned)), source.mask], dim=1)
+        encoded = self.encoder.states(read, mask).to(learned.dtype)
+        vectors = self.across(self.queries.expand(rows, -1, -1), encoded, mask)
+        for layer in self.layers:
+            vectors = layer(vectors)
+        prompt = self.project(self.norm(vectors))
+        return prompt if self.base is None else self.base + prompt
+
+    def states(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
+        """States of the text positions of one pass that also reads the generated prompts."""
+        return prompted_states(lm, lambda: self._prompt_of(given), given, memory)
+
+    def learning_rates(self, rate: float) -> list[dict[str, Any]]:
+        """The generator at `rate`, the shared prompt at `base_rate` times as much."""
+        others = [weight for name, weight in self.named_parameters() if name != "base"]
+        groups: list[dict[str, Any]] = [{"params": others, "lr": rate}]
+        if self.base is not None:
+            groups.append({"params": [self.base], "lr": rate * self.shape.base_rate, "weight_decay": 0.0})
+        return groups
+
+    def description(self) -> dict[str, Any]:
+        """Sizes, placement, and the encoder it reads with: which one, not its weights."""
+        encoder = {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint()}
+        return {"shape": asdict(self.shape), "placement": self.placement.value, "encoder": encoder}
+
+    @classmethod
+    def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:
+        """A generator around the same encoder; around `lm` itself if that was its encoder.
+
+        Raises:
+            WrongBackbone: the encoder by that name has other weights.
+        """
+        wanted = description["encoder"]
+        encoder = lm if wanted["fingerprint"] == lm.fingerprint() else _encoder_like(lm, wanted["name"])
+        if encoder.fingerprint() != wanted["fingerprint"]:
+            raise WrongBackbone(
+                f"the scaffold reads with the encoder {wanted['name']!r} (fingerprint {wanted['fingerprint'][:12]}); "
+                f"the one found by that name has other weights (fingerprint {encoder.fingerprint()[:12]})"
+            )
+        shape = InputPromptShape(**description["shape"])
+        return cls(encoder, lm.width, shape, placement=Placement(description["placement"]))
+
+    def _prompt_of(self, given: LMInput) -> Float[Tensor, "B P D"]:
+        if given.source is None:
+            raise ValueError("an input-dependent prompt needs the source it depends on (LMInput.source)")
+        return self.prompt(given.source)
+
+
+def _encoder_like(lm: FrozenLM, name: str) -> FrozenEncoder:
+    """The encoder in the type and place of the language model."""
+    return FrozenEncoder.load(name, dtype=str(lm.dtype).removeprefix("torch."), device=str(lm.device))

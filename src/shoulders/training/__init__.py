@@ -1,0 +1,1 @@
+"""The training loop, its plan, checkpoints and log."""

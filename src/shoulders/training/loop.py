@@ -1,0 +1,181 @@
+"""The one visible training loop: scaffolds now; anything with parameters and a loss."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from shoulders.errors import TrainingDiverged, UsageError
+from shoulders.training.checkpoint import Progress, checkpoints, load_checkpoint, save_checkpoint
+from shoulders.training.plan import TrainPlan
+
+Part = TypeVar("Part")  # a micro-batch
+
+
+class Portion(Protocol[Part]):
+    """What one step trains on, as this process sees it."""
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """This process's micro-batches."""
+        ...
+
+    @property
+    def terms(self) -> int:
+        """Loss terms of the whole step, over all micro-batches and processes."""
+        ...
+
+    @property
+    def positions(self) -> int:
+        """Positions that this process computes: the unit of cost."""
+        ...
+
+
+class Source(Protocol[Part]):
+    """Where steps come from, in an order that depends on the position alone."""
+
+    position: int
+    counts: dict[str, int]
+
+    def step(self) -> Portion[Part]:
+        """The next step's examples."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is known after an optimizer step."""
+
+    number: int
+    loss: float  # mean over the scored tokens of the step
+    rate: float  # learning rate of the first group
+    norm: float  # of the gradient, before clipping
+    positions: int
+    seconds: float
+    score: float | None = None  # on the development set, at the steps that have one
+
+
+LossOf = Callable[[nn.Module, Part], Tensor]  # the sum of a micro-batch's loss terms
+OnStep = Callable[[Step], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What happens beside the steps.
+
+    Attributes:
+        on_step: is told of every step.
+        evaluate: the score on the development set, higher is better.
+        on_best: is called when the score is the best so far (checkpoint selection; the paper, section 2.2).
+    """
+
+    on_step: OnStep = lambda _: None
+    evaluate: Callable[[], float] | None = None
+    on_best: Callable[[float, int], None] = lambda _score, _step: None
+
+
+def fit(
+    trained: nn.Module,
+    loss_of: LossOf[Part],
+    source: Source[Part],
+    plan: TrainPlan,
+    *,
+    groups: list[dict[str, Any]] | None = None,
+    folder: Path | None = None,
+    hooks: Hooks | None = None,
+) -> Progress:
+    """Train a module.
+
+    Args:
+        trained: its parameters are what moves.
+        loss_of: the sum of the losses of a micro-batch; the loop divides by the terms of the whole step, so that any
+            division into micro-batches and processes has the same gradient.
+        source: the steps' examples.
+        groups: optimizer groups, if not all parameters have the plan's rate.
+        folder: where checkpoints go; training goes on from the newest one there.
+        hooks: progress, scores, keeping the best.
+
+    Raises:
+        TrainingDiverged: the loss is not finite; the last checkpoint is kept.
+    """
+    hooks = hooks or Hooks()
+    accelerator = Accelerator()
+    if plan.batch_size < accelerator.num_processes:
+        raise UsageError(f"training.batch_size {plan.batch_size} is below the {accelerator.num_processes} processes")
+    optimizer = torch.optim.AdamW(
+        groups or trained.parameters(), plan.learning_rate, plan.betas, plan.eps, plan.weight_decay
+    )
+    progress = _resume(folder, trained, optimizer)
+    source.position = progress.position
+    source.counts.update(progress.counts)
+    module, stepper = accelerator.prepare(trained, optimizer)
+    schedule = LambdaLR(optimizer, plan.rate_factor, last_epoch=-1)
+    _fast_forward(schedule, progress.step)
+    for number in range(progress.step + 1, plan.steps + 1):
+        begun = time.perf_counter()
+        portion = source.step()
+        loss = _backward(accelerator, module, loss_of, portion)
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(step=number, loss=loss.item(), kept=_kept(folder))
+        norm = accelerator.clip_grad_norm_(module.parameters(), plan.clip or float("inf"))
+        rate = schedule.get_last_lr()[0]
+        stepper.step()
+        schedule.step()
+        stepper.zero_grad()
+        done = Step(number, loss.item(), rate, float(norm), portion.positions, time.perf_counter() - begun)
+        progress = replace(progress, step=number, position=source.position, counts=dict(source.counts))
+        if hooks.evaluate and (_due(number, plan.evaluate_every) or number == plan.steps):
+            done = replace(done, score=hooks.evaluate())
+            progress = _best(progress, done, hooks, main=accelerator.is_main_process)
+        hooks.on_step(done)
+        if folder and accelerator.is_main_process and (_due(number, plan.save_every) or number == plan.steps):
+            save_checkpoint(folder, accelerator.unwrap_model(module), optimizer, progress, plan.keep)
+    return progress
+
+
+def _backward(accelerator: Accelerator, module: nn.Module, loss_of: LossOf[Part], portion: Portion[Part]) -> Tensor:
+    """Gradients of the step's mean loss, micro-batch by micro-batch; returns the loss, over all processes."""
+    total = torch.zeros((), device=accelerator.device)
+    for number, part in enumerate(portion.parts, start=1):
+        last = number == len(portion.parts)
+        with nullcontext() if last else accelerator.no_sync(module):
+            loss = loss_of(module, part) / portion.terms
+            # Gradients of several processes are averaged; the loss is a sum over them.
+            accelerator.backward(loss * accelerator.num_processes)
+        total += loss.detach()
+    return accelerator.reduce(total, "sum")
+
+
+def _best(progress: Progress, done: Step, hooks: Hooks, *, main: bool) -> Progress:
+    if done.score is None or (progress.best_score is not None and done.score <= progress.best_score):
+        return progress
+    if main:
+        hooks.on_best(done.score, done.number)
+    return replace(progress, best_score=done.score, best_step=done.number)
+
+
+def _resume(folder: Path | None, trained: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    saved = checkpoints(folder) if folder else []
+    return load_checkpoint(saved[-1], trained, optimizer) if saved else Progress()
+
+
+def _fast_forward(schedule: LambdaLR, steps: int) -> None:
+    """Bring the learning rate to where it was; the schedule depends on the step alone and needs no state of its own."""
+    schedule.last_epoch = steps - 1
+    schedule.step()
+
+
+def _kept(folder: Path | None) -> str:
+    saved = checkpoints(folder) if folder else []
+    return f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been saved yet"
+
+
+def _due(number: int, every: int) -> bool:
+    return every > 0 and number % every == 0

@@ -1,0 +1,59 @@
+"""How a training run goes: one frozen record of numbers."""
+
+from dataclasses import dataclass
+
+from shoulders.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan:
+    """Constants of a training run; the defaults are the paper's for prompt tuning (sections 2.2 and 4.1).
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: examples a step, over all processes.
+        learning_rate: the peak rate.
+        betas, eps, weight_decay: Adam's, with decoupled decay.
+        warmup: share of the steps in which the rate rises linearly from 0.
+        decay: "none" (prompts: Lester et al. 2021 and the paper) or "linear" to 0 at the last step (connectors).
+        clip: largest norm of the gradient; 0 for none.
+        positions_at_once: positions of a micro-batch, prompt and padding included; bounds memory, not results.
+        evaluate_every: steps between scores on the development set; 0 for none but the last.
+        save_every: steps between checkpoints; 0 for none.
+        keep: checkpoints kept.
+        seed: of the order of examples and of what is random in the trained module.
+    """
+
+    steps: int = 100_000
+    batch_size: int = 32
+    learning_rate: float = 0.3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-6
+    weight_decay: float = 0.0
+    warmup: float = 0.005
+    decay: str = "none"
+    clip: float = 1.0
+    positions_at_once: int = 2048
+    evaluate_every: int = 0
+    save_every: int = 0
+    keep: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "positions_at_once", "keep"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"training.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.learning_rate <= 0:
+            raise UsageError(f"training.learning_rate is {self.learning_rate}: it must be above 0")
+        if not 0 <= self.warmup <= 1:
+            raise UsageError(f"training.warmup is {self.warmup}: it is a share of the steps, between 0 and 1")
+        if self.decay not in {"none", "linear"}:
+            raise UsageError(f"training.decay is {self.decay!r}: it is 'none' or 'linear'")
+
+    def rate_factor(self, done: int) -> float:
+        """What the learning rate is multiplied with in the step after `done` steps."""
+        rising = max(1, round(self.warmup * self.steps))
+        factor = min(1.0, (done + 1) / rising)
+        if self.decay == "linear" and done >= rising:
+            factor *= max(0.0, (self.steps - done) / max(1, self.steps - rising))
+        return factor

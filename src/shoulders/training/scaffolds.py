@@ -1,0 +1,71 @@
+"""Training a scaffold on a mixture: what a step reads and what its loss is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from accelerate import PartialState
+from torch import Tensor, nn
+
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.batching import Encoded, Stream, by_length, training_batch
+from shoulders.scaffolds.base import Scaffold
+from shoulders.training.loop import LossOf
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleStep:
+    """One step's examples, this process's share divided into micro-batches of similar length."""
+
+    parts: Sequence[Sequence[Encoded]]
+    terms: int
+    positions: int
+
+
+@final
+class ExampleSource:
+    """Steps of `batch_size` examples from a stream.
+
+    Every process draws the same examples and takes its share. Examples of one step are sorted by length into
+    micro-batches: nothing is spent on padding, and the mixture's proportions in a step are untouched.
+    """
+
+    def __init__(self, stream: Stream, batch_size: int, positions_at_once: int, prompt_length: int) -> None:
+        self.stream, self.batch_size = stream, batch_size
+        self.positions_at_once, self.prompt_length = positions_at_once, prompt_length
+
+    @property
+    def position(self) -> int:
+        """Next example of the mixture."""
+        return self.stream.position
+
+    @position.setter
+    def position(self, value: int) -> None:
+        self.stream.position = value
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Examples left out so far, by reason."""
+        return self.stream.counts
+
+    def step(self) -> ExampleStep:
+        """The next step."""
+        rows = self.stream.take(self.batch_size)
+        state = PartialState()
+        mine = sorted(rows, key=self._cost)[state.process_index :: state.num_processes]
+        parts = list(by_length(mine, self._cost, self.positions_at_once))
+        terms = sum(len(row.target) for row in rows)
+        return ExampleStep(parts, terms, sum(len(part) * max(map(self._cost, part)) for part in parts))
+
+    def _cost(self, row: Encoded) -> int:
+        return row.length + self.prompt_length
+
+
+def scaffold_loss(lm: FrozenLM, scaffold: Scaffold) -> LossOf[Sequence[Encoded]]:
+    """The summed cross-entropy of a micro-batch's answers through the scaffold and the frozen model."""
+
+    def loss(module: nn.Module, rows: Sequence[Encoded]) -> Tensor:
+        batch = training_batch(rows, lm, scaffold)
+        return lm.nll(module(lm, batch.given), batch.labels).sum()
+
+    return loss

@@ -1,0 +1,80 @@
+"""Tiny random models of several families, saved to folders and loaded as users load theirs."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.utils import logging
+
+from shoulders.backbone.encoder import FrozenEncoder
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.records import Question
+from tiny import FAMILIES, TEXTS, save_encoder, save_lm
+
+logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where tiny models are saved."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(folders):
+    """A function that loads the tiny model of a family in fp32."""
+    loaded: dict[tuple[str, str], FrozenLM] = {}
+
+    def load(family: str, dtype: str = "float32") -> FrozenLM:
+        if (family, dtype) not in loaded:
+            folder = folders / family
+            if not folder.exists():
+                save_lm(family, folder)
+            loaded[family, dtype] = FrozenLM.load(str(folder), dtype=dtype, device="cpu")
+        return loaded[family, dtype]
+
+    return load
+
+
+@pytest.fixture(params=FAMILIES)
+def any_lm(request, tiny_lm) -> FrozenLM:
+    """The tiny model of every family in turn."""
+    return tiny_lm(request.param)
+
+
+@pytest.fixture
+def lm(tiny_lm) -> FrozenLM:
+    """A tiny Llama."""
+    return tiny_lm("llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(folders):
+    """A function that loads the tiny encoder of a family."""
+    loaded: dict[str, FrozenEncoder] = {}
+
+    def load(family: str) -> FrozenEncoder:
+        if family not in loaded:
+            folder = folders / f"encoder-{family}"
+            save_encoder(family, folder)
+            loaded[family] = FrozenEncoder.load(str(folder), dtype="float32", device="cpu")
+        return loaded[family]
+
+    return load
+
+
+@pytest.fixture
+def questions() -> list[Question]:
+    """Questions of different lengths."""
+    return [Question(text) for text in TEXTS[:4]]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same random numbers."""
+    torch.manual_seed(0)
