@@ -1,16 +1,37 @@
 """More out of one frozen language model: train what stands around it, measure it, keep it, ask it."""
 
-from shoulders.backbone.encoder import FrozenEncoder
-from shoulders.backbone.frozen import FrozenLM
-from shoulders.errors import UsageError
-from shoulders.pipeline import Answering, answer, rank
-from shoulders.records import Question
-from shoulders.scaffolds.base import Bare, Scaffold
-from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
-from shoulders.scaffolds.soft_prompt import SoftPrompt
-from shoulders.scaffolds.weaving import Placement
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shoulders.backbone.encoder import FrozenEncoder
+    from shoulders.backbone.frozen import FrozenLM
+    from shoulders.errors import UsageError
+    from shoulders.pipeline import Answering, answer, rank
+    from shoulders.records import Question
+    from shoulders.scaffolds.base import Bare, Scaffold
+    from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
+    from shoulders.scaffolds.soft_prompt import SoftPrompt
+    from shoulders.scaffolds.weaving import Placement
 
 __version__ = "0.1.0"
+
+# Loaded when first used: importing PyTorch takes seconds that `shoulders --help` need not wait for.
+_HOMES = {
+    "Answering": "pipeline",
+    "Bare": "scaffolds.base",
+    "FrozenEncoder": "backbone.encoder",
+    "FrozenLM": "backbone.frozen",
+    "InputPrompt": "scaffolds.input_prompt",
+    "InputPromptShape": "scaffolds.input_prompt",
+    "Placement": "scaffolds.weaving",
+    "Question": "records",
+    "Scaffold": "scaffolds.base",
+    "SoftPrompt": "scaffolds.soft_prompt",
+    "UsageError": "errors",
+    "answer": "pipeline",
+    "rank": "pipeline",
+}
 __all__ = [
     "Answering",
     "Bare",
@@ -26,3 +47,9 @@ __all__ = [
     "answer",
     "rank",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shoulders' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"shoulders.{_HOMES[name]}"), name)

@@ -44,11 +44,11 @@ class Tokens:
     """A padded batch of token ids."""
 
     ids: Int[Tensor, "B S"]
-    mask: Bool[Tensor, "B S"]  # False = padding
+    mask: Bool[Tensor, "B S"] | None = None  # False = padding; None: there is none
 
     def to(self, device: torch.device) -> "Tokens":
         """The same tokens on another device."""
-        return Tokens(self.ids.to(device), self.mask.to(device))
+        return Tokens(self.ids.to(device), None if self.mask is None else self.mask.to(device))
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,9 @@ class FrozenLM:
             mask: False at padding; None when padding stands at the end of rows only.
             memory: keys and values of what came before; is extended by these positions.
         """
-        arguments: dict[str, object] = {"inputs_embeds": embeds.to(self.dtype), "use_cache": memory is not None}
+        # Without a cache transformers looks for packed sequences in the values, which meta tensors do not have.
+        cached = memory is not None or embeds.is_meta
+        arguments: dict[str, object] = {"inputs_embeds": embeds.to(self.dtype), "use_cache": cached}
         if memory is not None:
             memory.extend(embeds.shape[0], embeds.shape[1], mask, embeds.device)
             arguments["past_key_values"] = memory.cache

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoulders.errors import CorruptFile, HubUnreachable, SaveFailed, SourceNotFound
@@ -123,7 +124,9 @@ def hub_errors(name: str) -> Iterator[None]:
         raise HubUnreachable(name) from error
     except HfHubHTTPError as error:
         raise SourceNotFound(f"the Hugging Face hub has no {name!r} that you may read ({error})") from error
-    except OSError as error:
+    except SafetensorError as error:
+        raise CorruptFile(f"the weights of {name!r} are truncated or broken ({error}): fetch them again") from error
+    except (OSError, ValueError) as error:
         if isinstance(error.__cause__, (OfflineModeIsEnabled, LocalEntryNotFoundError)) or "connect to" in str(error):
             raise HubUnreachable(name) from error
         first = str(error).strip().splitlines()[0]

@@ -124,3 +124,6 @@ def metrics_for(names: Sequence[str], *, choices: bool) -> tuple[Metric, ...]:
     known = [name for name in GENERATED if name in names]
     found = dict.fromkeys(metric for name in known for metric in GENERATED[name])
     return tuple(found) or (EM, F1)
+
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in (ACCURACY, EM, F1, ROUGE_L, BLEU_4)}

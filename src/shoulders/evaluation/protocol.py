@@ -13,6 +13,7 @@ from shoulders.data.mixture import permuted
 from shoulders.data.tasks import DEV, Task
 from shoulders.errors import DataError, TemplateFailed
 from shoulders.evaluation.metrics import Metric, metrics_for
+from shoulders.evaluation.statistics import Measured
 from shoulders.pipeline import POSITIONS_AT_ONCE, Answering, answer, rank
 from shoulders.records import Example
 from shoulders.scaffolds.base import Scaffold
@@ -85,6 +86,16 @@ class Scores:
     def examples(self) -> int:
         """Predictions made."""
         return sum(len(score.predictions) for score in self.wordings)
+
+    @property
+    def measured(self) -> list[Measured]:
+        """By example, for intervals."""
+        return [
+            Measured(
+                row.task, row.wording, metric := row.metrics[0], [p.measured[metric.name] for p in row.predictions]
+            )
+            for row in self.wordings
+        ]
 
     @property
     def tasks(self) -> dict[str, float]:

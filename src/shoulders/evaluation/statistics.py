@@ -1,13 +1,24 @@
 """How sure a score is: bootstrap intervals over the examples it was measured on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from shoulders.evaluation.protocol import Scores
+from shoulders.evaluation.metrics import Metric
 
 RESAMPLES = 1000
 SURE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one wording's examples were measured as, by the metric that counts."""
+
+    task: str
+    wording: str
+    metric: Metric
+    rows: Sequence[Sequence[float]]  # examples x numbers of the metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +33,22 @@ class Interval:
         return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
-def average_interval(scores: Scores, seed: int = 0) -> Interval:
+def average_interval(measured: Sequence[Measured], seed: int = 0) -> Interval:
     """The average over tasks; examples are resampled within each wording."""
-    return _interval(scores.average, _averages(scores, seed))
+    return _interval(_average(measured), _resampled(measured, seed))
 
 
-def difference_interval(scores: Scores, other: Scores, seed: int = 0) -> Interval:
-    """How far `scores` is above `other` on the same examples; both are resampled together (paired bootstrap)."""
-    mine, theirs = _averages(scores, seed), _averages(other, seed)
-    return _interval(scores.average - other.average, mine - theirs)
+def difference_interval(measured: Sequence[Measured], other: Sequence[Measured], seed: int = 0) -> Interval:
+    """How far the first is above the other on the same examples; both are resampled together (paired bootstrap).
+
+    Raises:
+        ValueError: they were not measured on the same examples.
+    """
+    if [(row.task, row.wording, len(row.rows)) for row in measured] != [
+        (row.task, row.wording, len(row.rows)) for row in other
+    ]:
+        raise ValueError("a paired difference needs both scaffolds measured on the same examples")
+    return _interval(_average(measured) - _average(other), _resampled(measured, seed) - _resampled(other, seed))
 
 
 def _interval(value: float, resampled: np.ndarray) -> Interval:
@@ -38,16 +56,21 @@ def _interval(value: float, resampled: np.ndarray) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-def _averages(scores: Scores, seed: int) -> np.ndarray:
-    """The average over tasks of each resample; the same seed and sizes draw the same examples."""
+def _average(measured: Sequence[Measured]) -> float:
+    return float(_over_tasks(measured, [np.ones((1, len(row.rows))) for row in measured])[0])
+
+
+def _resampled(measured: Sequence[Measured], seed: int) -> np.ndarray:
+    """The average of each resample; the same seed and sizes draw the same examples."""
     generator = np.random.default_rng(seed)
-    by_task: dict[str, list[np.ndarray]] = {}
-    for wording in scores.wordings:
-        metric = wording.metrics[0]
-        measured = np.array([row.measured[metric.name] for row in wording.predictions])
-        count = len(measured)
-        weights = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-        sums = weights @ measured
-        by_task.setdefault(wording.task, []).append(np.array([metric.total(row, count) for row in sums]))
-    medians = [np.median(np.stack(values), axis=0) for values in by_task.values()]
-    return np.mean(np.stack(medians), axis=0)
+    sizes = [len(row.rows) for row in measured]
+    return _over_tasks(measured, [generator.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) for n in sizes])
+
+
+def _over_tasks(measured: Sequence[Measured], weights: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean over tasks of the median over wordings, for each row of weights on the examples."""
+    by_task: dict[str, list[list[float]]] = {}
+    for row, weight in zip(measured, weights, strict=True):
+        sums = weight @ np.asarray(row.rows, dtype=float)
+        by_task.setdefault(row.task, []).append([row.metric.total(list(values), len(row.rows)) for values in sums])
+    return np.mean([np.median(wordings, axis=0) for wordings in by_task.values()], axis=0)

@@ -12,7 +12,7 @@ from shoulders.data.tasks import Task
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, evaluate
 from shoulders.evaluation.provenance import provenance
-from shoulders.evaluation.statistics import average_interval
+from shoulders.evaluation.results import scores_as_json
 from shoulders.files import write_json
 from shoulders.recipes.build import example_source, load_tasks, new_scaffold
 from shoulders.recipes.recipe import Recipe, read_recipe
@@ -118,27 +118,10 @@ def measure(
 
 
 def result(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, scores: Scores) -> dict[str, Any]:
-    """Everything measured with where it comes from, as JSON."""
+    """Everything measured with where it comes from, as JSON: what `results.json` holds."""
     return {**scores_as_json(scores), "trained": trained_parameters(scaffold), **provenance(recipe.as_json(), lm)}
 
 
 def trained_parameters(scaffold: Scaffold) -> int:
     """Numbers that training moved."""
     return sum(weight.numel() for weight in scaffold.parameters())
-
-
-def scores_as_json(scores: Scores) -> dict[str, Any]:
-    """Per wording, per task (median over wordings), per cluster, average with its interval."""
-    interval = average_interval(scores)
-    return {
-        "average": scores.average,
-        "average_interval": [interval.low, interval.high],
-        "examples": scores.examples,
-        "clusters": scores.clusters,
-        "tasks": scores.tasks,
-        "wordings": [
-            {"task": row.task, "wording": row.wording, "examples": len(row.predictions), **row.scores}
-            for row in scores.wordings
-        ],
-        "skipped": dict(scores.skipped),
-    }

@@ -5,18 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
 
-from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from shoulders.backbone.encoder import Encoder
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.memory import Memory
-from shoulders.backbone.sources import hub_errors
 from shoulders.errors import CorruptFile, UnknownName, UsageError
 from shoulders.files import whole_folder
 from shoulders.records import LMInput
-from shoulders.scaffolds.storage import CONFIG, MODEL_CARD, WEIGHTS, Origin, Stored, read_files, write_files
+from shoulders.scaffolds.storage import CONFIG, MODEL_CARD, Origin, Stored, fetch, read_files, write_files
 from shoulders.scaffolds.weaving import Placement
 
 REPOSITORY = "https://github.com/shoulders-lm/shoulders"
@@ -106,10 +105,7 @@ class Scaffold(
             SourceNotFound, HubUnreachable, CorruptFile: it cannot be read.
             WrongBackbone: `lm` is another model.
         """
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            with hub_errors(str(name)):
-                folder = Path(snapshot_download(str(name), revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+        folder = fetch(name, revision)
         stored = read_files(folder)
         if stored.kind not in Scaffold.kinds:
             raise UnknownName("kind of scaffold", stored.kind, Scaffold.kinds)

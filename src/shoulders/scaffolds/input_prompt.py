@@ -86,13 +86,15 @@ class InputPrompt(Scaffold, kind="input_prompt"):
         self.layers = nn.ModuleList(AttentionBlock(inner, heads, across=False) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(inner)
         self.project = nn.Linear(inner, width, bias=False)
+        # Entries of the projected vectors have variance 1; the constant factor brings the vectors to length `norm`. It
+        # stands outside the matrix because Adam's steps are of one size whatever a weight's scale: folded in, the first
+        # steps would move prompts by several times the length of a token embedding.
+        self.norm_of_vectors = norm
+        nn.init.normal_(self.project.weight, std=inner**-0.5)
+        self.register_parameter("base", None)
         if shape.base:
             self.base = nn.Parameter(torch.zeros(shape.length, width) if start is None else start.clone().float())
             nn.init.zeros_(self.project.weight)
-        else:
-            self.register_parameter("base", None)
-            # A normed vector has length sqrt(E); the projection brings it to `norm` on average.
-            nn.init.normal_(self.project.weight, std=norm / (inner * width) ** 0.5)
 
     @property
     def length(self) -> int:
@@ -104,12 +106,14 @@ class InputPrompt(Scaffold, kind="input_prompt"):
         embeds = self.encoder.embed(source.ids)
         rows, learned = len(source.ids), self.encoder_prompt
         read = torch.cat([learned.expand(rows, -1, -1).to(embeds.dtype), embeds], dim=1)
-        mask = torch.cat([source.mask.new_ones(rows, len(learned)), source.mask], dim=1)
+        mask = None
+        if source.mask is not None:
+            mask = torch.cat([source.mask.new_ones(rows, len(learned)), source.mask], dim=1)
         encoded = self.encoder.states(read, mask).to(learned.dtype)
         vectors = self.across(self.queries.expand(rows, -1, -1), encoded, mask)
         for layer in self.layers:
             vectors = layer(vectors)
-        prompt = self.project(self.norm(vectors))
+        prompt = self.project(self.norm(vectors)) * (self.norm_of_vectors / self.project.out_features**0.5)
         return prompt if self.base is None else self.base + prompt
 
     def states(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
@@ -127,7 +131,8 @@ class InputPrompt(Scaffold, kind="input_prompt"):
     def description(self) -> dict[str, Any]:
         """Sizes, placement, and the encoder it reads with: which one, not its weights."""
         encoder = {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint()}
-        return {"shape": asdict(self.shape), "placement": self.placement.value, "encoder": encoder}
+        sizes = {"shape": asdict(self.shape), "norm": self.norm_of_vectors}
+        return {**sizes, "placement": self.placement.value, "encoder": encoder}
 
     @classmethod
     def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:
@@ -144,7 +149,8 @@ class InputPrompt(Scaffold, kind="input_prompt"):
                 f"the one found by that name has other weights (fingerprint {encoder.fingerprint()[:12]})"
             )
         shape = InputPromptShape(**description["shape"])
-        return cls(encoder, lm.width, shape, placement=Placement(description["placement"]))
+        placement = Placement(description["placement"])
+        return cls(encoder, lm.width, shape, norm=description["norm"], placement=placement)
 
     def _prompt_of(self, given: LMInput) -> Float[Tensor, "B P D"]:
         if given.source is None:

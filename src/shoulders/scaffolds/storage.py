@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.sources import hub_errors
 from shoulders.errors import CorruptFile, SourceNotFound, WrongBackbone
 from shoulders.files import read_json, read_tensors, recovered, write_json, write_tensors
 
@@ -121,6 +123,26 @@ def read_files(folder: Path) -> Stored:
         return Stored(config["kind"], config["description"], origin, read_tensors(folder / WEIGHTS))
     except (KeyError, TypeError) as error:
         raise CorruptFile(f"{folder / CONFIG} is not a scaffold's configuration: {error!r}") from error
+
+
+def fetch(name: str | Path, revision: str | None = None) -> Path:
+    """The folder of a scaffold named by path or hub repository.
+
+    Raises:
+        SourceNotFound, HubUnreachable: it is not there.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir() or recovered(folder).is_dir():
+        return folder
+    if str(name).startswith(("/", ".", "~")) or str(name).count("/") != 1:
+        raise SourceNotFound(f"there is no scaffold folder {str(name)!r}")
+    with hub_errors(str(name)):
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+
+
+def read_origin(name: str | Path) -> Origin:
+    """What a scaffold, named by path or hub repository, was trained around."""
+    return read_files(fetch(name)).origin
 
 
 def versions() -> dict[str, str]:

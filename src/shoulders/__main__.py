@@ -1,0 +1,5 @@
+"""`python -m shoulders`, also for `accelerate launch -m shoulders`."""
+
+from shoulders.cli.main import main
+
+main()

@@ -1,0 +1,75 @@
+"""`shoulders ask`."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.cli.common import BARE, origin_of, scaffold_folder
+from shoulders.cli.show import console, quiet_libraries
+from shoulders.errors import SourceNotFound, UsageError
+from shoulders.pipeline import Answering, answer, rank
+from shoulders.records import Question
+from shoulders.scaffolds.base import Bare, Scaffold
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How questions are asked."""
+
+    backbone: str | None = None
+    choices: str = ""
+    context: Path | None = None
+    longest: int = 64
+    truncate: bool = False
+
+
+def run(name: str, questions: Sequence[str], request: Request) -> None:
+    """Answer the questions given, else those typed or piped in."""
+    quiet_libraries()
+    name = scaffold_folder(name)
+    origin = origin_of(name)
+    backbone = request.backbone or (origin.backbone if origin else None)
+    if backbone is None:
+        raise UsageError("the bare model has no scaffold to name its backbone: add --backbone NAME")
+    lm = FrozenLM.load(backbone)
+    scaffold = Bare() if name == BARE else Scaffold.load(name, lm)
+    evidence = _read(request.context)
+    for text in questions or typed():
+        answered = one_answer(Question(text, evidence), lm, scaffold, request)
+        console.print(answered if not questions or len(questions) == 1 else f"{text}\n  {answered}", markup=False)
+
+
+def one_answer(question: Question, lm: FrozenLM, scaffold: Scaffold, request: Request) -> str:
+    """The generated answer, or the most likely of the choices."""
+    how = Answering(request.longest, request.truncate)
+    if not request.choices:
+        return answer([question], lm, scaffold, how)[0]
+    options = [choice.strip() for choice in request.choices.split("|") if choice.strip()]
+    scores = rank([question], [options], lm, scaffold, how)[0]
+    return options[scores.index(max(scores))]
+
+
+def typed() -> Iterator[str]:
+    """Questions from the keyboard until an empty line, or from a pipe, one a line."""
+    at_keyboard = sys.stdin.isatty()
+    if at_keyboard:
+        console.print("Ask a question (an empty line ends):", style="dim")
+    while True:
+        if at_keyboard:
+            console.print("? ", end="", style="bold")
+        line = sys.stdin.readline()
+        if not line or (at_keyboard and not line.strip()):
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _read(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return path.read_text(encoding="utf-8").strip() + "\n\n"
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceNotFound(f"cannot read {path}: {error}") from error

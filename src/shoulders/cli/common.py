@@ -1,0 +1,59 @@
+"""What several commands do first: find the recipe, load the backbone and the scaffold."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.errors import UsageError
+from shoulders.recipes.build import load_backbone
+from shoulders.recipes.recipe import Recipe, read_recipe, recipe_from_json, with_overrides
+from shoulders.recipes.registry import recipe_named
+from shoulders.recipes.run import BEST
+from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.storage import CONFIG, Origin, read_origin
+
+BARE = "bare"
+
+
+def find_recipe(name: str, overrides: Sequence[str]) -> Recipe:
+    """A named recipe, or one kept in a JSON file, with its overrides."""
+    recipe = read_recipe(Path(name)) if name.endswith(".json") else recipe_named(name)
+    return with_overrides(recipe, overrides)
+
+
+def scaffold_folder(name: str) -> str:
+    """A run's folder stands for its best scaffold."""
+    folder = Path(name)
+    inner = folder / BEST
+    return str(inner) if not (folder / CONFIG).exists() and (inner / CONFIG).exists() else name
+
+
+def recipe_of(name: str, recipe: str | None, overrides: Sequence[str]) -> Recipe:
+    """The recipe to measure a scaffold by: the one named, else the one it was trained with.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    if recipe:
+        return find_recipe(recipe, overrides)
+    origin = origin_of(name)
+    if origin is None or not origin.recipe:
+        raise UsageError(f"{name!r} holds no recipe: name one with --recipe (see `shoulders recipes`)")
+    return with_overrides(recipe_from_json(origin.recipe), overrides)
+
+
+def origin_of(name: str) -> Origin | None:
+    """What a scaffold was trained around; None for the bare model."""
+    return None if name == BARE else read_origin(name)
+
+
+def load_both(name: str, recipe: Recipe) -> tuple[FrozenLM, Scaffold]:
+    """The recipe's backbone, and around it the named scaffold or none."""
+    lm = load_backbone(recipe.backbone)
+    return lm, Bare() if name == BARE else Scaffold.load(name, lm)
+
+
+def with_backbone(recipe: Recipe, name: str | None) -> Recipe:
+    """The recipe with the backbone found under another name on this machine."""
+    return replace(recipe, backbone=replace(recipe.backbone, name=name)) if name else recipe

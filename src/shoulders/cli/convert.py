@@ -1,0 +1,33 @@
+"""`shoulders convert`."""
+
+from pathlib import Path
+
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.cli.show import console, quiet_libraries
+from shoulders.errors import SourceNotFound, UsageError
+from shoulders.files import read_json
+from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.peft_format import CONFIG as PEFT_CONFIG
+from shoulders.scaffolds.peft_format import from_peft, to_peft
+from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.storage import CONFIG, read_origin
+
+
+def run(source: Path, target: Path, backbone: str | None) -> None:
+    """Convert in the direction that the source's files tell."""
+    quiet_libraries()
+    if (source / PEFT_CONFIG).exists():
+        lm = FrozenLM.load(backbone or read_json(source / PEFT_CONFIG)["base_model_name_or_path"])
+        prompt = from_peft(source)
+        if prompt.prompt.shape[1] != lm.width:
+            raise UsageError(f"the adapter's width is {prompt.prompt.shape[1]}, that of {lm.name!r} is {lm.width}")
+        prompt.made_for(lm).save_pretrained(target)
+    elif (source / CONFIG).exists():
+        lm = FrozenLM.load(backbone or read_origin(str(source)).backbone)
+        scaffold = Scaffold.load(source, lm)
+        if not isinstance(scaffold, SoftPrompt):
+            raise UsageError(f"{source} holds a {scaffold.kind}; PEFT's prompt tuning knows soft prompts only")
+        to_peft(scaffold, lm, target)
+    else:
+        raise SourceNotFound(f"{source} holds neither a scaffold ({CONFIG}) nor a PEFT adapter ({PEFT_CONFIG})")
+    console.print(f"written to {target}")

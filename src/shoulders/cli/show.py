@@ -1,0 +1,113 @@
+"""What the commands print: one console, progress bars, tables."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from shoulders.errors import SourceNotFound
+from shoulders.evaluation.protocol import Scores
+from shoulders.evaluation.statistics import average_interval
+from shoulders.recipes.run import Watch
+from shoulders.training.loop import Step
+
+console = Console(highlight=False)
+
+
+def quiet_libraries() -> None:
+    """Only our own progress on the screen."""
+    from transformers.utils import logging as transformers_logging
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", module="transformers|huggingface_hub")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+@contextmanager
+def watching(title: str, steps: int) -> Iterator[Watch]:
+    """Progress of a training run, with rate and time left; a second bar while the development set is scored."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, console=console) as bars:
+        training = bars.add_task(title, total=steps, note="")
+        scoring = bars.add_task("  scoring", total=1, note="", visible=False)
+
+        def on_step(step: Step) -> None:
+            note = f"loss {step.loss:.3f}  {step.positions / step.seconds:.0f} tokens/s"
+            if step.score is not None:
+                note += f"  dev {step.score:.1f}"
+                bars.update(scoring, visible=False)
+            bars.update(training, completed=step.number, note=note)
+
+        def on_done(done: int, total: int) -> None:
+            bars.update(scoring, completed=done, total=total, visible=True)
+
+        yield Watch(on_step, on_done)
+
+
+@contextmanager
+def measuring(title: str) -> Iterator[Watch]:
+    """Progress of an evaluation."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+    )
+    with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
+        scoring = bars.add_task(title, total=1)
+        yield Watch(on_done=lambda done, total: bars.update(scoring, completed=done, total=total))
+
+
+def scores_table(title: str, columns: Mapping[str, Scores]) -> Table:
+    """Scores of several scaffolds side by side: tasks, clusters' names beside them, the average with its interval."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("task")
+    table.add_column("cluster", style="dim")
+    table.add_column("metric", style="dim")
+    for name in columns:
+        table.add_column(name, justify="right")
+    first = next(iter(columns.values()))
+    seen = dict.fromkeys((row.task, row.cluster) for row in first.wordings)
+    metric_of = {row.task: row.metrics[0].name for row in first.wordings}
+    for task, cluster in seen:
+        values = [scores.tasks[task] for scores in columns.values()]
+        cells = [f"[bold]{value:.1f}[/bold]" if value == max(values) else f"{value:.1f}" for value in values]
+        table.add_row(task, cluster, metric_of[task], *cells)
+    table.add_section()
+    intervals = [average_interval(scores.measured) for scores in columns.values()]
+    table.add_row(
+        "average", f"{first.examples} examples", "", *[f"{interval.value:.1f}" for interval in intervals], style="bold"
+    )
+    table.add_row("95% interval", "bootstrap", "", *[f"{i.low:.1f} to {i.high:.1f}" for i in intervals], style="dim")
+    return table
+
+
+def need(module: str, extra: str) -> Any:
+    """An optional library, or how to get it.
+
+    Raises:
+        SourceNotFound: it is not installed.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise SourceNotFound(f"this needs {module.split('.')[0]}: pip install 'shoulders[{extra}]'") from None

@@ -1,0 +1,38 @@
+"""`shoulders train`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+
+from shoulders.cli.common import find_recipe
+from shoulders.cli.show import console, measuring, quiet_libraries, scores_table, watching
+from shoulders.evaluation.results import RESULTS
+from shoulders.files import write_json
+from shoulders.recipes.build import load_backbone, load_tasks
+from shoulders.recipes.run import BEST, measure, result, train, trained_parameters
+
+
+def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool) -> None:
+    """Train, then measure the best scaffold on the test part."""
+    quiet_libraries()
+    recipe = find_recipe(name, overrides)
+    folder = out or Path("runs") / recipe.name
+    lm = load_backbone(recipe.backbone)
+    tasks = load_tasks(recipe.suite)
+    with watching(recipe.name, recipe.training.steps) as watch:
+        scaffold, progress = train(recipe, lm, folder, tasks=tasks, resume=resume, watch=watch)
+    if not PartialState().is_main_process:
+        return
+    best = (
+        f"best development score {progress.best_score:.1f} at step {progress.best_step}" if progress.best_step else ""
+    )
+    left_out = ", ".join(f"{count} {reason}" for reason, count in progress.counts.items() if count)
+    console.print(
+        f"{trained_parameters(scaffold):,} trained parameters; {best}; examples left out: {left_out or 'none'}"
+    )
+    with measuring(f"measuring on {recipe.test.split}") as watch:
+        scores = measure(recipe, lm, scaffold, recipe.test, tasks, watch.on_done)
+    console.print(scores_table(recipe.name, {"score": scores}))
+    write_json(folder / RESULTS, result(recipe, lm, scaffold, scores))
+    console.print(f"kept in {folder / BEST}; try: shoulders ask {folder / BEST}")

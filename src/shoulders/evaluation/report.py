@@ -1,0 +1,141 @@
+"""Measured runs side by side: Markdown, JSON, plots and one HTML page that needs nothing else."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from shoulders.errors import SaveFailed, UsageError
+from shoulders.evaluation import plots
+from shoulders.evaluation.results import Result
+from shoulders.evaluation.statistics import Interval, average_interval, difference_interval
+from shoulders.files import write_json
+
+PAGE, TABLE, SCORES = "report.html", "scores.md", "scores.json"
+ALT = {
+    plots.AVERAGE: "average score of each scaffold with its interval",
+    plots.TASKS: "score of each task by scaffold",
+    plots.CURVES: "training loss over examples seen",
+}
+
+
+def write_report(results: Sequence[Result], folder: Path, title: str = "shoulders: scaffolds compared") -> Path:
+    """Write the report of some results; returns the path of its page.
+
+    Raises:
+        UsageError: the results were not measured on the same tasks.
+        SaveFailed: the folder cannot be written.
+    """
+    _check(results)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn = plots.draw(results, folder)
+        (folder / TABLE).write_text(markdown(results), encoding="utf-8")
+        (folder / PAGE).write_text(_page(results, title, folder, drawn), encoding="utf-8")
+    except OSError as error:
+        raise SaveFailed(f"cannot write the report to {folder}: {error}") from error
+    write_json(folder / SCORES, {result.name: dict(result.content) for result in results})
+    return folder / PAGE
+
+
+def headline(results: Sequence[Result]) -> str:
+    """Who is ahead, by how much, and how sure that is."""
+    first, *others = sorted(results, key=lambda result: result.content["average"], reverse=True)
+    told = [f"{first.name} is ahead with {first.content['average']:.1f}."]
+    for other in others:
+        gap = difference_interval(first.measured, other.measured)
+        sure = "" if gap.low > 0 else ", which may be chance"
+        told.append(f"Over {other.name}: {gap.value:+.1f} (95% interval {gap.low:+.1f} to {gap.high:+.1f}{sure}).")
+    return " ".join(told)
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """The scores as a Markdown table."""
+    names = [result.name for result in results]
+    lines = ["| task | cluster | metric | " + " | ".join(names) + " |", "| --- | --- | --- |" + " ---: |" * len(names)]
+    for row in _rows(results):
+        values = " | ".join(f"{value:.1f}" for value in row["values"])
+        lines.append(f"| {row['task']} | {row['cluster']} | {row['metric']} | {values} |")
+    intervals = _intervals(results)
+    lines.append("| **average** | | | " + " | ".join(f"**{interval.value:.1f}**" for interval in intervals) + " |")
+    lines.append("| 95% interval | | | " + " | ".join(f"{i.low:.1f} to {i.high:.1f}" for i in intervals) + " |")
+    lines.append(f"\n{results[0].content['examples']} examples. {headline(results)}\n")
+    return "\n".join(lines)
+
+
+def _check(results: Sequence[Result]) -> None:
+    if not results:
+        raise UsageError("a report needs at least one measured run")
+    shape = [
+        [(row["task"], row["wording"], row["examples"]) for row in result.content["wordings"]] for result in results
+    ]
+    for result, one in zip(results, shape, strict=True):
+        if one != shape[0]:
+            raise UsageError(
+                f"{result.name} and {results[0].name} were measured on different examples: measure both with the same "
+                "suite and test values (shoulders evaluate ... --out)"
+            )
+
+
+def _page(results: Sequence[Result], title: str, folder: Path, drawn: Sequence[str]) -> str:
+    source = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    images = [{"alt": ALT[name], "data": base64.b64encode((folder / name).read_bytes()).decode()} for name in drawn]
+    clusters = {
+        name: [result.content["clusters"][name] for result in results] for name in results[0].content["clusters"]
+    }
+    return environment.from_string(source).render(
+        title=title,
+        headline=headline(results),
+        plots=images,
+        results=results,
+        examples=results[0].content["examples"],
+        rows=_rows(results),
+        intervals=_intervals(results),
+        clusters=clusters,
+        samples=_samples(results),
+        provenance=[_provenance(result.content) for result in results],
+        recipes=[json.dumps(result.content["recipe"], indent=1) for result in results],
+    )
+
+
+def _intervals(results: Sequence[Result]) -> list[Interval]:
+    return [average_interval(result.measured) for result in results]
+
+
+def _rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """One row of the table for each task."""
+    first = {row["task"]: row for row in results[0].content["wordings"]}
+    found = []
+    for task, row in first.items():
+        values = [result.content["tasks"][task] for result in results]
+        found.append(
+            {"task": task, "cluster": row["cluster"], "metric": row["metric"], "values": values, "best": max(values)}
+        )
+    return found
+
+
+def _samples(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The same questions with everyone's answers."""
+    found = []
+    for number, row in enumerate(results[0].content["wordings"]):
+        for place, sample in enumerate(row["samples"]):
+            answers = [result.content["wordings"][number]["samples"][place]["answer"] for result in results]
+            found.append({**sample, "task": row["task"], "answers": answers})
+    return found
+
+
+def _provenance(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a report says of where a result comes from."""
+    backbone, machine = content["backbone"], content["machine"]
+    return [
+        ("backbone", f"{backbone['name']} ({backbone['dtype']}, fingerprint {backbone['fingerprint'][:12]})"),
+        ("trained parameters", f"{content['trained']:,}"),
+        ("commit", f"{content['commit'] or 'not in a checkout'}{' with changes' if content['dirty'] else ''}"),
+        ("libraries", ", ".join(f"{name} {version}" for name, version in content["versions"].items())),
+        ("machine", f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"),
+        ("measured", content["time"]),
+    ]

@@ -1,0 +1,78 @@
+import pytest
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from shoulders.backbone.decoding import generate
+from shoulders.data.batching import encode, question_batch
+from shoulders.scaffolds.base import Bare
+from shoulders.scaffolds.initialise import from_vocabulary
+from shoulders.scaffolds.soft_prompt import SoftPrompt
+
+
+def given(lm, scaffold, questions):
+    return question_batch([encode(question, lm) for question in questions], lm, scaffold)
+
+
+def test_beams_are_those_of_the_model_itself(any_lm, questions):
+    for question in questions[:2]:
+        ids = torch.tensor([any_lm.ids(question.text)])
+        settings = {"num_beams": 3, "length_penalty": 0.0, "early_stopping": True}
+        found = generate(any_lm, Bare(), given(any_lm, Bare(), [question]), longest=5, **settings)
+        own = any_lm.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, pad_token_id=any_lm.end,
+            eos_token_id=any_lm.end, do_sample=False, **settings,
+        )[0, ids.shape[1] :].tolist()  # fmt: skip
+        assert found[0] == own[: own.index(any_lm.end)] if any_lm.end in own else found[0] == own
+
+
+def test_samples_share_one_reading_of_the_question(lm, questions, monkeypatch):
+    """Sixteen samples of four questions: four rows are read, once."""
+    prompt = SoftPrompt(from_vocabulary(lm)(4))
+    rows_read = []
+    states = type(lm).states
+
+    def counting(self, embeds, *rest):
+        if embeds.shape[1] > 1:
+            rows_read.append(embeds.shape[0])
+        return states(self, embeds, *rest)
+
+    monkeypatch.setattr(type(lm), "states", counting)
+    found = generate(
+        lm, prompt, given(lm, prompt, questions), longest=5, do_sample=True, temperature=1.0, num_return_sequences=16
+    )
+    assert len(found) == 64
+    assert rows_read == [4]
+    assert len({tuple(ids) for ids in found[:16]}) > 1
+
+
+def test_sampling_follows_the_models_own_distribution(lm, questions):
+    """First tokens of many samples against the softmax of the logits."""
+    prompt = SoftPrompt(from_vocabulary(lm)(4))
+    one = given(lm, prompt, questions[:1])
+    with torch.no_grad():
+        wanted = (lm.logits(prompt.states(lm, one)[0, -1])).softmax(-1)
+    found = generate(lm, prompt, one, longest=1, do_sample=True, top_k=0, num_return_sequences=4000)
+    counts = torch.zeros(lm.vocabulary)
+    for ids in found:
+        counts[ids[0] if ids else lm.end] += 1
+    for half in wanted.argsort().chunk(2):  # the unlikely tokens, and the likely ones
+        share = wanted[half].sum().item()
+        assert counts[half].sum().item() / 4000 == pytest.approx(share, abs=4 * (share * (1 - share) / 4000) ** 0.5)
+    assert counts[wanted.argmax()] > 4000 * wanted.mean()
+
+
+def test_tokens_are_streamed_as_they_come(lm, questions):
+    class Keeper(BaseStreamer):
+        def __init__(self):
+            self.seen, self.ended = [], False
+
+        def put(self, value):
+            self.seen.extend(value.flatten().tolist())
+
+        def end(self):
+            self.ended = True
+
+    keeper = Keeper()
+    found = generate(lm, Bare(), given(lm, Bare(), questions[:1]), longest=5, streamer=keeper)
+    assert keeper.ended
+    assert keeper.seen[1 : 1 + len(found[0])] == found[0]

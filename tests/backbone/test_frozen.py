@@ -1,0 +1,80 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from shoulders.backbone import frozen
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.errors import ContextFull, SourceNotFound, UnknownName
+from shoulders.records import IGNORE
+
+
+def test_fingerprint_tells_models_apart_and_ignores_the_type(tiny_lm):
+    assert tiny_lm("llama").fingerprint() == tiny_lm("llama", "bfloat16").fingerprint()
+    assert tiny_lm("llama").fingerprint() != tiny_lm("qwen2").fingerprint()
+
+
+def test_checksum_sees_the_smallest_change(folders, tiny_lm):
+    tiny_lm("llama")
+    other = FrozenLM.load(str(folders / "llama"), dtype="float32", device="cpu")
+    before = other.checksum()
+    assert before == tiny_lm("llama").checksum()
+    weight = next(other.model.parameters())
+    weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
+    assert other.checksum() != before
+
+
+def test_nothing_of_the_model_asks_for_gradients(any_lm):
+    assert not any(weight.requires_grad for weight in any_lm.model.parameters())
+    assert not any_lm.model.training
+
+
+def test_nll_is_cross_entropy_of_each_row(lm):
+    states, labels = torch.randn(3, 5, lm.width), torch.randint(0, lm.vocabulary, (3, 5))
+    labels[0, :2] = IGNORE
+    labels[2] = IGNORE
+    found = lm.nll(states, labels)
+    for row in range(3):
+        wanted = F.cross_entropy(lm.logits(states[row]), labels[row], ignore_index=IGNORE, reduction="sum")
+        assert found[row].item() == pytest.approx(wanted.item(), rel=1e-5)
+    mean = F.cross_entropy(lm.logits(states).flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+    assert lm.loss(states, labels).item() == pytest.approx(mean.item(), rel=1e-5)
+
+
+def test_logits_that_are_computed_again_have_the_same_gradient(lm, monkeypatch):
+    states = torch.randn(2, 9, lm.width, requires_grad=True)
+    labels = torch.randint(0, lm.vocabulary, (2, 9))
+    (whole,) = torch.autograd.grad(lm.loss(states, labels), states)
+    monkeypatch.setattr(frozen, "SCORED_AT_ONCE", 4)
+    (pieces,) = torch.autograd.grad(lm.loss(states, labels), states)
+    torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_reach_the_input(any_lm):
+    embeds = torch.randn(1, 4, any_lm.width, requires_grad=True)
+    any_lm.states(embeds).pow(3).sum().backward()
+    assert embeds.grad is not None
+    assert embeds.grad.abs().sum() > 0
+
+
+def test_a_capped_head_is_found(tiny_lm):
+    lm = tiny_lm("gemma2")
+    assert lm.logits(torch.randn(4, lm.width) * 100).abs().max() <= 1.0
+
+
+def test_a_continuation_is_tokenised_as_part_of_the_whole(lm):
+    text, answer = "What is the capital of France?", "Paris"
+    whole = lm.ids(f"{text} {answer}")
+    assert lm.ids(text) + lm.continuation_ids(text, answer) == whole
+
+
+def test_context_and_types_are_refused_with_both_numbers(lm):
+    with pytest.raises(ContextFull, match="needs 200 positions, the model has room for 128: make it shorter"):
+        lm.check_room("a prompt", 200, "make it shorter")
+    with pytest.raises(UnknownName, match="did you mean 'bfloat16'"):
+        FrozenLM.load(lm.name, dtype="bfloat6")
+
+
+def test_a_model_without_an_end_token_cannot_answer(lm):
+    bare = FrozenLM(lm.model, lm.tokenizer.__class__(tokenizer_object=lm.tokenizer.backend_tokenizer), "nameless")
+    with pytest.raises(SourceNotFound, match="no end-of-sequence token"):
+        _ = bare.end
