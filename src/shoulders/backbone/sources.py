@@ -127,7 +127,8 @@ def hub_errors(name: str) -> Iterator[None]:
     except SafetensorError as error:
         raise CorruptFile(f"the weights of {name!r} are truncated or broken ({error}): fetch them again") from error
     except (OSError, ValueError) as error:
-        if isinstance(error.__cause__, (OfflineModeIsEnabled, LocalEntryNotFoundError)) or "connect to" in str(error):
+        offline = isinstance(error.__cause__, (OfflineModeIsEnabled, LocalEntryNotFoundError))
+        if offline or isinstance(error, ConnectionError) or "connect to" in str(error):
             raise HubUnreachable(name) from error
         first = str(error).strip().splitlines()[0]
         raise SourceNotFound(f"{name!r} cannot be loaded: {first}") from error

@@ -61,15 +61,20 @@ def folder_task(folder: Path) -> TemplatedTask:
     return TemplatedTask(card.get("name", folder.name), card.get("cluster", OTHER), templates, splits, card)
 
 
-def p3_task(name: str) -> RenderedTask:
-    """A data set of P3 with all its wordings, fetched from the hub."""
+def p3_task(name: str, repository: str = P3) -> RenderedTask:
+    """A data set of P3 with all its wordings, fetched from the hub.
+
+    Each wording is a configuration of the repository. Those that end in `score_eval` repeat the examples once for each
+    answer choice; rank classification here needs the choices only, which the others hold too.
+    """
     from datasets import get_dataset_config_names
 
-    with hub_errors(P3):
-        wordings = [config for config in get_dataset_config_names(P3) if config.startswith(f"{name}_")]
+    with hub_errors(repository):
+        found = [config for config in get_dataset_config_names(repository) if config.startswith(f"{name}_")]
+    wordings = [config for config in found if not config.endswith("score_eval")]
     if not wordings:
-        raise SourceNotFound(f"{P3} has no data set {name!r} (its configurations start with the data set's name)")
-    tables = {wording.removeprefix(f"{name}_"): _hub_splits(P3, wording) for wording in wordings}
+        raise SourceNotFound(f"{repository} has no data set {name!r}: its configurations begin with a data set's name")
+    tables = {wording.removeprefix(f"{name}_"): _hub_splits(repository, wording) for wording in wordings}
     return RenderedTask(name, OTHER, tables)
 
 

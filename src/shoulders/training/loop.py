@@ -10,7 +10,6 @@ from typing import Any, Protocol, TypeVar
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from shoulders.errors import TrainingDiverged, UsageError
 from shoulders.training.checkpoint import Progress, checkpoints, load_checkpoint, save_checkpoint
@@ -112,12 +111,11 @@ def fit(
     optimizer = torch.optim.AdamW(
         groups or trained.parameters(), plan.learning_rate, plan.betas, plan.eps, plan.weight_decay
     )
+    peaks = [group["lr"] for group in optimizer.param_groups]
     progress = _resume(folder, trained, optimizer)
     source.position = progress.position
     source.counts.update(progress.counts)
     module, stepper = accelerator.prepare(trained, optimizer)
-    schedule = LambdaLR(optimizer, plan.rate_factor, last_epoch=-1)
-    _fast_forward(schedule, progress.step)
     for number in range(progress.step + 1, plan.steps + 1):
         begun = time.perf_counter()
         portion = source.step()
@@ -125,11 +123,12 @@ def fit(
         if not torch.isfinite(loss):
             raise TrainingDiverged(step=number, loss=loss.item(), kept=_kept(folder))
         norm = accelerator.clip_grad_norm_(module.parameters(), plan.clip or float("inf"))
-        rate = schedule.get_last_lr()[0]
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * plan.rate_factor(number - 1)
         stepper.step()
-        schedule.step()
         stepper.zero_grad()
-        done = Step(number, loss.item(), rate, float(norm), portion.positions, time.perf_counter() - begun)
+        rate, spent = optimizer.param_groups[0]["lr"], time.perf_counter() - begun
+        done = Step(number, loss.item(), rate, float(norm), portion.positions, spent)
         progress = replace(progress, step=number, position=source.position, counts=dict(source.counts))
         if hooks.evaluate and (_due(number, plan.evaluate_every) or number == plan.steps):
             done = replace(done, score=hooks.evaluate())
@@ -164,12 +163,6 @@ def _best(progress: Progress, done: Step, hooks: Hooks, *, main: bool) -> Progre
 def _resume(folder: Path | None, trained: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     saved = checkpoints(folder) if folder else []
     return load_checkpoint(saved[-1], trained, optimizer) if saved else Progress()
-
-
-def _fast_forward(schedule: LambdaLR, steps: int) -> None:
-    """Bring the learning rate to where it was; the schedule depends on the step alone and needs no state of its own."""
-    schedule.last_epoch = steps - 1
-    schedule.step()
 
 
 def _kept(folder: Path | None) -> str:

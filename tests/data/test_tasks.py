@@ -1,0 +1,140 @@
+import gzip
+import json
+
+import pytest
+
+from shoulders.data.readers import folder_task, open_suite, p3_task, read_json_lines
+from shoulders.data.tasks import RenderedTask, gold_answers
+from shoulders.errors import DataError, HubUnreachable, SourceNotFound, UnknownName
+
+TEMPLATES = """
+templates:
+  a: !Template
+    answer_choices: null
+    id: aaaaaaaa
+    jinja: "{{question}} ||| {{answers[0]}}"
+    metadata: !TemplateMetadata {metrics: [Squad], original_task: true}
+    name: ask
+  b: !Template
+    answer_choices: null
+    id: bbbbbbbb
+    jinja: "Q: {{question}} ||| {{answers[0]}}"
+    metadata: !TemplateMetadata {metrics: [Squad], original_task: true}
+    name: ask
+"""
+ROWS = [{"question": "2+2?", "answers": ["4", "four"]}, {"question": "1+1?", "answers": ["2"]}]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    place = tmp_path / "sums"
+    place.mkdir()
+    (place / "templates.yaml").write_text(TEMPLATES)
+    (place / "card.json").write_text(json.dumps({"name": "sums", "cluster": "Closed-book QA"}))
+    with gzip.open(place / "train.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in ROWS)
+    (place / "test.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    return place
+
+
+def test_a_task_folder_is_read(folder):
+    task = folder_task(folder)
+    assert (task.name, task.cluster) == ("sums", "Closed-book QA")
+    assert task.wordings == ("ask", "ask bbbbbbbb")
+    assert task.rows("train", "ask") == 2
+    example = task.example("train", "ask", 0)
+    assert (example.question.text, example.target, example.references) == ("2+2?", "4", ("4", "four"))
+    with pytest.raises(UnknownName, match="called 'validation'"):
+        task.rows("validation", "ask")
+
+
+def test_suites_are_named_by_folder(folder):
+    assert [task.name for task in open_suite(str(folder.parent))] == ["sums"]
+    assert [task.name for task in open_suite(str(folder))] == ["sums"]
+    with pytest.raises(UnknownName, match="called 'sum': did you mean 'sums'"):
+        open_suite(str(folder.parent), ["sum"])
+    with pytest.raises(SourceNotFound, match="no suite folder"):
+        open_suite("nowhere")
+    empty = folder / "empty"
+    empty.mkdir()
+    with pytest.raises(SourceNotFound, match="holds no task folder"):
+        open_suite(str(empty))
+
+
+def test_a_broken_line_is_named(folder):
+    (folder / "train.jsonl.gz").unlink()
+    path = folder / "train.jsonl"
+    path.write_text('{"question": "a", "answers": ["b"]}\n\n{"question": \n')
+    with pytest.raises(DataError, match=r"train\.jsonl, line 3"):
+        folder_task(folder)
+    path.write_text("[1]\n")
+    with pytest.raises(DataError, match="line 1: not a JSON object but list"):
+        list(read_json_lines(path))
+
+
+def test_a_truncated_archive_is_named(folder):
+    path = folder / "train.jsonl.gz"
+    path.write_bytes(path.read_bytes()[:-6])
+    with pytest.raises(DataError, match=r"train\.jsonl\.gz"):
+        folder_task(folder)
+
+
+@pytest.mark.parametrize(
+    ("record", "target", "golds"),
+    [
+        ({"answers": ["a", "b"]}, "a", ("a", "b")),
+        ({"answers": {"text": ["a", "a", "b"], "answer_start": [1, 2, 3]}}, "b", ("a", "b")),
+        ({"answer": {"aliases": ["a", "c"], "value": "a"}}, "c", ("a", "c")),
+        ({"output": [{"answer": "yes"}, {"answer": "yeah"}]}, "yeah", ("yes", "yeah")),
+        ({"answer": ["a"]}, "z", ("z",)),
+        ({"label": 1}, "z", ("z",)),
+    ],
+)
+def test_all_answers_of_a_record_count_as_right(record, target, golds):
+    assert gold_answers(record, target) == golds
+
+
+def p3_row(text, target, choices=None):
+    """A row of the hub's schema: token ids, and the texts they were made of."""
+    return {
+        "inputs": [1, 2], "inputs_pretokenized": text, "targets": [3], "targets_pretokenized": target,
+        "answer_choices": choices,
+    }  # fmt: skip
+
+
+def test_p3_is_read_by_its_schema(tmp_path):
+    """bigscience/P3: one configuration for each data set and wording; here a local repository of the same schema."""
+    names = ["toy_set_first", "toy_set_second", "toy_set_first_score_eval", "toy_other_first"]
+    configs = []
+    for name in names:
+        rows = [p3_row(f"{name} {n}? ", f" {n}\n", ["0", "1", "2"] if "first" in name else None) for n in range(3)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        configs.append(f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}.jsonl\n")
+    (tmp_path / "README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n")
+    task = p3_task("toy_set", str(tmp_path))
+    assert isinstance(task, RenderedTask)
+    assert task.wordings == ("first", "second")
+    example = task.example("train", "first", 2)
+    assert (example.question.text, example.target, example.choices) == ("toy_set_first 2?", "2", ("0", "1", "2"))
+    assert task.example("train", "second", 1).choices is None
+    with pytest.raises(SourceNotFound, match="no data set 'nothing'"):
+        p3_task("nothing", str(tmp_path))
+
+
+def test_a_hugging_face_data_set_with_templates(folder, tmp_path):
+    """Any data set that `datasets` loads; here a folder of files."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (task,) = open_suite(f"hub:{data}@{folder / 'templates.yaml'}")
+    assert task.rows("train", "ask") == 2
+    assert task.example("train", "ask", 1).target == "2"
+    with pytest.raises(SourceNotFound, match="names no templates"):
+        open_suite("hub:glue:sst2")
+
+
+def test_without_a_network_the_hub_says_what_to_do(folder):
+    with pytest.raises(HubUnreachable):
+        open_suite("p3:super_glue_rte")
+    with pytest.raises((HubUnreachable, SourceNotFound)):
+        open_suite(f"hub:nobody/nothing@{folder / 'templates.yaml'}")

@@ -1,0 +1,76 @@
+import pytest
+
+from shoulders.evaluation.metrics import (
+    ACCURACY,
+    BLEU_4,
+    EM,
+    F1,
+    METRICS,
+    ROUGE_L,
+    exact_match,
+    metrics_for,
+    normalise,
+    rouge_l,
+    token_f1,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The  Eiffel Tower!", "eiffel tower"),
+        ("an apple, a day", "apple day"),
+        ("U.S.A.", "usa"),
+        ("theatre", "theatre"),
+        ("well-known", "wellknown"),
+        ("“quoted”", "“quoted”"),  # only ASCII punctuation goes, as in the script
+    ],
+)
+def test_normalisation_is_squads(text, normal):
+    assert normalise(text) == normal
+
+
+def test_exact_match_takes_the_best_gold():
+    assert exact_match("the Beatles.", ["Queen", "Beatles"]) == 1.0
+    assert exact_match("Beatle", ["Beatles"]) == 0.0
+    with pytest.raises(ValueError, match="at least one"):
+        exact_match("x", [])
+
+
+def test_token_f1_counts_tokens_with_their_number():
+    assert token_f1("cat sat mat", ["cat mat"]) == pytest.approx(0.8)
+    assert token_f1("cat cat", ["cat"]) == pytest.approx(2 / 3)
+    assert token_f1("", ["cat"]) == 0.0
+    assert token_f1("dog", ["cat", "the dog"]) == 1.0
+
+
+def test_rouge_is_the_librarys():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    found, gold = "the cats sat on a mat", "a cat sat upon the mat"
+    wanted = RougeScorer(["rougeL"], use_stemmer=True).score(gold, found)["rougeL"].fmeasure
+    assert rouge_l(found, ["something else", gold]) == wanted
+
+
+def test_corpus_bleu_is_the_librarys():
+    import sacrebleu
+
+    found = ["the cat sat on the mat", "it rains in Paris today", "no"]
+    golds = [
+        ["the cat is on the mat", "a cat sat on the mat"],
+        ["it is raining in Paris today", "it rains"],
+        ["no", "n"],
+    ]
+    rows = [BLEU_4.measure(text, some) for text, some in zip(found, golds, strict=True)]
+    ours = BLEU_4.total([sum(column) for column in zip(*rows, strict=True)], len(rows))
+    wanted = sacrebleu.corpus_bleu(found, [list(refs) for refs in zip(*golds, strict=True)]).score
+    assert ours == pytest.approx(wanted)
+
+
+def test_the_metric_of_a_wording_comes_from_its_metadata():
+    assert metrics_for(("Accuracy",), choices=True) == (ACCURACY,)
+    assert metrics_for(("Accuracy", "Other"), choices=False) == (EM, F1)
+    assert metrics_for(("Squad",), choices=False)[0] is F1
+    assert metrics_for(("BLEU", "ROUGE"), choices=False) == (ROUGE_L, BLEU_4)
+    assert metrics_for((), choices=False) == (EM, F1)
+    assert set(METRICS) == {"accuracy", "em", "f1", "rouge_l", "bleu"}

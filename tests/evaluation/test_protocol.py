@@ -1,0 +1,159 @@
+import json
+from statistics import mean, median
+
+import pytest
+
+from shoulders.data.tasks import TemplatedTask
+from shoulders.data.templates import Template
+from shoulders.errors import DataError, UsageError
+from shoulders.evaluation import protocol
+from shoulders.evaluation.metrics import ACCURACY
+from shoulders.evaluation.protocol import EvaluationPlan, chosen_examples, evaluate
+from shoulders.evaluation.report import headline, markdown, write_report
+from shoulders.evaluation.results import Result, read_result, scores_as_json
+from shoulders.evaluation.statistics import Measured, average_interval, difference_interval
+from shoulders.pipeline import rank
+from shoulders.scaffolds.base import Bare
+from shoulders.scaffolds.initialise import from_vocabulary
+from shoulders.scaffolds.soft_prompt import SoftPrompt
+
+PLAN = EvaluationPlan(split="test", longest=4)
+
+
+def tasks() -> list[TemplatedTask]:
+    records = [{"t": f"what is {n}?", "k": n % 2} for n in range(12)]
+
+    def choose(name):
+        return Template(name, name, "{{t}} " + name + " ||| {{answer_choices[k]}}", "even ||| odd", ("Accuracy",))
+
+    wordings = {name: choose(name) for name in ("plain", "short", "long")}
+    wordings["backwards"] = Template("backwards", "b", "{{k}} ||| {{t}}", None, (), original_task=False)
+    asked = {"ask": Template("ask", "a", "{{t}} ||| {{k}}", None, ("Squad",))}
+    return [
+        TemplatedTask("parity", "Sums", wordings, {"test": records}),
+        TemplatedTask("answer", "Closed-book QA", asked, {"test": records}),
+    ]
+
+
+def test_scores_follow_the_protocol(lm):
+    """Rank classification by summed log-likelihood; median over wordings; mean over tasks; only the original task."""
+    scores = evaluate(tasks(), lm, Bare(), PLAN)
+    assert [(row.task, row.wording) for row in scores.wordings] == [
+        ("parity", "plain"), ("parity", "short"), ("parity", "long"), ("answer", "ask"),
+    ]  # fmt: skip
+    for row in scores.wordings[:3]:
+        examples = [prediction.example for prediction in row.predictions]
+        found = rank([e.question for e in examples], [e.choices for e in examples], lm, Bare())
+        right = [
+            values.index(max(values)) == e.choices.index(e.target) for values, e in zip(found, examples, strict=True)
+        ]
+        assert row.primary == pytest.approx(100 * mean(right))
+    by_task = {"parity": median(row.primary for row in scores.wordings[:3]), "answer": scores.wordings[3].primary}
+    assert scores.tasks == by_task
+    assert scores.clusters == {"Sums": by_task["parity"], "Closed-book QA": by_task["answer"]}
+    assert scores.average == pytest.approx(mean(by_task.values()))
+    assert scores.examples == 48
+
+
+def test_scores_do_not_depend_on_the_batch(lm):
+    prompt = SoftPrompt(from_vocabulary(lm)(3))
+    wide = evaluate(tasks(), lm, prompt, PLAN)
+    narrow = evaluate(tasks(), lm, prompt, EvaluationPlan(split="test", longest=4, positions_at_once=1))
+    for one, other in zip(wide.wordings, narrow.wordings, strict=True):
+        assert [p.text for p in one.predictions] == [p.text for p in other.predictions]
+
+
+def test_a_limit_takes_the_same_random_examples_for_everyone(lm):
+    plan = EvaluationPlan(split="test", limit=5, wordings=2, seed=3)
+    chosen, _ = chosen_examples(tasks(), plan)
+    assert [(task.name, wording, len(examples)) for task, wording, examples in chosen] == [
+        ("parity", "plain", 5), ("parity", "short", 5), ("answer", "ask", 5),
+    ]  # fmt: skip
+    rows = [[example.id for example in examples] for _, _, examples in chosen]
+    assert rows[0] == rows[1]
+    again, _ = chosen_examples(tasks(), plan)
+    assert [[e.id for e in examples] for _, _, examples in again] == rows
+    other, _ = chosen_examples(tasks(), EvaluationPlan(split="test", limit=5, wordings=2, seed=4))
+    assert [e.id for e in other[0][2]] != rows[0]
+
+
+def test_failing_templates_are_counted_and_empty_wordings_refused(lm):
+    task = tasks()[1]
+    half = Template("ask", "a", "{{t}} ||| {{ k if k else missing }}")
+    _, skipped = chosen_examples([TemplatedTask("x", "y", {"ask": half}, task.splits)], PLAN)
+    assert skipped == {"x/ask": 6}
+    nothing = Template("ask", "a", "{% if false %}a ||| b{% endif %}")
+    with pytest.raises(DataError, match="wording 'ask' of task 'x' renders nothing in 'test'"):
+        chosen_examples([TemplatedTask("x", "y", {"ask": nothing}, task.splits)], PLAN)
+
+
+def measured(values, task="t"):
+    return [Measured(task, "w", ACCURACY, [(float(value),) for value in values])]
+
+
+def test_intervals_are_those_of_a_mean():
+    """A share of one half of 400: the normal approximation is +- 4.9."""
+    interval = average_interval(measured([0, 1] * 200))
+    assert interval.value == 50.0
+    assert interval.low == pytest.approx(45.1, abs=0.8)
+    assert interval.high == pytest.approx(54.9, abs=0.8)
+
+
+def test_paired_differences_are_sharper_than_two_intervals():
+    base = [0, 1] * 100
+    better = [1, 1, *base[2:]]
+    gap = difference_interval(measured(better), measured(base))
+    assert gap.value == pytest.approx(0.5)
+    assert gap.high - gap.low < 2.5
+    with pytest.raises(ValueError, match="same examples"):
+        difference_interval(measured(base), measured(base[1:]))
+
+
+def result(scores, name):
+    origin = {
+        "recipe": {"name": name, "training": {"batch_size": 8}}, "trained": 12, "commit": None, "dirty": False,
+        "versions": {"torch": "x"}, "machine": {"processor": "p", "cores": 2, "threads": 2}, "time": "now",
+        "backbone": {"name": "tiny", "dtype": "float32", "fingerprint": "f" * 64},
+    }  # fmt: skip
+    log = [{"number": n, "loss": 3 - n / 10} for n in range(1, 11)]
+    return Result(name, {**json.loads(json.dumps(scores_as_json(scores))), **origin}, log)
+
+
+def test_a_report_says_what_was_measured(lm, tmp_path):
+    bare = evaluate(tasks(), lm, Bare(), PLAN)
+    prompt = evaluate(tasks(), lm, SoftPrompt(from_vocabulary(lm)(3)), PLAN)
+    results = [result(bare, "bare <model>"), result(prompt, "prompt")]
+    page = write_report(results, tmp_path / "report")
+    text = page.read_text()
+    assert "bare &lt;model&gt;" in text
+    assert text.count("data:image/png;base64,") == 3
+    assert f"{bare.average:.1f}" in text
+    assert "http" not in text.replace("http-equiv", "")  # needs nothing from elsewhere
+    table = markdown(results)
+    assert table.count("\n| ") >= 5
+    assert (tmp_path / "report" / "scores.md").read_text() == table
+    best = max(results, key=lambda one: one.content["average"])
+    assert headline(results).startswith(f"{best.name} is ahead with {best.content['average']:.1f}.")
+    stored = json.loads((tmp_path / "report" / "scores.json").read_text())
+    assert stored["prompt"]["average"] == pytest.approx(prompt.average)
+
+
+def test_results_of_different_examples_are_not_compared(lm, tmp_path):
+    one = result(evaluate(tasks(), lm, Bare(), PLAN), "a")
+    other = result(evaluate(tasks()[:1], lm, Bare(), PLAN), "b")
+    with pytest.raises(UsageError, match="b and a were measured on different examples"):
+        write_report([one, other], tmp_path)
+
+
+def test_results_are_read_from_runs(tmp_path):
+    with pytest.raises(UsageError, match="no results at"):
+        read_result(tmp_path)
+    (tmp_path / "results.json").write_text('{"average": 1}')
+    with pytest.raises(UsageError, match="no results of shoulders"):
+        read_result(tmp_path)
+
+
+def test_nothing_of_a_scaffold_is_left_in_the_model(lm):
+    before = lm.checksum()
+    protocol.evaluate(tasks(), lm, SoftPrompt(from_vocabulary(lm)(3)), PLAN)
+    assert lm.checksum() == before

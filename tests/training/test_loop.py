@@ -1,0 +1,250 @@
+"""The training loop: what moves, what does not, and that nothing depends on how the work is divided or interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from golden import GOLDEN
+from shoulders.data.batching import Lengths, Stream
+from shoulders.data.mixture import Mixture
+from shoulders.data.tasks import TemplatedTask
+from shoulders.data.templates import Template
+from shoulders.errors import TrainingDiverged, UsageError
+from shoulders.scaffolds.initialise import from_vocabulary
+from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
+from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.training.checkpoint import checkpoints
+from shoulders.training.loop import Hooks, fit
+from shoulders.training.plan import TrainPlan
+from shoulders.training.scaffolds import ExampleSource, scaffold_loss
+
+PLAN = TrainPlan(steps=4, batch_size=8, learning_rate=0.01, warmup=0.5, positions_at_once=256)
+
+
+def toy_task() -> TemplatedTask:
+    records = [{"t": f"{'really ' * (n % 7)}what is {n}?", "a": "even" if n % 2 == 0 else "odd"} for n in range(40)]
+    template = Template("w", "id", "{{t}} ||| {{a}}")
+    return TemplatedTask("parity", "Toys", {"w": template}, {"train": records})
+
+
+def source(lm, scaffold, plan=PLAN):
+    mixture = Mixture([toy_task()], split="train", seed=plan.seed)
+    stream = Stream(mixture, lm, lengths=Lengths(), prompt_length=scaffold.length)
+    return ExampleSource(stream, plan.batch_size, plan.positions_at_once, scaffold.length)
+
+
+def trained(lm, scaffold, plan=PLAN, **rest):
+    """The losses of a run."""
+    losses: list[float] = []
+    hooks = rest.pop("hooks", Hooks(on_step=lambda step: losses.append(step.loss)))
+    fit(scaffold, scaffold_loss(lm, scaffold), source(lm, scaffold, plan), plan, hooks=hooks, **rest)
+    return losses
+
+
+def prompts(lm, tiny_encoder):
+    yield SoftPrompt(from_vocabulary(lm)(4))
+    yield SoftPrompt(from_vocabulary(lm)(4), "suffix")
+    for base in (False, True):
+        shape = InputPromptShape(length=4, encoder_length=2, head_width=8, base=base)
+        yield InputPrompt(tiny_encoder("bert"), lm.width, shape, start=from_vocabulary(lm)(4))
+    yield InputPrompt(lm, lm.width, shape, start=from_vocabulary(lm)(4))
+
+
+def test_training_moves_the_whole_scaffold_and_nothing_else(any_lm, tiny_encoder):
+    for scaffold in prompts(any_lm, tiny_encoder):
+        frozen, encoder = any_lm.checksum(), scaffold.encoder and scaffold.encoder.fingerprint()
+        before = deepcopy(scaffold.state_dict())
+        trained(any_lm, scaffold, replace(PLAN, steps=2), groups=scaffold.learning_rates(0.01))
+        assert all((now != before[name]).any() for name, now in scaffold.state_dict().items())
+        assert any_lm.checksum() == frozen
+        assert (scaffold.encoder and scaffold.encoder.fingerprint()) == encoder
+
+
+@pytest.mark.parametrize("name", ["soft_prompt", "soft_prompt_suffix", "input_prompt", "input_prompt_base", "self"])
+def test_golden_trajectories(lm, tiny_encoder, name):
+    """Losses as they were when the method was written; a change needs a reason in its commit."""
+    number = ["soft_prompt", "soft_prompt_suffix", "input_prompt", "input_prompt_base", "self"].index(name)
+    scaffold = list(prompts(lm, tiny_encoder))[number]
+    losses = trained(lm, scaffold, groups=scaffold.learning_rates(0.01))
+    assert losses == pytest.approx(GOLDEN[name], rel=1e-4)
+
+
+def test_losses_fall(lm, tiny_encoder):
+    for scaffold in prompts(lm, tiny_encoder):
+        losses = trained(lm, scaffold, replace(PLAN, steps=40, learning_rate=0.1))
+        assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
+
+
+def test_any_division_into_micro_batches_is_the_same_step(lm, tiny_encoder):
+    """1 x 8 = 8 x 1."""
+    found = []
+    for positions in (1, 64, 100_000):
+        torch.manual_seed(5)
+        scaffold = list(prompts(lm, tiny_encoder))[2]
+        losses = trained(lm, scaffold, replace(PLAN, steps=3, positions_at_once=positions))
+        found.append((losses, scaffold.state_dict()))
+    for losses, weights in found[1:]:
+        assert losses == pytest.approx(found[0][0], rel=1e-4)
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight, found[0][1][name], rtol=1e-3, atol=2e-4)
+
+
+def test_weight_decay_does_not_pull_at_the_shared_prompt(lm, tiny_encoder):
+    scaffold = list(prompts(lm, tiny_encoder))[3]
+    groups = scaffold.learning_rates(0.1)
+    assert groups[1]["weight_decay"] == 0.0
+
+
+def test_the_rate_rises_and_stays_or_falls():
+    constant = TrainPlan(steps=100, warmup=0.1)
+    assert [round(constant.rate_factor(done), 2) for done in (0, 4, 9, 50, 99)] == [0.1, 0.5, 1.0, 1.0, 1.0]
+    linear = replace(constant, decay="linear")
+    assert linear.rate_factor(10) == 1.0
+    assert linear.rate_factor(55) == pytest.approx(0.5)
+    assert linear.rate_factor(99) == pytest.approx(1 / 90)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(lm, tiny_encoder, tmp_path):
+    plan = replace(PLAN, steps=9, save_every=2, decay="linear", weight_decay=0.1)
+
+    def scaffold():
+        torch.manual_seed(3)
+        return list(prompts(lm, tiny_encoder))[3]
+
+    whole = scaffold()
+    losses = trained(lm, whole, plan, groups=whole.learning_rates(0.01), folder=tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    def stop(step):
+        if step.number == 5:
+            raise Stop
+
+    broken = scaffold()
+    with pytest.raises(Stop):
+        trained(lm, broken, plan, groups=broken.learning_rates(0.01), folder=tmp_path / "b", hooks=Hooks(on_step=stop))
+    resumed = scaffold()
+    rest = trained(lm, resumed, plan, groups=resumed.learning_rates(0.01), folder=tmp_path / "b")
+    assert rest == losses[4:]
+    for name, weight in resumed.state_dict().items():
+        assert torch.equal(weight, whole.state_dict()[name]), name
+
+
+RUN = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch
+from small_run import killed_run
+killed_run({model!r}, Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_process_resumes_to_the_same_weights(lm, tmp_path):
+    """kill -9 in the middle of a real process, as often as it takes to finish."""
+    code = RUN.format(tests=str(Path(__file__).parent), model=lm.name)
+
+    def start(folder):
+        return subprocess.Popen([sys.executable, "-c", code, str(folder)], env=os.environ)
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0
+    killed = 0
+    for _ in range(6):
+        process = start(tmp_path / "killed")
+        saved = len(checkpoints(tmp_path / "killed"))
+        while process.poll() is None and killed < 3:
+            now = checkpoints(tmp_path / "killed")
+            if now and (len(now) > saved or now[-1].name > f"step-{8 * killed:08d}"):
+                process.send_signal(signal.SIGKILL)
+                killed += 1
+                break
+            time.sleep(0.002)
+        process.wait()
+        if process.returncode == 0:
+            break
+    assert killed >= 1
+    assert process.returncode == 0
+    final = [sorted(tmp_path.glob(f"{name}/step-*/weights.safetensors"))[-1] for name in ("whole", "killed")]
+    assert final[0].parent.name == final[1].parent.name
+    assert final[0].read_bytes() == final[1].read_bytes()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(lm, tmp_path):
+    scaffold = SoftPrompt(from_vocabulary(lm)(4))
+    calls = []
+
+    def loss(module, rows):
+        value = scaffold_loss(lm, scaffold)(module, rows)
+        calls.append(1)
+        return value * (float("nan") if len(calls) > 3 else 1.0)
+
+    plan = replace(PLAN, steps=10, save_every=1, positions_at_once=100_000)
+    with pytest.raises(TrainingDiverged, match=r"the loss is nan at step 4: .*step-00000003; lower the learning rate"):
+        fit(scaffold, loss, source(lm, scaffold, plan), plan, folder=tmp_path)
+    assert torch.isfinite(scaffold.prompt).all()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+
+
+def test_only_the_newest_checkpoints_are_kept_and_half_written_ones_ignored(lm, tmp_path):
+    scaffold = SoftPrompt(from_vocabulary(lm)(4))
+    trained(lm, scaffold, replace(PLAN, steps=5, save_every=1, keep=3), folder=tmp_path)
+    (tmp_path / "step-00000009").mkdir()
+    assert [path.name[-1] for path in checkpoints(tmp_path)] == ["3", "4", "5"]
+
+
+def test_the_best_development_score_is_kept(lm, tmp_path):
+    scores, kept = iter([1.0, 3.0, 2.0]), []
+    hooks = Hooks(evaluate=lambda: next(scores), on_best=lambda score, step: kept.append((score, step)))
+    scaffold = SoftPrompt(from_vocabulary(lm)(4))
+    plan = replace(PLAN, steps=6, evaluate_every=2)
+    progress = fit(scaffold, scaffold_loss(lm, scaffold), source(lm, scaffold, plan), plan, hooks=hooks)
+    assert kept == [(1.0, 2), (3.0, 4)]
+    assert (progress.best_score, progress.best_step) == (3.0, 4)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"steps": 0}, "training.steps is 0"),
+        ({"learning_rate": -1.0}, "above 0"),
+        ({"warmup": 2.0}, "between 0 and 1"),
+        ({"decay": "cosine"}, "'none' or 'linear'"),
+    ],
+)
+def test_plans_that_make_no_sense_are_refused(value, message):
+    with pytest.raises(UsageError, match=message):
+        replace(PLAN, **value)
+
+
+def test_two_processes_take_the_same_steps_as_one(lm, tmp_path):
+    """Accelerate's launcher, two CPU processes, against one: same losses, same weights to rounding."""
+    script = tmp_path / "run.py"
+    script.write_text(RUN.format(tests=str(Path(__file__).parent), model=lm.name))
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2] / 'src'}", "ACCELERATE_USE_CPU": "true"}
+    single = subprocess.run([sys.executable, script, tmp_path / "one"], env=environment, capture_output=True, text=True)
+    assert single.returncode == 0, single.stderr
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    double = subprocess.run([*launch, script, tmp_path / "two"], env=environment, capture_output=True, text=True)
+    assert double.returncode == 0, double.stderr
+    logs = [json.loads((tmp_path / name / "losses.json").read_text()) for name in ("one", "two")]
+    assert logs[1] == pytest.approx(logs[0], rel=1e-4)
