@@ -62,7 +62,7 @@ def generate(
         use_cache=True,
         **{"do_sample": False, **settings},
     )
-    sequences = decoder.generate(
+    sequences: Tensor = decoder.generate(  # type: ignore[attr-defined] (of GenerationMixin)
         start,
         attention_mask=torch.ones_like(start),
         generation_config=config,
@@ -85,14 +85,13 @@ def score(
     memory = lm.memory(scaffold.passes)
     last = scaffold.states(lm, given, memory)[:, -1:]
     owner = torch.tensor([row for row, some in enumerate(continuations) for _ in some], device=lm.device)
-    branches = pad_right([ids for some in continuations for ids in some], IGNORE)
-    labels = branches.ids.to(lm.device)
+    labels = pad_right([ids for some in continuations for ids in some], IGNORE).ids.to(lm.device)
     memory.select(owner)
     states = last[owner]
     if labels.shape[1] > 1:
-        ids = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORE, lm.end)
-        mask = branches.mask[:, :-1].to(lm.device)
-        states = torch.cat([states, scaffold.states(lm, given.continued(lm.embed(ids), mask), memory)], dim=1)
+        read, mask = labels[:, :-1], labels[:, :-1] != IGNORE
+        step = given.continued(lm.embed(read.masked_fill(~mask, lm.end)), mask)
+        states = torch.cat([states, scaffold.states(lm, step, memory)], dim=1)
     flat = (-lm.nll(states, labels)).tolist()
     values = iter(flat)
     return [list(islice(values, len(some))) for some in continuations]

@@ -10,7 +10,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def pick_device(name: str) -> torch.device:
     """The named device; for "auto" the one that Accelerate gives this process."""
-    return PartialState().device if name == "auto" else torch.device(name)
+    return torch.device(PartialState().device or "cpu") if name == "auto" else torch.device(name)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

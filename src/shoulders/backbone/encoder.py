@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoModelForTextEncoding, AutoTokenizer, Pre
 
 from shoulders.backbone import fingerprint
 from shoulders.backbone.devices import pick_device, pick_dtype
+from shoulders.backbone.heads import token_table
 from shoulders.backbone.sources import hub_errors, locate
 from shoulders.records import Tokens
 
@@ -57,7 +58,7 @@ class FrozenEncoder:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self.width: int = model.get_input_embeddings().weight.shape[1]
+        self.width = token_table(model).shape[1]
         self.context = _positions(model)
 
     @classmethod
@@ -87,7 +88,7 @@ class FrozenEncoder:
     @property
     def vocabulary(self) -> int:
         """Rows of the embedding matrix."""
-        return self.model.get_input_embeddings().weight.shape[0]
+        return token_table(self.model).shape[0]
 
     def embed(self, ids: Int[Tensor, "B S"]) -> Float[Tensor, "B S E"]:
         """Token embeddings (positions and normalisation are added inside `states`)."""

@@ -30,7 +30,7 @@ def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     def one(item: tuple[str, Tensor]) -> str:
         name, tensor = item
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        return f"{name} {tuple(tensor.shape)} {hashlib.sha256(raw).hexdigest()}"
+        return f"{name} {tuple(tensor.shape)} {hashlib.sha256(raw.data).hexdigest()}"
 
     with ThreadPoolExecutor() as pool:  # hashlib lets other threads run meanwhile
         lines = sorted(pool.map(one, tensors))

@@ -18,7 +18,7 @@ from transformers import (
 
 from shoulders.backbone import attention, fingerprint
 from shoulders.backbone.devices import pick_device, pick_dtype
-from shoulders.backbone.heads import Head, head_of
+from shoulders.backbone.heads import Head, head_of, token_table
 from shoulders.backbone.memory import Memory, PassMemory
 from shoulders.backbone.sources import hub_errors, locate
 from shoulders.errors import ContextFull, SourceNotFound
@@ -46,7 +46,7 @@ class FrozenLM:
         self.tokenizer = tokenizer
         self.name = name
         self.config = model.config.get_text_config(decoder=True)
-        self.width: int = model.get_input_embeddings().weight.shape[1]
+        self.width = token_table(model).shape[1]
         self.context: int = getattr(self.config, "max_position_embeddings", None) or tokenizer.model_max_length
         self.head: Head = head_of(model)
 
@@ -72,7 +72,7 @@ class FrozenLM:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=number, attn_implementation=chosen)
         if chosen is None and place.type == "cpu" and attention.suits(model):
             model.set_attn_implementation(attention.register())
-        return cls(model.to(place), tokenizer, name)
+        return cls(model.to(place), tokenizer, name)  # type: ignore[arg-type] (transformers wraps `to` untyped)
 
     @property
     def device(self) -> torch.device:
@@ -87,14 +87,15 @@ class FrozenLM:
     @property
     def vocabulary(self) -> int:
         """V, the number of rows of the embedding matrix."""
-        return self.model.get_input_embeddings().weight.shape[0]
+        return token_table(self.model).shape[0]
 
     @cached_property
     def end(self) -> int:
         """The token id that ends an answer."""
-        if self.tokenizer.eos_token_id is None:
+        found = self.tokenizer.eos_token_id
+        if not isinstance(found, int):
             raise SourceNotFound(f"the tokenizer of {self.name!r} has no end-of-sequence token to end answers with")
-        return self.tokenizer.eos_token_id
+        return found
 
     def embed(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Token embeddings."""
@@ -177,7 +178,7 @@ class FrozenLM:
 
     def text(self, ids: list[int]) -> str:
         """The text of token ids, special tokens left out."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def check_room(self, what: str, wanted: int, way_out: str) -> None:
         """Raise `ContextFull` when `wanted` positions are more than the model has."""

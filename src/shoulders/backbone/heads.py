@@ -5,15 +5,21 @@ reproduce the model's own logits is refused when the model is loaded.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shoulders.errors import SourceNotFound
 
 Head = Callable[[Float[Tensor, "... D"]], Float[Tensor, "... V"]]
+
+
+def token_table(model: PreTrainedModel) -> Float[Tensor, "V D"]:
+    """The rows of a model's input embeddings."""
+    return cast(nn.Embedding, model.get_input_embeddings()).weight
 
 
 def head_of(model: PreTrainedModel) -> Head:

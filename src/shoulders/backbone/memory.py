@@ -26,7 +26,7 @@ class PassMemory:
 
     def select(self, rows: Int[Tensor, "B"]) -> None:
         """Keep these rows, in this order; a row named several times becomes several branches of one beginning."""
-        self.cache.reorder_cache(rows)
+        self.cache.reorder_cache(rows)  # type: ignore[arg-type] (a LongTensor is no type of its own)
         if self.mask is not None:
             self.mask = self.mask.index_select(0, rows)
 

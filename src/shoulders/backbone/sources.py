@@ -106,7 +106,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     # A model read from GGUF refuses save_pretrained; the same weights in a fresh model of its configuration do not.
     config = loaded.config
     if hasattr(config, "quantization_config"):
-        del config.quantization_config
+        delattr(config, "quantization_config")
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict())
     plain.tie_weights()

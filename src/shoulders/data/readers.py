@@ -13,7 +13,7 @@ import importlib.resources
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from shoulders.backbone.sources import hub_errors
 from shoulders.data.tasks import DEV, TEST, TRAIN, Record, RenderedTask, Task, TemplatedTask
@@ -92,7 +92,7 @@ def _hub_splits(path: str, config: str | None) -> Mapping[str, Sequence[Record]]
     from datasets import load_dataset  # an optional dependency: only hub data needs it
 
     with hub_errors(path):
-        return dict(load_dataset(path, config))
+        return {str(split): cast(Sequence[Record], rows) for split, rows in load_dataset(path, config).items()}
 
 
 def _by_name(templates: Sequence[Template]) -> dict[str, Template]:

@@ -15,8 +15,15 @@ TRAIN, DEV, TEST = "train", "validation", "test"
 class Task(Protocol):
     """One data set as the mixture and the evaluation see it."""
 
-    name: str
-    cluster: str
+    @property
+    def name(self) -> str:
+        """Of the data set."""
+        ...
+
+    @property
+    def cluster(self) -> str:
+        """The kind of task; clusters are averaged over."""
+        ...
 
     @property
     def wordings(self) -> tuple[str, ...]:

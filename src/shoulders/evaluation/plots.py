@@ -16,7 +16,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[str]:
     import matplotlib as mpl  # an optional dependency: only reports need it
 
     mpl.use("Agg")
-    style = {
+    style: dict[Any, Any] = {
         "axes.spines.top": False,
         "axes.spines.right": False,
         "font.size": 10,

@@ -174,7 +174,7 @@ class _Sizes:
         length = self.input_length + self.output_length - 1
         with torch.no_grad():
             scaffold.states(self.lm, self._given(length, scaffold), memory)
-        layers = [layer for one in memory.passes for layer in one.cache.layers]
+        layers: list[Any] = [layer for one in memory.passes for layer in one.cache.layers]
         return sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None)
 
     def _embeds(self, length: int) -> Tensor:

@@ -76,7 +76,7 @@ class InputPrompt(Scaffold, kind="input_prompt"):
         if inner % shape.head_width:
             raise UsageError(f"head_width {shape.head_width} does not divide the encoder's width {inner}")
         heads = inner // shape.head_width
-        self.encoder: Encoder = encoder
+        self.encoder = encoder
         self.shape = shape
         self.placement, self.source_room = Placement(placement), shape.encoder_length
         scale = embedding_norm(encoder) / inner**0.5
@@ -103,13 +103,14 @@ class InputPrompt(Scaffold, kind="input_prompt"):
 
     def prompt(self, source: Tokens) -> Float[Tensor, "B P D"]:
         """p(x): the prompt for each source, in fp32."""
-        embeds = self.encoder.embed(source.ids)
+        encoder = self._reader
+        embeds = encoder.embed(source.ids)
         rows, learned = len(source.ids), self.encoder_prompt
         read = torch.cat([learned.expand(rows, -1, -1).to(embeds.dtype), embeds], dim=1)
         mask = None
         if source.mask is not None:
             mask = torch.cat([source.mask.new_ones(rows, len(learned)), source.mask], dim=1)
-        encoded = self.encoder.states(read, mask).to(learned.dtype)
+        encoded = encoder.states(read, mask).to(learned.dtype)
         vectors = self.across(self.queries.expand(rows, -1, -1), encoded, mask)
         for layer in self.layers:
             vectors = layer(vectors)
@@ -130,7 +131,7 @@ class InputPrompt(Scaffold, kind="input_prompt"):
 
     def description(self) -> dict[str, Any]:
         """Sizes, placement, and the encoder it reads with: which one, not its weights."""
-        encoder = {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint()}
+        encoder = {"name": self._reader.name, "fingerprint": self._reader.fingerprint()}
         sizes = {"shape": asdict(self.shape), "norm": self.norm_of_vectors}
         return {**sizes, "placement": self.placement.value, "encoder": encoder}
 
@@ -151,6 +152,11 @@ class InputPrompt(Scaffold, kind="input_prompt"):
         shape = InputPromptShape(**description["shape"])
         placement = Placement(description["placement"])
         return cls(encoder, lm.width, shape, norm=description["norm"], placement=placement)
+
+    @property
+    def _reader(self) -> Encoder:
+        assert self.encoder is not None
+        return self.encoder
 
     def _prompt_of(self, given: LMInput) -> Float[Tensor, "B P D"]:
         if given.source is None:

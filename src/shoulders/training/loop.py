@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -16,13 +16,14 @@ from shoulders.training.checkpoint import Progress, checkpoints, load_checkpoint
 from shoulders.training.plan import TrainPlan
 
 Part = TypeVar("Part")  # a micro-batch
+PartOut = TypeVar("PartOut", covariant=True)
 
 
-class Portion(Protocol[Part]):
+class Portion(Protocol[PartOut]):
     """What one step trains on, as this process sees it."""
 
     @property
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[PartOut]:
         """This process's micro-batches."""
         ...
 
@@ -37,13 +38,23 @@ class Portion(Protocol[Part]):
         ...
 
 
-class Source(Protocol[Part]):
+class Source(Protocol[PartOut]):
     """Where steps come from, in an order that depends on the position alone."""
 
-    position: int
-    counts: dict[str, int]
+    @property
+    def position(self) -> int:
+        """The next example; set when a run is resumed."""
+        ...
 
-    def step(self) -> Portion[Part]:
+    @position.setter
+    def position(self, value: int) -> None: ...
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Examples left out so far, by reason."""
+        ...
+
+    def step(self) -> Portion[PartOut]:
         """The next step's examples."""
         ...
 
@@ -122,7 +133,7 @@ def fit(
         loss = _backward(accelerator, module, loss_of, portion)
         if not torch.isfinite(loss):
             raise TrainingDiverged(step=number, loss=loss.item(), kept=_kept(folder))
-        norm = accelerator.clip_grad_norm_(module.parameters(), plan.clip or float("inf"))
+        norm = accelerator.clip_grad_norm_(module.parameters(), plan.clip or float("inf")) or 0.0
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * plan.rate_factor(number - 1)
         stepper.step()
@@ -149,7 +160,7 @@ def _backward(accelerator: Accelerator, module: nn.Module, loss_of: LossOf[Part]
             # Gradients of several processes are averaged; the loss is a sum over them.
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()
-    return accelerator.reduce(total, "sum")
+    return cast(Tensor, accelerator.reduce(total, "sum"))
 
 
 def _best(progress: Progress, done: Step, hooks: Hooks, *, main: bool) -> Progress:
