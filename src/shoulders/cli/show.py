@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -76,26 +77,22 @@ def measuring(title: str) -> Iterator[Watch]:
 
 
 def scores_table(title: str, columns: Mapping[str, Scores]) -> Table:
-    """Scores of several scaffolds side by side: tasks, clusters' names beside them, the average with its interval."""
-    table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("task")
-    table.add_column("cluster", style="dim")
-    table.add_column("metric", style="dim")
+    """Scores of several scaffolds side by side: tasks, and the average with its interval."""
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    table.add_column("task", no_wrap=True)
+    table.add_column("metric", style="dim", no_wrap=True)
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     first = next(iter(columns.values()))
-    seen = dict.fromkeys((row.task, row.cluster) for row in first.wordings)
-    metric_of = {row.task: row.metrics[0].name for row in first.wordings}
-    for task, cluster in seen:
+    for task, metric in {row.task: row.metrics[0].name for row in first.wordings}.items():
         values = [scores.tasks[task] for scores in columns.values()]
-        cells = [f"[bold]{value:.1f}[/bold]" if value == max(values) else f"{value:.1f}" for value in values]
-        table.add_row(task, cluster, metric_of[task], *cells)
+        marks = [len(values) > 1 and value == max(values) for value in values]
+        cells = [f"[bold]{v:.1f}[/bold]" if best else f"{v:.1f}" for v, best in zip(values, marks, strict=True)]
+        table.add_row(task, metric, *cells)
     table.add_section()
     intervals = [average_interval(scores.measured) for scores in columns.values()]
-    table.add_row(
-        "average", f"{first.examples} examples", "", *[f"{interval.value:.1f}" for interval in intervals], style="bold"
-    )
-    table.add_row("95% interval", "bootstrap", "", *[f"{i.low:.1f} to {i.high:.1f}" for i in intervals], style="dim")
+    table.add_row(f"average ({first.examples} examples)", "", *[f"{i.value:.1f}" for i in intervals], style="bold")
+    table.add_row("95% interval", "", *[f"{i.low:.1f} to {i.high:.1f}" for i in intervals], style="dim")
     return table
 
 

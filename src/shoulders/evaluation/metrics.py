@@ -4,6 +4,7 @@ A metric measures each example as a few numbers; a score is a function of their 
 BLEU are treated alike, and a bootstrap resamples examples without measuring them again. Scores are in percent.
 """
 
+import logging
 import re
 import string
 from collections import Counter
@@ -85,6 +86,8 @@ def _rouge() -> Any:
 def _bleu() -> Any:
     from sacrebleu.metrics.bleu import BLEU
 
+    # It warns that scores of single sentences want another order; only their counts are used here, added up.
+    logging.getLogger("sacrebleu").setLevel(logging.ERROR)
     return BLEU(effective_order=False, smooth_method="none")
 
 

@@ -1,0 +1,190 @@
+"""The command line, from text to files, on a tiny model and a small suite."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from shoulders.cli.main import app, main
+from shoulders.errors import UsageError
+
+TEMPLATES = """
+templates:
+  a: !Template
+    answer_choices: "even ||| odd"
+    id: aaaaaaaa
+    jinja: "Is {{n}} even or odd? ||| {{answer_choices[n % 2]}}"
+    metadata: !TemplateMetadata {metrics: [Accuracy], original_task: true}
+    name: choose
+  b: !Template
+    answer_choices: null
+    id: bbbbbbbb
+    jinja: "After {{n}} comes ||| {{n + 1}}"
+    metadata: !TemplateMetadata {metrics: [Squad], original_task: true}
+    name: count
+"""
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    place = tmp_path_factory.mktemp("suite") / "numbers"
+    place.mkdir()
+    (place / "templates.yaml").write_text(TEMPLATES)
+    (place / "card.json").write_text(json.dumps({"name": "numbers", "cluster": "Sums"}))
+    for split, rows in (("train", range(40)), ("validation", range(40, 50)), ("test", range(50, 62))):
+        (place / f"{split}.jsonl").write_text("".join(json.dumps({"n": n}) + "\n" for n in rows))
+    return place
+
+
+@pytest.fixture
+def values(lm, suite, tiny_encoder):
+    return [
+        f"backbone.name={lm.name}", "backbone.dtype=float32", f"suite.source={suite}", "training.steps=6",
+        "training.batch_size=4", "training.save_every=2", "training.evaluate_every=3", "scaffold.length=4",
+        f"scaffold.encoder={tiny_encoder('bert').name}", "scaffold.encoder_length=3", "scaffold.head_width=8",
+        "development.limit=4", "test.limit=6", "test.wordings=0", "test.longest=4", "development.longest=4",
+    ]  # fmt: skip
+
+
+def run(*arguments: object, typed: str = "") -> str:
+    """What a command prints; errors come through."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=typed, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_train_evaluate_ask_report(values, lm, tmp_path):
+    for recipe in ("bundled_soft_prompt", "bundled_input_prompt"):
+        printed = run("train", recipe, *values, "--out", tmp_path / recipe)
+        assert "numbers" in printed
+        assert "kept in" in printed
+        files = {path.name for path in (tmp_path / recipe).iterdir()}
+        assert {"recipe.json", "log.jsonl", "tensorboard", "checkpoints", "best", "results.json"} <= files
+        log = [json.loads(line) for line in (tmp_path / recipe / "log.jsonl").read_text().splitlines()]
+        assert [line["number"] for line in log] == [1, 2, 3, 4, 5, 6]
+        assert [line["number"] for line in log if "score" in line] == [3, 6]
+    results = json.loads((tmp_path / "bundled_input_prompt" / "results.json").read_text())
+    assert results["examples"] == 12
+    assert results["backbone"]["fingerprint"] == lm.fingerprint()
+    assert results["recipe"]["training"]["steps"] == 6
+    assert {row["wording"]: row["metric"] for row in results["wordings"]} == {"choose": "accuracy", "count": "f1"}
+
+    run("evaluate", tmp_path / "bundled_soft_prompt", "--out", tmp_path / "again.json")
+    again = json.loads((tmp_path / "again.json").read_text())
+    trained = json.loads((tmp_path / "bundled_soft_prompt" / "results.json").read_text())
+    assert again["tasks"] == trained["tasks"]
+    run("evaluate", "bare", *values, "--recipe", "bundled_soft_prompt", "--out", tmp_path / "bare.json")
+
+    folders = [tmp_path / "bare.json", tmp_path / "bundled_soft_prompt", tmp_path / "bundled_input_prompt"]
+    printed = run("report", *folders, "--out", tmp_path / "report")
+    assert "is ahead with" in printed
+    assert {path.name for path in (tmp_path / "report").iterdir()} >= {"report.html", "scores.md", "scores.json"}
+
+    best = tmp_path / "bundled_input_prompt" / "best"
+    assert run("ask", best, "Is 3 even or odd?", "--longest", 4).strip() is not None
+    answered = run(
+        "ask", tmp_path / "bundled_input_prompt", "--choices", "even|odd", typed="Is 3 even or odd?\n\nIs 4?\n"
+    )
+    assert [line for line in answered.split() if line in {"even", "odd"}].__len__() == 2
+
+
+def test_a_run_is_resumed_only_on_demand_and_by_its_own_recipe(values, tmp_path):
+    out = ["--out", tmp_path / "run"]
+    run("train", "bundled_soft_prompt", *values, *out)
+    with pytest.raises(UsageError, match="holds a run at step 6: go on with --resume"):
+        run("train", "bundled_soft_prompt", *values, *out)
+    with pytest.raises(UsageError, match="another recipe"):
+        run("train", "bundled_soft_prompt", *values, "training.seed=5", *out, "--resume")
+    run("train", "bundled_soft_prompt", *values, *out, "--resume")
+
+
+def test_a_killed_command_goes_on_with_resume(values, tmp_path):
+    """kill -9 of `shoulders train`, then the same command with --resume; the same log as an uninterrupted run."""
+    long = [*values, "training.steps=20", "training.save_every=4", "training.evaluate_every=0"]
+    command = [sys.executable, "-m", "shoulders", "train", "bundled_soft_prompt", *long, "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, env=os.environ)
+    process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, env=os.environ)
+    log = tmp_path / "killed" / "log.jsonl"
+    while process.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) >= 6:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    process.wait()
+    done = subprocess.run(
+        [*command, str(tmp_path / "killed"), "--resume"], capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    losses = [
+        [
+            (line["number"], line["loss"])
+            for line in map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
+        ]
+        for name in ("whole", "killed")
+    ]
+    assert losses[0] == losses[1]
+    weights = [(tmp_path / name / "best" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert weights[0] == weights[1]
+
+
+def test_errors_are_one_line_without_a_trace(capsys, monkeypatch, tmp_path):
+    for arguments in (["train", "no_recipe"], ["ask", str(tmp_path / "nothing"), "q"], ["plan", "paper_idpt", "x=1"]):
+        monkeypatch.setattr(sys, "argv", ["shoulders", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert "Traceback" not in error
+
+
+def test_without_a_network_the_command_says_what_to_do(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["shoulders", "train", "bundled_soft_prompt", "backbone.name=nobody/nothing"])
+    with pytest.raises(SystemExit):
+        main()
+    error = capsys.readouterr().err
+    assert "the Hugging Face hub does not answer" in error.replace("\n", " ")
+    assert "Traceback" not in error
+
+
+def test_recipes_are_listed_and_shown():
+    assert "paper_idpt" in run("recipes")
+    shown = run("recipes", "paper_idpt")
+    assert "training.learning_rate=7.5e-05" in shown
+    assert "scaffold.length=400" in shown
+
+
+def test_a_plan_is_printed():
+    printed = run("plan", "paper_idpt")
+    assert "25,049,856" in printed
+    assert "0.334%" in printed
+
+
+def test_prompts_are_converted_both_ways(values, tmp_path):
+    run("train", "bundled_soft_prompt", *values, "training.steps=1", "--out", tmp_path / "run")
+    run("convert", tmp_path / "run" / "best", tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "adapter_config.json").exists()
+    run("convert", tmp_path / "adapter", tmp_path / "back")
+    old, new = (tmp_path / name / "model.safetensors" for name in ("run/best", "back"))
+    assert old.read_bytes() == new.read_bytes()
+    with pytest.raises(UsageError, match="neither a scaffold"):
+        run("convert", tmp_path, tmp_path / "x")
+
+
+@pytest.mark.parametrize("command", ["", "demo", "train", "evaluate", "ask", "report", "recipes", "plan", "convert"])
+def test_help_teaches(command):
+    printed = run(*[part for part in (command, "--help") if part])
+    assert len(printed.splitlines()) > 8
+
+
+def test_help_is_fast():
+    """Nothing heavy is imported before a command runs."""
+    code = (
+        "import sys\nimport shoulders.cli.main\nassert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)

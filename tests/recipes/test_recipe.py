@@ -1,0 +1,135 @@
+from dataclasses import replace
+
+import pytest
+
+from shoulders.errors import ContextFull, UnknownName, UsageError
+from shoulders.recipes.build import new_scaffold
+from shoulders.recipes.planning import cost
+from shoulders.recipes.recipe import Recipe, ScaffoldChoice, read_recipe, recipe_from_json, with_overrides
+from shoulders.recipes.registry import recipe_named, recipes
+from shoulders.scaffolds.base import Bare
+from shoulders.scaffolds.input_prompt import InputPrompt
+from shoulders.scaffolds.soft_prompt import SoftPrompt
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_a_recipe_survives_json(name, tmp_path):
+    recipe = recipe_named(name)
+    assert recipe.about
+    assert recipe_from_json(recipe.as_json()) == recipe
+    from shoulders.files import write_json
+
+    write_json(tmp_path / "recipe.json", recipe.as_json())
+    assert read_recipe(tmp_path / "recipe.json") == recipe
+
+
+def test_every_value_can_be_overridden():
+    """Each leaf of the record, set to its own value by text, as the command line does."""
+    recipe = recipe_named("paper_idpt")
+    flat = {}
+
+    def walk(content, prefix=""):
+        for key, value in content.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            else:
+                flat[f"{prefix}{key}"] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    walk(recipe.as_json())
+    assert len(flat) > 40
+    assert with_overrides(Recipe(name="other"), [f"{key}={value}" for key, value in flat.items()]) == recipe
+
+
+def test_values_are_read_as_their_type():
+    recipe = with_overrides(
+        recipe_named("bundled_input_prompt"),
+        [
+            "training.steps=7",
+            "scaffold.placement=suffix",
+            "suite.tasks=a, b",
+            "training.betas=0.8,0.9",
+            "scaffold.base=no",
+        ],
+    )
+    assert recipe.training.steps == 7
+    assert recipe.scaffold.placement.value == "suffix"
+    assert recipe.suite.tasks == ("a", "b")
+    assert recipe.training.betas == (0.8, 0.9)
+    assert recipe.scaffold.base is False
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        ("training.step=7", UnknownName, "did you mean 'training.steps'"),
+        ("scafold.length=7", UnknownName, "did you mean 'scaffold.length'"),
+        ("training.steps", UsageError, "is not key=value"),
+        ("training.steps=many", UsageError, "training.steps='many' does not fit"),
+        ("training.steps=1.5", UsageError, "does not fit"),
+        ("scaffold.placement=middle", UsageError, "does not fit"),
+        ("scaffold.kind=hard_prompt", UnknownName, "did you mean 'soft_prompt'"),
+        ("scaffold.init=vocab", UnknownName, "did you mean 'vocabulary'"),
+        ("scaffold.init=text", UsageError, "needs scaffold.init_text"),
+        ("training.learning_rate=0", UsageError, "must be above 0"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_the_nearest(override, error, message):
+    with pytest.raises(error, match=message):
+        with_overrides(recipe_named("bundled_soft_prompt"), [override])
+
+
+def test_unknown_recipes_get_a_suggestion():
+    with pytest.raises(UnknownName, match="did you mean 'paper_idpt'"):
+        recipe_named("paper_idpr")
+
+
+def test_choices_become_scaffolds(lm, tiny_encoder):
+    for init, text in (("vocabulary", ""), ("normal", ""), ("text", "a planet"), ("labels", "good|bad")):
+        scaffold = new_scaffold(ScaffoldChoice(length=6, init=init, init_text=text), lm, seed=1)
+        assert isinstance(scaffold, SoftPrompt)
+        assert scaffold.length == 6
+    assert isinstance(new_scaffold(ScaffoldChoice(kind="bare"), lm, 0), Bare)
+    choice = ScaffoldChoice(
+        kind="input_prompt", length=5, encoder=tiny_encoder("bert").name, encoder_length=3, head_width=8
+    )
+    made = new_scaffold(choice, lm, 0)
+    assert isinstance(made, InputPrompt)
+    assert made.encoder.fingerprint() == tiny_encoder("bert").fingerprint()
+    assert new_scaffold(replace(choice, encoder="self"), lm, 0).encoder is lm
+
+
+def test_a_prompt_longer_than_the_context_is_refused(lm):
+    with pytest.raises(ContextFull, match=r"needs 202 positions, .* 128: lower scaffold\.length"):
+        new_scaffold(ScaffoldChoice(length=200), lm, 0)
+
+
+def test_the_papers_claims_come_out_of_the_plan():
+    """0.3% more parameters; about 1% more work for an answer than a plain prompt of the same length (section 2.1)."""
+    found = cost(recipe_named("paper_idpt"), input_length=1000, output_length=16)
+    assert sum(found.trained.values()) / found.backbone == pytest.approx(0.003, abs=0.0005)
+    assert 0.005 < found.answer / found.answer_prompt - 1 < 0.02
+    prompt = cost(recipe_named("paper_prompt_tuning"), input_length=1000, output_length=16)
+    assert sum(prompt.trained.values()) == pytest.approx(1.6e6, rel=0.05)
+    assert prompt.answer == prompt.answer_prompt
+
+
+def test_planned_work_is_that_of_the_arithmetic(folders, tiny_lm):
+    """Matrix products of the tiny Llama, counted by hand, for a prompt-tuning step."""
+    lm = tiny_lm("llama")
+    recipe = with_overrides(
+        recipe_named("bundled_soft_prompt"), [f"backbone.name={lm.name}", "scaffold.length=4", "training.batch_size=2"]
+    )
+    found = cost(recipe, input_length=10, output_length=3)
+    positions = 4 + 10 + 3 - 1
+    linear = sum(w.numel() for n, w in lm.model.named_parameters() if w.dim() == 2 and "embed" not in n)
+    attention = 2 * lm.config.num_hidden_layers * positions * positions * 32
+    forward = 2 * linear * positions + 2 * attention + 2 * 3 * 32 * 400
+    # Backward to the input costs one product where forward costs one, and two in attention; the logits take one.
+    backward = 2 * linear * positions + 4 * attention + 2 * 3 * 32 * 400
+    assert found.step == pytest.approx(2 * (forward + backward), rel=0.02)
+    assert found.weights_bytes == pytest.approx(2 * sum(w.numel() for w in lm.model.parameters()))
+
+
+def test_a_plan_that_does_not_fit_is_refused():
+    with pytest.raises(ContextFull, match="needs 2416 positions, the model has room for 2048"):
+        cost(recipe_named("paper_idpt"), input_length=2000, output_length=16)

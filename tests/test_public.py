@@ -1,0 +1,70 @@
+"""Public names are chosen, and what the documentation shows runs."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+import shoulders
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def test_public_names_are_deliberate():
+    assert set(shoulders._HOMES) == set(shoulders.__all__)
+    for name in shoulders.__all__:
+        value = getattr(shoulders, name)
+        assert value.__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = shoulders.Nothing
+
+
+def test_the_version_is_the_packages():
+    from importlib.metadata import version
+
+    assert version("shoulders") == shoulders.__version__
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.name)
+def test_documented_code_runs(page, tmp_path, monkeypatch):
+    """The Python of a page, in order, in one namespace, as a reader would type it."""
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n".join(python_blocks(page)), str(page), "exec"), {"__name__": "docs"})
+
+
+def test_documented_commands_exist():
+    """Every `shoulders COMMAND` of the documentation is one, with recipes and values that exist."""
+    from shoulders.cli.main import app
+    from shoulders.recipes.recipe import with_overrides
+    from shoulders.recipes.registry import recipe_named
+
+    known = {command.callback.__name__ for command in app.registered_commands}
+    seen = set()
+    for page in PAGES:
+        for line in re.findall(r"^(?:\$ )?shoulders (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+            words = line.split("#")[0].split()
+            assert words[0] in known | {"--help"}, line
+            seen.add(words[0])
+            if words[0] in {"train", "plan"} and not words[1].endswith(".json"):
+                overrides = [word for word in words[2:] if re.match(r"[a-z_.]+=", word)]
+                with_overrides(recipe_named(words[1]), overrides)
+    assert {"train", "evaluate", "ask", "report", "plan"} <= seen
+
+
+def test_every_module_is_documented():
+    for path in (ROOT / "src" / "shoulders").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+        if path.name != "__main__.py":
+            assert importlib.import_module(name).__doc__, name
+
+
+def test_files_are_short():
+    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
