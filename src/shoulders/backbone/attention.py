@@ -69,7 +69,10 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    # The decorator hides the argument names that the base class declares.
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
         (mixed,) = gradients
         query, key, value, bias = ctx.saved_tensors
         shares = _probabilities(query, key, bias, ctx.scaling)

@@ -1,0 +1,1 @@
+"""Recorded experiments: question, command, configuration, results with provenance, verdict."""

@@ -1,0 +1,137 @@
+"""Run a grid of recipes one after the other, resumable, and put what was measured side by side.
+
+    python -m experiments.sweep experiments/002-bundled/grid.json [--only NAME]
+
+The grid file names a recipe and its overrides for each run, with seeds and training lengths; values common to all
+stand in `common`. Each finished run leaves `results/NAME.json` (scores by example, recipe, provenance) beside the grid
+file, and is not run again. The summary, with intervals, goes to `summary.md`. Run folders with checkpoints go to
+`runs/` (not in git), so a killed run goes on where it was.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging as transformers_logging
+
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.evaluation.results import Result, read_result
+from shoulders.evaluation.statistics import average_interval
+from shoulders.files import write_json
+from shoulders.recipes.build import load_backbone, load_tasks
+from shoulders.recipes.recipe import Recipe, with_overrides
+from shoulders.recipes.registry import recipe_named
+from shoulders.recipes.run import CHECKPOINTS, Watch, measure, result, train
+from shoulders.scaffolds.base import Bare
+from shoulders.training.log import read_log
+from shoulders.training.loop import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One cell of the grid."""
+
+    name: str
+    group: str  # the same for all seeds
+    recipe: Recipe
+
+
+def main() -> None:
+    """Run what is not there yet, then write the summary."""
+    parser = argparse.ArgumentParser(description="run a grid of recipes")
+    parser.add_argument("grid", type=Path)
+    parser.add_argument("--only", help="run only cells whose name contains this")
+    arguments = parser.parse_args()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    folder = arguments.grid.parent
+    runs = list(cells(json.loads(arguments.grid.read_text(encoding="utf-8"))))
+    lm: FrozenLM | None = None
+    for run in runs:
+        kept = folder / "results" / f"{run.name}.json"
+        if not kept.exists() and (not arguments.only or arguments.only in run.name):
+            lm = lm or load_backbone(run.recipe.backbone)
+            write_json(kept, _measured(run, lm, Path("runs") / folder.name / run.name))
+    found = [(run, read_result(path)) for run in runs if (path := folder / "results" / f"{run.name}.json").exists()]
+    (folder / "summary.md").write_text(summary(found), encoding="utf-8")
+    print((folder / "summary.md").read_text(encoding="utf-8"))
+
+
+def cells(grid: Mapping[str, Any]) -> Iterator[Run]:
+    """The runs of a grid file: every row with every seed and length."""
+    for row in grid["rows"]:
+        lengths, seeds = row.get("steps", [None]), row.get("seeds", [0])
+        for steps, seed in itertools.product(lengths, seeds):
+            group = row["name"] + (f"-{steps}" if steps else "")
+            values = [*grid.get("common", []), *row.get("values", []), f"training.seed={seed}"]
+            if steps:
+                values.append(f"training.steps={steps}")
+            yield Run(f"{group}-s{seed}", group, with_overrides(recipe_named(row["recipe"]), values))
+
+
+def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
+    print(f"{run.name} ...", flush=True)
+    recipe, tasks = run.recipe, load_tasks(run.recipe.suite)
+    begun = time.perf_counter()
+    if recipe.scaffold.kind == "bare":
+        scaffold = Bare()
+    else:
+        resume = (folder / CHECKPOINTS).exists()
+        scaffold, _ = train(recipe, lm, folder, tasks=tasks, resume=resume, watch=Watch(on_step=_print))
+    trained = time.perf_counter() - begun
+    scores = measure(recipe, lm, scaffold, recipe.test, tasks)
+    log = read_log(folder)
+    content = result(recipe, lm, scaffold, scores)
+    content["training"] = {
+        "seconds": trained,
+        "positions": sum(line["positions"] for line in log),
+        "loss_by_20_steps": [
+            float(np.mean([line["loss"] for line in log[a : a + 20]])) for a in range(0, len(log), 20)
+        ],
+        "development": {line["number"]: line["score"] for line in log if "score" in line},
+    }
+    print(f"{run.name}: {content['average']:.2f} {content['average_interval']}", flush=True)
+    return content
+
+
+def _print(step: Step) -> None:
+    if step.number % 20 == 0 or step.score is not None:
+        score = f" dev {step.score:.1f}" if step.score is not None else ""
+        speed = step.positions / step.seconds
+        print(f"  step {step.number} loss {step.loss:.3f} {speed:.0f} positions/s{score}", flush=True)
+
+
+def summary(found: Sequence[tuple[Run, Result]]) -> str:
+    """A table of the grid: mean over seeds, spread, and the interval of the examples of the first seed."""
+    lines = [
+        "| run | seeds | examples seen | trained | last loss | average | by seed | 95% interval, first seed |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
+    ]
+    groups: dict[str, list[tuple[Run, Result]]] = {}
+    for run, one in found:
+        groups.setdefault(run.group, []).append((run, one))
+    for group, members in groups.items():
+        scores = [one.content["average"] for _, one in members]
+        recipe = members[0][0].recipe
+        bare = recipe.scaffold.kind == "bare"
+        seen = 0 if bare else recipe.training.steps * recipe.training.batch_size
+        losses = [one.content["training"]["loss_by_20_steps"][-1] for _, one in members if not bare]
+        interval = average_interval(members[0][1].measured)
+        lines.append(
+            f"| {group} | {len(members)} | {seen:,} | {members[0][1].content['trained']:,} | "
+            f"{np.mean(losses) if losses else float('nan'):.3f} | **{np.mean(scores):.2f}** | "
+            f"{', '.join(f'{score:.1f}' for score in scores)} | {interval.low:.1f} to {interval.high:.1f} |"
+        )
+    examples = found[0][1].content["examples"] if found else 0
+    return "\n".join(lines) + f"\n\n{examples} test examples a run, the same in all; torch {torch.__version__}.\n"
+
+
+if __name__ == "__main__":
+    main()
