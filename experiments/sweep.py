@@ -89,6 +89,8 @@ def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
     scores = measure(recipe, lm, scaffold, recipe.test, tasks)
     log = read_log(folder)
     content = result(recipe, lm, scaffold, scores)
+    for row in content["wordings"]:
+        row["samples"] = []  # the texts of a data set stay where they are
     content["training"] = {
         "seconds": trained,
         "positions": sum(line["positions"] for line in log),

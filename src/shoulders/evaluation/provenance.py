@@ -22,7 +22,7 @@ def provenance(recipe: Mapping[str, Any], lm: FrozenLM) -> dict[str, Any]:
         "recipe": dict(recipe),
         "backbone": {"name": lm.name, "fingerprint": lm.fingerprint(), "dtype": str(lm.dtype).removeprefix("torch.")},
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),  # of the code, not of what it writes
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "machine": machine(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
