@@ -4,7 +4,7 @@ import json
 import pytest
 
 from shoulders.data.readers import folder_task, open_suite, p3_task, read_json_lines
-from shoulders.data.tasks import RenderedTask, gold_answers
+from shoulders.data.tasks import RenderedTask, class_labels, gold_answers
 from shoulders.errors import DataError, HubUnreachable, SourceNotFound, UnknownName
 
 TEMPLATES = """
@@ -77,6 +77,19 @@ def test_a_truncated_archive_is_named(folder):
     path.write_bytes(path.read_bytes()[:-6])
     with pytest.raises(DataError, match=r"train\.jsonl\.gz"):
         folder_task(folder)
+
+
+def test_class_labels_are_the_choices_that_stay_the_same():
+    def table(choices):
+        return {"train": [p3_row("q", some[0], some) for some in choices]}
+
+    fixed, varying = [["yes", "no"]] * 9, [["a", "b"], ["c", "d"]]
+    tasks = [
+        RenderedTask("set", "Other", {"w": table(fixed), "v": table(varying), "u": table([["no", "maybe"]])}),
+        RenderedTask("open", "Other", {"w": {"train": [p3_row("q", "a")]}}),
+    ]
+    assert class_labels(tasks) == ["yes", "no", "maybe"]
+    assert class_labels(tasks[1:]) == []
 
 
 @pytest.mark.parametrize(

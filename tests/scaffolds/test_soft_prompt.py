@@ -31,14 +31,22 @@ def test_a_vocabulary_sample_has_different_frequent_rows(lm):
     assert torch.equal(rows, from_vocabulary(lm, seed=1)(20))
 
 
-def test_text_and_labels_are_repeated_until_the_prompt_is_full(lm):
+def test_a_text_is_repeated_until_the_prompt_is_full(lm):
     ids = lm.tokenizer("planet", add_special_tokens=False).input_ids
     rows = from_text(lm, "planet")(len(ids) * 2 + 1)
-    table = lm.embed(torch.tensor([*ids, *ids, ids[0]]))
-    assert torch.equal(rows, table)
-    labels = from_labels(lm, ["good", "bad"])(2)
-    first = lm.tokenizer("good", add_special_tokens=False).input_ids[0]
-    assert torch.equal(labels[0], lm.embed(torch.tensor(first)))
+    assert torch.equal(rows, lm.embed(torch.tensor([*ids, *ids, ids[0]])))
+
+
+def test_labels_take_one_vector_each_and_a_vocabulary_sample_follows(lm):
+    """Lester et al. 2021, section 3.2: a label of several tokens is their mean."""
+    long = lm.tokenizer("planet", add_special_tokens=False).input_ids
+    assert len(long) > 1
+    rows = from_labels(lm, ["planet", "bad"], seed=4)(5)
+    assert torch.equal(rows[0], lm.embed(torch.tensor(long)).mean(0))
+    assert torch.equal(rows[2:], from_vocabulary(lm, seed=4)(3))
+    assert torch.equal(from_labels(lm, ["planet", "bad"])(1), rows[:1])
+    with pytest.raises(UsageError, match="no labels"):
+        from_labels(lm, [])
 
 
 def test_normal_vectors_have_the_vocabularys_scale(lm):

@@ -48,7 +48,7 @@ def run(out: Path, *, quick: bool) -> None:
             scaffolds[name], _ = train(recipe, lm, folder / recipe.name, tasks=tasks, watch=watch)
     scores = _measure_all(scaffolds, first, lm, tasks)
     assert lm.checksum() == proof, "the frozen model has changed"
-    console.print(scores_table("Held-out test examples", scores))
+    console.print(scores_table("Held-out test part", scores))
     _report(scores, scaffolds, {BARE: first, **recipes}, lm, folder)
     console.print(f"The backbone is bit for bit what it was. {time.perf_counter() - begun:.0f} s in all.")
     _answer(scores, scaffolds, lm)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from shoulders.errors import SourceNotFound
@@ -36,23 +36,21 @@ def quiet_libraries() -> None:
 def watching(title: str, steps: int) -> Iterator[Watch]:
     """Progress of a training run, with rate and time left; a second bar while the development set is scored."""
     columns = (
-        SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
         TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
     )
     with Progress(*columns, console=console) as bars:
         training = bars.add_task(title, total=steps, note="")
         scoring = bars.add_task("  scoring", total=1, note="", visible=False)
 
         def on_step(step: Step) -> None:
-            note = f"loss {step.loss:.3f}  {step.positions / step.seconds:.0f} tokens/s"
+            note = f"loss {step.loss:.3f}, {step.positions / step.seconds:.0f} tokens/s"
             if step.score is not None:
-                note += f"  dev {step.score:.1f}"
+                note += f", dev {step.score:.1f}"
                 bars.update(scoring, visible=False)
             bars.update(training, completed=step.number, note=note)
 
@@ -66,24 +64,25 @@ def watching(title: str, steps: int) -> Iterator[Watch]:
 def measuring(title: str) -> Iterator[Watch]:
     """Progress of an evaluation."""
     columns = (
-        SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(bar_width=16),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} examples"),
+        TimeElapsedColumn(),
     )
-    with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
+    with Progress(*columns, console=console) as bars:
         scoring = bars.add_task(title, total=1)
         yield Watch(on_done=lambda done, total: bars.update(scoring, completed=done, total=total))
 
 
 def scores_table(title: str, columns: Mapping[str, Scores]) -> Table:
     """Scores of several scaffolds side by side: tasks, and the average with its interval."""
+    first = next(iter(columns.values()))
+    title = f"{title}: {first.examples} examples"
     table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     table.add_column("task", no_wrap=True)
     table.add_column("metric", style="dim", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    first = next(iter(columns.values()))
     for task, metric in {row.task: row.metrics[0].name for row in first.wordings}.items():
         values = [scores.tasks[task] for scores in columns.values()]
         marks = [len(values) > 1 and value == max(values) for value in values]
@@ -91,7 +90,7 @@ def scores_table(title: str, columns: Mapping[str, Scores]) -> Table:
         table.add_row(task, metric, *cells)
     table.add_section()
     intervals = [average_interval(scores.measured) for scores in columns.values()]
-    table.add_row(f"average ({first.examples} examples)", "", *[f"{i.value:.1f}" for i in intervals], style="bold")
+    table.add_row("average", "", *[f"{i.value:.1f}" for i in intervals], style="bold")
     table.add_row("95% interval", "", *[f"{i.low:.1f} to {i.high:.1f}" for i in intervals], style="dim")
     return table
 

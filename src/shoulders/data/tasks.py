@@ -137,6 +137,25 @@ class RenderedTask:
         return True
 
 
+def class_labels(tasks: Sequence[Task], split: str = TRAIN, looked_at: int = 8) -> list[str]:
+    """Answers that a wording offers for every example: the classes of classification tasks, each once.
+
+    Multiple-choice questions, whose choices change from example to example, have none. What is the same in the first
+    `looked_at` examples counts as the same in all.
+    """
+    found: dict[str, None] = {}
+    for task in tasks:
+        for wording in task.wordings:
+            rows = range(min(looked_at, task.rows(split, wording)))
+            try:
+                some = [one.choices for row in rows if (one := task.example(split, wording, row)) is not None]
+            except TemplateFailed:  # whether that stops the run is for the mixture to say
+                continue
+            if some and some[0] and all(choices == some[0] for choices in some):
+                found.update(dict.fromkeys(some[0]))
+    return list(found)
+
+
 def _split(task: str, splits: Mapping[str, Sequence[Record]], name: str) -> Sequence[Record]:
     if name not in splits:
         raise UnknownName(f"split of task {task!r} called", name, splits)

@@ -9,7 +9,8 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.batching import Stream
 from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
-from shoulders.data.tasks import TRAIN, Task
+from shoulders.data.tasks import TRAIN, Task, class_labels
+from shoulders.errors import UsageError
 from shoulders.recipes.recipe import SELF, BackboneChoice, Recipe, ScaffoldChoice, SuiteChoice
 from shoulders.scaffolds import initialise
 from shoulders.scaffolds.base import Bare, Scaffold
@@ -31,8 +32,11 @@ def load_encoder(choice: ScaffoldChoice, lm: FrozenLM) -> Encoder:
     return FrozenEncoder.load(choice.encoder, dtype=str(lm.dtype).removeprefix("torch."), device=str(lm.device))
 
 
-def new_scaffold(choice: ScaffoldChoice, lm: FrozenLM, seed: int) -> Scaffold:
+def new_scaffold(choice: ScaffoldChoice, lm: FrozenLM, seed: int, tasks: Sequence[Task] = ()) -> Scaffold:
     """A scaffold at the start of its training.
+
+    Args:
+        tasks: that it is to be trained on, where it starts from their class labels.
 
     Raises:
         ContextFull: its prompt leaves no room in the context.
@@ -41,7 +45,7 @@ def new_scaffold(choice: ScaffoldChoice, lm: FrozenLM, seed: int) -> Scaffold:
     torch.manual_seed(seed)
     if choice.kind == "bare":
         return Bare()
-    start = prompt_init(choice, lm, seed)(choice.length)
+    start = prompt_init(choice, lm, seed, tasks)(choice.length)
     if choice.kind == "soft_prompt":
         return SoftPrompt(start, choice.placement).to(lm.device)
     encoder = load_encoder(choice, lm)
@@ -58,12 +62,19 @@ def shape_of(choice: ScaffoldChoice) -> InputPromptShape:
     )
 
 
-def prompt_init(choice: ScaffoldChoice, lm: FrozenLM, seed: int) -> PromptInit:
-    """What a learned prompt starts from."""
+def prompt_init(choice: ScaffoldChoice, lm: FrozenLM, seed: int, tasks: Sequence[Task] = ()) -> PromptInit:
+    """What a learned prompt starts from.
+
+    Raises:
+        UsageError: it should start from class labels, and there are none.
+    """
     if choice.init == "text":
         return initialise.from_text(lm, choice.init_text)
     if choice.init == "labels":
-        return initialise.from_labels(lm, choice.init_text.split("|"))
+        labels = choice.init_text.split("|") if choice.init_text else class_labels(tasks)
+        if not labels:
+            raise UsageError("no task has class labels to start from: name some, scaffold.init_text='yes|no'")
+        return initialise.from_labels(lm, labels, seed)
     return {"vocabulary": initialise.from_vocabulary, "normal": initialise.from_normal}[choice.init](lm, seed)
 
 

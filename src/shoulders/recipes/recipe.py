@@ -40,7 +40,7 @@ class ScaffoldChoice:
         length: P, vectors of the prompt.
         placement: prefix (the paper), infix or suffix.
         init: what a learned prompt starts from: "vocabulary", "text", "labels" or "normal".
-        init_text: the text, or the labels separated by "|".
+        init_text: the text, or the labels separated by "|"; without any, the class labels of the suite.
         encoder: of ID-PT: a source name, or "self" for the frozen model itself.
         encoder_length: vectors of the encoder's learned prompt.
         layers: self-attention layers of the generator.
@@ -68,8 +68,8 @@ class ScaffoldChoice:
             raise UnknownName("scaffold.init", self.init, INITS)
         if self.length < 0 or self.encoder_length < 0 or self.layers < 0:
             raise UsageError("scaffold.length, scaffold.encoder_length and scaffold.layers cannot be negative")
-        if self.init in {"text", "labels"} and not self.init_text:
-            raise UsageError(f"scaffold.init={self.init} needs scaffold.init_text")
+        if self.init == "text" and not self.init_text:
+            raise UsageError("scaffold.init=text needs scaffold.init_text")
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def train(
     watch = watch or Watch()
     done = _prepare(folder, recipe, resume=resume)
     tasks = load_tasks(recipe.suite) if tasks is None else tasks
-    scaffold = new_scaffold(recipe.scaffold, lm, recipe.training.seed)
+    scaffold = new_scaffold(recipe.scaffold, lm, recipe.training.seed, tasks)
     source = example_source(recipe, tasks, lm, scaffold)
 
     def development() -> float:

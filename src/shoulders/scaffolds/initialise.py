@@ -32,19 +32,35 @@ def from_vocabulary(lm: FrozenLM, seed: int = 0) -> PromptInit:
 
 def from_text(lm: FrozenLM, text: str) -> PromptInit:
     """Embeddings of a text's tokens, repeated or cut to the prompt's length."""
-    return from_labels(lm, [text])
-
-
-def from_labels(lm: FrozenLM, labels: Sequence[str]) -> PromptInit:
-    """Embeddings of class labels' tokens, one label after the other, the list repeated until the prompt is full."""
-    ids = [token for label in labels for token in lm.tokenizer(label, add_special_tokens=False).input_ids]
-    if not ids:
-        raise UsageError("a prompt cannot start from an empty text: give it at least one token")
+    ids = _tokens(lm, text)
 
     def init(length: int) -> Float[Tensor, "P D"]:
         return _rows(lm, torch.tensor(ids).repeat(-(-length // len(ids)))[:length])
 
     return init
+
+
+def from_labels(lm: FrozenLM, labels: Sequence[str], seed: int = 0) -> PromptInit:
+    """One vector for each class label, the mean of its tokens' embeddings; a vocabulary sample when labels run out.
+
+    Source: Lester et al. 2021, section 3.2.
+    """
+    if not labels:
+        raise UsageError("a prompt cannot start from no labels: give it at least one")
+    ids = [_tokens(lm, label) for label in labels]
+
+    def init(length: int) -> Float[Tensor, "P D"]:
+        means = torch.stack([_rows(lm, torch.tensor(some)).mean(0) for some in ids[:length]])
+        return torch.cat([means, from_vocabulary(lm, seed)(length - len(means))])
+
+    return init
+
+
+def _tokens(lm: FrozenLM, text: str) -> list[int]:
+    ids: list[int] = lm.tokenizer(text, add_special_tokens=False).input_ids
+    if not ids:
+        raise UsageError("a prompt cannot start from an empty text: give it at least one token")
+    return ids
 
 
 def from_normal(lm: FrozenLM, seed: int = 0) -> PromptInit:
