@@ -64,7 +64,7 @@ def test_prompts_depend_on_the_input_and_on_nothing_else_in_the_batch(lm, tiny_e
 
 def test_with_a_shared_prompt_training_starts_exactly_at_prompt_tuning(lm, tiny_encoder, questions):
     start = from_vocabulary(lm)(5)
-    shape = InputPromptShape(length=5, encoder_length=3, head_width=8, base=True, base_rate=20)
+    shape = InputPromptShape(length=5, encoder_length=3, head_width=8, base=True)
     scaffold = InputPrompt(tiny_encoder("bert"), lm.width, shape, start=start)
     prompt = SoftPrompt(start)
     rows = [encode(question, lm, "Paris") for question in questions]
@@ -74,7 +74,7 @@ def test_with_a_shared_prompt_training_starts_exactly_at_prompt_tuning(lm, tiny_
         for batch in [training_batch(rows, lm, one)]
     ]
     assert losses[0] == losses[1]
-    groups = scaffold.learning_rates(1e-3)
+    groups = scaffold.learning_rates(1e-3, 2e-2)
     assert [group["lr"] for group in groups] == [1e-3, 2e-2]
     assert sum(len(group["params"]) for group in groups) == len(list(scaffold.parameters()))
 

@@ -46,7 +46,6 @@ class ScaffoldChoice:
         layers: self-attention layers of the generator.
         head_width: of its attention heads.
         base: a learned prompt shared by all inputs lies under the generated one (not in the paper).
-        base_rate: how many times faster than the generator that one is trained.
     """
 
     kind: str = "soft_prompt"
@@ -59,7 +58,6 @@ class ScaffoldChoice:
     layers: int = 2
     head_width: int = 64
     base: bool = False
-    base_rate: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in SCAFFOLDS:

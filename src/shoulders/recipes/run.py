@@ -83,7 +83,7 @@ def train(
             scaffold_loss(lm, scaffold),
             source,
             recipe.training,
-            groups=scaffold.learning_rates(recipe.training.learning_rate),
+            groups=scaffold.learning_rates(recipe.training.learning_rate, recipe.training.base_learning_rate),
             folder=folder / CHECKPOINTS,
             hooks=hooks,
         )

@@ -35,7 +35,7 @@ def bundled_input_prompt() -> Recipe:
         name="bundled_input_prompt",
         about="input-dependent prompt tuning of SmolLM2-135M on the bundled suite, in minutes on two cores",
         scaffold=_input_prompt(base.scaffold),
-        training=replace(base.training, learning_rate=2e-3),
+        training=_input_training(base.training),
     )
 
 
@@ -60,10 +60,15 @@ def suite_input_prompt() -> Recipe:
         name="suite_input_prompt",
         about="ID-PT of SmolLM2-135M on a folder of data sets with PromptSource templates (suite.source=PATH)",
         scaffold=_input_prompt(base.scaffold),
-        training=replace(base.training, learning_rate=2e-3),
+        training=_input_training(base.training),
     )
 
 
 def _input_prompt(soft: ScaffoldChoice) -> ScaffoldChoice:
-    """The generator of the small recipes: a shared prompt under the generated one, trained as fast as a soft prompt."""
-    return replace(soft, kind="input_prompt", encoder=ENCODER, encoder_length=16, base=True, base_rate=25.0)
+    """The generator of the small recipes, with a shared prompt under the generated one."""
+    return replace(soft, kind="input_prompt", encoder=ENCODER, encoder_length=16, base=True)
+
+
+def _input_training(soft: TrainPlan) -> TrainPlan:
+    """The shared prompt at the rate of prompt tuning, the generator at one of the paper's (experiments/001)."""
+    return replace(soft, learning_rate=1e-4, base_learning_rate=soft.learning_rate)

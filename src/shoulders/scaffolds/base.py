@@ -81,8 +81,8 @@ class Scaffold(
     def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:
         """A scaffold of this description, its weights yet to be filled in."""
 
-    def learning_rates(self, rate: float) -> list[dict[str, Any]]:
-        """Optimizer groups: the parameters with the rate each is trained at."""
+    def learning_rates(self, rate: float, base_rate: float | None = None) -> list[dict[str, Any]]:  # noqa: ARG002
+        """Optimizer groups: the parameters at `rate`, those of a prompt under others at `base_rate` if it is given."""
         return [{"params": list(self.parameters()), "lr": rate}]
 
     def forward(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:

@@ -31,7 +31,6 @@ class InputPromptShape:
         head_width: width of an attention head.
         base: learn a prompt shared by all inputs under the generated one, p + g(x), with g(x) = 0 at the start. Not in
             the paper: training then starts exactly at prompt tuning.
-        base_rate: how many times faster than the generator the shared prompt is trained.
     """
 
     length: int = 400
@@ -39,7 +38,6 @@ class InputPromptShape:
     layers: int = 2
     head_width: int = 64
     base: bool = False
-    base_rate: float = 1.0
 
 
 @final
@@ -121,12 +119,12 @@ class InputPrompt(Scaffold, kind="input_prompt"):
         """States of the text positions of one pass that also reads the generated prompts."""
         return prompted_states(lm, lambda: self._prompt_of(given), given, memory)
 
-    def learning_rates(self, rate: float) -> list[dict[str, Any]]:
-        """The generator at `rate`, the shared prompt at `base_rate` times as much."""
+    def learning_rates(self, rate: float, base_rate: float | None = None) -> list[dict[str, Any]]:
+        """The generator at `rate`, the shared prompt at `base_rate`: a prompt wants a rate hundreds of times higher."""
         others = [weight for name, weight in self.named_parameters() if name != "base"]
         groups: list[dict[str, Any]] = [{"params": others, "lr": rate}]
         if self.base is not None:
-            groups.append({"params": [self.base], "lr": rate * self.shape.base_rate, "weight_decay": 0.0})
+            groups.append({"params": [self.base], "lr": rate if base_rate is None else base_rate, "weight_decay": 0.0})
         return groups
 
     def description(self) -> dict[str, Any]:

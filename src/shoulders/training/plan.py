@@ -13,6 +13,7 @@ class TrainPlan:
         steps: optimizer steps.
         batch_size: examples a step, over all processes.
         learning_rate: the peak rate.
+        base_learning_rate: that of a prompt learned under a generated one (`scaffold.base`).
         betas, eps, weight_decay: Adam's, with decoupled decay.
         warmup: share of the steps in which the rate rises linearly from 0.
         decay: "none" (prompts: Lester et al. 2021 and the paper) or "linear" to 0 at the last step (connectors).
@@ -27,6 +28,7 @@ class TrainPlan:
     steps: int = 100_000
     batch_size: int = 32
     learning_rate: float = 0.3
+    base_learning_rate: float = 0.3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-6
     weight_decay: float = 0.0
@@ -43,8 +45,9 @@ class TrainPlan:
         for name in ("steps", "batch_size", "positions_at_once", "keep"):
             if getattr(self, name) < 1:
                 raise UsageError(f"training.{name} is {getattr(self, name)}: it must be at least 1")
-        if self.learning_rate <= 0:
-            raise UsageError(f"training.learning_rate is {self.learning_rate}: it must be above 0")
+        for name in ("learning_rate", "base_learning_rate"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"training.{name} is {getattr(self, name)}: it must be above 0")
         if not 0 <= self.warmup <= 1:
             raise UsageError(f"training.warmup is {self.warmup}: it is a share of the steps, between 0 and 1")
         if self.decay not in {"none", "linear"}:
