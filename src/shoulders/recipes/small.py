@@ -20,10 +20,10 @@ def bundled_soft_prompt() -> Recipe:
         scaffold=ScaffoldChoice(kind="soft_prompt", length=16),
         suite=SuiteChoice(source="bundled", lengths=Lengths(input=256, target=64)),
         training=TrainPlan(
-            steps=80, batch_size=16, learning_rate=0.05, warmup=0.05, positions_at_once=1024, save_every=40
+            steps=64, batch_size=16, learning_rate=0.05, warmup=0.05, positions_at_once=1024, save_every=32
         ),
-        development=EvaluationPlan(limit=20, wordings=1, longest=32),
-        test=EvaluationPlan(split="test", limit=40, wordings=1, longest=32),
+        development=EvaluationPlan(limit=4, wordings=1, longest=32),
+        test=EvaluationPlan(split="test", limit=25, wordings=1, longest=32),
     )
 
 
@@ -70,5 +70,5 @@ def _input_prompt(soft: ScaffoldChoice) -> ScaffoldChoice:
 
 
 def _input_training(soft: TrainPlan) -> TrainPlan:
-    """The shared prompt at the rate of prompt tuning, the generator at one of the paper's (experiments/001)."""
-    return replace(soft, learning_rate=1e-4, base_learning_rate=soft.learning_rate)
+    """The shared prompt at the rate of prompt tuning, the generator at one of the paper's grid (experiments/001)."""
+    return replace(soft, learning_rate=1.5e-4, base_learning_rate=soft.learning_rate)
