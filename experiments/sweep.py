@@ -94,9 +94,7 @@ def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
     content["training"] = {
         "seconds": trained,
         "positions": sum(line["positions"] for line in log),
-        "loss_by_20_steps": [
-            float(np.mean([line["loss"] for line in log[a : a + 20]])) for a in range(0, len(log), 20)
-        ],
+        "losses": [round(line["loss"], 4) for line in log],
         "development": {line["number"]: line["score"] for line in log if "score" in line},
     }
     print(f"{run.name}: {content['average']:.2f} {content['average_interval']}", flush=True)
@@ -111,28 +109,60 @@ def _print(step: Step) -> None:
 
 
 def summary(found: Sequence[tuple[Run, Result]]) -> str:
-    """A table of the grid: mean over seeds, spread, and the interval of the examples of the first seed."""
-    lines = [
-        "| run | seeds | examples seen | trained | last loss | average | by seed | 95% interval, first seed |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
-    ]
+    """Tables of the grid: scores, development scores and losses over training."""
     groups: dict[str, list[tuple[Run, Result]]] = {}
     for run, one in found:
         groups.setdefault(run.group, []).append((run, one))
+    split = found[0][0].recipe.test.split if found else ""
+    examples = found[0][1].content["examples"] if found else 0
+    return "\n".join(
+        [
+            *_scores(groups),
+            f"\n{examples} examples of the {split} part a run, the same in all.\n",
+            *_over_training(groups),
+            f"\nThe loss (nats a token, mean over the steps from the column before) is over examples not trained on "
+            f"before; all runs of one seed see the same ones in the same order. torch {torch.__version__}.\n",
+        ]
+    )
+
+
+def _scores(groups: Mapping[str, Sequence[tuple[Run, Result]]]) -> list[str]:
+    """Mean over seeds, spread, and the interval of the examples of the first seed."""
+    lines = [
+        "| run | seeds | examples seen | trained | average | by seed | 95% interval, first seed |",
+        "| --- | ---: | ---: | ---: | ---: | --- | --- |",
+    ]
     for group, members in groups.items():
         scores = [one.content["average"] for _, one in members]
         recipe = members[0][0].recipe
         bare = recipe.scaffold.kind == "bare"
         seen = 0 if bare else recipe.training.steps * recipe.training.batch_size
-        losses = [one.content["training"]["loss_by_20_steps"][-1] for _, one in members if not bare]
         interval = average_interval(members[0][1].measured)
         lines.append(
             f"| {group} | {len(members)} | {seen:,} | {members[0][1].content['trained']:,} | "
-            f"{np.mean(losses) if losses else float('nan'):.3f} | **{np.mean(scores):.2f}** | "
+            f"**{np.mean(scores):.2f}** | "
             f"{', '.join(f'{score:.1f}' for score in scores)} | {interval.low:.1f} to {interval.high:.1f} |"
         )
-    examples = found[0][1].content["examples"] if found else 0
-    return "\n".join(lines) + f"\n\n{examples} test examples a run, the same in all; torch {torch.__version__}.\n"
+    return lines
+
+
+def _over_training(groups: Mapping[str, Sequence[tuple[Run, Result]]], columns: int = 8) -> list[str]:
+    """Losses, and development scores where there are any, up to each of some steps: means over seeds."""
+    trained = {group: members for group, members in groups.items() if members[0][0].recipe.scaffold.kind != "bare"}
+    steps = max((run.recipe.training.steps for members in trained.values() for run, _ in members), default=0)
+    ends = [steps * number // columns for number in range(1, columns + 1)]
+    lines = [
+        "| by step | " + " | ".join(map(str, ends)) + " | development scores |",
+        "| --- |" + " ---: |" * columns + " --- |",
+    ]
+    for group, members in trained.items():
+        losses = np.mean([one.content["training"]["losses"] for _, one in members], axis=0)
+        parts = [losses[start:end] for start, end in itertools.pairwise([0, *ends])]
+        cells = [f"{part.mean():.3f}" if len(part) else "" for part in parts]
+        scored = [one.content["training"]["development"] for _, one in members]
+        shown = [f"{step}: {np.mean([one[step] for one in scored]):.1f}" for step in scored[0]]
+        lines.append(f"| {group} | {' | '.join(cells)} | {', '.join(shown)} |")
+    return lines
 
 
 if __name__ == "__main__":

@@ -57,7 +57,9 @@ def new_scaffold(choice: ScaffoldChoice, lm: FrozenLM, seed: int, tasks: Sequenc
 
 def shape_of(choice: ScaffoldChoice) -> InputPromptShape:
     """The sizes of ID-PT's generator."""
-    return InputPromptShape(choice.length, choice.encoder_length, choice.layers, choice.head_width, choice.base)
+    return InputPromptShape(
+        choice.length, choice.encoder_length, choice.layers, choice.head_width, choice.query_std, choice.base
+    )
 
 
 def prompt_init(choice: ScaffoldChoice, lm: FrozenLM, seed: int, tasks: Sequence[Task] = ()) -> PromptInit:

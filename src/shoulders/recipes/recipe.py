@@ -45,6 +45,7 @@ class ScaffoldChoice:
         encoder_length: vectors of the encoder's learned prompt.
         layers: self-attention layers of the generator.
         head_width: of its attention heads.
+        query_std: of its learned queries at the start.
         base: a learned prompt shared by all inputs lies under the generated one (not in the paper).
     """
 
@@ -57,6 +58,7 @@ class ScaffoldChoice:
     encoder_length: int = 430
     layers: int = 2
     head_width: int = 64
+    query_std: float = 1.0
     base: bool = False
 
     def __post_init__(self) -> None:

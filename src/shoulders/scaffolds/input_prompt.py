@@ -17,8 +17,6 @@ from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.perceiver import AttentionBlock
 from shoulders.scaffolds.weaving import Placement, prompted_states
 
-QUERY_STD = 0.02  # of the learned queries, as in Perceiver IO
-
 
 @dataclass(frozen=True, slots=True)
 class InputPromptShape:
@@ -29,6 +27,8 @@ class InputPromptShape:
         encoder_length: vectors of p', the learned prompt of the encoder (paper: 330K parameters at width 768).
         layers: self-attention layers after the cross-attention.
         head_width: width of an attention head.
+        query_std: of the learned queries at the start. Perceiver IO's 0.02 leaves them far below what the blocks add to
+            them, which is nearly the same for all: generated vectors then start as P copies of one (cosine 0.99).
         base: learn a prompt shared by all inputs under the generated one, p + g(x), with g(x) = 0 at the start. Not in
             the paper: training then starts exactly at prompt tuning.
     """
@@ -37,6 +37,7 @@ class InputPromptShape:
     encoder_length: int = 430
     layers: int = 2
     head_width: int = 64
+    query_std: float = 1.0
     base: bool = False
 
 
@@ -79,7 +80,7 @@ class InputPrompt(Scaffold, kind="input_prompt"):
         self.placement, self.source_room = Placement(placement), shape.encoder_length
         scale = embedding_norm(encoder) / inner**0.5
         self.encoder_prompt = nn.Parameter(torch.randn(shape.encoder_length, inner) * scale)
-        self.queries = nn.Parameter(torch.randn(shape.length, inner) * QUERY_STD)
+        self.queries = nn.Parameter(torch.randn(shape.length, inner) * shape.query_std)
         self.across = AttentionBlock(inner, heads, across=True)
         self.layers = nn.ModuleList(AttentionBlock(inner, heads, across=False) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(inner)
