@@ -47,7 +47,7 @@ def main() -> None:
     """Run what is not there yet, then write the summary."""
     parser = argparse.ArgumentParser(description="run a grid of recipes")
     parser.add_argument("grid", type=Path)
-    parser.add_argument("--only", help="run only cells whose name contains this")
+    parser.add_argument("--only", help="run only the cell, or the group of seeds, of this name")
     arguments = parser.parse_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -56,7 +56,7 @@ def main() -> None:
     lm: FrozenLM | None = None
     for run in runs:
         kept = folder / "results" / f"{run.name}.json"
-        if not kept.exists() and (not arguments.only or arguments.only in run.name):
+        if not kept.exists() and arguments.only in {None, run.name, run.group}:
             lm = lm or load_backbone(run.recipe.backbone)
             write_json(kept, _measured(run, lm, Path("runs") / folder.name / run.name))
     found = [(run, read_result(path)) for run in runs if (path := folder / "results" / f"{run.name}.json").exists()]
