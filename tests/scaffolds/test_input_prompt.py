@@ -42,6 +42,18 @@ def test_generated_prompts_start_with_the_norm_of_token_embeddings(lm, tiny_enco
     assert prompt.norm(dim=-1).mean().item() == pytest.approx(embedding_norm(lm), rel=0.25)
 
 
+def test_generated_vectors_start_distinct_and_alike_for_all_inputs(lm, tiny_encoder):
+    """P directions, not P copies of one; inputs differ a little, as table 8 of the paper finds after training."""
+    encoder = tiny_encoder("bert")
+    scaffold = InputPrompt(encoder, lm.width, InputPromptShape(length=12, encoder_length=3, head_width=8))
+    tokens = encoder.source_tokens(["Name a planet.", "Two plus two is four, and three is one more."], 3)
+    directions = torch.nn.functional.normalize(scaffold.prompt(tokens), dim=-1)
+    between_vectors = (directions @ directions.mT)[:, ~torch.eye(12, dtype=torch.bool)]
+    between_inputs = (directions[0] * directions[1]).sum(-1)
+    assert between_vectors.mean().item() < 0.4
+    assert 0.6 < between_inputs.mean().item() < 0.999
+
+
 def test_the_encoder_is_neither_trained_nor_saved(lm, tiny_encoder):
     scaffold = InputPrompt(tiny_encoder("bert"), lm.width, SMALL)
     names = set(scaffold.state_dict())
