@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.evaluation.results import Result, read_result
-from shoulders.evaluation.statistics import average_interval
+from shoulders.evaluation.statistics import average_interval, difference_interval
 from shoulders.files import write_json
 from shoulders.recipes.build import load_backbone, load_tasks
 from shoulders.recipes.recipe import Recipe, with_overrides
@@ -127,10 +127,11 @@ def summary(found: Sequence[tuple[Run, Result]]) -> str:
 
 
 def _scores(groups: Mapping[str, Sequence[tuple[Run, Result]]]) -> list[str]:
-    """Mean over seeds, spread, and the interval of the examples of the first seed."""
+    """Mean over seeds, spread, and intervals over the examples of the first seed."""
+    tuned = [members[0][1] for members in groups.values() if members[0][0].recipe.scaffold.kind == "soft_prompt"]
     lines = [
-        "| run | seeds | examples seen | trained | average | by seed | 95% interval, first seed |",
-        "| --- | ---: | ---: | ---: | ---: | --- | --- |",
+        "| run | seeds | examples seen | trained | average | by seed | 95% interval, first seed | over prompt tuning |",
+        "| --- | ---: | ---: | ---: | ---: | --- | --- | --- |",
     ]
     for group, members in groups.items():
         scores = [one.content["average"] for _, one in members]
@@ -138,10 +139,12 @@ def _scores(groups: Mapping[str, Sequence[tuple[Run, Result]]]) -> list[str]:
         bare = recipe.scaffold.kind == "bare"
         seen = 0 if bare else recipe.training.steps * recipe.training.batch_size
         interval = average_interval(members[0][1].measured)
+        gap = difference_interval(members[0][1].measured, tuned[0].measured) if tuned else None
         lines.append(
             f"| {group} | {len(members)} | {seen:,} | {members[0][1].content['trained']:,} | "
             f"**{np.mean(scores):.2f}** | "
-            f"{', '.join(f'{score:.1f}' for score in scores)} | {interval.low:.1f} to {interval.high:.1f} |"
+            f"{', '.join(f'{score:.1f}' for score in scores)} | {interval.low:.1f} to {interval.high:.1f} | "
+            + (f"{gap.value:+.1f} ({gap.low:+.1f} to {gap.high:+.1f}) |" if gap else "|")
         )
     return lines
 
