@@ -1,11 +1,11 @@
 """Run a grid of recipes one after the other, resumable, and put what was measured side by side.
 
-    python -m experiments.sweep experiments/002-bundled/grid.json [--only NAME]
+    python -m experiments.sweep experiments/002-length-bundled/grid.json [--only NAME]
 
 The grid file names a recipe and its overrides for each run, with seeds and training lengths; values common to all
 stand in `common`. Each finished run leaves `results/NAME.json` (scores by example, recipe, provenance) beside the grid
-file, and is not run again. The summary, with intervals, goes to `summary.md`. Run folders with checkpoints go to
-`runs/` (not in git), so a killed run goes on where it was.
+file, and is not run again. The summary, with intervals, goes to `summary.md`, curves to `curves.png`. Run folders with
+checkpoints go to `runs/` (not in git), so a killed run goes on where it was.
 """
 
 import argparse
@@ -17,8 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from transformers.utils import logging as transformers_logging
 
 from shoulders.backbone.frozen import FrozenLM
@@ -61,6 +64,7 @@ def main() -> None:
             write_json(kept, _measured(run, lm, Path("runs") / folder.name / run.name))
     found = [(run, read_result(path)) for run in runs if (path := folder / "results" / f"{run.name}.json").exists()]
     (folder / "summary.md").write_text(summary(found), encoding="utf-8")
+    plot(found, folder / "curves.png")
     print((folder / "summary.md").read_text(encoding="utf-8"))
 
 
@@ -163,9 +167,38 @@ def _over_training(groups: Mapping[str, Sequence[tuple[Run, Result]]], columns: 
         parts = [losses[start:end] for start, end in itertools.pairwise([0, *ends])]
         cells = [f"{part.mean():.3f}" if len(part) else "" for part in parts]
         scored = [one.content["training"]["development"] for _, one in members]
+        if len(scored[0]) == 1:  # nothing was chosen among
+            scored = [{}]
         shown = [f"{step}: {np.mean([one[step] for one in scored]):.1f}" for step in scored[0]]
         lines.append(f"| {group} | {' | '.join(cells)} | {', '.join(shown)} |")
     return lines
+
+
+def plot(found: Sequence[tuple[Run, Result]], path: Path) -> None:
+    """Losses over training, and how far they are from prompt tuning's on the same examples; the first seed of each."""
+    curves: dict[str, tuple[int, Sequence[float]]] = {}
+    tuned: Sequence[float] | None = None
+    for run, one in found:
+        if run.recipe.scaffold.kind != "bare" and run.group not in curves:
+            curves[run.group] = run.recipe.training.batch_size, one.content["training"]["losses"]
+            tuned = one.content["training"]["losses"] if run.recipe.scaffold.kind == "soft_prompt" else tuned
+    mpl.use("Agg")
+    figure, (losses, gaps) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for name, (batch, values) in curves.items():
+        losses.plot(*_smooth(values, batch), label=name)
+        if tuned is not None and len(values) == len(tuned):
+            gaps.plot(*_smooth(np.subtract(values, tuned), batch))
+    losses.set(xlabel="examples seen", ylabel="loss, nats a token")
+    gaps.set(xlabel="examples seen", ylabel="loss less prompt tuning's", ylim=(-0.3, 0.3))
+    losses.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def _smooth(values: ArrayLike, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means over a sixth of a run, at their middle."""
+    width = max(1, len(np.asarray(values)) // 6)
+    means = np.convolve(values, np.ones(width) / width, mode="valid")
+    return (np.arange(len(means)) + width / 2) * batch, means
 
 
 if __name__ == "__main__":
