@@ -39,7 +39,7 @@ from shoulders.backbone.sources import locate
 from shoulders.data.batching import Encoded, Lengths, Stream
 from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
-from shoulders.evaluation.provenance import machine
+from shoulders.evaluation.provenance import circumstances
 from shoulders.records import IGNORE, LMInput
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.soft_prompt import SoftPrompt
@@ -70,7 +70,7 @@ def main() -> None:
         "train_peak_memory_vs_peft": peaks["ours"] / peaks["peft"],
         "train_epoch_speedup_vs_peft": sum(epoch["peft_seconds"]) / sum(epoch["ours_seconds"]),
     }
-    record = {"ratios": ratios, "step": steps, "peak_bytes": peaks, "epoch": epoch, "machine": machine()}
+    record = {"ratios": ratios, "step": steps, "peak_bytes": peaks, "epoch": epoch, **circumstances("peft")}
     if arguments.out:
         Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for name, value in ratios.items():

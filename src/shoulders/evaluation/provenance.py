@@ -21,9 +21,16 @@ def provenance(recipe: Mapping[str, Any], lm: FrozenLM) -> dict[str, Any]:
     return {
         "recipe": dict(recipe),
         "backbone": {"name": lm.name, "fingerprint": lm.fingerprint(), "dtype": str(lm.dtype).removeprefix("torch.")},
+        **circumstances(),
+    }
+
+
+def circumstances(*libraries: str) -> dict[str, Any]:
+    """Code, versions (also of the named libraries), machine and time of a measurement."""
+    return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),  # of the code, not of what it writes
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "versions": {name: importlib.metadata.version(name) for name in (*LIBRARIES, *libraries)},
         "machine": machine(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
