@@ -68,7 +68,7 @@ def test_truncated_weights_are_named(tmp_path, tiny_lm, folders):
 
 @pytest.mark.weights
 def test_real_weights_from_packages_load_fast_once_converted():
-    """The issue's bound is 3 s on two cores; a fresh process that imports nothing twice."""
+    """Under 3 s on two cores; each in a fresh process."""
     locate(LM)
     code = (
         "import time, json, torch\n"
