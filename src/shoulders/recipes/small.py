@@ -20,7 +20,7 @@ def bundled_soft_prompt() -> Recipe:
         scaffold=ScaffoldChoice(kind="soft_prompt", length=16),
         suite=SuiteChoice(source="bundled", lengths=Lengths(input=256, target=64)),
         training=TrainPlan(
-            steps=64, batch_size=16, learning_rate=0.05, warmup=0.05, positions_at_once=1024, save_every=32
+            steps=80, batch_size=16, learning_rate=0.05, warmup=0.05, positions_at_once=1024, save_every=40
         ),
         development=EvaluationPlan(limit=4, wordings=1, longest=32),
         test=EvaluationPlan(split="test", limit=25, wordings=1, longest=32),
