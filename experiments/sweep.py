@@ -1,6 +1,6 @@
 """Run a grid of recipes one after the other, resumable, and put what was measured side by side.
 
-    python -m experiments.sweep experiments/002-length-bundled/grid.json [--only NAME]
+    python -m experiments.sweep experiments/002-length-suite/grid.json [--only NAME]
 
 The grid file names a recipe and its overrides for each run, with seeds and training lengths; values common to all
 stand in `common`. Each finished run leaves `results/NAME.json` (scores by example, recipe, provenance) beside the grid

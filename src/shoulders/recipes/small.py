@@ -70,5 +70,5 @@ def _input_prompt(soft: ScaffoldChoice) -> ScaffoldChoice:
 
 
 def _input_training(soft: TrainPlan) -> TrainPlan:
-    """The shared prompt at the rate of prompt tuning; the generator far above the paper's grid (experiments/003)."""
+    """The shared prompt at the rate of prompt tuning; the generator far above the paper's grid (experiments/002)."""
     return replace(soft, learning_rate=2e-3, base_learning_rate=soft.learning_rate)
