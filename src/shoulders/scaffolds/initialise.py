@@ -50,8 +50,8 @@ def from_labels(lm: FrozenLM, labels: Sequence[str], seed: int = 0) -> PromptIni
     ids = [_tokens(lm, label) for label in labels]
 
     def init(length: int) -> Float[Tensor, "P D"]:
-        means = torch.stack([_rows(lm, torch.tensor(some)).mean(0) for some in ids[:length]])
-        return torch.cat([means, from_vocabulary(lm, seed)(length - len(means))])
+        means = [_rows(lm, torch.tensor(some)).mean(0, keepdim=True) for some in ids[:length]]
+        return torch.cat([*means, from_vocabulary(lm, seed)(length - len(means))])
 
     return init
 
