@@ -6,19 +6,24 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    BartConfig,
     BertConfig,
     BertModel,
     BloomConfig,
     FalconConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
+    MixtralConfig,
     OPTConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
     RobertaConfig,
     RobertaModel,
@@ -61,6 +66,23 @@ def _configs():
         "bloom": BloomConfig(**SIZES, hidden_size=32, n_layer=3, n_head=4),
         "falcon": FalconConfig(**COMMON, new_decoder_architecture=True, num_kv_heads=2),
         "mistral": MistralConfig(**GROUPED, sliding_window=16),
+        "gemma3": Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=16, query_pre_attn_scalar=8),
+        "mixtral": MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2),
+    }  # fmt: skip
+
+
+def _others():
+    """Linear attention beside the usual kind, which only some tests need; and what cannot serve as backbone."""
+    return {
+        "qwen3_5": Qwen3_5TextConfig(
+            **GROUPED, layer_types=["linear_attention", "full_attention", "linear_attention"], head_dim=8,
+            linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+        ),
+        "mamba": MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=3, state_size=4),
+        "bart": BartConfig(
+            vocab_size=VOCABULARY, d_model=32, decoder_layers=2, encoder_layers=2, decoder_ffn_dim=48,
+            decoder_attention_heads=4, max_position_embeddings=128, is_decoder=True, is_encoder_decoder=False,
+        ),
     }  # fmt: skip
 
 
@@ -85,7 +107,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def save_lm(family: str, folder: Path) -> None:
     """A causal model of a family with random weights, larger than usual so that everything has an effect."""
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(_configs()[family])
+    model = AutoModelForCausalLM.from_config({**_configs(), **_others()}[family])
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(4 if weight.dim() > 1 else 1)

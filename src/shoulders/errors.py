@@ -63,9 +63,9 @@ class SaveFailed(UsageError):
 
 
 class TrainingDiverged(UsageError):
-    """The loss stopped being a finite number."""
+    """The loss or its gradient stopped being a finite number."""
 
-    def __init__(self, *, step: int, loss: float, kept: str) -> None:
+    def __init__(self, *, step: int, what: str, value: float, kept: str) -> None:
         super().__init__(
-            f"the loss is {loss} at step {step}: training stopped, {kept}; lower the learning rate or clip gradients"
+            f"the {what} is {value} at step {step}: training stopped, {kept}; lower the learning rate or clip gradients"
         )

@@ -1,12 +1,15 @@
 import pytest
 import torch
+from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from shoulders.backbone.decoding import generate
+from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.batching import encode, question_batch
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.soft_prompt import SoftPrompt
+from tiny import save_lm
 
 
 def given(lm, scaffold, questions):
@@ -23,6 +26,23 @@ def test_beams_are_those_of_the_model_itself(any_lm, questions):
             eos_token_id=any_lm.end, do_sample=False, **settings,
         )[0, ids.shape[1] :].tolist()  # fmt: skip
         assert found[0] == own[: own.index(any_lm.end)] if any_lm.end in own else found[0] == own
+
+
+def test_any_of_a_models_end_tokens_ends_an_answer(folders, questions):
+    """Chat models have several; transformers' own generation stops at each, and so does ours."""
+    save_lm("llama", folders / "several-ends")
+    lm = FrozenLM.load(str(folders / "several-ends"), dtype="float32", device="cpu")
+    (plain,) = generate(lm, Bare(), given(lm, Bare(), questions[:1]), longest=8)
+    config = GenerationConfig(eos_token_id=[2, plain[3]])
+    config.save_pretrained(folders / "several-ends")
+    lm = FrozenLM.load(str(folders / "several-ends"), dtype="float32", device="cpu")
+    assert lm.ends == (2, plain[3])
+    assert lm.end == 2
+    stopped = plain[: plain.index(plain[3])]
+    ids = torch.tensor([lm.ids(questions[0].text)])
+    own = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, pad_token_id=0)
+    assert own[0, ids.shape[1] :].tolist() == plain[: plain.index(plain[3]) + 1]
+    assert generate(lm, Bare(), given(lm, Bare(), questions[:1]), longest=8) == [stopped]
 
 
 def test_samples_share_one_reading_of_the_question(lm, questions, monkeypatch):

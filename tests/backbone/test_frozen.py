@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from shoulders.backbone import frozen
-from shoulders.backbone.frozen import FrozenLM
-from shoulders.errors import ContextFull, SourceNotFound, UnknownName
+from shoulders.backbone.frozen import UNLIMITED, FrozenLM, positions_of
+from shoulders.errors import ContextFull, SourceNotFound, UnknownName, UsageError
 from shoulders.records import IGNORE
 
 
@@ -76,5 +76,54 @@ def test_context_and_types_are_refused_with_both_numbers(lm):
 
 def test_a_model_without_an_end_token_cannot_answer(lm):
     bare = FrozenLM(lm.model, lm.tokenizer.__class__(tokenizer_object=lm.tokenizer.backend_tokenizer), "nameless")
-    with pytest.raises(SourceNotFound, match="no end-of-sequence token"):
+    bare.model.generation_config.eos_token_id, kept = None, bare.model.generation_config.eos_token_id
+    with pytest.raises(SourceNotFound, match="neither the tokenizer nor the model 'nameless' has an end-of-sequence"):
         _ = bare.end
+    bare.model.generation_config.eos_token_id = kept
+
+
+def test_an_end_token_of_the_model_serves_where_the_tokenizer_has_none(lm):
+    other = FrozenLM(lm.model, lm.tokenizer.__class__(tokenizer_object=lm.tokenizer.backend_tokenizer), "nameless")
+    assert other.end == lm.model.generation_config.eos_token_id
+
+
+@pytest.mark.parametrize("family", ["mamba", "bart"])
+def test_models_that_cannot_serve_are_refused_when_they_are_loaded(tiny_lm, family):
+    """They load as causal models and would answer wrongly, without any error."""
+    with pytest.raises(SourceNotFound, match=r"For?CausalLM .*cannot serve as backbone"):
+        tiny_lm(family)
+
+
+def test_every_source_of_the_number_of_positions(lm):
+    class Config:
+        pass
+
+    for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
+        config = Config()
+        setattr(config, name, 77)
+        assert positions_of(config, None) == 77
+    assert positions_of(Config(), None) == UNLIMITED
+    lm.tokenizer.model_max_length, kept = -1, lm.tokenizer.model_max_length
+    assert positions_of(Config(), lm.tokenizer) == UNLIMITED
+    lm.tokenizer.model_max_length = 99
+    assert positions_of(Config(), lm.tokenizer) == 99
+    lm.tokenizer.model_max_length = kept
+
+
+def test_only_scored_positions_reach_the_vocabulary(lm, monkeypatch):
+    """The saving that training lives on: a fifth of a step, and most of its memory."""
+    rows = []
+    head = lm.head
+    monkeypatch.setattr(lm, "head", lambda states: rows.append(states.shape[0]) or head(states))
+    labels = torch.full((3, 50), IGNORE)
+    labels[0, -2:], labels[2, -1] = 5, 6
+    lm.nll(torch.randn(3, 50, lm.width), labels)
+    assert rows == [3]
+
+
+@pytest.mark.parametrize("device", ["cudda", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(lm, device):
+    with pytest.raises(
+        UsageError, match=rf"backbone\.device={device} cannot be used here .*'auto' takes what there is"
+    ):
+        FrozenLM.load(lm.name, device=device)

@@ -3,7 +3,7 @@ import torch
 
 from shoulders.backbone.encoder import embedding_norm
 from shoulders.data.batching import encode, training_batch
-from shoulders.errors import UsageError
+from shoulders.errors import ContextFull, UsageError
 from shoulders.recipes.paper import paper_idpt
 from shoulders.recipes.planning import meta_backbone, meta_scaffold, parts
 from shoulders.scaffolds.initialise import from_vocabulary
@@ -111,3 +111,22 @@ def test_the_language_model_is_its_own_encoder_without_a_second_model(lm, questi
 def test_a_head_width_that_does_not_divide_is_refused(lm, tiny_encoder):
     with pytest.raises(UsageError, match="head_width 7 does not divide the encoder's width 24"):
         InputPrompt(tiny_encoder("bert"), lm.width, InputPromptShape(head_width=7))
+
+
+@pytest.mark.parametrize("encoder", ["bert", "self"])
+def test_an_encoder_prompt_that_leaves_no_room_for_a_text_is_refused(lm, tiny_encoder, encoder):
+    reader = lm if encoder == "self" else tiny_encoder(encoder)
+    shape = InputPromptShape(length=4, encoder_length=reader.context - 7, head_width=8)
+    message = rf"needs {reader.context + 1} positions, the model has room for {reader.context}: lower encoder_length"
+    with pytest.raises(ContextFull, match=message):
+        InputPrompt(reader, lm.width, shape)
+
+
+def test_an_encoder_without_a_padding_token_reads_a_batch(lm, tiny_encoder):
+    encoder = tiny_encoder("bert")
+    scaffold = InputPrompt(encoder, lm.width, SMALL)
+    texts = ["Name a planet.", "Two plus two is four, and three is one more."]
+    padded = scaffold.prompt(encoder.source_tokens(texts, 3))
+    encoder.tokenizer.pad_token, kept = None, encoder.tokenizer.pad_token
+    torch.testing.assert_close(scaffold.prompt(encoder.source_tokens(texts, 3)), padded)
+    encoder.tokenizer.pad_token = kept

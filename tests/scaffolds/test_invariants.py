@@ -136,6 +136,22 @@ def test_causality(lm, tiny_encoder, placement):
             assert not torch.allclose(after[:, changed:], before[:, changed:], atol=1e-3)
 
 
+@pytest.mark.parametrize("placement", Placement)
+def test_states_that_are_changed_in_place_train_too(tiny_lm, questions, placement):
+    """Linear attention keeps no keys that a text read without gradients could leave behind."""
+    lm = tiny_lm("qwen3_5")
+    assert lm.recurrent
+    assert not tiny_lm("llama").recurrent
+    prompt = SoftPrompt(from_vocabulary(lm)(4), placement)
+    rows = [encode(q, lm, target) for q, target in zip(questions, TARGETS, strict=True)]
+    batch = training_batch(rows, lm, prompt)
+    together = lm.nll(prompt.states(lm, batch.given), batch.labels)
+    together.sum().backward()
+    assert prompt.prompt.grad.abs().sum() > 0
+    alone = training_batch(rows[:1], lm, prompt)
+    assert lm.nll(prompt.states(lm, alone.given), alone.labels).item() == pytest.approx(together[0].item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("placement", [Placement.INFIX, Placement.SUFFIX])
 def test_reading_the_text_without_gradients_changes_no_gradient(any_lm, questions, placement):
     """The training path of suffix and infix (text read once, no activations) against weaving the whole."""

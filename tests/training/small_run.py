@@ -31,4 +31,5 @@ def killed_run(model: str, folder: Path) -> None:
     prompt = SoftPrompt(from_vocabulary(lm)(4))
     fit(prompt, scaffold_loss(lm, prompt), source(lm, prompt, plan), plan, folder=folder, hooks=hooks)
     if PartialState().is_main_process:
-        (folder / "losses.json").write_text(json.dumps(losses))
+        found = {"losses": losses, "processes": PartialState().num_processes}
+        (folder / "losses.json").write_text(json.dumps(found))

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from golden import GOLDEN
 from shoulders.data.batching import Lengths, Stream
 from shoulders.data.mixture import Mixture
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
-from shoulders.errors import TrainingDiverged, UsageError
+from shoulders.errors import CorruptFile, TrainingDiverged, UsageError
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt
@@ -196,6 +197,56 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(lm
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
 
 
+def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_the_weights(lm, tmp_path):
+    """A finite loss can have such a gradient, also in the last step, where no later loss would show it."""
+    scaffold = SoftPrompt(from_vocabulary(lm)(4))
+    calls = []
+
+    def loss(module, rows):
+        value = scaffold_loss(lm, scaffold)(module, rows)
+        calls.append(1)
+        if len(calls) == 3:
+            value.register_hook(lambda gradient: gradient * float("nan"))
+        return value
+
+    plan = replace(PLAN, steps=3, save_every=1, positions_at_once=100_000)
+    with pytest.raises(TrainingDiverged, match=r"the norm of the gradient is nan at step 3: .*step-00000002;"):
+        fit(scaffold, loss, source(lm, scaffold, plan), plan, folder=tmp_path)
+    assert torch.isfinite(scaffold.prompt).all()
+    assert checkpoints(tmp_path)[-1].name == "step-00000002"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_evaluation_that_fails_costs_no_step(lm, tmp_path, error):
+    """The steps before it are kept, and a run that goes on scores them first."""
+    plan = replace(PLAN, steps=4, evaluate_every=4)
+    whole = SoftPrompt(from_vocabulary(lm)(4))
+    trained(lm, whole, plan, hooks=Hooks(evaluate=lambda: 1.0))
+
+    def fail():
+        raise error
+
+    scaffold = SoftPrompt(from_vocabulary(lm)(4))
+    with pytest.raises(error):
+        trained(lm, scaffold, plan, folder=tmp_path, hooks=Hooks(evaluate=fail))
+    assert checkpoints(tmp_path)[-1].name == "step-00000004"
+    again, kept = SoftPrompt(from_vocabulary(lm)(4)), []
+    hooks = Hooks(evaluate=lambda: 7.0, on_best=lambda score, step: kept.append((score, step)))
+    trained(lm, again, plan, folder=tmp_path, hooks=hooks)
+    assert torch.equal(again.prompt, whole.prompt)
+    assert kept == [(7.0, 4)]
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors", "progress.json"])
+def test_a_broken_checkpoint_is_named_with_the_one_before_it(lm, tmp_path, file):
+    plan = replace(PLAN, save_every=2)
+    trained(lm, SoftPrompt(from_vocabulary(lm)(4)), plan, folder=tmp_path)
+    broken = tmp_path / "step-00000004"
+    (broken / file).write_bytes((broken / file).read_bytes()[:20])
+    with pytest.raises(CorruptFile, match=r"or delete .*step-00000004 and --resume from step-00000002"):
+        trained(lm, SoftPrompt(from_vocabulary(lm)(4)), plan, folder=tmp_path)
+
+
 def test_only_the_newest_checkpoints_are_kept_and_half_written_ones_ignored(lm, tmp_path):
     scaffold = SoftPrompt(from_vocabulary(lm)(4))
     trained(lm, scaffold, replace(PLAN, steps=5, save_every=1, keep=3), folder=tmp_path)
@@ -227,24 +278,46 @@ def test_plans_that_make_no_sense_are_refused(value, message):
         replace(PLAN, **value)
 
 
+PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def in_processes(arguments: list[str], *, two: bool) -> None:
+    """Run Python with these arguments, in one process or in two under PyTorch's launcher."""
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2] / 'src'}", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, *(PROCESSES if two else []), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_processes_take_the_same_steps_as_one(lm, tmp_path):
-    """Accelerate's launcher, two CPU processes, against one: same losses, same weights to rounding."""
+    """Two CPU processes against one: same losses, same weights to rounding."""
     script = tmp_path / "run.py"
     script.write_text(RUN.format(tests=str(Path(__file__).parent), model=lm.name))
-    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2] / 'src'}", "ACCELERATE_USE_CPU": "true"}
-    single = subprocess.run([sys.executable, script, tmp_path / "one"], env=environment, capture_output=True, text=True)
-    assert single.returncode == 0, single.stderr
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    double = subprocess.run([*launch, script, tmp_path / "two"], env=environment, capture_output=True, text=True)
-    assert double.returncode == 0, double.stderr
-    logs = [json.loads((tmp_path / name / "losses.json").read_text()) for name in ("one", "two")]
-    assert logs[1] == pytest.approx(logs[0], rel=1e-4)
+    found = []
+    for name, two in (("one", False), ("two", True)):
+        in_processes([str(script), str(tmp_path / name)], two=two)
+        found.append(json.loads((tmp_path / name / "losses.json").read_text()))
+        weights = load_file(checkpoints(tmp_path / name)[-1] / "weights.safetensors")
+        found[-1]["weights"] = weights["prompt"]
+    assert [one["processes"] for one in found] == [1, 2]
+    assert found[1]["losses"] == pytest.approx(found[0]["losses"], rel=1e-4)
+    torch.testing.assert_close(found[1]["weights"], found[0]["weights"], rtol=1e-3, atol=1e-4)
+
+
+def test_the_command_line_trains_in_two_processes(lm, tmp_path):
+    """One run folder, one log, one result, whichever process comes first."""
+    values = [
+        f"backbone.name={lm.name}", "backbone.dtype=float32", "suite.tasks=kind_of", "scaffold.length=4",
+        "training.steps=4", "training.batch_size=4", "training.evaluate_every=2", "training.save_every=2",
+        "development.limit=2", "test.limit=2", "test.longest=4", "development.longest=4",
+    ]  # fmt: skip
+    arguments = ["-m", "shoulders", "train", "bundled_soft_prompt", *values, "--out", str(tmp_path / "run")]
+    in_processes(arguments, two=True)
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["number"] for line in lines] == [1, 2, 3, 4]
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+    assert (tmp_path / "run" / "results.json").exists()
+    single = [*arguments[:-1], str(tmp_path / "single")]
+    in_processes(single, two=False)
+    alone = [json.loads(line) for line in (tmp_path / "single" / "log.jsonl").read_text().splitlines()]
+    assert [json.loads(line)["loss"] for line in lines] == pytest.approx([line["loss"] for line in alone], rel=1e-4)

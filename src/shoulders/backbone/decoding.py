@@ -6,7 +6,7 @@ same way and no scaffold has a decoder of its own.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, Protocol
 
 import torch
@@ -57,7 +57,7 @@ def generate(
     start = torch.full((rows, 1), lm.end, dtype=torch.long, device=lm.device)
     config = GenerationConfig(
         max_new_tokens=longest,
-        eos_token_id=lm.end,
+        eos_token_id=list(lm.ends),
         pad_token_id=lm.end,
         use_cache=True,
         **{"do_sample": False, **settings},
@@ -69,7 +69,7 @@ def generate(
         past_key_values=lm.memory(scaffold.passes),
         streamer=streamer,
     )
-    return [_until_end(row, lm.end) for row in sequences[:, 1:].tolist()]
+    return [_until_end(row, lm.ends) for row in sequences[:, 1:].tolist()]
 
 
 @torch.inference_mode()
@@ -108,6 +108,10 @@ class _Decoder(PreTrainedModel, GenerationMixin):
         self._lm, self._states, self._given = lm, states, given
         self.generation_config = GenerationConfig()
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # nor has it experts: a mixture's choice of them is the backbone's own
+
     @property
     def device(self) -> torch.device:
         return self._lm.device
@@ -134,5 +138,5 @@ class _Decoder(PreTrainedModel, GenerationMixin):
         return states[owner]
 
 
-def _until_end(ids: list[int], end: int) -> list[int]:
-    return ids[: ids.index(end)] if end in ids else ids
+def _until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
+    return list(takewhile(lambda token: token not in ends, ids))

@@ -1,16 +1,28 @@
 """Which device and number type to use when the user leaves it open."""
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 
-from shoulders.errors import UnknownName
+from shoulders.errors import UnknownName, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """The named device; for "auto" the one that Accelerate gives this process."""
-    return torch.device(PartialState().device or "cpu") if name == "auto" else torch.device(name)
+    """The named device; for "auto" the one that Accelerate gives this process.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    if name == "auto":
+        return Accelerator().device  # not PartialState's: only this one heeds ACCELERATE_USE_CPU
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built for the device
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"backbone.device={name} cannot be used here ({reason}): 'auto' takes what there is"
+        ) from error
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

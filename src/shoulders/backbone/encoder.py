@@ -9,11 +9,10 @@ from transformers import AutoModel, AutoModelForTextEncoding, AutoTokenizer, Pre
 
 from shoulders.backbone import fingerprint
 from shoulders.backbone.devices import pick_device, pick_dtype
+from shoulders.backbone.frozen import UNLIMITED, pad_right
 from shoulders.backbone.heads import token_table
 from shoulders.backbone.sources import hub_errors, locate
 from shoulders.records import Tokens
-
-UNLIMITED = 1 << 30  # positions of an encoder without a table of them (T5)
 
 
 class Encoder(Protocol):
@@ -102,10 +101,9 @@ class FrozenEncoder:
     def source_tokens(self, texts: list[str], reserved: int) -> Tokens:
         """The beginning of each text with the encoder's special tokens, padded at the end."""
         longest = min(self.context - reserved, self.tokenizer.model_max_length)
-        rows = self.tokenizer(
-            texts, truncation=True, max_length=longest, padding=True, padding_side="right", return_tensors="pt"
-        )
-        return Tokens(rows.input_ids, rows.attention_mask.bool())
+        rows = self.tokenizer(texts, truncation=True, max_length=longest).input_ids
+        pad = self.tokenizer.pad_token_id
+        return pad_right(rows, pad if isinstance(pad, int) else 0)
 
     def fingerprint(self) -> str:
         """Which model this is, whatever type it is held in."""

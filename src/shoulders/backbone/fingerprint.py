@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 
 def identity(model: nn.Module) -> str:
-    """Which model this is, whatever type and device its weights are held in: a hash over its saved weights.
+    """Which model this is, on whatever device and in fp32 or bf16 alike: a hash over its saved weights.
 
-    Floating-point weights are rounded to bf16 first, so that the same checkpoint loaded in fp32, bf16 or fp16 has one
-    identity (fp16's subnormals apart).
+    Floating-point weights are rounded to bf16 first, so that the same checkpoint loaded in fp32 and in bf16 has one
+    identity. Held in fp16 it has the same one only if it was saved in bf16 or fp16: an fp32 weight rounded twice need
+    not be the one rounded once.
     """
     return _digest((name, _rounded(tensor)) for name, tensor in model.state_dict().items())
 

@@ -1,7 +1,6 @@
 """The giant: one frozen causal language model behind a handful of verbs."""
 
 from functools import cached_property
-from inspect import signature
 from typing import Self, final
 
 import torch
@@ -12,18 +11,22 @@ from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from shoulders.backbone import attention, fingerprint
+from shoulders.backbone.checks import check_serves
 from shoulders.backbone.devices import pick_device, pick_dtype
 from shoulders.backbone.heads import Head, head_of, token_table
 from shoulders.backbone.memory import Memory, PassMemory
+from shoulders.backbone.passes import read
 from shoulders.backbone.sources import hub_errors, locate
 from shoulders.errors import ContextFull, SourceNotFound
 from shoulders.records import IGNORE, Tokens
 
+UNLIMITED = 1 << 30  # positions of a model that has no table of them
 SCORED_AT_ONCE = 1024  # positions whose logits (each a row of V floats) are held at the same time
 
 
@@ -47,7 +50,8 @@ class FrozenLM:
         self.name = name
         self.config = model.config.get_text_config(decoder=True)
         self.width = token_table(model).shape[1]
-        self.context: int = getattr(self.config, "max_position_embeddings", None) or tokenizer.model_max_length
+        self.context = positions_of(self.config, tokenizer)
+        check_serves(model)
         self.head: Head = head_of(model)
 
     @classmethod
@@ -91,11 +95,26 @@ class FrozenLM:
 
     @cached_property
     def end(self) -> int:
-        """The token id that ends an answer."""
+        """The token id that is taught as the end of an answer: the tokenizer's, or else the model's first."""
         found = self.tokenizer.eos_token_id
-        if not isinstance(found, int):
-            raise SourceNotFound(f"the tokenizer of {self.name!r} has no end-of-sequence token to end answers with")
-        return found
+        if isinstance(found, int):
+            return found
+        if not self.ends:
+            raise SourceNotFound(f"neither the tokenizer nor the model {self.name!r} has an end-of-sequence token")
+        return self.ends[0]
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The token ids that end an answer when one of them is generated; chat models have several."""
+        own = getattr(self.model.generation_config, "eos_token_id", None)
+        several = own if isinstance(own, list) else [own]
+        found = [self.tokenizer.eos_token_id, *several]
+        return tuple(dict.fromkeys(token for token in found if isinstance(token, int)))
+
+    @cached_property
+    def recurrent(self) -> bool:
+        """Whether some layers carry a state that they change in place (linear attention), not keys and values."""
+        return self.memory().passes[0].recurrent
 
     def embed(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Token embeddings."""
@@ -114,19 +133,7 @@ class FrozenLM:
             mask: False at padding; None when padding stands at the end of rows only.
             memory: keys and values of what came before; is extended by these positions.
         """
-        # Without a cache transformers looks for packed sequences in the values, which meta tensors do not have.
-        cached = memory is not None or embeds.is_meta
-        arguments: dict[str, object] = {"inputs_embeds": embeds.to(self.dtype), "use_cache": cached}
-        if memory is not None:
-            memory.extend(embeds.shape[0], embeds.shape[1], mask, embeds.device)
-            arguments["past_key_values"] = memory.cache
-            mask = memory.mask
-        if mask is not None:
-            arguments["attention_mask"] = mask.long()
-            if self._takes_positions:
-                positions = (mask.cumsum(1) - 1).clamp(min=0)
-                arguments["position_ids"] = positions[:, -embeds.shape[1] :]
-        return self.model.base_model(**arguments).last_hidden_state
+        return read(self.model.base_model, embeds.to(self.dtype), mask, memory)
 
     def logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Scores of every token of the vocabulary."""
@@ -192,9 +199,14 @@ class FrozenLM:
         rows = [self.ids(text)[: self.context - reserved] for text in texts]
         return pad_right(rows, self.end)
 
-    @cached_property
-    def _takes_positions(self) -> bool:
-        return "position_ids" in signature(self.model.base_model.forward).parameters
+
+def positions_of(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Positions that a model was made for; `UNLIMITED` where nothing says (relative positions)."""
+    for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
+        if (found := getattr(config, name, None) or 0) > 0:
+            return found
+    longest = getattr(tokenizer, "model_max_length", UNLIMITED)
+    return min(longest, UNLIMITED) if longest > 0 else UNLIMITED
 
 
 def pad_right(rows: list[list[int]], pad: int) -> Tokens:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 
 class PassMemory:
@@ -14,6 +15,11 @@ class PassMemory:
     def __init__(self, config: PreTrainedConfig) -> None:
         self.cache = DynamicCache(config=config)
         self.mask: Bool[Tensor, "B N"] | None = None  # None: every position so far is real
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether some layers carry a state that they change in place, not keys and values."""
+        return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in self.cache.layers)
 
     def extend(self, rows: int, new: int, mask: Bool[Tensor, "B N"] | None, device: torch.device) -> None:
         """Note `new` positions that are about to be computed."""

@@ -85,10 +85,13 @@ def _converted(gguf: Path) -> Path:
                 os.replace(scratch, folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # a full disk is safetensors' error when it is what writes
             if folder.exists():  # another process was first
                 return folder
-            raise SaveFailed(f"cannot write the converted model to {folder}: {error}; set SHOULDERS_CACHE") from error
+            raise SaveFailed(
+                f"cannot write the converted model to {folder}: {error}; free space, or name another folder in "
+                "SHOULDERS_CACHE"
+            ) from error
     return folder
 
 

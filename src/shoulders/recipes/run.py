@@ -1,16 +1,17 @@
 """A recipe from its first step to its measured scores."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
+from accelerate import Accelerator
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.tasks import Task
 from shoulders.errors import UsageError
-from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, evaluate
+from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen_examples, evaluate
 from shoulders.evaluation.provenance import provenance
 from shoulders.evaluation.results import scores_as_json
 from shoulders.files import write_json
@@ -54,30 +55,16 @@ def train(
     Raises:
         UsageError: the folder holds another run, or one that is not to be resumed.
     """
-    watch = watch or Watch()
-    done = _prepare(folder, recipe, resume=resume)
+    processes = Accelerator(device_placement=False)
+    done = _steps_done(folder, recipe, resume=resume)
     tasks = load_tasks(recipe.suite) if tasks is None else tasks
     scaffold = new_scaffold(recipe.scaffold, lm, recipe.training.seed, tasks)
     source = example_source(recipe, tasks, lm, scaffold)
-
-    def development() -> float:
-        scores = evaluate(
-            tasks, lm, scaffold, recipe.development, without=recipe.suite.without_templates, on_done=watch.on_done
-        )
-        return scores.average
-
-    def keep(score: float, step: int) -> None:
-        about = {"development": {"average": score, "step": step}}
-        scaffold.made_for(lm, recipe.as_json(), about).save_pretrained(folder / BEST)
-
-    with RunLog(folder, done) as log:
-
-        def on_step(step: Step) -> None:
-            if PartialState().is_main_process:
-                log(step)
-                watch.on_step(step)
-
-        hooks = Hooks(on_step, development, keep)
+    check_measurable(recipe, recipe.development, lm, tasks)
+    processes.wait_for_everyone()  # all have looked into the folder before one writes into it
+    if processes.is_main_process:
+        write_json(folder / RECIPE, recipe.as_json())
+    with RunLog(folder, done) if processes.is_main_process else nullcontext() as log:
         progress = fit(
             scaffold,
             scaffold_loss(lm, scaffold),
@@ -85,13 +72,39 @@ def train(
             recipe.training,
             groups=scaffold.learning_rates(recipe.training.learning_rate, recipe.training.base_learning_rate),
             folder=folder / CHECKPOINTS,
-            hooks=hooks,
+            hooks=_hooks(recipe, lm, scaffold, tasks, folder / BEST, watch or Watch(), log),
         )
-    PartialState().wait_for_everyone()
+    processes.wait_for_everyone()
     return Scaffold.load(folder / BEST, lm), progress
 
 
-def _prepare(folder: Path, recipe: Recipe, *, resume: bool) -> int:
+def _hooks(
+    recipe: Recipe,
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    tasks: Sequence[Task],
+    best: Path,
+    watch: Watch,
+    log: RunLog | None,
+) -> Hooks:
+    """Logging, scoring and keeping the best; the log is the main process's."""
+
+    def on_step(step: Step) -> None:
+        if log is not None:
+            log(step)
+            watch.on_step(step)
+
+    def development() -> float:
+        return measure(recipe, lm, scaffold, recipe.development, tasks, watch.on_done).average
+
+    def keep(score: float, step: int) -> None:
+        about = {"development": {"average": score, "step": step}}
+        scaffold.made_for(lm, recipe.as_json(), about).save_pretrained(best)
+
+    return Hooks(on_step, development, keep)
+
+
+def _steps_done(folder: Path, recipe: Recipe, *, resume: bool) -> int:
     """The steps that are done already in this folder."""
     saved = checkpoints(folder / CHECKPOINTS)
     done = int(saved[-1].name.removeprefix("step-")) if saved else 0
@@ -100,8 +113,21 @@ def _prepare(folder: Path, recipe: Recipe, *, resume: bool) -> int:
             raise UsageError(f"{folder} holds a run at step {done}: go on with --resume, or name another --out")
         if read_recipe(folder / RECIPE).as_json() != recipe.as_json():
             raise UsageError(f"{folder} holds a run of another recipe (see its {RECIPE}): name another --out")
-    write_json(folder / RECIPE, recipe.as_json())
     return done
+
+
+def check_measurable(recipe: Recipe, plan: EvaluationPlan, lm: FrozenLM, tasks: Sequence[Task]) -> None:
+    """Refuse, before it is trained for, what could not be measured afterwards.
+
+    Raises:
+        DataError: a split of the plan is missing or empty.
+        ContextFull: generated answers do not fit the context.
+    """
+    chosen, _ = chosen_examples(tasks, plan, recipe.suite.without_templates)
+    if any(example.choices is None for _, _, examples in chosen for example in examples):
+        length = recipe.scaffold.length
+        what = f"a prompt of {length} vectors, a text and an answer of {plan.longest}"
+        lm.check_room(what, length + 1 + plan.longest, "lower scaffold.length or the plan's `longest`")
 
 
 def measure(

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from shoulders.backbone.encoder import Encoder, FrozenEncoder, embedding_norm
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.memory import Memory
-from shoulders.errors import UsageError, WrongBackbone
+from shoulders.errors import ContextFull, UsageError, WrongBackbone
 from shoulders.records import LMInput, Tokens
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.perceiver import AttentionBlock
 from shoulders.scaffolds.weaving import Placement, prompted_states
+
+SOURCE_AT_LEAST = 8  # tokens of the input, special ones included, that an encoder has to have room for
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,10 @@ class InputPrompt(Scaffold, kind="input_prompt"):
         start: vectors that the shared prompt starts from, where `shape.base` asks for one.
         placement: prefix (the paper), infix or suffix.
 
+    Raises:
+        UsageError: `head_width` does not divide the encoder's width.
+        ContextFull: the encoder prompt leaves no room for a text.
+
     Source: the paper, section 2.1 and figure 2; blocks after Jaegle et al. 2021.
     """
 
@@ -74,6 +80,13 @@ class InputPrompt(Scaffold, kind="input_prompt"):
         inner = encoder.width
         if inner % shape.head_width:
             raise UsageError(f"head_width {shape.head_width} does not divide the encoder's width {inner}")
+        if shape.encoder_length + SOURCE_AT_LEAST > encoder.context:
+            raise ContextFull(
+                f"an encoder prompt of {shape.encoder_length} vectors and a text of {SOURCE_AT_LEAST} tokens",
+                wanted=shape.encoder_length + SOURCE_AT_LEAST,
+                room=encoder.context,
+                way_out="lower encoder_length (scaffold.encoder_length)",
+            )
         heads = inner // shape.head_width
         self.encoder = encoder
         self.shape = shape

@@ -60,7 +60,7 @@ def prompted_states(
         memory.length += given.embeds.shape[1]
         if begun:
             return lm.states(given.embeds, given.mask, one)
-    elif torch.is_grad_enabled() and len(set(given.slot)) == 1 and given.slot[0] > 0:
+    elif torch.is_grad_enabled() and len(set(given.slot)) == 1 and given.slot[0] > 0 and not lm.recurrent:
         return _states_after(lm, prompt_of(), given, given.slot[0])
     prompt = prompt_of()
     if prompt.shape[1] == 0:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from shoulders.errors import CorruptFile
 from shoulders.files import read_json, read_tensors, whole_folder, write_json, write_tensors
 
 WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
@@ -23,6 +24,7 @@ class Progress:
         step: optimizer steps done.
         position: next example of the mixture.
         best_score, best_step: of the development scores so far; None before the first.
+        scored_step: the last step whose development score is known.
         counts: examples that were left out, by reason.
     """
 
@@ -30,6 +32,7 @@ class Progress:
     position: int = 0
     best_score: float | None = None
     best_step: int | None = None
+    scored_step: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -58,11 +61,18 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer) -> Prog
     """Put module, optimizer and random state back to where they were.
 
     Raises:
-        CorruptFile: a file of the checkpoint is broken.
+        CorruptFile: a file of the checkpoint is broken; what it says how to go on without it.
     """
-    module.load_state_dict(read_tensors(path / WEIGHTS))
-    _unflatten(optimizer, read_tensors(path / OPTIMIZER))
-    return Progress(**read_json(path / PROGRESS))
+    try:
+        progress = Progress(**read_json(path / PROGRESS))
+        weights, state = read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER)
+    except (CorruptFile, TypeError) as error:
+        others = [other.name for other in checkpoints(path.parent) if other != path]
+        way_out = f"delete {path} and --resume from {others[-1]}" if others else "train again"
+        raise CorruptFile(f"the checkpoint cannot be read: {error}; or {way_out}") from error
+    module.load_state_dict(weights)
+    _unflatten(optimizer, state)
+    return progress
 
 
 def _flat(optimizer: Optimizer) -> dict[str, Tensor]:

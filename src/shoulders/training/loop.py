@@ -1,5 +1,6 @@
 """The one visible training loop: scaffolds now; anything with parameters and a loss."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -113,10 +114,11 @@ def fit(
         hooks: progress, scores, keeping the best.
 
     Raises:
-        TrainingDiverged: the loss is not finite; the last checkpoint is kept.
+        TrainingDiverged: the loss or its gradient is not finite; the last checkpoint is kept.
+        CorruptFile: the newest checkpoint cannot be read.
     """
     hooks = hooks or Hooks()
-    accelerator = Accelerator()
+    accelerator = Accelerator(device_placement=False)  # what trains is where the frozen model is already
     if plan.batch_size < accelerator.num_processes:
         raise UsageError(f"training.batch_size {plan.batch_size} is below the {accelerator.num_processes} processes")
     optimizer = torch.optim.AdamW(
@@ -127,32 +129,82 @@ def fit(
     source.position = progress.position
     source.counts.update(progress.counts)
     module, stepper = accelerator.prepare(trained, optimizer)
+    score = _Scoring(plan, hooks, main=accelerator.is_main_process)
+    if score.missing(progress):
+        progress = score.best(progress, progress.step, score.measured())
     for number in range(progress.step + 1, plan.steps + 1):
         begun = time.perf_counter()
         portion = source.step()
         loss = _backward(accelerator, module, loss_of, portion)
-        if not torch.isfinite(loss):
-            raise TrainingDiverged(step=number, loss=loss.item(), kept=_kept(folder))
-        norm = accelerator.clip_grad_norm_(module.parameters(), plan.clip or float("inf")) or 0.0
+        norm = accelerator.clip_grad_norm_(module.parameters(), plan.clip or float("inf"))
+        _check_finite(number, loss, norm, folder)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * plan.rate_factor(number - 1)
         stepper.step()
         stepper.zero_grad()
         rate, spent = optimizer.param_groups[0]["lr"], time.perf_counter() - begun
-        done = Step(number, loss.item(), rate, float(norm), portion.positions, spent)
+        done = Step(number, loss.item(), rate, float(norm or 0.0), portion.positions, spent)
         progress = replace(progress, step=number, position=source.position, counts=dict(source.counts))
-        if hooks.evaluate and (_due(number, plan.evaluate_every) or number == plan.steps):
-            done = replace(done, score=hooks.evaluate())
-            progress = _best(progress, done, hooks, main=accelerator.is_main_process)
+        saving = folder if accelerator.is_main_process else None
+        try:
+            if score.due(number):
+                done = replace(done, score=score.measured())
+                progress = score.best(progress, number, done.score)
+        except BaseException:  # an evaluation that fails or is interrupted costs no step of the training
+            _save(saving, accelerator.unwrap_model(module), optimizer, progress, plan.keep)
+            hooks.on_step(done)
+            raise
         hooks.on_step(done)
-        if folder and accelerator.is_main_process and (_due(number, plan.save_every) or number == plan.steps):
-            save_checkpoint(folder, accelerator.unwrap_model(module), optimizer, progress, plan.keep)
+        if _due(number, plan.save_every) or number == plan.steps:
+            _save(saving, accelerator.unwrap_model(module), optimizer, progress, plan.keep)
     return progress
+
+
+@dataclass(frozen=True, slots=True)
+class _Scoring:
+    """When the development set is scored, and what follows from a score."""
+
+    plan: TrainPlan
+    hooks: Hooks
+    main: bool  # this process tells others of the best
+
+    def due(self, number: int) -> bool:
+        return self.hooks.evaluate is not None and (_due(number, self.plan.evaluate_every) or number == self.plan.steps)
+
+    def missing(self, progress: Progress) -> bool:
+        """Whether a run that goes on stopped in the middle of a score."""
+        return progress.step > 0 and self.due(progress.step) and progress.scored_step < progress.step
+
+    def measured(self) -> float:
+        assert self.hooks.evaluate is not None
+        return self.hooks.evaluate()
+
+    def best(self, progress: Progress, number: int, score: float | None) -> Progress:
+        progress = replace(progress, scored_step=number)
+        if score is None or (progress.best_score is not None and score <= progress.best_score):
+            return progress
+        if self.main:
+            self.hooks.on_best(score, number)
+        return replace(progress, best_score=score, best_step=number)
+
+
+def _check_finite(number: int, loss: Tensor, norm: Tensor | None, folder: Path | None) -> None:
+    """Stop before a step that would spoil the weights; a finite loss can have a gradient that is not."""
+    for what, value in (("loss", loss), ("norm of the gradient", norm)):
+        if value is not None and not math.isfinite(value):
+            raise TrainingDiverged(step=number, what=what, value=float(value), kept=_kept(folder))
+
+
+def _save(
+    folder: Path | None, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
+) -> None:
+    if folder is not None:
+        save_checkpoint(folder, module, optimizer, progress, keep)
 
 
 def _backward(accelerator: Accelerator, module: nn.Module, loss_of: LossOf[Part], portion: Portion[Part]) -> Tensor:
     """Gradients of the step's mean loss, micro-batch by micro-batch; returns the loss, over all processes."""
-    total = torch.zeros((), device=accelerator.device)
+    total = torch.zeros((), device=next(module.parameters()).device)
     for number, part in enumerate(portion.parts, start=1):
         last = number == len(portion.parts)
         with nullcontext() if last else accelerator.no_sync(module):
@@ -161,14 +213,6 @@ def _backward(accelerator: Accelerator, module: nn.Module, loss_of: LossOf[Part]
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()
     return cast(Tensor, accelerator.reduce(total, "sum"))
-
-
-def _best(progress: Progress, done: Step, hooks: Hooks, *, main: bool) -> Progress:
-    if done.score is None or (progress.best_score is not None and done.score <= progress.best_score):
-        return progress
-    if main:
-        hooks.on_best(done.score, done.number)
-    return replace(progress, best_score=done.score, best_step=done.number)
 
 
 def _resume(folder: Path | None, trained: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
