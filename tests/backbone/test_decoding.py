@@ -3,7 +3,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from shoulders.backbone.decoding import generate
+from shoulders.backbone.decoding import generate, score
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.batching import encode, question_batch
 from shoulders.scaffolds.base import Bare
@@ -96,3 +96,17 @@ def test_tokens_are_streamed_as_they_come(lm, questions):
     found = generate(lm, Bare(), given(lm, Bare(), questions[:1]), longest=5, streamer=keeper)
     assert keeper.ended
     assert keeper.seen[1 : 1 + len(found[0])] == found[0]
+
+
+def test_many_choices_are_scored_in_slices_that_fit(any_lm, questions):
+    """The memory of branches is bounded; the scores are the same, and the questions are still read once."""
+    prompt = SoftPrompt(from_vocabulary(any_lm)(4))
+    read = given(any_lm, prompt, questions)
+    options = [[[3 + n, 5, 9][: 1 + n % 3] for n in range(4 * row + 1)] for row in range(4)]
+    whole = score(any_lm, prompt, read, options)
+    one_by_one = score(any_lm, prompt, read, options, positions_at_once=1)
+    some = score(any_lm, prompt, read, options, positions_at_once=400)
+    for found in (one_by_one, some):
+        assert [len(row) for row in found] == [1, 5, 9, 13]
+        for row, wanted in zip(found, whole, strict=True):
+            assert row == pytest.approx(wanted, rel=1e-4)

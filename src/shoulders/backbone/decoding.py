@@ -6,6 +6,7 @@ same way and no scaffold has a decoder of its own.
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from itertools import islice, takewhile
 from typing import Any, Protocol
 
@@ -74,27 +75,54 @@ def generate(
 
 @torch.inference_mode()
 def score(
-    lm: FrozenLM, scaffold: Reads, given: LMInput, continuations: Sequence[Sequence[list[int]]]
+    lm: FrozenLM,
+    scaffold: Reads,
+    given: LMInput,
+    continuations: Sequence[Sequence[list[int]]],
+    *,
+    positions_at_once: int = 1 << 30,
 ) -> list[list[float]]:
     """Log-likelihood of each row's continuations, summed over tokens; the rows' own texts are read once.
 
     Args:
         given: B rows, left-padded.
         continuations: for each row its continuations as token ids (any number of them, none empty).
+        positions_at_once: keys and values held for branches at a time, in positions: each has a copy of its row's.
     """
     memory = lm.memory(scaffold.passes)
     last = scaffold.states(lm, given, memory)[:, -1:]
-    owner = torch.tensor([row for row, some in enumerate(continuations) for _ in some], device=lm.device)
-    labels = pad_right([ids for some in continuations for ids in some], IGNORE).ids.to(lm.device)
+    owners = [row for row, some in enumerate(continuations) for _ in some]
+    flat = [ids for some in continuations for ids in some]
+    longest = max((len(ids) for ids in flat), default=0)
+    at_once = max(1, positions_at_once // (memory.passes[0].cache.get_seq_length() + longest))
+    found: list[float] = []
+    for start in range(0, len(flat), at_once):
+        end = start + at_once
+        branches = memory if end >= len(flat) else deepcopy(memory)
+        found += _branch_scores(lm, scaffold, given, last, branches, owners[start:end], flat[start:end])
+    values = iter(found)
+    return [list(islice(values, len(some))) for some in continuations]
+
+
+def _branch_scores(
+    lm: FrozenLM,
+    scaffold: Reads,
+    given: LMInput,
+    last: Float[Tensor, "B 1 D"],
+    memory: Memory,
+    owners: list[int],
+    continuations: list[list[int]],
+) -> list[float]:
+    """Scores of continuations that branch off the rows of a memory, which is used up."""
+    owner = torch.tensor(owners, device=lm.device)
+    labels = pad_right(continuations, IGNORE).ids.to(lm.device)
     memory.select(owner)
     states = last[owner]
     if labels.shape[1] > 1:
         read, mask = labels[:, :-1], labels[:, :-1] != IGNORE
         step = given.continued(lm.embed(read.masked_fill(~mask, lm.end)), mask)
         states = torch.cat([states, scaffold.states(lm, step, memory)], dim=1)
-    flat = (-lm.nll(states, labels)).tolist()
-    values = iter(flat)
-    return [list(islice(values, len(some))) for some in continuations]
+    return (-lm.nll(states, labels)).tolist()
 
 
 class _Decoder(PreTrainedModel, GenerationMixin):
