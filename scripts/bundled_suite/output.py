@@ -34,6 +34,7 @@ def write_task(folder: Path, task: Task, splits: Mapping[str, Sequence[Record]])
         "license": task.license,
         "source": task.source,
         "metrics": list(task.metrics),
+        **({"evidence": task.evidence} if task.evidence else {}),
         "splits": {split: len(records) for split, records in splits.items()},
         "templates": len(wordings),
         "note": task.note,

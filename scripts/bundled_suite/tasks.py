@@ -20,7 +20,7 @@ ALL = f"{PLACES}; {ELEMENTS}"
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task of the suite; `make` gives its records of a split."""
+    """A task of the suite; `make` gives its records of a split, `evidence` is the field that holds a passage."""
 
     name: str
     cluster: str
@@ -29,6 +29,7 @@ class Task:
     source: str
     note: str
     make: Callable[[World, str], list[Record]]
+    evidence: str = ""
 
 
 TASKS = (
@@ -85,6 +86,7 @@ TASKS = (
         ALL,
         "Passages are composed from facts by rules; the answer occurs in the passage once.",
         tasks_text.fact_sheets,
+        evidence="context",
     ),
     Task(
         "fact_inference",
@@ -94,6 +96,7 @@ TASKS = (
         ALL,
         "Labels: 0 entailed, 1 contradicted, 2 not stated. Hypotheses of every label are negated equally often.",
         tasks_text.fact_inference,
+        evidence="premise",
     ),
     Task(
         "kind_of",

@@ -1,11 +1,12 @@
 """Writing so that a killed process or a full disk never costs what was there before."""
 
+import errno
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from shoulders.errors import CorruptFile, SaveFailed
+from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -27,6 +30,8 @@ def whole_folder(target: Path, marker: str) -> Iterator[Path]:
     Raises:
         SaveFailed: the disk is full, the place cannot be written, or something else is in it.
     """
+    if target.is_file():
+        raise SaveFailed(f"{target} is a file: name a new folder")
     if target.is_dir() and any(target.iterdir()) and not (target / marker).exists():
         raise SaveFailed(f"{target} holds other files (no {marker} among them): name a new folder")
     backup = _backup(target)
@@ -34,7 +39,7 @@ def whole_folder(target: Path, marker: str) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     except OSError as error:
-        raise SaveFailed(f"cannot write to {target.parent}: {error}") from error
+        raise save_failed(target, error) from error
     try:
         yield scratch
         for path in scratch.iterdir():
@@ -45,9 +50,11 @@ def whole_folder(target: Path, marker: str) -> Iterator[Path]:
         os.rename(scratch, target)
         _sync(target.parent)
         shutil.rmtree(backup, ignore_errors=True)
-    except OSError as error:
-        kept = f"; {target} is as it was before" if target.exists() or backup.exists() else ""
-        raise SaveFailed(f"cannot write {target}: {error}{kept}") from error
+    except (OSError, SaveFailed) as error:
+        reason = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(reason, OSError):  # not the disk's refusal, and said already
+            raise
+        raise save_failed(target, reason, kept=target.exists() or backup.exists()) from reason
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -61,6 +68,7 @@ def recovered(target: Path) -> Path:
 
 
 def _backup(target: Path) -> Path:
+    target = target.absolute()  # "." has no name of its own
     return target.with_name(f".{target.name}.old")
 
 
@@ -70,6 +78,13 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def save_failed(target: Path, error: OSError, *, kept: bool = False) -> SaveFailed:
+    """Why a file or folder could not be written, what is left of the old one, and what to do."""
+    way_out = "free space there, or name another place" if error.errno in FULL else "name another place"
+    before = f"; {target} is as it was before" if kept else ""
+    return SaveFailed(f"cannot write {target}: {error.strerror or error}{before}: {way_out} (--out)")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -82,19 +97,23 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         _sync(part)
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise SaveFailed(f"cannot write {path}: {error}") from error
+        with suppress(OSError):  # there may be no such folder
+            part.unlink()
+        raise save_failed(path, error, kept=path.exists()) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """One JSON object.
 
     Raises:
+        SourceNotFound: there is no such file, or it may not be read.
         CorruptFile: it is not one.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise SourceNotFound(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
         raise CorruptFile(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise CorruptFile(f"{path} holds no JSON object")

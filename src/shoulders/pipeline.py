@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from shoulders.backbone import decoding
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.batching import Encoded, by_length, encode, question_batch, truncated
-from shoulders.errors import ContextFull
+from shoulders.errors import ContextFull, UsageError
 from shoulders.records import Question
 from shoulders.scaffolds.base import Scaffold
 
@@ -28,11 +28,16 @@ class Answering:
     truncate: bool = False
     positions_at_once: int = POSITIONS_AT_ONCE
 
+    def __post_init__(self) -> None:
+        if self.longest < 1:
+            raise UsageError(f"an answer of at most {self.longest} tokens is none: raise --longest (test.longest)")
+
 
 def answer(questions: Sequence[Question], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None) -> list[str]:
     """The greedy answer to each question.
 
     Raises:
+        UsageError: a question is empty.
         ContextFull: a question, the prompt and room for the answer do not fit the context.
     """
     how = how or Answering()
@@ -57,6 +62,7 @@ def rank(
     The choices of one question share one reading of it. Source: Sanh et al. 2021, section 5 (not length-normalised).
 
     Raises:
+        UsageError: a question is empty.
         ContextFull: a question, the prompt and the longest choice do not fit the context.
     """
     how = how or Answering()
@@ -86,15 +92,18 @@ def _groups(rows: Sequence[Encoded], scaffold: Scaffold, how: Answering, extra: 
 
 
 def _fitting(question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: int, how: Answering) -> Encoded:
+    if not question.whole.strip():
+        raise UsageError("a question is empty: there is nothing to answer")
     row = encode(question, lm)
     room = lm.context - scaffold.length - answer_room
     if len(row.ids) <= room:
         return row
     if how.truncate and room > 0:
         return truncated(row, room)
+    shorter = "ask for a shorter answer (--longest, test.longest; with choices: shorter choices)"
     raise ContextFull(
         f"a question of {len(row.ids)} tokens with a prompt of {scaffold.length} and {answer_room} for the answer",
         wanted=len(row.ids) + scaffold.length + answer_room,
         room=lm.context,
-        way_out="shorten it, ask for a shorter answer, or allow truncation",
+        way_out=shorter if how.truncate else f"shorten it, allow truncation, or {shorter}",
     )

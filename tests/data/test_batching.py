@@ -5,17 +5,17 @@ from shoulders.data.batching import Encoded, Lengths, Stream, by_length, encode,
 from shoulders.data.mixture import Mixture
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
-from shoulders.errors import ContextFull, DataError
+from shoulders.errors import ContextFull, DataError, TemplateFailed, UsageError
 from shoulders.pipeline import Answering, answer, rank
 from shoulders.records import IGNORE, Question
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 
 
-def stream(lm, texts, **settings):
-    template = Template("w", "id", "{{t}} ||| {{a}}")
+def stream(lm, texts, jinja="{{t}} ||| {{a}}", **settings):
+    template = Template("w", "id", jinja)
     task = TemplatedTask("a", "Toys", {"w": template}, {"train": [{"t": t, "a": a} for t, a in texts]})
-    mixture = Mixture([task], split="train", seed=0)
+    mixture = Mixture([task], split="train", seed=0, skip_failing=settings.pop("skip_failing", False))
     return Stream(mixture, lm, **{"lengths": Lengths(), "prompt_length": 0, **settings})
 
 
@@ -88,7 +88,38 @@ def test_questions_that_do_not_fit_are_refused_with_both_numbers_or_cut(lm):
     with pytest.raises(ContextFull, match=r"needs \d+ positions, the model has room for 128: .*allow truncation"):
         answer([long], lm, Bare(), Answering(longest=4))
     assert len(answer([long], lm, Bare(), Answering(longest=4, truncate=True))) == 1
+    with pytest.raises(ContextFull, match=r"room for 128: ask for a shorter answer"):
+        answer([long], lm, Bare(), Answering(longest=128, truncate=True))
     with pytest.raises(ContextFull):
         rank([long], [["a", "b"]], lm, Bare())
     with pytest.raises(ContextFull):
         answer([Question("Why?")], lm, SoftPrompt(torch.zeros(126, lm.width)), Answering(longest=4, truncate=True))
+
+
+def test_failing_templates_stop_or_are_counted_as_such(lm):
+    """What a template fails on is told apart from what it is not meant for."""
+    texts = [(f"{n}?", str(n)) for n in range(6)]
+    jinja = "{% if a != '0' %}{{ t if a in '123' else missing }} ||| {{a}}{% endif %}"
+    with pytest.raises(TemplateFailed, match="'missing' is undefined"):
+        stream(lm, texts, jinja).take(6)
+    found = stream(lm, texts, jinja, skip_failing=True)
+    assert {row.question.text for row in found.take(6)} == {"1?", "2?", "3?"}
+    found.take(6 - found.position % 6)
+    epochs = found.position // 6
+    assert epochs >= 1
+    assert found.counts["template failed"] >= 2 * epochs
+    assert found.counts["not meant"] >= epochs
+    assert found.counts["template failed"] + found.counts["not meant"] + 12 >= found.position
+
+
+def test_where_every_template_fails_the_first_is_named(lm):
+    found = stream(lm, [("a?", "1"), ("b?", "2")], "{{missing}} ||| x", skip_failing=True)
+    with pytest.raises(DataError, match=r"template failed\); the first: template 'w' of task 'a' on example train:\d"):
+        found.take(1)
+
+
+def test_a_question_or_an_answer_of_nothing_is_refused(lm):
+    with pytest.raises(UsageError, match="a question is empty"):
+        answer([Question("Why?"), Question(" ")], lm, Bare(), Answering(longest=4))
+    with pytest.raises(UsageError, match="at most 0 tokens"):
+        Answering(longest=0)

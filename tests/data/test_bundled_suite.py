@@ -92,8 +92,8 @@ def test_every_template_renders_every_record(name):
                 assert example is not None, (wording, split, row)
                 assert example.target.strip()
                 assert example.target in example.references
-                assert "{{" not in example.question.text
-                words, inputs = words + len(example.question.text.split()), inputs + 1
+                assert "{{" not in example.question.whole
+                words, inputs = words + len(example.question.whole.split()), inputs + 1
     assert words / inputs < 70
 
 

@@ -77,12 +77,19 @@ def test_empty_and_missing_splits_are_named():
         Mixture([task("a", 4)], split="trian", seed=0)
 
 
-def test_a_failing_template_is_named_or_counted():
+def test_a_failing_template_is_named():
     broken = task("a", 4, templates=1, jinja="{{m}} ||| x")
     with pytest.raises(
         TemplateFailed, match=r"template 'w0' of task 'a' on example train:\d: .*suite.skip_failing=true"
     ):
         Mixture([broken], split="train", seed=0).example(0)
-    lenient = Mixture([broken], split="train", seed=0, skip_failing=True)
-    assert [lenient.example(place) for place in range(4)] == [None] * 4
-    assert lenient.failed == 4
+
+
+def test_a_wording_that_is_not_there_cannot_be_left_out():
+    with pytest.raises(UnknownName, match="'a/w3': did you mean 'a/w"):
+        Mixture([task("a", 4)], split="train", seed=0, without=["a/w3"])
+
+
+def test_a_cap_that_leaves_nothing_is_refused():
+    with pytest.raises(DataError, match=r"suite\.cap 2 is below the 3 templates of task 'a'"):
+        Mixture([task("a", 40, templates=3)], split="train", seed=0, cap=2)

@@ -3,9 +3,12 @@ import json
 
 import pytest
 
+from shoulders.data.batching import encode
 from shoulders.data.readers import folder_task, open_suite, p3_task, read_json_lines
-from shoulders.data.tasks import RenderedTask, class_labels, gold_answers
-from shoulders.errors import DataError, HubUnreachable, SourceNotFound, UnknownName
+from shoulders.data.tasks import RenderedTask, check_placement, class_labels, gold_answers
+from shoulders.errors import DataError, HubUnreachable, SourceNotFound, UnknownName, UsageError
+from shoulders.records import Question
+from shoulders.scaffolds.weaving import Placement
 
 TEMPLATES = """
 templates:
@@ -151,3 +154,58 @@ def test_without_a_network_the_hub_says_what_to_do(folder):
         open_suite("p3:super_glue_rte")
     with pytest.raises((HubUnreachable, SourceNotFound)):
         open_suite(f"hub:nobody/nothing@{folder / 'templates.yaml'}")
+
+
+def test_a_task_names_its_evidence(folder):
+    """Evidence ends with the field's text; what is read stays exactly what the template rendered."""
+    (folder / "card.json").write_text(json.dumps({"name": "sums", "evidence": "passage"}))
+    (folder / "templates.yaml").write_text(
+        TEMPLATES.replace('"{{question}} |||', '"Read: {{passage}}\\nThen: {{question}} |||').replace(
+            '"Q: {{question}} |||', '"{{question}} |||'
+        )
+    )
+    rows = [
+        {"passage": " Two and two make four. ", "question": "2+2?", "answers": ["4"]},
+        {"passage": "", "question": "1+1?", "answers": ["2"]},
+    ]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "train.jsonl.gz").unlink()
+    task = folder_task(folder)
+    assert task.evidence == "passage"
+    question = task.example("test", "ask", 0).question
+    assert (question.evidence, question.text) == ("Read:  Two and two make four.", " \nThen: 2+2?")
+    assert question.whole == "Read:  Two and two make four. \nThen: 2+2?"
+    assert task.example("test", "ask", 1).question == Question("Read: \nThen: 1+1?")  # there is no passage
+    assert task.example("test", "ask bbbbbbbb", 0).question == Question("2+2?")  # it is not shown
+    (folder / "card.json").write_text(json.dumps({"evidence": "pasage"}))
+    with pytest.raises(UnknownName, match="called 'pasage': did you mean 'passage'"):
+        folder_task(folder)
+
+
+def test_an_infix_needs_evidence(folder):
+    tasks = open_suite(str(folder))
+    check_placement(tasks, Placement.PREFIX)
+    with pytest.raises(UsageError, match=r'no task \(sums\) names its evidence: add "evidence": "FIELD"'):
+        check_placement(tasks, Placement.INFIX)
+    bundled = open_suite("bundled")
+    assert {task.name for task in bundled if task.evidence} == {"fact_sheets", "fact_inference"}
+    check_placement(bundled, Placement.INFIX)
+
+
+def test_an_infix_stands_after_the_evidence(lm):
+    """On the bundled suite an infix is another place than a prefix and, mostly, than a suffix."""
+    for task in open_suite("bundled", ["fact_sheets", "fact_inference"]):
+        for wording in task.wordings:
+            example = task.example("train", wording, 0)
+            row = encode(example.question, lm, example.target)
+            passage = task.splits["train"][0][task.evidence]
+            assert example.question.evidence.endswith(passage)
+            assert 0 < row.slot(Placement.INFIX) <= row.slot(Placement.SUFFIX)
+
+
+@pytest.mark.parametrize("source", ["p3:ag_news,trec", "hub:nobody/nothing@{templates}", "{folder}"])
+def test_names_of_tasks_are_checked_in_every_suite(folder, source):
+    """Before anything is fetched."""
+    place = source.format(templates=folder / "templates.yaml", folder=folder)
+    with pytest.raises(UnknownName, match="called 'nowhere'"):
+        open_suite(place, ["nowhere"])

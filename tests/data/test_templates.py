@@ -101,6 +101,8 @@ def test_random_wordings_are_the_same_every_time_and_differ_between_records():
         ("q ||| {{empty}}", None, "empty target"),
         ("{{empty}} ||| a", None, "empty input"),
         ("q ||| E", "A ||| B", "target 'E' is not among its answer choices"),
+        ("q ||| A ||| B", None, "it has 3 parts"),
+        ("q ||| A", "A ||| B ||| ", "is empty"),
         ("{% if %} ||| x", None, "TemplateSyntaxError"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }} ||| x", None, "SecurityError"),
     ],
@@ -123,3 +125,16 @@ def test_the_bundled_templates_are_such_files():
     files = sorted(bundled_folder().glob("*/templates.yaml"))
     assert files
     assert all(read_templates(Path(file)) for file in files)
+
+
+def test_pipes_in_answer_choices_separate_nothing():
+    found = template("q ||| {{answer_choices[0]}}", "{{x}} ||| c").render({"x": "p ||| q"}, "0")
+    assert (found.target, found.choices) == ("p ||| q", ("p ||| q", "c"))
+
+
+@pytest.mark.parametrize(("text", "shown"), [("5", "5"), ("no", "False"), ("[a, b]", r"\['a', 'b'\]")])
+def test_answer_choices_that_are_no_text_are_named(tmp_path, text, shown):
+    path = tmp_path / "templates.yaml"
+    path.write_text(YAML.replace("No ||| Yes", text))
+    with pytest.raises(TemplateFailed, match=f"answer_choices of template 'alive' is {shown}, not text"):
+        read_templates(path)

@@ -5,7 +5,7 @@ import pytest
 
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
-from shoulders.errors import DataError, UsageError
+from shoulders.errors import DataError, TemplateFailed, UnknownName, UsageError
 from shoulders.evaluation import protocol
 from shoulders.evaluation.metrics import ACCURACY
 from shoulders.evaluation.protocol import EvaluationPlan, chosen_examples, evaluate
@@ -77,14 +77,32 @@ def test_a_limit_takes_the_same_random_examples_for_everyone(lm):
     assert [e.id for e in other[0][2]] != rows[0]
 
 
-def test_failing_templates_are_counted_and_empty_wordings_refused(lm):
+def test_failing_templates_stop_or_are_counted(lm):
     task = tasks()[1]
-    half = Template("ask", "a", "{{t}} ||| {{ k if k else missing }}")
-    _, skipped = chosen_examples([TemplatedTask("x", "y", {"ask": half}, task.splits)], PLAN)
-    assert skipped == {"x/ask": 6}
+    half = TemplatedTask("x", "y", {"ask": Template("ask", "a", "{{t}} ||| {{ k if k else missing }}")}, task.splits)
+    with pytest.raises(TemplateFailed, match=r"template 'ask' of task 'x' on example test:0: .*'missing' is undefined"):
+        evaluate([half], lm, Bare(), PLAN)
+    scores = evaluate([half], lm, Bare(), PLAN, skip_failing=True)
+    assert scores.examples == 6
+    skipped = scores.skipped["x/ask"]
+    assert skipped.count == 6
+    assert "on example test:0" in skipped.reason
+    assert scores_as_json(scores)["skipped"] == {"x/ask": {"count": 6, "reason": skipped.reason}}
+
+
+def test_wordings_of_which_nothing_is_left_are_refused_with_the_reason():
+    splits = tasks()[1].splits
     nothing = Template("ask", "a", "{% if false %}a ||| b{% endif %}")
-    with pytest.raises(DataError, match="wording 'ask' of task 'x' renders nothing in 'test'"):
-        chosen_examples([TemplatedTask("x", "y", {"ask": nothing}, task.splits)], PLAN)
+    with pytest.raises(DataError, match=r"wording 'ask' of task 'x' renders nothing in 'test'$"):
+        chosen_examples([TemplatedTask("x", "y", {"ask": nothing}, splits)], PLAN)
+    failing = Template("ask", "a", "{{missing}} ||| b")
+    with pytest.raises(DataError, match=r"renders nothing in 'test': the template fails; .* on example test:0"):
+        chosen_examples([TemplatedTask("x", "y", {"ask": failing}, splits)], PLAN, skip_failing=True)
+
+
+def test_a_wording_that_is_not_there_cannot_be_left_out():
+    with pytest.raises(UnknownName, match="'parity/lang': did you mean 'parity/long'"):
+        chosen_examples(tasks(), PLAN, ["parity/lang"])
 
 
 def measured(values, task="t"):

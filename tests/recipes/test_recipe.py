@@ -66,7 +66,8 @@ def test_values_are_read_as_their_type():
         ("training.steps", UsageError, "is not key=value"),
         ("training.steps=many", UsageError, "training.steps='many' does not fit"),
         ("training.steps=1.5", UsageError, "does not fit"),
-        ("scaffold.placement=middle", UsageError, "does not fit"),
+        ("scaffold.placement=middle", UnknownName, "known: infix, prefix, suffix"),
+        ("scaffold.placement=sufix", UnknownName, "did you mean 'suffix'"),
         ("scaffold.kind=hard_prompt", UnknownName, "did you mean 'soft_prompt'"),
         ("scaffold.init=vocab", UnknownName, "did you mean 'vocabulary'"),
         ("scaffold.init=text", UsageError, "needs scaffold.init_text"),
@@ -133,3 +134,11 @@ def test_planned_work_is_that_of_the_arithmetic(folders, tiny_lm):
 def test_a_plan_that_does_not_fit_is_refused():
     with pytest.raises(ContextFull, match="needs 2416 positions, the model has room for 2048"):
         cost(recipe_named("paper_idpt"), input_length=2000, output_length=16)
+
+
+def test_what_only_measures_is_a_recipe_but_is_not_trained():
+    for override, said in (("scaffold.kind=bare", "evaluate bare"), ("scaffold.length=0", "a vector at least")):
+        recipe = with_overrides(recipe_named("bundled_soft_prompt"), [override])
+        with pytest.raises(UsageError, match=said):
+            recipe.check_trainable()
+    recipe_named("bundled_input_prompt").check_trainable()

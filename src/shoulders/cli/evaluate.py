@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shoulders.cli.common import load_both, recipe_of, scaffold_folder
-from shoulders.cli.show import console, measuring, quiet_libraries, scores_table
+from shoulders.cli.show import console, measuring, print_skipped, quiet_libraries, scores_table
 from shoulders.files import write_json
 from shoulders.recipes.run import measure, result
 
@@ -18,8 +18,7 @@ def run(name: str, overrides: Sequence[str], recipe_name: str | None, out: Path 
     with measuring(f"measuring on {recipe.test.split}") as watch:
         scores = measure(recipe, lm, scaffold, recipe.test, on_done=watch.on_done)
     console.print(scores_table(f"{name} on {recipe.suite.source} ({recipe.test.split})", {"score": scores}))
-    for wording, count in scores.skipped.items():
-        console.print(f"left out of {wording}: {count} examples whose template fails", style="yellow")
+    print_skipped(scores)
     if out:
         write_json(out, result(recipe, lm, scaffold, scores))
         console.print(f"written to {out}")

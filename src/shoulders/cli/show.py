@@ -19,6 +19,7 @@ from shoulders.recipes.run import Watch
 from shoulders.training.loop import Step
 
 console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False, style="red")
 
 
 def quiet_libraries() -> None:
@@ -93,6 +94,13 @@ def scores_table(title: str, columns: Mapping[str, Scores]) -> Table:
     table.add_row("average", "", *[f"{i.value:.1f}" for i in intervals], style="bold")
     table.add_row("95% interval", "", *[f"{i.low:.1f} to {i.high:.1f}" for i in intervals], style="dim")
     return table
+
+
+def print_skipped(scores: Scores) -> None:
+    """Say what was not measured, and why."""
+    for wording, left_out in scores.skipped.items():
+        told = f"left out of {wording}: {left_out.count} examples whose template fails; the first: {left_out.reason}"
+        console.print(told, style="yellow", markup=False, soft_wrap=True)
 
 
 def need(module: str, extra: str) -> Any:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from shoulders.cli.common import find_recipe
-from shoulders.cli.show import console, measuring, quiet_libraries, scores_table, watching
+from shoulders.cli.common import find_recipe, weights_of
+from shoulders.cli.show import console, measuring, print_skipped, quiet_libraries, scores_table, watching
 from shoulders.evaluation.results import RESULTS
 from shoulders.files import write_json
-from shoulders.recipes.build import load_backbone, load_tasks
+from shoulders.recipes.build import load_tasks
 from shoulders.recipes.run import BEST, measure, result, train, trained_parameters
 
 
@@ -17,8 +17,9 @@ def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool) 
     """Train, then measure the best scaffold on the test part."""
     quiet_libraries()
     recipe = find_recipe(name, overrides)
+    recipe.check_trainable()
     folder = out or Path("runs") / recipe.name
-    lm = load_backbone(recipe.backbone)
+    lm = weights_of(recipe.backbone)
     tasks = load_tasks(recipe.suite)
     with watching(recipe.name, recipe.training.steps) as watch:
         scaffold, progress = train(recipe, lm, folder, tasks=tasks, resume=resume, watch=watch)
@@ -34,5 +35,6 @@ def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool) 
     with measuring(f"measuring on {recipe.test.split}") as watch:
         scores = measure(recipe, lm, scaffold, recipe.test, tasks, watch.on_done)
     console.print(scores_table(recipe.name, {"score": scores}))
+    print_skipped(scores)
     write_json(folder / RESULTS, result(recipe, lm, scaffold, scores))
     console.print(f"kept in {folder / BEST}; try: shoulders ask {folder / BEST}")

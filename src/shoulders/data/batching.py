@@ -8,7 +8,7 @@ import torch
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import Mixture
-from shoulders.errors import DataError
+from shoulders.errors import DataError, TemplateFailed, UsageError
 from shoulders.records import IGNORE, Batch, Example, LMInput, Question
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.weaving import Placement
@@ -22,6 +22,12 @@ class Lengths:
 
     input: int = 1024
     target: int = 256
+
+    def __post_init__(self) -> None:
+        if self.input < 1 or self.target < 1:
+            raise UsageError(
+                f"suite.lengths.input is {self.input} and suite.lengths.target {self.target}: each must be at least 1"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,33 +76,54 @@ class Stream:
         self.mixture, self.lm, self.lengths = mixture, lm, lengths
         self.room = lm.context - prompt_length
         self.position = position
-        self.counts = {"discarded": 0, "truncated": 0, "not meant": 0}
+        self.counts = {"discarded": 0, "truncated": 0, "not meant": 0, "template failed": 0}
+        self._first_failure: TemplateFailed | None = None
 
     def take(self, wanted: int) -> list[Encoded]:
         """The next `wanted` examples that can be used.
 
         Raises:
             DataError: a whole epoch went by without a usable example.
+            TemplateFailed: a template fails, and the mixture is not to skip that.
         """
         rows: list[Encoded] = []
         since = 0
         while len(rows) < wanted:
-            example = self.mixture.example(self.position)
-            self.position += 1
-            row = self._usable(example)
+            row = self._usable(self._rendered())
             since = 0 if row else since + 1
             if row:
                 rows.append(row)
             elif since > len(self.mixture):
-                raise DataError(
-                    f"no example fits {self.lengths.input} input and {self.lengths.target} target tokens beside the "
-                    f"prompt in {self.lm.context} positions: raise suite.lengths or lower scaffold.length"
-                )
+                raise self._nothing()
         return rows
+
+    def _rendered(self) -> Example | None:
+        """The example at the position, which moves on."""
+        place, self.position = self.position, self.position + 1
+        try:
+            example = self.mixture.example(place)
+        except TemplateFailed as error:
+            if not self.mixture.skip_failing:
+                raise
+            self._first_failure = self._first_failure or error
+            self.counts["template failed"] += 1
+            return None
+        if example is None:
+            self.counts["not meant"] += 1
+        return example
+
+    def _nothing(self) -> DataError:
+        """Why no example of a whole epoch could be used."""
+        left_out = ", ".join(f"{count} {reason}" for reason, count in self.counts.items() if count)
+        if self.counts["discarded"] or self._first_failure is None:
+            return DataError(
+                f"no example fits {self.lengths.input} input and {self.lengths.target} target tokens beside the prompt "
+                f"in {self.lm.context} positions ({left_out}): raise suite.lengths or lower scaffold.length"
+            )
+        return DataError(f"no example can be used ({left_out}); the first: {self._first_failure}")
 
     def _usable(self, example: Example | None) -> Encoded | None:
         if example is None:
-            self.counts["not meant"] += 1
             return None
         row = encode(example.question, self.lm, example.target)
         room = self.room - len(row.target)

@@ -7,8 +7,8 @@ from hashlib import blake2b
 from itertools import accumulate
 from typing import final
 
-from shoulders.data.tasks import Task
-from shoulders.errors import DataError, TemplateFailed
+from shoulders.data.tasks import Task, check_wordings
+from shoulders.errors import DataError
 from shoulders.records import Example
 
 CAP = 500_000  # training examples of a data set before it is capped (Sanh et al. 2021; the paper, section 2.2)
@@ -51,10 +51,13 @@ class Mixture:
         Args:
             without: wordings to leave out, as "task/wording".
             original_only: leave out wordings that ask something else than the data set's own task.
-            skip_failing: count examples whose template fails instead of stopping.
+            skip_failing: whoever reads it is to count examples whose template fails instead of stopping.
+
+        Raises:
+            UnknownName, DataError: a wording or split that is not there, a cap too low, or nothing left.
         """
         self.split, self.seed, self.skip_failing = split, seed, skip_failing
-        self.failed = 0
+        check_wordings(tasks, without)
         self.portions = [
             portion for task in tasks for portion in _portions(task, split, cap, without, original_only=original_only)
         ]
@@ -67,7 +70,11 @@ class Mixture:
         return self._ends[-1]
 
     def example(self, position: int) -> Example | None:
-        """The example at a position of the endless sequence; None where the wording is not meant for the record."""
+        """The example at a position of the endless sequence; None where the wording is not meant for the record.
+
+        Raises:
+            TemplateFailed: with the task, the template and the record.
+        """
         epoch, place = divmod(position, len(self))
         index = permuted(place, len(self), f"{self.seed}/{epoch}")
         which = bisect_right(self._ends, index)
@@ -75,13 +82,7 @@ class Mixture:
         row = index - (self._ends[which] - portion.count)
         if portion.count < portion.rows:  # a capped task: its own random part, another each epoch
             row = permuted(row, portion.rows, f"{self.seed}/{epoch}/{which}")
-        try:
-            return portion.task.example(self.split, portion.wording, row)
-        except TemplateFailed:
-            if not self.skip_failing:
-                raise
-            self.failed += 1
-            return None
+        return portion.task.example(self.split, portion.wording, row)
 
 
 def _portions(task: Task, split: str, cap: int, without: Sequence[str], *, original_only: bool) -> list[Portion]:
@@ -90,6 +91,10 @@ def _portions(task: Task, split: str, cap: int, without: Sequence[str], *, origi
         for wording in task.wordings
         if f"{task.name}/{wording}" not in without and (task.original(wording) or not original_only)
     ]
+    if cap < len(wordings):
+        raise DataError(
+            f"suite.cap {cap} is below the {len(wordings)} templates of task {task.name!r}, which share it: raise it"
+        )
     found = []
     for wording in wordings:
         rows = task.rows(split, wording)

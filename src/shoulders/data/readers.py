@@ -9,9 +9,11 @@ A suite is named by one text:
 """
 
 import gzip
+import importlib
 import importlib.resources
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +21,10 @@ from shoulders.backbone.sources import hub_errors
 from shoulders.data.tasks import DEV, TEST, TRAIN, Record, RenderedTask, Task, TemplatedTask
 from shoulders.data.templates import Template, read_templates
 from shoulders.errors import DataError, SourceNotFound, UnknownName
+from shoulders.files import read_json
 
 P3 = "bigscience/P3"
+BUNDLED = "bundled"
 OTHER = "Other"
 
 
@@ -31,21 +35,31 @@ def open_suite(source: str, names: Sequence[str] = ()) -> list[Task]:
         SourceNotFound, UnknownName, DataError, TemplateFailed, HubUnreachable: what is missing or broken, by name.
     """
     if source.startswith("p3:"):
-        return [p3_task(name) for name in source.removeprefix("p3:").split(",")]
+        return [p3_task(name) for name in _chosen(names, source.removeprefix("p3:").split(","), source)]
     if source.startswith("hub:"):
-        return [hub_task(source.removeprefix("hub:"))]
-    folder = bundled_folder() if source == "bundled" else Path(source).expanduser()
+        spec = source.removeprefix("hub:")
+        _chosen(names, [hub_name(spec)], source)
+        return [hub_task(spec)]
+    folder = bundled_folder() if source == BUNDLED else Path(source).expanduser()
     if not folder.is_dir():
-        raise SourceNotFound(f"there is no suite folder {source!r}: name a folder, 'bundled', 'p3:...' or 'hub:...'")
-    if (folder / "templates.yaml").exists():
-        return [folder_task(folder)]
+        meant = f" (did you mean {BUNDLED!r}?)" if get_close_matches(source, [BUNDLED]) else ""
+        raise SourceNotFound(
+            f"there is no suite folder {source!r}{meant}: name a folder, {BUNDLED!r}, 'p3:...' or 'hub:...'"
+        )
     found = {path.parent.name: path.parent for path in sorted(folder.glob("*/templates.yaml"))}
+    if (folder / "templates.yaml").exists():
+        found = {folder.resolve().name: folder}
     if not found:
         raise SourceNotFound(f"{folder} holds no task folder: each needs a templates.yaml and SPLIT.jsonl[.gz] files")
+    return [folder_task(found[name]) for name in _chosen(names, list(found), source)]
+
+
+def _chosen(names: Sequence[str], known: Sequence[str], source: str) -> Sequence[str]:
+    """The names, or all that are known if there are none."""
     for name in names:
-        if name not in found:
-            raise UnknownName(f"task in {source!r} called", name, found)
-    return [folder_task(found[name]) for name in names or found]
+        if name not in known:
+            raise UnknownName(f"task in {source!r} called", name, known)
+    return names or known
 
 
 def bundled_folder() -> Path:
@@ -54,11 +68,22 @@ def bundled_folder() -> Path:
 
 
 def folder_task(folder: Path) -> TemplatedTask:
-    """A task kept as a folder: `templates.yaml`, `train`, `validation` and `test` `.jsonl[.gz]`, and `card.json`."""
-    card = json.loads((folder / "card.json").read_text("utf-8")) if (folder / "card.json").exists() else {}
+    """A task kept as a folder: `templates.yaml`, `train`, `validation` and `test` `.jsonl[.gz]`, and `card.json`.
+
+    The card's `name`, `cluster` and `evidence` (a field of the records) are used, everything else in it is kept.
+
+    Raises:
+        UnknownName: no record has the field that the card names as evidence.
+        CorruptFile, DataError, TemplateFailed: a file is broken.
+    """
+    card = read_json(folder / "card.json") if (folder / "card.json").exists() else {}
     splits = {split: rows for split in (TRAIN, DEV, TEST) if (rows := _read_split(folder, split)) is not None}
     templates = _by_name(read_templates(folder / "templates.yaml"))
-    return TemplatedTask(card.get("name", folder.name), card.get("cluster", OTHER), templates, splits, card)
+    name, evidence = str(card.get("name", folder.name)), str(card.get("evidence", ""))
+    fields = {key for rows in splits.values() for record in rows[:1] for key in record}
+    if evidence and fields and evidence not in fields:
+        raise UnknownName(f"field of task {name!r} (evidence in its card.json) called", evidence, fields)
+    return TemplatedTask(name, str(card.get("cluster", OTHER)), templates, splits, card, evidence)
 
 
 def p3_task(name: str, repository: str = P3) -> RenderedTask:
@@ -67,10 +92,9 @@ def p3_task(name: str, repository: str = P3) -> RenderedTask:
     Each wording is a configuration of the repository. Those that end in `score_eval` repeat the examples once for each
     answer choice; rank classification here needs the choices only, which the others hold too.
     """
-    from datasets import get_dataset_config_names
-
+    datasets = _datasets()
     with hub_errors(repository):
-        found = [config for config in get_dataset_config_names(repository) if config.startswith(f"{name}_")]
+        found = [config for config in datasets.get_dataset_config_names(repository) if config.startswith(f"{name}_")]
     wordings = [config for config in found if not config.endswith("score_eval")]
     if not wordings:
         raise SourceNotFound(f"{repository} has no data set {name!r}: its configurations begin with a data set's name")
@@ -84,15 +108,27 @@ def hub_task(spec: str) -> TemplatedTask:
     if not templates:
         raise SourceNotFound(f"'hub:{spec}' names no templates: add @PATH of a PromptSource templates.yaml")
     path, _, config = place.partition(":")
-    name = place.replace("/", "_").replace(":", "_")
-    return TemplatedTask(name, OTHER, _by_name(read_templates(Path(templates))), _hub_splits(path, config or None))
+    found = _by_name(read_templates(Path(templates).expanduser()))
+    return TemplatedTask(hub_name(spec), OTHER, found, _hub_splits(path, config or None))
+
+
+def hub_name(spec: str) -> str:
+    """What the task of a Hugging Face data set is called."""
+    return spec.partition("@")[0].replace("/", "_").replace(":", "_")
 
 
 def _hub_splits(path: str, config: str | None) -> Mapping[str, Sequence[Record]]:
-    from datasets import load_dataset  # an optional dependency: only hub data needs it
-
+    datasets = _datasets()
     with hub_errors(path):
-        return {str(split): cast(Sequence[Record], rows) for split, rows in load_dataset(path, config).items()}
+        return {str(split): cast(Sequence[Record], rows) for split, rows in datasets.load_dataset(path, config).items()}
+
+
+def _datasets() -> Any:
+    """The library, an optional dependency: only hub data needs it."""
+    try:
+        return importlib.import_module("datasets")
+    except ImportError:
+        raise SourceNotFound("data of the hub needs the datasets library: pip install 'shoulders[hub]'") from None
 
 
 def _by_name(templates: Sequence[Template]) -> dict[str, Template]:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, final
 
 from shoulders.data.templates import Template
-from shoulders.errors import DataError, TemplateFailed, UnknownName
+from shoulders.errors import DataError, TemplateFailed, UnknownName, UsageError
 from shoulders.records import Example, Question
+from shoulders.scaffolds.weaving import Placement
 
 Record = Mapping[str, Any]
 TRAIN, DEV, TEST = "train", "validation", "test"
@@ -23,6 +24,11 @@ class Task(Protocol):
     @property
     def cluster(self) -> str:
         """The kind of task; clusters are averaged over."""
+        ...
+
+    @property
+    def evidence(self) -> str:
+        """The field of its records that questions are asked about, such as a passage; "" if it names none."""
         ...
 
     @property
@@ -58,13 +64,19 @@ class Task(Protocol):
 @final
 @dataclass(frozen=True, slots=True)
 class TemplatedTask:
-    """Records rendered by PromptSource templates."""
+    """Records rendered by PromptSource templates.
+
+    Attributes:
+        card: what is known of the data set.
+        evidence: the field that is evidence in every question: what a template renders up to its end comes first.
+    """
 
     name: str
     cluster: str
     templates: Mapping[str, Template]
     splits: Mapping[str, Sequence[Record]]
     card: Mapping[str, Any] = field(default_factory=dict)
+    evidence: str = ""
 
     @property
     def wordings(self) -> tuple[str, ...]:
@@ -89,7 +101,7 @@ class TemplatedTask:
         if rendered is None:
             return None
         references = (rendered.target,) if rendered.choices else gold_answers(record, rendered.target)
-        question = Question(rendered.text)
+        question = question_of(rendered.text, record.get(self.evidence))
         return Example(self.name, wording, place, question, rendered.target, references, rendered.choices)
 
     def metrics(self, wording: str) -> tuple[str, ...]:
@@ -109,6 +121,11 @@ class RenderedTask:
     name: str
     cluster: str
     tables: Mapping[str, Mapping[str, Sequence[Record]]]  # wording -> split -> rows
+
+    @property
+    def evidence(self) -> str:
+        """None: where a passage ends in a rendered text is not stored."""
+        return ""
 
     @property
     def wordings(self) -> tuple[str, ...]:
@@ -135,6 +152,36 @@ class RenderedTask:
     def original(self, wording: str) -> bool:  # noqa: ARG002
         """P3 does not say; every wording is evaluated."""
         return True
+
+
+def question_of(text: str, evidence: Any) -> Question:
+    """A rendered text as evidence, up to the end of the evidence's own text in it, and the question that follows.
+
+    All of it is the question where the evidence is no text or does not occur.
+    """
+    found = evidence.strip() if isinstance(evidence, str) else ""
+    if not found or found not in text:
+        return Question(text)
+    end = text.index(found) + len(found)
+    return Question(text[end:], evidence=text[:end])
+
+
+def check_placement(tasks: Sequence[Task], placement: Placement) -> None:
+    """Raise `UsageError` for an infix where no task has evidence to put it after: it would be a prefix."""
+    if placement is Placement.INFIX and not any(task.evidence for task in tasks):
+        names = ", ".join(task.name for task in tasks[:3]) + (", ..." if len(tasks) > 3 else "")
+        raise UsageError(
+            f"scaffold.placement=infix puts the prompt between evidence and question, and no task ({names}) names its "
+            'evidence: add "evidence": "FIELD" to its card.json, or choose prefix or suffix'
+        )
+
+
+def check_wordings(tasks: Sequence[Task], wordings: Sequence[str]) -> None:
+    """Raise `UnknownName` for a wording, as "task/wording", that no task has."""
+    known = {f"{task.name}/{wording}" for task in tasks for wording in task.wordings}
+    for wording in wordings:
+        if wording not in known:
+            raise UnknownName("template (suite.without_templates)", wording, known)
 
 
 def class_labels(tasks: Sequence[Task], split: str = TRAIN, looked_at: int = 8) -> list[str]:

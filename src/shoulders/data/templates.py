@@ -16,7 +16,7 @@ import jinja2
 import yaml
 from jinja2.sandbox import SandboxedEnvironment
 
-from shoulders.errors import TemplateFailed
+from shoulders.errors import SourceNotFound, TemplateFailed
 
 SEPARATOR = "|||"
 PIPES = "3ed2dface8203c4c9dfb1a5dc58e41e0"  # stands for ||| inside the data, so that it does not separate
@@ -48,23 +48,26 @@ class Template:
             seed: fixes `choice`, which some templates vary their wording with.
 
         Raises:
-            TemplateFailed: it fails, has no target, an empty input or target, or a target outside its choices.
+            TemplateFailed: it fails, has no target or more than one, an empty input, target or choice, or a target
+                outside its choices.
         """
         fields = {name: _protect(value) for name, value in record.items()}
         choices = self._choices(fields, seed)
-        fields["answer_choices"] = choices
+        fields["answer_choices"] = _protect(choices)
         parts = self._parts(self.jinja, fields, seed)
         if parts == [""]:
             return None
         if len(parts) < 2:
             raise TemplateFailed(f"it has no target: put {SEPARATOR!r} between input and target")
-        text, target = parts[0], parts[1]
+        if len(parts) > 2:
+            raise TemplateFailed(f"it has {len(parts)} parts: one {SEPARATOR!r} stands between input and target")
+        text, target = parts
         if not text and not target:
             return None
         if not text or not target:
             raise TemplateFailed(f"it renders an empty {'input' if target else 'target'}")
-        if choices and target not in choices:
-            raise TemplateFailed(f"its target {target!r} is not among its answer choices {choices}")
+        if choices:
+            _check_choices(choices, target)
         return Rendered(text, target, tuple(choices) if choices else None)
 
     def _choices(self, fields: Mapping[str, Any], seed: str) -> list[str] | None:
@@ -91,12 +94,15 @@ def read_templates(path: Path) -> list[Template]:
     """The templates of a PromptSource `templates.yaml`, sorted by name.
 
     Raises:
+        SourceNotFound: there is no such file, or it may not be read.
         TemplateFailed: the file is not such YAML.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
         found = [_template(entry) for entry in content["templates"].values()]
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise SourceNotFound(f"cannot read the templates {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise TemplateFailed(f"{path} is not a PromptSource template file: {error}") from error
     return sorted(found, key=lambda template: (template.name, template.id))
 
@@ -115,14 +121,25 @@ for _tag in ("!Template", "!TemplateMetadata"):
 
 def _template(entry: Mapping[str, Any]) -> Template:
     metadata = entry.get("metadata") or {}
+    choices = entry.get("answer_choices")
+    for key, value in (("jinja", entry["jinja"]), ("answer_choices", "" if choices is None else choices)):
+        if not isinstance(value, str):
+            raise TypeError(f"{key} of template {entry['name']!r} is {value!r}, not text: put it in quotes")
     return Template(
         name=entry["name"],
         id=entry["id"],
         jinja=entry["jinja"],
-        answer_choices=entry.get("answer_choices") or None,
+        answer_choices=choices or None,
         metrics=tuple(metadata.get("metrics") or ()),
         original_task=bool(metadata.get("original_task")),
     )
+
+
+def _check_choices(choices: Sequence[str], target: str) -> None:
+    if "" in choices:
+        raise TemplateFailed(f"one of its answer choices {choices} is empty: {SEPARATOR!r} stands between two choices")
+    if target not in choices:
+        raise TemplateFailed(f"its target {target!r} is not among its answer choices {choices}")
 
 
 def _protect(value: Any) -> Any:

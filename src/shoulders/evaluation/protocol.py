@@ -10,8 +10,8 @@ from statistics import mean, median
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import permuted
-from shoulders.data.tasks import DEV, Task
-from shoulders.errors import DataError, TemplateFailed
+from shoulders.data.tasks import DEV, Task, check_wordings
+from shoulders.errors import DataError, TemplateFailed, UsageError
 from shoulders.evaluation.metrics import Metric, metrics_for
 from shoulders.evaluation.statistics import Measured
 from shoulders.pipeline import POSITIONS_AT_ONCE, Answering, answer, rank
@@ -38,6 +38,14 @@ class EvaluationPlan:
     longest: int = 256
     positions_at_once: int = POSITIONS_AT_ONCE
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"limit": 0, "wordings": 0, "longest": 1, "positions_at_once": 1}
+        for name, least_value in least.items():
+            if getattr(self, name) < least_value:
+                raise UsageError(
+                    f"test.{name} or development.{name} is {getattr(self, name)}: it must be at least {least_value}"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +84,19 @@ class WordingScore:
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """Examples of a wording that were not measured because its template fails on them."""
+
+    count: int
+    reason: str  # of the first
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """Everything measured of one scaffold."""
 
     wordings: Sequence[WordingScore]
-    skipped: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, Skipped] = field(default_factory=dict)  # by "task/wording"
 
     @property
     def examples(self) -> int:
@@ -130,14 +146,20 @@ def evaluate(
     plan: EvaluationPlan,
     *,
     without: Sequence[str] = (),
+    skip_failing: bool = False,
     on_done: OnDone = lambda _done, _all: None,
 ) -> Scores:
     """Scores of a scaffold on the tasks.
 
+    Args:
+        without: wordings to leave out, as "task/wording".
+        skip_failing: leave out and count examples whose template fails, instead of stopping.
+
     Raises:
-        DataError: a split is missing or empty, or nothing of a wording is left to measure.
+        TemplateFailed: a template fails on an example, with both and the reason.
+        UnknownName, DataError: a split is missing or empty, or nothing of a wording is left to measure.
     """
-    chosen, skipped = chosen_examples(tasks, plan, without)
+    chosen, skipped = chosen_examples(tasks, plan, without, skip_failing=skip_failing)
     flat = [example for _, _, examples in chosen for example in examples]
     texts = _predictions(flat, lm, scaffold, plan, on_done)
     scores, start = [], 0
@@ -151,37 +173,46 @@ def evaluate(
 
 
 def chosen_examples(
-    tasks: Sequence[Task], plan: EvaluationPlan, without: Sequence[str] = ()
-) -> tuple[list[tuple[Task, str, list[Example]]], dict[str, int]]:
-    """The examples of each wording that the plan measures, and how many were left out because their template failed."""
+    tasks: Sequence[Task], plan: EvaluationPlan, without: Sequence[str] = (), *, skip_failing: bool = False
+) -> tuple[list[tuple[Task, str, list[Example]]], dict[str, Skipped]]:
+    """The examples of each wording that the plan measures, and what was left out because a template failed."""
+    check_wordings(tasks, without)
     chosen: list[tuple[Task, str, list[Example]]] = []
-    skipped: dict[str, int] = {}
+    skipped: dict[str, Skipped] = {}
     for task in tasks:
         names = [name for name in task.wordings if task.original(name) and f"{task.name}/{name}" not in without]
         for wording in names[: plan.wordings or None]:
-            examples = _some(task, wording, plan, skipped)
+            examples, failures = _some(task, wording, plan, skip_failing=skip_failing)
             if not examples:
-                raise DataError(f"wording {wording!r} of task {task.name!r} renders nothing in {plan.split!r}")
+                why = f": the template fails; {failures[0]}" if failures else ""
+                raise DataError(f"wording {wording!r} of task {task.name!r} renders nothing in {plan.split!r}{why}")
+            if failures:
+                skipped[f"{task.name}/{wording}"] = Skipped(len(failures), str(failures[0]))
             chosen.append((task, wording, examples))
     return chosen, skipped
 
 
-def _some(task: Task, wording: str, plan: EvaluationPlan, skipped: dict[str, int]) -> list[Example]:
-    """The plan's examples of one wording: the same rows in every wording of a task, drawn by the seed."""
+def _some(
+    task: Task, wording: str, plan: EvaluationPlan, *, skip_failing: bool
+) -> tuple[list[Example], list[TemplateFailed]]:
+    """The plan's examples of one wording, the same rows in every wording of a task, drawn by the seed; and failures."""
     size = task.rows(plan.split, wording)
     found: list[Example] = []
+    failures: list[TemplateFailed] = []
     for place in range(size):
         if plan.limit and len(found) == plan.limit:
             break
         row = permuted(place, size, f"{plan.seed}/{task.name}") if plan.limit else place
         try:
             example = task.example(plan.split, wording, row)
-        except TemplateFailed:
-            skipped[f"{task.name}/{wording}"] = skipped.get(f"{task.name}/{wording}", 0) + 1
+        except TemplateFailed as error:
+            if not skip_failing:
+                raise
+            failures.append(error)
             continue
         if example is not None:
             found.append(example)
-    return found
+    return found, failures
 
 
 def _predictions(

@@ -8,11 +8,11 @@ from typing import Any
 
 import jinja2
 
-from shoulders.errors import SaveFailed, UsageError
+from shoulders.errors import UsageError
 from shoulders.evaluation import plots
 from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import Interval, average_interval, difference_interval
-from shoulders.files import write_json
+from shoulders.files import save_failed, write_json
 
 PAGE, TABLE, SCORES = "report.html", "scores.md", "scores.json"
 ALT = {
@@ -36,7 +36,7 @@ def write_report(results: Sequence[Result], folder: Path, title: str = "shoulder
         (folder / TABLE).write_text(markdown(results), encoding="utf-8")
         (folder / PAGE).write_text(_page(results, title, folder, drawn), encoding="utf-8")
     except OSError as error:
-        raise SaveFailed(f"cannot write the report to {folder}: {error}") from error
+        raise save_failed(folder, error) from error
     write_json(folder / SCORES, {result.name: dict(result.content) for result in results})
     return folder / PAGE
 

@@ -1,7 +1,7 @@
 """Scores as JSON and back: what a run leaves behind and a report reads."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def scores_as_json(scores: Scores) -> dict[str, Any]:
         "clusters": scores.clusters,
         "tasks": scores.tasks,
         "wordings": [_wording(row) for row in scores.wordings],
-        "skipped": dict(scores.skipped),
+        "skipped": {wording: asdict(skipped) for wording, skipped in scores.skipped.items()},
     }
 
 

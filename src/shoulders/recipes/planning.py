@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTextEncoding
 from shoulders.backbone.devices import DTYPES
 from shoulders.backbone.encoder import Encoder, FrozenEncoder
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.errors import ContextFull
+from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.recipes.build import shape_of
 from shoulders.recipes.recipe import SELF, Recipe, ScaffoldChoice
 from shoulders.recipes.shapes import config_named
@@ -24,6 +24,13 @@ from shoulders.scaffolds.input_prompt import InputPrompt
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 
 ADAM_BYTES = 16  # of a trained parameter: itself, its gradient and two moments, in fp32
+
+
+@dataclass(frozen=True, slots=True)
+class _NoTokenizer:
+    """In the place of a tokenizer where no text is read: a model whose configuration states no context has no bound."""
+
+    model_max_length: int = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +67,15 @@ def cost(recipe: Recipe, input_length: int, output_length: int) -> Cost:
     """Count a recipe's parameters, bytes and operations for inputs and answers of a length.
 
     Raises:
+        UsageError: a length below 1, or a model that is no causal language model.
         ContextFull: prompt, input and answer do not fit the context.
         SourceNotFound, HubUnreachable: the backbone's or encoder's configuration is not to be had.
     """
+    if input_length < 1 or output_length < 1:
+        raise UsageError(
+            f"an input of {input_length} and an answer of {output_length} tokens: each has at least 1 (--input-length, "
+            "--output-length)"
+        )
     lm = meta_backbone(recipe.backbone.name, DTYPES.get(recipe.backbone.dtype, torch.bfloat16))
     scaffold = meta_scaffold(recipe.scaffold, lm)
     wanted = scaffold.length + input_length + output_length
@@ -98,9 +111,14 @@ def cost(recipe: Recipe, input_length: int, output_length: int) -> Cost:
 
 def meta_backbone(name: str, dtype: torch.dtype) -> FrozenLM:
     """A backbone of the right shape without values."""
+    config = config_named(name)
+    if type(config) not in AutoModelForCausalLM._model_mapping:  # noqa: SLF001 (what from_config asks, too)
+        raise SourceNotFound(
+            f"{name!r} is a {config.model_type} model, not a causal language model: name one, backbone.name=..."
+        )
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config_named(name), dtype=dtype)
-    return FrozenLM(model, None, name)  # type: ignore[arg-type] (no text is read)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return FrozenLM(model, _NoTokenizer(), name)  # type: ignore[arg-type] (no text is read)
 
 
 def meta_encoder(name: str, lm: FrozenLM) -> Encoder:

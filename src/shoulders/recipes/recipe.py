@@ -1,8 +1,10 @@
 """A run as one frozen, self-validating record; a variant is `replace`, or `key=value` on the command line."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -68,6 +70,10 @@ class ScaffoldChoice:
             raise UnknownName("scaffold.init", self.init, INITS)
         if self.length < 0 or self.encoder_length < 0 or self.layers < 0:
             raise UsageError("scaffold.length, scaffold.encoder_length and scaffold.layers cannot be negative")
+        if self.head_width < 1:
+            raise UsageError(f"scaffold.head_width is {self.head_width}: it must be at least 1, e.g. 64")
+        if not 0 <= self.query_std < math.inf:
+            raise UsageError(f"scaffold.query_std is {self.query_std}: it cannot be negative, and 1 is usual")
         if self.init == "text" and not self.init_text:
             raise UsageError("scaffold.init=text needs scaffold.init_text")
 
@@ -94,6 +100,10 @@ class SuiteChoice:
     lengths: Lengths = field(default_factory=Lengths)
     skip_failing: bool = False
 
+    def __post_init__(self) -> None:
+        if self.cap < 1:
+            raise UsageError(f"suite.cap is {self.cap}: it must be at least 1, and {CAP} is the paper's")
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -118,6 +128,15 @@ class Recipe:
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON values."""
         return json.loads(json.dumps(asdict(self)))
+
+    def check_trainable(self) -> None:
+        """Raise `UsageError` for a recipe that is fine to measure with, and leaves nothing to train."""
+        if self.scaffold.kind == "bare":
+            raise UsageError(
+                "there is nothing to train with scaffold.kind=bare: measure it with `shoulders evaluate bare`"
+            )
+        if self.scaffold.length == 0:
+            raise UsageError("there is nothing to train with scaffold.length=0: give the prompt a vector at least")
 
 
 def recipe_from_json(content: Mapping[str, Any]) -> Recipe:
@@ -174,6 +193,8 @@ def _replaced(record: Any, values: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _parsed(key: str, value: Any, kind: Any) -> Any:
+    if isinstance(kind, type) and issubclass(kind, Enum) and value not in list(kind):
+        raise UnknownName(key, str(value), [member.value for member in kind])
     if isinstance(value, str) and getattr(kind, "__origin__", None) is tuple:
         value = [part.strip() for part in value.split(",") if part.strip()]
     try:

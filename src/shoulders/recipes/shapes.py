@@ -6,10 +6,12 @@ from transformers import AutoConfig, GPT2Config, PreTrainedConfig, T5Config
 
 from shoulders.backbone.sources import hub_errors, locate
 
+SHAPE = "shape:"  # begins the name of what has no weights anywhere
+
 SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     # Jurassic-1 Large: 7.5B parameters, 32 layers of width 4096, a vocabulary of 256K, 2048 positions (Lieber et al.
     # 2021, table 1).
-    "shape:j1-large": lambda: GPT2Config(vocab_size=256_000, n_positions=2048, n_embd=4096, n_layer=32, n_head=32),
+    f"{SHAPE}j1-large": lambda: GPT2Config(vocab_size=256_000, n_positions=2048, n_embd=4096, n_layer=32, n_head=32),
     # Raffel et al. 2019; the paper's encoder.
     "google-t5/t5-base": lambda: T5Config(
         vocab_size=32_128, d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12

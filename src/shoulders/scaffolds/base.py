@@ -110,7 +110,12 @@ class Scaffold(
         if stored.kind not in Scaffold.kinds:
             raise UnknownName("kind of scaffold", stored.kind, Scaffold.kinds)
         stored.origin.check(lm)
-        scaffold = Scaffold.kinds[stored.kind].rebuilt(stored.description, lm)
+        try:
+            scaffold = Scaffold.kinds[stored.kind].rebuilt(stored.description, lm)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptFile(
+                f"the description in {folder / CONFIG} is not that of a {stored.kind}: {error!r}"
+            ) from error
         try:
             scaffold.load_state_dict(dict(stored.weights))
         except RuntimeError as error:

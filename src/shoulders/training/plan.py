@@ -1,8 +1,12 @@
 """How a training run goes: one frozen record of numbers."""
 
+import math
 from dataclasses import dataclass
 
-from shoulders.errors import UsageError
+from shoulders.errors import UnknownName, UsageError
+
+DECAYS = ("none", "linear")
+HIGHEST_RATE = 1e3  # of any use; far above it fp32 overflows in the first steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +47,22 @@ class TrainPlan:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "positions_at_once", "keep"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"training.{name} is {getattr(self, name)}: it must be at least 1")
+            self._check(name, getattr(self, name) >= 1, "it must be at least 1")
+        for name in ("evaluate_every", "save_every"):
+            self._check(name, getattr(self, name) >= 0, "it cannot be negative")
         for name in ("learning_rate", "base_learning_rate"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"training.{name} is {getattr(self, name)}: it must be above 0")
-        if not 0 <= self.warmup <= 1:
-            raise UsageError(f"training.warmup is {self.warmup}: it is a share of the steps, between 0 and 1")
-        if self.decay not in {"none", "linear"}:
-            raise UsageError(f"training.decay is {self.decay!r}: it is 'none' or 'linear'")
+            self._check(name, 0 < getattr(self, name) <= HIGHEST_RATE, f"it must be above 0, {HIGHEST_RATE:g} at most")
+        self._check("betas", all(0 <= beta < 1 for beta in self.betas), "both lie from 0 to below 1")
+        self._check("eps", 0 < self.eps < math.inf, "it must be above 0")
+        for name in ("weight_decay", "clip"):
+            self._check(name, 0 <= getattr(self, name) < math.inf, "it cannot be negative")
+        self._check("warmup", 0 <= self.warmup <= 1, "it is a share of the steps, between 0 and 1")
+        if self.decay not in DECAYS:
+            raise UnknownName("training.decay", self.decay, DECAYS)
+
+    def _check(self, name: str, fits: bool, rule: str) -> None:
+        if not fits:  # what is not a number fits nowhere: it compares as false
+            raise UsageError(f"training.{name} is {getattr(self, name)}: {rule}")
 
     def rate_factor(self, done: int) -> float:
         """What the learning rate is multiplied with in the step after `done` steps."""

@@ -1,0 +1,247 @@
+"""Bad input at the command line: one clear line, the exit code of a usage error, no trace, nothing lost."""
+
+import json
+import os
+import sys
+
+import pytest
+
+from shoulders.cli.main import main
+from shoulders.cli.show import print_skipped
+from shoulders.evaluation.protocol import Scores, Skipped
+from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.initialise import from_vocabulary
+from shoulders.scaffolds.soft_prompt import SoftPrompt
+from tiny import save_lm, tokenizer
+
+TEMPLATES = """
+templates:
+  a: !Template
+    answer_choices: "even ||| odd"
+    id: aaaaaaaa
+    jinja: "Is {{n}} even or odd? ||| {{answer_choices[n % 2]}}"
+    metadata: !TemplateMetadata {metrics: [Accuracy], original_task: true}
+    name: choose
+  b: !Template
+    answer_choices: null
+    id: bbbbbbbb
+    jinja: "After {{n}} comes ||| {{n + 1}}"
+    metadata: !TemplateMetadata {metrics: [Squad], original_task: true}
+    name: count
+"""
+SPLITS = {"train": range(12), "validation": range(12, 18), "test": range(18, 24)}
+
+
+@pytest.fixture
+def suite(tmp_path):
+    place = tmp_path / "suite" / "numbers"
+    place.mkdir(parents=True)
+    (place / "templates.yaml").write_text(TEMPLATES)
+    (place / "card.json").write_text(json.dumps({"name": "numbers", "cluster": "Sums"}))
+    for split, rows in SPLITS.items():
+        (place / f"{split}.jsonl").write_text("".join(json.dumps({"n": n}) + "\n" for n in rows))
+    return place
+
+
+@pytest.fixture
+def prompt(lm, tmp_path):
+    """A saved soft prompt."""
+    SoftPrompt(from_vocabulary(lm)(3)).made_for(lm).save_pretrained(tmp_path / "prompt")
+    return tmp_path / "prompt"
+
+
+@pytest.fixture
+def shoulders(monkeypatch, capsys):
+    """Runs the command line; gives exit code, output and errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["shoulders", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def refused(shoulders):
+    """Runs the command line on bad input; gives the one line that says what is wrong."""
+
+    def run(*arguments: object) -> str:
+        code, _, error = shoulders(*arguments)
+        assert code == 2
+        assert error.startswith("error: ")
+        assert len(error.strip().splitlines()) == 1
+        return error
+
+    return run
+
+
+def values(lm, suite):
+    return [
+        f"backbone.name={lm.name}", "backbone.dtype=float32", f"suite.source={suite}", "training.steps=2",
+        "training.batch_size=4", "scaffold.length=4", "development.limit=2", "test.limit=2", "test.longest=4",
+        "development.longest=4",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([""], "a question is empty"),
+        (["hi", "--longest", "0"], "at most 0 tokens"),
+        (["hi", "--choices", "|"], "names no answer"),
+        (["hi", "--longest", "200", "--truncate"], "ask for a shorter answer"),
+    ],
+)
+def test_asking(refused, prompt, arguments, said):
+    error = refused("ask", prompt, *arguments)
+    assert said in error
+    assert ("allow truncation" in error) is False
+
+
+def test_an_empty_question_to_a_tokenizer_that_adds_nothing(refused, tmp_path):
+    save_lm("gpt2", tmp_path / "lm")
+    made = tokenizer()
+    assert made("").input_ids == []
+    assert "a question is empty" in refused("ask", "bare", "", "--backbone", tmp_path / "lm")
+
+
+def test_one_question_that_does_not_fit_does_not_cost_the_others(shoulders, prompt):
+    long = "word " * 300
+    code, out, error = shoulders("ask", prompt, "What is this?", long, "Name a planet.", "--longest", 3)
+    assert code == 2
+    assert "What is this?" in out
+    assert "Name a planet." in out
+    assert "word" not in out
+    assert "word word" in error
+    assert "the model has room for 128: shorten it, allow truncation, or ask for a shorter answer" in error
+    assert "not answered: 1 of the questions" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("suite.source=hub:a/b@/nope.yaml", "cannot read the templates /nope.yaml"),
+        ("suite.source=bundle", "did you mean 'bundled'?"),
+        ("suite.tasks=numberz", "did you mean 'numbers'?"),
+        ("suite.without_templates=numbers/cuont", "did you mean 'numbers/count'?"),
+        ("suite.cap=0", "suite.cap is 0: it must be at least 1"),
+        ("suite.cap=-5", "suite.cap is -5"),
+        ("suite.cap=1", "suite.cap 1 is below the 2 templates of task 'numbers'"),
+        ("suite.lengths.input=0", "suite.lengths.input is 0"),
+        ("suite.lengths.target=-1", "suite.lengths.target -1"),
+        ("scaffold.kind=bare", "nothing to train with scaffold.kind=bare"),
+        ("scaffold.length=0", "nothing to train with scaffold.length=0"),
+        ("scaffold.head_width=0", "scaffold.head_width is 0"),
+        ("scaffold.query_std=nan", "scaffold.query_std is nan"),
+        ("scaffold.placement=sufix", "did you mean 'suffix'?"),
+        ("training.decay=liner", "did you mean 'linear'?"),
+        ("training.learning_rate=nan", "training.learning_rate is nan"),
+        ("training.learning_rate=1e38", "training.learning_rate is 1e+38"),
+        ("training.base_learning_rate=inf", "training.base_learning_rate is inf"),
+        ("training.betas=0.9,1", "training.betas is (0.9, 1.0)"),
+        ("training.eps=nan", "training.eps is nan"),
+        ("training.weight_decay=-1", "training.weight_decay is -1"),
+        ("training.clip=-1", "training.clip is -1"),
+        ("training.evaluate_every=-1", "training.evaluate_every is -1"),
+        ("training.save_every=-2", "training.save_every is -2"),
+        ("test.longest=-1", "test.longest or development.longest is -1"),
+        ("test.limit=-1", "test.limit or development.limit is -1"),
+        ("development.wordings=-1", "test.wordings or development.wordings is -1"),
+        ("test.positions_at_once=0", "test.positions_at_once or development.positions_at_once is 0"),
+    ],
+)
+def test_training(refused, lm, suite, tmp_path, override, said):
+    out = tmp_path / "run"
+    assert said in refused("train", "bundled_soft_prompt", *values(lm, suite), override, "--out", out)
+    assert not (out / "best").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("templates.yaml", b"\xff\xfe\x00", "is not a PromptSource template file"),
+        ("card.json", b"{", "card.json is not JSON"),
+        ("card.json", b"[]", "card.json holds no JSON object"),
+        ("card.json", b'{"evidence": "m"}', "field of task 'numbers' (evidence in its card.json) called 'm'"),
+    ],
+)
+def test_broken_task_folders(refused, lm, suite, tmp_path, file, content, said):
+    (suite / file).write_bytes(content)
+    assert said in refused("train", "bundled_soft_prompt", *values(lm, suite), "--out", tmp_path / "run")
+
+
+@pytest.mark.parametrize("source", ["p3:ag_news", "hub:a/b@{templates}"])
+def test_hub_data_without_the_datasets_library(refused, monkeypatch, lm, suite, tmp_path, source):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # importing it fails
+    place = source.format(templates=suite / "templates.yaml")
+    error = refused(
+        "train", "bundled_soft_prompt", *values(lm, suite), f"suite.source={place}", "--out", tmp_path / "r"
+    )
+    assert "pip install 'shoulders[hub]'" in error
+
+
+def test_a_recipe_file_that_is_not_there(refused):
+    assert "cannot read /nope/recipe.json: No such file" in refused("train", "/nope/recipe.json")
+
+
+def test_a_shape_is_not_trained(refused, tmp_path):
+    error = refused("train", "paper_idpt", "--out", tmp_path / "run")
+    assert "'shape:j1-large' is a shape without weights, for `shoulders plan` only" in error
+    assert "backbone.name=" in error
+
+
+@pytest.mark.parametrize(
+    "description", [{}, {"length": 3, "placement": "sufix"}, {"length": "x", "placement": "prefix"}, []]
+)
+def test_a_scaffold_with_a_broken_description(refused, prompt, description):
+    config = json.loads((prompt / "config.json").read_text())
+    (prompt / "config.json").write_text(json.dumps({**config, "description": description}))
+    assert "config.json is not that of a soft_prompt" in refused("ask", prompt, "hi")
+
+
+def test_plans(refused, shoulders, tmp_path, lm, tiny_encoder, tiny_lm):
+    plan = ["plan", "bundled_soft_prompt", "scaffold.length=4"]
+    encoder = tiny_encoder("t5").name
+    assert "is a t5 model, not a causal language model" in refused(*plan, f"backbone.name={encoder}")
+    small = f"backbone.name={lm.name}"
+    assert "an input of 0 and an answer of 16 tokens" in refused(*plan, small, "--input-length", 0)
+    assert "an input of 8 and an answer of 0 tokens" in refused(*plan, small, "--input-length", 8, "--output-length", 0)
+    code, out, error = shoulders(*plan, f"backbone.name={tiny_lm('bloom').name}", "--input-length", 8)
+    assert (code, error) == (0, "")
+    assert "trained in all" in out
+
+
+def test_bad_places_to_write_to(refused, lm, suite, prompt, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    train = ["train", "bundled_soft_prompt", *values(lm, suite), "--out"]
+    assert "name another place (--out)" in refused(*train, tmp_path / "file")
+    assert "name another place (--out)" in refused(*train, tmp_path / "file" / "below")
+    (tmp_path / "adapter").write_text("kept")
+    assert "is a file: name a new folder" in refused("convert", prompt, tmp_path / "adapter")
+    assert {(tmp_path / name).read_text() for name in ("file", "adapter")} == {"kept"}
+
+
+def test_a_run_killed_between_two_renames_is_found(shoulders, lm, prompt, tmp_path):
+    """The best scaffold lies under its backup name only: the run is not empty."""
+    run = tmp_path / "run"
+    run.mkdir()
+    os.rename(prompt, run / ".best.old")
+    code, _, error = shoulders("ask", run, "hi", "--longest", 2)
+    assert (code, error) == (0, "")
+    assert Scaffold.load(run / "best", lm).length == 3
+
+
+def test_what_was_not_measured_is_said_with_the_reason(capsys):
+    print_skipped(
+        Scores([], {"numbers/count": Skipped(3, "template 'count' of task 'numbers' on example test:1: [x]")})
+    )
+    printed = capsys.readouterr().out
+    assert "left out of numbers/count: 3 examples whose template fails" in printed
+    assert "on example test:1: [x]" in printed

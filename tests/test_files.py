@@ -1,0 +1,69 @@
+"""What is left when a disk is full or a place cannot be written."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound
+from shoulders.files import read_json, recovered, whole_folder, write_json
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Nothing can be written any more."""
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    return lambda: monkeypatch.setattr(Path, "write_text", refuse)
+
+
+def test_a_folder_that_a_json_file_does_not_fit_into_is_named(tmp_path, full_disk):
+    target = tmp_path / "best"
+    with whole_folder(target, "a.json") as scratch:
+        write_json(scratch / "a.json", {"old": True})
+    full_disk()
+    with (
+        pytest.raises(
+            SaveFailed, match=f"{target}: No space left .*; {target} is as it was before: free space"
+        ) as said,
+        whole_folder(target, "a.json") as scratch,
+    ):
+        write_json(scratch / "a.json", {"old": False})
+    assert ".part" not in str(said.value)
+    assert read_json(target / "a.json") == {"old": True}
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_a_json_file_that_does_not_fit_is_what_it_was(tmp_path, full_disk):
+    write_json(tmp_path / "a.json", {"old": True})
+    full_disk()
+    with pytest.raises(SaveFailed, match=r"a\.json is as it was before: free space there, or name another place"):
+        write_json(tmp_path / "a.json", {"old": False})
+    assert read_json(tmp_path / "a.json") == {"old": True}
+
+
+def test_nothing_is_written_in_the_place_of_a_file(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for target in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SaveFailed, match="name a"):
+            write_json(target / "a.json", {})
+        with pytest.raises(SaveFailed, match="name a"), whole_folder(target, "a.json"):
+            pass
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_json_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(SourceNotFound, match=r"cannot read .*a\.json: No such file"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(CorruptFile, match="is not JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_the_folder_one_stands_in_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert recovered(Path()) == Path()
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
