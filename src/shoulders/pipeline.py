@@ -76,7 +76,9 @@ def rank(
     branches = [len(some) * length for some, length in zip(options, longest, strict=True)]
     for group in _groups(rows, scaffold, how, branches):
         given = question_batch([rows[number] for number in group], lm, scaffold)
-        found = decoding.score(lm, scaffold, given, [options[number] for number in group])
+        found = decoding.score(
+            lm, scaffold, given, [options[number] for number in group], positions_at_once=how.positions_at_once
+        )
         for number, some in zip(group, found, strict=True):
             scores[number] = some
     return scores

@@ -10,7 +10,7 @@ from shoulders.cli.show import console, measuring, print_skipped, quiet_librarie
 from shoulders.evaluation.results import RESULTS
 from shoulders.files import write_json
 from shoulders.recipes.build import load_tasks
-from shoulders.recipes.run import BEST, measure, result, train, trained_parameters
+from shoulders.recipes.run import BEST, check_measurable, measure, result, train, trained_parameters
 
 
 def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool) -> None:
@@ -21,6 +21,7 @@ def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool) 
     folder = out or Path("runs") / recipe.name
     lm = weights_of(recipe.backbone)
     tasks = load_tasks(recipe.suite)
+    check_measurable(recipe, recipe.test, lm, tasks)
     with watching(recipe.name, recipe.training.steps) as watch:
         scaffold, progress = train(recipe, lm, folder, tasks=tasks, resume=resume, watch=watch)
     if not PartialState().is_main_process:

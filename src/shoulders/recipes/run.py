@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.tasks import Task
+from shoulders.data.tasks import Task, check_placement
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen_examples, evaluate
 from shoulders.evaluation.provenance import provenance
@@ -56,8 +56,10 @@ def train(
         UsageError: the folder holds another run, or one that is not to be resumed.
     """
     processes = Accelerator(device_placement=False)
+    recipe.check_trainable()
     done = _steps_done(folder, recipe, resume=resume)
     tasks = load_tasks(recipe.suite) if tasks is None else tasks
+    check_placement(tasks, recipe.scaffold.placement)
     scaffold = new_scaffold(recipe.scaffold, lm, recipe.training.seed, tasks)
     source = example_source(recipe, tasks, lm, scaffold)
     check_measurable(recipe, recipe.development, lm, tasks)
@@ -123,7 +125,8 @@ def check_measurable(recipe: Recipe, plan: EvaluationPlan, lm: FrozenLM, tasks: 
         DataError: a split of the plan is missing or empty.
         ContextFull: generated answers do not fit the context.
     """
-    chosen, _ = chosen_examples(tasks, plan, recipe.suite.without_templates)
+    suite = recipe.suite
+    chosen, _ = chosen_examples(tasks, plan, suite.without_templates, skip_failing=suite.skip_failing)
     if any(example.choices is None for _, _, examples in chosen for example in examples):
         length = recipe.scaffold.length
         what = f"a prompt of {length} vectors, a text and an answer of {plan.longest}"
@@ -140,7 +143,10 @@ def measure(
 ) -> Scores:
     """Scores of a scaffold on the recipe's suite."""
     tasks = load_tasks(recipe.suite) if tasks is None else tasks
-    return evaluate(tasks, lm, scaffold, plan, without=recipe.suite.without_templates, on_done=on_done)
+    suite = recipe.suite
+    return evaluate(
+        tasks, lm, scaffold, plan, without=suite.without_templates, skip_failing=suite.skip_failing, on_done=on_done
+    )
 
 
 def result(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, scores: Scores) -> dict[str, Any]:
