@@ -270,7 +270,7 @@ def test_the_best_development_score_is_kept(lm, tmp_path):
         ({"steps": 0}, "training.steps is 0"),
         ({"learning_rate": -1.0}, "above 0"),
         ({"warmup": 2.0}, "between 0 and 1"),
-        ({"decay": "cosine"}, "'none' or 'linear'"),
+        ({"decay": "cosine"}, "no training.decay 'cosine'"),
     ],
 )
 def test_plans_that_make_no_sense_are_refused(value, message):
