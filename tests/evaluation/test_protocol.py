@@ -1,9 +1,14 @@
 import json
+import re
+from dataclasses import replace
+from io import StringIO
 from statistics import mean, median
 
 import pytest
+from rich.console import Console
 
-from shoulders.data.tasks import TemplatedTask
+from shoulders.cli.show import scores_table
+from shoulders.data.tasks import RenderedTask, TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.errors import DataError, TemplateFailed, UnknownName, UsageError
 from shoulders.evaluation import protocol
@@ -65,16 +70,52 @@ def test_scores_do_not_depend_on_the_batch(lm):
 
 def test_a_limit_takes_the_same_random_examples_for_everyone(lm):
     plan = EvaluationPlan(split="test", limit=5, wordings=2, seed=3)
-    chosen, _ = chosen_examples(tasks(), plan)
-    assert [(task.name, wording, len(examples)) for task, wording, examples in chosen] == [
+    chosen = chosen_examples(tasks(), plan).asked
+    assert [(one.task.name, one.wording, len(one.examples)) for one in chosen] == [
         ("parity", "plain", 5), ("parity", "short", 5), ("answer", "ask", 5),
     ]  # fmt: skip
-    rows = [[example.id for example in examples] for _, _, examples in chosen]
+    rows = [[example.id for example in one.examples] for one in chosen]
     assert rows[0] == rows[1]
-    again, _ = chosen_examples(tasks(), plan)
-    assert [[e.id for e in examples] for _, _, examples in again] == rows
-    other, _ = chosen_examples(tasks(), EvaluationPlan(split="test", limit=5, wordings=2, seed=4))
-    assert [e.id for e in other[0][2]] != rows[0]
+    again = chosen_examples(tasks(), plan).asked
+    assert [[e.id for e in one.examples] for one in again] == rows
+    other = chosen_examples(tasks(), EvaluationPlan(split="test", limit=5, wordings=2, seed=4)).asked
+    assert [e.id for e in other[0].examples] != rows[0]
+
+
+def test_a_task_without_the_split_is_named_and_not_measured(lm, tmp_path):
+    """The paper, section 2.2: 7 sets have no dev part, 9 no test part; scores only where the splits exist."""
+    parity, asked = tasks()
+    without = replace(asked, name="no test part", splits={"train": asked.splits["test"]})
+    scores = evaluate([parity, without], lm, Bare(), PLAN)
+    assert scores.tasks.keys() == {"parity"}
+    assert scores.unmeasured == ("no test part",)
+    assert scores_as_json(scores)["unmeasured"] == ["no test part"]
+    told = "nmeasured, because there is no such split: no test part"
+    assert told in markdown([result(scores, "a")])
+    assert told in write_report([result(scores, "a")], tmp_path).read_text()
+    console = Console(file=StringIO(), width=80)
+    console.print(scores_table("t", {"score": scores}))
+    assert re.search(r"no test part\s+unmeasured\s+-", console.file.getvalue())
+
+
+def test_a_wording_without_the_split_is_named_where_others_have_it():
+    row = {"inputs_pretokenized": "q", "targets_pretokenized": "a"}
+    tables = {"one": {"train": [row], "test": [row]}, "other": {"train": [row]}}
+    chosen = chosen_examples([RenderedTask("set", "c", tables)], PLAN)
+    assert [one.wording for one in chosen.asked] == ["one"]
+    assert chosen.unmeasured == ("set/other",)
+
+
+def test_nothing_left_to_measure_is_refused():
+    parity, asked = tasks()
+    with pytest.raises(UnknownName, match=r"no split .* 'tset': did you mean 'test'"):
+        chosen_examples(tasks(), EvaluationPlan(split="tset"))
+    with pytest.raises(UnknownName, match="'validation': known: test, train"):
+        chosen_examples([parity, replace(asked, splits={"train": []})], EvaluationPlan())
+    with pytest.raises(DataError, match="nothing is left to measure in 'test'"):
+        chosen_examples([asked], PLAN, ["answer/ask"])
+    with pytest.raises(DataError, match="split 'test' of task 'answer' is empty"):
+        chosen_examples([parity, replace(asked, splits={"test": []})], PLAN)
 
 
 def test_failing_templates_stop_or_are_counted(lm):

@@ -93,11 +93,16 @@ def scores_table(title: str, columns: Mapping[str, Scores]) -> Table:
     intervals = [average_interval(scores.measured) for scores in columns.values()]
     table.add_row("average", "", *[f"{i.value:.1f}" for i in intervals], style="bold")
     table.add_row("95% interval", "", *[f"{i.low:.1f} to {i.high:.1f}" for i in intervals], style="dim")
+    for task in first.unmeasured:
+        table.add_row(task, "unmeasured", *["-"] * len(columns), style="dim")
     return table
 
 
 def print_skipped(scores: Scores) -> None:
     """Say what was not measured, and why."""
+    if scores.unmeasured:
+        told = f"unmeasured, because there is no such split: {', '.join(scores.unmeasured)}"
+        console.print(told, style="yellow", markup=False, soft_wrap=True)
     for wording, left_out in scores.skipped.items():
         told = f"left out of {wording}: {left_out.count} examples whose template fails; the first: {left_out.reason}"
         console.print(told, style="yellow", markup=False, soft_wrap=True)

@@ -36,6 +36,10 @@ class Task(Protocol):
         """Names of its templates."""
         ...
 
+    def split_names(self, wording: str) -> tuple[str, ...]:
+        """The splits that this wording has records in."""
+        ...
+
     def rows(self, split: str, wording: str) -> int:
         """Records of a split that this wording may be applied to.
 
@@ -82,6 +86,10 @@ class TemplatedTask:
     def wordings(self) -> tuple[str, ...]:
         """Names of the templates."""
         return tuple(self.templates)
+
+    def split_names(self, wording: str) -> tuple[str, ...]:  # noqa: ARG002 (the same for every wording)
+        """Names of the splits."""
+        return tuple(self.splits)
 
     def rows(self, split: str, wording: str) -> int:  # noqa: ARG002 (the same for every wording)
         """Records of a split."""
@@ -131,6 +139,10 @@ class RenderedTask:
     def wordings(self) -> tuple[str, ...]:
         """Names of the tables."""
         return tuple(self.tables)
+
+    def split_names(self, wording: str) -> tuple[str, ...]:
+        """Splits of the wording's table."""
+        return tuple(self.tables[wording])
 
     def rows(self, split: str, wording: str) -> int:
         """Rows of the wording's table."""

@@ -62,6 +62,8 @@ def markdown(results: Sequence[Result]) -> str:
     intervals = _intervals(results)
     lines.append("| **average** | | | " + " | ".join(f"**{interval.value:.1f}**" for interval in intervals) + " |")
     lines.append("| 95% interval | | | " + " | ".join(f"{i.low:.1f} to {i.high:.1f}" for i in intervals) + " |")
+    if unmeasured := _unmeasured(results):
+        lines.append(f"\nUnmeasured, because there is no such split: {', '.join(unmeasured)}.")
     lines.append(f"\n{results[0].content['examples']} examples. {headline(results)}\n")
     return "\n".join(lines)
 
@@ -95,11 +97,17 @@ def _page(results: Sequence[Result], title: str, folder: Path, drawn: Sequence[s
         examples=results[0].content["examples"],
         rows=_rows(results),
         intervals=_intervals(results),
+        unmeasured=_unmeasured(results),
         clusters=clusters,
         samples=_samples(results),
         provenance=[_provenance(result.content) for result in results],
         recipes=[json.dumps(result.content["recipe"], indent=1) for result in results],
     )
+
+
+def _unmeasured(results: Sequence[Result]) -> list[str]:
+    """Tasks (or wordings) of the suite without the split; the same for all. Older results do not say."""
+    return results[0].content.get("unmeasured", [])
 
 
 def _intervals(results: Sequence[Result]) -> list[Interval]:

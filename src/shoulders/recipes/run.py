@@ -122,12 +122,12 @@ def check_measurable(recipe: Recipe, plan: EvaluationPlan, lm: FrozenLM, tasks: 
     """Refuse, before it is trained for, what could not be measured afterwards.
 
     Raises:
-        DataError: a split of the plan is missing or empty.
+        UnknownName, DataError: no task has the plan's split, or it is empty.
         ContextFull: generated answers do not fit the context.
     """
     suite = recipe.suite
-    chosen, _ = chosen_examples(tasks, plan, suite.without_templates, skip_failing=suite.skip_failing)
-    if any(example.choices is None for _, _, examples in chosen for example in examples):
+    chosen = chosen_examples(tasks, plan, suite.without_templates, skip_failing=suite.skip_failing)
+    if any(example.choices is None for one in chosen.asked for example in one.examples):
         length = recipe.scaffold.length
         what = f"a prompt of {length} vectors, a text and an answer of {plan.longest}"
         lm.check_room(what, length + 1 + plan.longest, "lower scaffold.length or the plan's `longest`")
