@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,6 +59,20 @@ def run(*arguments: object, typed: str = "") -> str:
     return result.output
 
 
+def curves(folder):
+    """The scalars that TensorBoard shows, by name; the speed is not the same in any two runs."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    names = events.Tags()["scalars"]
+    assert "train/positions_per_second" in names
+    return {
+        name: [(one.step, one.value) for one in events.Scalars(name)]
+        for name in names
+        if name != "train/positions_per_second"
+    }
+
+
 def test_train_evaluate_ask_report(values, lm, tmp_path):
     for recipe in ("bundled_soft_prompt", "bundled_input_prompt"):
         printed = run("train", recipe, *values, "--out", tmp_path / recipe)
@@ -68,6 +83,13 @@ def test_train_evaluate_ask_report(values, lm, tmp_path):
         log = [json.loads(line) for line in (tmp_path / recipe / "log.jsonl").read_text().splitlines()]
         assert [line["number"] for line in log] == [1, 2, 3, 4, 5, 6]
         assert [line["number"] for line in log if "score" in line] == [3, 6]
+        best = max((line for line in log if "score" in line), key=lambda line: line["score"])
+        assert f"best development score {best['score']:.1f} at step {best['number']}" in " ".join(printed.split())
+        assert re.search(rf"loss {log[-1]['loss']:.3f}, \d+ tokens/s, dev {log[-1]['score']:.1f}", printed)
+        assert curves(tmp_path / recipe / "tensorboard") == {
+            f"train/{name}": [(line["number"], pytest.approx(line[name])) for line in log if name in line]
+            for name in ("loss", "rate", "norm", "score")
+        }
     results = json.loads((tmp_path / "bundled_input_prompt" / "results.json").read_text())
     assert results["examples"] == 12
     assert results["backbone"]["fingerprint"] == lm.fingerprint()

@@ -13,11 +13,12 @@ from shoulders.data.templates import Template
 from shoulders.errors import DataError, TemplateFailed, UnknownName, UsageError
 from shoulders.evaluation import protocol
 from shoulders.evaluation.metrics import ACCURACY
-from shoulders.evaluation.protocol import EvaluationPlan, chosen_examples, evaluate
+from shoulders.evaluation.protocol import EvaluationPlan, Prediction, Scores, WordingScore, chosen_examples, evaluate
 from shoulders.evaluation.report import headline, markdown, write_report
 from shoulders.evaluation.results import Result, read_result, scores_as_json
 from shoulders.evaluation.statistics import Measured, average_interval, difference_interval
 from shoulders.pipeline import rank
+from shoulders.records import Example, Question
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.soft_prompt import SoftPrompt
@@ -58,6 +59,40 @@ def test_scores_follow_the_protocol(lm):
     assert scores.clusters == {"Sums": by_task["parity"], "Closed-book QA": by_task["answer"]}
     assert scores.average == pytest.approx(mean(by_task.values()))
     assert scores.examples == 48
+
+
+def wording_score(wording, *, right, of=10):
+    example = Example("t", wording, "test:0", Question("q"), "yes", ("yes",), ("yes", "no"))
+    rows = [Prediction(example, "yes", {"accuracy": (float(number < right),)}) for number in range(of)]
+    return WordingScore("t", "c", wording, (ACCURACY,), rows)
+
+
+def test_a_task_scores_the_median_of_unequal_wordings():
+    scores = Scores([wording_score(name, right=right) for name, right in (("a", 0), ("b", 1), ("c", 10))])
+    assert scores.tasks == {"t": 10.0}  # the mean would be 36.7
+    assert scores.clusters == {"c": 10.0}
+    assert scores.average == 10.0
+    assert average_interval(scores.measured).value == 10.0
+    assert scores_as_json(scores)["tasks"] == {"t": 10.0}
+
+
+def test_every_reference_counts_as_right(lm, monkeypatch):
+    template = Template("ask", "a", "{{q}} ||| {{answers[0]}}", None, ("Trivia QA",))
+    records = [{"q": "Who sang Let it be?", "answers": ["The Beatles", "Fab Four"]}]
+    monkeypatch.setattr(protocol, "answer", lambda questions, *_: ["fab four"] * len(questions))
+    scores = evaluate([TemplatedTask("t", "c", {"ask": template}, {"test": records})], lm, Bare(), PLAN)
+    assert scores.wordings[0].scores == {"em": 100.0, "f1": 100.0}
+
+
+def test_inputs_that_do_not_fit_are_cut_and_counted(lm):
+    """Both by rank classification and by generation; the model has 128 positions."""
+    long, short = {"t": "word " * 300, "k": 0}, {"t": "word", "k": 1}
+    cut = [replace(task, splits={"test": [long, short]}) for task in tasks()]
+    scores = evaluate(cut, lm, Bare(), PLAN)
+    assert scores.examples == 8
+    assert scores.truncated == 4  # the long one, in three wordings and in one
+    assert scores_as_json(scores)["truncated"] == 4
+    assert evaluate(tasks(), lm, Bare(), PLAN).truncated == 0
 
 
 def test_scores_do_not_depend_on_the_batch(lm):

@@ -114,6 +114,27 @@ def test_the_papers_claims_come_out_of_the_plan():
     assert prompt.answer == prompt.answer_prompt
 
 
+def test_the_papers_recipes_have_the_papers_constants():
+    """Literals from the paper, sections 2.1, 2.2 and 4.1."""
+    prompt, idpt = recipe_named("paper_prompt_tuning"), recipe_named("paper_idpt")
+    for recipe in (prompt, idpt):
+        assert recipe.training.batch_size == 32
+        assert recipe.training.eps == 1e-6
+        assert recipe.training.warmup == 0.005
+        assert recipe.training.decay == "none"
+        assert (recipe.suite.lengths.input, recipe.suite.lengths.target) == (1024, 256)
+        assert recipe.suite.cap == 500_000
+        assert recipe.test.longest == 256
+        assert recipe.scaffold.length == 400
+    assert (prompt.training.betas, prompt.training.weight_decay) == ((0.9, 0.999), 0.0)
+    assert prompt.training.learning_rate in {3e-2, 1e-1, 3e-1, 5e-1}
+    assert (idpt.training.betas, idpt.training.weight_decay) == ((0.9, 0.95), 0.1)
+    assert idpt.training.learning_rate in {5e-5, 7.5e-5, 1.5e-4}
+    assert (idpt.scaffold.encoder, idpt.scaffold.layers) == ("google-t5/t5-base", 2)
+    assert idpt.scaffold.encoder_length * 768 == pytest.approx(330_000, rel=0.01)
+    assert idpt.scaffold.base is False
+
+
 def test_planned_work_is_that_of_the_arithmetic(folders, tiny_lm):
     """Matrix products of the tiny Llama, counted by hand, for a prompt-tuning step."""
     lm = tiny_lm("llama")

@@ -103,6 +103,8 @@ def print_skipped(scores: Scores) -> None:
     if scores.unmeasured:
         told = f"unmeasured, because there is no such split: {', '.join(scores.unmeasured)}"
         console.print(told, style="yellow", markup=False, soft_wrap=True)
+    if scores.truncated:
+        console.print(f"cut to fit the context: the inputs of {scores.truncated} examples", style="yellow")
     for wording, left_out in scores.skipped.items():
         told = f"left out of {wording}: {left_out.count} examples whose template fails; the first: {left_out.reason}"
         console.print(told, style="yellow", markup=False, soft_wrap=True)

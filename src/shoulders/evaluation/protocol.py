@@ -15,7 +15,7 @@ from shoulders.errors import DataError, TemplateFailed, UnknownName, UsageError
 from shoulders.evaluation.metrics import Metric, metrics_for
 from shoulders.evaluation.statistics import Measured
 from shoulders.pipeline import POSITIONS_AT_ONCE, Answering, answer, rank
-from shoulders.records import Example
+from shoulders.records import Example, Question
 from shoulders.scaffolds.base import Scaffold
 
 
@@ -122,6 +122,7 @@ class Scores:
     wordings: Sequence[WordingScore]
     skipped: Mapping[str, Skipped] = field(default_factory=dict)  # by "task/wording"
     unmeasured: tuple[str, ...] = ()  # tasks that lack the split, or "task/wording"
+    truncated: int = 0  # examples whose input was cut to fit the context
 
     @property
     def examples(self) -> int:
@@ -186,7 +187,8 @@ def evaluate(
     """
     chosen = chosen_examples(tasks, plan, without, skip_failing=skip_failing)
     flat = [example for one in chosen.asked for example in one.examples]
-    texts = _predictions(flat, lm, scaffold, plan, on_done)
+    cut: list[Question] = []
+    texts = _predictions(flat, lm, scaffold, plan, on_done, cut.append)
     scores, start = [], 0
     for one in chosen.asked:
         metrics = metrics_for(one.task.metrics(one.wording), choices=one.examples[0].choices is not None)
@@ -194,7 +196,7 @@ def evaluate(
         start += len(one.examples)
         rows = [_measured(example, text, metrics) for example, text in zip(one.examples, found, strict=True)]
         scores.append(WordingScore(one.task.name, one.task.cluster, one.wording, metrics, rows))
-    return Scores(scores, chosen.skipped, chosen.unmeasured)
+    return Scores(scores, chosen.skipped, chosen.unmeasured, len(cut))
 
 
 def chosen_examples(
@@ -259,12 +261,17 @@ def _some(
 
 
 def _predictions(
-    examples: Sequence[Example], lm: FrozenLM, scaffold: Scaffold, plan: EvaluationPlan, on_done: OnDone
+    examples: Sequence[Example],
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    plan: EvaluationPlan,
+    on_done: OnDone,
+    on_cut: Callable[[Question], None],
 ) -> list[str]:
     """The chosen or generated answer to each example."""
     texts = [""] * len(examples)
     done = 0
-    how = Answering(plan.longest, truncate=True, positions_at_once=plan.positions_at_once)
+    how = Answering(plan.longest, truncate=True, positions_at_once=plan.positions_at_once, on_cut=on_cut)
     ranked = [number for number, example in enumerate(examples) if example.choices is not None]
     generated = [number for number, example in enumerate(examples) if example.choices is None]
     for numbers in _chunks(ranked):

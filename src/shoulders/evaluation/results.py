@@ -44,6 +44,7 @@ def scores_as_json(scores: Scores) -> dict[str, Any]:
         "wordings": [_wording(row) for row in scores.wordings],
         "skipped": {wording: asdict(skipped) for wording, skipped in scores.skipped.items()},
         "unmeasured": list(scores.unmeasured),
+        "truncated": scores.truncated,
     }
 
 
