@@ -11,8 +11,10 @@ import time
 import pytest
 from typer.testing import CliRunner
 
+from shoulders.backbone.fingerprint import identity
 from shoulders.cli.main import app, main
 from shoulders.errors import UsageError
+from shoulders.scaffolds.base import Scaffold
 
 TEMPLATES = """
 templates:
@@ -94,20 +96,35 @@ def test_train_evaluate_ask_report(values, lm, tmp_path):
     assert results["examples"] == 12
     assert results["backbone"]["fingerprint"] == lm.fingerprint()
     assert results["recipe"]["training"]["steps"] == 6
+    best = tmp_path / "bundled_input_prompt" / "best"
+    found = Scaffold.load(best, lm)
+    assert results["scaffold"] == {
+        "kind": "input_prompt", "name": str(best), "fingerprint": identity(found),
+        "encoder": {"name": found.encoder.name, "fingerprint": found.encoder.fingerprint()},
+    }  # fmt: skip
+    assert {"tokenizers", "datasets", "sacrebleu", "rouge-score"} <= set(results["versions"])
+    kept = json.loads((best / "config.json").read_text())["scores"]
+    assert kept["test"]["average"] == results["average"]
+    assert kept["test"]["tasks"] == results["tasks"]
+    assert kept["development"]["step"] in {3, 6}
     assert {row["wording"]: row["metric"] for row in results["wordings"]} == {"choose": "accuracy", "count": "f1"}
 
     run("evaluate", tmp_path / "bundled_soft_prompt", "--out", tmp_path / "again.json")
     again = json.loads((tmp_path / "again.json").read_text())
     trained = json.loads((tmp_path / "bundled_soft_prompt" / "results.json").read_text())
     assert again["tasks"] == trained["tasks"]
+    assert again["examples_hash"] == trained["examples_hash"] == results["examples_hash"]
     run("evaluate", "bare", *values, "--recipe", "bundled_soft_prompt", "--out", tmp_path / "bare.json")
+    bare = json.loads((tmp_path / "bare.json").read_text())["scaffold"]
+    assert (bare["kind"], bare["name"], bare["encoder"]) == ("bare", None, None)
 
     folders = [tmp_path / "bare.json", tmp_path / "bundled_soft_prompt", tmp_path / "bundled_input_prompt"]
     printed = run("report", *folders, "--out", tmp_path / "report")
     assert "is ahead with" in printed
+    compared = json.loads((tmp_path / "report" / "scores.json").read_text())
+    assert set(compared) == {"bare", "bundled_soft_prompt", "bundled_input_prompt"}
     assert {path.name for path in (tmp_path / "report").iterdir()} >= {"report.html", "scores.md", "scores.json"}
 
-    best = tmp_path / "bundled_input_prompt" / "best"
     assert run("ask", best, "Is 3 even or odd?", "--longest", 4).strip() is not None
     answered = run(
         "ask", tmp_path / "bundled_input_prompt", "--choices", "even|odd", typed="Is 3 even or odd?\n\nIs 4?\n"

@@ -1,5 +1,6 @@
 import json
 import re
+import subprocess
 from dataclasses import replace
 from io import StringIO
 from statistics import mean, median
@@ -11,11 +12,12 @@ from shoulders.cli.show import scores_table
 from shoulders.data.tasks import RenderedTask, TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.errors import DataError, TemplateFailed, UnknownName, UsageError
-from shoulders.evaluation import protocol
+from shoulders.evaluation import protocol, provenance
 from shoulders.evaluation.metrics import ACCURACY
 from shoulders.evaluation.protocol import EvaluationPlan, Prediction, Scores, WordingScore, chosen_examples, evaluate
+from shoulders.evaluation.provenance import circumstances
 from shoulders.evaluation.report import headline, markdown, write_report
-from shoulders.evaluation.results import Result, read_result, scores_as_json
+from shoulders.evaluation.results import Result, read_result, scores_as_json, short_names
 from shoulders.evaluation.statistics import Measured, average_interval, difference_interval
 from shoulders.pipeline import rank
 from shoulders.records import Example, Question
@@ -237,6 +239,33 @@ def test_results_of_different_examples_are_not_compared(lm, tmp_path):
     other = result(evaluate(tasks()[:1], lm, Bare(), PLAN), "b")
     with pytest.raises(UsageError, match="b and a were measured on different examples"):
         write_report([one, other], tmp_path)
+    few, many = (EvaluationPlan(split="test", limit=5, longest=4, seed=seed) for seed in (1, 2))
+    one, other = (result(evaluate(tasks(), lm, Bare(), plan), name) for plan, name in ((few, "a"), (many, "b")))
+    with pytest.raises(UsageError, match="b and a were measured on different examples"):
+        write_report([one, other], tmp_path)
+    with pytest.raises(UsageError, match="'a' is named twice"):
+        write_report([one, one], tmp_path)
+
+
+def test_results_are_named_by_the_shortest_path_that_tells_them_apart(tmp_path):
+    def named(*paths):
+        return short_names([tmp_path / path for path in paths])
+
+    assert named("r/bare.json", "r/a", "other/v1.5", "x/results.json") == ["bare", "a", "v1.5", "x"]
+    assert named("r/soft", "s/soft", "s/bare.json") == ["r/soft", "s/soft", "bare"]
+    assert named("a/r/soft", "b/r/soft") == ["a/r/soft", "b/r/soft"]
+    assert named("r/a.json", "r/a") == [str(tmp_path / "r/a.json"), str(tmp_path / "r/a")]
+
+
+def test_the_commit_is_that_of_the_packages_own_checkout(tmp_path, monkeypatch):
+    assert re.fullmatch(r"[0-9a-f]{40}", circumstances()["commit"] or "0" * 40)
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    commit = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "commit", "-q", "--allow-empty", "-m", "theirs"]
+    subprocess.run(commit, cwd=tmp_path, check=True)
+    for place, own in ((".venv/lib/shoulders", False), ("src/shoulders", True)):
+        (tmp_path / place).mkdir(parents=True)
+        monkeypatch.setattr(provenance, "PACKAGE", tmp_path / place)
+        assert (circumstances()["commit"] is not None) == own
 
 
 def test_results_are_read_from_runs(tmp_path):

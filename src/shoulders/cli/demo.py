@@ -16,7 +16,7 @@ from shoulders.evaluation.results import RESULTS
 from shoulders.files import write_json
 from shoulders.recipes.build import load_backbone, load_tasks
 from shoulders.recipes.recipe import Recipe
-from shoulders.recipes.run import measure, result, train, trained_parameters
+from shoulders.recipes.run import BEST, keep_test_scores, measure, result, train, trained_parameters
 from shoulders.recipes.small import bundled_input_prompt, bundled_soft_prompt
 from shoulders.records import Question
 from shoulders.scaffolds.base import Bare, Scaffold
@@ -88,7 +88,10 @@ def _report(
     results = []
     for name, found in scores.items():
         place = folder / ("bare" if name == BARE else recipes[name].name)
-        write_json(place / RESULTS, result(recipes[name], lm, scaffolds[name], found))
+        best = None if name == BARE else place / BEST
+        write_json(place / RESULTS, result(recipes[name], lm, scaffolds[name], found, best and str(best)))
+        if best:
+            keep_test_scores(scaffolds[name], lm, best, recipes[name].test.split, found)
         results.append(read_run(place, name))
     page = write_report(results, folder / "report", "shoulders: one frozen model, two scaffolds")
     sizes = ", ".join(f"{name} {trained_parameters(scaffolds[name]):,}" for name in (SOFT, INPUT))

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def write_report(results: Sequence[Result], folder: Path, title: str = "shoulder
     """Write the report of some results; returns the path of its page.
 
     Raises:
-        UsageError: the results were not measured on the same tasks.
+        UsageError: the results were not measured on the same examples, or two have one name.
         SaveFailed: the folder cannot be written.
     """
     _check(results)
@@ -71,15 +72,25 @@ def markdown(results: Sequence[Result]) -> str:
 def _check(results: Sequence[Result]) -> None:
     if not results:
         raise UsageError("a report needs at least one measured run")
-    shape = [
-        [(row["task"], row["wording"], row["examples"]) for row in result.content["wordings"]] for result in results
-    ]
-    for result, one in zip(results, shape, strict=True):
-        if one != shape[0]:
+    for name, count in Counter(result.name for result in results).items():
+        if count > 1:
+            raise UsageError(f"{name!r} is named twice: name each run once")
+    for result in results:
+        if not _same_examples(result, results[0]):
             raise UsageError(
                 f"{result.name} and {results[0].name} were measured on different examples: measure both with the same "
                 "suite and test values (shoulders evaluate ... --out)"
             )
+
+
+def _same_examples(one: Result, other: Result) -> bool:
+    """By the hash of what was asked; results from before there was one are told apart by their sizes only."""
+    hashes = [result.content.get("examples_hash") for result in (one, other)]
+    shapes = [
+        [(row["task"], row["wording"], row["examples"]) for row in result.content["wordings"]]
+        for result in (one, other)
+    ]
+    return shapes[0] == shapes[1] and (hashes[0] == hashes[1] or None in hashes)
 
 
 def _page(results: Sequence[Result], title: str, folder: Path, drawn: Sequence[str]) -> str:
@@ -140,6 +151,7 @@ def _provenance(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a report says of where a result comes from."""
     backbone, machine = content["backbone"], content["machine"]
     return [
+        *_scaffold(content.get("scaffold", {})),
         ("backbone", f"{backbone['name']} ({backbone['dtype']}, fingerprint {backbone['fingerprint'][:12]})"),
         ("trained parameters", f"{content['trained']:,}"),
         ("commit", f"{content['commit'] or 'not in a checkout'}{' with changes' if content['dirty'] else ''}"),
@@ -147,3 +159,13 @@ def _provenance(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("machine", f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"),
         ("measured", content["time"]),
     ]
+
+
+def _scaffold(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Which scaffold, and which encoder; older results do not say."""
+    if not measured:
+        return []
+    encoder = measured["encoder"]
+    told = f"{measured['kind']} {measured['name'] or ''} (fingerprint {measured['fingerprint'][:12]})"
+    read = [("encoder", f"{encoder['name']} (fingerprint {encoder['fingerprint'][:12]})")] if encoder else []
+    return [("scaffold", told), *read]
