@@ -22,6 +22,12 @@ console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, style="red")
 
 
+def say(text: str) -> None:
+    """A line as it is: rich would wrap it, widen its tabs and turn `:heart:` into a picture."""
+    console.file.write(f"{text}\n")
+    console.file.flush()
+
+
 def quiet_libraries() -> None:
     """Only our own progress on the screen."""
     from transformers.utils import logging as transformers_logging
