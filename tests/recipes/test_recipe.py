@@ -1,10 +1,15 @@
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
+from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import ContextFull, UnknownName, UsageError
 from shoulders.recipes.build import new_scaffold
-from shoulders.recipes.planning import cost
+from shoulders.recipes.planning import _Sizes, cost, meta_backbone, meta_scaffold
 from shoulders.recipes.recipe import Recipe, ScaffoldChoice, read_recipe, recipe_from_json, with_overrides
 from shoulders.recipes.registry import recipe_named, recipes
 from shoulders.scaffolds.base import Bare
@@ -150,6 +155,34 @@ def test_planned_work_is_that_of_the_arithmetic(folders, tiny_lm):
     backward = 2 * linear * positions + 4 * attention + 2 * 3 * 32 * 400
     assert found.step == pytest.approx(2 * (forward + backward), rel=0.02)
     assert found.weights_bytes == pytest.approx(2 * sum(w.numel() for w in lm.model.parameters()))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("kind", ["soft_prompt", "input_prompt"])
+def test_planned_memory_is_what_a_step_keeps(family, kind, tiny_lm, tiny_encoder):
+    """Attention matrices would be most of it at this length; real steps by the fused kernel do not keep them."""
+    lm = FrozenLM.load(tiny_lm(family).name, dtype="float32", device="cpu", attention_kernel="sdpa")
+    encoder = tiny_encoder("bert").name
+    choice = ScaffoldChoice(kind=kind, length=16, encoder=encoder, encoder_length=8, head_width=8)
+    meta = meta_backbone(lm.name, torch.float32)
+    _, kept = _Sizes(lm, Bare(), 100, 10).step(new_scaffold(choice, lm, seed=0))
+    _, planned = _Sizes(meta, Bare(), 100, 10).step(meta_scaffold(choice, meta))
+    assert planned == pytest.approx(kept, rel=0.15)
+    eager = meta_backbone(lm.name, torch.float32, "eager")
+    assert _Sizes(eager, Bare(), 100, 10).step(meta_scaffold(choice, eager))[1] > 1.5 * planned
+
+
+def test_a_plan_reads_with_the_encoder_what_its_tokenizer_leaves(lm, tiny_encoder, tmp_path):
+    folder = Path(shutil.copytree(tiny_encoder("t5").name, tmp_path / "t5"))
+    overrides = [f"backbone.name={lm.name}", f"scaffold.encoder={folder}", "scaffold.encoder_length=4"]
+    overrides += ["scaffold.length=8", "scaffold.head_width=8"]
+    recipe = with_overrides(recipe_named("bundled_input_prompt"), overrides)
+    whole = cost(recipe, input_length=80, output_length=3)
+    short = cost(recipe, input_length=20, output_length=3)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 20}))
+    cut = cost(recipe, input_length=80, output_length=3)
+    assert cut.answer - cut.answer_prompt == short.answer - short.answer_prompt < whole.answer - whole.answer_prompt
 
 
 def test_a_plan_that_does_not_fit_is_refused():
