@@ -129,6 +129,7 @@ class RenderedTask:
     name: str
     cluster: str
     tables: Mapping[str, Mapping[str, Sequence[Record]]]  # wording -> split -> rows
+    scored_by: tuple[str, ...] = ()  # PromptSource's names of metrics; the tables do not say
 
     @property
     def evidence(self) -> str:
@@ -158,8 +159,8 @@ class RenderedTask:
         return Example(self.name, wording, f"{split}:{row}", Question(text), target, (target,), choices)
 
     def metrics(self, wording: str) -> tuple[str, ...]:  # noqa: ARG002
-        """None are stored: accuracy where there are choices, exact match otherwise."""
-        return ()
+        """Those of the data set, for all its wordings."""
+        return self.scored_by
 
     def original(self, wording: str) -> bool:  # noqa: ARG002
         """P3 does not say; every wording is evaluated."""
