@@ -187,6 +187,17 @@ def measured(values, task="t"):
     return [Measured(task, "w", ACCURACY, [(float(value),) for value in values])]
 
 
+def test_a_median_over_several_metrics_names_them_all(lm):
+    """`Squad` is scored by F1, choices by accuracy; the table says so."""
+    parity, asked = tasks()
+    both = replace(parity, templates={**parity.templates, **asked.templates})
+    scores = evaluate([both], lm, Bare(), PLAN)
+    assert "| parity | Sums | accuracy, f1 |" in markdown([result(scores, "a")])
+    console = Console(file=StringIO(), width=80)
+    console.print(scores_table("t", {"score": scores}))
+    assert "accuracy, f1" in console.file.getvalue()
+
+
 def test_intervals_are_those_of_a_mean():
     """A share of one half of 400: the normal approximation is +- 4.9."""
     interval = average_interval(measured([0, 1] * 200))

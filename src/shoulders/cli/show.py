@@ -14,6 +14,7 @@ from rich.table import Table
 
 from shoulders.errors import SourceNotFound
 from shoulders.evaluation.protocol import Scores
+from shoulders.evaluation.results import metrics_of_tasks
 from shoulders.evaluation.statistics import average_interval
 from shoulders.recipes.run import Watch
 from shoulders.training.loop import Step
@@ -90,7 +91,7 @@ def scores_table(title: str, columns: Mapping[str, Scores]) -> Table:
     table.add_column("metric", style="dim", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    for task, metric in {row.task: row.metrics[0].name for row in first.wordings}.items():
+    for task, metric in metrics_of_tasks((row.task, row.metrics[0].name) for row in first.wordings).items():
         values = [scores.tasks[task] for scores in columns.values()]
         marks = [len(values) > 1 and value == max(values) for value in values]
         cells = [f"[bold]{v:.1f}[/bold]" if best else f"{v:.1f}" for v, best in zip(values, marks, strict=True)]

@@ -11,7 +11,7 @@ import jinja2
 
 from shoulders.errors import UsageError
 from shoulders.evaluation import plots
-from shoulders.evaluation.results import Result
+from shoulders.evaluation.results import Result, metrics_of_tasks
 from shoulders.evaluation.statistics import Interval, average_interval, difference_interval
 from shoulders.files import save_failed, write_json
 
@@ -127,13 +127,13 @@ def _intervals(results: Sequence[Result]) -> list[Interval]:
 
 def _rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     """One row of the table for each task."""
-    first = {row["task"]: row for row in results[0].content["wordings"]}
+    wordings = results[0].content["wordings"]
+    metrics = metrics_of_tasks((row["task"], row["metric"]) for row in wordings)
+    clusters = {row["task"]: row["cluster"] for row in wordings}
     found = []
-    for task, row in first.items():
+    for task, metric in metrics.items():
         values = [result.content["tasks"][task] for result in results]
-        found.append(
-            {"task": task, "cluster": row["cluster"], "metric": row["metric"], "values": values, "best": max(values)}
-        )
+        found.append({"task": task, "cluster": clusters[task], "metric": metric, "values": values, "best": max(values)})
     return found
 
 

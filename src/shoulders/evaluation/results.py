@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,14 @@ def scores_as_json(scores: Scores) -> dict[str, Any]:
         "unmeasured": list(scores.unmeasured),
         "truncated": scores.truncated,
     }
+
+
+def metrics_of_tasks(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """What each task's median is over, from (task, metric) of its wordings: "accuracy", or "accuracy, f1"."""
+    found: dict[str, dict[str, None]] = {}
+    for task, metric in pairs:
+        found.setdefault(task, {})[metric] = None
+    return {task: ", ".join(names) for task, names in found.items()}
 
 
 def _hash(scores: Scores) -> str:
