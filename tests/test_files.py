@@ -37,6 +37,20 @@ def test_a_folder_that_a_json_file_does_not_fit_into_is_named(tmp_path, full_dis
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    """Of the same target; another one's scratch folder may be in use."""
+    left = whole_folder(tmp_path / "best", "a.json")
+    (left.__enter__() / "half.bin").write_bytes(b"x" * 100)
+    other = whole_folder(tmp_path / "best.2", "a.json")
+    other.__enter__()
+    assert len(list(tmp_path.glob(".*.part"))) == 2
+    with whole_folder(tmp_path / "best", "a.json") as scratch:
+        write_json(scratch / "a.json", {})
+        assert len(list(tmp_path.glob(".*.part"))) == 2
+    assert sorted(path.name[:7] for path in tmp_path.iterdir()) == [".best.2", "best"]
+    other.__exit__(None, None, None)
+
+
 def test_a_json_file_that_does_not_fit_is_what_it_was(tmp_path, full_disk):
     write_json(tmp_path / "a.json", {"old": True})
     full_disk()

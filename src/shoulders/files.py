@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ def whole_folder(target: Path, marker: str) -> Iterator[Path]:
         raise SaveFailed(f"{target} holds other files (no {marker} among them): name a new folder")
     backup = _backup(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        scratch = _scratch(target)
     except OSError as error:
         raise save_failed(target, error) from error
     try:
@@ -65,6 +65,14 @@ def recovered(target: Path) -> Path:
     if not target.exists() and backup.exists():
         os.rename(backup, target)
     return target
+
+
+def _scratch(target: Path) -> Path:
+    """An empty folder beside the target; what a process that was killed left of it there is removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for stale in target.parent.glob(f".{escape(target.name)}.????????.part"):
+        shutil.rmtree(stale, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
 
 
 def _backup(target: Path) -> Path:

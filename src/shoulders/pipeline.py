@@ -1,6 +1,6 @@
 """The main path: questions in, answers out. Evaluation, the command line and every server call these functions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shoulders.backbone import decoding
@@ -22,11 +22,13 @@ class Answering:
         longest: tokens of an answer at most.
         truncate: cut inputs that do not fit the context instead of refusing them.
         positions_at_once: size of a batch, in positions.
+        on_cut: is told of each question that was cut.
     """
 
     longest: int = LONGEST_ANSWER
     truncate: bool = False
     positions_at_once: int = POSITIONS_AT_ONCE
+    on_cut: Callable[[Question], None] = lambda _: None
 
     def __post_init__(self) -> None:
         if self.longest < 1:
@@ -101,6 +103,7 @@ def _fitting(question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: 
     if len(row.ids) <= room:
         return row
     if how.truncate and room > 0:
+        how.on_cut(question)
         return truncated(row, room)
     shorter = "ask for a shorter answer (--longest, test.longest; with choices: shorter choices)"
     raise ContextFull(

@@ -1,5 +1,6 @@
 """Bad input at the command line: one clear line, the exit code of a usage error, no trace, nothing lost."""
 
+import io
 import json
 import os
 import sys
@@ -102,6 +103,22 @@ def test_asking(refused, prompt, arguments, said):
     error = refused("ask", prompt, *arguments)
     assert said in error
     assert ("allow truncation" in error) is False
+
+
+def test_answers_are_printed_as_they_are(shoulders, prompt, monkeypatch):
+    odd = ":heart: [bold]x[/bold]\tend " + "word " * 40 + "https://x.y"
+    monkeypatch.setattr("shoulders.cli.ask.answer", lambda *_: [odd])
+    assert shoulders("ask", prompt, "hi")[1] == odd + "\n"
+    assert shoulders("ask", prompt, "[red]a :heart:", "b")[1] == f"[red]a :heart:\n  {odd}\nb\n  {odd}\n"
+
+
+def test_standard_input_that_holds_no_question(refused, prompt, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "standard input is closed: type one" in refused("ask", prompt)
+    for how in ("strict", "surrogateescape"):
+        latin = io.TextIOWrapper(io.BytesIO("Où est Orléans?\n".encode("latin-1")), encoding="utf-8", errors=how)
+        monkeypatch.setattr(sys, "stdin", latin)
+        assert "what is piped in is not UTF-8" in refused("ask", prompt)
 
 
 def test_an_empty_question_to_a_tokenizer_that_adds_nothing(refused, tmp_path):

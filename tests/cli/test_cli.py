@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,8 +11,12 @@ import time
 import pytest
 from typer.testing import CliRunner
 
+from shoulders.backbone.fingerprint import identity
 from shoulders.cli.main import app, main
 from shoulders.errors import UsageError
+from shoulders.pipeline import Answering, answer
+from shoulders.records import Question
+from shoulders.scaffolds.base import Scaffold
 
 TEMPLATES = """
 templates:
@@ -58,6 +63,20 @@ def run(*arguments: object, typed: str = "") -> str:
     return result.output
 
 
+def curves(folder):
+    """The scalars that TensorBoard shows, by name; the speed is not the same in any two runs."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    names = events.Tags()["scalars"]
+    assert "train/positions_per_second" in names
+    return {
+        name: [(one.step, one.value) for one in events.Scalars(name)]
+        for name in names
+        if name != "train/positions_per_second"
+    }
+
+
 def test_train_evaluate_ask_report(values, lm, tmp_path):
     for recipe in ("bundled_soft_prompt", "bundled_input_prompt"):
         printed = run("train", recipe, *values, "--out", tmp_path / recipe)
@@ -68,29 +87,53 @@ def test_train_evaluate_ask_report(values, lm, tmp_path):
         log = [json.loads(line) for line in (tmp_path / recipe / "log.jsonl").read_text().splitlines()]
         assert [line["number"] for line in log] == [1, 2, 3, 4, 5, 6]
         assert [line["number"] for line in log if "score" in line] == [3, 6]
+        best = max((line for line in log if "score" in line), key=lambda line: line["score"])
+        assert f"best development score {best['score']:.1f} at step {best['number']}" in " ".join(printed.split())
+        assert re.search(rf"loss {log[-1]['loss']:.3f}, \d+ tokens/s, dev {log[-1]['score']:.1f}", printed)
+        assert curves(tmp_path / recipe / "tensorboard") == {
+            f"train/{name}": [(line["number"], pytest.approx(line[name])) for line in log if name in line]
+            for name in ("loss", "rate", "norm", "score")
+        }
     results = json.loads((tmp_path / "bundled_input_prompt" / "results.json").read_text())
     assert results["examples"] == 12
     assert results["backbone"]["fingerprint"] == lm.fingerprint()
     assert results["recipe"]["training"]["steps"] == 6
+    best = tmp_path / "bundled_input_prompt" / "best"
+    found = Scaffold.load(best, lm)
+    assert results["scaffold"] == {
+        "kind": "input_prompt", "name": str(best), "fingerprint": identity(found),
+        "encoder": {"name": found.encoder.name, "fingerprint": found.encoder.fingerprint()},
+    }  # fmt: skip
+    assert {"tokenizers", "datasets", "sacrebleu", "rouge-score"} <= set(results["versions"])
+    kept = json.loads((best / "config.json").read_text())["scores"]
+    assert kept["test"]["average"] == results["average"]
+    assert kept["test"]["tasks"] == results["tasks"]
+    assert kept["development"]["step"] in {3, 6}
     assert {row["wording"]: row["metric"] for row in results["wordings"]} == {"choose": "accuracy", "count": "f1"}
 
     run("evaluate", tmp_path / "bundled_soft_prompt", "--out", tmp_path / "again.json")
     again = json.loads((tmp_path / "again.json").read_text())
     trained = json.loads((tmp_path / "bundled_soft_prompt" / "results.json").read_text())
     assert again["tasks"] == trained["tasks"]
+    assert again["examples_hash"] == trained["examples_hash"] == results["examples_hash"]
     run("evaluate", "bare", *values, "--recipe", "bundled_soft_prompt", "--out", tmp_path / "bare.json")
+    bare = json.loads((tmp_path / "bare.json").read_text())["scaffold"]
+    assert (bare["kind"], bare["name"], bare["encoder"]) == ("bare", None, None)
 
     folders = [tmp_path / "bare.json", tmp_path / "bundled_soft_prompt", tmp_path / "bundled_input_prompt"]
     printed = run("report", *folders, "--out", tmp_path / "report")
     assert "is ahead with" in printed
+    compared = json.loads((tmp_path / "report" / "scores.json").read_text())
+    assert set(compared) == {"bare", "bundled_soft_prompt", "bundled_input_prompt"}
     assert {path.name for path in (tmp_path / "report").iterdir()} >= {"report.html", "scores.md", "scores.json"}
 
-    best = tmp_path / "bundled_input_prompt" / "best"
-    assert run("ask", best, "Is 3 even or odd?", "--longest", 4).strip() is not None
+    question = Question("Is 3 even or odd?")
+    assert run("ask", best, question.text, "--longest", 4) == answer([question], lm, found, Answering(4))[0] + "\n"
     answered = run(
         "ask", tmp_path / "bundled_input_prompt", "--choices", "even|odd", typed="Is 3 even or odd?\n\nIs 4?\n"
     )
-    assert [line for line in answered.split() if line in {"even", "odd"}].__len__() == 2
+    assert len(answered.splitlines()) == 2
+    assert set(answered.split()) <= {"even", "odd"}
 
 
 def test_a_run_is_resumed_only_on_demand_and_by_its_own_recipe(values, tmp_path):
@@ -176,10 +219,24 @@ def test_prompts_are_converted_both_ways(values, tmp_path):
         run("convert", tmp_path, tmp_path / "x")
 
 
-@pytest.mark.parametrize("command", ["", "demo", "train", "evaluate", "ask", "report", "recipes", "plan", "convert"])
-def test_help_teaches(command):
-    printed = run(*[part for part in (command, "--help") if part])
-    assert len(printed.splitlines()) > 8
+@pytest.mark.parametrize(
+    ("command", "taught"),
+    [
+        ("", ["shoulders recipes", "training.steps=200", "convert"]),
+        ("demo", ["--quick", "--out", "piped in one a line"]),
+        ("train", ["--resume", "accelerate launch -m shoulders train", "torchrun --nproc_per_node 2", "results.json"]),
+        ("evaluate", ["--recipe", "--out", "median over templates", "test.split=validation"]),
+        ("ask", ["--choices", "--context", "--truncate", "--longest", "--backbone"]),
+        ("report", ["results.json", "scores.md", "--out"]),
+        ("recipes", ["show every value of one"]),
+        ("plan", ["--input-length", "--output-length", "without loading a weight"]),
+        ("convert", ["PEFT", "--backbone", "folder to write"]),
+    ],
+)
+def test_help_teaches(command, taught, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    printed = " ".join(run(*[part for part in (command, "--help") if part]).split())
+    assert [part for part in taught if part not in printed] == []
 
 
 def test_help_is_fast():

@@ -4,9 +4,12 @@ import json
 import pytest
 
 from shoulders.data.batching import encode
+from shoulders.data.p3 import CLUSTERS, cluster_of, metrics_of
 from shoulders.data.readers import folder_task, open_suite, p3_task, read_json_lines
 from shoulders.data.tasks import RenderedTask, check_placement, class_labels, gold_answers
 from shoulders.errors import DataError, HubUnreachable, SourceNotFound, UnknownName, UsageError
+from shoulders.evaluation.metrics import ACCURACY, EM, F1, ROUGE_L, metrics_for
+from shoulders.recipes.paper import T0PP
 from shoulders.records import Question
 from shoulders.scaffolds.weaving import Placement
 
@@ -201,6 +204,20 @@ def test_an_infix_stands_after_the_evidence(lm):
             passage = task.splits["train"][0][task.evidence]
             assert example.question.evidence.endswith(passage)
             assert 0 < row.slot(Placement.INFIX) <= row.slot(Placement.SUFFIX)
+
+
+def test_p3_sets_have_the_clusters_of_the_papers_table_and_their_metrics():
+    clusters = {name: cluster_of(name) for name in T0PP.split(",")}
+    assert len(clusters) == 54
+    assert "Other" not in clusters.values()
+    assert set(clusters.values()) == set(CLUSTERS) - {"Natural language inference"}  # T0 holds it out
+    assert [cluster for cluster, sets in CLUSTERS.items() for name in sets if cluster_of(name) != cluster] == []
+    assert clusters["super_glue_wsc.fixed"] == "Coreference resolution"
+    assert clusters["super_glue_wic"] == "Word sense disambiguation"
+    assert metrics_for(metrics_of("xsum"), choices=False) == (ROUGE_L,)
+    assert metrics_for(metrics_of("squad_v2"), choices=False) == (F1, EM)
+    assert metrics_for(metrics_of("race_high"), choices=True) == (ACCURACY,)
+    assert (cluster_of("toy_set"), metrics_of("toy_set")) == ("Other", ())
 
 
 @pytest.mark.parametrize("source", ["p3:ag_news,trec", "hub:nobody/nothing@{templates}", "{folder}"])

@@ -52,6 +52,11 @@ def test_rouge_is_the_librarys():
     assert rouge_l(found, ["something else", gold]) == wanted
 
 
+def test_rouge_knows_the_latin_alphabet_only():
+    """As the docstring says; another tokenizer would be another metric."""
+    assert rouge_l("Париж", ["Париж"]) == 0.0
+
+
 def test_corpus_bleu_is_the_librarys():
     import sacrebleu
 

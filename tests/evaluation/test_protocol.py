@@ -1,18 +1,26 @@
 import json
+import re
+import subprocess
+from dataclasses import replace
+from io import StringIO
 from statistics import mean, median
 
 import pytest
+from rich.console import Console
 
-from shoulders.data.tasks import TemplatedTask
+from shoulders.cli.show import scores_table
+from shoulders.data.tasks import RenderedTask, TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.errors import DataError, TemplateFailed, UnknownName, UsageError
-from shoulders.evaluation import protocol
+from shoulders.evaluation import protocol, provenance
 from shoulders.evaluation.metrics import ACCURACY
-from shoulders.evaluation.protocol import EvaluationPlan, chosen_examples, evaluate
+from shoulders.evaluation.protocol import EvaluationPlan, Prediction, Scores, WordingScore, chosen_examples, evaluate
+from shoulders.evaluation.provenance import circumstances
 from shoulders.evaluation.report import headline, markdown, write_report
-from shoulders.evaluation.results import Result, read_result, scores_as_json
+from shoulders.evaluation.results import Result, read_result, scores_as_json, short_names
 from shoulders.evaluation.statistics import Measured, average_interval, difference_interval
 from shoulders.pipeline import rank
+from shoulders.records import Example, Question
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.soft_prompt import SoftPrompt
@@ -55,6 +63,40 @@ def test_scores_follow_the_protocol(lm):
     assert scores.examples == 48
 
 
+def wording_score(wording, *, right, of=10):
+    example = Example("t", wording, "test:0", Question("q"), "yes", ("yes",), ("yes", "no"))
+    rows = [Prediction(example, "yes", {"accuracy": (float(number < right),)}) for number in range(of)]
+    return WordingScore("t", "c", wording, (ACCURACY,), rows)
+
+
+def test_a_task_scores_the_median_of_unequal_wordings():
+    scores = Scores([wording_score(name, right=right) for name, right in (("a", 0), ("b", 1), ("c", 10))])
+    assert scores.tasks == {"t": 10.0}  # the mean would be 36.7
+    assert scores.clusters == {"c": 10.0}
+    assert scores.average == 10.0
+    assert average_interval(scores.measured).value == 10.0
+    assert scores_as_json(scores)["tasks"] == {"t": 10.0}
+
+
+def test_every_reference_counts_as_right(lm, monkeypatch):
+    template = Template("ask", "a", "{{q}} ||| {{answers[0]}}", None, ("Trivia QA",))
+    records = [{"q": "Who sang Let it be?", "answers": ["The Beatles", "Fab Four"]}]
+    monkeypatch.setattr(protocol, "answer", lambda questions, *_: ["fab four"] * len(questions))
+    scores = evaluate([TemplatedTask("t", "c", {"ask": template}, {"test": records})], lm, Bare(), PLAN)
+    assert scores.wordings[0].scores == {"em": 100.0, "f1": 100.0}
+
+
+def test_inputs_that_do_not_fit_are_cut_and_counted(lm):
+    """Both by rank classification and by generation; the model has 128 positions."""
+    long, short = {"t": "word " * 300, "k": 0}, {"t": "word", "k": 1}
+    cut = [replace(task, splits={"test": [long, short]}) for task in tasks()]
+    scores = evaluate(cut, lm, Bare(), PLAN)
+    assert scores.examples == 8
+    assert scores.truncated == 4  # the long one, in three wordings and in one
+    assert scores_as_json(scores)["truncated"] == 4
+    assert evaluate(tasks(), lm, Bare(), PLAN).truncated == 0
+
+
 def test_scores_do_not_depend_on_the_batch(lm):
     prompt = SoftPrompt(from_vocabulary(lm)(3))
     wide = evaluate(tasks(), lm, prompt, PLAN)
@@ -65,16 +107,52 @@ def test_scores_do_not_depend_on_the_batch(lm):
 
 def test_a_limit_takes_the_same_random_examples_for_everyone(lm):
     plan = EvaluationPlan(split="test", limit=5, wordings=2, seed=3)
-    chosen, _ = chosen_examples(tasks(), plan)
-    assert [(task.name, wording, len(examples)) for task, wording, examples in chosen] == [
+    chosen = chosen_examples(tasks(), plan).asked
+    assert [(one.task.name, one.wording, len(one.examples)) for one in chosen] == [
         ("parity", "plain", 5), ("parity", "short", 5), ("answer", "ask", 5),
     ]  # fmt: skip
-    rows = [[example.id for example in examples] for _, _, examples in chosen]
+    rows = [[example.id for example in one.examples] for one in chosen]
     assert rows[0] == rows[1]
-    again, _ = chosen_examples(tasks(), plan)
-    assert [[e.id for e in examples] for _, _, examples in again] == rows
-    other, _ = chosen_examples(tasks(), EvaluationPlan(split="test", limit=5, wordings=2, seed=4))
-    assert [e.id for e in other[0][2]] != rows[0]
+    again = chosen_examples(tasks(), plan).asked
+    assert [[e.id for e in one.examples] for one in again] == rows
+    other = chosen_examples(tasks(), EvaluationPlan(split="test", limit=5, wordings=2, seed=4)).asked
+    assert [e.id for e in other[0].examples] != rows[0]
+
+
+def test_a_task_without_the_split_is_named_and_not_measured(lm, tmp_path):
+    """The paper, section 2.2: 7 sets have no dev part, 9 no test part; scores only where the splits exist."""
+    parity, asked = tasks()
+    without = replace(asked, name="no test part", splits={"train": asked.splits["test"]})
+    scores = evaluate([parity, without], lm, Bare(), PLAN)
+    assert scores.tasks.keys() == {"parity"}
+    assert scores.unmeasured == ("no test part",)
+    assert scores_as_json(scores)["unmeasured"] == ["no test part"]
+    told = "nmeasured, because there is no such split: no test part"
+    assert told in markdown([result(scores, "a")])
+    assert told in write_report([result(scores, "a")], tmp_path).read_text()
+    console = Console(file=StringIO(), width=80)
+    console.print(scores_table("t", {"score": scores}))
+    assert re.search(r"no test part\s+unmeasured\s+-", console.file.getvalue())
+
+
+def test_a_wording_without_the_split_is_named_where_others_have_it():
+    row = {"inputs_pretokenized": "q", "targets_pretokenized": "a"}
+    tables = {"one": {"train": [row], "test": [row]}, "other": {"train": [row]}}
+    chosen = chosen_examples([RenderedTask("set", "c", tables)], PLAN)
+    assert [one.wording for one in chosen.asked] == ["one"]
+    assert chosen.unmeasured == ("set/other",)
+
+
+def test_nothing_left_to_measure_is_refused():
+    parity, asked = tasks()
+    with pytest.raises(UnknownName, match=r"no split .* 'tset': did you mean 'test'"):
+        chosen_examples(tasks(), EvaluationPlan(split="tset"))
+    with pytest.raises(UnknownName, match="'validation': known: test, train"):
+        chosen_examples([parity, replace(asked, splits={"train": []})], EvaluationPlan())
+    with pytest.raises(DataError, match="nothing is left to measure in 'test'"):
+        chosen_examples([asked], PLAN, ["answer/ask"])
+    with pytest.raises(DataError, match="split 'test' of task 'answer' is empty"):
+        chosen_examples([parity, replace(asked, splits={"test": []})], PLAN)
 
 
 def test_failing_templates_stop_or_are_counted(lm):
@@ -107,6 +185,17 @@ def test_a_wording_that_is_not_there_cannot_be_left_out():
 
 def measured(values, task="t"):
     return [Measured(task, "w", ACCURACY, [(float(value),) for value in values])]
+
+
+def test_a_median_over_several_metrics_names_them_all(lm):
+    """`Squad` is scored by F1, choices by accuracy; the table says so."""
+    parity, asked = tasks()
+    both = replace(parity, templates={**parity.templates, **asked.templates})
+    scores = evaluate([both], lm, Bare(), PLAN)
+    assert "| parity | Sums | accuracy, f1 |" in markdown([result(scores, "a")])
+    console = Console(file=StringIO(), width=80)
+    console.print(scores_table("t", {"score": scores}))
+    assert "accuracy, f1" in console.file.getvalue()
 
 
 def test_intervals_are_those_of_a_mean():
@@ -161,6 +250,33 @@ def test_results_of_different_examples_are_not_compared(lm, tmp_path):
     other = result(evaluate(tasks()[:1], lm, Bare(), PLAN), "b")
     with pytest.raises(UsageError, match="b and a were measured on different examples"):
         write_report([one, other], tmp_path)
+    few, many = (EvaluationPlan(split="test", limit=5, longest=4, seed=seed) for seed in (1, 2))
+    one, other = (result(evaluate(tasks(), lm, Bare(), plan), name) for plan, name in ((few, "a"), (many, "b")))
+    with pytest.raises(UsageError, match="b and a were measured on different examples"):
+        write_report([one, other], tmp_path)
+    with pytest.raises(UsageError, match="'a' is named twice"):
+        write_report([one, one], tmp_path)
+
+
+def test_results_are_named_by_the_shortest_path_that_tells_them_apart(tmp_path):
+    def named(*paths):
+        return short_names([tmp_path / path for path in paths])
+
+    assert named("r/bare.json", "r/a", "other/v1.5", "x/results.json") == ["bare", "a", "v1.5", "x"]
+    assert named("r/soft", "s/soft", "s/bare.json") == ["r/soft", "s/soft", "bare"]
+    assert named("a/r/soft", "b/r/soft") == ["a/r/soft", "b/r/soft"]
+    assert named("r/a.json", "r/a") == [str(tmp_path / "r/a.json"), str(tmp_path / "r/a")]
+
+
+def test_the_commit_is_that_of_the_packages_own_checkout(tmp_path, monkeypatch):
+    assert re.fullmatch(r"[0-9a-f]{40}", circumstances()["commit"] or "0" * 40)
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    commit = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "commit", "-q", "--allow-empty", "-m", "theirs"]
+    subprocess.run(commit, cwd=tmp_path, check=True)
+    for place, own in ((".venv/lib/shoulders", False), ("src/shoulders", True)):
+        (tmp_path / place).mkdir(parents=True)
+        monkeypatch.setattr(provenance, "PACKAGE", tmp_path / place)
+        assert (circumstances()["commit"] is not None) == own
 
 
 def test_results_are_read_from_runs(tmp_path):

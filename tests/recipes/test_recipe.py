@@ -1,10 +1,15 @@
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
+from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import ContextFull, UnknownName, UsageError
 from shoulders.recipes.build import new_scaffold
-from shoulders.recipes.planning import cost
+from shoulders.recipes.planning import _Sizes, cost, meta_backbone, meta_scaffold
 from shoulders.recipes.recipe import Recipe, ScaffoldChoice, read_recipe, recipe_from_json, with_overrides
 from shoulders.recipes.registry import recipe_named, recipes
 from shoulders.scaffolds.base import Bare
@@ -114,6 +119,27 @@ def test_the_papers_claims_come_out_of_the_plan():
     assert prompt.answer == prompt.answer_prompt
 
 
+def test_the_papers_recipes_have_the_papers_constants():
+    """Literals from the paper, sections 2.1, 2.2 and 4.1."""
+    prompt, idpt = recipe_named("paper_prompt_tuning"), recipe_named("paper_idpt")
+    for recipe in (prompt, idpt):
+        assert recipe.training.batch_size == 32
+        assert recipe.training.eps == 1e-6
+        assert recipe.training.warmup == 0.005
+        assert recipe.training.decay == "none"
+        assert (recipe.suite.lengths.input, recipe.suite.lengths.target) == (1024, 256)
+        assert recipe.suite.cap == 500_000
+        assert recipe.test.longest == 256
+        assert recipe.scaffold.length == 400
+    assert (prompt.training.betas, prompt.training.weight_decay) == ((0.9, 0.999), 0.0)
+    assert prompt.training.learning_rate in {3e-2, 1e-1, 3e-1, 5e-1}
+    assert (idpt.training.betas, idpt.training.weight_decay) == ((0.9, 0.95), 0.1)
+    assert idpt.training.learning_rate in {5e-5, 7.5e-5, 1.5e-4}
+    assert (idpt.scaffold.encoder, idpt.scaffold.layers) == ("google-t5/t5-base", 2)
+    assert idpt.scaffold.encoder_length * 768 == pytest.approx(330_000, rel=0.01)
+    assert idpt.scaffold.base is False
+
+
 def test_planned_work_is_that_of_the_arithmetic(folders, tiny_lm):
     """Matrix products of the tiny Llama, counted by hand, for a prompt-tuning step."""
     lm = tiny_lm("llama")
@@ -129,6 +155,34 @@ def test_planned_work_is_that_of_the_arithmetic(folders, tiny_lm):
     backward = 2 * linear * positions + 4 * attention + 2 * 3 * 32 * 400
     assert found.step == pytest.approx(2 * (forward + backward), rel=0.02)
     assert found.weights_bytes == pytest.approx(2 * sum(w.numel() for w in lm.model.parameters()))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("kind", ["soft_prompt", "input_prompt"])
+def test_planned_memory_is_what_a_step_keeps(family, kind, tiny_lm, tiny_encoder):
+    """Attention matrices would be most of it at this length; real steps by the fused kernel do not keep them."""
+    lm = FrozenLM.load(tiny_lm(family).name, dtype="float32", device="cpu", attention_kernel="sdpa")
+    encoder = tiny_encoder("bert").name
+    choice = ScaffoldChoice(kind=kind, length=16, encoder=encoder, encoder_length=8, head_width=8)
+    meta = meta_backbone(lm.name, torch.float32)
+    _, kept = _Sizes(lm, Bare(), 100, 10).step(new_scaffold(choice, lm, seed=0))
+    _, planned = _Sizes(meta, Bare(), 100, 10).step(meta_scaffold(choice, meta))
+    assert planned == pytest.approx(kept, rel=0.15)
+    eager = meta_backbone(lm.name, torch.float32, "eager")
+    assert _Sizes(eager, Bare(), 100, 10).step(meta_scaffold(choice, eager))[1] > 1.5 * planned
+
+
+def test_a_plan_reads_with_the_encoder_what_its_tokenizer_leaves(lm, tiny_encoder, tmp_path):
+    folder = Path(shutil.copytree(tiny_encoder("t5").name, tmp_path / "t5"))
+    overrides = [f"backbone.name={lm.name}", f"scaffold.encoder={folder}", "scaffold.encoder_length=4"]
+    overrides += ["scaffold.length=8", "scaffold.head_width=8"]
+    recipe = with_overrides(recipe_named("bundled_input_prompt"), overrides)
+    whole = cost(recipe, input_length=80, output_length=3)
+    short = cost(recipe, input_length=20, output_length=3)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 20}))
+    cut = cost(recipe, input_length=80, output_length=3)
+    assert cut.answer - cut.answer_prompt == short.answer - short.answer_prompt < whole.answer - whole.answer_prompt
 
 
 def test_a_plan_that_does_not_fit_is_refused():

@@ -121,6 +121,27 @@ def test_broken_or_newer_configurations_are_named(lm, prompt, tmp_path):
             Scaffold.load(folder, lm)
 
 
+def test_the_hubs_arguments_reach_the_hub(lm, monkeypatch, tmp_path, prompt):
+    prompt.save_pretrained(tmp_path / "s")
+    asked = {}
+    monkeypatch.setattr(
+        "shoulders.scaffolds.storage.snapshot_download", lambda _, **how: asked.update(how) or tmp_path / "s"
+    )
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda **_: str(tmp_path / "s" / "config.json"))
+    how = {"token": "t", "cache_dir": tmp_path, "local_files_only": True, "force_download": True, "revision": "v1"}
+    SoftPrompt.from_pretrained("me/prompt", lm=lm, **how)
+    assert {name: asked[name] for name in how} == how
+
+
+def test_from_pretrained_needs_the_model_and_gives_its_own_kind(lm, prompt, tmp_path):
+    prompt.save_pretrained(tmp_path / "s")
+    with pytest.raises(UsageError, match=r"needs its frozen model: SoftPrompt\.from_pretrained\(.*, lm=lm\)"):
+        SoftPrompt.from_pretrained(tmp_path / "s")
+    with pytest.raises(UsageError, match="kind 'soft_prompt', not 'input_prompt'"):
+        InputPrompt.from_pretrained(tmp_path / "s", lm=lm)
+    assert isinstance(Scaffold.from_pretrained(tmp_path / "s", lm=lm), SoftPrompt)
+
+
 def test_nothing_there(lm, tmp_path):
     with pytest.raises(SourceNotFound, match="no scaffold"):
         Scaffold.load(tmp_path, lm)

@@ -20,6 +20,8 @@ from shoulders.data.mixture import Mixture
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.errors import CorruptFile, TrainingDiverged, UsageError
+from shoulders.recipes.build import new_scaffold
+from shoulders.recipes.recipe import ScaffoldChoice
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt
@@ -83,6 +85,18 @@ def test_losses_fall(lm, tiny_encoder):
     for scaffold in prompts(lm, tiny_encoder):
         losses = trained(lm, scaffold, replace(PLAN, steps=40, learning_rate=0.1))
         assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
+
+
+@pytest.mark.parametrize("kind", ["soft_prompt", "input_prompt"])
+def test_a_bf16_backbone_trains_fp32_parameters(tiny_lm, tiny_encoder, kind):
+    lm, encoder = tiny_lm("llama", "bfloat16"), tiny_encoder("bert").name
+    choice = ScaffoldChoice(kind=kind, length=4, encoder=encoder, encoder_length=2, head_width=8)
+    scaffold, frozen = new_scaffold(choice, lm, seed=0), lm.checksum()
+    losses = trained(lm, scaffold, replace(PLAN, steps=40, learning_rate=0.1))
+    assert lm.dtype == torch.bfloat16
+    assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
+    assert {weight.dtype for weight in scaffold.parameters()} == {torch.float32}
+    assert lm.checksum() == frozen
 
 
 def test_any_division_into_micro_batches_is_the_same_step(lm, tiny_encoder):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli.common import BARE, origin_of, scaffold_folder
-from shoulders.cli.show import console, errors, quiet_libraries
+from shoulders.cli.show import console, errors, quiet_libraries, say
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.pipeline import Answering, answer, rank
 from shoulders.records import Question
@@ -59,9 +59,9 @@ def run(name: str, questions: Sequence[str], request: Request) -> None:
             if len(questions) == 1:
                 raise
             failed += 1
-            errors.print(f"{textwrap.shorten(text, 60)}\n  error: {error}", markup=False, soft_wrap=True)
+            errors.print(f"{textwrap.shorten(text, 60)}\n  error: {error}", markup=False, emoji=False, soft_wrap=True)
         else:
-            console.print(answered if len(questions) < 2 else f"{text}\n  {answered}", markup=False)
+            say(answered if len(questions) < 2 else f"{text}\n  {answered}")
     if failed:
         raise UsageError(f"not answered: {failed} of the questions (why is said above)")
 
@@ -76,18 +76,33 @@ def one_answer(question: Question, lm: FrozenLM, scaffold: Scaffold, request: Re
 
 
 def typed() -> Iterator[str]:
-    """Questions from the keyboard until an empty line, or from a pipe, one a line."""
+    """Questions from the keyboard until an empty line, or from a pipe, one a line.
+
+    Raises:
+        UsageError: there is no standard input, or what comes out of it is not UTF-8.
+    """
+    if sys.stdin is None:
+        raise UsageError("there is no question, and standard input is closed: type one after the scaffold's name")
     at_keyboard = sys.stdin.isatty()
     if at_keyboard:
         console.print("Ask a question (an empty line ends):", style="dim")
     while True:
         if at_keyboard:
             console.print("? ", end="", style="bold")
-        line = sys.stdin.readline()
+        line = _line()
         if not line or (at_keyboard and not line.strip()):
             return
         if line.strip():
             yield line.strip()
+
+
+def _line() -> str:
+    try:
+        line = sys.stdin.readline()
+        line.encode()  # where the locale is C, Python passes other bytes on as surrogates
+    except UnicodeError as error:
+        raise UsageError(f"what is piped in is not UTF-8 ({error}): convert it first (iconv -t utf-8)") from error
+    return line
 
 
 def _read(path: Path | None) -> str:

@@ -1,7 +1,6 @@
 """What several commands do first: find the recipe, load the backbone and the scaffold."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from shoulders.backbone.frozen import FrozenLM
@@ -70,8 +69,3 @@ def load_both(name: str, recipe: Recipe) -> tuple[FrozenLM, Scaffold]:
     """The recipe's backbone, and around it the named scaffold or none."""
     lm = weights_of(recipe.backbone)
     return lm, Bare() if name == BARE else Scaffold.load(name, lm)
-
-
-def with_backbone(recipe: Recipe, name: str | None) -> Recipe:
-    """The recipe with the backbone found under another name on this machine."""
-    return replace(recipe, backbone=replace(recipe.backbone, name=name)) if name else recipe

@@ -1,5 +1,6 @@
 """`shoulders demo`: the whole way on two cores, from a frozen model to scaffolds that answer."""
 
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli.ask import Request, one_answer, typed
 from shoulders.cli.report import read_run
-from shoulders.cli.show import console, measuring, need, quiet_libraries, scores_table, watching
+from shoulders.cli.show import console, measuring, need, quiet_libraries, say, scores_table, watching
 from shoulders.data.tasks import Task
 from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.report import headline, write_report
@@ -16,7 +17,7 @@ from shoulders.evaluation.results import RESULTS
 from shoulders.files import write_json
 from shoulders.recipes.build import load_backbone, load_tasks
 from shoulders.recipes.recipe import Recipe
-from shoulders.recipes.run import measure, result, train, trained_parameters
+from shoulders.recipes.run import BEST, keep_test_scores, measure, result, train, trained_parameters
 from shoulders.recipes.small import bundled_input_prompt, bundled_soft_prompt
 from shoulders.records import Question
 from shoulders.scaffolds.base import Bare, Scaffold
@@ -51,7 +52,8 @@ def run(out: Path, *, quick: bool) -> None:
     console.print(scores_table("Held-out test part", scores))
     _report(scores, scaffolds, {BARE: first, **recipes}, lm, folder)
     console.print(f"The backbone is bit for bit what it was. {time.perf_counter() - begun:.0f} s in all.")
-    _answer(scores, scaffolds, lm)
+    if sys.stdin is not None:  # closed where nobody can type
+        _answer(scores, scaffolds, lm)
 
 
 def _tenth(recipe: Recipe) -> Recipe:
@@ -88,7 +90,10 @@ def _report(
     results = []
     for name, found in scores.items():
         place = folder / ("bare" if name == BARE else recipes[name].name)
-        write_json(place / RESULTS, result(recipes[name], lm, scaffolds[name], found))
+        best = None if name == BARE else place / BEST
+        write_json(place / RESULTS, result(recipes[name], lm, scaffolds[name], found, best and str(best)))
+        if best:
+            keep_test_scores(scaffolds[name], lm, best, recipes[name].test.split, found)
         results.append(read_run(place, name))
     page = write_report(results, folder / "report", "shoulders: one frozen model, two scaffolds")
     sizes = ", ".join(f"{name} {trained_parameters(scaffolds[name]):,}" for name in (SOFT, INPUT))
@@ -100,8 +105,6 @@ def _answer(scores: Mapping[str, Scores], scaffolds: Mapping[str, Scaffold], lm:
     best = max((SOFT, INPUT), key=lambda name: scores[name].average)
     console.print(f"\nNow you: answers by {best}, and by the {BARE} for comparison.")
     for text in typed():
-        console.print(f"[bold]{text}[/bold]")
+        say(text)
         for name in (best, BARE):
-            console.print(
-                f"  {name}: {one_answer(Question(text), lm, scaffolds[name], Request(longest=32))}", markup=False
-            )
+            say(f"  {name}: {one_answer(Question(text), lm, scaffolds[name], Request(longest=32))}")

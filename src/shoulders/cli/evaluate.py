@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from shoulders.cli.common import load_both, recipe_of, scaffold_folder
+from shoulders.cli.common import BARE, load_both, recipe_of, scaffold_folder
 from shoulders.cli.show import console, measuring, print_skipped, quiet_libraries, scores_table
 from shoulders.files import write_json
 from shoulders.recipes.run import measure, result
@@ -20,5 +20,5 @@ def run(name: str, overrides: Sequence[str], recipe_name: str | None, out: Path 
     console.print(scores_table(f"{name} on {recipe.suite.source} ({recipe.test.split})", {"score": scores}))
     print_skipped(scores)
     if out:
-        write_json(out, result(recipe, lm, scaffold, scores))
+        write_json(out, result(recipe, lm, scaffold, scores, None if name == BARE else name))
         console.print(f"written to {out}")

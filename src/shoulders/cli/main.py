@@ -61,7 +61,8 @@ def train(
     The folder gets recipe.json, log.jsonl, TensorBoard curves, checkpoints, the best scaffold (`best/`) and
     results.json. A run that was killed goes on exactly where its last checkpoint was: the same command with `--resume`.
 
-    Under `accelerate launch -m shoulders train ...` several processes share the steps.
+    Several processes share the steps: `accelerate launch -m shoulders train ...` on GPUs, and on CPUs
+    `ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m shoulders train ...`.
     """
     from shoulders.cli.train import run
 

@@ -1,11 +1,9 @@
 """`shoulders recipes`."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from rich.table import Table
 
-from shoulders.cli.show import console
+from shoulders.cli.show import console, say
+from shoulders.recipes.recipe import flat
 from shoulders.recipes.registry import recipe_named, recipes
 
 
@@ -18,15 +16,5 @@ def run(name: str | None) -> None:
         console.print(table)
         console.print("shoulders recipes NAME shows the values of one", style="dim")
         return
-    for key, value in _flat(recipe_named(name).as_json()):
-        console.print(f"{key}={value}", markup=False, soft_wrap=True)
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            found.extend(_flat(value, f"{prefix}{key}."))
-        else:
-            found.append((f"{prefix}{key}", ",".join(map(str, value)) if isinstance(value, list) else value))
-    return found
+    for key, value in flat(recipe_named(name).as_json()).items():
+        say(f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shoulders.cli.show import console, need, quiet_libraries
 from shoulders.evaluation.report import headline, write_report
-from shoulders.evaluation.results import Result, read_result
+from shoulders.evaluation.results import Result, read_result, short_names
 from shoulders.training.log import read_log
 
 
@@ -13,7 +13,7 @@ def run(paths: Sequence[Path], out: Path) -> None:
     """Write the report of measured runs."""
     quiet_libraries()
     need("matplotlib", "report")
-    results = [read_run(path) for path in paths]
+    results = [read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
     page = write_report(results, out)
     console.print(headline(results), markup=False)
     console.print(f"report: {page}", markup=False)

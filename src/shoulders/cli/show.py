@@ -14,12 +14,19 @@ from rich.table import Table
 
 from shoulders.errors import SourceNotFound
 from shoulders.evaluation.protocol import Scores
+from shoulders.evaluation.results import metrics_of_tasks
 from shoulders.evaluation.statistics import average_interval
 from shoulders.recipes.run import Watch
 from shoulders.training.loop import Step
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, style="red")
+
+
+def say(text: str) -> None:
+    """A line as it is: rich would wrap it, widen its tabs and turn `:heart:` into a picture."""
+    console.file.write(f"{text}\n")
+    console.file.flush()
 
 
 def quiet_libraries() -> None:
@@ -84,7 +91,7 @@ def scores_table(title: str, columns: Mapping[str, Scores]) -> Table:
     table.add_column("metric", style="dim", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    for task, metric in {row.task: row.metrics[0].name for row in first.wordings}.items():
+    for task, metric in metrics_of_tasks((row.task, row.metrics[0].name) for row in first.wordings).items():
         values = [scores.tasks[task] for scores in columns.values()]
         marks = [len(values) > 1 and value == max(values) for value in values]
         cells = [f"[bold]{v:.1f}[/bold]" if best else f"{v:.1f}" for v, best in zip(values, marks, strict=True)]
@@ -93,11 +100,18 @@ def scores_table(title: str, columns: Mapping[str, Scores]) -> Table:
     intervals = [average_interval(scores.measured) for scores in columns.values()]
     table.add_row("average", "", *[f"{i.value:.1f}" for i in intervals], style="bold")
     table.add_row("95% interval", "", *[f"{i.low:.1f} to {i.high:.1f}" for i in intervals], style="dim")
+    for task in first.unmeasured:
+        table.add_row(task, "unmeasured", *["-"] * len(columns), style="dim")
     return table
 
 
 def print_skipped(scores: Scores) -> None:
     """Say what was not measured, and why."""
+    if scores.unmeasured:
+        told = f"unmeasured, because there is no such split: {', '.join(scores.unmeasured)}"
+        console.print(told, style="yellow", markup=False, soft_wrap=True)
+    if scores.truncated:
+        console.print(f"cut to fit the context: the inputs of {scores.truncated} examples", style="yellow")
     for wording, left_out in scores.skipped.items():
         told = f"left out of {wording}: {left_out.count} examples whose template fails; the first: {left_out.reason}"
         console.print(told, style="yellow", markup=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from shoulders.cli.show import console, measuring, print_skipped, quiet_librarie
 from shoulders.evaluation.results import RESULTS
 from shoulders.files import write_json
 from shoulders.recipes.build import load_tasks
-from shoulders.recipes.run import BEST, check_measurable, measure, result, train, trained_parameters
+from shoulders.recipes.run import BEST, check_measurable, keep_test_scores, measure, result, train, trained_parameters
 
 
 def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool) -> None:
@@ -37,5 +37,6 @@ def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool) 
         scores = measure(recipe, lm, scaffold, recipe.test, tasks, watch.on_done)
     console.print(scores_table(recipe.name, {"score": scores}))
     print_skipped(scores)
-    write_json(folder / RESULTS, result(recipe, lm, scaffold, scores))
+    write_json(folder / RESULTS, result(recipe, lm, scaffold, scores, str(folder / BEST)))
+    keep_test_scores(scaffold, lm, folder / BEST, recipe.test.split, scores)
     console.print(f"kept in {folder / BEST}; try: shoulders ask {folder / BEST}")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from shoulders.backbone.sources import hub_errors
+from shoulders.data.p3 import OTHER, cluster_of, metrics_of
 from shoulders.data.tasks import DEV, TEST, TRAIN, Record, RenderedTask, Task, TemplatedTask
 from shoulders.data.templates import Template, read_templates
 from shoulders.errors import DataError, SourceNotFound, UnknownName
@@ -25,7 +26,6 @@ from shoulders.files import read_json
 
 P3 = "bigscience/P3"
 BUNDLED = "bundled"
-OTHER = "Other"
 
 
 def open_suite(source: str, names: Sequence[str] = ()) -> list[Task]:
@@ -99,7 +99,7 @@ def p3_task(name: str, repository: str = P3) -> RenderedTask:
     if not wordings:
         raise SourceNotFound(f"{repository} has no data set {name!r}: its configurations begin with a data set's name")
     tables = {wording.removeprefix(f"{name}_"): _hub_splits(repository, wording) for wording in wordings}
-    return RenderedTask(name, OTHER, tables)
+    return RenderedTask(name, cluster_of(name), tables, metrics_of(name))
 
 
 def hub_task(spec: str) -> TemplatedTask:

@@ -36,6 +36,10 @@ class Task(Protocol):
         """Names of its templates."""
         ...
 
+    def split_names(self, wording: str) -> tuple[str, ...]:
+        """The splits that this wording has records in."""
+        ...
+
     def rows(self, split: str, wording: str) -> int:
         """Records of a split that this wording may be applied to.
 
@@ -83,6 +87,10 @@ class TemplatedTask:
         """Names of the templates."""
         return tuple(self.templates)
 
+    def split_names(self, wording: str) -> tuple[str, ...]:  # noqa: ARG002 (the same for every wording)
+        """Names of the splits."""
+        return tuple(self.splits)
+
     def rows(self, split: str, wording: str) -> int:  # noqa: ARG002 (the same for every wording)
         """Records of a split."""
         return len(_split(self.name, self.splits, split))
@@ -121,6 +129,7 @@ class RenderedTask:
     name: str
     cluster: str
     tables: Mapping[str, Mapping[str, Sequence[Record]]]  # wording -> split -> rows
+    scored_by: tuple[str, ...] = ()  # PromptSource's names of metrics; the tables do not say
 
     @property
     def evidence(self) -> str:
@@ -131,6 +140,10 @@ class RenderedTask:
     def wordings(self) -> tuple[str, ...]:
         """Names of the tables."""
         return tuple(self.tables)
+
+    def split_names(self, wording: str) -> tuple[str, ...]:
+        """Splits of the wording's table."""
+        return tuple(self.tables[wording])
 
     def rows(self, split: str, wording: str) -> int:
         """Rows of the wording's table."""
@@ -146,8 +159,8 @@ class RenderedTask:
         return Example(self.name, wording, f"{split}:{row}", Question(text), target, (target,), choices)
 
     def metrics(self, wording: str) -> tuple[str, ...]:  # noqa: ARG002
-        """None are stored: accuracy where there are choices, exact match otherwise."""
-        return ()
+        """Those of the data set, for all its wordings."""
+        return self.scored_by
 
     def original(self, wording: str) -> bool:  # noqa: ARG002
         """P3 does not say; every wording is evaluated."""

@@ -55,7 +55,11 @@ def _f1(found: list[str], wanted: list[str]) -> float:
 
 
 def rouge_l(prediction: str, golds: Sequence[str]) -> float:
-    """The best ROUGE-L F over the references, stemmed. Source: Lin 2004; google-research `rouge_score`."""
+    """The best ROUGE-L F over the references, stemmed. Source: Lin 2004; google-research `rouge_score`.
+
+    The library's own tokenizer, as everywhere in the literature, knows a-z and 0-9 only: text in another script has no
+    token, and scores 0 even where it equals the reference.
+    """
     _need(golds)
     scorer = _rouge()
     return max(scorer.score(gold, prediction)["rougeL"].fmeasure for gold in golds)

@@ -11,11 +11,11 @@ from statistics import mean, median
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import permuted
 from shoulders.data.tasks import DEV, Task, check_wordings
-from shoulders.errors import DataError, TemplateFailed, UsageError
+from shoulders.errors import DataError, TemplateFailed, UnknownName, UsageError
 from shoulders.evaluation.metrics import Metric, metrics_for
 from shoulders.evaluation.statistics import Measured
 from shoulders.pipeline import POSITIONS_AT_ONCE, Answering, answer, rank
-from shoulders.records import Example
+from shoulders.records import Example, Question
 from shoulders.scaffolds.base import Scaffold
 
 
@@ -92,11 +92,37 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """One wording of a task with the examples that are measured in it."""
+
+    task: Task
+    wording: str
+    examples: Sequence[Example]
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a plan measures of some tasks, and what it leaves out.
+
+    Attributes:
+        asked: wordings with their examples.
+        skipped: examples left out because a template failed, by "task/wording".
+        unmeasured: tasks without the plan's split, and "task/wording" where only that wording lacks it.
+    """
+
+    asked: Sequence[Asked]
+    skipped: Mapping[str, Skipped]
+    unmeasured: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """Everything measured of one scaffold."""
 
     wordings: Sequence[WordingScore]
     skipped: Mapping[str, Skipped] = field(default_factory=dict)  # by "task/wording"
+    unmeasured: tuple[str, ...] = ()  # tasks that lack the split, or "task/wording"
+    truncated: int = 0  # examples whose input was cut to fit the context
 
     @property
     def examples(self) -> int:
@@ -157,39 +183,58 @@ def evaluate(
 
     Raises:
         TemplateFailed: a template fails on an example, with both and the reason.
-        UnknownName, DataError: a split is missing or empty, or nothing of a wording is left to measure.
+        UnknownName, DataError: no task has the split, it is empty, or nothing of a wording is left to measure.
     """
-    chosen, skipped = chosen_examples(tasks, plan, without, skip_failing=skip_failing)
-    flat = [example for _, _, examples in chosen for example in examples]
-    texts = _predictions(flat, lm, scaffold, plan, on_done)
+    chosen = chosen_examples(tasks, plan, without, skip_failing=skip_failing)
+    flat = [example for one in chosen.asked for example in one.examples]
+    cut: list[Question] = []
+    texts = _predictions(flat, lm, scaffold, plan, on_done, cut.append)
     scores, start = [], 0
-    for task, wording, examples in chosen:
-        metrics = metrics_for(task.metrics(wording), choices=examples[0].choices is not None)
-        found = texts[start : start + len(examples)]
-        start += len(examples)
-        rows = [_measured(example, text, metrics) for example, text in zip(examples, found, strict=True)]
-        scores.append(WordingScore(task.name, task.cluster, wording, metrics, rows))
-    return Scores(scores, skipped)
+    for one in chosen.asked:
+        metrics = metrics_for(one.task.metrics(one.wording), choices=one.examples[0].choices is not None)
+        found = texts[start : start + len(one.examples)]
+        start += len(one.examples)
+        rows = [_measured(example, text, metrics) for example, text in zip(one.examples, found, strict=True)]
+        scores.append(WordingScore(one.task.name, one.task.cluster, one.wording, metrics, rows))
+    return Scores(scores, chosen.skipped, chosen.unmeasured, len(cut))
 
 
 def chosen_examples(
     tasks: Sequence[Task], plan: EvaluationPlan, without: Sequence[str] = (), *, skip_failing: bool = False
-) -> tuple[list[tuple[Task, str, list[Example]]], dict[str, Skipped]]:
-    """The examples of each wording that the plan measures, and what was left out because a template failed."""
+) -> Chosen:
+    """The examples that the plan measures. A data set without its split is left out and named (the paper, section 2.2).
+
+    Raises:
+        TemplateFailed, UnknownName, DataError: as `evaluate`.
+    """
     check_wordings(tasks, without)
-    chosen: list[tuple[Task, str, list[Example]]] = []
+    asked: list[Asked] = []
     skipped: dict[str, Skipped] = {}
+    unmeasured: list[str] = []
     for task in tasks:
         names = [name for name in task.wordings if task.original(name) and f"{task.name}/{name}" not in without]
-        for wording in names[: plan.wordings or None]:
+        present = [name for name in names if plan.split in task.split_names(name)]
+        lacking = [f"{task.name}/{name}" for name in names if name not in present]
+        unmeasured.extend(lacking if present else [task.name] * bool(lacking))
+        for wording in present[: plan.wordings or None]:
             examples, failures = _some(task, wording, plan, skip_failing=skip_failing)
             if not examples:
                 why = f": the template fails; {failures[0]}" if failures else ""
                 raise DataError(f"wording {wording!r} of task {task.name!r} renders nothing in {plan.split!r}{why}")
             if failures:
                 skipped[f"{task.name}/{wording}"] = Skipped(len(failures), str(failures[0]))
-            chosen.append((task, wording, examples))
-    return chosen, skipped
+            asked.append(Asked(task, wording, examples))
+    if not asked:
+        raise _nothing(tasks, plan.split)
+    return Chosen(asked, skipped, tuple(unmeasured))
+
+
+def _nothing(tasks: Sequence[Task], split: str) -> UsageError:
+    """Why there is nothing to measure: no task has the split, or no wording is left."""
+    splits = {name for task in tasks for wording in task.wordings for name in task.split_names(wording)}
+    if splits and split not in splits:
+        return UnknownName("split (test.split, development.split) called", split, splits)
+    return DataError(f"nothing is left to measure in {split!r}: every wording is left out, or its task lacks the split")
 
 
 def _some(
@@ -216,12 +261,17 @@ def _some(
 
 
 def _predictions(
-    examples: Sequence[Example], lm: FrozenLM, scaffold: Scaffold, plan: EvaluationPlan, on_done: OnDone
+    examples: Sequence[Example],
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    plan: EvaluationPlan,
+    on_done: OnDone,
+    on_cut: Callable[[Question], None],
 ) -> list[str]:
     """The chosen or generated answer to each example."""
     texts = [""] * len(examples)
     done = 0
-    how = Answering(plan.longest, truncate=True, positions_at_once=plan.positions_at_once)
+    how = Answering(plan.longest, truncate=True, positions_at_once=plan.positions_at_once, on_cut=on_cut)
     ranked = [number for number, example in enumerate(examples) if example.choices is not None]
     generated = [number for number, example in enumerate(examples) if example.choices is None]
     for numbers in _chunks(ranked):

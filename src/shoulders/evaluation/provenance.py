@@ -4,16 +4,21 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.scaffolds.base import Scaffold
 
-LIBRARIES = ("shoulders", "torch", "transformers", "accelerate", "safetensors")
+LIBRARIES = ("shoulders", "torch", "transformers", "accelerate", "safetensors", "tokenizers")
+OPTIONAL = ("datasets", "sacrebleu", "rouge-score")  # they decide on scores where they are installed
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def provenance(recipe: Mapping[str, Any], lm: FrozenLM) -> dict[str, Any]:
@@ -25,15 +30,34 @@ def provenance(recipe: Mapping[str, Any], lm: FrozenLM) -> dict[str, Any]:
     }
 
 
+def scaffold_measured(scaffold: Scaffold, name: str | None) -> dict[str, Any]:
+    """Which scaffold a result belongs to, and which encoder it reads with. `name` is where it lies; None for none."""
+    encoder = scaffold.encoder
+    return {
+        "kind": scaffold.kind,
+        "name": name,
+        "fingerprint": identity(scaffold),
+        "encoder": encoder and {"name": encoder.name, "fingerprint": encoder.fingerprint()},
+    }
+
+
 def circumstances(*libraries: str) -> dict[str, Any]:
     """Code, versions (also of the named libraries), machine and time of a measurement."""
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),  # of the code, not of what it writes
-        "versions": {name: importlib.metadata.version(name) for name in (*LIBRARIES, *libraries)},
+        "versions": _versions(libraries),
         "machine": machine(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _versions(libraries: Sequence[str]) -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in (*LIBRARIES, *libraries)}
+    for name in OPTIONAL:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def machine() -> dict[str, Any]:
@@ -51,11 +75,19 @@ def machine() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the checkout that this code runs from; None where there is none."""
+    """What git says of the checkout that this code runs from; None where there is none.
+
+    A package installed inside somebody else's repository (their .venv) is not in a checkout of its own.
+    """
+    top = _git_output("rev-parse", "--show-toplevel")
+    if top is None or (Path(top) / "src" / "shoulders").resolve() != PACKAGE:
+        return None
+    return _git_output(*arguments)
+
+
+def _git_output(*arguments: str) -> str | None:
     try:
-        run = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
-        )
+        run = subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
     return run.stdout.strip()

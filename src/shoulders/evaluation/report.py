@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import jinja2
 
 from shoulders.errors import UsageError
 from shoulders.evaluation import plots
-from shoulders.evaluation.results import Result
+from shoulders.evaluation.results import Result, metrics_of_tasks
 from shoulders.evaluation.statistics import Interval, average_interval, difference_interval
 from shoulders.files import save_failed, write_json
 
@@ -26,7 +27,7 @@ def write_report(results: Sequence[Result], folder: Path, title: str = "shoulder
     """Write the report of some results; returns the path of its page.
 
     Raises:
-        UsageError: the results were not measured on the same tasks.
+        UsageError: the results were not measured on the same examples, or two have one name.
         SaveFailed: the folder cannot be written.
     """
     _check(results)
@@ -62,6 +63,8 @@ def markdown(results: Sequence[Result]) -> str:
     intervals = _intervals(results)
     lines.append("| **average** | | | " + " | ".join(f"**{interval.value:.1f}**" for interval in intervals) + " |")
     lines.append("| 95% interval | | | " + " | ".join(f"{i.low:.1f} to {i.high:.1f}" for i in intervals) + " |")
+    if unmeasured := _unmeasured(results):
+        lines.append(f"\nUnmeasured, because there is no such split: {', '.join(unmeasured)}.")
     lines.append(f"\n{results[0].content['examples']} examples. {headline(results)}\n")
     return "\n".join(lines)
 
@@ -69,15 +72,25 @@ def markdown(results: Sequence[Result]) -> str:
 def _check(results: Sequence[Result]) -> None:
     if not results:
         raise UsageError("a report needs at least one measured run")
-    shape = [
-        [(row["task"], row["wording"], row["examples"]) for row in result.content["wordings"]] for result in results
-    ]
-    for result, one in zip(results, shape, strict=True):
-        if one != shape[0]:
+    for name, count in Counter(result.name for result in results).items():
+        if count > 1:
+            raise UsageError(f"{name!r} is named twice: name each run once")
+    for result in results:
+        if not _same_examples(result, results[0]):
             raise UsageError(
                 f"{result.name} and {results[0].name} were measured on different examples: measure both with the same "
                 "suite and test values (shoulders evaluate ... --out)"
             )
+
+
+def _same_examples(one: Result, other: Result) -> bool:
+    """By the hash of what was asked; results from before there was one are told apart by their sizes only."""
+    hashes = [result.content.get("examples_hash") for result in (one, other)]
+    shapes = [
+        [(row["task"], row["wording"], row["examples"]) for row in result.content["wordings"]]
+        for result in (one, other)
+    ]
+    return shapes[0] == shapes[1] and (hashes[0] == hashes[1] or None in hashes)
 
 
 def _page(results: Sequence[Result], title: str, folder: Path, drawn: Sequence[str]) -> str:
@@ -95,11 +108,17 @@ def _page(results: Sequence[Result], title: str, folder: Path, drawn: Sequence[s
         examples=results[0].content["examples"],
         rows=_rows(results),
         intervals=_intervals(results),
+        unmeasured=_unmeasured(results),
         clusters=clusters,
         samples=_samples(results),
         provenance=[_provenance(result.content) for result in results],
         recipes=[json.dumps(result.content["recipe"], indent=1) for result in results],
     )
+
+
+def _unmeasured(results: Sequence[Result]) -> list[str]:
+    """Tasks (or wordings) of the suite without the split; the same for all. Older results do not say."""
+    return results[0].content.get("unmeasured", [])
 
 
 def _intervals(results: Sequence[Result]) -> list[Interval]:
@@ -108,13 +127,13 @@ def _intervals(results: Sequence[Result]) -> list[Interval]:
 
 def _rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     """One row of the table for each task."""
-    first = {row["task"]: row for row in results[0].content["wordings"]}
+    wordings = results[0].content["wordings"]
+    metrics = metrics_of_tasks((row["task"], row["metric"]) for row in wordings)
+    clusters = {row["task"]: row["cluster"] for row in wordings}
     found = []
-    for task, row in first.items():
+    for task, metric in metrics.items():
         values = [result.content["tasks"][task] for result in results]
-        found.append(
-            {"task": task, "cluster": row["cluster"], "metric": row["metric"], "values": values, "best": max(values)}
-        )
+        found.append({"task": task, "cluster": clusters[task], "metric": metric, "values": values, "best": max(values)})
     return found
 
 
@@ -132,6 +151,7 @@ def _provenance(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a report says of where a result comes from."""
     backbone, machine = content["backbone"], content["machine"]
     return [
+        *_scaffold(content.get("scaffold", {})),
         ("backbone", f"{backbone['name']} ({backbone['dtype']}, fingerprint {backbone['fingerprint'][:12]})"),
         ("trained parameters", f"{content['trained']:,}"),
         ("commit", f"{content['commit'] or 'not in a checkout'}{' with changes' if content['dirty'] else ''}"),
@@ -139,3 +159,13 @@ def _provenance(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("machine", f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"),
         ("measured", content["time"]),
     ]
+
+
+def _scaffold(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Which scaffold, and which encoder; older results do not say."""
+    if not measured:
+        return []
+    encoder = measured["encoder"]
+    told = f"{measured['kind']} {measured['name'] or ''} (fingerprint {measured['fingerprint'][:12]})"
+    read = [("encoder", f"{encoder['name']} (fingerprint {encoder['fingerprint'][:12]})")] if encoder else []
+    return [("scaffold", told), *read]

@@ -1,6 +1,9 @@
 """Scores as JSON and back: what a run leaves behind and a report reads."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,11 +42,32 @@ def scores_as_json(scores: Scores) -> dict[str, Any]:
         "average": scores.average,
         "average_interval": [interval.low, interval.high],
         "examples": scores.examples,
+        "examples_hash": _hash(scores),
         "clusters": scores.clusters,
         "tasks": scores.tasks,
         "wordings": [_wording(row) for row in scores.wordings],
         "skipped": {wording: asdict(skipped) for wording, skipped in scores.skipped.items()},
+        "unmeasured": list(scores.unmeasured),
+        "truncated": scores.truncated,
     }
+
+
+def metrics_of_tasks(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """What each task's median is over, from (task, metric) of its wordings: "accuracy", or "accuracy, f1"."""
+    found: dict[str, dict[str, None]] = {}
+    for task, metric in pairs:
+        found.setdefault(task, {})[metric] = None
+    return {task: ", ".join(names) for task, names in found.items()}
+
+
+def _hash(scores: Scores) -> str:
+    """Of what was asked: two results with the same one were measured on the same examples in the same wordings."""
+    digest = hashlib.sha256()
+    for row in scores.wordings:
+        for prediction in row.predictions:
+            example = prediction.example
+            digest.update(json.dumps([row.task, row.wording, example.question.whole, example.target]).encode())
+    return digest.hexdigest()
 
 
 def _wording(row: WordingScore) -> dict[str, Any]:
@@ -65,7 +89,7 @@ def _wording(row: WordingScore) -> dict[str, Any]:
 
 
 def read_result(path: Path, name: str = "", log: Sequence[Mapping[str, Any]] = ()) -> Result:
-    """A `results.json`, or the one in a run's folder.
+    """A `results.json`, or the one in a run's folder; named after the folder, or else the file.
 
     Raises:
         SourceNotFound, CorruptFile: there is none, or it is not one.
@@ -78,4 +102,17 @@ def read_result(path: Path, name: str = "", log: Sequence[Mapping[str, Any]] = (
     content = read_json(file)
     if not {"average", "wordings", "recipe"} <= set(content):
         raise CorruptFile(f"{file} holds no results of shoulders")
-    return Result(name or content["recipe"]["name"], content, log)
+    return Result(name or short_names([path])[0], content, log)
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The last part of each path, or as many more as tell two apart. A `results.json` goes by its folder's name."""
+    places = [path.resolve() for path in paths]
+    places = [place.parent if place.name == RESULTS else place for place in places]
+    parts = [place.with_suffix("").parts if place.suffix == ".json" else place.parts for place in places]
+    names = [some[-1] for some in parts]
+    for depth in range(2, max(map(len, parts)) + 1):
+        count = Counter(names)
+        names = ["/".join(some[-depth:]) if count[n] > 1 else n for n, some in zip(names, parts, strict=True)]
+    count = Counter(names)  # a folder and a file beside it may have one stem
+    return [str(path) if count[name] > 1 else name for name, path in zip(names, paths, strict=True)]

@@ -1,23 +1,20 @@
 """What a recipe costs, counted on the meta device: shapes without values, so any scale fits into any machine."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForTextEncoding
 
 from shoulders.backbone.devices import DTYPES
 from shoulders.backbone.encoder import Encoder, FrozenEncoder
-from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.frozen import UNLIMITED, FrozenLM
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.recipes.build import shape_of
+from shoulders.recipes.counting import counted, kept_bytes
 from shoulders.recipes.recipe import SELF, Recipe, ScaffoldChoice
-from shoulders.recipes.shapes import config_named
+from shoulders.recipes.shapes import config_named, text_length
 from shoulders.records import LMInput, Tokens
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.input_prompt import InputPrompt
@@ -28,9 +25,9 @@ ADAM_BYTES = 16  # of a trained parameter: itself, its gradient and two moments,
 
 @dataclass(frozen=True, slots=True)
 class _NoTokenizer:
-    """In the place of a tokenizer where no text is read: a model whose configuration states no context has no bound."""
+    """In the place of a tokenizer where no text is read; only the length that one would cut texts to is known."""
 
-    model_max_length: int = 10**9
+    model_max_length: int = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +73,9 @@ def cost(recipe: Recipe, input_length: int, output_length: int) -> Cost:
             f"an input of {input_length} and an answer of {output_length} tokens: each has at least 1 (--input-length, "
             "--output-length)"
         )
-    lm = meta_backbone(recipe.backbone.name, DTYPES.get(recipe.backbone.dtype, torch.bfloat16))
+    lm = meta_backbone(
+        recipe.backbone.name, DTYPES.get(recipe.backbone.dtype, torch.bfloat16), recipe.backbone.attention
+    )
     scaffold = meta_scaffold(recipe.scaffold, lm)
     wanted = scaffold.length + input_length + output_length
     if wanted > lm.context:
@@ -109,15 +108,16 @@ def cost(recipe: Recipe, input_length: int, output_length: int) -> Cost:
     )
 
 
-def meta_backbone(name: str, dtype: torch.dtype) -> FrozenLM:
-    """A backbone of the right shape without values."""
+def meta_backbone(name: str, dtype: torch.dtype, attention: str = "auto") -> FrozenLM:
+    """A backbone of the right shape without values. Of kernels only "eager" differs: it keeps its matrices."""
     config = config_named(name)
     if type(config) not in AutoModelForCausalLM._model_mapping:  # noqa: SLF001 (what from_config asks, too)
         raise SourceNotFound(
             f"{name!r} is a {config.model_type} model, not a causal language model: name one, backbone.name=..."
         )
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        kernel = "eager" if attention == "eager" else None
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=kernel)
     return FrozenLM(model, _NoTokenizer(), name)  # type: ignore[arg-type] (no text is read)
 
 
@@ -127,7 +127,7 @@ def meta_encoder(name: str, lm: FrozenLM) -> Encoder:
         return lm
     with torch.device("meta"):
         model = AutoModelForTextEncoding.from_config(config_named(name), dtype=lm.dtype)
-    return FrozenEncoder(model, None, name)  # type: ignore[arg-type]
+    return FrozenEncoder(model, _NoTokenizer(text_length(name)), name)  # type: ignore[arg-type]
 
 
 def meta_scaffold(choice: ScaffoldChoice, lm: FrozenLM) -> Scaffold:
@@ -162,8 +162,8 @@ class _Sizes:
     def step(self, scaffold: Scaffold) -> tuple[int, int]:
         """Operations of one row's step (forward, scored logits, backward) and the bytes kept for its backward pass."""
         length = self.input_length + self.output_length - 1
-        with _kept_bytes() as kept:
-            work = _counted(lambda: self._step(scaffold, length))
+        with kept_bytes(self._weights(scaffold)) as kept:
+            work = counted(lambda: self._step(scaffold, length))
         return work, kept()
 
     def _step(self, scaffold: Scaffold, length: int) -> None:
@@ -184,7 +184,7 @@ class _Sizes:
             step = self._given(1, scaffold).continued(self._embeds(1))
             self.lm.logits(scaffold.states(self.lm, step, memory))
 
-        return _counted(read) + (self.output_length - 1) * _counted(next_token)
+        return counted(read) + (self.output_length - 1) * counted(next_token)
 
     def cache_bytes(self, scaffold: Scaffold) -> int:
         """Keys and values after an answer's last token."""
@@ -195,39 +195,24 @@ class _Sizes:
         layers: list[Any] = [layer for one in memory.passes for layer in one.cache.layers]
         return sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None)
 
+    def _weights(self, scaffold: Scaffold) -> list[Tensor]:
+        models = [self.lm.model, scaffold, getattr(scaffold.encoder, "model", self.lm.model)]
+        return [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+
     def _embeds(self, length: int) -> Tensor:
-        return torch.empty(1, length, self.lm.width, dtype=self.lm.dtype, device="meta")
+        return torch.empty(1, length, self.lm.width, dtype=self.lm.dtype, device=self.lm.device)
 
     def _given(self, length: int, scaffold: Scaffold) -> LMInput:
         slot = {"prefix": 0, "infix": 0, "suffix": min(length, self.input_length)}[scaffold.placement.value]
         source = None
         if scaffold.encoder is not None:
-            read = min(self.input_length, scaffold.encoder.context - scaffold.source_room)
-            ids = torch.zeros(1, read, dtype=torch.long, device="meta")
+            # As `source_tokens` cuts it; the language model as its own encoder has no other limit than its context.
+            longest = UNLIMITED if scaffold.encoder is self.lm else scaffold.encoder.tokenizer.model_max_length  # type: ignore[attr-defined]
+            read = min(self.input_length, scaffold.encoder.context - scaffold.source_room, longest)
+            ids = torch.zeros(1, read, dtype=torch.long, device=self.lm.device)
             source = Tokens(ids)
         return LMInput(self._embeds(length), None, (slot,), source)
 
 
 def _count(model: nn.Module) -> int:
     return sum(weight.numel() for weight in model.parameters())
-
-
-def _counted(run: Callable[[], None]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
-
-
-@contextmanager
-def _kept_bytes() -> Iterator[Callable[[], int]]:
-    """Bytes of the tensors that autograd keeps for the backward pass, each storage once, parameters left out."""
-    kept: dict[int, Any] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage  # noqa: SLF001 (its identity; held, so that it is not given away)
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield lambda: sum(storage.nbytes() for storage in kept.values())

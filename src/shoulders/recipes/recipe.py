@@ -146,7 +146,7 @@ def recipe_from_json(content: Mapping[str, Any]) -> Recipe:
         UnknownName, UsageError: an unknown key, or a value that does not fit.
     """
     recipe = Recipe(name=str(content.get("name", "unnamed")))
-    return with_values(recipe, _flat(content))
+    return with_values(recipe, flat(content))
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -172,7 +172,7 @@ def with_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
 
 def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     """The recipe with values put in by dotted key. Several of one record are checked together, not one by one."""
-    known = set(_flat(recipe.as_json()))
+    known = set(flat(recipe.as_json()))
     for key in values:
         if key not in known:
             raise UnknownName("recipe value", key, known)
@@ -204,11 +204,12 @@ def _parsed(key: str, value: Any, kind: Any) -> Any:
         raise UsageError(f"{key}={value!r} does not fit: {reason}") from None
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values by dotted key, as the command line names them."""
     found: dict[str, Any] = {}
     for name, value in content.items():
         if isinstance(value, Mapping):
-            found.update(_flat(value, f"{prefix}{name}."))
+            found.update(flat(value, f"{prefix}{name}."))
         else:
             found[f"{prefix}{name}"] = value
     return found

@@ -12,7 +12,7 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.tasks import Task, check_placement
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen_examples, evaluate
-from shoulders.evaluation.provenance import provenance
+from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.evaluation.results import scores_as_json
 from shoulders.files import write_json
 from shoulders.recipes.build import example_source, load_tasks, new_scaffold
@@ -122,12 +122,12 @@ def check_measurable(recipe: Recipe, plan: EvaluationPlan, lm: FrozenLM, tasks: 
     """Refuse, before it is trained for, what could not be measured afterwards.
 
     Raises:
-        DataError: a split of the plan is missing or empty.
+        UnknownName, DataError: no task has the plan's split, or it is empty.
         ContextFull: generated answers do not fit the context.
     """
     suite = recipe.suite
-    chosen, _ = chosen_examples(tasks, plan, suite.without_templates, skip_failing=suite.skip_failing)
-    if any(example.choices is None for _, _, examples in chosen for example in examples):
+    chosen = chosen_examples(tasks, plan, suite.without_templates, skip_failing=suite.skip_failing)
+    if any(example.choices is None for one in chosen.asked for example in one.examples):
         length = recipe.scaffold.length
         what = f"a prompt of {length} vectors, a text and an answer of {plan.longest}"
         lm.check_room(what, length + 1 + plan.longest, "lower scaffold.length or the plan's `longest`")
@@ -149,9 +149,28 @@ def measure(
     )
 
 
-def result(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, scores: Scores) -> dict[str, Any]:
-    """Everything measured with where it comes from, as JSON: what `results.json` holds."""
-    return {**scores_as_json(scores), "trained": trained_parameters(scaffold), **provenance(recipe.as_json(), lm)}
+def result(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, scores: Scores, name: str | None = None) -> dict[str, Any]:
+    """Everything measured with where it comes from, as JSON: what `results.json` holds.
+
+    Args:
+        name: where the scaffold lies; None for one that was never saved, and for the bare model.
+    """
+    return {
+        **scores_as_json(scores),
+        "trained": trained_parameters(scaffold),
+        "scaffold": scaffold_measured(scaffold, name),
+        **provenance(recipe.as_json(), lm),
+    }
+
+
+def keep_test_scores(scaffold: Scaffold, lm: FrozenLM, folder: Path, split: str, scores: Scores) -> None:
+    """Note in a saved scaffold's configuration, beside its development score, what it reached in the end."""
+    origin = scaffold.origin
+    assert origin is not None
+    full = scores_as_json(scores)
+    kept = {key: full[key] for key in ("average", "average_interval", "examples", "tasks", "unmeasured")}
+    about = {**origin.scores, "test": {"split": split, **kept}}
+    scaffold.made_for(lm, origin.recipe, about).save_pretrained(folder)
 
 
 def trained_parameters(scaffold: Scaffold) -> int:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
-from transformers import AutoConfig, GPT2Config, PreTrainedConfig, T5Config
+from transformers import AutoConfig, AutoTokenizer, GPT2Config, PreTrainedConfig, T5Config
 
+from shoulders.backbone.frozen import UNLIMITED
 from shoulders.backbone.sources import hub_errors, locate
+from shoulders.errors import UsageError
 
 SHAPE = "shape:"  # begins the name of what has no weights anywhere
 
@@ -17,6 +19,21 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
         vocab_size=32_128, d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12
     ),
 }
+
+
+# What the tokenizer of such a model cuts texts to (its tokenizer_config.json).
+TEXT_LENGTHS = {"google-t5/t5-base": 512}
+
+
+def text_length(name: str) -> int:
+    """Tokens that a model's tokenizer cuts a text to; `UNLIMITED` where there is no tokenizer to ask."""
+    if name in SHAPES:
+        return TEXT_LENGTHS.get(name, UNLIMITED)
+    try:
+        with hub_errors(name):
+            return AutoTokenizer.from_pretrained(locate(name)).model_max_length
+    except UsageError:
+        return UNLIMITED
 
 
 def config_named(name: str) -> PreTrainedConfig:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
 
@@ -15,7 +16,7 @@ from shoulders.backbone.memory import Memory
 from shoulders.errors import CorruptFile, UnknownName, UsageError
 from shoulders.files import whole_folder
 from shoulders.records import LMInput
-from shoulders.scaffolds.storage import CONFIG, MODEL_CARD, Origin, Stored, fetch, read_files, write_files
+from shoulders.scaffolds.storage import CONFIG, MODEL_CARD, Fetching, Origin, Stored, fetch, read_files, write_files
 from shoulders.scaffolds.weaving import Placement
 
 REPOSITORY = "https://github.com/shoulders-lm/shoulders"
@@ -105,7 +106,10 @@ class Scaffold(
             SourceNotFound, HubUnreachable, CorruptFile: it cannot be read.
             WrongBackbone: `lm` is another model.
         """
-        folder = fetch(name, revision)
+        return Scaffold._loaded(fetch(name, Fetching(revision)), lm)
+
+    @staticmethod
+    def _loaded(folder: Path, lm: FrozenLM) -> "Scaffold":
         stored = read_files(folder)
         if stored.kind not in Scaffold.kinds:
             raise UnknownName("kind of scaffold", stored.kind, Scaffold.kinds)
@@ -148,8 +152,17 @@ class Scaffold(
         write_files(save_directory, Stored(self.kind, self.description(), self._known_origin(), self.state_dict()))
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, revision: str | None = None, lm: FrozenLM, **_: Any) -> "Scaffold":
-        return Scaffold.load(model_id, lm, revision=revision)
+    def _from_pretrained(cls, *, model_id: str, lm: FrozenLM | None = None, **arguments: Any) -> Self:
+        if lm is None:
+            raise UsageError(f"a scaffold needs its frozen model: {cls.__name__}.from_pretrained({model_id!r}, lm=lm)")
+        options = {item.name: arguments[item.name] for item in fields(Fetching) if item.name in arguments}
+        found = Scaffold._loaded(fetch(model_id, Fetching(**options)), lm)
+        if not isinstance(found, cls):
+            raise UsageError(
+                f"{model_id!r} holds a scaffold of kind {found.kind!r}, not {cls.kind!r}: Scaffold.from_pretrained "
+                "reads any kind"
+            )
+        return found
 
     def _known_origin(self) -> Origin:
         if self.origin is None:

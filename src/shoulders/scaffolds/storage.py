@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,18 @@ def read_files(folder: Path) -> Stored:
         raise CorruptFile(f"{folder / CONFIG} is not a scaffold's configuration: {error!r}") from error
 
 
-def fetch(name: str | Path, revision: str | None = None) -> Path:
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """How a scaffold is fetched from the hub: huggingface_hub's own arguments."""
+
+    revision: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+
+
+def fetch(name: str | Path, how: Fetching | None = None) -> Path:
     """The folder of a scaffold named by path or hub repository.
 
     Raises:
@@ -137,7 +148,8 @@ def fetch(name: str | Path, revision: str | None = None) -> Path:
     if str(name).startswith(("/", ".", "~")) or str(name).count("/") != 1:
         raise SourceNotFound(f"there is no scaffold folder {str(name)!r}")
     with hub_errors(str(name)):
-        return Path(snapshot_download(str(name), revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+        options = asdict(how or Fetching())
+        return Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS], **options))
 
 
 def read_origin(name: str | Path) -> Origin:
