@@ -10,8 +10,8 @@ from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.recipes.recipe import BackboneChoice, Recipe, ScaffoldChoice, SuiteChoice
 from shoulders.training.plan import TrainPlan
 
-# The training sets of T0++ (Sanh et al. 2021) as bigscience/P3 names them, as far as table 7 of the paper lists them: 54.
-# Section 2.2 speaks of 55.
+# The training sets of T0++ (Sanh et al. 2021) as bigscience/P3 names them, as far as table 7 of the paper lists them:
+# 54 of the 55 that section 2.2 speaks of.
 T0PP = (
     "adversarial_qa_dbert,adversarial_qa_dbidaf,adversarial_qa_droberta,ag_news,ai2_arc_ARC_Challenge,ai2_arc_ARC_Easy,"
     "amazon_polarity,app_reviews,cnn_dailymail_3.0.0,common_gen,cos_e_v1.11,cosmos_qa,dbpedia_14,dream,duorc_ParaphraseRC,"
