@@ -26,11 +26,14 @@ def test_both_trained_prompts_beat_the_bare_model(tmp_path):
     bare, soft, generated = (
         read_result(run / name) for name in ("bare", "bundled_soft_prompt", "bundled_input_prompt")
     )
-    for trained in (soft, generated):
-        assert difference_interval(trained.measured, bare.measured).low > 0
+    first, second = sorted((soft, generated), key=lambda result: result.content["average"], reverse=True)
+    assert difference_interval(first.measured, bare.measured).low > 0
+    assert second.content["average"] > bare.content["average"]
     ahead = "soft prompt" if soft.content["average"] > generated.content["average"] else "ID-PT"
     printed = " ".join(done.stdout.split())
     assert f"{ahead} is ahead with {max(r.content['average'] for r in (soft, generated)):.1f}" in printed
+    gap = difference_interval(generated.measured, bare.measured)
+    assert f"ID-PT {gap.value:+.1f} ({gap.low:+.1f} to {gap.high:+.1f})" in printed
     assert "The backbone is bit for bit what it was" in printed
     answers = printed.split("Now you:")[1]
     assert all(question in answers for question in QUESTIONS.splitlines())

@@ -16,7 +16,7 @@ from shoulders.evaluation import protocol, provenance
 from shoulders.evaluation.metrics import ACCURACY
 from shoulders.evaluation.protocol import EvaluationPlan, Prediction, Scores, WordingScore, chosen_examples, evaluate
 from shoulders.evaluation.provenance import circumstances
-from shoulders.evaluation.report import headline, markdown, write_report
+from shoulders.evaluation.report import gains, headline, markdown, write_report
 from shoulders.evaluation.results import Result, read_result, scores_as_json, short_names
 from shoulders.evaluation.statistics import Measured, average_interval, difference_interval
 from shoulders.pipeline import rank
@@ -241,6 +241,10 @@ def test_a_report_says_what_was_measured(lm, tmp_path):
     assert (tmp_path / "report" / "scores.md").read_text() == table
     best = max(results, key=lambda one: one.content["average"])
     assert headline(results).startswith(f"{best.name} is ahead with {best.content['average']:.1f}.")
+    gap = difference_interval(results[1].measured, results[0].measured)
+    assert gains(results, results[0]) == (
+        f"Over bare <model>, with 95% intervals: prompt {gap.value:+.1f} ({gap.low:+.1f} to {gap.high:+.1f})."
+    )
     stored = json.loads((tmp_path / "report" / "scores.json").read_text())
     assert stored["prompt"]["average"] == pytest.approx(prompt.average)
 

@@ -12,7 +12,7 @@ from shoulders.cli.report import read_run
 from shoulders.cli.show import console, measuring, need, quiet_libraries, say, scores_table, watching
 from shoulders.data.tasks import Task
 from shoulders.evaluation.protocol import Scores
-from shoulders.evaluation.report import headline, write_report
+from shoulders.evaluation.report import gains, headline, write_report
 from shoulders.evaluation.results import RESULTS
 from shoulders.files import write_json
 from shoulders.recipes.build import load_backbone, load_tasks
@@ -97,7 +97,8 @@ def _report(
         results.append(read_run(place, name))
     page = write_report(results, folder / "report", "shoulders: one frozen model, two scaffolds")
     sizes = ", ".join(f"{name} {trained_parameters(scaffolds[name]):,}" for name in (SOFT, INPUT))
-    console.print(f"[bold]{headline(results)}[/bold]")
+    bare, *trained = results
+    console.print(f"[bold]{headline(trained)} {gains(trained, bare)}[/bold]")
     console.print(f"Trained parameters: {sizes}. Report with plots: {page}")
 
 

@@ -53,6 +53,16 @@ def headline(results: Sequence[Result]) -> str:
     return " ".join(told)
 
 
+def gains(results: Sequence[Result], base: Result) -> str:
+    """What each result has over one of them, with intervals."""
+    told = []
+    for result in results:
+        if result is not base:
+            gap = difference_interval(result.measured, base.measured)
+            told.append(f"{result.name} {gap.value:+.1f} ({gap.low:+.1f} to {gap.high:+.1f})")
+    return f"Over {base.name}, with 95% intervals: {', '.join(told)}."
+
+
 def markdown(results: Sequence[Result]) -> str:
     """The scores as a Markdown table."""
     names = [result.name for result in results]
