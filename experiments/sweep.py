@@ -29,9 +29,10 @@ from shoulders.evaluation.results import Result, read_result
 from shoulders.evaluation.statistics import average_interval, difference_interval
 from shoulders.files import write_json
 from shoulders.recipes.build import load_backbone, load_tasks
+from shoulders.recipes.jobs import measure
 from shoulders.recipes.recipe import Recipe, with_overrides
 from shoulders.recipes.registry import recipe_named
-from shoulders.recipes.run import CHECKPOINTS, Watch, measure, result, train
+from shoulders.recipes.run import CHECKPOINTS, Watch, result, train
 from shoulders.scaffolds.base import Bare
 from shoulders.training.log import read_log
 from shoulders.training.loop import Step

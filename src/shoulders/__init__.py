@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from shoulders.records import Question
     from shoulders.scaffolds.base import Bare, Scaffold
     from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
+    from shoulders.scaffolds.recursion import Recursion, RecursionShape
     from shoulders.scaffolds.soft_prompt import SoftPrompt
     from shoulders.scaffolds.weaving import Placement
 
@@ -26,6 +27,8 @@ _HOMES = {
     "InputPromptShape": "scaffolds.input_prompt",
     "Placement": "scaffolds.weaving",
     "Question": "records",
+    "Recursion": "scaffolds.recursion",
+    "RecursionShape": "scaffolds.recursion",
     "Scaffold": "scaffolds.base",
     "SoftPrompt": "scaffolds.soft_prompt",
     "UsageError": "errors",
@@ -41,6 +44,8 @@ __all__ = [
     "InputPromptShape",
     "Placement",
     "Question",
+    "Recursion",
+    "RecursionShape",
     "Scaffold",
     "SoftPrompt",
     "UsageError",

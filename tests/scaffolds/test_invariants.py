@@ -11,6 +11,7 @@ from shoulders.records import Question
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
+from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 from shoulders.scaffolds.weaving import Placement
 from tiny import FAMILIES, TEXTS
@@ -28,6 +29,18 @@ def scaffolds(lm, tiny_encoder):
         yield InputPrompt(tiny_encoder("bert"), lm.width, SMALL, norm=1.0, placement=placement)
     yield InputPrompt(tiny_encoder("t5"), lm.width, SMALL)
     yield InputPrompt(lm, lm.width, SMALL)
+    yield from recursions(lm)
+
+
+def recursions(lm):
+    """Orders of passes and Connectors."""
+    yield Recursion(lm, RecursionShape(layers=1))
+    yield Recursion(lm, RecursionShape(passes=1, layers=2, before=True, after=True))
+    prompt = SoftPrompt(from_vocabulary(lm)(4), Placement.SUFFIX)
+    yield Recursion(lm, RecursionShape(passes=3, layers=2, shared=True), prompt)
+    opened = Recursion(lm, RecursionShape(layers=0, residual=True), SoftPrompt(from_vocabulary(lm)(2)))
+    torch.nn.init.ones_(opened.connectors[0].gate)
+    yield opened
 
 
 def evidenced(questions):
@@ -58,7 +71,7 @@ def test_cached_decoding_equals_uncached(any_lm, tiny_encoder, questions):
             row = encode(question, any_lm, target)
             batch = training_batch([row], any_lm, scaffold)
             whole = scaffold.states(any_lm, batch.given)[:, len(row.ids) - 1 :]
-            memory = any_lm.memory(scaffold.passes)
+            memory = scaffold.memory(any_lm)
             given = question_batch([row], any_lm, scaffold)
             parts = [scaffold.states(any_lm, given, memory)[:, -1:]]
             for token in row.target[:-1]:

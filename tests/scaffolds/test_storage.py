@@ -15,6 +15,7 @@ from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UnknownNam
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
+from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 from shoulders.scaffolds.weaving import Placement
 
@@ -34,6 +35,7 @@ def test_saved_and_loaded_is_unsaved(lm, tiny_encoder, questions, tmp_path):
         SoftPrompt(from_vocabulary(lm)(5), Placement.SUFFIX),
         InputPrompt(tiny_encoder("t5"), lm.width, SMALL, norm=2.0, start=from_vocabulary(lm)(5)),
         InputPrompt(lm, lm.width, InputPromptShape(length=4, encoder_length=2, head_width=8), norm=0.5),
+        Recursion(lm, RecursionShape(passes=3, after=True, residual=True), SoftPrompt(from_vocabulary(lm)(5))),
     ]
     assert {one.kind for one in made} == set(Scaffold.kinds)
     for number, scaffold in enumerate(made):

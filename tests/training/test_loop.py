@@ -24,6 +24,7 @@ from shoulders.recipes.build import new_scaffold
 from shoulders.recipes.recipe import ScaffoldChoice
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
+from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 from shoulders.training.checkpoint import checkpoints
 from shoulders.training.loop import Hooks, fit
@@ -60,6 +61,11 @@ def prompts(lm, tiny_encoder):
         shape = InputPromptShape(length=4, encoder_length=2, head_width=8, base=base)
         yield InputPrompt(tiny_encoder("bert"), lm.width, shape, start=from_vocabulary(lm)(4))
     yield InputPrompt(lm, lm.width, shape, start=from_vocabulary(lm)(4))
+    yield Recursion(lm, RecursionShape(layers=1))
+    yield Recursion(lm, RecursionShape(residual=True), SoftPrompt(from_vocabulary(lm)(4)))
+
+
+NAMES = ["soft_prompt", "soft_prompt_suffix", "input_prompt", "input_prompt_base", "self", "recursion", "residual"]
 
 
 def test_training_moves_the_whole_scaffold_and_nothing_else(any_lm, tiny_encoder):
@@ -72,11 +78,10 @@ def test_training_moves_the_whole_scaffold_and_nothing_else(any_lm, tiny_encoder
         assert (scaffold.encoder and scaffold.encoder.fingerprint()) == encoder
 
 
-@pytest.mark.parametrize("name", ["soft_prompt", "soft_prompt_suffix", "input_prompt", "input_prompt_base", "self"])
+@pytest.mark.parametrize("name", NAMES)
 def test_golden_trajectories(lm, tiny_encoder, name):
     """Losses as they were when the method was written; a change needs a reason in its commit."""
-    number = ["soft_prompt", "soft_prompt_suffix", "input_prompt", "input_prompt_base", "self"].index(name)
-    scaffold = list(prompts(lm, tiny_encoder))[number]
+    scaffold = list(prompts(lm, tiny_encoder))[NAMES.index(name)]
     losses = trained(lm, scaffold, groups=scaffold.learning_rates(0.01))
     assert losses == pytest.approx(GOLDEN[name], rel=1e-4)
 

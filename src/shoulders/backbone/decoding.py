@@ -27,7 +27,9 @@ States = Callable[[LMInput, Memory], Float[Tensor, "B T D"]]
 class Reads(Protocol):
     """A scaffold as decoding sees it."""
 
-    passes: int
+    def memory(self, lm: FrozenLM) -> Memory:
+        """An empty memory for one decode."""
+        ...
 
     def states(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
         """Final hidden states of the text positions."""
@@ -67,7 +69,7 @@ def generate(
         start,
         attention_mask=torch.ones_like(start),
         generation_config=config,
-        past_key_values=lm.memory(scaffold.passes),
+        past_key_values=scaffold.memory(lm),
         streamer=streamer,
     )
     return [_until_end(row, lm.ends) for row in sequences[:, 1:].tolist()]
@@ -89,7 +91,7 @@ def score(
         continuations: for each row its continuations as token ids (any number of them, none empty).
         positions_at_once: keys and values held for branches at a time, in positions: each has a copy of its row's.
     """
-    memory = lm.memory(scaffold.passes)
+    memory = scaffold.memory(lm)
     last = scaffold.states(lm, given, memory)[:, -1:]
     owners = [row for row, some in enumerate(continuations) for _ in some]
     flat = [ids for some in continuations for ids in some]

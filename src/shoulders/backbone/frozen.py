@@ -159,9 +159,9 @@ class FrozenLM:
         """Mean cross-entropy over the scored positions of the batch."""
         return self.nll(states, labels).sum() / (labels != IGNORE).sum()
 
-    def memory(self, passes: int = 1) -> Memory:
-        """An empty memory for a decode of so many passes."""
-        return Memory(self.config, passes)
+    def memory(self) -> Memory:
+        """An empty memory for a decode of one pass."""
+        return Memory([self.config])
 
     def fingerprint(self) -> str:
         """Which model this is, whatever type it is held in: a hash over all its weights. Kept with every scaffold."""

@@ -1,5 +1,6 @@
 """What a decode carries between steps: keys and values of every pass, and which of their positions are real."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 
 class PassMemory:
-    """Keys and values of one pass through the backbone, with the mask of the positions they belong to."""
+    """Keys and values of one pass through a stack, with the mask of the positions they belong to."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.cache = DynamicCache(config=config)
+        self.seen = 0  # positions
         self.mask: Bool[Tensor, "B N"] | None = None  # None: every position so far is real
+        self.weights: Mapping[str, Tensor] | None = None  # trained ones, in the type that this decode multiplies in
 
     @property
     def recurrent(self) -> bool:
@@ -23,9 +26,10 @@ class PassMemory:
 
     def extend(self, rows: int, new: int, mask: Bool[Tensor, "B N"] | None, device: torch.device) -> None:
         """Note `new` positions that are about to be computed."""
-        if mask is None and self.mask is None:
+        seen, self.seen = self.seen, self.seen + new
+        # A stack without blocks has no keys that transformers could count positions by: the mask tells it.
+        if mask is None and self.mask is None and self.cache.layers:
             return
-        seen = self.cache.get_seq_length()
         before = self.mask if self.mask is not None else torch.ones(rows, seen, dtype=torch.bool, device=device)
         after = mask if mask is not None else torch.ones(rows, new, dtype=torch.bool, device=device)
         self.mask = torch.cat([before, after], dim=1)
@@ -42,12 +46,21 @@ class Memory(Cache):
 
     Lengths are counted in text positions: where a scaffold has put prompt vectors is its own affair. A decode goes
     through it once; start each with a new one.
+
+    Args:
+        configs: of the stacks that the passes go through, in order; the passes of a Connector are among them.
     """
 
-    def __init__(self, config: PreTrainedConfig, passes: int = 1) -> None:
+    def __init__(self, configs: Sequence[PreTrainedConfig]) -> None:
         super().__init__(layers=[])
-        self.passes = [PassMemory(config) for _ in range(passes)]
+        self.passes = [PassMemory(config) for config in configs]
         self.length = 0  # text positions seen
+
+    def of_pass(self, number: int) -> "Memory":
+        """This memory as the scaffold of a single pass sees it: that pass alone, at the same length."""
+        one = Memory([])
+        one.passes, one.length = [self.passes[number]], self.length
+        return one
 
     @property
     def started(self) -> bool:

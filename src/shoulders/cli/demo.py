@@ -16,8 +16,9 @@ from shoulders.evaluation.report import gains, headline, write_report
 from shoulders.evaluation.results import RESULTS
 from shoulders.files import write_json
 from shoulders.recipes.build import load_backbone, load_tasks
+from shoulders.recipes.jobs import measure
 from shoulders.recipes.recipe import Recipe
-from shoulders.recipes.run import BEST, keep_test_scores, measure, result, train, trained_parameters
+from shoulders.recipes.run import BEST, keep_test_scores, result, train, trained_parameters
 from shoulders.recipes.small import bundled_input_prompt, bundled_soft_prompt
 from shoulders.records import Question
 from shoulders.scaffolds.base import Bare, Scaffold

@@ -6,7 +6,8 @@ from pathlib import Path
 from shoulders.cli.common import BARE, load_both, recipe_of, scaffold_folder
 from shoulders.cli.show import console, measuring, print_skipped, quiet_libraries, scores_table
 from shoulders.files import write_json
-from shoulders.recipes.run import measure, result
+from shoulders.recipes.jobs import measure
+from shoulders.recipes.run import result
 
 
 def run(name: str, overrides: Sequence[str], recipe_name: str | None, out: Path | None) -> None:

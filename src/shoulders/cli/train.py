@@ -5,12 +5,17 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli.common import find_recipe, weights_of
 from shoulders.cli.show import console, measuring, print_skipped, quiet_libraries, scores_table, watching
+from shoulders.data.tasks import Task
 from shoulders.evaluation.results import RESULTS
 from shoulders.files import write_json
-from shoulders.recipes.build import load_tasks
-from shoulders.recipes.run import BEST, check_measurable, keep_test_scores, measure, result, train, trained_parameters
+from shoulders.recipes.jobs import check_measurable, measure, measure_text, tasks_of
+from shoulders.recipes.recipe import Recipe
+from shoulders.recipes.run import BEST, keep_test_scores, result, text_result, train, trained_parameters
+from shoulders.scaffolds.base import Scaffold
+from shoulders.training.checkpoint import Progress
 
 
 def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool) -> None:
@@ -20,12 +25,24 @@ def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool) 
     recipe.check_trainable()
     folder = out or Path("runs") / recipe.name
     lm = weights_of(recipe.backbone)
-    tasks = load_tasks(recipe.suite)
-    check_measurable(recipe, recipe.test, lm, tasks)
+    tasks = tasks_of(recipe)
+    if tasks:
+        check_measurable(recipe, recipe.test, lm, tasks)
     with watching(recipe.name, recipe.training.steps) as watch:
         scaffold, progress = train(recipe, lm, folder, tasks=tasks, resume=resume, watch=watch)
     if not PartialState().is_main_process:
         return
+    _print_training(scaffold, progress)
+    if tasks:
+        _measure_tasks(recipe, lm, scaffold, tasks, folder)
+    else:
+        measured = measure_text(recipe, lm, scaffold)
+        console.print(f"perplexity {measured.perplexity:.2f} on {measured.tokens:,} held-out tokens")
+        write_json(folder / RESULTS, text_result(recipe, lm, scaffold, measured, str(folder / BEST)))
+    console.print(f"kept in {folder / BEST}; try: shoulders ask {folder / BEST}")
+
+
+def _print_training(scaffold: Scaffold, progress: Progress) -> None:
     best = (
         f"best development score {progress.best_score:.1f} at step {progress.best_step}" if progress.best_step else ""
     )
@@ -33,10 +50,12 @@ def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool) 
     console.print(
         f"{trained_parameters(scaffold):,} trained parameters; {best}; examples left out: {left_out or 'none'}"
     )
+
+
+def _measure_tasks(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Task], folder: Path) -> None:
     with measuring(f"measuring on {recipe.test.split}") as watch:
         scores = measure(recipe, lm, scaffold, recipe.test, tasks, watch.on_done)
     console.print(scores_table(recipe.name, {"score": scores}))
     print_skipped(scores)
     write_json(folder / RESULTS, result(recipe, lm, scaffold, scores, str(folder / BEST)))
     keep_test_scores(scaffold, lm, folder / BEST, recipe.test.split, scores)
-    console.print(f"kept in {folder / BEST}; try: shoulders ask {folder / BEST}")

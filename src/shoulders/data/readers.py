@@ -92,7 +92,7 @@ def p3_task(name: str, repository: str = P3) -> RenderedTask:
     Each wording is a configuration of the repository. Those that end in `score_eval` repeat the examples once for each
     answer choice; rank classification here needs the choices only, which the others hold too.
     """
-    datasets = _datasets()
+    datasets = datasets_library()
     with hub_errors(repository):
         found = [config for config in datasets.get_dataset_config_names(repository) if config.startswith(f"{name}_")]
     wordings = [config for config in found if not config.endswith("score_eval")]
@@ -118,12 +118,12 @@ def hub_name(spec: str) -> str:
 
 
 def _hub_splits(path: str, config: str | None) -> Mapping[str, Sequence[Record]]:
-    datasets = _datasets()
+    datasets = datasets_library()
     with hub_errors(path):
         return {str(split): cast(Sequence[Record], rows) for split, rows in datasets.load_dataset(path, config).items()}
 
 
-def _datasets() -> Any:
+def datasets_library() -> Any:
     """The library, an optional dependency: only hub data needs it."""
     try:
         return importlib.import_module("datasets")

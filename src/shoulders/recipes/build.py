@@ -1,6 +1,7 @@
 """From a recipe's choices to the things themselves."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -16,6 +17,7 @@ from shoulders.scaffolds import initialise
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.initialise import PromptInit
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
+from shoulders.scaffolds.recursion import Recursion
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 from shoulders.training.scaffolds import ExampleSource
 
@@ -41,18 +43,34 @@ def new_scaffold(choice: ScaffoldChoice, lm: FrozenLM, seed: int, tasks: Sequenc
     Raises:
         ContextFull: its prompt leaves no room in the context.
     """
-    lm.check_room(f"a prompt of {choice.length} vectors and a text", choice.length + 2, "lower scaffold.length")
     torch.manual_seed(seed)
+    scaffold = _new(choice, lm, seed, tasks).to(lm.device)
+    lm.check_room(f"a prompt of {scaffold.length} vectors and a text", scaffold.length + 2, "lower scaffold.length")
+    return _started(scaffold, choice.start, lm) if choice.start else scaffold
+
+
+def _new(choice: ScaffoldChoice, lm: FrozenLM, seed: int, tasks: Sequence[Task]) -> Scaffold:
     if choice.kind == "bare":
         return Bare()
+    if choice.kind == "recursion":
+        return Recursion(lm, choice.recursion, _new(replace(choice, kind=choice.inner), lm, seed, tasks))
     start = prompt_init(choice, lm, seed, tasks)(choice.length)
     if choice.kind == "soft_prompt":
-        return SoftPrompt(start, choice.placement).to(lm.device)
+        return SoftPrompt(start, choice.placement)
     encoder = load_encoder(choice, lm)
-    norm = embedding_norm(lm)
-    return InputPrompt(encoder, lm.width, shape_of(choice), norm=norm, start=start, placement=choice.placement).to(
-        lm.device
+    return InputPrompt(
+        encoder, lm.width, shape_of(choice), norm=embedding_norm(lm), start=start, placement=choice.placement
     )
+
+
+def _started(scaffold: Scaffold, name: str, lm: FrozenLM) -> Scaffold:
+    """The trained scaffold of that name, which must be what the recipe describes."""
+    trained = Scaffold.load(name, lm)
+    for key, wanted in {"kind": scaffold.kind, **scaffold.description()}.items():
+        found = {"kind": trained.kind, **trained.description()}.get(key)
+        if key != "norms" and found != wanted:
+            raise UsageError(f"scaffold.start={name} has {key} {found}, the recipe asks for {wanted}")
+    return trained
 
 
 def shape_of(choice: ScaffoldChoice) -> InputPromptShape:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.recipes.recipe import BackboneChoice, Recipe, ScaffoldChoice, SuiteChoice
+from shoulders.scaffolds.recursion import RecursionShape
 from shoulders.training.plan import TrainPlan
 
 # The training sets of T0++ (Sanh et al. 2021) as bigscience/P3 names them, as far as table 7 of the paper lists them:
@@ -66,5 +67,25 @@ def paper_idpt() -> Recipe:
             learning_rate=7.5e-5,  # of the grid {5e-5, 7.5e-5, 1.5e-4} (2.2)
             betas=(0.9, 0.95),
             weight_decay=0.1,
+        ),
+    )
+
+
+def paper_recursion() -> Recipe:
+    """LM-Connector-LM on closed-book Natural Questions: tables 4 and 6, figure 5c."""
+    base = paper_prompt_tuning()
+    return replace(
+        base,
+        name="paper_recursion",
+        about="LM-Connector-LM on closed-book NQ as in the paper, section 4.2: the last rows of tables 4 and 6",
+        scaffold=ScaffoldChoice(kind="recursion", recursion=RecursionShape(passes=2, layers=2)),
+        suite=SuiteChoice(source="hub:nq_open@templates.yaml"),
+        training=replace(
+            base.training,
+            steps=100_000,  # table 4; 10,000 in table 6
+            learning_rate=1e-4,  # of the grid {1e-5, 3e-5, 1e-4, 3e-4} (4.2)
+            betas=(0.9, 0.95),
+            weight_decay=0.1,
+            decay="linear",  # 4.2
         ),
     )

@@ -1,6 +1,6 @@
 """What a recipe costs, counted on the meta device: shapes without values, so any scale fits into any machine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from shoulders.recipes.shapes import config_named, text_length
 from shoulders.records import LMInput, Tokens
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.input_prompt import InputPrompt
+from shoulders.scaffolds.recursion import Recursion
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 
 ADAM_BYTES = 16  # of a trained parameter: itself, its gradient and two moments, in fp32
@@ -134,6 +135,10 @@ def meta_scaffold(choice: ScaffoldChoice, lm: FrozenLM) -> Scaffold:
     """A scaffold of the right shape without values."""
     if choice.kind == "bare":
         return Bare()
+    if choice.kind == "recursion":
+        inner = meta_scaffold(replace(choice, kind=choice.inner), lm)
+        with torch.device("meta"):
+            return Recursion(lm, choice.recursion, inner)
     with torch.device("meta"):
         if choice.kind == "soft_prompt":
             return SoftPrompt(torch.zeros(choice.length, lm.width), choice.placement)
@@ -174,7 +179,7 @@ class _Sizes:
     def answer(self, scaffold: Scaffold) -> int:
         """Operations of one answer: the input is read once, then token by token."""
         scaffold.requires_grad_(False)
-        memory = self.lm.memory(scaffold.passes)
+        memory = scaffold.memory(self.lm)
 
         def read() -> None:
             states = scaffold.states(self.lm, self._given(self.input_length, scaffold), memory)
@@ -188,7 +193,7 @@ class _Sizes:
 
     def cache_bytes(self, scaffold: Scaffold) -> int:
         """Keys and values after an answer's last token."""
-        memory = self.lm.memory(scaffold.passes)
+        memory = scaffold.memory(self.lm)
         length = self.input_length + self.output_length - 1
         with torch.no_grad():
             scaffold.states(self.lm, self._given(length, scaffold), memory)

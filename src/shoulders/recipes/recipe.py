@@ -15,10 +15,12 @@ from shoulders.data.mixture import CAP
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.files import read_json
+from shoulders.scaffolds.recursion import RecursionShape
 from shoulders.scaffolds.weaving import Placement
 from shoulders.training.plan import TrainPlan
 
-SCAFFOLDS = ("bare", "soft_prompt", "input_prompt")
+SCAFFOLDS = ("bare", "soft_prompt", "input_prompt", "recursion")
+INNER = SCAFFOLDS[:3]
 INITS = ("vocabulary", "text", "labels", "normal")
 SELF = "self"  # the language model as its own encoder
 
@@ -38,7 +40,7 @@ class ScaffoldChoice:
     """What is trained around it.
 
     Attributes:
-        kind: "soft_prompt", "input_prompt" (ID-PT) or "bare".
+        kind: "soft_prompt", "input_prompt" (ID-PT), "recursion" (LM-Connector-LM) or "bare".
         length: P, vectors of the prompt.
         placement: prefix (the paper), infix or suffix.
         init: what a learned prompt starts from: "vocabulary", "text", "labels" or "normal".
@@ -49,6 +51,9 @@ class ScaffoldChoice:
         head_width: of its attention heads.
         query_std: of its learned queries at the start.
         base: a learned prompt shared by all inputs lies under the generated one (not in the paper).
+        recursion: order and sizes of passes and Connectors.
+        inner: kind of the scaffold that each pass of a recursion stands under.
+        start: folder or hub name of a trained scaffold of the same kind and sizes to start from instead.
     """
 
     kind: str = "soft_prompt"
@@ -62,10 +67,15 @@ class ScaffoldChoice:
     head_width: int = 64
     query_std: float = 1.0
     base: bool = False
+    recursion: RecursionShape = field(default_factory=RecursionShape)
+    inner: str = "bare"
+    start: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in SCAFFOLDS:
             raise UnknownName("scaffold.kind", self.kind, SCAFFOLDS)
+        if self.inner not in INNER:
+            raise UnknownName("scaffold.inner", self.inner, INNER)
         if self.init not in INITS:
             raise UnknownName("scaffold.init", self.init, INITS)
         if self.length < 0 or self.encoder_length < 0 or self.layers < 0:
@@ -106,6 +116,27 @@ class SuiteChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class TextChoice:
+    """Text to model in the place of tasks to answer: what a Connector is pretrained on (the paper, section 4.2).
+
+    Attributes:
+        source: of the text (`shoulders.data.text`); empty: the run trains on the suite.
+        validation: text to measure on; empty: one in 50 documents of the source is held out for it.
+        length: tokens of a sequence; training.batch_size counts sequences.
+        sequences: measured at most.
+    """
+
+    source: str = ""
+    validation: str = ""
+    length: int = 256
+    sequences: int = 64
+
+    def __post_init__(self) -> None:
+        if self.length < 2 or self.sequences < 1:
+            raise UsageError("text.length is at least 2 and text.sequences at least 1")
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """Everything a run depends on.
 
@@ -121,6 +152,7 @@ class Recipe:
     backbone: BackboneChoice = field(default_factory=BackboneChoice)
     scaffold: ScaffoldChoice = field(default_factory=ScaffoldChoice)
     suite: SuiteChoice = field(default_factory=SuiteChoice)
+    text: TextChoice = field(default_factory=TextChoice)
     training: TrainPlan = field(default_factory=TrainPlan)
     development: EvaluationPlan = field(default_factory=EvaluationPlan)
     test: EvaluationPlan = field(default_factory=lambda: EvaluationPlan(split="test"))
@@ -135,7 +167,7 @@ class Recipe:
             raise UsageError(
                 "there is nothing to train with scaffold.kind=bare: measure it with `shoulders evaluate bare`"
             )
-        if self.scaffold.length == 0:
+        if self.scaffold.length == 0 and self.scaffold.kind != "recursion":
             raise UsageError("there is nothing to train with scaffold.length=0: give the prompt a vector at least")
 
 

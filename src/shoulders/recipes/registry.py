@@ -11,8 +11,11 @@ MAKERS: tuple[Callable[[], Recipe], ...] = (
     small.bundled_input_prompt,
     small.suite_soft_prompt,
     small.suite_input_prompt,
+    small.bundled_recursion,
+    small.text_recursion,
     paper.paper_prompt_tuning,
     paper.paper_idpt,
+    paper.paper_recursion,
 )
 
 

