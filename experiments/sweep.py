@@ -176,13 +176,14 @@ def _over_training(groups: Mapping[str, Sequence[tuple[Run, Result]]], columns: 
 
 
 def plot(found: Sequence[tuple[Run, Result]], path: Path) -> None:
-    """Losses over training, and how far they are from prompt tuning's on the same examples; the first seed of each."""
+    """Losses over training, and how far they are from the first prompt tuning's on the same examples; first seeds."""
     curves: dict[str, tuple[int, Sequence[float]]] = {}
     tuned: Sequence[float] | None = None
     for run, one in found:
         if run.recipe.scaffold.kind != "bare" and run.group not in curves:
             curves[run.group] = run.recipe.training.batch_size, one.content["training"]["losses"]
-            tuned = one.content["training"]["losses"] if run.recipe.scaffold.kind == "soft_prompt" else tuned
+            if tuned is None and run.recipe.scaffold.kind == "soft_prompt":
+                tuned = one.content["training"]["losses"]
     mpl.use("Agg")
     figure, (losses, gaps) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for name, (batch, values) in curves.items():
@@ -190,7 +191,7 @@ def plot(found: Sequence[tuple[Run, Result]], path: Path) -> None:
         if tuned is not None and len(values) == len(tuned):
             gaps.plot(*_smooth(np.subtract(values, tuned), batch))
     losses.set(xlabel="examples seen", ylabel="loss, nats a token")
-    gaps.set(xlabel="examples seen", ylabel="loss less prompt tuning's", ylim=(-0.3, 0.3))
+    gaps.set(xlabel="examples seen", ylabel="loss less prompt tuning's", ylim=(-0.6, 0.6))
     losses.legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=110)
 
