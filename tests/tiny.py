@@ -1,5 +1,6 @@
 """How the tiny models of the tests are made: random weights, real configurations, a real byte-pair tokenizer."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -134,3 +135,30 @@ def save_encoder(family: str, folder: Path) -> None:
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     made.save_pretrained(folder)
+
+
+NUMBERS = """
+templates:
+  a: !Template
+    answer_choices: "even ||| odd"
+    id: aaaaaaaa
+    jinja: "Is {{n}} even or odd? ||| {{answer_choices[n % 2]}}"
+    metadata: !TemplateMetadata {metrics: [Accuracy], original_task: true}
+    name: choose
+  b: !Template
+    answer_choices: null
+    id: bbbbbbbb
+    jinja: "After {{n}} comes ||| {{n + 1}}"
+    metadata: !TemplateMetadata {metrics: [Squad], original_task: true}
+    name: count
+"""
+
+
+def save_numbers(folder: Path, train: range, validation: range, test: range) -> Path:
+    """A task folder with two wordings, one of choices and one without."""
+    folder.mkdir(parents=True)
+    (folder / "templates.yaml").write_text(NUMBERS)
+    (folder / "card.json").write_text(json.dumps({"name": folder.name, "cluster": "Sums"}))
+    for split, rows in (("train", train), ("validation", validation), ("test", test)):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps({"n": n}) + "\n" for n in rows))
+    return folder

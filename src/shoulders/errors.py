@@ -7,6 +7,11 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, as far as it fits into one line of ours."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
 class UsageError(Exception):
     """What was asked for cannot be done; the message says why and what would work."""
 

@@ -13,35 +13,12 @@ from shoulders.evaluation.protocol import Scores, Skipped
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.soft_prompt import SoftPrompt
-from tiny import save_lm, tokenizer
-
-TEMPLATES = """
-templates:
-  a: !Template
-    answer_choices: "even ||| odd"
-    id: aaaaaaaa
-    jinja: "Is {{n}} even or odd? ||| {{answer_choices[n % 2]}}"
-    metadata: !TemplateMetadata {metrics: [Accuracy], original_task: true}
-    name: choose
-  b: !Template
-    answer_choices: null
-    id: bbbbbbbb
-    jinja: "After {{n}} comes ||| {{n + 1}}"
-    metadata: !TemplateMetadata {metrics: [Squad], original_task: true}
-    name: count
-"""
-SPLITS = {"train": range(12), "validation": range(12, 18), "test": range(18, 24)}
+from tiny import save_lm, save_numbers, tokenizer
 
 
 @pytest.fixture
 def suite(tmp_path):
-    place = tmp_path / "suite" / "numbers"
-    place.mkdir(parents=True)
-    (place / "templates.yaml").write_text(TEMPLATES)
-    (place / "card.json").write_text(json.dumps({"name": "numbers", "cluster": "Sums"}))
-    for split, rows in SPLITS.items():
-        (place / f"{split}.jsonl").write_text("".join(json.dumps({"n": n}) + "\n" for n in rows))
-    return place
+    return save_numbers(tmp_path / "suite" / "numbers", range(12), range(12, 18), range(18, 24))
 
 
 @pytest.fixture

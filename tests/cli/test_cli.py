@@ -17,33 +17,12 @@ from shoulders.errors import UsageError
 from shoulders.pipeline import Answering, answer
 from shoulders.records import Question
 from shoulders.scaffolds.base import Scaffold
-
-TEMPLATES = """
-templates:
-  a: !Template
-    answer_choices: "even ||| odd"
-    id: aaaaaaaa
-    jinja: "Is {{n}} even or odd? ||| {{answer_choices[n % 2]}}"
-    metadata: !TemplateMetadata {metrics: [Accuracy], original_task: true}
-    name: choose
-  b: !Template
-    answer_choices: null
-    id: bbbbbbbb
-    jinja: "After {{n}} comes ||| {{n + 1}}"
-    metadata: !TemplateMetadata {metrics: [Squad], original_task: true}
-    name: count
-"""
+from tiny import save_numbers
 
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory):
-    place = tmp_path_factory.mktemp("suite") / "numbers"
-    place.mkdir()
-    (place / "templates.yaml").write_text(TEMPLATES)
-    (place / "card.json").write_text(json.dumps({"name": "numbers", "cluster": "Sums"}))
-    for split, rows in (("train", range(40)), ("validation", range(40, 50)), ("test", range(50, 62))):
-        (place / f"{split}.jsonl").write_text("".join(json.dumps({"n": n}) + "\n" for n in rows))
-    return place
+    return save_numbers(tmp_path_factory.mktemp("suite") / "numbers", range(40), range(40, 50), range(50, 62))
 
 
 @pytest.fixture

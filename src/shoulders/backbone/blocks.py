@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -44,9 +44,7 @@ def block_config(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
             setattr(smaller, name, value[:layers])
         if "drop" in name and isinstance(value, float):
             setattr(smaller, name, 0.0)
-    changes: dict[str, Any] = {"num_hidden_layers": layers, "vocab_size": 1, "pad_token_id": None}
-    for name, value in changes.items():
-        setattr(smaller, name, value)
+    smaller.update({"num_hidden_layers": layers, "vocab_size": 1, "pad_token_id": None})
     return smaller
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from shoulders.backbone.memory import PassMemory
 from shoulders.backbone.passes import read
-from shoulders.errors import SourceNotFound
+from shoulders.errors import SourceNotFound, first_line
 
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # of states, relative
 
@@ -45,10 +45,9 @@ def _unfit(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise SourceNotFound(
             f"{type(model).__name__} does not run on vectors with a mask and a cache of keys and values, so it cannot "
-            f"serve as backbone ({reason})"
+            f"serve as backbone ({first_line(error)})"
         ) from error
 
 

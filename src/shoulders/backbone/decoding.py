@@ -96,7 +96,7 @@ def score(
     owners = [row for row, some in enumerate(continuations) for _ in some]
     flat = [ids for some in continuations for ids in some]
     longest = max((len(ids) for ids in flat), default=0)
-    at_once = max(1, positions_at_once // (memory.passes[0].cache.get_seq_length() + longest))
+    at_once = max(1, positions_at_once // (memory.passes[0].seen + longest))
     found: list[float] = []
     for start in range(0, len(flat), at_once):
         end = start + at_once

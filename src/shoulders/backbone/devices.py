@@ -3,7 +3,7 @@
 import torch
 from accelerate import Accelerator
 
-from shoulders.errors import UnknownName, UsageError
+from shoulders.errors import UnknownName, UsageError, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -19,9 +19,8 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built for the device
-        reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"backbone.device={name} cannot be used here ({reason}): 'auto' takes what there is"
+            f"backbone.device={name} cannot be used here ({first_line(error)}): 'auto' takes what there is"
         ) from error
 
 

@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shoulders.errors import CorruptFile, HubUnreachable, SaveFailed, SourceNotFound
+from shoulders.errors import CorruptFile, HubUnreachable, SaveFailed, SourceNotFound, first_line
 
 PACKAGE = "package:"
 
@@ -133,5 +133,4 @@ def hub_errors(name: str) -> Iterator[None]:
         offline = isinstance(error.__cause__, (OfflineModeIsEnabled, LocalEntryNotFoundError))
         if offline or isinstance(error, ConnectionError) or "connect to" in str(error):
             raise HubUnreachable(name) from error
-        first = str(error).strip().splitlines()[0]
-        raise SourceNotFound(f"{name!r} cannot be loaded: {first}") from error
+        raise SourceNotFound(f"{name!r} cannot be loaded: {first_line(error)}") from error

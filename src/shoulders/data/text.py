@@ -6,11 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import final
 
+from jaxtyping import Int
+from torch import Tensor
+
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.sources import hub_errors
 from shoulders.data.mixture import permuted
 from shoulders.data.readers import datasets_library
 from shoulders.errors import DataError, SourceNotFound
+from shoulders.records import Batch, LMInput
 
 PLAIN = (".txt", ".md")
 LINES = (".jsonl", ".jsonl.gz")
@@ -60,6 +64,12 @@ def held_out(documents: Sequence[str], one_in: int) -> tuple[list[str], list[str
         raise DataError("one document cannot be divided into training and development: name text.validation")
     rest = [text for number, text in enumerate(documents) if number % one_in]
     return rest, [text for number, text in enumerate(documents) if number % one_in == 0]
+
+
+def text_batch(ids: Int[Tensor, "B T"], lm: FrozenLM) -> Batch:
+    """Sequences whose every next token is to be predicted, T - 1 of each."""
+    ids = ids.to(lm.device)
+    return Batch(LMInput(lm.embed(ids[:, :-1]), None, (0,) * len(ids)), ids[:, 1:])
 
 
 @final

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.records import LMInput
+from shoulders.data.text import text_batch
+from shoulders.pipeline import POSITIONS_AT_ONCE
 from shoulders.scaffolds.base import Scaffold
-
-POSITIONS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +51,8 @@ class Perplexity:
 def perplexity(lm: FrozenLM, scaffold: Scaffold, sequences: Sequence[Sequence[int]]) -> Perplexity:
     """Perplexity of packed sequences of one length through a scaffold and the frozen model."""
     nats, size = 0.0, max(1, POSITIONS_AT_ONCE // (len(sequences[0]) + scaffold.length))
-    for part in torch.tensor(sequences).to(lm.device).split(size):
-        given = LMInput(lm.embed(part[:, :-1]), None, (0,) * len(part))
-        nats += lm.nll(scaffold.states(lm, given), part[:, 1:]).sum().item()
+    for part in torch.tensor(sequences).split(size):
+        batch = text_batch(part, lm)
+        nats += lm.nll(scaffold.states(lm, batch.given), batch.labels).sum().item()
     text_bytes = sum(len(lm.text(list(ids[1:])).encode()) for ids in sequences)
     return Perplexity(nats, sum(len(ids) - 1 for ids in sequences), text_bytes)

@@ -52,10 +52,11 @@ def job_of(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Tas
 
 def _text_job(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Job:
     plan = recipe.training
-    documents, _ = text_parts(recipe)
+    documents, others = text_parts(recipe)
     text = PackedText(documents, lm, recipe.text.length, plan.seed)
     source = TextSource(text, plan.batch_size, plan.positions_at_once, scaffold.length)
-    return Job(source, language_loss(lm, scaffold), lambda: -measure_text(recipe, lm, scaffold).perplexity)
+    measured = _sequences(recipe, lm, others)
+    return Job(source, language_loss(lm, scaffold), lambda: -perplexity(lm, scaffold, measured).perplexity)
 
 
 def text_parts(recipe: Recipe) -> tuple[list[str], list[str]]:
@@ -69,10 +70,15 @@ def text_parts(recipe: Recipe) -> tuple[list[str], list[str]]:
 def measure_text(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Perplexity:
     """Perplexity of a scaffold on the recipe's held-out text, the same sequences every time."""
     _, documents = text_parts(recipe)
+    return perplexity(lm, scaffold, _sequences(recipe, lm, documents))
+
+
+def _sequences(recipe: Recipe, lm: FrozenLM, documents: Sequence[str]) -> list[list[int]]:
+    """What is measured of a text: no document twice."""
     text = PackedText(documents, lm, recipe.text.length, seed=0)
     tokens = sum(len(lm.ids(document)) + 1 for document in documents)
     count = max(1, min(recipe.text.sequences, tokens // recipe.text.length))
-    return perplexity(lm, scaffold, [text.take() for _ in range(count)])
+    return [text.take() for _ in range(count)]
 
 
 def check_measurable(recipe: Recipe, plan: EvaluationPlan, lm: FrozenLM, tasks: Sequence[Task]) -> None:

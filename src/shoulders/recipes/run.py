@@ -1,6 +1,6 @@
 """A recipe from its first step to its measured scores."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,18 +114,19 @@ def result(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, scores: Scores, nam
     Args:
         name: where the scaffold lies; None for one that was never saved, and for the bare model.
     """
-    return {
-        **scores_as_json(scores),
-        "trained": trained_parameters(scaffold),
-        "scaffold": scaffold_measured(scaffold, name),
-        **provenance(recipe.as_json(), lm),
-    }
+    return _with_origin(scores_as_json(scores), recipe, lm, scaffold, name)
 
 
 def text_result(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, measured: Perplexity, name: str) -> dict[str, Any]:
     """As `result`, for a run on text."""
+    return _with_origin(measured.as_json(), recipe, lm, scaffold, name)
+
+
+def _with_origin(
+    numbers: Mapping[str, Any], recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, name: str | None
+) -> dict[str, Any]:
     return {
-        **measured.as_json(),
+        **numbers,
         "trained": trained_parameters(scaffold),
         "scaffold": scaffold_measured(scaffold, name),
         **provenance(recipe.as_json(), lm),

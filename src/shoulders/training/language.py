@@ -10,9 +10,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.text import PackedText
+from shoulders.data.text import PackedText, text_batch
 from shoulders.errors import UsageError
-from shoulders.records import LMInput
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.loop import LossOf
 
@@ -66,8 +65,7 @@ def language_loss(lm: FrozenLM, scaffold: Scaffold) -> LossOf[Int[Tensor, "B T"]
         )
 
     def loss(module: nn.Module, ids: Int[Tensor, "B T"]) -> Tensor:
-        ids = ids.to(lm.device)
-        given = LMInput(lm.embed(ids[:, :-1]), None, (0,) * len(ids))
-        return lm.nll(module(lm, given), ids[:, 1:]).sum()
+        batch = text_batch(ids, lm)
+        return lm.nll(module(lm, batch.given), batch.labels).sum()
 
     return loss
