@@ -2,8 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from shoulders.backbone import decoding
+from shoulders.backbone.choosing import Generated
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.batching import Encoded, by_length, encode, question_batch, truncated
 from shoulders.errors import ContextFull, UsageError
@@ -35,6 +41,50 @@ class Answering:
             raise UsageError(f"an answer of at most {self.longest} tokens is none: raise --longest (test.longest)")
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer, and how sure the model was of it.
+
+    Attributes:
+        text: what was generated.
+        log_probability: of its tokens and its end, summed, at temperature 1.
+        margin: the smallest lead, in log-probability, of a chosen token over the best other one.
+    """
+
+    text: str
+    log_probability: float
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How several answers to one question are drawn.
+
+    Attributes:
+        count: answers a question.
+        temperature: 1 follows the model's own distribution.
+        seed: of the draws. Those of a question depend on nothing else, and the first of many are those of few.
+    """
+
+    count: int = 16
+    temperature: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UsageError(f"{self.count} candidates are none: ask for at least 1 (evidence.count, --samples)")
+        if not 0 < self.temperature < float("inf"):
+            raise UsageError(
+                f"a temperature of {self.temperature} cannot be sampled at: it must be above 0, 1 is usual"
+            )
+
+    def draws(self, question: Question, longest: int) -> Float[Tensor, "N L"]:
+        """The numbers that decide the answers to a question, uniform on [0, 1)."""
+        digest = blake2b(f"{self.seed}/{question.whole}".encode(), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+        return torch.rand(self.count, longest, generator=generator, dtype=torch.float64)
+
+
 def answer(questions: Sequence[Question], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None) -> list[str]:
     """The greedy answer to each question.
 
@@ -42,14 +92,50 @@ def answer(questions: Sequence[Question], lm: FrozenLM, scaffold: Scaffold, how:
         UsageError: a question is empty.
         ContextFull: a question, the prompt and room for the answer do not fit the context.
     """
+    return [one.text for one in answered(questions, lm, scaffold, how)]
+
+
+def answered(
+    questions: Sequence[Question], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None
+) -> list[Answer]:
+    """As `answer`, with how sure the model was of each."""
     how = how or Answering()
     rows = [_fitting(question, lm, scaffold, how.longest, how) for question in questions]
-    answers = [""] * len(rows)
+    found: dict[int, Answer] = {}
     for group in _groups(rows, scaffold, how, [how.longest] * len(rows)):
         given = question_batch([rows[number] for number in group], lm, scaffold)
-        for number, ids in zip(group, decoding.generate(lm, scaffold, given, longest=how.longest), strict=True):
-            answers[number] = lm.text(ids).strip()
-    return answers
+        for number, one in zip(group, decoding.likeliest(lm, scaffold, given, longest=how.longest), strict=True):
+            found[number] = _as_text(one, lm)
+    return [found[number] for number in range(len(rows))]
+
+
+def sample(
+    questions: Sequence[Question],
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    sampling: Sampling,
+    how: Answering | None = None,
+) -> list[list[Answer]]:
+    """Several answers to each question, drawn from the model's distribution after one reading of the question.
+
+    Raises:
+        UsageError, ContextFull: as `answer`.
+    """
+    how = how or Answering()
+    rows = [_fitting(question, lm, scaffold, how.longest, how) for question in questions]
+    found: dict[int, list[Answer]] = {}
+    branches = [sampling.count * (len(row.ids) + scaffold.length + how.longest) for row in rows]
+    for group in _groups(rows, scaffold, how, branches):
+        given = question_batch([rows[number] for number in group], lm, scaffold)
+        draws = torch.stack([sampling.draws(questions[number], how.longest) for number in group])
+        several = decoding.sampled(lm, scaffold, given, draws, temperature=sampling.temperature)
+        for number, some in zip(group, several, strict=True):
+            found[number] = [_as_text(one, lm) for one in some]
+    return [found[number] for number in range(len(rows))]
+
+
+def _as_text(one: Generated, lm: FrozenLM) -> Answer:
+    return Answer(lm.text(one.ids).strip(), one.log_probability, one.margin)
 
 
 def rank(

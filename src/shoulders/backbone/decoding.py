@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from shoulders.backbone.choosing import Choice, Generated
 from shoulders.backbone.frozen import FrozenLM, pad_right
 from shoulders.backbone.memory import Memory
 from shoulders.records import IGNORE, LMInput
@@ -43,6 +44,8 @@ def generate(
     given: LMInput,
     *,
     longest: int,
+    branches: int = 1,
+    choice: Choice | None = None,
     streamer: BaseStreamer | None = None,
     **settings: Any,
 ) -> list[list[int]]:
@@ -50,11 +53,13 @@ def generate(
 
     Args:
         longest: tokens to generate at most.
+        branches: continuations of each row; they share its prefill and stand next to each other.
+        choice: chooses the tokens.
         streamer: is handed tokens as they come (one row only).
         settings: of transformers' GenerationConfig, e.g. do_sample, temperature, num_beams, num_return_sequences.
             Greedy by default. Several returned sequences of a row share its prefill and stand next to each other.
     """
-    rows = given.embeds.shape[0]
+    rows = given.embeds.shape[0] * branches
     decoder = _Decoder(lm, lambda part, memory: scaffold.states(lm, part, memory), given)
     # The loop only counts these: the texts themselves are in `given`.
     start = torch.full((rows, 1), lm.end, dtype=torch.long, device=lm.device)
@@ -70,9 +75,31 @@ def generate(
         attention_mask=torch.ones_like(start),
         generation_config=config,
         past_key_values=scaffold.memory(lm),
+        logits_processor=LogitsProcessorList([choice] if choice else []),
         streamer=streamer,
     )
     return [_until_end(row, lm.ends) for row in sequences[:, 1:].tolist()]
+
+
+def likeliest(lm: FrozenLM, scaffold: Reads, given: LMInput, *, longest: int) -> list[Generated]:
+    """The greedy continuation of each row, and how sure the model was of it."""
+    choice = Choice(lm.ends)
+    return choice.generated(generate(lm, scaffold, given, longest=longest, choice=choice))
+
+
+def sampled(
+    lm: FrozenLM, scaffold: Reads, given: LMInput, draws: Float[Tensor, "B N L"], *, temperature: float = 1.0
+) -> list[list[Generated]]:
+    """N continuations of each row of at most L tokens, from one reading of it.
+
+    Args:
+        draws: uniform on [0, 1): the same ones give the same continuations, whatever else is in the batch.
+        temperature: 1 follows the model's own distribution.
+    """
+    rows, count, longest = draws.shape
+    choice = Choice(lm.ends, draws.flatten(0, 1), temperature)
+    flat = choice.generated(generate(lm, scaffold, given, longest=longest, branches=count, choice=choice))
+    return [flat[row * count : (row + 1) * count] for row in range(rows)]
 
 
 @torch.inference_mode()

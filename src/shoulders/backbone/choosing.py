@@ -1,0 +1,89 @@
+"""How the next token is chosen, and how sure the model was of it: a step in transformers' generation loop."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import LogitsProcessor
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What was generated after one text.
+
+    Attributes:
+        ids: tokens, the end token left out.
+        log_probability: of these tokens and the end that followed, under the model at temperature 1.
+        margin: the smallest lead, in log-probability, that a chosen token had over the best other one; negative where a
+            sample was not the likeliest token.
+    """
+
+    ids: list[int]
+    log_probability: float
+    margin: float
+
+
+@final
+class Choice(LogitsProcessor):
+    """Chooses the likeliest token, or the one that a number drawn beforehand points at, and keeps account of it.
+
+    Draws are numbers and not a random generator's state: what is sampled for a text then depends on neither the device
+    nor on what else is in the batch.
+
+    Args:
+        ends: tokens that end a text; nothing is counted after one.
+        draws: uniform on [0, 1), one for each row and step; None for the likeliest tokens.
+        temperature: what logits are divided by before one is drawn.
+    """
+
+    def __init__(
+        self, ends: Sequence[int], draws: Float[Tensor, "N L"] | None = None, temperature: float = 1.0
+    ) -> None:
+        self.ends = torch.tensor(ends)
+        self.draws, self.temperature = draws, temperature
+        self.step = 0
+        self.open = torch.ones(1, dtype=torch.bool)
+        self.log_probability = self.margin = torch.zeros(1)
+
+    def __call__(self, input_ids: Int[Tensor, "N L"], scores: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:  # noqa: ARG002
+        """Scores that leave only the chosen tokens."""
+        if self.step == 0:
+            self._start(scores)
+        logits = scores.float()
+        total = logits.logsumexp(-1)
+        best = logits.topk(2)
+        chosen = best.indices[:, 0] if self.draws is None else self._drawn(logits, self.draws[:, self.step])
+        value = logits.gather(1, chosen[:, None])[:, 0]
+        first = chosen == best.indices[:, 0]
+        lead = value - torch.where(first, best.values[:, 1], best.values[:, 0])
+        self.log_probability = self.log_probability + torch.where(self.open, value - total, 0)
+        self.margin = torch.where(self.open, self.margin.minimum(lead), self.margin)
+        self.open = self.open & ~torch.isin(chosen, self.ends)
+        self.step += 1
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
+
+    def generated(self, rows: Sequence[list[int]]) -> list[Generated]:
+        """The rows that the loop returned, with what is known of each."""
+        return [
+            Generated(ids, log_probability, margin)
+            for ids, log_probability, margin in zip(
+                rows, self.log_probability.tolist(), self.margin.tolist(), strict=True
+            )
+        ]
+
+    def _start(self, scores: Float[Tensor, "N V"]) -> None:
+        rows, device = scores.shape[0], scores.device
+        self.ends = self.ends.to(device)
+        self.draws = None if self.draws is None else self.draws.to(device)
+        self.open = torch.ones(rows, dtype=torch.bool, device=device)
+        self.log_probability = torch.zeros(rows, device=device)
+        self.margin = torch.full((rows,), torch.inf, device=device)
+
+    def _drawn(self, logits: Float[Tensor, "N V"], draws: Float[Tensor, "N"]) -> Int[Tensor, "N"]:
+        """The token in whose share of the distribution each draw falls."""
+        sums = (logits / self.temperature).softmax(-1).double().cumsum(-1)
+        # Rounding leaves the last sum beside 1; a token without any share is never pointed at.
+        return torch.searchsorted(sums, (draws.double() * sums[:, -1])[:, None], right=True)[:, 0]

@@ -1,0 +1,110 @@
+import pytest
+import torch
+
+from shoulders.backbone.decoding import generate, likeliest, sampled, score
+from shoulders.data.batching import encode, question_batch
+from shoulders.errors import UsageError
+from shoulders.pipeline import Answering, Sampling, answered, sample
+from shoulders.records import Question
+from shoulders.scaffolds.base import Bare
+from shoulders.scaffolds.initialise import from_vocabulary
+from shoulders.scaffolds.recursion import Recursion, RecursionShape
+from shoulders.scaffolds.soft_prompt import SoftPrompt
+
+
+def given(lm, scaffold, questions):
+    return question_batch([encode(question, lm) for question in questions], lm, scaffold)
+
+
+def scaffolds(lm):
+    return [SoftPrompt(from_vocabulary(lm)(4)), Recursion(lm, RecursionShape(layers=1))]
+
+
+def test_the_likeliest_tokens_are_the_greedy_ones_with_their_own_probability(any_lm, questions):
+    for scaffold in scaffolds(any_lm):
+        read = given(any_lm, scaffold, questions)
+        found = likeliest(any_lm, scaffold, read, longest=6)
+        assert [one.ids for one in found] == generate(any_lm, scaffold, read, longest=6)
+        wanted = score(any_lm, scaffold, read, [[one.ids + [any_lm.end] * (len(one.ids) < 6)] for one in found])
+        for one, (value,) in zip(found, wanted, strict=True):
+            assert one.log_probability == pytest.approx(value, rel=1e-3, abs=1e-3)
+            assert one.margin > 0
+
+
+@torch.no_grad()
+def test_the_margin_is_the_smallest_lead_over_the_best_other_token(lm, questions):
+    scaffold = Bare()
+    read = given(lm, scaffold, questions[:1])
+    (one,) = likeliest(lm, scaffold, read, longest=3)
+    ids = torch.tensor([lm.ids(questions[0].text) + one.ids])
+    tops = lm.logits(lm.states(lm.embed(ids)))[0, -len(one.ids) - 1 :].log_softmax(-1).topk(2).values
+    leads = (tops[:, 0] - tops[:, 1])[:3]
+    assert one.margin == pytest.approx(leads.min().item(), rel=1e-3)
+
+
+def test_samples_follow_the_models_own_distribution(lm, questions):
+    """First tokens of many samples against the softmax of the logits, at two temperatures."""
+    prompt = SoftPrompt(from_vocabulary(lm)(4))
+    read = given(lm, prompt, questions[:1])
+    draws = torch.rand(1, 4000, 1)
+    for temperature in (1.0, 0.5):
+        with torch.no_grad():
+            wanted = (lm.logits(prompt.states(lm, read)[0, -1]) / temperature).softmax(-1)
+        (found,) = sampled(lm, prompt, read, draws, temperature=temperature)
+        counts = torch.zeros(lm.vocabulary)
+        for one in found:
+            counts[one.ids[0] if one.ids else lm.end] += 1
+        for half in wanted.argsort().chunk(2):
+            share = wanted[half].sum().item()
+            assert counts[half].sum().item() / 4000 == pytest.approx(share, abs=4 * (share * (1 - share) / 4000) ** 0.5)
+        assert counts[wanted.argmax()] > 4000 * wanted.mean()
+
+
+def test_what_is_sampled_for_a_question_depends_on_no_other(any_lm, questions):
+    for scaffold in scaffolds(any_lm):
+        how = Answering(longest=5)
+        together = sample(questions, any_lm, scaffold, Sampling(6), how)
+        for question, wanted in zip(questions, together, strict=True):
+            (alone,) = sample([question], any_lm, scaffold, Sampling(6), how)
+            (few,) = sample([question], any_lm, scaffold, Sampling(2), how)
+            assert [one.text for one in alone] == [one.text for one in wanted]
+            assert [one.text for one in few] == [one.text for one in wanted[:2]]
+        other = sample(questions, any_lm, scaffold, Sampling(6, seed=1), how)
+        assert [[one.text for one in some] for some in other] != [[one.text for one in some] for some in together]
+
+
+def test_a_sample_has_the_probability_that_the_model_gives_it(any_lm, questions):
+    scaffold = SoftPrompt(from_vocabulary(any_lm)(4))
+    read = given(any_lm, scaffold, questions)
+    found = sampled(any_lm, scaffold, read, torch.rand(len(questions), 5, 4), temperature=0.7)
+    ids = [[one.ids + [any_lm.end] * (len(one.ids) < 4) for one in some] for some in found]
+    for some, wanted in zip(found, score(any_lm, scaffold, read, ids), strict=True):
+        assert [one.log_probability for one in some] == pytest.approx(wanted, rel=1e-3, abs=1e-3)
+
+
+def test_a_sample_that_is_not_the_likeliest_has_a_negative_margin(lm, questions):
+    scaffold = SoftPrompt(from_vocabulary(lm)(4))
+    (some,) = sampled(lm, scaffold, given(lm, scaffold, questions[:1]), torch.rand(1, 50, 3))
+    (best,) = likeliest(lm, scaffold, given(lm, scaffold, questions[:1]), longest=3)
+    assert all((one.margin > 0) == (one.ids == best.ids) for one in some)
+    assert any(one.margin < 0 for one in some)
+
+
+def test_a_low_temperature_is_the_greedy_answer(lm, questions):
+    scaffold = SoftPrompt(from_vocabulary(lm)(4))
+    greedy = answered(questions, lm, scaffold, Answering(longest=4))
+    cold = sample(questions, lm, scaffold, Sampling(3, temperature=1e-4), Answering(longest=4))
+    assert [[one.text for one in some] for some in cold] == [[one.text] * 3 for one in greedy]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"count": 0}, "0 candidates are none"), ({"temperature": 0.0}, "temperature of 0.0")]
+)
+def test_sampling_that_makes_no_sense_is_refused(wrong, message):
+    with pytest.raises(UsageError, match=message):
+        Sampling(**wrong)
+
+
+def test_no_question_no_answer(lm):
+    assert sample([], lm, Bare(), Sampling(2)) == []
+    assert answered([Question("Two plus two is")], lm, Bare(), Answering(longest=1))[0].log_probability < 0
