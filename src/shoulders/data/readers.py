@@ -4,24 +4,25 @@ A suite is named by one text:
 
     bundled                              facts about the world, shipped with the package
     PATH                                 a task folder (card.json, templates.yaml, SPLIT.jsonl[.gz]) or a folder of them
+    qa:PATH/NAME,...                     questions and answers: NAME.train.jsonl[.gz], NAME.dev.jsonl, NAME.test.jsonl
     p3:super_glue_rte,ag_news            data sets of bigscience/P3, all wordings of each
     hub:PATH[:CONFIG]@templates.yaml     a Hugging Face data set, rendered by a PromptSource file
 """
 
-import gzip
 import importlib
 import importlib.resources
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 from shoulders.backbone.sources import hub_errors
+from shoulders.data.lines import read_json_lines
 from shoulders.data.p3 import OTHER, cluster_of, metrics_of
+from shoulders.data.questions import question_task
 from shoulders.data.tasks import DEV, TEST, TRAIN, Record, RenderedTask, Task, TemplatedTask
 from shoulders.data.templates import Template, read_templates
-from shoulders.errors import DataError, SourceNotFound, UnknownName
+from shoulders.errors import SourceNotFound, UnknownName
 from shoulders.files import read_json
 
 P3 = "bigscience/P3"
@@ -36,6 +37,9 @@ def open_suite(source: str, names: Sequence[str] = ()) -> list[Task]:
     """
     if source.startswith("p3:"):
         return [p3_task(name) for name in _chosen(names, source.removeprefix("p3:").split(","), source)]
+    if source.startswith("qa:"):
+        found = {Path(prefix).name: prefix for prefix in source.removeprefix("qa:").split(",")}
+        return [question_task(found[name]) for name in _chosen(names, list(found), source)]
     if source.startswith("hub:"):
         spec = source.removeprefix("hub:")
         _chosen(names, [hub_name(spec)], source)
@@ -44,7 +48,7 @@ def open_suite(source: str, names: Sequence[str] = ()) -> list[Task]:
     if not folder.is_dir():
         meant = f" (did you mean {BUNDLED!r}?)" if get_close_matches(source, [BUNDLED]) else ""
         raise SourceNotFound(
-            f"there is no suite folder {source!r}{meant}: name a folder, {BUNDLED!r}, 'p3:...' or 'hub:...'"
+            f"there is no suite folder {source!r}{meant}: name a folder, {BUNDLED!r}, 'qa:...', 'p3:...' or 'hub:...'"
         )
     found = {path.parent.name: path.parent for path in sorted(folder.glob("*/templates.yaml"))}
     if (folder / "templates.yaml").exists():
@@ -144,28 +148,3 @@ def _read_split(folder: Path, split: str) -> list[Record] | None:
         if (folder / name).exists():
             return list(read_json_lines(folder / name))
     return None
-
-
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON Lines file, gzip-compressed if its name ends in .gz.
-
-    Raises:
-        DataError: a line that is not a JSON object, with file and line number.
-    """
-    opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opener(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                number += 1
-                if line.strip():
-                    yield _object(line)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path}, line {number}: {error}") from error
-
-
-def _object(line: str) -> dict[str, Any]:
-    value = json.loads(line)
-    if not isinstance(value, dict):
-        raise ValueError(f"not a JSON object but {type(value).__name__}")
-    return value

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from shoulders.errors import UnknownName
-from shoulders.recipes import paper, small
+from shoulders.recipes import closed_book, paper, small
 from shoulders.recipes.recipe import Recipe
 
 MAKERS: tuple[Callable[[], Recipe], ...] = (
@@ -13,6 +13,10 @@ MAKERS: tuple[Callable[[], Recipe], ...] = (
     small.suite_input_prompt,
     small.bundled_recursion,
     small.text_recursion,
+    closed_book.closed_book,
+    closed_book.connector_lm,
+    closed_book.lm_connector,
+    closed_book.lm_connector_lm,
     paper.paper_prompt_tuning,
     paper.paper_idpt,
     paper.paper_recursion,
