@@ -18,7 +18,7 @@ def closed_book() -> Recipe:
     """Prompt tuning, a single pass: p1 of textual recursion, and what recursion is compared with."""
     return Recipe(
         name="closed_book",
-        about="prompt tuning of SmolLM2-135M on closed-book questions (suite.source=qa:PATH/NAME); also p1 of recursion",
+        about="prompt tuning of SmolLM2-135M on questions (suite.source=qa:PATH/NAME); also p1 of recursion",
         backbone=BACKBONE,
         scaffold=ScaffoldChoice(kind="soft_prompt", length=16),
         suite=SuiteChoice(source="qa:questions", lengths=Lengths(input=128, target=32)),
