@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.cli.common import BARE, origin_of, scaffold_folder
+from shoulders.cli.common import BARE, origin_of
 from shoulders.cli.show import console, errors, quiet_libraries, say
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.pipeline import Answering, answer, rank
+from shoulders.recipes.folders import scaffold_folder
 from shoulders.records import Question
 from shoulders.scaffolds.base import Bare, Scaffold
 

@@ -5,31 +5,19 @@ from pathlib import Path
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import UsageError
-from shoulders.files import recovered
 from shoulders.recipes.build import load_backbone
+from shoulders.recipes.evidence import BARE
 from shoulders.recipes.recipe import BackboneChoice, Recipe, read_recipe, recipe_from_json, with_overrides
 from shoulders.recipes.registry import recipe_named
-from shoulders.recipes.run import BEST
 from shoulders.recipes.shapes import SHAPE
 from shoulders.scaffolds.base import Bare, Scaffold
-from shoulders.scaffolds.storage import CONFIG, Origin, read_origin
-
-BARE = "bare"
+from shoulders.scaffolds.storage import Origin, read_origin
 
 
 def find_recipe(name: str, overrides: Sequence[str]) -> Recipe:
     """A named recipe, or one kept in a JSON file, with its overrides."""
     recipe = read_recipe(Path(name)) if name.endswith(".json") else recipe_named(name)
     return with_overrides(recipe, overrides)
-
-
-def scaffold_folder(name: str) -> str:
-    """A run's folder stands for its best scaffold."""
-    folder = Path(name)
-    if (folder / CONFIG).exists():
-        return name
-    inner = recovered(folder / BEST)
-    return str(inner) if (inner / CONFIG).exists() else name
 
 
 def recipe_of(name: str, recipe: str | None, overrides: Sequence[str]) -> Recipe:

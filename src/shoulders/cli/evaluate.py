@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from shoulders.cli.common import BARE, load_both, recipe_of, scaffold_folder
+from shoulders.cli.common import BARE, load_both, recipe_of
 from shoulders.cli.show import console, measuring, print_skipped, quiet_libraries, scores_table
 from shoulders.files import write_json
+from shoulders.recipes.folders import scaffold_folder
 from shoulders.recipes.jobs import measure
 from shoulders.recipes.run import result
 

@@ -124,6 +124,27 @@ def report(
 
 
 @app.command()
+def sample(
+    scaffold: Annotated[str, typer.Argument(help="a scaffold's folder or hub name, or 'bare' for the model alone")],
+    overrides: Overrides = None,
+    samples: Annotated[str, typer.Option(help="numbers of samples to give recall for")] = "1,8,16,64",
+    recipe: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="recipe that names suite and backbone [default: the scaffold's own]"),
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option(help="write recall and provenance to this JSON file")] = None,  # noqa: UP045
+) -> None:
+    """How often a right answer is among so many that the model samples: what textual recursion can hope for.
+
+    Questions are those of the recipe's `test`; how they are sampled is its `evidence` (temperature, longest, seed), and
+    `evidence.store=FILE` keeps the samples for a textual recursion over the same scaffold.
+    """
+    from shoulders.cli.sample import run
+
+    run(scaffold, overrides or [], recipe, samples, out)
+
+
+@app.command()
 def recipes(
     name: Annotated[Optional[str], typer.Argument(help="show all values of this one", show_default=False)] = None,  # noqa: UP045
 ) -> None:

@@ -1,12 +1,13 @@
 """From examples to tensors: token ids, where a prompt goes, and micro-batches that spend nothing on padding."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, final
 
 import torch
 
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.evidence import FOLDS, Evidence, fold_of, with_evidence
 from shoulders.data.mixture import Mixture
 from shoulders.errors import DataError, TemplateFailed, UsageError
 from shoulders.records import IGNORE, Batch, Example, LMInput, Question
@@ -71,12 +72,20 @@ class Stream:
     """
 
     def __init__(
-        self, mixture: Mixture, lm: FrozenLM, *, lengths: Lengths, prompt_length: int, position: int = 0
+        self,
+        mixture: Mixture,
+        lm: FrozenLM,
+        *,
+        lengths: Lengths,
+        prompt_length: int,
+        position: int = 0,
+        evidence: Evidence | None = None,
+        fold: str = "",
     ) -> None:
-        self.mixture, self.lm, self.lengths = mixture, lm, lengths
+        self.mixture, self.lm, self.lengths, self.evidence, self.fold = mixture, lm, lengths, evidence, fold
         self.room = lm.context - prompt_length
         self.position = position
-        self.counts = {"discarded": 0, "truncated": 0, "not meant": 0, "template failed": 0}
+        self.counts = {"discarded": 0, "truncated": 0, "not meant": 0, "template failed": 0, "of the other fold": 0}
         self._first_failure: TemplateFailed | None = None
 
     def take(self, wanted: int) -> list[Encoded]:
@@ -89,13 +98,25 @@ class Stream:
         rows: list[Encoded] = []
         since = 0
         while len(rows) < wanted:
-            row = self._usable(self._rendered())
-            since = 0 if row else since + 1
-            if row:
-                rows.append(row)
-            elif since > len(self.mixture):
+            examples = [self._rendered() for _ in range(wanted - len(rows))]
+            found = [row for example in self._evident(examples) if (row := self._usable(example))]
+            rows += found
+            since = 0 if found else since + len(examples)
+            if since > len(self.mixture):
                 raise self._nothing()
         return rows
+
+    def _evident(self, examples: Sequence[Example | None]) -> list[Example]:
+        """The examples that there are, with their evidence, found for all of a fold at once."""
+        there = [example for example in examples if example is not None]
+        if self.evidence is None:
+            return there
+        found: dict[int, Question] = {}
+        for fold in FOLDS:
+            numbers = [number for number, example in enumerate(there) if fold_of(example) == fold]
+            questions = with_evidence([there[number].question for number in numbers], self.evidence, fold)
+            found.update(zip(numbers, questions, strict=True))
+        return [replace(example, question=found[number]) for number, example in enumerate(there)]
 
     def _rendered(self) -> Example | None:
         """The example at the position, which moves on."""
@@ -110,6 +131,9 @@ class Stream:
             return None
         if example is None:
             self.counts["not meant"] += 1
+        elif self.fold and fold_of(example) != self.fold:
+            self.counts["of the other fold"] += 1
+            return None
         return example
 
     def _nothing(self) -> DataError:
@@ -122,9 +146,7 @@ class Stream:
             )
         return DataError(f"no example can be used ({left_out}); the first: {self._first_failure}")
 
-    def _usable(self, example: Example | None) -> Encoded | None:
-        if example is None:
-            return None
+    def _usable(self, example: Example) -> Encoded | None:
         row = encode(example.question, self.lm, example.target)
         room = self.room - len(row.target)
         if len(row.ids) > self.lengths.input or len(row.target) > self.lengths.target or room < 1:

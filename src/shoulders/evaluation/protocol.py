@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from statistics import mean, median
 
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.evidence import Evidence, with_evidence
 from shoulders.data.mixture import permuted
 from shoulders.data.tasks import DEV, Task, check_wordings
 from shoulders.errors import DataError, TemplateFailed, UnknownName, UsageError
@@ -171,6 +172,7 @@ def evaluate(
     scaffold: Scaffold,
     plan: EvaluationPlan,
     *,
+    evidence: Evidence | None = None,
     without: Sequence[str] = (),
     skip_failing: bool = False,
     on_done: OnDone = lambda _done, _all: None,
@@ -178,6 +180,7 @@ def evaluate(
     """Scores of a scaffold on the tasks.
 
     Args:
+        evidence: what is put before, or after, each question.
         without: wordings to leave out, as "task/wording".
         skip_failing: leave out and count examples whose template fails, instead of stopping.
 
@@ -188,7 +191,7 @@ def evaluate(
     chosen = chosen_examples(tasks, plan, without, skip_failing=skip_failing)
     flat = [example for one in chosen.asked for example in one.examples]
     cut: list[Question] = []
-    texts = _predictions(flat, lm, scaffold, plan, on_done, cut.append)
+    texts = _predictions(flat, lm, scaffold, plan, evidence, on_done, cut.append)
     scores, start = [], 0
     for one in chosen.asked:
         metrics = metrics_for(one.task.metrics(one.wording), choices=one.examples[0].choices is not None)
@@ -265,6 +268,7 @@ def _predictions(
     lm: FrozenLM,
     scaffold: Scaffold,
     plan: EvaluationPlan,
+    evidence: Evidence | None,
     on_done: OnDone,
     on_cut: Callable[[Question], None],
 ) -> list[str]:
@@ -276,13 +280,15 @@ def _predictions(
     generated = [number for number, example in enumerate(examples) if example.choices is None]
     for numbers in _chunks(ranked):
         choices = [examples[number].choices or () for number in numbers]
-        scores = rank([examples[number].question for number in numbers], choices, lm, scaffold, how)
+        questions = with_evidence([examples[number].question for number in numbers], evidence)
+        scores = rank(questions, choices, lm, scaffold, how)
         for number, options, values in zip(numbers, choices, scores, strict=True):
             texts[number] = options[values.index(max(values))]
         done += len(numbers)
         on_done(done, len(examples))
     for numbers in _chunks(generated):
-        found = answer([examples[number].question for number in numbers], lm, scaffold, how)
+        questions = with_evidence([examples[number].question for number in numbers], evidence)
+        found = answer(questions, lm, scaffold, how)
         for number, text in zip(numbers, found, strict=True):
             texts[number] = text
         done += len(numbers)

@@ -13,6 +13,7 @@ from shoulders.evaluation.metrics import METRICS
 from shoulders.evaluation.protocol import Scores, WordingScore
 from shoulders.evaluation.statistics import Measured, average_interval
 from shoulders.files import read_json
+from shoulders.records import Example
 
 RESULTS = "results.json"
 SAMPLES = 2  # predictions of each wording that are kept to be looked at
@@ -42,7 +43,9 @@ def scores_as_json(scores: Scores) -> dict[str, Any]:
         "average": scores.average,
         "average_interval": [interval.low, interval.high],
         "examples": scores.examples,
-        "examples_hash": _hash(scores),
+        "examples_hash": examples_hash(
+            (row.task, row.wording, prediction.example) for row in scores.wordings for prediction in row.predictions
+        ),
         "clusters": scores.clusters,
         "tasks": scores.tasks,
         "wordings": [_wording(row) for row in scores.wordings],
@@ -60,13 +63,11 @@ def metrics_of_tasks(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     return {task: ", ".join(names) for task, names in found.items()}
 
 
-def _hash(scores: Scores) -> str:
-    """Of what was asked: two results with the same one were measured on the same examples in the same wordings."""
+def examples_hash(examples: Iterable[tuple[str, str, Example]]) -> str:
+    """Of what was asked, by task and wording: results with the same one were measured on the same examples."""
     digest = hashlib.sha256()
-    for row in scores.wordings:
-        for prediction in row.predictions:
-            example = prediction.example
-            digest.update(json.dumps([row.task, row.wording, example.question.whole, example.target]).encode())
+    for task, wording, example in examples:
+        digest.update(json.dumps([task, wording, example.question.whole, example.target]).encode())
     return digest.hexdigest()
 
 

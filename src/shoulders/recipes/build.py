@@ -8,6 +8,7 @@ import torch
 from shoulders.backbone.encoder import Encoder, FrozenEncoder, embedding_norm
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.batching import Stream
+from shoulders.data.evidence import Evidence
 from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
 from shoulders.data.tasks import TRAIN, Task, class_labels
@@ -101,7 +102,9 @@ def load_tasks(choice: SuiteChoice) -> list[Task]:
     return open_suite(choice.source, choice.tasks)
 
 
-def example_source(recipe: Recipe, tasks: Sequence[Task], lm: FrozenLM, scaffold: Scaffold) -> ExampleSource:
+def example_source(
+    recipe: Recipe, tasks: Sequence[Task], lm: FrozenLM, scaffold: Scaffold, evidence: Evidence | None
+) -> ExampleSource:
     """The training examples of a recipe, in their order."""
     suite, plan = recipe.suite, recipe.training
     mixture = Mixture(
@@ -113,5 +116,7 @@ def example_source(recipe: Recipe, tasks: Sequence[Task], lm: FrozenLM, scaffold
         original_only=suite.original_only,
         skip_failing=suite.skip_failing,
     )
-    stream = Stream(mixture, lm, lengths=suite.lengths, prompt_length=scaffold.length)
+    stream = Stream(
+        mixture, lm, lengths=suite.lengths, prompt_length=scaffold.length, evidence=evidence, fold=suite.fold
+    )
     return ExampleSource(stream, plan.batch_size, plan.positions_at_once, scaffold.length)

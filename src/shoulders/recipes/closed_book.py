@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from shoulders.data.batching import Lengths
 from shoulders.evaluation.protocol import EvaluationPlan
-from shoulders.recipes.recipe import Recipe, ScaffoldChoice, SuiteChoice
+from shoulders.recipes.recipe import EvidenceChoice, Recipe, ScaffoldChoice, SuiteChoice
 from shoulders.recipes.small import BACKBONE
 from shoulders.scaffolds.recursion import RecursionShape
 from shoulders.training.plan import TrainPlan
@@ -52,6 +52,18 @@ def lm_connector() -> Recipe:
     """One pass with the same trained parameters after it (table 6)."""
     shape = RecursionShape(passes=1, after=True, residual=True)
     return _recursion("lm_connector", "one pass with a Connector after it", shape)
+
+
+def textual_recursion() -> Recipe:
+    """p2 of textual recursion: prompt tuning with 16 sampled candidates after the question (table 5)."""
+    base = closed_book()
+    return replace(
+        base,
+        name="textual_recursion",
+        about="textual recursion of SmolLM2-135M: prompt tuning over candidates sampled under evidence.scaffold=RUN",
+        evidence=EvidenceChoice(kind="candidates", store="runs/candidates.sqlite"),
+        suite=replace(base.suite, lengths=Lengths(input=384, target=32)),
+    )
 
 
 def _recursion(name: str, what: str, shape: RecursionShape) -> Recipe:

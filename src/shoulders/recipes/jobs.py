@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.evidence import Evidence
 from shoulders.data.tasks import Task, check_placement
 from shoulders.data.text import PackedText, held_out, open_text
 from shoulders.evaluation.perplexity import Perplexity, perplexity
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen_examples, evaluate
 from shoulders.recipes.build import example_source, load_tasks
+from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.recipe import Recipe
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.language import TextSource, language_loss
@@ -43,10 +45,11 @@ def job_of(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Tas
         return _text_job(recipe, lm, scaffold)
     check_placement(tasks, recipe.scaffold.placement)
     check_measurable(recipe, recipe.development, lm, tasks)
+    evidence = new_evidence(recipe.evidence, lm)
     return Job(
-        example_source(recipe, tasks, lm, scaffold),
+        example_source(recipe, tasks, lm, scaffold, evidence),
         scaffold_loss(lm, scaffold),
-        lambda: measure(recipe, lm, scaffold, recipe.development, tasks, on_done).average,
+        lambda: measure(recipe, lm, scaffold, recipe.development, tasks, on_done, evidence).average,
     )
 
 
@@ -103,10 +106,18 @@ def measure(
     plan: EvaluationPlan,
     tasks: Sequence[Task] | None = None,
     on_done: OnDone = lambda _done, _all: None,
+    evidence: Evidence | None = None,
 ) -> Scores:
-    """Scores of a scaffold on the recipe's suite."""
+    """Scores of a scaffold on the recipe's suite, with its evidence (or the same, if it is at hand already)."""
     tasks = tasks_of(recipe) if tasks is None else tasks
     suite = recipe.suite
     return evaluate(
-        tasks, lm, scaffold, plan, without=suite.without_templates, skip_failing=suite.skip_failing, on_done=on_done
+        tasks,
+        lm,
+        scaffold,
+        plan,
+        evidence=evidence or new_evidence(recipe.evidence, lm),
+        without=suite.without_templates,
+        skip_failing=suite.skip_failing,
+        on_done=on_done,
     )

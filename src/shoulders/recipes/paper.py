@@ -7,7 +7,7 @@ training (`backbone.name=...`).
 from dataclasses import replace
 
 from shoulders.evaluation.protocol import EvaluationPlan
-from shoulders.recipes.recipe import BackboneChoice, Recipe, ScaffoldChoice, SuiteChoice
+from shoulders.recipes.recipe import BackboneChoice, EvidenceChoice, Recipe, ScaffoldChoice, SuiteChoice
 from shoulders.scaffolds.recursion import RecursionShape
 from shoulders.training.plan import TrainPlan
 
@@ -71,15 +71,37 @@ def paper_idpt() -> Recipe:
     )
 
 
+def paper_closed_book() -> Recipe:
+    """Prompt tuning on closed-book Natural Questions: the single pass of table 4, figure 6, and p1 of table 5."""
+    base = paper_prompt_tuning()
+    return replace(
+        base,
+        name="paper_closed_book",
+        about="prompt tuning on closed-book NQ as in the paper, section 4.1: table 4's first row, and p1 of table 5",
+        scaffold=ScaffoldChoice(kind="soft_prompt"),  # 4.1 gives no length; Lester et al. 2021: 100
+        suite=SuiteChoice(source="hub:nq_open@templates.yaml"),
+        training=replace(base.training, steps=100_000),  # where it has converged (figure 6)
+    )
+
+
+def paper_textual_recursion() -> Recipe:
+    """p2 of textual recursion on closed-book Natural Questions: tables 4 and 5, figure 5b."""
+    return replace(
+        paper_closed_book(),
+        name="paper_textual_recursion",
+        about="p2 of textual recursion on closed-book NQ as in the paper, section 4.1 (evidence.scaffold: p1's run)",
+        evidence=EvidenceChoice(kind="candidates", count=16, longest=32),  # the best of {1, 8, 16, 64} (table 5)
+    )
+
+
 def paper_recursion() -> Recipe:
     """LM-Connector-LM on closed-book Natural Questions: tables 4 and 6, figure 5c."""
-    base = paper_prompt_tuning()
+    base = paper_closed_book()
     return replace(
         base,
         name="paper_recursion",
         about="LM-Connector-LM on closed-book NQ as in the paper, section 4.2: the last rows of tables 4 and 6",
         scaffold=ScaffoldChoice(kind="recursion", recursion=RecursionShape(passes=2, layers=2)),
-        suite=SuiteChoice(source="hub:nq_open@templates.yaml"),
         training=replace(
             base.training,
             steps=100_000,  # table 4; 10,000 in table 6

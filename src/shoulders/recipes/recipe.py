@@ -11,10 +11,12 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from shoulders.data.batching import Lengths
+from shoulders.data.evidence import check_fold
 from shoulders.data.mixture import CAP
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.files import read_json
+from shoulders.pipeline import Sampling
 from shoulders.scaffolds.recursion import RecursionShape
 from shoulders.scaffolds.weaving import Placement
 from shoulders.training.plan import TrainPlan
@@ -22,6 +24,7 @@ from shoulders.training.plan import TrainPlan
 SCAFFOLDS = ("bare", "soft_prompt", "input_prompt", "recursion")
 INNER = SCAFFOLDS[:3]
 INITS = ("vocabulary", "text", "labels", "normal")
+EVIDENCE = ("", "candidates")
 SELF = "self"  # the language model as its own encoder
 
 
@@ -100,6 +103,7 @@ class SuiteChoice:
         cap: training examples of a data set before it is capped.
         lengths: longest input and target in tokens; longer training examples are discarded.
         skip_failing: leave out and count examples whose template fails, instead of stopping.
+        fold: train on this half of the examples only, "a" or "b" (for cross-fitting).
     """
 
     source: str = "bundled"
@@ -109,10 +113,47 @@ class SuiteChoice:
     cap: int = CAP
     lengths: Lengths = field(default_factory=Lengths)
     skip_failing: bool = False
+    fold: str = ""
 
     def __post_init__(self) -> None:
         if self.cap < 1:
             raise UsageError(f"suite.cap is {self.cap}: it must be at least 1, and {CAP} is the paper's")
+        check_fold(self.fold)
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceChoice:
+    """What is put before, or after, each question as text.
+
+    Attributes:
+        kind: "candidates": answers that the frozen model sampled itself (textual recursion); empty: nothing.
+        scaffold: run, folder or hub name of the first prompt p1 that they are sampled under; "bare" for none.
+        across: two more, trained with suite.fold=a and suite.fold=b: questions of either half of the training examples
+            get the candidates of the prompt that was trained on the other half. The paper does not say that it did so.
+        count: answers sampled for a question (the paper: 1, 8, 16, 64).
+        temperature: they are sampled at.
+        longest: tokens of one at most.
+        seed: of the samples.
+        before: list them before the question instead of after it.
+        store: file that keeps them for other epochs, runs and measurements; empty: kept for this run only.
+    """
+
+    kind: str = ""
+    scaffold: str = ""
+    across: tuple[str, ...] = ()
+    count: int = 16
+    temperature: float = 1.0
+    longest: int = 16
+    seed: int = 0
+    before: bool = False
+    store: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in EVIDENCE:
+            raise UnknownName("evidence.kind", self.kind, EVIDENCE)
+        Sampling(self.count, self.temperature, self.seed)
+        if self.longest < 1:
+            raise UsageError(f"evidence.longest is {self.longest}: a candidate has at least 1 token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +193,7 @@ class Recipe:
     backbone: BackboneChoice = field(default_factory=BackboneChoice)
     scaffold: ScaffoldChoice = field(default_factory=ScaffoldChoice)
     suite: SuiteChoice = field(default_factory=SuiteChoice)
+    evidence: EvidenceChoice = field(default_factory=EvidenceChoice)
     text: TextChoice = field(default_factory=TextChoice)
     training: TrainPlan = field(default_factory=TrainPlan)
     development: EvaluationPlan = field(default_factory=EvaluationPlan)

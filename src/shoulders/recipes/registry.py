@@ -17,8 +17,11 @@ MAKERS: tuple[Callable[[], Recipe], ...] = (
     closed_book.connector_lm,
     closed_book.lm_connector,
     closed_book.lm_connector_lm,
+    closed_book.textual_recursion,
     paper.paper_prompt_tuning,
     paper.paper_idpt,
+    paper.paper_closed_book,
+    paper.paper_textual_recursion,
     paper.paper_recursion,
 )
 

@@ -17,14 +17,13 @@ from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.evaluation.results import scores_as_json
 from shoulders.files import write_json
 from shoulders.recipes.build import new_scaffold
+from shoulders.recipes.folders import BEST, CHECKPOINTS, RECIPE
 from shoulders.recipes.jobs import job_of, tasks_of
 from shoulders.recipes.recipe import Recipe, read_recipe
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.checkpoint import Progress, checkpoints
 from shoulders.training.log import RunLog
 from shoulders.training.loop import Hooks, OnStep, Step, fit
-
-RECIPE, CHECKPOINTS, BEST = "recipe.json", "checkpoints", "best"
 
 
 @dataclass(frozen=True, slots=True)

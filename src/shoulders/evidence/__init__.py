@@ -1,0 +1,1 @@
+"""Sources of evidence: text that is put before, or after, a question."""

@@ -1,0 +1,113 @@
+"""Textual recursion: answers that the frozen model sampled itself, as evidence for its second pass."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, final
+
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.evidence import Passage
+from shoulders.errors import UsageError
+from shoulders.evidence.store import AnswerStore
+from shoulders.pipeline import Answer, Answering, Sampling, sample
+from shoulders.records import Question
+from shoulders.scaffolds.base import Scaffold
+
+HEADING, ANSWER = "Candidates:", "Answer:"
+
+
+class Sampler(Protocol):
+    """What answers are sampled from."""
+
+    def samples(self, questions: Sequence[Question], count: int) -> list[list[Answer]]:
+        """So many answers to each question, in the order in which they were drawn."""
+        ...
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FirstPass:
+    """The frozen model under the prompt p1 of textual recursion. Source: the paper, section 4.1.
+
+    Attributes:
+        sampling: temperature and seed; its count is not used.
+        store: where answers are kept; what is there already is not drawn again.
+        name: that the answers are kept under: they depend on backbone and prompt.
+    """
+
+    lm: FrozenLM
+    scaffold: Scaffold
+    sampling: Sampling
+    how: Answering
+    store: AnswerStore
+    name: str
+
+    def samples(self, questions: Sequence[Question], count: int) -> list[list[Answer]]:
+        """Answers, drawn after one reading of each question."""
+        keys = [f"{self.name}/{question.whole}" for question in questions]
+        missing = {key: q for key, q in zip(keys, questions, strict=True) if len(self.store.get(key)) < count}
+        drawn = sample(list(missing.values()), self.lm, self.scaffold, replace(self.sampling, count=count), self.how)
+        self.store.put(dict(zip(missing, drawn, strict=True)))
+        return [self.store.get(key)[:count] for key in keys]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """An evidence source: sampled answers, each once, ordered by the model's own probability.
+
+    Attributes:
+        sampler: p1.
+        count: answers drawn for a question, before those that say the same are put together.
+        across: for cross-fitting, the sampler of each fold that was trained on the other one.
+        before: write the list before the question instead of after it, where the paper has it.
+    """
+
+    sampler: Sampler
+    count: int
+    across: Mapping[str, Sampler]
+    before: bool = False
+
+    def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:
+        """Candidates of each question.
+
+        Raises:
+            UsageError: no question has one: all samples are empty.
+        """
+        sampler = self.across.get(fold, self.sampler)
+        found = [merged(some) for some in sampler.samples(questions, self.count)]
+        if questions and not any(found):
+            raise UsageError(
+                f"all {self.count} candidates of {len(questions)} questions are empty: train the first prompt longer, "
+                "lower evidence.temperature, or raise evidence.longest"
+            )
+        return found
+
+    def write(self, question: Question, passages: Sequence[Passage]) -> Question:
+        """The question followed by the list (the paper, section 4.1), or the other way round."""
+        if not passages:
+            return question
+        listed = f"{HEADING} {'; '.join(passage.text for passage in passages)}\n"
+        if self.before:
+            return replace(question, evidence=f"{listed}{question.evidence}")
+        return replace(question, text=f"{question.text.removesuffix(ANSWER).rstrip()}\n{listed}{ANSWER}")
+
+
+def merged(samples: Sequence[Answer]) -> list[Passage]:
+    """Samples that differ in letter case or spaces only put together, the most probable first; empty ones left out.
+
+    What was drawn twice counts once. Spellings of one answer add up their probabilities, and the likeliest stands for
+    them.
+    """
+    spellings: dict[str, dict[str, float]] = {}
+    for one in samples:
+        if one.text:
+            some = spellings.setdefault(" ".join(one.text.casefold().split()), {})
+            some[one.text] = max(one.log_probability, some.get(one.text, -math.inf))
+    found = [Passage(max(some, key=lambda text: some[text]), _log_sum(some.values())) for some in spellings.values()]
+    return sorted(found, key=lambda passage: passage.score, reverse=True)
+
+
+def _log_sum(logs: Collection[float]) -> float:
+    highest = max(logs)
+    return highest + math.log(sum(math.exp(value - highest) for value in logs))

@@ -1,0 +1,67 @@
+"""Sampled answers kept in a file: drawn once, used by every epoch, run and measurement."""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from hashlib import blake2b
+from pathlib import Path
+from typing import final
+
+from shoulders.errors import CorruptFile, SaveFailed
+from shoulders.pipeline import Answer
+
+
+@final
+class AnswerStore:
+    """Answers by key, in an SQLite file, or in memory for one run.
+
+    What was put is kept if the process is killed; several processes may use one file.
+
+    Args:
+        path: of the file, made if it is not there; "" for memory.
+
+    Raises:
+        CorruptFile: there is another file.
+        SaveFailed: it cannot be written.
+    """
+
+    def __init__(self, path: str = "") -> None:
+        self.path = path
+        with self._told():
+            if path:
+                Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)
+            self._file = sqlite3.connect(Path(path).expanduser() if path else ":memory:", timeout=60)
+            with self._file:
+                self._file.execute("PRAGMA journal_mode=WAL")
+                self._file.execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answers TEXT NOT NULL)")
+
+    def get(self, key: str) -> list[Answer]:
+        """The answers under a key; none where nothing was put."""
+        with self._told():
+            row = self._file.execute("SELECT answers FROM answers WHERE key = ?", (_short(key),)).fetchone()
+        return [Answer(**one) for one in json.loads(row[0])] if row else []
+
+    def put(self, answers: Mapping[str, Sequence[Answer]]) -> None:
+        """Keep answers under their keys, in the place of what was there."""
+        rows = [(_short(key), json.dumps([asdict(one) for one in some])) for key, some in answers.items()]
+        with self._told(), self._file:
+            self._file.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.OperationalError) as error:  # a full disk, no right to write, locked for a minute
+            raise SaveFailed(
+                f"cannot use {self.path} ({error}): free space there, or name another (evidence.store)"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise CorruptFile(
+                f"{self.path} is no store of answers ({error}): name another (evidence.store), or delete it"
+            ) from error
+
+
+def _short(key: str) -> bytes:
+    return blake2b(key.encode(), digest_size=16).digest()

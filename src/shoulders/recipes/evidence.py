@@ -1,0 +1,62 @@
+"""From a recipe's choice to a source of evidence."""
+
+from shoulders.backbone.fingerprint import identity
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.evidence import FOLDS, Evidence
+from shoulders.errors import UsageError
+from shoulders.evidence.candidates import Candidates, FirstPass
+from shoulders.evidence.store import AnswerStore
+from shoulders.pipeline import Answering, Sampling
+from shoulders.recipes.folders import scaffold_folder
+from shoulders.recipes.recipe import EvidenceChoice
+from shoulders.scaffolds.base import Bare, Scaffold
+
+BARE = "bare"
+SAMPLED_AT_ONCE = 16_384  # positions; branches are short, and only their keys and values are held
+
+
+def new_evidence(choice: EvidenceChoice, lm: FrozenLM) -> Evidence | None:
+    """The source of evidence that a recipe names, or none.
+
+    Raises:
+        UsageError: the first prompt is missing, or those for cross-fitting were not trained on the two halves.
+    """
+    if not choice.kind:
+        return None
+    if not choice.scaffold:
+        raise UsageError("candidates are sampled under a first prompt: evidence.scaffold=RUN, or bare for none")
+    store = AnswerStore(choice.store)
+    across = _across(choice, lm)
+    return Candidates(
+        sampler_of(choice, lm, choice.scaffold, store),
+        choice.count,
+        {fold: sampler_of(choice, lm, name, store) for fold, name in across.items()},
+        choice.before,
+    )
+
+
+def sampler_of(choice: EvidenceChoice, lm: FrozenLM, name: str, store: AnswerStore) -> FirstPass:
+    """What answers are sampled from, under the scaffold of that name."""
+    scaffold = Bare() if name == BARE else Scaffold.load(scaffold_folder(name), lm)
+    key = f"{lm.fingerprint()}/{identity(scaffold)}/{choice.temperature}/{choice.longest}/{choice.seed}"
+    how = Answering(choice.longest, truncate=True, positions_at_once=SAMPLED_AT_ONCE)
+    return FirstPass(lm, scaffold, Sampling(choice.count, choice.temperature, choice.seed), how, store, key)
+
+
+def _across(choice: EvidenceChoice, lm: FrozenLM) -> dict[str, str]:
+    """By fold the scaffold that was trained on the other one."""
+    if not choice.across:
+        return {}
+    if len(choice.across) != len(FOLDS):
+        raise UsageError(f"evidence.across names {len(choice.across)} scaffolds: one trained on each of the folds a, b")
+    trained: dict[str, str] = {}
+    for name in choice.across:
+        origin = Scaffold.load(scaffold_folder(name), lm).origin
+        fold = (origin.recipe.get("suite") or {}).get("fold", "") if origin else ""
+        trained[fold] = name
+    if set(trained) != set(FOLDS):
+        raise UsageError(
+            f"evidence.across={','.join(choice.across)} were trained on the folds {', '.join(map(repr, trained))}: "
+            "train one with suite.fold=a and one with suite.fold=b"
+        )
+    return {FOLDS[0]: trained[FOLDS[1]], FOLDS[1]: trained[FOLDS[0]]}
