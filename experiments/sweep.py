@@ -25,15 +25,17 @@ from numpy.typing import ArrayLike
 from transformers.utils import logging as transformers_logging
 
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.tasks import Task
 from shoulders.evaluation.results import Result, read_result
 from shoulders.evaluation.statistics import average_interval, difference_interval
 from shoulders.files import write_json
 from shoulders.recipes.build import load_backbone, load_tasks
+from shoulders.recipes.folders import CHECKPOINTS
 from shoulders.recipes.jobs import measure
 from shoulders.recipes.recipe import Recipe, with_overrides
 from shoulders.recipes.registry import recipe_named
-from shoulders.recipes.run import CHECKPOINTS, Watch, result, train
-from shoulders.scaffolds.base import Bare
+from shoulders.recipes.run import Watch, result, train
+from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.training.log import read_log
 from shoulders.training.loop import Step
 
@@ -84,13 +86,7 @@ def cells(grid: Mapping[str, Any]) -> Iterator[Run]:
 def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
     print(f"{run.name} ...", flush=True)
     recipe, tasks = run.recipe, load_tasks(run.recipe.suite)
-    begun = time.perf_counter()
-    if recipe.scaffold.kind == "bare":
-        scaffold = Bare()
-    else:
-        resume = (folder / CHECKPOINTS).exists()
-        scaffold, _ = train(recipe, lm, folder, tasks=tasks, resume=resume, watch=Watch(on_step=_print))
-    trained = time.perf_counter() - begun
+    scaffold, trained = trained_scaffold(run, lm, folder, tasks)
     scores = measure(recipe, lm, scaffold, recipe.test, tasks)
     log = read_log(folder)
     content = result(recipe, lm, scaffold, scores)
@@ -104,6 +100,16 @@ def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
     }
     print(f"{run.name}: {content['average']:.2f} {content['average_interval']}", flush=True)
     return content
+
+
+def trained_scaffold(run: Run, lm: FrozenLM, folder: Path, tasks: Sequence[Task]) -> tuple[Scaffold, float]:
+    """The run's scaffold, and the seconds that its training took; goes on where a killed one was."""
+    if run.recipe.scaffold.kind == "bare":
+        return Bare(), 0.0
+    begun = time.perf_counter()
+    resume = (folder / CHECKPOINTS).exists()
+    scaffold, _ = train(run.recipe, lm, folder, tasks=tasks, resume=resume, watch=Watch(on_step=_print))
+    return scaffold, time.perf_counter() - begun
 
 
 def _print(step: Step) -> None:
