@@ -48,6 +48,35 @@ def test_a_connector_is_pretrained_then_trained_on_tasks_then_asked(values, tmp_
         run("train", "bundled_soft_prompt", *values, *on_tasks, "scaffold.recursion.passes=3", "--out", tmp_path / "no")
 
 
+def test_textual_recursion_samples_trains_is_measured_and_asks(values, tmp_path):
+    """p1 is trained, sampled from, p2 trained on what it said; the same questions are never sampled twice."""
+    for part, numbers in (("train", range(8)), ("dev", range(8, 11)), ("test", range(11, 14))):
+        rows = [{"question": f"What comes after {n}?", "answers": [str(n + 1)]} for n in numbers]
+        (tmp_path / f"numbers.{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = [
+        *values, f"suite.source=qa:{tmp_path}/numbers", "scaffold.length=3", "training.evaluate_every=2",
+        "development.longest=3", "test.longest=3",
+    ]  # fmt: skip
+    run("train", "closed_book", *own, "--out", tmp_path / "p1")
+    store = f"evidence.store={tmp_path}/answers.sqlite"
+    sampling = ["evidence.longest=3", store]
+    told = run("sample", tmp_path / "p1", *sampling, "--samples", "4,1", "--out", tmp_path / "samples.json")
+    assert "recall at 1:" in told
+    kept = json.loads((tmp_path / "samples.json").read_text())
+    assert kept["kind"] == "samples"
+    assert set(kept["recall"]) == {"1", "4"}
+    assert [len(row["first"]) for row in kept["wordings"]] == [3]
+    two = [*own, *sampling, f"evidence.scaffold={tmp_path / 'p1'}", "evidence.count=4"]
+    run("train", "textual_recursion", *two, "--out", tmp_path / "p2")
+    result = json.loads((tmp_path / "p2" / "results.json").read_text())
+    assert result["recipe"]["evidence"]["count"] == 4
+    assert result["examples_hash"] == kept["examples_hash"]
+    again = run("evaluate", tmp_path / "p2", "--out", tmp_path / "again.json")
+    assert "question" in again or "numbers" in again
+    same = json.loads((tmp_path / "again.json").read_text())
+    assert same["wordings"][0]["measured"] == result["wordings"][0]["measured"]
+
+
 def test_recursions_are_planned_without_weights(values):
     told = run("plan", "bundled_recursion", *values, "--input-length", 20, "--output-length", 4)
     assert "connectors" in told

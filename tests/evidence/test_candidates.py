@@ -1,0 +1,192 @@
+import math
+from dataclasses import replace
+
+import pytest
+
+from shoulders.data.batching import Lengths, Stream
+from shoulders.data.evidence import FOLDS, Passage, fold_of, with_evidence
+from shoulders.data.mixture import Mixture
+from shoulders.data.tasks import TemplatedTask
+from shoulders.data.templates import Template
+from shoulders.errors import CorruptFile, SaveFailed, UsageError
+from shoulders.evidence.candidates import Candidates, FirstPass, merged
+from shoulders.evidence.store import AnswerStore
+from shoulders.pipeline import Answer, Answering, Sampling, sample
+from shoulders.recipes.evidence import new_evidence
+from shoulders.recipes.recipe import EvidenceChoice
+from shoulders.records import Question
+from shoulders.scaffolds.base import Bare
+from shoulders.scaffolds.initialise import from_vocabulary
+from shoulders.scaffolds.soft_prompt import SoftPrompt
+
+
+def first_pass(lm, store=None, **changes):
+    scaffold = SoftPrompt(from_vocabulary(lm)(3))
+    how = Answering(longest=3)
+    return replace(FirstPass(lm, scaffold, Sampling(), how, store or AnswerStore(), "p1"), **changes)
+
+
+class Fixed:
+    """A sampler that always says the same."""
+
+    def __init__(self, *answers):
+        self.answers = answers
+
+    def samples(self, questions, count):
+        return [[Answer(text, logs, 0.0) for text, logs in self.answers][:count] for _ in questions]
+
+
+def test_duplicates_are_put_together_and_the_most_probable_comes_first():
+    some = [("Paris", -2.0), ("Rome", -0.5), ("paris ", -1.5), ("", -0.1), ("Rome", -0.5), ("Oslo", -9.0)]
+    found = merged([Answer(text, logs, 0.0) for text, logs in some])
+    assert [passage.text for passage in found] == ["Rome", "paris ", "Oslo"]
+    assert found[0].score == pytest.approx(-0.5)
+    assert found[1].score == pytest.approx(math.log(math.exp(-2.0) + math.exp(-1.5)))
+    assert merged([]) == []
+
+
+def test_candidates_follow_the_question_as_in_the_paper_or_come_before_it():
+    source = Candidates(Fixed(("Mars", -1.0), ("Venus", -0.5)), 2, {})
+    question = Question("Question: Which planet?\nAnswer:")
+    (after,) = with_evidence([question], source)
+    assert after.whole == "Question: Which planet?\nCandidates: Venus; Mars\nAnswer:"
+    (before,) = with_evidence([question], replace(source, before=True))
+    assert before == replace(question, evidence="Candidates: Venus; Mars\n")
+    assert source.write(question, []) == question
+    assert with_evidence([question], None) == [question]
+
+
+def test_every_sample_is_a_candidate_and_the_order_is_the_models_own_probability(lm, questions):
+    source = Candidates(first_pass(lm), 12, {})
+    drawn = source.sampler.samples(questions, 12)
+    for some, passages in zip(drawn, source.find(questions), strict=True):
+        assert len(passages) > 1
+        assert passages == sorted(passages, key=lambda passage: -passage.score)
+        texts = [" ".join(passage.text.casefold().split()) for passage in passages]
+        assert len(set(texts)) == len(texts)
+        assert set(texts) == {" ".join(one.text.casefold().split()) for one in some if one.text}
+
+
+def test_the_question_is_read_once_for_all_candidates(lm, questions, monkeypatch):
+    rows = []
+    states = type(lm).states
+
+    def counting(self, embeds, *rest):
+        if embeds.shape[1] > 1:
+            rows.append(embeds.shape[0])
+        return states(self, embeds, *rest)
+
+    monkeypatch.setattr(type(lm), "states", counting)
+    Candidates(first_pass(lm), 16, {}).find(questions)
+    assert sum(rows) == len(questions)
+
+
+def test_samples_are_drawn_once_and_kept_in_a_file(lm, questions, tmp_path, monkeypatch):
+    path = str(tmp_path / "kept" / "answers.sqlite")
+    first = Candidates(first_pass(lm, AnswerStore(path)), 6, {}).find(questions)
+    drawn = []
+    monkeypatch.setattr("shoulders.evidence.candidates.sample", lambda asked, *rest: drawn.append(asked) or [])
+    again = Candidates(first_pass(lm, AnswerStore(path)), 6, {}).find(questions)
+    assert again == first
+    assert drawn == [[]]
+    fewer = first_pass(lm, AnswerStore(path)).samples(questions, 2)
+    assert [len(some) for some in fewer] == [2] * len(questions)
+
+
+def test_more_samples_begin_with_the_fewer_that_are_kept(lm, questions):
+    store = AnswerStore()
+    few = first_pass(lm, store).samples(questions, 2)
+    many = first_pass(lm, store).samples(questions, 5)
+    assert [[one.text for one in some[:2]] for some in many] == [[one.text for one in some] for some in few]
+
+
+def test_only_empty_candidates_are_refused(lm, questions):
+    source = Candidates(Fixed(("", -0.1), ("", -0.1)), 2, {})
+    with pytest.raises(UsageError, match=r"all 2 candidates of 4 questions are empty: train the first prompt longer"):
+        source.find(questions)
+    assert source.find([]) == []
+
+
+def test_a_file_that_is_no_store_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("not a database, and long enough that nobody could take it for one" * 20)
+    with pytest.raises(CorruptFile, match="no store of answers"):
+        AnswerStore(str(tmp_path / "notes.txt"))
+    assert (tmp_path / "notes.txt").read_text().startswith("not a database")
+    with pytest.raises(SaveFailed, match="name another"):
+        AnswerStore(str(tmp_path / "notes.txt" / "answers.sqlite"))
+
+
+def toys(lm, count, **settings):
+    rows = [{"t": f"Question {n}", "a": "x"} for n in range(count)]
+    task = TemplatedTask(
+        "toys", "Toys", {name: Template(name, name, "{{t}} " + name + " ||| {{a}}") for name in "vw"}, {"train": rows}
+    )
+    return Stream(Mixture([task], split="train", seed=0), lm, lengths=Lengths(), prompt_length=0, **settings)
+
+
+class Named:
+    """Evidence that says which prompt it is from."""
+
+    def find(self, questions, fold=""):
+        return [[Passage(fold or "all", 0.0)] for _ in questions]
+
+    def write(self, question, passages):
+        return replace(question, text=f"{question.text} [{passages[0].text}]")
+
+
+def test_training_on_one_fold_leaves_out_the_other_in_all_wordings(lm):
+    parts = {fold: toys(lm, 24, fold=fold) for fold in FOLDS}
+    asked = {fold: {row.question.text for row in stream.take(2 * 24)} for fold, stream in parts.items()}
+    assert len(asked["a"] | asked["b"]) == 48
+    assert not asked["a"] & asked["b"]
+    numbers = {fold: {text.split()[1] for text in texts} for fold, texts in asked.items()}
+    assert not numbers["a"] & numbers["b"]
+    assert parts["a"].counts["of the other fold"] > 0
+
+
+def test_no_training_question_gets_candidates_of_a_prompt_that_saw_it(lm):
+    """Evidence is asked for with the fold of the example; Candidates answer it from the prompt of the other fold."""
+    stream = toys(lm, 24, evidence=Named())
+    task, template = "toys", "v"
+    seen = set()
+    for row in stream.take(48):
+        number = int(row.question.text.split()[1])
+        example = stream.mixture.portions[0].task.example("train", template, number)
+        assert example.task == task
+        assert row.question.text.endswith(f"[{fold_of(example)}]")
+        seen.add(fold_of(example))
+    assert seen == set(FOLDS)
+    samplers = {fold: Fixed((f"not {fold}", -1.0)) for fold in FOLDS}
+    source = Candidates(Fixed(("all", -1.0)), 1, samplers)
+    for fold, wanted in (("a", "not a"), ("b", "not b"), ("", "all")):
+        assert source.find([Question("x")], fold)[0][0].text == wanted
+
+
+def test_a_recipes_candidates_come_from_its_prompts(lm, questions, tmp_path):
+    made = {}
+    for number, fold in enumerate(("", "a", "b")):
+        made[fold] = SoftPrompt(from_vocabulary(lm, number)(3))
+        folder = tmp_path / f"p1{fold}" / "best"
+        made[fold].made_for(lm, {"suite": {"fold": fold}}).save_pretrained(folder)
+    names = {fold: str(tmp_path / f"p1{fold}") for fold in made}
+    choice = EvidenceChoice("candidates", names[""], (names["b"], names["a"]), count=4, longest=3)
+    source = new_evidence(choice, lm)
+    for fold, prompt in (("", made[""]), ("a", made["b"]), ("b", made["a"])):
+        wanted = sample(questions, lm, prompt, Sampling(4), Answering(longest=3))
+        assert source.find(questions, fold) == [merged(some) for some in wanted]
+    assert new_evidence(EvidenceChoice(), lm) is None
+    bare = new_evidence(replace(choice, scaffold="bare", across=()), lm)
+    assert isinstance(bare.sampler.scaffold, Bare)
+
+
+@pytest.mark.parametrize(
+    ("across", "message"),
+    [(("p1a",), "names 1 scaffolds"), (("p1a", "p1a"), "were trained on the folds 'a': train one with suite.fold=a")],
+)
+def test_cross_fitting_needs_a_prompt_of_each_half(lm, tmp_path, across, message):
+    SoftPrompt(from_vocabulary(lm)(3)).made_for(lm, {"suite": {"fold": "a"}}).save_pretrained(tmp_path / "p1a")
+    names = tuple(str(tmp_path / name) for name in across)
+    with pytest.raises(UsageError, match=message):
+        new_evidence(EvidenceChoice("candidates", names[0], names), lm)
+    with pytest.raises(UsageError, match=r"evidence\.scaffold=RUN"):
+        new_evidence(EvidenceChoice("candidates"), lm)
