@@ -1,12 +1,15 @@
 import gzip
+import itertools
 import json
 
 import pytest
 
-from shoulders.data.text import PackedText, held_out, open_text
+from shoulders.data.lines import JsonLines
+from shoulders.data.text import Documents, PackedText, held_out, open_text
 from shoulders.errors import ContextFull, DataError, SourceNotFound
 
-DOCUMENTS = [f"Document {n} says {'much ' * n}and ends." for n in range(7)]
+TEXTS = [f"Document {n} says {'much ' * n}and ends." for n in range(7)]
+DOCUMENTS = Documents(len(TEXTS), TEXTS.__getitem__)
 
 
 @pytest.fixture
@@ -14,34 +17,57 @@ def folder(tmp_path):
     (tmp_path / "a.txt").write_text("A text.")
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "b.md").write_text("# Another")
-    (tmp_path / "deep" / "c.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS[:2]))
+    (tmp_path / "deep" / "c.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:2]))
     with gzip.open(tmp_path / "d.jsonl.gz", "wt") as file:
-        file.write(json.dumps({"text": DOCUMENTS[2]}) + "\n")
+        file.write(json.dumps({"text": TEXTS[2]}) + "\n")
     (tmp_path / "e.bin").write_bytes(b"\x00")
     (tmp_path / "empty.txt").write_text("  \n")
     return tmp_path
 
 
 def test_texts_of_a_folder_are_read_in_order(folder):
-    assert open_text(str(folder)) == ["A text.", DOCUMENTS[2], "# Another", *DOCUMENTS[:2]] or open_text(
-        str(folder)
-    ) == ["A text.", "# Another", *DOCUMENTS[:2], DOCUMENTS[2]]
-    assert open_text(str(folder / "deep" / "c.jsonl")) == DOCUMENTS[:2]
+    found = list(open_text(str(folder)))
+    assert found == ["A text.", TEXTS[2], "# Another", *TEXTS[:2], "  \n"]
+    assert list(open_text(str(folder / "deep" / "c.jsonl"))) == TEXTS[:2]
+
+
+def test_a_document_is_read_when_it_is_needed(folder, monkeypatch):
+    """However large a corpus is, no more of it is in memory than where its lines begin."""
+    (folder / "large.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
+    documents = open_text(str(folder / "large.jsonl"))
+    read = []
+    once = JsonLines._read
+    monkeypatch.setattr(JsonLines, "_read", lambda self, number: read.append(number) or once(self, number))
+    assert (documents[5], documents[0]) == (TEXTS[5], TEXTS[0])
+    assert read == [5, 0]
+    with pytest.raises(IndexError):
+        documents[7]
 
 
 def test_what_is_no_text_is_refused(folder):
     with pytest.raises(SourceNotFound, match="there is no text at"):
         open_text(str(folder / "nope"))
-    with pytest.raises(DataError, match=r"holds no text \(\.txt, \.md files"):
-        open_text(str(folder / "e.bin"))
-    (folder / "broken.jsonl").write_text('{"text": "one"}\n{"no text": 1}\n')
-    with pytest.raises(DataError, match=r"broken\.jsonl, line 2 is no JSON object with a `text` field"):
-        open_text(str(folder / "broken.jsonl"))
+    for name in ("e.bin", "empty.txt"):
+        with pytest.raises(DataError, match=r"holds no text \(\.txt, \.md files"):
+            open_text(str(folder / name))
+    (folder / "broken.jsonl").write_text('{"text": "one"}\n\n{"no text": 1}\n{"text": \n')
+    documents = open_text(str(folder / "broken.jsonl"))
+    with pytest.raises(DataError, match=r"broken\.jsonl, line 3 has no `text` field"):
+        documents[1]
+    with pytest.raises(DataError, match=r"broken\.jsonl, line 4: Expecting value"):
+        documents[2]
+
+
+def test_blank_documents_are_passed_over(lm):
+    texts = [text for one in TEXTS for text in (" ", one)]
+    packed = PackedText(Documents(len(texts), texts.__getitem__), lm, length=8, seed=1)
+    tokens = [token for _ in range(20) for token in packed.take()]
+    assert lm.end not in [a for a, b in itertools.pairwise(tokens) if b == lm.end]
 
 
 def test_an_epoch_is_every_document_once_without_padding(lm):
     packed = PackedText(DOCUMENTS, lm, length=8, seed=1)
-    whole = sorted(token for text in DOCUMENTS for token in [*lm.ids(text), lm.end])
+    whole = sorted(token for text in TEXTS for token in [*lm.ids(text), lm.end])
     count = len(whole) // 8
     taken = [token for _ in range(count) for token in packed.take()]
     assert len(taken) == 8 * count
@@ -68,10 +94,10 @@ def test_any_position_is_reached_at_once(lm):
 
 def test_held_out_documents_are_not_trained_on():
     train, development = held_out(DOCUMENTS, one_in=3)
-    assert sorted(train + development) == sorted(DOCUMENTS)
-    assert len(development) == 3
+    assert sorted([*train, *development]) == sorted(TEXTS)
+    assert list(development) == TEXTS[::3]
     with pytest.raises(DataError, match=r"name text\.validation"):
-        held_out(DOCUMENTS[:1], one_in=3)
+        held_out(Documents(1, TEXTS.__getitem__), one_in=3)
 
 
 def test_a_sequence_that_does_not_fit_is_refused(lm):

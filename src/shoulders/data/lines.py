@@ -2,9 +2,10 @@
 
 import gzip
 import json
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from shoulders.errors import DataError
 
@@ -25,6 +26,55 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                     yield _object(line)
     except (ValueError, EOFError, OSError) as error:
         raise DataError(f"{path}, line {number}: {error}") from error
+
+
+@final
+class JsonLines:
+    """The objects of a JSON Lines file by number, blank lines left out.
+
+    Only where a line begins is kept in memory; a `.gz` file, which cannot be entered in the middle, is held whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        packed = path.suffix == ".gz"
+        self._lines: list[bytes] = []
+        self._starts, self._numbers = array("Q"), array("Q")
+        start = 0
+        try:
+            with gzip.open(path) if packed else path.open("rb") as lines:
+                for number, line in enumerate(lines, start=1):
+                    if line.strip():
+                        self._starts.append(start)
+                        self._numbers.append(number)
+                        self._lines += [line] if packed else []
+                    start += len(line)
+        except (EOFError, OSError) as error:
+            raise DataError(f"{path}: {error}") from error
+
+    def __len__(self) -> int:
+        """Lines that are not blank."""
+        return len(self._starts)
+
+    def line(self, number: int) -> int:
+        """Where in the file an object stands, counted from 1."""
+        return self._numbers[number]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """One object.
+
+        Raises:
+            DataError: the line is not one, with file and line number.
+        """
+        try:
+            return _object((self._lines[number] if self._lines else self._read(number)).decode())
+        except ValueError as error:
+            raise DataError(f"{self.path}, line {self.line(number)}: {error}") from error
+
+    def _read(self, number: int) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(self._starts[number])
+            return file.readline()
 
 
 def _object(line: str) -> dict[str, Any]:

@@ -1,16 +1,18 @@
 """Plain text for language modelling: documents of files or a hub data set, packed into sequences of one length."""
 
-import gzip
-import json
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from jaxtyping import Int
 from torch import Tensor
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.sources import hub_errors
+from shoulders.data.lines import JsonLines
 from shoulders.data.mixture import permuted
 from shoulders.data.readers import datasets_library
 from shoulders.errors import DataError, SourceNotFound
@@ -21,49 +23,87 @@ LINES = (".jsonl", ".jsonl.gz")
 OFFSETS = 1 << 32  # a position is the place of a document and an offset in it, as one number
 
 
-def open_text(source: str) -> list[str]:
+def open_text(source: str) -> "Documents":
     """The documents of a text file, of a JSONL file's `text` fields, of a folder of both, or of `hub:NAME[:CONFIG]`.
+
+    However many there are, each is read when it is needed; only the lines of a `.gz` file are held in memory.
 
     Raises:
         SourceNotFound, HubUnreachable: there is nothing by that name.
-        DataError: a line is broken, or there is no text at all.
+        DataError: there is no text at all; also later, of a line that is broken, when it is read.
     """
     if source.startswith("hub:"):
-        name, _, config = source.removeprefix("hub:").partition(":")
-        with hub_errors(name):
-            rows = datasets_library().load_dataset(name, config or None, split="train")
-        found = [str(text) for text in rows["text"] if text.strip()]
+        found = _hub_documents(source.removeprefix("hub:"))
     else:
         path = Path(source).expanduser()
         if not path.exists():
             raise SourceNotFound(f"there is no text at {source!r}: name a file, a folder, or hub:NAME")
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        found = [text for file in files if file.name.endswith(PLAIN + LINES) for text in _texts(file) if text.strip()]
-    if not found:
+        found = _joined([_documents(file) for file in files if file.name.endswith(PLAIN + LINES)])
+    if not any(text.strip() for text in found):
         raise DataError(
             f"{source!r} holds no text ({', '.join(PLAIN)} files, or {', '.join(LINES)} with a `text` field)"
         )
     return found
 
 
-def _texts(file: Path) -> Iterator[str]:
-    if file.name.endswith(PLAIN):
-        yield file.read_text(encoding="utf-8", errors="replace")
-        return
-    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield str(json.loads(line)["text"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{file}, line {number} is no JSON object with a `text` field: {error!r}") from error
+@final
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """So many documents, each read when it is asked for."""
+
+    count: int
+    read: Callable[[int], str]
+
+    def __len__(self) -> int:
+        """Documents in all."""
+        return self.count
+
+    def __getitem__(self, number: int) -> str:
+        """One document."""
+        if not 0 <= number < self.count:
+            raise IndexError(number)
+        return self.read(number)
 
 
-def held_out(documents: Sequence[str], one_in: int) -> tuple[list[str], list[str]]:
+def held_out(documents: Documents, one_in: int) -> tuple[Documents, Documents]:
     """Documents to train on, and one in so many to measure on."""
     if len(documents) < 2:
         raise DataError("one document cannot be divided into training and development: name text.validation")
-    rest = [text for number, text in enumerate(documents) if number % one_in]
-    return rest, [text for number, text in enumerate(documents) if number % one_in == 0]
+    measured = -(-len(documents) // one_in)
+    others = Documents(len(documents) - measured, lambda number: documents[number + number // (one_in - 1) + 1])
+    return others, Documents(measured, lambda number: documents[number * one_in])
+
+
+def _joined(parts: Sequence[Documents]) -> Documents:
+    ends = list(accumulate(map(len, parts)))
+
+    def read(number: int) -> str:
+        which = bisect_right(ends, number)
+        return parts[which][number - ends[which] + len(parts[which])]
+
+    return Documents(ends[-1] if ends else 0, read)
+
+
+def _documents(file: Path) -> Documents:
+    if file.name.endswith(PLAIN):
+        return Documents(1, lambda _: file.read_text(encoding="utf-8", errors="replace"))
+    lines = JsonLines(file)
+    return Documents(len(lines), lambda number: _field(lines[number], f"{file}, line {lines.line(number)}"))
+
+
+def _hub_documents(spec: str) -> Documents:
+    name, _, config = spec.partition(":")
+    with hub_errors(name):
+        rows = datasets_library().load_dataset(name, config or None, split="train")
+    return Documents(len(rows), lambda number: _field(rows[number], f"{name}, row {number}"))
+
+
+def _field(record: Mapping[str, Any], place: str) -> str:
+    text = record.get("text")
+    if not isinstance(text, str):
+        raise DataError(f"{place} has no `text` field: documents are its values")
+    return text
 
 
 def text_batch(ids: Int[Tensor, "B T"], lm: FrozenLM) -> Batch:
@@ -80,13 +120,18 @@ class PackedText:
     wherever they are full. A position leads to its sequence at once, so a resumed run goes on exactly where it was.
     """
 
-    def __init__(self, documents: Sequence[str], lm: FrozenLM, length: int, seed: int) -> None:
+    def __init__(self, documents: Documents, lm: FrozenLM, length: int, seed: int) -> None:
         if length < 2:
             raise DataError(f"text.length is {length}: a sequence has at least 2 tokens")
         lm.check_room("a sequence of text", length, "lower text.length")
         self.documents, self.lm, self.length, self.seed = documents, lm, length, seed
         self.position = 0
         self._read: tuple[int, list[int]] = (-1, [])  # the document that was tokenised last
+
+    @property
+    def epoch(self) -> int:
+        """The position at which every document has been read once."""
+        return len(self.documents) * OFFSETS
 
     def take(self) -> list[int]:
         """The next sequence."""
@@ -106,5 +151,6 @@ class PackedText:
         if self._read[0] != place:
             epoch, number = divmod(place, len(self.documents))
             document = permuted(number, len(self.documents), f"{self.seed}/text/{epoch}")
-            self._read = place, [*self.lm.ids(self.documents[document]), self.lm.end]
+            text = self.documents[document]
+            self._read = place, [*self.lm.ids(text), self.lm.end] if text.strip() else []
         return self._read[1]

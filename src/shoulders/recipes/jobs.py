@@ -7,7 +7,7 @@ from typing import Any
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.evidence import Evidence
 from shoulders.data.tasks import Task, check_placement
-from shoulders.data.text import PackedText, held_out, open_text
+from shoulders.data.text import Documents, PackedText, held_out, open_text
 from shoulders.evaluation.perplexity import Perplexity, perplexity
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen_examples, evaluate
 from shoulders.recipes.build import example_source, load_tasks
@@ -62,7 +62,7 @@ def _text_job(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Job:
     return Job(source, language_loss(lm, scaffold), lambda: -perplexity(lm, scaffold, measured).perplexity)
 
 
-def text_parts(recipe: Recipe) -> tuple[list[str], list[str]]:
+def text_parts(recipe: Recipe) -> tuple[Documents, Documents]:
     """Documents to train on and documents to measure on."""
     documents = open_text(recipe.text.source)
     if recipe.text.validation:
@@ -76,12 +76,16 @@ def measure_text(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Perplexity
     return perplexity(lm, scaffold, _sequences(recipe, lm, documents))
 
 
-def _sequences(recipe: Recipe, lm: FrozenLM, documents: Sequence[str]) -> list[list[int]]:
+def _sequences(recipe: Recipe, lm: FrozenLM, documents: Documents) -> list[list[int]]:
     """What is measured of a text: no document twice."""
     text = PackedText(documents, lm, recipe.text.length, seed=0)
-    tokens = sum(len(lm.ids(document)) + 1 for document in documents)
-    count = max(1, min(recipe.text.sequences, tokens // recipe.text.length))
-    return [text.take() for _ in range(count)]
+    found = [text.take()]  # also of a text that is too short for it
+    while len(found) < recipe.text.sequences:
+        sequence = text.take()
+        if text.position > text.epoch:
+            break
+        found.append(sequence)
+    return found
 
 
 def check_measurable(recipe: Recipe, plan: EvaluationPlan, lm: FrozenLM, tasks: Sequence[Task]) -> None:
