@@ -4,17 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers.generation.streamers import BaseStreamer
 
 from shoulders.backbone.blocks import _layers
+from shoulders.backbone.decoding import generate
 from shoulders.backbone.encoder import embedding_norm
-from shoulders.data.batching import encode, training_batch
+from shoulders.data.batching import encode, question_batch, training_batch
 from shoulders.errors import UsageError
 from shoulders.pipeline import Answering, answer
 from shoulders.recipes.build import new_scaffold
 from shoulders.recipes.paper import paper_recursion
 from shoulders.recipes.planning import meta_backbone, meta_scaffold, parts
 from shoulders.recipes.recipe import ScaffoldChoice
-from shoulders.records import Question
+from shoulders.records import LMInput, Question
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
@@ -68,6 +70,70 @@ def test_vectors_start_with_the_length_of_what_they_stand_for(lm):
     states = lm.states(read.embeds)
     moved = after.connectors[0](states, states)
     assert moved.norm(dim=-1).mean().item() == pytest.approx(states.norm(dim=-1).mean().item(), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "shape", [RecursionShape(layers=1), RecursionShape(passes=3, layers=1, before=True, after=True)], ids=["two", "all"]
+)
+@torch.no_grad()
+def test_nothing_before_a_changed_token_changes_through_any_pass(lm, shape):
+    scaffold = Recursion(lm, shape, SoftPrompt(from_vocabulary(lm)(3)))
+    read = training_batch([encode(Question(TEXTS[2]), lm, "good")], lm, scaffold).given
+    before = scaffold.states(lm, read)
+    for changed in range(0, read.embeds.shape[1], 5):
+        embeds = read.embeds.clone()
+        embeds[:, changed] += 1.0
+        after = scaffold.states(lm, replace(read, embeds=embeds))
+        torch.testing.assert_close(after[:, :changed], before[:, :changed], rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(after[:, changed:], before[:, changed:], atol=1e-3)
+
+
+@torch.no_grad()
+def test_beams_through_two_passes_are_those_of_a_search_without_memory(any_lm):
+    """transformers reorders the caches of both passes and of the Connector; here every beam is read anew."""
+    scaffold = Recursion(any_lm, RecursionShape(layers=1))
+    rows = [encode(Question(text), any_lm) for text in (TEXTS[0], TEXTS[2])]
+    settings = {"num_beams": 3, "length_penalty": 0.0, "early_stopping": True}
+    found = generate(any_lm, scaffold, question_batch(rows, any_lm, scaffold), longest=4, **settings)
+    compared = 0
+    for row, ids in zip(rows, found, strict=True):
+        beams = best_beams(any_lm, scaffold, row.ids, width=3, longest=4)
+        if not any(any_lm.end in beam for beam in beams):  # how finished beams compete is transformers' affair
+            assert ids == beams[0]
+            compared += 1
+    assert compared
+
+
+def best_beams(lm, scaffold, ids, width, longest):
+    """Beam search by its definition: the sums of all continuations of all beams, the best kept."""
+    beams = [(0.0, [])]
+    for _ in range(longest):
+        candidates = []
+        for total, tokens in beams:
+            embeds = lm.embed(torch.tensor([ids + tokens]))
+            states = scaffold.states(lm, LMInput(embeds, None, (0,)))
+            best = lm.logits(states[0, -1]).float().log_softmax(-1).topk(width)
+            pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            candidates += [(total + value, [*tokens, token]) for value, token in pairs]
+        beams = sorted(candidates, reverse=True)[:width]
+    return [tokens for _, tokens in beams]
+
+
+def test_tokens_are_streamed_through_two_passes(lm):
+    seen = []
+
+    class Keeper(BaseStreamer):
+        def put(self, value):
+            seen.extend(value.flatten().tolist())
+
+        def end(self):
+            seen.append(None)
+
+    scaffold = Recursion(lm, RecursionShape(layers=1))
+    asked = question_batch([encode(Question(TEXTS[0]), lm)], lm, scaffold)
+    (ids,) = generate(lm, scaffold, asked, longest=5, streamer=Keeper())
+    assert seen[1 : 1 + len(ids)] == ids
+    assert seen[-1] is None
 
 
 @pytest.mark.parametrize(("layers", "share"), [(1, 1 / 32), (2, 1 / 16)])
