@@ -70,6 +70,8 @@ def test_textual_recursion_samples_trains_is_measured_and_asks(values, tmp_path)
     run("train", "textual_recursion", *two, "--out", tmp_path / "p2")
     result = json.loads((tmp_path / "p2" / "results.json").read_text())
     assert result["recipe"]["evidence"]["count"] == 4
+    fingerprint = json.loads((tmp_path / "p1" / "results.json").read_text())["scaffold"]["fingerprint"]
+    assert result["evidence"] == {"kind": "candidates", "scaffolds": {str(tmp_path / "p1"): fingerprint}}
     assert result["examples_hash"] == kept["examples_hash"]
     again = run("evaluate", tmp_path / "p2", "--out", tmp_path / "again.json")
     assert "question" in again or "numbers" in again

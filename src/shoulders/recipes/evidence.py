@@ -1,5 +1,7 @@
 """From a recipe's choice to a source of evidence."""
 
+from typing import Any
+
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.evidence import FOLDS, Evidence
@@ -35,12 +37,24 @@ def new_evidence(choice: EvidenceChoice, lm: FrozenLM) -> Evidence | None:
     )
 
 
+def evidence_measured(choice: EvidenceChoice, lm: FrozenLM) -> dict[str, Any] | None:
+    """Which source of evidence a result was measured with: the prompts that its candidates were sampled under."""
+    if not choice.kind:
+        return None
+    names = (choice.scaffold, *choice.across)
+    return {"kind": choice.kind, "scaffolds": {name: identity(_prompt(name, lm)) for name in names}}
+
+
 def sampler_of(choice: EvidenceChoice, lm: FrozenLM, name: str, store: AnswerStore) -> FirstPass:
     """What answers are sampled from, under the scaffold of that name."""
-    scaffold = Bare() if name == BARE else Scaffold.load(scaffold_folder(name), lm)
+    scaffold = _prompt(name, lm)
     key = f"{lm.fingerprint()}/{identity(scaffold)}/{choice.temperature}/{choice.longest}/{choice.seed}"
     how = Answering(choice.longest, truncate=True, positions_at_once=SAMPLED_AT_ONCE)
     return FirstPass(lm, scaffold, Sampling(choice.count, choice.temperature, choice.seed), how, store, key)
+
+
+def _prompt(name: str, lm: FrozenLM) -> Scaffold:
+    return Bare() if name == BARE else Scaffold.load(scaffold_folder(name), lm)
 
 
 def _across(choice: EvidenceChoice, lm: FrozenLM) -> dict[str, str]:

@@ -17,6 +17,7 @@ from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.evaluation.results import scores_as_json
 from shoulders.files import write_json
 from shoulders.recipes.build import new_scaffold
+from shoulders.recipes.evidence import evidence_measured
 from shoulders.recipes.folders import BEST, CHECKPOINTS, RECIPE
 from shoulders.recipes.jobs import job_of, tasks_of
 from shoulders.recipes.recipe import Recipe, read_recipe
@@ -128,6 +129,7 @@ def _with_origin(
         **numbers,
         "trained": trained_parameters(scaffold),
         "scaffold": scaffold_measured(scaffold, name),
+        "evidence": evidence_measured(recipe.evidence, lm),
         **provenance(recipe.as_json(), lm),
     }
 
