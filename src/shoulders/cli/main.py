@@ -112,12 +112,26 @@ def ask(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="run folders, or results.json files, to compare")],
-    out: Annotated[Path, typer.Option(help="folder for report.html, scores.md, scores.json and plots")] = Path(
-        "report"
-    ),
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN",
+            help="run folders, or results.json files, to compare; before them the kind of report, if any",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="folder for the report, its numbers as JSON, and plots")] = Path("report"),
 ) -> None:
-    """Compare runs: a table, plots and an HTML page, from the scores that were measured."""
+    """Compare runs: tables and plots, from the scores that were measured.
+
+    `shoulders report RUN...` writes report.html, scores.md and scores.json: any scaffolds, task by task.
+
+    `shoulders report recursion RUN...` writes recursion.md and recursion.json: one pass against several, as section 4
+    of the paper has it (tables 4 to 6, figure 6). Files of samples may stand among the runs: they give the recall of
+    sampled answers, and how each run does on the questions that no sample answers. Each split that runs were measured
+    on gets a table.
+
+    The first word is a kind of report only where no file or folder has that name.
+    """
     from shoulders.cli.report import run
 
     run(runs, out)

@@ -1,22 +1,47 @@
 """`shoulders report`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shoulders.cli.show import console, need, quiet_libraries
+from shoulders.evaluation.recursion_report import write_recursion_report
 from shoulders.evaluation.report import headline, write_report
 from shoulders.evaluation.results import Result, read_result, short_names
+from shoulders.evaluation.samples import Samples, read_samples
 from shoulders.training.log import read_log
+
+Report = Callable[[Sequence[Path], Path], tuple[Path, str]]  # of some paths into a folder: its page, and what it says
 
 
 def run(paths: Sequence[Path], out: Path) -> None:
-    """Write the report of measured runs."""
+    """Write a report: of the kind that the first word names, if it is one and no path, else the usual one."""
     quiet_libraries()
     need("matplotlib", "report")
-    results = [read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
-    page = write_report(results, out)
-    console.print(headline(results), markup=False)
+    named = KINDS.get(str(paths[0])) if not paths[0].exists() else None
+    page, told = named(paths[1:], out) if named else comparison(paths, out)
+    console.print(told, markup=False)
     console.print(f"report: {page}", markup=False)
+
+
+def comparison(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
+    """Measured runs side by side."""
+    results = [read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
+    return write_report(results, out), headline(results)
+
+
+def recursion(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
+    """Runs of one and of several passes; files of samples among them are told by what they hold."""
+    results: list[Result] = []
+    samples: list[Samples] = []
+    for path, name in zip(paths, short_names(paths), strict=True):
+        if found := read_samples(path, name):
+            samples.append(found)
+        else:
+            results.append(read_run(path, name))
+    return write_recursion_report(results, samples, out)
+
+
+KINDS: dict[str, Report] = {"recursion": recursion}
 
 
 def read_run(path: Path, name: str = "") -> Result:

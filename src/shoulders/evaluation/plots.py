@@ -1,6 +1,8 @@
 """Plots of a report: one colour for each scaffold throughout, values written where they are read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,57 @@ from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import average_interval
 
 COLOURS = ("#8a8f98", "#2a7fba", "#e07b39", "#5b9b57", "#9467bd", "#b5495b")
+LINES = ("-", "--", ":", "-.")  # with more runs than colours
 AVERAGE, TASKS, CURVES = "average.png", "tasks.png", "training.png"
+DEVELOPMENT, PASSES = "dev.png", "passes.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What one run reaches with how many passes.
+
+    Attributes:
+        style: number of the run among all of the report; decides on its colour.
+        curve: (passes, score) by how readily a further pass is made; empty where all questions get as many.
+    """
+
+    name: str
+    style: int
+    passes: float
+    score: float
+    curve: Sequence[tuple[float, float]] = ()
 
 
 def draw(results: Sequence[Result], folder: Path) -> list[str]:
     """Write the plots into a folder; returns their file names."""
+    with _style():
+        names = [_average(results, folder), _tasks(results, folder)]
+        if any(result.log for result in results):
+            names.append(_curves(results, folder))
+    return names
+
+
+def draw_recursion(
+    results: Sequence[Result], spent: Mapping[str, Sequence[Spent]], score: str, folder: Path
+) -> list[str]:
+    """Write the plots of a report on recursion into a folder; returns the names of those there is something for.
+
+    Args:
+        spent: runs over the passes that they make, by what was measured.
+        score: what development scores are called.
+    """
+    with _style():
+        names = []
+        if any("score" in line for result in results for line in result.log):
+            names.append(_development(results, score, folder))
+        if spent:
+            names.append(_passes(spent, folder))
+    return names
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """How all plots look; they are drawn without a screen."""
     import matplotlib as mpl  # an optional dependency: only reports need it
 
     mpl.use("Agg")
@@ -23,10 +71,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[str]:
         "figure.constrained_layout.use": True,
     }
     with mpl.rc_context(style):
-        names = [_average(results, folder), _tasks(results, folder)]
-        if any(result.log for result in results):
-            names.append(_curves(results, folder))
-    return names
+        yield
 
 
 def _average(results: Sequence[Result], folder: Path) -> str:
@@ -40,7 +85,7 @@ def _average(results: Sequence[Result], folder: Path) -> str:
     for place, interval in zip(places, intervals, strict=True):
         axes.text(interval.high + 1, place, f"{interval.value:.1f}", va="center")
     axes.set_yticks(places, [result.name for result in results])
-    axes.set_xlim(0, max(interval.high for interval in intervals) * 1.15)
+    axes.set_xlim(0, max(interval.high for interval in intervals) * 1.15 or 1)
     axes.set_xlabel("average over tasks, with 95% interval")
     return _save(figure, folder, AVERAGE)
 
@@ -74,6 +119,45 @@ def _curves(results: Sequence[Result], folder: Path) -> str:
     return _save(figure, folder, CURVES)
 
 
+def _development(results: Sequence[Result], score: str, folder: Path) -> str:
+    """Development score over training steps, the best one marked and told (the paper, figure 6)."""
+    drawn: list[tuple[int, Result]] = []
+    for number, result in enumerate(results):
+        same = any(result.log == other.log for _, other in drawn)  # one run measured twice
+        if not same and any("score" in line for line in result.log):
+            drawn.append((number, result))
+    figure, axes = _figure(7, 3.4 + 0.24 * len(drawn))
+    for number, result in drawn:
+        scored = [(line["number"], line["score"]) for line in result.log if "score" in line]
+        best = max(scored, key=lambda point: point[1])
+        told = f"{result.name}: best {best[1]:.1f} at step {best[0]:,}"
+        axes.plot(*zip(*scored, strict=True), **_line(number), marker="o", markersize=3, label=told)
+        axes.plot(*best, marker="o", markersize=8, color=_line(number)["color"])
+    axes.set_xlabel("training steps")
+    axes.set_ylabel(score)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside lower left", frameon=False)
+    return _save(figure, folder, DEVELOPMENT)
+
+
+def _passes(spent: Mapping[str, Sequence[Spent]], folder: Path) -> str:
+    """Score over average passes: a line for each run that decides on them itself, a point for each other."""
+    figure, _ = _figure(7, sum(3.4 + 0.24 * len(runs) for runs in spent.values()), len(spent))
+    for axes, (what, runs) in zip(figure.axes, spent.items(), strict=True):
+        for run in runs:
+            look = _line(run.style)
+            told = f"{run.name}: {run.score:.1f} with {run.passes:.3g} passes"
+            if run.curve:
+                axes.plot(*zip(*sorted(run.curve), strict=True), **look, marker="o", markersize=3)
+            axes.plot(run.passes, run.score, **look, marker="D" if run.curve else "s", markersize=8, label=told)
+        axes.set_xlabel("passes through the frozen model for a question, on average")
+        axes.set_ylabel(what)
+        axes.margins(x=0.08, y=0.15)
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.18), frameon=False)
+    return _save(figure, folder, PASSES)
+
+
 def _smooth(values: Sequence[float], share: float = 0.9) -> list[float]:
     """Exponential moving average, corrected for its start."""
     found: list[float] = []
@@ -85,13 +169,19 @@ def _smooth(values: Sequence[float], share: float = 0.9) -> list[float]:
 
 
 def _colours(results: Sequence[Result]) -> list[str]:
-    return [COLOURS[number % len(COLOURS)] for number in range(len(results))]
+    return [_line(number)["color"] for number in range(len(results))]
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def _line(number: int) -> dict[str, str]:
+    """Colour and, once those are used up, kind of line of the run with that number."""
+    turn, place = divmod(number, len(COLOURS))
+    return {"color": COLOURS[place], "linestyle": LINES[turn % len(LINES)]}
+
+
+def _figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
     import matplotlib.pyplot as plt
 
-    return plt.subplots(figsize=(width, height))
+    return plt.subplots(rows, figsize=(width, height))
 
 
 def _save(figure: Any, folder: Path, name: str) -> str:

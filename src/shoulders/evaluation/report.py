@@ -30,7 +30,7 @@ def write_report(results: Sequence[Result], folder: Path, title: str = "shoulder
         UsageError: the results were not measured on the same examples, or two have one name.
         SaveFailed: the folder cannot be written.
     """
-    _check(results)
+    check_comparable(results)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         drawn = plots.draw(results, folder)
@@ -79,7 +79,8 @@ def markdown(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def _check(results: Sequence[Result]) -> None:
+def check_comparable(results: Sequence[Result]) -> None:
+    """Raise `UsageError` for no results, for two of one name, and for results of different examples."""
     if not results:
         raise UsageError("a report needs at least one measured run")
     for name, count in Counter(result.name for result in results).items():

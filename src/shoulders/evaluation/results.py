@@ -112,7 +112,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     places = [place.parent if place.name == RESULTS else place for place in places]
     parts = [place.with_suffix("").parts if place.suffix == ".json" else place.parts for place in places]
     names = [some[-1] for some in parts]
-    for depth in range(2, max(map(len, parts)) + 1):
+    for depth in range(2, max(map(len, parts), default=0) + 1):
         count = Counter(names)
         names = ["/".join(some[-depth:]) if count[n] > 1 else n for n, some in zip(names, parts, strict=True)]
     count = Counter(names)  # a folder and a file beside it may have one stem

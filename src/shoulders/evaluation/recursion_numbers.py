@@ -1,0 +1,217 @@
+"""Recursion compared with single passes: the numbers of the paper's section 4, computed from results and samples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from shoulders.errors import UsageError
+from shoulders.evaluation.methods import PROMPT_TUNED, Method, method_of
+from shoulders.evaluation.metrics import EM
+from shoulders.evaluation.report import check_comparable
+from shoulders.evaluation.results import Result
+from shoulders.evaluation.samples import Samples
+from shoulders.evaluation.statistics import Interval, Measured, average_interval, difference_interval
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One run in tables 4 and 6 of the paper.
+
+    Attributes:
+        score: by the metric of its table, on what the table was measured on.
+        gap: over the first prompt-tuned row, paired; None for that row and without one.
+        development: best development score and its step, where that is EM like the score.
+        seen: training examples, one that came twice counted twice; None where nothing is trained.
+    """
+
+    result: Result
+    method: Method
+    score: Interval
+    gap: Interval | None
+    development: tuple[float, int] | None
+    seen: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The runs that were measured on one split, all on the same examples.
+
+    Attributes:
+        metric: what the wordings are scored by: "em", or several names where they differ.
+        base: name of the row that differences are over; None without a prompt-tuned one.
+    """
+
+    split: str
+    metric: str
+    base: str | None
+    rows: Sequence[Row]
+
+    @property
+    def examples(self) -> int:
+        """Predictions made by each run."""
+        return self.rows[0].result.content["examples"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What so many sampled answers are good for (table 5 of the paper).
+
+    Attributes:
+        recall: by name of the samples, percent of questions with a right answer among them.
+        rows: textual recursions over so many.
+    """
+
+    count: int
+    recall: Mapping[str, float]
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Beyond:
+    """Questions that no sample answers, and the others (the paper, section 4.2).
+
+    Attributes:
+        metric: as in `Table`.
+        unanswered, questions: how many no sample answers, of how many.
+        scores: by run, on those and on the others; None where there are none.
+        left_out: by run, why its scores cannot be split.
+    """
+
+    samples: Samples
+    metric: str
+    unanswered: int
+    questions: int
+    scores: Mapping[str, tuple[Interval | None, Interval | None]]
+    left_out: Mapping[str, str]
+
+
+def tables(results: Sequence[Result]) -> list[Table]:
+    """A table for each split that something was measured on, in the order of the results.
+
+    Raises:
+        UsageError: there is none; two of one split were measured on different examples or by different metrics; or see
+            `method_of`.
+    """
+    check_comparable(results[:1])
+    by_split: dict[str, list[Result]] = {}
+    for result in results:
+        by_split.setdefault(split_of(result), []).append(result)
+    return [_table(split, some) for split, some in by_split.items()]
+
+
+def by_candidates(measured: Sequence[Table], samples: Sequence[Samples]) -> list[Candidates]:
+    """By the number of sampled answers, for each number that something is known of."""
+    textual = [row for table in measured for row in table.rows if row.method.candidates]
+    counts = {count for one in samples for count in one.recall} | {row.method.candidates for row in textual}
+    return [
+        Candidates(
+            count,
+            {one.name: one.recall[count] for one in samples if count in one.recall},
+            [row for row in textual if row.method.candidates == count],
+        )
+        for count in sorted(counts)
+    ]
+
+
+def beyond(samples: Samples, results: Sequence[Result]) -> Beyond:
+    """How each run does on the questions that no sample answers, and on those that one does.
+
+    Raises:
+        UsageError: no run was measured on the questions that were sampled for.
+        CorruptFile: see `Samples.unanswered`.
+    """
+    split = {result.name: (result, rows) for result in results if (rows := samples.unanswered(result)) is not None}
+    if not split:
+        raise UsageError(
+            f"{samples.name} was sampled for other examples than any of the runs was measured on: measure one on them "
+            f"(shoulders evaluate ... test.split={samples.content['split']} --out), or sample for the runs' split"
+        )
+    first, unanswered = next(iter(split.values()))
+    parts = {name: (_part(*both, never=True), _part(*both, never=False)) for name, both in split.items()}
+    return Beyond(
+        samples,
+        metric=metric_of(first),
+        unanswered=sum(map(sum, unanswered)),
+        questions=sum(map(len, unanswered)),
+        scores=parts,
+        left_out={result.name: _why_not(result, samples) for result in results if result.name not in split},
+    )
+
+
+def split_of(result: Result) -> str:
+    """The part of the data that was measured."""
+    return result.content["recipe"]["test"]["split"]
+
+
+def metric_of(result: Result) -> str:
+    """What decides on the score: one name, or several where wordings differ."""
+    return ", ".join(dict.fromkeys(row["metric"] for row in result.content["wordings"]))
+
+
+def _table(split: str, results: Sequence[Result]) -> Table:
+    check_comparable(results)
+    for result in results:
+        if metric_of(result) != metric_of(results[0]):
+            raise UsageError(
+                f"{result.name} is scored by {metric_of(result)} and {results[0].name} by {metric_of(results[0])}: "
+                "measure both with the same version (shoulders evaluate ... --out)"
+            )
+    methods = {result.name: method_of(result) for result in results}
+    base = next((result for result in results if methods[result.name].name == PROMPT_TUNED), None)
+    rows = [_row(result, methods[result.name], base) for result in results]
+    return Table(split, metric_of(results[0]), base and base.name, rows)
+
+
+def _row(result: Result, method: Method, base: Result | None) -> Row:
+    return Row(
+        result,
+        method,
+        score=average_interval(result.measured),
+        gap=difference_interval(result.measured, base.measured) if base and base is not result else None,
+        development=_best_development(result) if developed_by_em(result) else None,
+        seen=None if method.pretrained is None else _seen(result),
+    )
+
+
+def _best_development(result: Result) -> tuple[float, int] | None:
+    """The best development score of a run's log and the step that it was first reached at."""
+    scored = [(line["score"], line["number"]) for line in result.log if "score" in line]
+    return max(scored, key=lambda one: one[0], default=None)
+
+
+def developed_by_em(result: Result) -> bool:
+    """Whether development scores are EM, as far as results tell: no more wordings than were measured, all by EM."""
+    plans = result.content["recipe"]
+    wordings = [plans[name]["wordings"] for name in ("development", "test")]
+    same = wordings[0] == wordings[1] or 0 < wordings[0] <= (wordings[1] or wordings[0])
+    return same and metric_of(result) == EM.name
+
+
+def _seen(result: Result) -> int:
+    """By the log, or by the recipe for results that lie elsewhere."""
+    training = result.content["recipe"]["training"]
+    steps = result.log[-1]["number"] if result.log else training["steps"]
+    return steps * training["batch_size"]
+
+
+def _why_not(result: Result, samples: Samples) -> str:
+    if "examples_hash" not in result.content:
+        return "its results do not say which examples they are of"
+    return (
+        f"it was measured on other examples ({split_of(result)}, {result.content['examples']}) than were sampled for "
+        f"({samples.content['split']}, {samples.content['examples']})"
+    )
+
+
+def _part(result: Result, unanswered: Sequence[Sequence[bool]], *, never: bool) -> Interval | None:
+    """The score on the examples that no sample answers, or on the others; wordings without any are left out."""
+    kept = [
+        Measured(
+            row.task,
+            row.wording,
+            row.metric,
+            [values for values, hopeless in zip(row.rows, some, strict=True) if hopeless == never],
+        )
+        for row, some in zip(result.measured, unanswered, strict=True)
+    ]
+    measured = [row for row in kept if row.rows]
+    return average_interval(measured) if measured else None
