@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from shoulders.cli.main import app
-from shoulders.errors import UsageError
+from shoulders.errors import CorruptFile, UsageError
 
 
 def run(*arguments: object) -> str:
@@ -35,6 +35,13 @@ def test_a_connector_is_pretrained_then_trained_on_tasks_then_asked(values, tmp_
     measured = json.loads((pretrained / "results.json").read_text())
     assert f"perplexity {measured['perplexity']:.2f} on {measured['tokens']} held-out tokens" in " ".join(told.split())
     assert measured["scaffold"]["kind"] == "recursion"
+    told = run("report", "text", pretrained, "--out", tmp_path / "report")
+    assert f"perplexity {measured['perplexity']:.2f}" in " ".join(told.split())
+    page = (tmp_path / "report" / "text.md").read_text()
+    assert f"| 128 | {measured['perplexity']:.2f} |" in page  # four steps of two sequences of 16 tokens
+    assert (tmp_path / "report" / "perplexity.png").stat().st_size > 5000
+    with pytest.raises(CorruptFile, match="holds no perplexity"):
+        run("report", "text", tmp_path / "report" / "text.json", "--out", tmp_path / "no")
     trained = tmp_path / "trained"
     on_tasks = [
         "suite.tasks=kind_of", "scaffold.kind=recursion", f"scaffold.start={pretrained / 'best'}",

@@ -130,6 +130,8 @@ def report(
     sampled answers, and how each run does on the questions that no sample answers. Each split that runs were measured
     on gets a table.
 
+    `shoulders report text RUN...` writes text.md and text.json: perplexity of runs on text, and its curve.
+
     The first word is a kind of report only where no file or folder has that name.
     """
     from shoulders.cli.report import run

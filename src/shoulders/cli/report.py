@@ -8,6 +8,7 @@ from shoulders.evaluation.recursion_report import write_recursion_report
 from shoulders.evaluation.report import headline, write_report
 from shoulders.evaluation.results import Result, read_result, short_names
 from shoulders.evaluation.samples import Samples, read_samples
+from shoulders.evaluation.text_report import read_text_result, write_text_report
 from shoulders.training.log import read_log
 
 Report = Callable[[Sequence[Path], Path], tuple[Path, str]]  # of some paths into a folder: its page, and what it says
@@ -41,7 +42,13 @@ def recursion(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
     return write_recursion_report(results, samples, out)
 
 
-KINDS: dict[str, Report] = {"recursion": recursion}
+def text(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
+    """Runs on text: perplexity."""
+    found = [read_text_result(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
+    return write_text_report(found, out)
+
+
+KINDS: dict[str, Report] = {"recursion": recursion, "text": text}
 
 
 def read_run(path: Path, name: str = "") -> Result:

@@ -1,8 +1,10 @@
 """Plots of a report: one colour for each scaffold throughout, values written where they are read."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from shoulders.evaluation.statistics import average_interval
 COLOURS = ("#8a8f98", "#2a7fba", "#e07b39", "#5b9b57", "#9467bd", "#b5495b")
 LINES = ("-", "--", ":", "-.")  # with more runs than colours
 AVERAGE, TASKS, CURVES = "average.png", "tasks.png", "training.png"
-DEVELOPMENT, PASSES = "dev.png", "passes.png"
+DEVELOPMENT, PASSES, PERPLEXITY = "dev.png", "passes.png", "perplexity.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,13 @@ def draw_recursion(
         if spent:
             names.append(_passes(spent, folder))
     return names
+
+
+def draw_perplexity(results: Sequence[Result], folder: Path) -> list[str]:
+    """Write the curve of runs on text into a folder, if any was trained; returns its file name."""
+    trained = [(number, result) for number, result in enumerate(results) if result.log]
+    with _style():
+        return [_perplexity(trained, folder)] if trained else []
 
 
 @contextmanager
@@ -139,6 +148,24 @@ def _development(results: Sequence[Result], score: str, folder: Path) -> str:
     axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower left", frameon=False)
     return _save(figure, folder, DEVELOPMENT)
+
+
+def _perplexity(trained: Sequence[tuple[int, Result]], folder: Path) -> str:
+    """Perplexity over tokens read: of the training text as a line, smoothed; of the held-out text as points."""
+    figure, axes = _figure(7, 3.4 + 0.24 * len(trained))
+    for number, result in trained:
+        read = list(accumulate(line["positions"] for line in result.log))
+        losses = _smooth([line["loss"] for line in result.log])
+        told = f"{result.name}: {result.content['perplexity']:.2f} at the end"
+        axes.plot(read, [math.exp(loss) for loss in losses], **_line(number), alpha=0.6, label=told)
+        scored = [(tokens, -line["score"]) for tokens, line in zip(read, result.log, strict=True) if "score" in line]
+        if scored:
+            axes.plot(*zip(*scored, strict=True), "o", color=_line(number)["color"], markersize=5)
+    axes.set_yscale("log")
+    axes.set_xlabel("tokens read (points: held-out text)")
+    axes.set_ylabel("perplexity")
+    figure.legend(loc="outside lower left", frameon=False)
+    return _save(figure, folder, PERPLEXITY)
 
 
 def _passes(spent: Mapping[str, Sequence[Spent]], folder: Path) -> str:
