@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from shoulders.cli.show import console, need, quiet_libraries
 from shoulders.evaluation.recursion_report import write_recursion_report
@@ -44,8 +45,8 @@ def recursion(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
 
 def text(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
     """Runs on text: perplexity."""
-    found = [read_text_result(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
-    return write_text_report(found, out)
+    names = zip(paths, short_names(paths), strict=True)
+    return write_text_report([read_text_result(path, name, _log(path)) for path, name in names], out)
 
 
 KINDS: dict[str, Report] = {"recursion": recursion, "text": text}
@@ -53,4 +54,8 @@ KINDS: dict[str, Report] = {"recursion": recursion, "text": text}
 
 def read_run(path: Path, name: str = "") -> Result:
     """A run's results with its training log."""
-    return read_result(path, name, read_log(path if path.is_dir() else path.parent))
+    return read_result(path, name, _log(path))
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    return read_log(path if path.is_dir() else path.parent)

@@ -1,20 +1,20 @@
 """Runs on text side by side: perplexity at the end, and along the training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from shoulders.errors import CorruptFile, SourceNotFound, UsageError
 from shoulders.evaluation import plots
 from shoulders.evaluation.results import RESULTS, Result
 from shoulders.files import read_json, save_failed, write_json
-from shoulders.training.log import read_log
 
 PAGE, NUMBERS = "text.md", "text.json"
 NEEDED = {"perplexity", "bits_per_byte", "tokens", "recipe", "trained"}
 
 
-def read_text_result(path: Path, name: str) -> Result:
-    """The `results.json` of a run on text, with its log.
+def read_text_result(path: Path, name: str, log: Sequence[Mapping[str, Any]]) -> Result:
+    """The `results.json` of a run on text, put together with its log.
 
     Raises:
         SourceNotFound, CorruptFile: there is none, or it is that of another kind of run.
@@ -25,7 +25,7 @@ def read_text_result(path: Path, name: str) -> Result:
     content = read_json(file)
     if not set(content) >= NEEDED:
         raise CorruptFile(f"{file} holds no perplexity: it is not the result of a run on text")
-    return Result(name, content, read_log(file.parent))
+    return Result(name, content, log)
 
 
 def write_text_report(results: Sequence[Result], folder: Path) -> tuple[Path, str]:
