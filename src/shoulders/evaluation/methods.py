@@ -45,7 +45,7 @@ def method_of(result: Result) -> Method:
     """
     recipe = result.content["recipe"]
     choice = recipe["scaffold"]
-    kind = result.content.get("scaffold", {}).get("kind", choice["kind"])
+    kind = _kind(result.content)
     if kind not in (choice["kind"], BARE):
         raise UsageError(
             f"{result.name} is a scaffold of kind {kind} and was measured by a recipe with scaffold.kind="
@@ -67,6 +67,13 @@ def method_of(result: Result) -> Method:
         variant=", ".join(variant),
         candidates=0 if adaptive else candidates,
     )
+
+
+def _kind(content: Mapping[str, Any]) -> str:
+    """Of the scaffold that was measured; older results do not say, but how much was trained."""
+    if "scaffold" in content:
+        return content["scaffold"]["kind"]
+    return content["recipe"]["scaffold"]["kind"] if content["trained"] else BARE
 
 
 def _candidates(recipe: Mapping[str, Any]) -> int:

@@ -12,7 +12,7 @@ from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import average_interval
 
 COLOURS = ("#8a8f98", "#2a7fba", "#e07b39", "#5b9b57", "#9467bd", "#b5495b")
-LINES = ("-", "--", ":", "-.")  # with more runs than colours
+LINES, POINTS = ("-", "--", ":", "-."), "s^vP"  # in turn, with more runs than colours
 AVERAGE, TASKS, CURVES = "average.png", "tasks.png", "training.png"
 DEVELOPMENT, PASSES, PERPLEXITY = "dev.png", "passes.png", "perplexity.png"
 
@@ -130,21 +130,19 @@ def _curves(results: Sequence[Result], folder: Path) -> str:
 
 def _development(results: Sequence[Result], score: str, folder: Path) -> str:
     """Development score over training steps, the best one marked and told (the paper, figure 6)."""
-    drawn: list[tuple[int, Result]] = []
+    drawn: list[tuple[int, Result, list[tuple[int, float]]]] = []
     for number, result in enumerate(results):
-        same = any(result.log == other.log for _, other in drawn)  # one run measured twice
-        if not same and any("score" in line for line in result.log):
-            drawn.append((number, result))
-    figure, axes = _figure(7, 3.4 + 0.24 * len(drawn))
-    for number, result in drawn:
         scored = [(line["number"], line["score"]) for line in result.log if "score" in line]
+        if scored and all(result.log != other.log for _, other, _ in drawn):  # one run may be measured twice
+            drawn.append((number, result, scored))
+    figure, axes = _figure(7, 3.4 + 0.24 * len(drawn))
+    for number, result, scored in sorted(drawn, key=lambda one: -max(score for _, score in one[2])):
         best = max(scored, key=lambda point: point[1])
         told = f"{result.name}: best {best[1]:.1f} at step {best[0]:,}"
         axes.plot(*zip(*scored, strict=True), **_line(number), marker="o", markersize=3, label=told)
         axes.plot(*best, marker="o", markersize=8, color=_line(number)["color"])
     axes.set_xlabel("training steps")
     axes.set_ylabel(score)
-    axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower left", frameon=False)
     return _save(figure, folder, DEVELOPMENT)
@@ -172,12 +170,13 @@ def _passes(spent: Mapping[str, Sequence[Spent]], folder: Path) -> str:
     """Score over average passes: a line for each run that decides on them itself, a point for each other."""
     figure, _ = _figure(7, sum(3.4 + 0.24 * len(runs) for runs in spent.values()), len(spent))
     for axes, (what, runs) in zip(figure.axes, spent.items(), strict=True):
-        for run in runs:
-            look = _line(run.style)
-            told = f"{run.name}: {run.score:.1f} with {run.passes:.3g} passes"
+        for run in sorted(runs, key=lambda run: -run.score):
+            look = _line(run.style) if run.curve else {**_line(run.style), "linestyle": "none"}
+            point = "D" if run.curve else POINTS[run.style // len(COLOURS) % len(POINTS)]
+            told = f"{run.name}: {run.score:.1f}, {run.passes:.3g} pass{'es' * (run.passes != 1)}"
+            axes.plot(run.passes, run.score, **look, marker=point, markersize=8, label=told)
             if run.curve:
                 axes.plot(*zip(*sorted(run.curve), strict=True), **look, marker="o", markersize=3)
-            axes.plot(run.passes, run.score, **look, marker="D" if run.curve else "s", markersize=8, label=told)
         axes.set_xlabel("passes through the frozen model for a question, on average")
         axes.set_ylabel(what)
         axes.margins(x=0.08, y=0.15)

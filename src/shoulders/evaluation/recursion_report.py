@@ -113,7 +113,7 @@ def _methods(table: Table) -> str:
         "examples seen": [_number(row.seen) for row in table.rows],
     }
     if any(row.development for row in table.rows):
-        columns["EM on dev"] = [_development(row) for row in table.rows]
+        columns["best EM on dev"] = [_development(row) for row in table.rows]
     columns[f"{_called(table.metric)} on {table.split} [95% interval]"] = [str(row.score) for row in table.rows]
     if table.base:
         columns[f"over {table.base}, paired"] = [_signed(row.gap) for row in table.rows]
