@@ -11,7 +11,8 @@ from shoulders.evaluation.results import examples_hash
 from shoulders.pipeline import Answer
 from shoulders.records import Question
 
-NEVER = -1
+SAMPLES = "samples"  # what the kind of file is called
+NEVER = -1  # the number of the first right sample where none is right
 TOGETHER = 64  # questions between two reports of progress
 
 Samples = Callable[[Sequence[Question], int], list[list[Answer]]]
@@ -40,7 +41,7 @@ class Recall:
         """The numbers, as results are kept."""
         examples = [(one.task.name, one.wording, example) for one in self.asked for example in one.examples]
         return {
-            "kind": "samples",
+            "kind": SAMPLES,
             "examples": len(examples),
             "examples_hash": examples_hash(examples),
             "recall": {str(count): self.at(count) for count in self.counts},

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from shoulders.errors import CorruptFile, first_line
+from shoulders.evaluation.recall import NEVER, SAMPLES
 from shoulders.evaluation.results import Result
 from shoulders.files import read_json
 
-KIND = "samples"
 KEYS = {"recipe", "examples", "examples_hash", "split", "recall", "wordings"}
-NEVER = -1  # the number of the first right sample where none is right
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def read_samples(path: Path, name: str) -> Samples | None:
     if not path.is_file():
         return None
     content = read_json(path)
-    if content.get("kind") != KIND:
+    if content.get("kind") != SAMPLES:
         return None
     if missing := KEYS - set(content):
         raise CorruptFile(f"{path} holds no samples of shoulders: it lacks {', '.join(sorted(missing))}")
