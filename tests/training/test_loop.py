@@ -15,10 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 from golden import GOLDEN
-from shoulders.data.batching import Lengths, Stream
-from shoulders.data.mixture import Mixture
-from shoulders.data.tasks import TemplatedTask
-from shoulders.data.templates import Template
 from shoulders.errors import CorruptFile, TrainingDiverged, UsageError
 from shoulders.recipes.build import new_scaffold
 from shoulders.recipes.recipe import ScaffoldChoice
@@ -29,21 +25,8 @@ from shoulders.scaffolds.soft_prompt import SoftPrompt
 from shoulders.training.checkpoint import checkpoints
 from shoulders.training.loop import Hooks, fit
 from shoulders.training.plan import TrainPlan
-from shoulders.training.scaffolds import ExampleSource, scaffold_loss
-
-PLAN = TrainPlan(steps=4, batch_size=8, learning_rate=0.01, warmup=0.5, positions_at_once=256)
-
-
-def toy_task() -> TemplatedTask:
-    records = [{"t": f"{'really ' * (n % 7)}what is {n}?", "a": "even" if n % 2 == 0 else "odd"} for n in range(40)]
-    template = Template("w", "id", "{{t}} ||| {{a}}")
-    return TemplatedTask("parity", "Toys", {"w": template}, {"train": records})
-
-
-def source(lm, scaffold, plan=PLAN):
-    mixture = Mixture([toy_task()], split="train", seed=plan.seed)
-    stream = Stream(mixture, lm, lengths=Lengths(), prompt_length=scaffold.length)
-    return ExampleSource(stream, plan.batch_size, plan.positions_at_once, scaffold.length)
+from shoulders.training.scaffolds import scaffold_loss
+from toys import PLAN, in_processes, source
 
 
 def trained(lm, scaffold, plan=PLAN, **rest):
@@ -295,17 +278,6 @@ def test_the_best_development_score_is_kept(lm, tmp_path):
 def test_plans_that_make_no_sense_are_refused(value, message):
     with pytest.raises(UsageError, match=message):
         replace(PLAN, **value)
-
-
-PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-
-
-def in_processes(arguments: list[str], *, two: bool) -> None:
-    """Run Python with these arguments, in one process or in two under PyTorch's launcher."""
-    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2] / 'src'}", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *(PROCESSES if two else []), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_two_processes_take_the_same_steps_as_one(lm, tmp_path):

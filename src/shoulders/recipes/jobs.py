@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.states import StateStore
 from shoulders.data.evidence import Evidence
 from shoulders.data.tasks import Task, check_placement
 from shoulders.data.text import Documents, PackedText, held_out, open_text
@@ -39,7 +40,9 @@ def job_of(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Tas
     """The recipe's tasks as a job, or its text; what could not be measured afterwards is refused before.
 
     Raises:
-        UsageError: a split is missing, the placement has nothing to hold on to, or the text is none.
+        UsageError: a split is missing, the placement has nothing to hold on to, the text is none, or the first pass
+            that is to be stored is not that of the bare model.
+        SaveFailed: the folder it is to be stored in cannot be written.
     """
     if recipe.text.source:
         return _text_job(recipe, lm, scaffold)
@@ -48,7 +51,7 @@ def job_of(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Tas
     evidence = new_evidence(recipe.evidence, lm)
     return Job(
         example_source(recipe, tasks, lm, scaffold, evidence),
-        scaffold_loss(lm, scaffold),
+        scaffold_loss(lm, scaffold, _first_pass(recipe, lm)),
         lambda: measure(recipe, lm, scaffold, recipe.development, tasks, on_done, evidence).average,
     )
 
@@ -59,7 +62,14 @@ def _text_job(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Job:
     text = PackedText(documents, lm, recipe.text.length, plan.seed)
     source = TextSource(text, plan.batch_size, plan.positions_at_once, scaffold.length)
     measured = _sequences(recipe, lm, others)
-    return Job(source, language_loss(lm, scaffold), lambda: -perplexity(lm, scaffold, measured).perplexity)
+    loss = language_loss(lm, scaffold, _first_pass(recipe, lm))
+    return Job(source, loss, lambda: -perplexity(lm, scaffold, measured).perplexity)
+
+
+def _first_pass(recipe: Recipe, lm: FrozenLM) -> StateStore | None:
+    """Where the recipe keeps the states of the first pass."""
+    folder = recipe.training.first_pass
+    return StateStore(folder, lm) if folder else None
 
 
 def text_parts(recipe: Recipe) -> tuple[Documents, Documents]:

@@ -92,6 +92,13 @@ class Recursion(Scaffold, kind="recursion"):
         """Positions that the inner scaffold takes in each pass."""
         return self.inner.length
 
+    @property
+    def trained_before(self) -> str:
+        """What trains before the first pass ends, by its recipe value; empty: the states of that pass are constants."""
+        if self.shape.before:
+            return "scaffold.recursion.before=true"
+        return "" if isinstance(self.inner, Bare) else f"scaffold.inner={self.inner.kind}"
+
     def memory(self, lm: FrozenLM) -> Memory:
         """Keys and values of each pass, then those of each Connector's place."""
         blocks = [self._connector(number).blocks.config for number in range(len(self.shape.places))]
@@ -105,7 +112,7 @@ class Recursion(Scaffold, kind="recursion"):
             vectors, place = self._connected(place, vectors, vectors, given, memory), 1
         for number in range(self.shape.passes):
             part = None if memory is None else memory.of_pass(number)
-            states = self.inner.states(lm, replace(given, embeds=vectors), part)
+            states = self._passed(lm, given, vectors, part)
             if number + 1 < self.shape.passes:
                 vectors, place = self._connected(place, states, given.embeds, given, memory), place + 1
         if self.shape.after:
@@ -136,6 +143,15 @@ class Recursion(Scaffold, kind="recursion"):
         made = Scaffold.kinds[inner["kind"]].rebuilt(inner["description"], lm)
         return cls(lm, RecursionShape(**description["shape"]), made, description["norms"])
 
+    def _passed(
+        self, lm: FrozenLM, given: LMInput, vectors: Float[Tensor, "B T D"], memory: Memory | None
+    ) -> Float[Tensor, "B T D"]:
+        """States of one pass over the vectors; those of the text's own are taken as they are where they are known."""
+        known = given.first if vectors is given.embeds and isinstance(self.inner, Bare) and memory is None else None
+        if known is not None:
+            return known
+        return self.inner.states(lm, replace(given, embeds=vectors, first=None), memory)
+
     def _connector(self, place: int) -> Connector:
         found = self.connectors[0 if self.shape.shared else place]
         assert isinstance(found, Connector)
@@ -151,6 +167,16 @@ class Recursion(Scaffold, kind="recursion"):
     ) -> Float[Tensor, "B T D"]:
         kept: PassMemory | None = None if memory is None else memory.passes[self.shape.passes + place]
         return self._connector(place)(states, instead_of, given.mask, kept)
+
+
+def check_first_pass(scaffold: Scaffold) -> None:
+    """Raise `UsageError` for a scaffold whose first pass is not that of the bare model: its states cannot be stored."""
+    trained = scaffold.trained_before if isinstance(scaffold, Recursion) else f"scaffold.kind={scaffold.kind}"
+    if trained:
+        raise UsageError(
+            f"{trained} trains before the first pass ends, so that its states are no constants that could be stored: "
+            "leave training.first_pass empty, or train scaffold.kind=recursion with scaffold.inner=bare"
+        )
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Language modelling: what a Connector is pretrained on before it is trained on a task (the paper, section 4.2)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -10,9 +10,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.states import StateStore
 from shoulders.data.text import PackedText, text_batch
 from shoulders.errors import UsageError
 from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.recursion import check_first_pass
 from shoulders.training.loop import LossOf
 
 
@@ -52,20 +54,29 @@ class TextSource:
         return TextStep(parts, self.batch_size * (self.text.length - 1), len(rows) * self.length)
 
 
-def language_loss(lm: FrozenLM, scaffold: Scaffold) -> LossOf[Int[Tensor, "B T"]]:
+def language_loss(lm: FrozenLM, scaffold: Scaffold, first_pass: StateStore | None = None) -> LossOf[Int[Tensor, "B T"]]:
     """The summed cross-entropy of every next token of a micro-batch, through the scaffold and the frozen model.
 
+    Args:
+        first_pass: where the states of a recursion's first pass are kept.
+
     Raises:
-        UsageError: the scaffold reads its input as a whole, and so what it is to predict.
+        UsageError: the scaffold reads its input as a whole, and so what it is to predict; or stored states are asked
+            for, and something trains before the first pass ends.
     """
     if scaffold.encoder is not None:
         raise UsageError(
             "an input-dependent prompt would read the text that it is to predict: pretrain with scaffold.inner=bare or "
             "soft_prompt"
         )
+    if first_pass is not None:
+        check_first_pass(scaffold)
 
     def loss(module: nn.Module, ids: Int[Tensor, "B T"]) -> Tensor:
         batch = text_batch(ids, lm)
-        return lm.nll(module(lm, batch.given), batch.labels).sum()
+        given = batch.given
+        if first_pass is not None:
+            given = replace(given, first=first_pass.states(ids[:, :-1].tolist()))
+        return lm.nll(module(lm, given), batch.labels).sum()
 
     return loss

@@ -26,6 +26,8 @@ class TrainPlan:
         evaluate_every: steps between scores on the development set; 0 for none but the last.
         save_every: steps between checkpoints; 0 for none.
         keep: checkpoints kept.
+        first_pass: folder that keeps the states of a recursion's first pass (`StateStore`); empty: they are computed in
+            every step.
         seed: of the order of examples and of what is random in the trained module.
     """
 
@@ -43,6 +45,7 @@ class TrainPlan:
     evaluate_every: int = 0
     save_every: int = 0
     keep: int = 2
+    first_pass: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:

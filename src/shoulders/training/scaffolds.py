@@ -1,15 +1,17 @@
 """Training a scaffold on a mixture: what a step reads and what its loss is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from accelerate import PartialState
 from torch import Tensor, nn
 
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.states import StateStore
 from shoulders.data.batching import Encoded, Stream, by_length, training_batch
 from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.recursion import check_first_pass
 from shoulders.training.loop import LossOf
 
 
@@ -61,11 +63,24 @@ class ExampleSource:
         return row.length + self.prompt_length
 
 
-def scaffold_loss(lm: FrozenLM, scaffold: Scaffold) -> LossOf[Sequence[Encoded]]:
-    """The summed cross-entropy of a micro-batch's answers through the scaffold and the frozen model."""
+def scaffold_loss(lm: FrozenLM, scaffold: Scaffold, first_pass: StateStore | None = None) -> LossOf[Sequence[Encoded]]:
+    """The summed cross-entropy of a micro-batch's answers through the scaffold and the frozen model.
+
+    Args:
+        first_pass: where the states of a recursion's first pass are kept.
+
+    Raises:
+        UsageError: they are asked for, and something trains before the first pass ends.
+    """
+    if first_pass is not None:
+        check_first_pass(scaffold)
 
     def loss(module: nn.Module, rows: Sequence[Encoded]) -> Tensor:
         batch = training_batch(rows, lm, scaffold)
-        return lm.nll(module(lm, batch.given), batch.labels).sum()
+        given = batch.given
+        if first_pass is not None:
+            # Without a prompt all padding stands at the end, where stored rows have it too.
+            given = replace(given, first=first_pass.states([row.ids + row.target[:-1] for row in rows]))
+        return lm.nll(module(lm, given), batch.labels).sum()
 
     return loss

