@@ -9,6 +9,7 @@ from shoulders.data.tasks import Task, check_placement
 from shoulders.data.text import PackedText, held_out, open_text
 from shoulders.evaluation.perplexity import Perplexity, perplexity
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen_examples, evaluate
+from shoulders.pipeline import Prepare, as_asked
 from shoulders.recipes.build import example_source, load_tasks
 from shoulders.recipes.recipe import Recipe
 from shoulders.scaffolds.base import Scaffold
@@ -103,10 +104,18 @@ def measure(
     plan: EvaluationPlan,
     tasks: Sequence[Task] | None = None,
     on_done: OnDone = lambda _done, _all: None,
+    prepare: Prepare = as_asked,
 ) -> Scores:
     """Scores of a scaffold on the recipe's suite."""
     tasks = tasks_of(recipe) if tasks is None else tasks
     suite = recipe.suite
     return evaluate(
-        tasks, lm, scaffold, plan, without=suite.without_templates, skip_failing=suite.skip_failing, on_done=on_done
+        tasks,
+        lm,
+        scaffold,
+        plan,
+        without=suite.without_templates,
+        skip_failing=suite.skip_failing,
+        prepare=prepare,
+        on_done=on_done,
     )

@@ -92,6 +92,11 @@ class Recursion(Scaffold, kind="recursion"):
         """Positions that the inner scaffold takes in each pass."""
         return self.inner.length
 
+    @property
+    def passes(self) -> int:
+        """Those of the shape, each at the price of its inner scaffold."""
+        return self.shape.passes * self.inner.passes
+
     def memory(self, lm: FrozenLM) -> Memory:
         """Keys and values of each pass, then those of each Connector's place."""
         blocks = [self._connector(number).blocks.config for number in range(len(self.shape.places))]
