@@ -13,8 +13,8 @@ from shoulders.adaptive.calibration import Point
 from shoulders.adaptive.stages import Adaptive, Stage
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.errors import CorruptFile, SourceNotFound, UsageError, WrongBackbone
-from shoulders.files import read_json, recovered, whole_folder, write_json
+from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UsageError, WrongBackbone
+from shoulders.files import check_replaceable, read_json, recovered, whole_folder, write_json
 from shoulders.scaffolds.base import Bare, Scaffold
 
 ADAPTIVE = "adaptive.json"
@@ -105,6 +105,7 @@ def save(
         SaveFailed: it cannot be written, or holds something else.
     """
     folder = folder.expanduser()
+    check_place(folder, [stage.name for stage in adaptive.stages])
     content = {
         "format": FORMAT,
         "backbone": {"name": lm.name, "fingerprint": lm.fingerprint()},
@@ -118,6 +119,15 @@ def save(
     }
     with whole_folder(folder, ADAPTIVE) as scratch:
         write_json(scratch / ADAPTIVE, content)
+
+
+def check_place(folder: Path, stages: Sequence[str]) -> None:
+    """Raise `SaveFailed` for a folder that cannot be replaced, or that a stage lies in."""
+    folder = folder.expanduser()
+    check_replaceable(folder, ADAPTIVE)
+    for name in stages:
+        if Path(name).expanduser().resolve().is_relative_to(folder.resolve()):
+            raise SaveFailed(f"{name} lies in {folder}, which is replaced as a whole: name a new folder (--out)")
 
 
 def is_adaptive(name: str | Path) -> bool:
@@ -162,7 +172,6 @@ def _stored(stage: Stage, folder: Path) -> StoredStage:
     name, place = stage.name, Path(stage.name).expanduser()
     if stage.scaffold.kind != Bare.kind and place.is_dir():
         name = os.path.relpath(place.resolve(), folder.resolve())
-        name = name if name.startswith(".") else f"./{name}"
     return StoredStage(name, stage.scaffold.kind, stage.passes, identity(stage.scaffold))
 
 

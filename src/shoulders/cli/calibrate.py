@@ -7,12 +7,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from shoulders.adaptive.stages import Adaptive, Stage, check_count, check_rule
-from shoulders.adaptive.storage import ADAPTIVE, Calibration, save
+from shoulders.adaptive.storage import Calibration, check_place, save
 from shoulders.cli.common import BARE, origin_of, recipe_of, scaffold_folder, weights_of
 from shoulders.cli.show import console, counted_passes, measuring, quiet_libraries
 from shoulders.errors import UsageError, WrongBackbone
 from shoulders.evaluation.provenance import circumstances
-from shoulders.files import check_replaceable
 from shoulders.recipes.adaptive import calibrate
 from shoulders.scaffolds.base import Bare, Scaffold
 
@@ -25,7 +24,7 @@ def run(arguments: Sequence[str], budget: float, rule: str, recipe_name: str | N
     names, overrides = _sorted_out(arguments)
     check_rule(rule)
     check_count(len(names))
-    check_replaceable(out.expanduser(), ADAPTIVE)
+    check_place(out, names)
     trained = next((name for name in names if name != BARE), BARE)
     recipe = recipe_of(trained, recipe_name, overrides)
     _check_backbones(names)
@@ -43,8 +42,9 @@ def _sorted_out(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Scaffolds, and the recipe's values among them."""
     overrides = [text for text in arguments if "=" in text and not Path(text).exists()]
     names = [scaffold_folder(text) for text in arguments if text not in overrides]
-    for name in names:
-        if names.count(name) > 1:
+    places = [Path(name).expanduser().resolve() for name in names]
+    for name, place in zip(names, places, strict=True):
+        if places.count(place) > 1:
             raise UsageError(f"{name!r} is named twice: name each run once")
     return names, overrides
 
