@@ -6,9 +6,12 @@ import pytest
 
 from shoulders.adaptive.stages import Adaptive, Stage
 from shoulders.data.readers import open_suite
+from shoulders.data.tasks import TemplatedTask
+from shoulders.data.templates import Template
 from shoulders.evaluation.adaptive import StagedScores
 from shoulders.evaluation.protocol import EvaluationPlan, evaluate
 from shoulders.pipeline import Answering
+from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt
@@ -82,3 +85,15 @@ def test_questions_are_prepared_and_examples_stay_what_they_are(lm, stages, task
 
     scores = evaluate(tasks, lm, stages[0].scaffold, PLAN, prepare=prepare)
     assert seen == [prediction.example.question for row in scores.wordings for prediction in row.predictions]
+
+
+def test_inputs_that_any_stage_cuts_are_counted(lm):
+    """A prompt of 60 leaves too little of 128 positions for the middle one."""
+    template = Template("ask", "a", "{{t}} ||| x", None, ("Squad",))
+    records = [{"t": " ".join(["word"] * count)} for count in (1, 80, 300)]
+    task = TemplatedTask("t", "c", {"ask": template}, {"validation": records})
+    scaffolds = (Bare(), SoftPrompt(from_vocabulary(lm)(60)))
+    stages = [evaluate([task], lm, one, PLAN) for one in scaffolds]
+    assert [one.truncated for one in stages] == [1, 2]
+    measured = StagedScores(stages, [1, 1], "margin")
+    assert measured.scores([0, 1, 0]).truncated == 2
