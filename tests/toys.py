@@ -1,12 +1,14 @@
-"""A small task to train on, and small runs of it, in this process or in two others."""
+"""A small task to train on, small runs of it in this process or in two others, and a small source of evidence."""
 
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.batching import Lengths, Stream
+from shoulders.data.evidence import Passage
 from shoulders.data.mixture import Mixture
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
@@ -40,3 +42,20 @@ def in_processes(arguments: list[str], *, two: bool) -> None:
     command = [sys.executable, *(PROCESSES if two else []), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+class Fact:
+    """Evidence that is the same for every question, and remembers what it was asked."""
+
+    passes = 1
+
+    def __init__(self, text):
+        self.fingerprint = self.text = text
+        self.asked = []
+
+    def find(self, questions, fold=""):
+        self.asked.append(list(questions))
+        return [[Passage(self.text, 0.0)] for _ in questions]
+
+    def write(self, question, passages):
+        return replace(question, evidence=passages[0].text)

@@ -31,10 +31,7 @@ def whole_folder(target: Path, marker: str) -> Iterator[Path]:
     Raises:
         SaveFailed: the disk is full, the place cannot be written, or something else is in it.
     """
-    if target.is_file():
-        raise SaveFailed(f"{target} is a file: name a new folder")
-    if target.is_dir() and any(target.iterdir()) and not (target / marker).exists():
-        raise SaveFailed(f"{target} holds other files (no {marker} among them): name a new folder")
+    check_replaceable(target, marker)
     backup = _backup(target)
     try:
         scratch = _scratch(target)
@@ -57,6 +54,14 @@ def whole_folder(target: Path, marker: str) -> Iterator[Path]:
         raise save_failed(target, reason, kept=target.exists() or backup.exists()) from reason
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_replaceable(target: Path, marker: str) -> None:
+    """Raise `SaveFailed` for what `whole_folder` would not replace."""
+    if target.is_file():
+        raise SaveFailed(f"{target} is a file: name a new folder")
+    if target.is_dir() and any(target.iterdir()) and not (target / marker).exists():
+        raise SaveFailed(f"{target} holds other files (no {marker} among them): name a new folder")
 
 
 def recovered(target: Path) -> Path:

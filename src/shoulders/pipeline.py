@@ -46,9 +46,9 @@ class Answer:
     """An answer, and how sure the model was of it.
 
     Attributes:
-        text: what was generated.
-        log_probability: of its tokens and its end, summed, at temperature 1.
-        margin: the smallest lead, in log-probability, of a chosen token over the best other one.
+        text: what was generated or chosen.
+        log_probability: of its tokens and its end, summed, at temperature 1; of a choice, among the choices.
+        margin: the smallest lead, in log-probability, of a chosen token over the best other one; of a choice, its lead.
     """
 
     text: str
@@ -170,6 +170,29 @@ def rank(
         for number, some in zip(group, found, strict=True):
             scores[number] = some
     return scores
+
+
+def choose(
+    questions: Sequence[Question],
+    choices: Sequence[Sequence[str]],
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    how: Answering | None = None,
+) -> list[Answer]:
+    """The most likely of the choices by `rank`, with how sure the model was of it: probabilities are shares among them.
+
+    Raises:
+        UsageError, ContextFull: as `rank`.
+    """
+    scores = rank(questions, choices, lm, scaffold, how)
+    return [_likeliest(options, values) for options, values in zip(choices, scores, strict=True)]
+
+
+def _likeliest(choices: Sequence[str], scores: Sequence[float]) -> Answer:
+    best = scores.index(max(scores))
+    others = [score for number, score in enumerate(scores) if number != best]
+    margin = scores[best] - max(others, default=-float("inf"))
+    return Answer(choices[best], float(torch.tensor(scores, dtype=torch.float64).log_softmax(0)[best]), margin)
 
 
 def _groups(rows: Sequence[Encoded], scaffold: Scaffold, how: Answering, extra: Sequence[int]) -> list[list[int]]:

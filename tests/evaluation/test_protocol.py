@@ -19,7 +19,7 @@ from shoulders.evaluation.provenance import circumstances
 from shoulders.evaluation.report import gains, headline, markdown, write_report
 from shoulders.evaluation.results import Result, read_result, scores_as_json, short_names
 from shoulders.evaluation.statistics import Measured, average_interval, difference_interval
-from shoulders.pipeline import rank
+from shoulders.pipeline import Answer, rank
 from shoulders.records import Example, Question
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.initialise import from_vocabulary
@@ -65,7 +65,9 @@ def test_scores_follow_the_protocol(lm):
 
 def wording_score(wording, *, right, of=10):
     example = Example("t", wording, "test:0", Question("q"), "yes", ("yes",), ("yes", "no"))
-    rows = [Prediction(example, "yes", {"accuracy": (float(number < right),)}) for number in range(of)]
+    rows = [
+        Prediction(example, Answer("yes", -0.1, 1.0), {"accuracy": (float(number < right),)}) for number in range(of)
+    ]
     return WordingScore("t", "c", wording, (ACCURACY,), rows)
 
 
@@ -81,7 +83,7 @@ def test_a_task_scores_the_median_of_unequal_wordings():
 def test_every_reference_counts_as_right(lm, monkeypatch):
     template = Template("ask", "a", "{{q}} ||| {{answers[0]}}", None, ("Trivia QA",))
     records = [{"q": "Who sang Let it be?", "answers": ["The Beatles", "Fab Four"]}]
-    monkeypatch.setattr(protocol, "answer", lambda questions, *_: ["fab four"] * len(questions))
+    monkeypatch.setattr(protocol, "answered", lambda questions, *_: [Answer("fab four", -0.1, 1.0)] * len(questions))
     scores = evaluate([TemplatedTask("t", "c", {"ask": template}, {"test": records})], lm, Bare(), PLAN)
     assert scores.wordings[0].scores == {"em": 100.0, "f1": 100.0}
 

@@ -2,18 +2,23 @@
 
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoulders.adaptive.storage import is_adaptive, read
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.cli.common import BARE, origin_of
-from shoulders.cli.show import console, errors, quiet_libraries, say
+from shoulders.cli.common import origin_of
+from shoulders.cli.show import console, counted_passes, errors, notes, quiet_libraries, say
 from shoulders.errors import SourceNotFound, UsageError
-from shoulders.pipeline import Answering, answer, rank
+from shoulders.pipeline import Answering, answer, choose
+from shoulders.recipes.adaptive import stage_named
 from shoulders.recipes.folders import scaffold_folder
 from shoulders.records import Question
-from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.base import Scaffold
+
+AUTO = "auto"
+Ask = Callable[[Question], tuple[str, int]]  # the answer, and the passes that are to be told; 0 for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +30,11 @@ class Request:
     context: Path | None = None
     longest: int = 64
     truncate: bool = False
+    passes: str = ""  # through the frozen model: a number, or "auto"
 
     def __post_init__(self) -> None:
+        if self.passes not in ("", AUTO) and not (self.passes.isdecimal() and int(self.passes)):
+            raise UsageError(f"--passes {self.passes} is no number of passes: --passes {AUTO}, or 1, 2, ...")
         if self.choices and not self.options:
             raise UsageError(f"--choices {self.choices!r} names no answer: put '|' between answers, 'yes|no'")
         Answering(self.longest)  # refuses what is no length, before a model is loaded
@@ -45,17 +53,12 @@ def run(name: str, questions: Sequence[str], request: Request) -> None:
     """
     quiet_libraries()
     name = scaffold_folder(name)
-    origin = origin_of(name)
-    backbone = request.backbone or (origin.backbone if origin else None)
-    if backbone is None:
-        raise UsageError("the bare model has no scaffold to name its backbone: add --backbone NAME")
-    lm = FrozenLM.load(backbone)
-    scaffold = Bare() if name == BARE else Scaffold.load(name, lm)
+    ask = (_cascade if is_adaptive(name) else _scaffold)(name, request)
     evidence = _read(request.context)
     failed = 0
     for text in questions or typed():
         try:
-            answered = one_answer(Question(text, evidence), lm, scaffold, request)
+            answered, passes = ask(Question(text, evidence))
         except UsageError as error:
             if len(questions) == 1:
                 raise
@@ -63,8 +66,58 @@ def run(name: str, questions: Sequence[str], request: Request) -> None:
             errors.print(f"{textwrap.shorten(text, 60)}\n  error: {error}", markup=False, emoji=False, soft_wrap=True)
         else:
             say(answered if len(questions) < 2 else f"{text}\n  {answered}")
+            if passes:
+                notes.print(counted_passes(passes))
     if failed:
         raise UsageError(f"not answered: {failed} of the questions (why is said above)")
+
+
+def _scaffold(name: str, request: Request) -> Ask:
+    """A scaffold, or the bare model; its passes are told where they were asked for."""
+    origin = origin_of(name)
+    backbone = request.backbone or (origin.backbone if origin else None)
+    if backbone is None:
+        raise UsageError("the bare model has no scaffold to name its backbone: add --backbone NAME")
+    if request.passes == AUTO:
+        raise UsageError(
+            f"--passes {AUTO} needs thresholds, and {name} is one scaffold: calibrate several first (shoulders "
+            f"calibrate {name} RUN --budget 1.5) and ask what that writes"
+        )
+    lm = FrozenLM.load(backbone)
+    stage = stage_named(name, lm)
+    if request.passes and int(request.passes) != stage.passes:
+        raise UsageError(
+            f"--passes {request.passes}: {name} answers with {counted_passes(stage.passes)}, always: leave --passes "
+            "out, or name another scaffold"
+        )
+
+    def ask(question: Question) -> tuple[str, int]:
+        if stage.evidence:
+            found = stage.evidence.find([question])[0]
+            notes.print("; ".join(passage.text for passage in found), markup=False, highlight=False)
+            question = stage.evidence.write(question, found)
+        return one_answer(question, lm, stage.scaffold, request), stage.passes if request.passes else 0
+
+    return ask
+
+
+def _cascade(name: str, request: Request) -> Ask:
+    """A calibrated cascade, or one of its stages asked by itself."""
+    stored = read(Path(name))
+    lm = FrozenLM.load(request.backbone or stored.backbone)
+    adaptive = stored.load(lm, stage_named)
+    if request.passes not in ("", AUTO):
+        adaptive = adaptive.only(int(request.passes))
+    how = Answering(request.longest, request.truncate)
+
+    def ask(question: Question) -> tuple[str, int]:
+        if request.choices:
+            found = adaptive.chosen([question], [request.options], lm, how)[0]
+        else:
+            found = adaptive.answered([question], lm, how)[0]
+        return found.answer.text, found.passes
+
+    return ask
 
 
 def one_answer(question: Question, lm: FrozenLM, scaffold: Scaffold, request: Request) -> str:
@@ -72,8 +125,7 @@ def one_answer(question: Question, lm: FrozenLM, scaffold: Scaffold, request: Re
     how = Answering(request.longest, request.truncate)
     if not request.choices:
         return answer([question], lm, scaffold, how)[0]
-    scores = rank([question], [request.options], lm, scaffold, how)[0]
-    return request.options[scores.index(max(scores))]
+    return choose([question], [request.options], lm, scaffold, how)[0].text
 
 
 def typed() -> Iterator[str]:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from shoulders.adaptive.storage import is_adaptive
+from shoulders.adaptive.storage import read as read_adaptive
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import UsageError
 from shoulders.recipes.build import load_backbone
@@ -28,10 +30,11 @@ def recipe_of(name: str, recipe: str | None, overrides: Sequence[str]) -> Recipe
     """
     if recipe:
         return find_recipe(recipe, overrides)
-    origin = origin_of(name)
-    if origin is None or not origin.recipe:
+    origin = None if is_adaptive(name) else origin_of(name)
+    kept = read_adaptive(Path(name)).calibration.recipe if is_adaptive(name) else origin and origin.recipe
+    if not kept:
         raise UsageError(f"{name!r} holds no recipe: name one with --recipe (see `shoulders recipes`)")
-    return with_overrides(recipe_from_json(origin.recipe), overrides)
+    return with_overrides(recipe_from_json(kept), overrides)
 
 
 def origin_of(name: str) -> Origin | None:

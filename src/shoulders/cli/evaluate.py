@@ -1,26 +1,56 @@
 """`shoulders evaluate`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from shoulders.cli.common import BARE, load_both, recipe_of
+from shoulders.adaptive.storage import is_adaptive, read
+from shoulders.cli.common import BARE, load_both, recipe_of, weights_of
 from shoulders.cli.show import console, measuring, print_skipped, quiet_libraries, scores_table
+from shoulders.evaluation.protocol import Scores
 from shoulders.files import write_json
+from shoulders.recipes.adaptive import adaptive_result, measure_stages, stage_named
 from shoulders.recipes.folders import scaffold_folder
 from shoulders.recipes.jobs import measure
+from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.run import result
 
 
 def run(name: str, overrides: Sequence[str], recipe_name: str | None, out: Path | None) -> None:
-    """Measure a scaffold, or the bare model, by a recipe's `test` plan."""
+    """Measure a scaffold, a cascade, or the bare model, by a recipe's `test` plan."""
     quiet_libraries()
     name = scaffold_folder(name)
     recipe = recipe_of(name, recipe_name, overrides)
+    if is_adaptive(name):
+        _run_adaptive(name, recipe, out)
+        return
     lm, scaffold = load_both(name, recipe)
     with measuring(f"measuring on {recipe.test.split}") as watch:
         scores = measure(recipe, lm, scaffold, recipe.test, on_done=watch.on_done)
+    _print_scores(name, recipe, scores)
+    _write(out, result(recipe, lm, scaffold, scores, None if name == BARE else name))
+
+
+def _run_adaptive(name: str, recipe: Recipe, out: Path | None) -> None:
+    """Measure all stages on all examples, for the curve; the scores are those of the calibrated thresholds."""
+    stored = read(Path(name))
+    lm = weights_of(recipe.backbone)
+    adaptive = stored.load(lm, stage_named)
+    with measuring(f"measuring {len(adaptive.stages)} stages on {recipe.test.split}") as watch:
+        measured = measure_stages(recipe, lm, adaptive.stages, recipe.test, adaptive.rule, watch.on_done)
+    content = adaptive_result(recipe, lm, adaptive, measured, stored.calibration, name)
+    _print_scores(name, recipe, measured.scores(measured.stops(adaptive.thresholds).tolist()))
+    spent = content["passes"]
+    console.print(f"{spent['average']:.2f} passes an answer on average (budget {spent['budget']:.2f})")
+    _write(out, content)
+
+
+def _print_scores(name: str, recipe: Recipe, scores: Scores) -> None:
     console.print(scores_table(f"{name} on {recipe.suite.source} ({recipe.test.split})", {"score": scores}))
     print_skipped(scores)
+
+
+def _write(out: Path | None, content: Mapping[str, Any]) -> None:
     if out:
-        write_json(out, result(recipe, lm, scaffold, scores, None if name == BARE else name))
+        write_json(out, content)
         console.print(f"written to {out}")

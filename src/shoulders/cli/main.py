@@ -103,11 +103,52 @@ def ask(
     context: Annotated[Optional[Path], typer.Option(help="a text file to read before each question")] = None,  # noqa: UP045
     longest: Annotated[int, typer.Option(help="tokens of an answer at most")] = 64,
     truncate: Annotated[bool, typer.Option(help="cut inputs that do not fit instead of refusing them")] = False,
+    passes: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N",
+            help="passes through the frozen model: as many as each question needs, or the dearest stage of at most N "
+            "by itself [default: auto for what `shoulders calibrate` wrote]",
+        ),
+    ] = "",
 ) -> None:
-    """Answer questions with a trained scaffold."""
+    """Answer questions with a trained scaffold, or with several that `shoulders calibrate` put in order of cost."""
     from shoulders.cli.ask import Request, run
 
-    run(scaffold, question or [], Request(backbone, choices, context, longest, truncate))
+    run(scaffold, question or [], Request(backbone, choices, context, longest, truncate, passes))
+
+
+@app.command()
+def calibrate(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN... [KEY=VALUE]...",
+            help="run or scaffold folders around one backbone, or 'bare'; and recipe values to change, e.g. "
+            "development.limit=500",
+            show_default=False,
+        ),
+    ],
+    budget: Annotated[float, typer.Option(help="passes through the frozen model an answer may cost on average")],
+    rule: Annotated[
+        str, typer.Option(help="confidence in an answer: its 'probability', or its 'margin' over the next best")
+    ] = "probability",
+    recipe: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="recipe that names suite and backbone [default: the first run's own]"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder to write; `ask` and `evaluate` take it like a scaffold's")] = Path(
+        "runs/adaptive"
+    ),
+) -> None:
+    """Spend passes by difficulty: a question goes on to a dearer run only if the answer so far is not sure enough.
+
+    Measures every run on the recipe's `development` part and chooses, within the budget, the thresholds of the best
+    score. The passes of all runs that a question went through count.
+    """
+    from shoulders.cli.calibrate import run
+
+    run(arguments, budget, rule, recipe, out)
 
 
 @app.command()

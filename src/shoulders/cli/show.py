@@ -21,12 +21,18 @@ from shoulders.training.loop import Step
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, style="red")
+notes = Console(stderr=True, highlight=False, style="dim")
 
 
 def say(text: str) -> None:
     """A line as it is: rich would wrap it, widen its tabs and turn `:heart:` into a picture."""
     console.file.write(f"{text}\n")
     console.file.flush()
+
+
+def counted_passes(count: int) -> str:
+    """Passes through the frozen model, in words."""
+    return f"{count} pass" if count == 1 else f"{count} passes"
 
 
 def quiet_libraries() -> None:

@@ -27,6 +27,16 @@ class Passage:
 class Evidence(Protocol):
     """A source of text for questions."""
 
+    @property
+    def passes(self) -> int:
+        """Passes through the frozen model that finding it costs; 0 if it comes from elsewhere."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Which source this is: a hash over all that what it finds depends on."""
+        ...
+
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:
         """For each question what was found, most trusted first.
 

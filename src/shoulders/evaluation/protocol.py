@@ -15,7 +15,7 @@ from shoulders.data.tasks import DEV, Task, check_wordings
 from shoulders.errors import DataError, TemplateFailed, UnknownName, UsageError
 from shoulders.evaluation.metrics import Metric, metrics_for
 from shoulders.evaluation.statistics import Measured
-from shoulders.pipeline import POSITIONS_AT_ONCE, Answering, answer, rank
+from shoulders.pipeline import POSITIONS_AT_ONCE, Answer, Answering, answered, choose
 from shoulders.records import Example, Question
 from shoulders.scaffolds.base import Scaffold
 
@@ -54,8 +54,13 @@ class Prediction:
     """One answered example with its measured numbers, by metric."""
 
     example: Example
-    text: str
+    answer: Answer
     measured: Mapping[str, tuple[float, ...]]
+
+    @property
+    def text(self) -> str:
+        """Of the answer."""
+        return self.answer.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,13 +196,14 @@ def evaluate(
     chosen = chosen_examples(tasks, plan, without, skip_failing=skip_failing)
     flat = [example for one in chosen.asked for example in one.examples]
     cut: list[Question] = []
-    texts = _predictions(flat, lm, scaffold, plan, evidence, on_done, cut.append)
+    how = Answering(plan.longest, truncate=True, positions_at_once=plan.positions_at_once, on_cut=cut.append)
+    answers = _answers(flat, lm, scaffold, how, evidence, on_done)
     scores, start = [], 0
     for one in chosen.asked:
         metrics = metrics_for(one.task.metrics(one.wording), choices=one.examples[0].choices is not None)
-        found = texts[start : start + len(one.examples)]
+        found = answers[start : start + len(one.examples)]
         start += len(one.examples)
-        rows = [_measured(example, text, metrics) for example, text in zip(one.examples, found, strict=True)]
+        rows = [_measured(example, answer, metrics) for example, answer in zip(one.examples, found, strict=True)]
         scores.append(WordingScore(one.task.name, one.task.cluster, one.wording, metrics, rows))
     return Scores(scores, chosen.skipped, chosen.unmeasured, len(cut))
 
@@ -263,37 +269,27 @@ def _some(
     return found, failures
 
 
-def _predictions(
+def _answers(
     examples: Sequence[Example],
     lm: FrozenLM,
     scaffold: Scaffold,
-    plan: EvaluationPlan,
+    how: Answering,
     evidence: Evidence | None,
     on_done: OnDone,
-    on_cut: Callable[[Question], None],
-) -> list[str]:
+) -> list[Answer]:
     """The chosen or generated answer to each example."""
-    texts = [""] * len(examples)
-    done = 0
-    how = Answering(plan.longest, truncate=True, positions_at_once=plan.positions_at_once, on_cut=on_cut)
+    found: dict[int, Answer] = {}
     ranked = [number for number, example in enumerate(examples) if example.choices is not None]
     generated = [number for number, example in enumerate(examples) if example.choices is None]
-    for numbers in _chunks(ranked):
-        choices = [examples[number].choices or () for number in numbers]
+    for numbers in [*_chunks(ranked), *_chunks(generated)]:
         questions = with_evidence([examples[number].question for number in numbers], evidence)
-        scores = rank(questions, choices, lm, scaffold, how)
-        for number, options, values in zip(numbers, choices, scores, strict=True):
-            texts[number] = options[values.index(max(values))]
-        done += len(numbers)
-        on_done(done, len(examples))
-    for numbers in _chunks(generated):
-        questions = with_evidence([examples[number].question for number in numbers], evidence)
-        found = answer(questions, lm, scaffold, how)
-        for number, text in zip(numbers, found, strict=True):
-            texts[number] = text
-        done += len(numbers)
-        on_done(done, len(examples))
-    return texts
+        if examples[numbers[0]].choices is None:
+            answers = answered(questions, lm, scaffold, how)
+        else:
+            answers = choose(questions, [examples[number].choices or () for number in numbers], lm, scaffold, how)
+        found.update(zip(numbers, answers, strict=True))
+        on_done(len(found), len(examples))
+    return [found[number] for number in range(len(examples))]
 
 
 def _chunks(numbers: Sequence[int], size: int = 128) -> Iterator[Sequence[int]]:
@@ -302,6 +298,6 @@ def _chunks(numbers: Sequence[int], size: int = 128) -> Iterator[Sequence[int]]:
         yield numbers[start : start + size]
 
 
-def _measured(example: Example, text: str, metrics: Sequence[Metric]) -> Prediction:
+def _measured(example: Example, answer: Answer, metrics: Sequence[Metric]) -> Prediction:
     golds = (example.target,) if example.choices is not None else example.references
-    return Prediction(example, text, {metric.name: metric.measure(text, golds) for metric in metrics})
+    return Prediction(example, answer, {metric.name: metric.measure(answer.text, golds) for metric in metrics})

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Protocol, final
 
 from shoulders.backbone.frozen import FrozenLM
@@ -18,6 +19,16 @@ HEADING, ANSWER = "Candidates:", "Answer:"
 
 class Sampler(Protocol):
     """What answers are sampled from."""
+
+    @property
+    def passes(self) -> int:
+        """Passes through the frozen model that one reading of a question takes."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """All that the answers to a question depend on."""
+        ...
 
     def samples(self, questions: Sequence[Question], count: int) -> list[list[Answer]]:
         """So many answers to each question, in the order in which they were drawn."""
@@ -41,6 +52,11 @@ class FirstPass:
     how: Answering
     store: AnswerStore
     name: str
+
+    @property
+    def passes(self) -> int:
+        """Those of the scaffold."""
+        return self.scaffold.passes
 
     def samples(self, questions: Sequence[Question], count: int) -> list[list[Answer]]:
         """Answers, drawn after one reading of each question."""
@@ -67,6 +83,17 @@ class Candidates:
     count: int
     across: Mapping[str, Sampler]
     before: bool = False
+
+    @property
+    def passes(self) -> int:
+        """Those of the sampler: all candidates of a question share its reading."""
+        return self.sampler.passes
+
+    @property
+    def fingerprint(self) -> str:
+        """Of samplers, count and place."""
+        names = [self.sampler.name, *(self.across[fold].name for fold in sorted(self.across))]
+        return blake2b(f"{names}/{self.count}/{self.before}".encode(), digest_size=16).hexdigest()
 
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:
         """Candidates of each question.

@@ -5,12 +5,12 @@ from typing import Any
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.evidence import FOLDS, Evidence
-from shoulders.errors import UsageError
+from shoulders.errors import SourceNotFound, UsageError
 from shoulders.evidence.candidates import Candidates, FirstPass
 from shoulders.evidence.store import AnswerStore
 from shoulders.pipeline import Answering, Sampling
 from shoulders.recipes.folders import scaffold_folder
-from shoulders.recipes.recipe import EvidenceChoice
+from shoulders.recipes.recipe import EvidenceChoice, recipe_from_json
 from shoulders.scaffolds.base import Bare, Scaffold
 
 BARE = "bare"
@@ -37,6 +37,12 @@ def new_evidence(choice: EvidenceChoice, lm: FrozenLM) -> Evidence | None:
     )
 
 
+def evidence_of(scaffold: Scaffold, lm: FrozenLM) -> Evidence | None:
+    """What a trained scaffold reads its questions with, by the recipe that is kept with it."""
+    recipe = scaffold.origin.recipe if scaffold.origin else {}
+    return new_evidence(recipe_from_json(recipe).evidence, lm) if recipe.get("evidence") else None
+
+
 def evidence_measured(choice: EvidenceChoice, lm: FrozenLM) -> dict[str, Any] | None:
     """Which source of evidence a result was measured with: the prompts that its candidates were sampled under."""
     if not choice.kind:
@@ -54,7 +60,14 @@ def sampler_of(choice: EvidenceChoice, lm: FrozenLM, name: str, store: AnswerSto
 
 
 def _prompt(name: str, lm: FrozenLM) -> Scaffold:
-    return Bare() if name == BARE else Scaffold.load(scaffold_folder(name), lm)
+    if name == BARE:
+        return Bare()
+    try:
+        return Scaffold.load(scaffold_folder(name), lm)
+    except SourceNotFound as error:
+        raise SourceNotFound(
+            f"{error}, and candidates were to be sampled under it: put it back, or name another (evidence.scaffold)"
+        ) from error
 
 
 def _across(choice: EvidenceChoice, lm: FrozenLM) -> dict[str, str]:

@@ -63,6 +63,11 @@ class Scaffold(
     def length(self) -> int:
         """P, the positions of the context that it takes."""
 
+    @property
+    def passes(self) -> int:
+        """Through the frozen model that reading a text costs; one more where the model is its own encoder."""
+        return 2 if isinstance(self.encoder, FrozenLM) else 1
+
     @abstractmethod
     def states(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
         """For each text position the final hidden state that predicts the text position after it.

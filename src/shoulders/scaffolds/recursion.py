@@ -99,6 +99,11 @@ class Recursion(Scaffold, kind="recursion"):
             return "scaffold.recursion.before=true"
         return "" if isinstance(self.inner, Bare) else f"scaffold.inner={self.inner.kind}"
 
+    @property
+    def passes(self) -> int:
+        """Those of the shape, each at the price of its inner scaffold."""
+        return self.shape.passes * self.inner.passes
+
     def memory(self, lm: FrozenLM) -> Memory:
         """Keys and values of each pass, then those of each Connector's place."""
         blocks = [self._connector(number).blocks.config for number in range(len(self.shape.places))]

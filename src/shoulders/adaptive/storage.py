@@ -1,0 +1,198 @@
+"""A cascade on disk: thresholds, and which scaffolds its stages are. The scaffolds themselves stay where they are."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shoulders.adaptive.calibration import Point
+from shoulders.adaptive.stages import Adaptive, Stage
+from shoulders.backbone.fingerprint import identity
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UsageError, WrongBackbone
+from shoulders.files import check_replaceable, read_json, recovered, whole_folder, write_json
+from shoulders.scaffolds.base import Bare
+
+ADAPTIVE = "adaptive.json"
+FORMAT = 1
+StageNamed = Callable[[str, FrozenLM], Stage]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStage:
+    """Which scaffold a stage is. A name that begins with a dot is a folder as seen from that of the cascade."""
+
+    name: str
+    kind: str
+    passes: int
+    fingerprint: str
+    evidence: str = ""  # its fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How a cascade was calibrated.
+
+    Attributes:
+        budget: average passes at most.
+        chosen: the thresholds, and what they cost and reached on the development part.
+        curve: of the development part, cheapest first.
+        recipe: that says what was measured, and what is to be measured by `shoulders evaluate`.
+    """
+
+    rule: str
+    budget: float
+    chosen: Point
+    curve: Sequence[Point]
+    recipe: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A cascade as read from disk, its scaffolds not loaded."""
+
+    folder: Path
+    backbone: str
+    fingerprint: str
+    stages: Sequence[StoredStage]
+    calibration: Calibration
+
+    def load(self, lm: FrozenLM, stage_named: StageNamed) -> Adaptive:
+        """The cascade around its backbone.
+
+        Args:
+            stage_named: makes a stage of the scaffold of that name, with its evidence.
+
+        Raises:
+            WrongBackbone: `lm` is another model.
+            SourceNotFound, UsageError: a stage is gone, or is no longer what its threshold was chosen for.
+        """
+        found = lm.fingerprint()
+        if found != self.fingerprint:
+            raise WrongBackbone(
+                f"{self.folder} was calibrated around {self.backbone!r} (fingerprint {self.fingerprint[:12]}); "
+                f"{lm.name!r} has other weights (fingerprint {found[:12]}): load the backbone it was calibrated around"
+            )
+        stages = tuple(self._stage(number, lm, stage_named) for number in range(len(self.stages)))
+        return Adaptive(stages, self.calibration.chosen.thresholds, self.calibration.rule)
+
+    def _stage(self, number: int, lm: FrozenLM, stage_named: StageNamed) -> Stage:
+        stored = self.stages[number]
+        what = f"stage {number + 1} of {self.folder}"
+        name = os.path.normpath(self.folder / stored.name) if stored.name.startswith(".") else stored.name
+        try:
+            stage = stage_named(name, lm)
+        except SourceNotFound as error:
+            raise SourceNotFound(f"{what}: {error}; put it back, or calibrate again (shoulders calibrate)") from error
+        found = replace(_stored(stage, self.folder), name=stored.name)
+        if found != stored:
+            raise UsageError(
+                f"{what}, {name}, is not what its threshold was chosen for ({_told(stored)}; now {_told(found)}): "
+                "calibrate again (shoulders calibrate)"
+            )
+        return stage
+
+
+def save(
+    folder: Path, adaptive: Adaptive, lm: FrozenLM, calibration: Calibration, circumstances: Mapping[str, Any]
+) -> None:
+    """Write the folder as a whole.
+
+    Args:
+        circumstances: of the calibration: code, versions, machine and time.
+
+    Raises:
+        SaveFailed: it cannot be written, or holds something else.
+    """
+    folder = folder.expanduser()
+    check_place(folder, [stage.name for stage in adaptive.stages])
+    content = {
+        "format": FORMAT,
+        "backbone": {"name": lm.name, "fingerprint": lm.fingerprint()},
+        "rule": calibration.rule,
+        "budget": calibration.budget,
+        "stages": [asdict(_stored(stage, folder)) for stage in adaptive.stages],
+        "chosen": _as_json(calibration.chosen),
+        "curve": [_as_json(point) for point in calibration.curve],
+        "recipe": dict(calibration.recipe),
+        **circumstances,
+    }
+    with whole_folder(folder, ADAPTIVE) as scratch:
+        write_json(scratch / ADAPTIVE, content)
+
+
+def check_place(folder: Path, stages: Sequence[str]) -> None:
+    """Raise `SaveFailed` for a folder that cannot be replaced, or that a stage lies in."""
+    folder = folder.expanduser()
+    check_replaceable(folder, ADAPTIVE)
+    for name in stages:
+        if Path(name).expanduser().resolve().is_relative_to(folder.resolve()):
+            raise SaveFailed(f"{name} lies in {folder}, which is replaced as a whole: name a new folder (--out)")
+
+
+def is_adaptive(name: str | Path) -> bool:
+    """Whether a folder holds a cascade."""
+    return (recovered(Path(name).expanduser()) / ADAPTIVE).exists()
+
+
+def read(folder: Path) -> Stored:
+    """What `save` wrote.
+
+    Raises:
+        SourceNotFound, CorruptFile: there is none, or it is broken or of a newer format.
+    """
+    folder = recovered(folder.expanduser())
+    content = read_json(folder / ADAPTIVE)
+    try:
+        if content["format"] > FORMAT:
+            raise CorruptFile(
+                f"{folder} has format {content['format']}, this version reads up to {FORMAT}: update shoulders"
+            )
+        calibration = Calibration(
+            content["rule"],
+            content["budget"],
+            _point(content["chosen"]),
+            [_point(point) for point in content["curve"]],
+            content["recipe"],
+        )
+        stages = [StoredStage(**stage) for stage in content["stages"]]
+        return Stored(folder, content["backbone"]["name"], content["backbone"]["fingerprint"], stages, calibration)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFile(f"{folder / ADAPTIVE} does not describe a cascade: {error!r}; calibrate again") from error
+
+
+def fingerprint(adaptive: Adaptive) -> str:
+    """Which cascade this is: a hash over scaffolds, thresholds and rule."""
+    parts = [
+        [identity(stage.scaffold), stage.passes, *([stage.evidence.fingerprint] if stage.evidence else [])]
+        for stage in adaptive.stages
+    ]
+    return hashlib.sha256(json.dumps([parts, adaptive.thresholds, adaptive.rule]).encode()).hexdigest()
+
+
+def _stored(stage: Stage, folder: Path) -> StoredStage:
+    """Folders are kept as seen from the cascade's: a tree of runs that is moved as a whole stays in order."""
+    name, place = stage.name, Path(stage.name).expanduser()
+    if stage.scaffold.kind != Bare.kind and place.is_dir():
+        name = os.path.relpath(place.resolve(), folder.resolve())
+    evidence = stage.evidence.fingerprint if stage.evidence else ""
+    return StoredStage(name, stage.scaffold.kind, stage.passes, identity(stage.scaffold), evidence)
+
+
+def _told(stored: StoredStage) -> str:
+    evidence = f", evidence {stored.evidence[:12]}" if stored.evidence else ""
+    return f"fingerprint {stored.fingerprint[:12]} with {stored.passes} passes{evidence}"
+
+
+def _as_json(point: Point) -> dict[str, Any]:
+    """JSON has no infinity: an infinite threshold is a text."""
+    thresholds = [value if math.isfinite(value) else str(value) for value in point.thresholds]
+    return {"thresholds": thresholds, "passes": point.passes, "score": point.score}
+
+
+def _point(content: Mapping[str, Any]) -> Point:
+    return Point(tuple(float(value) for value in content["thresholds"]), content["passes"], content["score"])
