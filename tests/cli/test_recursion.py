@@ -82,6 +82,18 @@ def test_textual_recursion_samples_trains_is_measured_and_asks(values, tmp_path)
     assert result["examples_hash"] == kept["examples_hash"]
     again = run("evaluate", tmp_path / "p2", "--out", tmp_path / "again.json")
     assert "question" in again or "numbers" in again
+    told = run("ask", tmp_path / "p2", "What comes after 4?", "--longest", 3, "--passes", 2)
+    assert "2 passes" in told
+    run("calibrate", tmp_path / "p1", tmp_path / "p2", "--budget", 2, "--out", tmp_path / "auto")
+    stages = json.loads((tmp_path / "auto" / "adaptive.json").read_text())["stages"]
+    assert [(stage["passes"], bool(stage["evidence"])) for stage in stages] == [(1, False), (2, True)]
+    assert "pass" in run("ask", tmp_path / "auto", "What comes after 4?", "--longest", 3)
+    told = run(
+        "report", "recursion", tmp_path / "p1", tmp_path / "p2", tmp_path / "samples.json", "--out", tmp_path / "r"
+    )
+    page = (tmp_path / "r" / "recursion.md").read_text()
+    assert "Textual-recursive (n=4)" in page
+    assert f"| 4 | {kept['recall']['4']:.1f} |" in page
     same = json.loads((tmp_path / "again.json").read_text())
     assert same["wordings"][0]["measured"] == result["wordings"][0]["measured"]
 
