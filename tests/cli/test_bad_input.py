@@ -132,6 +132,14 @@ def test_one_question_that_does_not_fit_does_not_cost_the_others(shoulders, prom
         ("suite.lengths.target=-1", "suite.lengths.target -1"),
         ("scaffold.kind=bare", "nothing to train with scaffold.kind=bare"),
         ("scaffold.length=0", "nothing to train with scaffold.length=0"),
+        ("scaffold.recursion.passes=0", "scaffold.recursion.passes is 0: the model runs at least once"),
+        ("suite.fold=c", "suite.fold='c' is no half of the training examples"),
+        ("evidence.kind=candidate", "did you mean 'candidates'?"),
+        ("evidence.kind=candidates", "candidates are sampled under a first prompt: evidence.scaffold=RUN"),
+        ("evidence.count=0", "0 candidates are none: ask for at least 1"),
+        ("evidence.temperature=0", "a temperature of 0.0 cannot be sampled at"),
+        ("evidence.longest=0", "evidence.longest is 0"),
+        ("training.first_pass=states", "scaffold.kind=soft_prompt trains before the first pass ends"),
         ("scaffold.head_width=0", "scaffold.head_width is 0"),
         ("scaffold.query_std=nan", "scaffold.query_std is nan"),
         ("scaffold.placement=sufix", "did you mean 'suffix'?"),
@@ -155,6 +163,23 @@ def test_training(refused, lm, suite, tmp_path, override, said):
     out = tmp_path / "run"
     assert said in refused("train", "bundled_soft_prompt", *values(lm, suite), override, "--out", out)
     assert not (out / "best").exists()
+
+
+def test_textual_recursion_whose_first_prompt_is_gone_or_says_nothing(refused, lm, suite, prompt, tmp_path):
+    out, longest = tmp_path / "run", "evidence.longest=1"
+    asked = ["train", "bundled_soft_prompt", *values(lm, suite), "evidence.kind=candidates", longest, "--out", out]
+    said = refused(*asked, f"evidence.scaffold={tmp_path}/gone")
+    assert "gone', and candidates were to be sampled under it: put it back" in said
+    (tmp_path / "store").write_text("no database" * 100)
+    with_store = refused(*asked, f"evidence.scaffold={prompt}", f"evidence.store={tmp_path}/store")
+    assert "is no store of answers" in with_store
+    assert not (out / "best").exists()
+
+
+def test_recall_of_no_samples_or_of_what_is_no_number(refused, lm, suite, prompt):
+    asked = ["sample", prompt, *values(lm, suite), "--recipe", "bundled_soft_prompt", "--samples"]
+    assert "ask for 1 at least" in refused(*asked, "0,4")
+    assert "holds no numbers" in refused(*asked, "four")
 
 
 @pytest.mark.parametrize(

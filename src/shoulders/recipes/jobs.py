@@ -15,6 +15,7 @@ from shoulders.recipes.build import example_source, load_tasks
 from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.recipe import Recipe
 from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.recursion import check_first_pass
 from shoulders.training.language import TextSource, language_loss
 from shoulders.training.loop import LossOf, Source
 from shoulders.training.scaffolds import scaffold_loss
@@ -51,7 +52,7 @@ def job_of(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Tas
     evidence = new_evidence(recipe.evidence, lm)
     return Job(
         example_source(recipe, tasks, lm, scaffold, evidence),
-        scaffold_loss(lm, scaffold, _first_pass(recipe, lm)),
+        scaffold_loss(lm, scaffold, _first_pass(recipe, lm, scaffold)),
         lambda: measure(recipe, lm, scaffold, recipe.development, tasks, on_done, evidence).average,
     )
 
@@ -62,14 +63,17 @@ def _text_job(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Job:
     text = PackedText(documents, lm, recipe.text.length, plan.seed)
     source = TextSource(text, plan.batch_size, plan.positions_at_once, scaffold.length)
     measured = _sequences(recipe, lm, others)
-    loss = language_loss(lm, scaffold, _first_pass(recipe, lm))
+    loss = language_loss(lm, scaffold, _first_pass(recipe, lm, scaffold))
     return Job(source, loss, lambda: -perplexity(lm, scaffold, measured).perplexity)
 
 
-def _first_pass(recipe: Recipe, lm: FrozenLM) -> StateStore | None:
+def _first_pass(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> StateStore | None:
     """Where the recipe keeps the states of the first pass."""
     folder = recipe.training.first_pass
-    return StateStore(folder, lm) if folder else None
+    if not folder:
+        return None
+    check_first_pass(scaffold)  # before there is a folder
+    return StateStore(folder, lm)
 
 
 def text_parts(recipe: Recipe) -> tuple[Documents, Documents]:

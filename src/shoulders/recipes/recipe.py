@@ -209,6 +209,9 @@ class Recipe:
             raise UsageError(
                 "there is nothing to train with scaffold.kind=bare: measure it with `shoulders evaluate bare`"
             )
+        recursion = self.scaffold.kind == "recursion" and self.scaffold.inner == "bare"
+        if recursion and not self.scaffold.recursion.places:
+            raise UsageError("there is nothing to train with scaffold.recursion.passes=1 and no Connector: add one")
         if self.scaffold.length == 0 and self.scaffold.kind != "recursion":
             raise UsageError("there is nothing to train with scaffold.length=0: give the prompt a vector at least")
 
