@@ -108,3 +108,34 @@ def test_sampling_that_makes_no_sense_is_refused(wrong, message):
 def test_no_question_no_answer(lm):
     assert sample([], lm, Bare(), Sampling(2)) == []
     assert answered([Question("Two plus two is")], lm, Bare(), Answering(longest=1))[0].log_probability < 0
+
+
+def test_what_has_ended_is_not_decoded_any_further(lm, questions, monkeypatch):
+    """Of many samples most end early: only those that go on cost anything, and nothing else changes."""
+    scaffold = Recursion(lm, RecursionShape(layers=1))
+    read = given(lm, scaffold, questions)
+    draws = torch.rand(len(questions), 8, 12)
+    lm.__dict__["ends"] = tuple(range(0, lm.vocabulary, 6))  # so that every sixth token ends a text
+    try:
+        whole = sampled(lm, scaffold, read, draws)
+        rows = []
+        states = type(lm).states
+
+        def counting(self, embeds, *rest):
+            rows.append(embeds.shape[0])
+            return states(self, embeds, *rest)
+
+        monkeypatch.setattr(type(lm), "states", counting)
+        found = sampled(lm, scaffold, read, draws)
+        monkeypatch.setattr("shoulders.backbone.decoding.WORTH_MOVING", -1)
+        kept = sampled(lm, scaffold, read, draws)
+    finally:
+        del lm.__dict__["ends"]
+    assert found == whole
+    lengths = [len(one.ids) for some in found for one in some]
+    assert len(set(lengths)) > 3
+    assert rows[2:4] == [32, 32]
+    assert rows[2 * max(lengths) + 1] < 8  # two passes a step
+    for some, wanted in zip(found, kept, strict=True):
+        assert [one.ids for one in some] == [one.ids for one in wanted]
+        assert [one.log_probability for one in some] == pytest.approx([one.log_probability for one in wanted], rel=1e-3)

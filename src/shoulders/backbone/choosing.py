@@ -49,21 +49,22 @@ class Choice(LogitsProcessor):
         self.log_probability = self.margin = torch.zeros(1)
 
     def __call__(self, input_ids: Int[Tensor, "N L"], scores: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:  # noqa: ARG002
-        """Scores that leave only the chosen tokens."""
+        """Scores that leave only the chosen tokens; of rows that have ended, the end."""
         if self.step == 0:
             self._start(scores)
-        logits = scores.float()
-        total = logits.logsumexp(-1)
+        rows = self.open.nonzero()[:, 0]
+        logits = scores[rows].float()
         best = logits.topk(2)
-        chosen = best.indices[:, 0] if self.draws is None else self._drawn(logits, self.draws[:, self.step])
+        chosen = best.indices[:, 0] if self.draws is None else self._drawn(logits, self.draws[rows, self.step])
         value = logits.gather(1, chosen[:, None])[:, 0]
-        first = chosen == best.indices[:, 0]
-        lead = value - torch.where(first, best.values[:, 1], best.values[:, 0])
-        self.log_probability = self.log_probability + torch.where(self.open, value - total, 0)
-        self.margin = torch.where(self.open, self.margin.minimum(lead), self.margin)
-        self.open = self.open & ~torch.isin(chosen, self.ends)
+        lead = value - torch.where(chosen == best.indices[:, 0], best.values[:, 1], best.values[:, 0])
+        self.log_probability[rows] += value - logits.logsumexp(-1)
+        self.margin[rows] = self.margin[rows].minimum(lead)
+        self.open[rows] = ~torch.isin(chosen, self.ends)
         self.step += 1
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
+        every = self.ends[0].repeat(len(scores))
+        every[rows] = chosen
+        return torch.full_like(scores, -torch.inf).scatter(1, every[:, None], 0.0)
 
     def generated(self, rows: Sequence[list[int]]) -> list[Generated]:
         """The rows that the loop returned, with what is known of each."""

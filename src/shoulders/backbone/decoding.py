@@ -22,6 +22,7 @@ from shoulders.backbone.frozen import FrozenLM, pad_right
 from shoulders.backbone.memory import Memory
 from shoulders.records import IGNORE, LMInput
 
+WORTH_MOVING = 0.75  # of the rows in a memory; a smaller share of them that goes on is copied into a smaller one
 States = Callable[[LMInput, Memory], Float[Tensor, "B T D"]]
 
 
@@ -60,7 +61,7 @@ def generate(
             Greedy by default. Several returned sequences of a row share its prefill and stand next to each other.
     """
     rows = given.embeds.shape[0] * branches
-    decoder = _Decoder(lm, lambda part, memory: scaffold.states(lm, part, memory), given)
+    decoder = _Decoder(lm, lambda part, memory: scaffold.states(lm, part, memory), given, choice)
     # The loop only counts these: the texts themselves are in `given`.
     start = torch.full((rows, 1), lm.end, dtype=torch.long, device=lm.device)
     config = GenerationConfig(
@@ -160,9 +161,10 @@ class _Decoder(PreTrainedModel, GenerationMixin):
     # It computes no attention itself, so whatever the backbone's configuration asks for is fine.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
-    def __init__(self, lm: FrozenLM, states: States, given: LMInput) -> None:
+    def __init__(self, lm: FrozenLM, states: States, given: LMInput, choice: Choice | None) -> None:
         super().__init__(lm.config)
-        self._lm, self._states, self._given = lm, states, given
+        self._lm, self._states, self._given, self._choice = lm, states, given, choice
+        self._rows: Tensor | None = None  # that are still decoded; None: all of them
         self.generation_config = GenerationConfig()
 
     @classmethod
@@ -179,11 +181,25 @@ class _Decoder(PreTrainedModel, GenerationMixin):
 
     def forward(self, input_ids: Int[Tensor, "B N"], past_key_values: Memory, **_: Any) -> CausalLMOutputWithPast:
         memory = past_key_values
-        if memory.started:
-            states = self._states(self._given.continued(self._lm.embed(input_ids[:, -1:])), memory)
-        else:
+        if not memory.started:
             states = self._read_once(memory, branches=input_ids.shape[0] // self._given.embeds.shape[0])
-        return CausalLMOutputWithPast(logits=self._lm.logits(states[:, -1:]), past_key_values=memory)
+            return CausalLMOutputWithPast(logits=self._lm.logits(states), past_key_values=memory)
+        rows = self._open_rows(memory)
+        last = input_ids[:, -1:] if rows is None else input_ids[rows, -1:]
+        logits = self._lm.logits(self._states(self._given.continued(self._lm.embed(last)), memory))
+        if rows is not None:  # the loop counts all rows, and puts the end token where one has ended
+            logits = logits.new_zeros(len(input_ids), *logits.shape[1:]).index_copy(0, rows, logits)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=memory)
+
+    def _open_rows(self, memory: Memory) -> Tensor | None:
+        """The rows that have not ended; the others leave the memory, once they are enough to be worth the copy."""
+        if self._choice is None:
+            return None
+        open_ = self._choice.open if self._rows is None else self._choice.open[self._rows]
+        if open_.sum() <= WORTH_MOVING * len(open_):
+            memory.select(open_.nonzero()[:, 0])
+            self._rows = open_.nonzero()[:, 0] if self._rows is None else self._rows[open_]
+        return self._rows
 
     def _read_once(self, memory: Memory, branches: int) -> Float[Tensor, "B 1 D"]:
         """Read every text once; samples and beams branch off its memory afterwards."""

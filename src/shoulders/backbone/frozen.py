@@ -138,7 +138,7 @@ class FrozenLM:
     def logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Scores of every token of the vocabulary."""
         # As rows: for a slice of a batch PyTorch would copy the whole output matrix once for each of its texts.
-        return self.head(states.reshape(-1, states.shape[-1])).unflatten(0, states.shape[:-1])
+        return self.head(states.reshape(-1, states.shape[-1])).reshape(*states.shape[:-1], -1)
 
     def nll(self, states: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"]) -> Float[Tensor, "B"]:
         """Negative log-likelihood of each row's labels, summed over its scored positions, in fp32.
