@@ -11,7 +11,7 @@ import pytest
 from shoulders.corpus.analyser import Analyser
 from shoulders.corpus.exact import PYSERINI, ExactBM25
 from shoulders.corpus.searching import best_first
-from shoulders.corpus.sparse import B, K1, SparseSearcher, SparseWriter
+from shoulders.corpus.sparse import K1, B, SparseSearcher, SparseWriter
 from shoulders.corpus.store import Stored
 from shoulders.data.lines import read_json_lines
 from shoulders.errors import CorruptFile, UsageError

@@ -20,6 +20,7 @@ ENGLISH = (
     "to was will with"
 )
 STOP_WORDS = frozenset(ENGLISH.split())
+SHORT = 2  # as in Lucene; snowball's Porter makes u of us, and nothing of s
 REMEMBERED = 200_000  # stems of words
 SPACELESS = r"\p{Han}\p{Hiragana}"  # scripts whose characters are terms of their own
 TERM = rf"[{SPACELESS}]|[[\p{{L}}\p{{N}}\p{{M}}]--[{SPACELESS}]]+"
@@ -53,7 +54,7 @@ class Analyser:
             "terms": TERM,
             "possessives": POSSESSIVE,
             "stop_words": sorted(STOP_WORDS),
-            "stems": "porter",
+            "stems": f"porter, of words longer than {SHORT}",
         }
         return {"name": self.NAME, "version": self.VERSION, "settings": settings}
 
@@ -61,7 +62,7 @@ class Analyser:
         """The terms of a text in their order."""
         text = self._possessive.sub("", text)
         words = ASCII_TERM.findall(text.lower()) if text.isascii() else self._term.findall(self._folded(text))
-        return [self._stem(word) for word in words if word not in STOP_WORDS]
+        return [self._stem(word) if len(word) > SHORT else word for word in words if word not in STOP_WORDS]
 
     def words(self, text: str) -> list[tuple[int, int]]:
         """Where the words of a text are that terms are made from."""

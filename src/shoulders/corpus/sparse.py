@@ -82,7 +82,7 @@ class SparseSearcher:
     """
 
     def __init__(self, folder: Path, analyser: Analyser) -> None:
-        self.analyser = analyser
+        self.folder, self.analyser = folder, analyser
         try:
             index = Index.open(str(folder))
         except ValueError as error:
