@@ -109,7 +109,8 @@ class SparseSearcher:
             return []
         query = Query.boolean_query(clauses)
         hits = searcher.search(query, k + 1, count=False).hits
-        if len(hits) > k and hits[k][0] == hits[k - 1][0]:
-            hits = searcher.search(query, k + TIES, count=False).hits
+        last = hits[k - 1][0] if len(hits) > k else 0.0
+        if len(hits) > k and hits[k][0] == last:
+            hits = [hit for hit in searcher.search(query, k + TIES, count=False).hits if hit[0] >= last]
         numbers = searcher.fast_field_values(NUMBER, [place for _, place in hits])
         return best_first([Scored(int(n or 0), score) for n, (score, _) in zip(numbers, hits, strict=True)], k)
