@@ -229,7 +229,7 @@ def _hub_source(name: str, *, as_is: bool) -> Source:
                 place = f"{name}, row {number}"
                 yield _document(values, str(values.get("id", number)), place, read, passage=as_is)
 
-    return Source(name, about.num_bytes if about else 0, items)
+    return Source(name, (about and about.num_bytes) or 0, items)
 
 
 def _document(values: Mapping[str, Any], key: str, place: str, read: int, *, passage: bool) -> Document | Skipped:
