@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -131,6 +132,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CorruptFile(f"{path} holds no JSON object")
     return content
+
+
+@contextmanager
+def database_errors(path: str | Path, what: str, way_out: str) -> Iterator[None]:
+    """Say in one line what is wrong with an SQLite file: full disk, no right to write, locked, or no such file at all.
+
+    Args:
+        what: the file ought to be, e.g. "store of answers".
+        way_out: how another place is named, e.g. "evidence.store".
+    """
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        raise SaveFailed(f"cannot use {path} ({error}): free space there, or name another ({way_out})") from error
+    except sqlite3.DatabaseError as error:
+        raise CorruptFile(f"{path} is no {what} ({error}): name another ({way_out}), or delete it") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

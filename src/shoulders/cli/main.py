@@ -242,6 +242,39 @@ def convert(
     run(source, target, backbone)
 
 
+@app.command()
+def index(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="files, folders, or hub:NAME[:CONFIG]")],
+    out: Annotated[Path, typer.Option(help="folder of the index, made if there is none")],
+    sentences: Annotated[bool, typer.Option("--sentences", help="end passages with a sentence")] = False,
+    as_is: Annotated[bool, typer.Option("--as-is", help="records of .jsonl and hub: are passages already")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="delete documents that the sources no longer hold")] = False,
+) -> None:
+    """Build an evidence corpus: passages of 100 words, searched by BM25.
+
+    Reads .txt, .md, .html, .pdf, .jsonl[.gz] (`text`, and `title` and `id` if there are any), DPR's
+    .tsv[.gz] (`id`, `text`, `title`; kept as they are), folders of these, and Hugging Face data sets.
+
+    The same command again brings the index up to date: only what changed is read in. A build that was killed goes on
+    with the same command.
+    """
+    from shoulders.cli.index import run
+
+    run(sources, out, sentences=sentences, as_is=as_is, prune=prune)
+
+
+@app.command()
+def search(
+    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder of an index (`shoulders index`)")],
+    queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="questions or words")],
+    k: Annotated[int, typer.Option("-k", help="passages of each query")] = 10,
+) -> None:
+    """Find passages of an index by BM25."""
+    from shoulders.cli.search import run
+
+    run(folder, queries, k)
+
+
 def main() -> None:
     """Run the command line; what a user can mend is one line, not a stack trace."""
     try:

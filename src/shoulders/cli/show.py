@@ -3,13 +3,20 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from shoulders.errors import SourceNotFound
@@ -86,6 +93,28 @@ def measuring(title: str) -> Iterator[Watch]:
     with Progress(*columns, console=console) as bars:
         scoring = bars.add_task(title, total=1)
         yield Watch(on_done=lambda done, total: bars.update(scoring, completed=done, total=total))
+
+
+@contextmanager
+def reading(title: str) -> Iterator[Callable[[int, int, int], None]]:
+    """Progress of reading documents, with rate and time left: bytes read, bytes in all (0: unknown), documents."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=16),
+        DownloadColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console, speed_estimate_period=300) as bars:
+        bar = bars.add_task(title, total=None, note="")
+
+        def on_done(done: int, total: int, documents: int) -> None:
+            rate = documents / (bars.tasks[0].elapsed or 1)
+            note = f"{documents:,} documents, {rate:,.0f}/s"
+            bars.update(bar, completed=done, total=total or None, note=note)
+
+        yield on_done
 
 
 def scores_table(title: str, columns: Mapping[str, Scores]) -> Table:

@@ -23,7 +23,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             for line in lines:
                 number += 1
                 if line.strip():
-                    yield _object(line)
+                    yield json_object(line)
     except (ValueError, EOFError, OSError) as error:
         raise DataError(f"{path}, line {number}: {error}") from error
 
@@ -67,7 +67,7 @@ class JsonLines:
             DataError: the line is not one, with file and line number.
         """
         try:
-            return _object((self._lines[number] if self._lines else self._read(number)).decode())
+            return json_object((self._lines[number] if self._lines else self._read(number)).decode())
         except ValueError as error:
             raise DataError(f"{self.path}, line {self.line(number)}: {error}") from error
 
@@ -77,7 +77,8 @@ class JsonLines:
             return file.readline()
 
 
-def _object(line: str) -> dict[str, Any]:
+def json_object(line: str) -> dict[str, Any]:
+    """The object that a line holds, or `ValueError`."""
     value = json.loads(line)
     if not isinstance(value, dict):
         raise ValueError(f"not a JSON object but {type(value).__name__}")

@@ -2,14 +2,14 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 from typing import final
 
-from shoulders.errors import CorruptFile, SaveFailed
+from shoulders.files import database_errors
 from shoulders.pipeline import Answer
 
 
@@ -49,18 +49,8 @@ class AnswerStore:
         with self._told(), self._file:
             self._file.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, sqlite3.OperationalError) as error:  # a full disk, no right to write, locked for a minute
-            raise SaveFailed(
-                f"cannot use {self.path} ({error}): free space there, or name another (evidence.store)"
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise CorruptFile(
-                f"{self.path} is no store of answers ({error}): name another (evidence.store), or delete it"
-            ) from error
+    def _told(self) -> AbstractContextManager[None]:
+        return database_errors(self.path, "store of answers", "evidence.store")
 
 
 def _short(key: str) -> bytes:

@@ -1,0 +1,63 @@
+"""`shoulders search`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from shoulders.cli.show import console, need
+from shoulders.errors import UsageError
+
+if TYPE_CHECKING:
+    from shoulders.corpus.analyser import Analyser
+    from shoulders.corpus.index import Hit
+
+SHOWN = 100  # characters of a query that messages repeat
+
+
+def run(folder: Path, queries: Sequence[str], k: int) -> None:
+    """Print the passages that are found for each query, its words highlighted."""
+    need("tantivy", "search")
+    from shoulders.corpus.index import Index
+
+    index = Index(folder)
+    terms = [_terms(query, index.analyser) for query in queries]
+    if index.unfinished:
+        told = (
+            f"{folder} is being brought up to date, or that was interrupted: finish it with the same `shoulders index`"
+        )
+        console.print(told, style="yellow", markup=False, soft_wrap=True)
+    for query, some, hits in zip(queries, terms, index.search(queries, k), strict=True):
+        if len(queries) > 1:
+            console.print(Text(short(query), style="bold underline"), soft_wrap=True)
+        for rank, hit in enumerate(hits, start=1):
+            console.print(_shown(rank, hit, index.analyser, some), soft_wrap=True)
+        if len(hits) < k:
+            told = f"{len(hits):,} of {index.passages:,} passages have a word of the query, {k:,} were asked for"
+            none = f"no passage has a word of {short(query)!r}"
+            console.print(told if hits else none, style="yellow", markup=False, soft_wrap=True)
+
+
+def _terms(query: str, analyser: "Analyser") -> set[str]:
+    found = set(analyser.terms(query))
+    if not found:
+        raise UsageError(f"{short(query)!r} has no word to search for (a, the, of and the like are none)")
+    return found
+
+
+def short(query: str) -> str:
+    """The beginning of a query, on one line."""
+    line = " ".join(query.split())
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]}…"
+
+
+def _shown(rank: int, hit: "Hit", analyser: "Analyser", terms: set[str]) -> Text:
+    head = Text(f"{rank:3}  {hit.score:7.3f}  ")
+    title, text = (Text(part) for part in (hit.title, " ".join(hit.text.split())))
+    title.stylize("bold")
+    for part in (title, text):
+        for start, end in analyser.words(part.plain):
+            if terms.intersection(analyser.terms(part.plain[start:end])):
+                part.stylize("bold green", start, end)
+    return Text.assemble(head, title, "\n     ", text)

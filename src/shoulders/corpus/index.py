@@ -1,0 +1,102 @@
+"""An index: a folder with passages, what searches them, and a manifest that says what they are.
+
+manifest.json      format, analyser, cutting, counts, engine; written last
+passages.sqlite    documents and passages (WAL)
+tantivy/           the sparse engine
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from shoulders.corpus.analyser import Analyser
+from shoulders.corpus.searching import Scored, Searcher
+from shoulders.corpus.sparse import SparseSearcher
+from shoulders.corpus.store import PassageStore
+from shoulders.errors import SourceNotFound, UsageError
+from shoulders.files import read_json
+
+MANIFEST, PASSAGES, SPARSE = "manifest.json", "passages.sqlite", "tantivy"
+FORMAT, VERSION = "shoulders-index", 1
+UNFINISHED = "unfinished"  # set while a build runs, and left behind by one that was killed
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage that was found."""
+
+    id: int
+    title: str
+    text: str
+    score: float
+
+
+@final
+class Index:
+    """An index opened for searching.
+
+    Raises:
+        SourceNotFound: there is none in the folder, or its first build was interrupted.
+        UsageError: it is of another format, or was analysed otherwise than queries are.
+        CorruptFile: a part of it is broken.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        self.analyser = Analyser()
+        self.analyser.check(self.manifest.get("analyser") or {}, str(folder))
+        self.store = PassageStore(folder / PASSAGES)
+        self.sparse = SparseSearcher(folder / SPARSE, self.analyser)
+
+    @property
+    def unfinished(self) -> bool:
+        """The last command that wrote it was interrupted, or is still running."""
+        return bool(self.store.state(UNFINISHED))
+
+    @property
+    def passages(self) -> int:
+        """Passages that can be found, when it was last finished."""
+        return self.manifest["counts"]["passages"]
+
+    def search(self, queries: Sequence[str], k: int, searcher: Searcher | None = None) -> list[list[Hit]]:
+        """For each query at most k passages that have a term of it, best first.
+
+        Args:
+            searcher: what searches; BM25 on tantivy if none is given.
+
+        Raises:
+            UsageError: k is below 1.
+        """
+        if k < 1:
+            raise UsageError(f"{k} passages asked for: 1 at least")
+        found = (searcher or self.sparse).search(queries, k)
+        return [self._hits(some) for some in found]
+
+    def _hits(self, found: Sequence[Scored]) -> list[Hit]:
+        stored = self.store.get([one.passage for one in found])  # one that was deleted meanwhile is not in it
+        passages = [(stored[one.passage], one.score) for one in found if one.passage in stored]
+        return [Hit(passage.id, passage.title, passage.text, score) for passage, score in passages]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What is said about an index.
+
+    Raises:
+        SourceNotFound: there is no index, or none that was ever finished.
+        UsageError: it is of another format.
+        CorruptFile: the manifest is broken.
+    """
+    if not (folder / MANIFEST).exists():
+        if (folder / PASSAGES).exists():
+            raise SourceNotFound(f"the index {folder} is not finished: run the same `shoulders index` command again")
+        raise SourceNotFound(f"{folder} is no index (it has no {MANIFEST}): build one with `shoulders index`")
+    manifest = read_json(folder / MANIFEST)
+    found = (manifest.get("format"), manifest.get("version"))
+    if found != (FORMAT, VERSION):
+        raise UsageError(
+            f"{folder} is of format {found[0]!r} version {found[1]}, this version of shoulders reads {FORMAT!r} "
+            f"version {VERSION}: build it again in a new folder"
+        )
+    return manifest

@@ -1,0 +1,171 @@
+import gzip
+import json
+
+import pytest
+from pypdf import PdfWriter
+
+from shoulders.corpus.sources import Document, Skipped, open_source
+from shoulders.errors import HubUnreachable, SourceNotFound
+
+WRITTEN = b"BT /F1 12 Tf 20 200 Td (Words in a portable docu-) Tj 0 -20 Td (ment, on two lines.) Tj ET"
+
+
+def save_pdf(path):
+    objects = [
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 300]/Contents 4 0 R/Resources<</Font<</F1 5 0 R>>>>>>",
+        b"<</Length %d>>stream\n%s\nendstream" % (len(WRITTEN), WRITTEN),
+        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+    ]
+    content, places = b"%PDF-1.4\n", []
+    for number, one in enumerate(objects, start=1):
+        places.append(len(content))
+        content += b"%d 0 obj%s endobj\n" % (number, one)
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    end = b"trailer<</Root 1 0 R/Size 6>>\nstartxref\n%d\n%%%%EOF" % len(content)
+    path.write_bytes(content + b"xref\n0 6\n0000000000 65535 f \n" + table + end)
+
+
+def read(name, **how):
+    items = list(open_source(str(name), **how).items())
+    return [i for i in items if isinstance(i, Document)], [i for i in items if isinstance(i, Skipped)]
+
+
+def test_files_of_all_kinds(tmp_path):
+    (tmp_path / "plain.txt").write_bytes("\ufeffPlain\x00 text\r\nwith \u202ea mark".encode())
+    (tmp_path / "sixteen.TXT").write_bytes("Größe".encode("utf-16"))
+    (tmp_path / "notes.md").write_text(
+        "---\na: b\n---\n# The title #\n\nSee [this](http://x.y) now\n```py\ncode\n```\n"
+    )
+    page = "<html><head><title> A &amp;\n B </title><script>x()</script></head><body><p>One</p><p>t<b>w</b>o<style>p{}"
+    (tmp_path / "page.html").write_text(f"{page}</style><ul><li>three<li>four</ul>a<br>b&#1;c</body>")
+    latin = '<meta charset="latin-1"><p>Málaga</p>'
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "old.htm").write_bytes(latin.encode("latin-1"))
+    save_pdf(tmp_path / "paper.pdf")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    documents, skipped = read(tmp_path)
+    assert skipped == []
+    found = {document.id: (document.title, " ".join(document.text.split())) for document in documents}
+    assert found == {
+        "plain.txt": ("plain", "Plain text with a mark"),
+        "sixteen.TXT": ("sixteen", "Größe"),
+        "notes.md": ("The title", "The title See this now code"),
+        "page.html": ("A & B", "One two three four a b c"),
+        "sub/old.htm": ("old", "Málaga"),
+        "paper.pdf": ("paper", "Words in a portable document, on two lines."),
+    }
+    assert not any(document.passage for document in documents)
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_read(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").write_text(" \n")
+    (tmp_path / "c.pdf").write_bytes(b"no PDF at all")
+    writer = PdfWriter()
+    writer.add_blank_page(100, 100)
+    writer.write(tmp_path / "d.pdf")
+    writer.encrypt("secret")
+    writer.write(tmp_path / "e.pdf")
+    (tmp_path / "f.jsonl.gz").write_bytes(b"no gzip")
+    (tmp_path / "g.tsv").write_text("a\tb\n1\t2\n")
+    (tmp_path / "h.html").write_text("")
+    documents, skipped = read(tmp_path)
+    assert [document.id for document in documents] == ["a.txt"]
+    reasons = {one.place.rsplit("/", 1)[1]: (one.reason, one.lost) for one in skipped}
+    assert reasons["b.txt"] == reasons["d.pdf"] == reasons["h.html"] == ("there is no text in it", False)
+    assert reasons["c.pdf"][0].startswith("not a PDF that can be read")
+    assert reasons["e.pdf"] == ("it is encrypted", True)
+    assert reasons["f.jsonl.gz"][0].startswith("it cannot be read beyond line 0: Not a gzipped file")
+    assert reasons["g.tsv"] == ("its first line does not name the columns id, text, title", True)
+    assert set(reasons) == {"b.txt", "c.pdf", "d.pdf", "e.pdf", "f.jsonl.gz", "g.tsv", "h.html"}
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_json_lines(tmp_path, suffix):
+    rows = [
+        json.dumps({"id": 7, "title": "A\nb", "text": "one \ud83d half"}),
+        "",
+        '{"text": "cut',
+        json.dumps({"text": "two"}),
+        json.dumps({"text": 3}),
+        json.dumps({"text": "\x00 "}),
+        "[" * 100_000,
+    ]
+    content = "".join(f"{row}\n" for row in rows).encode() + b'{"text": "\xff"}\n'
+    path = tmp_path / f"x.jsonl{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    documents, skipped = read(path)
+    name = path.name
+    assert [(d.id, d.title, d.text, d.passage) for d in documents] == [
+        (f"{name}#7", "A b", "one   half", False),
+        (f"{name}#4", "", "two", False),
+    ]
+    assert [(s.place.rsplit(", ")[1], s.lost) for s in skipped] == [
+        ("line 3", True), ("line 5", True), ("line 6", False), ("line 7", True), ("line 8", True)
+    ]  # fmt: skip
+    assert all(document.passage for document in read(path, as_is=True)[0])
+
+
+def test_dpr_tables_hold_passages(tmp_path):
+    path = tmp_path / "psgs_w100.tsv.gz"
+    rows = 'id\ttext\ttitle\n1\t"He said ""no"".\tTwice"\tA "b"\n2\tshort\n3\t""\tEmpty\n4\tlast\tC\n'
+    path.write_bytes(gzip.compress(rows.encode()))
+    documents, skipped = read(path)
+    assert [(d.id, d.title, d.text, d.passage) for d in documents] == [
+        ("psgs_w100.tsv.gz#1", 'A "b"', 'He said "no".\tTwice', True),
+        ("psgs_w100.tsv.gz#4", "C", "last", True),
+    ]
+    assert [one.reason for one in skipped] == ["2 columns in place of 3", "its text is empty"]
+
+
+@pytest.mark.parametrize("name", ["x.tsv.gz", "x.jsonl.gz"])
+def test_a_truncated_file_gives_what_can_be_read(tmp_path, name):
+    number = range(20_000)
+    table = "id\ttext\ttitle\n" + "".join(f"{n}\ttext {n * n}\tt\n" for n in number)
+    lines = "".join(json.dumps({"text": f"text {n * n}"}) + "\n" for n in number)
+    (tmp_path / name).write_bytes(gzip.compress((table if "tsv" in name else lines).encode())[:30_000])
+    documents, skipped = read(tmp_path / name)
+    assert 1000 < len(documents) < 20_000
+    assert skipped[-1].lost
+    assert "it cannot be read beyond line" in skipped[-1].reason
+    assert len(skipped) <= 2  # the line that was cut, too
+
+
+def test_an_endless_quotation_does_not_swallow_the_table(tmp_path):
+    rows = "".join(f"{n}\ttext {n}\tt\n" for n in range(60_000))
+    (tmp_path / "x.tsv").write_text(f'id\ttext\ttitle\n0\t"never closed\tt\n{rows}')
+    documents, skipped = read(tmp_path / "x.tsv")
+    assert len(documents) > 30_000
+    assert skipped
+
+
+def test_progress_ends_at_the_size(tmp_path, folder, lines):
+    for place in (folder, lines):
+        source = open_source(str(place))
+        read = [item.read for item in source.items()]
+        assert read == sorted(read)
+        assert read[-1] == source.size > 0
+
+
+def test_data_sets_of_the_hub(tmp_path):
+    """Any data set that `datasets` loads; here a folder of files."""
+    (tmp_path / "train.jsonl").write_text(
+        '{"id": "a", "title": "T", "text": "one"}\n{"id": "b", "title": "", "text": ""}\n'
+    )
+    documents, skipped = read(f"hub:{tmp_path}")
+    assert [(d.id, d.title, d.text) for d in documents] == [("a", "T", "one")]
+    assert [s.reason for s in skipped] == ["its text is empty"]
+
+
+def test_sources_that_are_not_there(tmp_path):
+    with pytest.raises(SourceNotFound, match="there is no file or folder 'nowhere'"):
+        open_source("nowhere")
+    with pytest.raises(SourceNotFound, match="holds no file that can be read"):
+        open_source(str(tmp_path))
+    (tmp_path / "x.docx").write_text("x")
+    with pytest.raises(SourceNotFound, match=r"is none of the files that can be read: \.txt"):
+        open_source(str(tmp_path / "x.docx"))
+    with pytest.raises((HubUnreachable, SourceNotFound)):
+        open_source("hub:nobody/nothing")
