@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from shoulders.backbone.encoder import FrozenEncoder
     from shoulders.backbone.frozen import FrozenLM
     from shoulders.errors import UsageError
-    from shoulders.pipeline import Answering, answer, rank
+    from shoulders.pipeline import Answering, Sampling, answer, answered, rank, sample
     from shoulders.records import Question
     from shoulders.scaffolds.base import Bare, Scaffold
     from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
@@ -29,11 +29,14 @@ _HOMES = {
     "Question": "records",
     "Recursion": "scaffolds.recursion",
     "RecursionShape": "scaffolds.recursion",
+    "Sampling": "pipeline",
     "Scaffold": "scaffolds.base",
     "SoftPrompt": "scaffolds.soft_prompt",
     "UsageError": "errors",
     "answer": "pipeline",
+    "answered": "pipeline",
     "rank": "pipeline",
+    "sample": "pipeline",
 }
 __all__ = [
     "Answering",
@@ -46,11 +49,14 @@ __all__ = [
     "Question",
     "Recursion",
     "RecursionShape",
+    "Sampling",
     "Scaffold",
     "SoftPrompt",
     "UsageError",
     "answer",
+    "answered",
     "rank",
+    "sample",
 ]
 
 
