@@ -15,6 +15,7 @@ from shoulders.evaluation.recursion_report import write_recursion_report
 from shoulders.evaluation.results import Result, short_names
 from shoulders.evaluation.samples import read_samples
 from shoulders.evaluation.statistics import difference_interval
+from shoulders.pipeline import Answer
 from shoulders.recipes.build import new_scaffold
 from shoulders.recipes.recipe import Recipe, ScaffoldChoice
 from shoulders.recipes.run import result
@@ -41,7 +42,7 @@ def measured(lm, monkeypatch):
 
     def make(name, right, choice=PROMPT, split="test", tasks=None, log=(), **more):
         said = [str(number) if hit else "wrong" for number, hit in enumerate(right)]
-        monkeypatch.setattr(protocol, "answer", lambda *_: said)
+        monkeypatch.setattr(protocol, "answered", lambda *_: [Answer(text, 0.0, 0.0) for text in said])
         plan = EvaluationPlan(split=split)
         tasks = tasks or questions()
         scores = evaluate(tasks, lm, Bare(), plan)
