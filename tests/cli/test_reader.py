@@ -1,6 +1,7 @@
 """The frozen reader from the command line: an index, a reader trained on it, measured, asked."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,15 @@ def test_what_cannot_be_read_is_refused_before_training(values, index, tmp_path,
     with pytest.raises(error, match=message):
         run("train", "reader", *values, f"evidence.index={index}", override, "--out", tmp_path / "run")
     assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_without_the_search_libraries_it_is_said_how_to_get_them(lm, values, index, monkeypatch):
+    recipe = with_overrides(recipe_named("reader"), [*values, f"evidence.index={index}"])
+    for module in [name for name in sys.modules if name.startswith("shoulders.corpus.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "tantivy", None)
+    with pytest.raises(SourceNotFound, match=r"needs tantivy: pip install 'shoulders\[search\]'"):
+        new_evidence(recipe, lm, 3)
 
 
 def test_a_question_is_searched_for_without_the_words_around_it(lm, values, index, tmp_path):

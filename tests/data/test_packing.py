@@ -38,6 +38,16 @@ def test_what_fits_exactly_is_read_and_with_one_token_less_it_is_not(lm, count):
     assert less.question.whole == written(PASSAGES[: count - 1])
 
 
+@pytest.mark.parametrize("room", range(30, 700, 31))
+def test_no_passage_more_would_fit(lm, room):
+    """As one by one, whatever the room: what is known to fit without counting the whole changes nothing."""
+    many = PASSAGES * 5
+    fitting = [count for count in range(1, len(many) + 1) if size(lm, many[:count]) <= room]
+    packed = Packer(lm, room).pack(QUESTION, many)
+    assert packed.passages == tuple(many[: max(fitting, default=0)])
+    assert packed.question.whole == written(packed.passages)
+
+
 def test_titles_are_counted(lm):
     plain = Passage(PASSAGES[0].text, 0.0)
     exact = len(lm.ids(f"{plain.text}\n\n{QUESTION.text}"))

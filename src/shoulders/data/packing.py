@@ -16,6 +16,7 @@ from shoulders.errors import ContextFull, UsageError
 from shoulders.records import Question
 
 WORD = regex.compile(r"\S+")
+JOINT = 2  # tokens that a passage may take more among others than alone: line ends are told apart before a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +89,10 @@ class Packer:
         The first that does not fit any more ends it: a shorter one further down is trusted less, and is not tried. One
         that would not fit alone is passed over, so that it does not leave the context empty.
         """
-        read: list[Passage] = []
+        sure = self._surely(question, passages)
+        read = list(passages[:sure])
         too_long = 0
-        for passage in passages:
+        for passage in passages[sure:]:
             if self._fits(question, [*read, passage]):
                 read.append(passage)
                 continue
@@ -105,6 +107,17 @@ class Packer:
     def _fits(self, question: Question, passages: Sequence[Passage]) -> bool:
         return len(self.lm.ids(_with(question, passages).whole)) <= self.room
 
+    def _surely(self, question: Question, passages: Sequence[Passage]) -> int:
+        """How many passages fit by the sum of their own tokens, so that the whole is counted near the end only."""
+        left = self.room - len(self.lm.ids(question.whole))
+        count = 0
+        for passage in passages:
+            left -= len(self.lm.ids(_written(passage))) + JOINT
+            if left < 0:
+                break
+            count += 1
+        return count if self._fits(question, passages[:count]) else 0
+
     def _cut(self, question: Question, read: Sequence[Passage], passage: Passage) -> list[Passage]:
         """The beginning of a passage that still fits; nothing where not one word does."""
         ends = [word.end() for word in WORD.finditer(passage.text)]
@@ -117,5 +130,8 @@ def _with(question: Question, passages: Sequence[Passage]) -> Question:
     """The question after the passages, whether they fit or not."""
     if not passages:
         return question
-    written = "".join(f"{passage.title}\n{passage.text}".strip() + "\n\n" for passage in passages)
-    return replace(question, evidence=f"{written}{question.evidence}")
+    return replace(question, evidence=f"{''.join(map(_written, passages))}{question.evidence}")
+
+
+def _written(passage: Passage) -> str:
+    return f"{passage.title}\n{passage.text}".strip() + "\n\n"

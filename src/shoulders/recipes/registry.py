@@ -22,6 +22,7 @@ MAKERS: tuple[Callable[[], Recipe], ...] = (
     paper.paper_prompt_tuning,
     paper.paper_idpt,
     paper.paper_closed_book,
+    paper.paper_reader,
     paper.paper_textual_recursion,
     paper.paper_recursion,
 )
