@@ -65,13 +65,16 @@ def test_a_reader_is_trained_measured_and_asked(values, index, tmp_path, placeme
     assert result["truncated"] == 0
     assert result["evidence"]["kind"] == "retrieved"
     assert result["evidence"]["index"] == str(index)
-    assert "that are read on average: 100.0%" in " ".join(told.split())
+    assert f"read ({result['retrieval']['packed']:.1f} on average): 100.0%" in " ".join(told.split())
     if placement == "prefix":
         told = run("evaluate", tmp_path / "run", "--out", tmp_path / "again.json")
         again = json.loads((tmp_path / "again.json").read_text())
         for key in ("retrieval", "evidence", "examples_hash"):
             assert again[key] == result[key]
         assert again["wordings"][0]["measured"] == result["wordings"][0]["measured"]
+        run("evaluate", "bare", "--recipe", "reader", *own, "--out", tmp_path / "bare.json")
+        bare = json.loads((tmp_path / "bare.json").read_text())
+        assert bare["retrieval"] == result["retrieval"]  # the same passages are read without a prompt
         asked = CliRunner().invoke(
             app, ["ask", str(tmp_path / "run"), "Question: How many parks has Oslo?\nAnswer:", "--longest", "3"]
         )

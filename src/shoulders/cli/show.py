@@ -167,8 +167,8 @@ def print_retrieval(content: Mapping[str, Any]) -> None:
         return
     ranks = ", ".join(f"{k}: {value:.1f}%" for k, value in found["recall"].items())
     console.print(
-        f"an answer is in the first {ranks} of the passages found, and in the {found['packed']:.1f} that are read on "
-        f"average: {found['recall_at_input']:.1f}%"
+        f"recall of the passages found, at {ranks}; of those that are read ({found['packed']:.1f} on average): "
+        f"{found['recall_at_input']:.1f}%"
     )
     if found["without"] or found["too_long"]:
         console.print(
