@@ -21,6 +21,7 @@ from shoulders.corpus.retrieved import Retrieved
 from shoulders.corpus.sparse import SparseWriter
 from shoulders.corpus.store import PassageStore
 from shoulders.data.evidence import with_evidence
+from shoulders.data.packing import Packer
 from shoulders.errors import CorruptFile, DataError, SaveFailed, SourceNotFound, UsageError
 from shoulders.records import Question
 
@@ -339,16 +340,17 @@ def test_what_is_no_text_is_not_in_passages(tmp_path):
     assert [passage.text for passage in Index(tmp_path / "index").store.passages()] == ["Clean text"]
 
 
-def test_retrieved_passages_are_evidence(folder, tmp_path):
+def test_retrieved_passages_are_evidence(folder, tmp_path, lm):
     made([folder], tmp_path / "index")
     index = Index(tmp_path / "index")
     question = Question("Who is proud of Oslo?")
-    (asked,) = with_evidence([question], Retrieved(index, 2))
+    packer = Packer(lm, 1000)
+    (asked,) = with_evidence([question], Retrieved(index, 2, packer))
     assert asked.text == question.text
     assert asked.evidence.startswith("Oslo\nOslo is a capital. People of Oslo are proud of it.\n\n")
     assert asked.evidence.count("is a capital") == 2
     exact = ExactBM25(index.store.passages(), index.analyser, 0.9, 0.4)
-    (found,) = Retrieved(index, 3, exact).find([question], "a")
+    (found,) = Retrieved(index, 3, packer, exact).find([question], "a")
     assert [passage.score for passage in found] == sorted((passage.score for passage in found), reverse=True)
     with pytest.raises(UsageError, match="0 passages asked for"):
-        Retrieved(index, 0).find([question])
+        Retrieved(index, 0, packer).find([question])

@@ -13,7 +13,7 @@ from shoulders.evidence.candidates import Candidates, FirstPass, merged
 from shoulders.evidence.store import AnswerStore
 from shoulders.pipeline import Answer, Answering, Sampling, sample
 from shoulders.recipes.evidence import new_evidence
-from shoulders.recipes.recipe import EvidenceChoice
+from shoulders.recipes.recipe import EvidenceChoice, Recipe
 from shoulders.records import Question
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.initialise import from_vocabulary
@@ -170,12 +170,13 @@ def test_a_recipes_candidates_come_from_its_prompts(lm, questions, tmp_path):
         made[fold].made_for(lm, {"suite": {"fold": fold}}).save_pretrained(folder)
     names = {fold: str(tmp_path / f"p1{fold}") for fold in made}
     choice = EvidenceChoice("candidates", names[""], (names["b"], names["a"]), count=4, longest=3)
-    source = new_evidence(choice, lm)
+    recipe = Recipe("p2", evidence=choice)
+    source = new_evidence(recipe, lm, 3)
     for fold, prompt in (("", made[""]), ("a", made["b"]), ("b", made["a"])):
         wanted = sample(questions, lm, prompt, Sampling(4), Answering(longest=3))
         assert source.find(questions, fold) == [merged(some) for some in wanted]
-    assert new_evidence(EvidenceChoice(), lm) is None
-    bare = new_evidence(replace(choice, scaffold="bare", across=()), lm)
+    assert new_evidence(Recipe("p2"), lm, 3) is None
+    bare = new_evidence(replace(recipe, evidence=replace(choice, scaffold="bare", across=())), lm, 3)
     assert isinstance(bare.sampler.scaffold, Bare)
 
 
@@ -187,6 +188,6 @@ def test_cross_fitting_needs_a_prompt_of_each_half(lm, tmp_path, across, message
     SoftPrompt(from_vocabulary(lm)(3)).made_for(lm, {"suite": {"fold": "a"}}).save_pretrained(tmp_path / "p1a")
     names = tuple(str(tmp_path / name) for name in across)
     with pytest.raises(UsageError, match=message):
-        new_evidence(EvidenceChoice("candidates", names[0], names), lm)
+        new_evidence(Recipe("p2", evidence=EvidenceChoice("candidates", names[0], names)), lm, 3)
     with pytest.raises(UsageError, match=r"evidence\.scaffold=RUN"):
-        new_evidence(EvidenceChoice("candidates"), lm)
+        new_evidence(Recipe("p2", evidence=EvidenceChoice("candidates")), lm, 3)

@@ -9,7 +9,9 @@ from pathlib import Path
 from shoulders.adaptive.storage import is_adaptive, read
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli.common import origin_of
-from shoulders.cli.show import console, counted_passes, errors, notes, quiet_libraries, say
+from shoulders.cli.show import console, counted_passes, errors, notes, quiet_libraries, say, short
+from shoulders.data.evidence import Evidence, Passage
+from shoulders.data.packing import PackedEvidence
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.pipeline import Answering, answer, choose
 from shoulders.recipes.adaptive import stage_named
@@ -94,11 +96,21 @@ def _scaffold(name: str, request: Request) -> Ask:
     def ask(question: Question) -> tuple[str, int]:
         if stage.evidence:
             found = stage.evidence.find([question])[0]
-            notes.print("; ".join(passage.text for passage in found), markup=False, highlight=False)
-            question = stage.evidence.write(question, found)
+            question = _shown_with(question, found, stage.evidence)
         return one_answer(question, lm, stage.scaffold, request), stage.passes if request.passes else 0
 
     return ask
+
+
+def _shown_with(question: Question, found: Sequence[Passage], evidence: Evidence) -> Question:
+    """The question with its evidence, which is told: titles of the passages that are read, or the candidates."""
+    if isinstance(evidence, PackedEvidence):
+        packed = evidence.packed(question, found)
+        told = [f"{short(passage.title or passage.text)} ({passage.score:.2f})" for passage in packed.passages]
+        notes.print("\n".join(told) or "no passage is read", markup=False, highlight=False, soft_wrap=True)
+        return packed.question
+    notes.print("; ".join(passage.text for passage in found), markup=False, highlight=False)
+    return evidence.write(question, found)
 
 
 def _cascade(name: str, request: Request) -> Ask:

@@ -6,7 +6,7 @@ from typing import Any
 
 from shoulders.adaptive.storage import is_adaptive, read
 from shoulders.cli.common import BARE, load_both, recipe_of, weights_of
-from shoulders.cli.show import console, measuring, print_skipped, quiet_libraries, scores_table
+from shoulders.cli.show import console, measuring, print_retrieval, print_skipped, quiet_libraries, scores_table
 from shoulders.evaluation.protocol import Scores
 from shoulders.files import write_json
 from shoulders.recipes.adaptive import adaptive_result, measure_stages, stage_named
@@ -28,7 +28,9 @@ def run(name: str, overrides: Sequence[str], recipe_name: str | None, out: Path 
     with measuring(f"measuring on {recipe.test.split}") as watch:
         scores = measure(recipe, lm, scaffold, recipe.test, on_done=watch.on_done)
     _print_scores(name, recipe, scores)
-    _write(out, result(recipe, lm, scaffold, scores, None if name == BARE else name))
+    content = result(recipe, lm, scaffold, scores, None if name == BARE else name)
+    print_retrieval(content)
+    _write(out, content)
 
 
 def _run_adaptive(name: str, recipe: Recipe, out: Path | None) -> None:

@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from shoulders.cli.show import console, need
+from shoulders.cli.show import console, need, short
 from shoulders.errors import UsageError
 
 if TYPE_CHECKING:
     from shoulders.corpus.analyser import Analyser
     from shoulders.corpus.index import Hit
-
-SHOWN = 100  # characters of a query that messages repeat
 
 
 def run(folder: Path, queries: Sequence[str], k: int) -> None:
@@ -44,12 +42,6 @@ def _terms(query: str, analyser: "Analyser") -> set[str]:
     if not found:
         raise UsageError(f"{short(query)!r} has no word to search for (a, the, of and the like are none)")
     return found
-
-
-def short(query: str) -> str:
-    """The beginning of a query, on one line."""
-    line = " ".join(query.split())
-    return line if len(line) <= SHOWN else f"{line[:SHOWN]}…"
 
 
 def _shown(rank: int, hit: "Hit", analyser: "Analyser", terms: set[str]) -> Text:

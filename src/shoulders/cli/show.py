@@ -30,11 +30,19 @@ console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, style="red")
 notes = Console(stderr=True, highlight=False, style="dim")
 
+SHOWN = 100  # characters of a query or passage that messages repeat
+
 
 def say(text: str) -> None:
     """A line as it is: rich would wrap it, widen its tabs and turn `:heart:` into a picture."""
     console.file.write(f"{text}\n")
     console.file.flush()
+
+
+def short(text: str) -> str:
+    """The beginning of a text, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]}…"
 
 
 def counted_passes(count: int) -> str:
@@ -150,6 +158,25 @@ def print_skipped(scores: Scores) -> None:
     for wording, left_out in scores.skipped.items():
         told = f"left out of {wording}: {left_out.count} examples whose template fails; the first: {left_out.reason}"
         console.print(told, style="yellow", markup=False, soft_wrap=True)
+
+
+def print_retrieval(content: Mapping[str, Any]) -> None:
+    """Of a result over retrieved passages, how often an answer was found, and how often read."""
+    found = content["retrieval"]
+    if not found:
+        return
+    ranks = ", ".join(f"{k}: {value:.1f}%" for k, value in found["recall"].items())
+    console.print(
+        f"recall of the passages found, at {ranks}; of those that are read ({found['packed']:.1f} on average): "
+        f"{found['recall_at_input']:.1f}%"
+    )
+    if found["without"] or found["too_long"]:
+        console.print(
+            f"no passage is read for {found['without']} examples; {found['too_long']} passages are longer than the "
+            "context: cut them (evidence.truncate=yes), or raise suite.lengths.input",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 def need(module: str, extra: str) -> Any:

@@ -7,7 +7,15 @@ from accelerate import PartialState
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli.common import find_recipe, weights_of
-from shoulders.cli.show import console, measuring, print_skipped, quiet_libraries, scores_table, watching
+from shoulders.cli.show import (
+    console,
+    measuring,
+    print_retrieval,
+    print_skipped,
+    quiet_libraries,
+    scores_table,
+    watching,
+)
 from shoulders.data.tasks import Task
 from shoulders.evaluation.results import RESULTS
 from shoulders.files import write_json
@@ -57,5 +65,7 @@ def _measure_tasks(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequ
         scores = measure(recipe, lm, scaffold, recipe.test, tasks, watch.on_done)
     console.print(scores_table(recipe.name, {"score": scores}))
     print_skipped(scores)
-    write_json(folder / RESULTS, result(recipe, lm, scaffold, scores, str(folder / BEST)))
+    content = result(recipe, lm, scaffold, scores, str(folder / BEST))
+    print_retrieval(content)
+    write_json(folder / RESULTS, content)
     keep_test_scores(scaffold, lm, folder / BEST, recipe.test.split, scores)

@@ -2,27 +2,31 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import final
 
 from shoulders.corpus.index import Index
 from shoulders.corpus.searching import Searcher
 from shoulders.data.evidence import Passage
+from shoulders.data.packing import Packed, Packer
+from shoulders.data.questions import without_wording
 from shoulders.records import Question
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """An evidence source: the k passages of an index that a retriever ranks highest for the question's text.
+    """An evidence source: of the k passages of an index that a retriever ranks highest, as many as fit the context.
 
     Attributes:
+        packer: what puts them before the question.
         searcher: the retriever; BM25 on tantivy if there is none.
     """
 
     index: Index
     k: int
+    packer: Packer
     searcher: Searcher | None = None
 
     @property
@@ -32,17 +36,24 @@ class Retrieved:
 
     @property
     def fingerprint(self) -> str:
-        """Of what is said about the index, the number of passages, and the retriever."""
-        parts = [self.index.manifest, self.k, type(self.searcher).__name__]
+        """Of what is said about the index, the number of passages, the retriever, and how they are packed."""
+        how = [self.packer.room, self.packer.truncate]
+        parts = [self.index.manifest, self.k, type(self.searcher).__name__, how]
         return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:
-        """Passages of each question, title in the first line. Retrieval is not trained, so folds are all the same."""
+        """The k passages of each question, searched for without the words that the wording puts around a question.
+
+        Retrieval is not trained, so folds are all the same.
+        """
         del fold
-        found = self.index.search([question.text for question in questions], self.k, self.searcher)
-        return [[Passage(f"{hit.title}\n{hit.text}".strip(), hit.score) for hit in hits] for hits in found]
+        found = self.index.search([without_wording(question.text) for question in questions], self.k, self.searcher)
+        return [[Passage(hit.text, hit.score, hit.title) for hit in hits] for hits in found]
+
+    def packed(self, question: Question, passages: Sequence[Passage]) -> Packed:
+        """The question after the passages that fit, best first, and these passages."""
+        return self.packer.pack(question, passages)
 
     def write(self, question: Question, passages: Sequence[Passage]) -> Question:
-        """The passages before the question, best first, an empty line after each."""
-        written = "".join(f"{passage.text}\n\n" for passage in passages)
-        return replace(question, evidence=f"{written}{question.evidence}")
+        """The question after the passages that fit, best first."""
+        return self.packed(question, passages).question

@@ -18,10 +18,12 @@ class Passage:
     Attributes:
         text: as the language model reads it.
         score: how far its source trusts it; for a candidate the log-probability of the answer.
+        title: of the document that it is from; a candidate has none.
     """
 
     text: str
     score: float
+    title: str = ""
 
 
 class Evidence(Protocol):

@@ -11,10 +11,11 @@ from shoulders.errors import DataError, SourceNotFound
 
 SPLITS = {TRAIN: (TRAIN,), DEV: ("dev", DEV), TEST: (TEST,)}  # what files of a split are called
 ENDINGS = (".jsonl", ".jsonl.gz")
+BEFORE, AFTER = "Question: ", "\nAnswer:"
 WORDING = Template(
     name="question",
     id="question",
-    jinja="Question: {{question}}\nAnswer: ||| {{answer}}",
+    jinja=f"{BEFORE}{{{{question}}}}{AFTER} ||| {{{{answer}}}}",
     metrics=("Trivia QA",),  # exact match first, then token F1 (Lee et al. 2019, section 5; the paper, section 4)
 )
 
@@ -38,6 +39,11 @@ def question_task(prefix: str) -> TemplatedTask:
     if not splits:
         raise SourceNotFound(f"there are no questions at {prefix!r}: there is no {path.name}.train.jsonl, dev or test")
     return TemplatedTask(path.name, "Closed-book QA", {WORDING.name: WORDING}, splits)
+
+
+def without_wording(text: str) -> str:
+    """The question itself, of a text in the wording of these tasks; any other text as it is."""
+    return text.removeprefix(BEFORE).removesuffix(AFTER)
 
 
 def _record(row: Mapping[str, Any], file: Path, number: int) -> Mapping[str, Any]:

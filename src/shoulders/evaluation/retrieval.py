@@ -1,17 +1,72 @@
-"""Recall of retrieval: how often an answer is in one of the first k passages.
+"""Recall of retrieval: how often an answer is in one of the first k passages, and in the passages that are read.
 
-Source: Karpukhin et al. 2020, `dpr/data/qa_validation.py`.
+Source: Karpukhin et al. 2020, `dpr/data/qa_validation.py`; the paper, table 2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean
+from typing import Any
 from unicodedata import normalize
 
 import regex
 
+from shoulders.data.packing import PackedEvidence
 from shoulders.errors import UsageError
+from shoulders.records import Example
 
 TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 NEVER = -1
+RANKS = (1, 5, 20)
+AT_ONCE = 128  # questions whose passages are held at the same time
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """What was retrieved for some examples, and what of it was read.
+
+    Attributes:
+        recall: by number of passages, the percentage of examples with an answer in one of the first of them.
+        recall_at_input: percentage of examples with an answer in one of the passages that were read.
+        packed: passages read for an example, on average.
+        without: examples for which no passage was read.
+        too_long: passages left out because they fit no context, not even alone.
+    """
+
+    recall: Mapping[int, float]
+    recall_at_input: float
+    packed: float
+    without: int
+    too_long: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as plain JSON values; numbers of passages are texts."""
+        return {**asdict(self), "recall": {str(k): value for k, value in self.recall.items()}}
+
+
+def retrieval(examples: Sequence[Example], source: PackedEvidence, k: int) -> Retrieval:
+    """How often an answer of the examples is retrieved, and how often it is read.
+
+    Args:
+        k: passages that the source retrieves for a question.
+
+    Raises:
+        UsageError: there is no example.
+    """
+    first: list[int] = []
+    read: list[int] = []
+    packed: list[int] = []
+    too_long = 0
+    for start in range(0, len(examples), AT_ONCE):
+        some = examples[start : start + AT_ONCE]
+        for example, passages in zip(some, source.find([one.question for one in some]), strict=True):
+            found = source.packed(example.question, passages)
+            first.append(first_with_answer(example.references, [passage.text for passage in passages]))
+            read.append(first_with_answer(example.references, [passage.text for passage in found.passages]))
+            packed.append(len(found.passages))
+            too_long += found.too_long
+    recall = {rank: recall_at(first, rank) for rank in sorted({*RANKS, k}) if rank <= k}
+    return Retrieval(recall, recall_at(read, k), mean(packed), packed.count(0), too_long)
 
 
 def answer_tokens(text: str) -> list[str]:

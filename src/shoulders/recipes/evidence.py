@@ -1,30 +1,62 @@
 """From a recipe's choice to a source of evidence."""
 
+from pathlib import Path
 from typing import Any
 
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.evidence import FOLDS, Evidence
+from shoulders.data.packing import PackedEvidence, Packer
 from shoulders.errors import SourceNotFound, UsageError
+from shoulders.evaluation.protocol import Scores
+from shoulders.evaluation.retrieval import Retrieval, retrieval
 from shoulders.evidence.candidates import Candidates, FirstPass
 from shoulders.evidence.store import AnswerStore
 from shoulders.pipeline import Answering, Sampling
 from shoulders.recipes.folders import scaffold_folder
-from shoulders.recipes.recipe import EvidenceChoice, recipe_from_json
+from shoulders.recipes.recipe import RETRIEVED, EvidenceChoice, Recipe, recipe_from_json
 from shoulders.scaffolds.base import Bare, Scaffold
 
 BARE = "bare"
 SAMPLED_AT_ONCE = 16_384  # positions; branches are short, and only their keys and values are held
 
 
-def new_evidence(choice: EvidenceChoice, lm: FrozenLM) -> Evidence | None:
+def new_evidence(recipe: Recipe, lm: FrozenLM, prompt: int) -> Evidence | None:
     """The source of evidence that a recipe names, or none.
 
+    Args:
+        prompt: vectors of the prompt that the evidence is read with.
+
     Raises:
-        UsageError: the first prompt is missing, or those for cross-fitting were not trained on the two halves.
+        UsageError: the first prompt is missing, or those for cross-fitting were not trained on the two halves; no index
+            is named.
+        SourceNotFound: there is no index, or the libraries to search it are not installed.
+        ContextFull: beside prompt and answer there is no room for a question with passages.
     """
-    if not choice.kind:
+    if not recipe.evidence.kind:
         return None
+    if recipe.evidence.kind == RETRIEVED:
+        return _retrieved(recipe, lm, prompt)
+    return _candidates(recipe.evidence, lm)
+
+
+def _retrieved(recipe: Recipe, lm: FrozenLM, prompt: int) -> PackedEvidence:
+    """Passages, packed into one and the same room in training, measuring and asking."""
+    choice, lengths = recipe.evidence, recipe.suite.lengths
+    if not choice.index:
+        raise UsageError(
+            "passages are retrieved from an index: build one (shoulders index), then evidence.index=FOLDER"
+        )
+    answer = max(lengths.target, recipe.development.longest, recipe.test.longest)
+    packer = Packer.beside(lm, prompt, answer, lengths.input, truncate=choice.truncate)
+    try:
+        from shoulders.corpus.retrieved import Index, Retrieved
+    except ImportError as error:
+        raise SourceNotFound(f"an index needs {error.name}: pip install 'shoulders[search]'") from None
+    return Retrieved(Index(Path(choice.index).expanduser()), choice.passages, packer)
+
+
+def _candidates(choice: EvidenceChoice, lm: FrozenLM) -> Candidates:
     if not choice.scaffold:
         raise UsageError("candidates are sampled under a first prompt: evidence.scaffold=RUN, or bare for none")
     store = AnswerStore(choice.store)
@@ -40,15 +72,32 @@ def new_evidence(choice: EvidenceChoice, lm: FrozenLM) -> Evidence | None:
 def evidence_of(scaffold: Scaffold, lm: FrozenLM) -> Evidence | None:
     """What a trained scaffold reads its questions with, by the recipe that is kept with it."""
     recipe = scaffold.origin.recipe if scaffold.origin else {}
-    return new_evidence(recipe_from_json(recipe).evidence, lm) if recipe.get("evidence") else None
+    return new_evidence(recipe_from_json(recipe), lm, scaffold.length) if recipe.get("evidence") else None
 
 
-def evidence_measured(choice: EvidenceChoice, lm: FrozenLM) -> dict[str, Any] | None:
-    """Which source of evidence a result was measured with: the prompts that its candidates were sampled under."""
+def evidence_measured(recipe: Recipe, lm: FrozenLM, prompt: int) -> dict[str, Any] | None:
+    """Which evidence a result was measured with: the index, or the prompts that candidates were sampled under.
+
+    Args:
+        prompt: vectors of the prompt that the evidence was read with.
+    """
+    choice = recipe.evidence
     if not choice.kind:
         return None
+    if choice.kind == RETRIEVED:
+        source = _retrieved(recipe, lm, prompt)
+        return {"kind": choice.kind, "index": choice.index, "fingerprint": source.fingerprint}
     names = (choice.scaffold, *choice.across)
     return {"kind": choice.kind, "scaffolds": {name: identity(_prompt(name, lm)) for name in names}}
+
+
+def retrieval_measured(recipe: Recipe, lm: FrozenLM, prompt: int, scores: Scores) -> Retrieval | None:
+    """How often an answer was retrieved for the measured examples, and how often read; None if none was retrieved."""
+    source = new_evidence(recipe, lm, prompt) if recipe.evidence.kind == RETRIEVED else None
+    if not isinstance(source, PackedEvidence):
+        return None
+    examples = [prediction.example for row in scores.wordings for prediction in row.predictions]
+    return retrieval(examples, source, recipe.evidence.passages)
 
 
 def sampler_of(choice: EvidenceChoice, lm: FrozenLM, name: str, store: AnswerStore) -> FirstPass:

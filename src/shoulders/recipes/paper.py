@@ -6,8 +6,9 @@ training (`backbone.name=...`).
 
 from dataclasses import replace
 
+from shoulders.data.batching import Lengths
 from shoulders.evaluation.protocol import EvaluationPlan
-from shoulders.recipes.recipe import BackboneChoice, EvidenceChoice, Recipe, ScaffoldChoice, SuiteChoice
+from shoulders.recipes.recipe import RETRIEVED, BackboneChoice, EvidenceChoice, Recipe, ScaffoldChoice, SuiteChoice
 from shoulders.scaffolds.recursion import RecursionShape
 from shoulders.training.plan import TrainPlan
 
@@ -81,6 +82,25 @@ def paper_closed_book() -> Recipe:
         scaffold=ScaffoldChoice(kind="soft_prompt"),  # 4.1 gives no length; Lester et al. 2021: 100
         suite=SuiteChoice(source="hub:nq_open@templates.yaml"),
         training=replace(base.training, steps=100_000),  # where it has converged (figure 6)
+    )
+
+
+def paper_reader() -> Recipe:
+    """Prompt tuning on packed passages of Natural Questions: the frozen reader of tables 2 and 3.
+
+    The passages come in the order of BM25; the paper's are those of DPR, or of Spider and BM25, re-ranked.
+    """
+    base = paper_closed_book()
+    return replace(
+        base,
+        name="paper_reader",
+        about="the frozen reader of NQ as in the paper, section 3.1, on passages found by BM25 (evidence.index=FOLDER)",
+        # The context of J1-Large, less prompt and answer; about 17 of 100 passages fit (table 2).
+        suite=replace(base.suite, lengths=Lengths(input=2048, target=32)),
+        evidence=EvidenceChoice(kind=RETRIEVED, passages=100),
+        training=replace(base.training, learning_rate=0.1),  # of the grid {1e-1, 5e-1}; batch size 32 (3.1)
+        development=EvaluationPlan(longest=32),
+        test=EvaluationPlan(split="test", longest=32),
     )
 
 

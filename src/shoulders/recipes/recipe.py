@@ -24,7 +24,8 @@ from shoulders.training.plan import TrainPlan
 SCAFFOLDS = ("bare", "soft_prompt", "input_prompt", "recursion")
 INNER = SCAFFOLDS[:3]
 INITS = ("vocabulary", "text", "labels", "normal")
-EVIDENCE = ("", "candidates")
+CANDIDATES, RETRIEVED = "candidates", "retrieved"
+EVIDENCE = ("", CANDIDATES, RETRIEVED)
 SELF = "self"  # the language model as its own encoder
 
 
@@ -126,7 +127,8 @@ class EvidenceChoice:
     """What is put before, or after, each question as text.
 
     Attributes:
-        kind: "candidates": answers that the frozen model sampled itself (textual recursion); empty: nothing.
+        kind: "candidates": answers that the frozen model sampled itself (textual recursion); "retrieved": passages of
+            an index, as many as fit into suite.lengths.input tokens with the question; empty: nothing.
         scaffold: run, folder or hub name of the first prompt p1 that they are sampled under; "bare" for none.
         across: two more, trained with suite.fold=a and suite.fold=b: questions of either half of the training examples
             get the candidates of the prompt that was trained on the other half. The paper does not say that it did so.
@@ -136,6 +138,9 @@ class EvidenceChoice:
         seed: of the samples.
         before: list them before the question instead of after it.
         store: file that keeps them for other epochs, runs and measurements; empty: kept for this run only.
+        index: of retrieved passages: the folder that `shoulders index` wrote.
+        passages: retrieved for a question, best first, before they are packed.
+        truncate: cut the first passage that does not fit any more, instead of leaving it out (the paper: left out).
     """
 
     kind: str = ""
@@ -147,6 +152,9 @@ class EvidenceChoice:
     seed: int = 0
     before: bool = False
     store: str = ""
+    index: str = ""
+    passages: int = 20
+    truncate: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in EVIDENCE:
@@ -154,6 +162,8 @@ class EvidenceChoice:
         Sampling(self.count, self.temperature, self.seed)
         if self.longest < 1:
             raise UsageError(f"evidence.longest is {self.longest}: a candidate has at least 1 token")
+        if self.passages < 1:
+            raise UsageError(f"evidence.passages is {self.passages}: retrieve at least 1, 20 are usual")
 
 
 @dataclass(frozen=True, slots=True)

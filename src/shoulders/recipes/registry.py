@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from shoulders.errors import UnknownName
-from shoulders.recipes import closed_book, paper, small
+from shoulders.recipes import closed_book, paper, reader, small
 from shoulders.recipes.recipe import Recipe
 
 MAKERS: tuple[Callable[[], Recipe], ...] = (
@@ -18,9 +18,11 @@ MAKERS: tuple[Callable[[], Recipe], ...] = (
     closed_book.lm_connector,
     closed_book.lm_connector_lm,
     closed_book.textual_recursion,
+    reader.reader,
     paper.paper_prompt_tuning,
     paper.paper_idpt,
     paper.paper_closed_book,
+    paper.paper_reader,
     paper.paper_textual_recursion,
     paper.paper_recursion,
 )

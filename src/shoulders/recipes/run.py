@@ -17,7 +17,7 @@ from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.evaluation.results import scores_as_json
 from shoulders.files import write_json
 from shoulders.recipes.build import new_scaffold
-from shoulders.recipes.evidence import evidence_measured
+from shoulders.recipes.evidence import evidence_measured, retrieval_measured
 from shoulders.recipes.folders import BEST, CHECKPOINTS, RECIPE
 from shoulders.recipes.jobs import job_of, tasks_of
 from shoulders.recipes.recipe import Recipe, read_recipe
@@ -114,7 +114,9 @@ def result(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, scores: Scores, nam
     Args:
         name: where the scaffold lies; None for one that was never saved, and for the bare model.
     """
-    return _with_origin(scores_as_json(scores), recipe, lm, scaffold, name)
+    found = retrieval_measured(recipe, lm, scaffold.length, scores)
+    numbers = {**scores_as_json(scores), "retrieval": found and found.as_json()}
+    return _with_origin(numbers, recipe, lm, scaffold, name)
 
 
 def text_result(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, measured: Perplexity, name: str) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def _with_origin(
         **numbers,
         "trained": trained_parameters(scaffold),
         "scaffold": scaffold_measured(scaffold, name),
-        "evidence": evidence_measured(recipe.evidence, lm),
+        "evidence": evidence_measured(recipe, lm, scaffold.length),
         **provenance(recipe.as_json(), lm),
     }
 

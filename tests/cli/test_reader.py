@@ -1,0 +1,170 @@
+"""The frozen reader from the command line: an index, a reader trained on it, measured, asked."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from shoulders.cli.main import app
+from shoulders.corpus.building import build
+from shoulders.corpus.passages import Cutting
+from shoulders.data.evidence import Passage
+from shoulders.data.packing import Packer
+from shoulders.errors import ContextFull, SourceNotFound, UsageError
+from shoulders.evaluation.retrieval import retrieval
+from shoulders.recipes.evidence import new_evidence
+from shoulders.recipes.recipe import with_overrides
+from shoulders.recipes.registry import recipe_named
+from shoulders.records import Example, Question
+
+CITIES = ("Paris", "Rome", "Oslo", "Quito", "Lima", "Bern")
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def index(tmp_path) -> Path:
+    """Short texts of cities; what each is known for stands in no other."""
+    rows = [{"title": f"On {city}", "text": f"{city} has {n} parks."} for n, city in enumerate(CITIES, start=11)]
+    (tmp_path / "cities.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build([str(tmp_path / "cities.jsonl")], tmp_path / "index", Cutting())
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def values(lm, index, tmp_path) -> list[str]:
+    """What makes the recipe small enough for a tiny model of 128 positions."""
+    rows = [
+        {"question": f"How many parks has {city}?", "answers": [str(number)]} for number, city in enumerate(CITIES, 11)
+    ]
+    for part, some in (("train", rows), ("dev", rows[:2]), ("test", rows[2:])):
+        (tmp_path / f"parks.{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    return [
+        f"backbone.name={lm.name}", "backbone.dtype=float32", "scaffold.length=3", f"suite.source=qa:{tmp_path}/parks",
+        "suite.lengths.input=100", "suite.lengths.target=8", "training.batch_size=2", "training.steps=2",
+        "training.save_every=2", "training.evaluate_every=2", "development.longest=3", "test.longest=3",
+        "evidence.passages=3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("placement", ["prefix", "infix", "suffix"])
+def test_a_reader_is_trained_measured_and_asked(values, index, tmp_path, placement):
+    own = [*values, f"evidence.index={index}", f"scaffold.placement={placement}"]
+    told = run("train", "reader", *own, "--out", tmp_path / "run")
+    assert "examples left out: none" in " ".join(told.split())
+    result = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert result["retrieval"]["recall"] == {"1": 100.0, "3": 100.0}  # the question names the city
+    assert result["retrieval"]["recall_at_input"] == 100.0
+    assert 1 <= result["retrieval"]["packed"] < 3
+    assert result["truncated"] == 0
+    assert result["evidence"]["kind"] == "retrieved"
+    assert result["evidence"]["index"] == str(index)
+    assert f"read ({result['retrieval']['packed']:.1f} on average): 100.0%" in " ".join(told.split())
+    if placement == "prefix":
+        told = run("evaluate", tmp_path / "run", "--out", tmp_path / "again.json")
+        again = json.loads((tmp_path / "again.json").read_text())
+        for key in ("retrieval", "evidence", "examples_hash"):
+            assert again[key] == result[key]
+        assert again["wordings"][0]["measured"] == result["wordings"][0]["measured"]
+        run("evaluate", "bare", "--recipe", "reader", *own, "--out", tmp_path / "bare.json")
+        bare = json.loads((tmp_path / "bare.json").read_text())
+        assert bare["retrieval"] == result["retrieval"]  # the same passages are read without a prompt
+        asked = CliRunner().invoke(
+            app, ["ask", str(tmp_path / "run"), "Question: How many parks has Oslo?\nAnswer:", "--longest", "3"]
+        )
+        assert asked.exit_code == 0, asked.output
+        assert asked.stderr.startswith("On Oslo (")
+        assert "parks" not in asked.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        ("evidence.index=", UsageError, r"evidence\.index=FOLDER"),
+        ("evidence.index=nowhere", SourceNotFound, "nowhere is no index"),
+        ("evidence.passages=0", UsageError, r"evidence\.passages is 0"),
+        ("suite.lengths.target=128", ContextFull, "an answer of 128 tokens"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_before_training(values, index, tmp_path, override, error, message):
+    with pytest.raises(error, match=message):
+        run("train", "reader", *values, f"evidence.index={index}", override, "--out", tmp_path / "run")
+    assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_without_the_search_libraries_it_is_said_how_to_get_them(lm, values, index, monkeypatch):
+    recipe = with_overrides(recipe_named("reader"), [*values, f"evidence.index={index}"])
+    for module in [name for name in sys.modules if name.startswith("shoulders.corpus.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "tantivy", None)
+    with pytest.raises(SourceNotFound, match=r"needs tantivy: pip install 'shoulders\[search\]'"):
+        new_evidence(recipe, lm, 3)
+
+
+def test_a_question_is_searched_for_without_the_words_around_it(lm, values, index, tmp_path):
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"text": "Answer this question: which answer?"}) + "\n")
+    build([str(tmp_path / "answers.jsonl")], index, Cutting())
+    recipe = with_overrides(recipe_named("reader"), [*values, f"evidence.index={index}"])
+    source = new_evidence(recipe, lm, 3)
+    assert source is not None
+    (found,) = source.find([Question("Question: How many parks has Lima?\nAnswer:")])
+    assert found[0].title == "On Lima"
+    assert all(passage.title for passage in found)
+
+
+def test_a_passage_is_cut_only_where_the_recipe_says_so(lm, values, index):
+    own = [*values, f"evidence.index={index}", "suite.lengths.input=60"]
+    sources = [
+        new_evidence(with_overrides(recipe_named("reader"), [*own, f"evidence.truncate={cut}"]), lm, 3)
+        for cut in ("no", "yes")
+    ]
+    assert sources[0] is not None
+    assert sources[1] is not None
+    assert sources[0].fingerprint != sources[1].fingerprint
+    question = Question("Question: How many parks has Rome?\nAnswer:")
+    whole, cut = (source.write(question, source.find([question])[0]) for source in sources if source)
+    assert len(lm.ids(whole.whole)) <= len(lm.ids(cut.whole)) <= 60
+
+
+class Found:
+    """Passages that are the same for every question; the packer is a real one."""
+
+    passes, fingerprint = 0, ""
+
+    def __init__(self, lm, room, passages):
+        self.packer, self.passages = Packer(lm, room), passages
+
+    def find(self, questions, fold=""):
+        return [self.passages for _ in questions]
+
+    def packed(self, question, passages):
+        return self.packer.pack(question, passages)
+
+    def write(self, question, passages):
+        return self.packed(question, passages).question
+
+
+def test_recall_counts_only_what_is_read(lm):
+    """The third passage is found, and not read; titles do not count."""
+    passages = [Passage("one", 3.0, "ten"), Passage("two", 2.0), Passage("three", 1.0)]
+    question = Question("?")
+    room = len(lm.ids("ten\none\n\ntwo\n\n?"))
+    examples = [
+        Example("task", "wording", answer, question, answer, (answer,)) for answer in ("one", "two", "three", "ten")
+    ]
+    found = retrieval(examples, Found(lm, room, passages), 3)
+    assert found.recall == {1: 25.0, 3: 75.0}
+    assert found.recall_at_input == 50.0
+    assert found.packed == 2
+    assert found.without == found.too_long == 0
+    endless = [Passage("word " * 200, 1.0)]
+    found = retrieval(examples, Found(lm, room, endless), 1)
+    assert (found.recall_at_input, found.packed, found.without, found.too_long) == (0.0, 0, 4, 4)
+    with pytest.raises(UsageError, match="0 questions"):
+        retrieval([], Found(lm, room, passages), 3)
