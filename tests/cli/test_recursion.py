@@ -84,6 +84,8 @@ def test_textual_recursion_samples_trains_is_measured_and_asks(values, tmp_path)
     assert "question" in again or "numbers" in again
     told = run("ask", tmp_path / "p2", "What comes after 4?", "--longest", 3, "--passes", 2)
     assert "2 passes" in told
+    as_trained = run("ask", tmp_path / "p2", "Question: What comes after 4?\nAnswer:", "--longest", 3, "--passes", 2)
+    assert as_trained == told  # a scaffold trained on files of questions is asked in their wording
     run("calibrate", tmp_path / "p1", tmp_path / "p2", "--budget", 2, "--out", tmp_path / "auto")
     stages = json.loads((tmp_path / "auto" / "adaptive.json").read_text())["stages"]
     assert [(stage["passes"], bool(stage["evidence"])) for stage in stages] == [(1, False), (2, True)]

@@ -2,9 +2,10 @@
 
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from shoulders.adaptive.storage import is_adaptive, read
 from shoulders.backbone.frozen import FrozenLM
@@ -12,6 +13,7 @@ from shoulders.cli.common import origin_of
 from shoulders.cli.show import console, counted_passes, errors, notes, quiet_libraries, say, short
 from shoulders.data.evidence import Evidence, Passage
 from shoulders.data.packing import PackedEvidence
+from shoulders.data.questions import QA, in_wording
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.pipeline import Answering, answer, choose
 from shoulders.recipes.adaptive import stage_named
@@ -93,13 +95,22 @@ def _scaffold(name: str, request: Request) -> Ask:
             "out, or name another scaffold"
         )
 
+    recipe = origin.recipe if origin else {}
+
     def ask(question: Question) -> tuple[str, int]:
+        question = _as_trained(question, recipe)
         if stage.evidence:
             found = stage.evidence.find([question])[0]
             question = _shown_with(question, found, stage.evidence)
         return one_answer(question, lm, stage.scaffold, request), stage.passes if request.passes else 0
 
     return ask
+
+
+def _as_trained(question: Question, recipe: Mapping[str, Any]) -> Question:
+    """In the wording of files of questions, where those were trained on."""
+    of_files = recipe.get("suite", {}).get("source", "").startswith(QA)
+    return replace(question, text=in_wording(question.text)) if of_files else question
 
 
 def _shown_with(question: Question, found: Sequence[Passage], evidence: Evidence) -> Question:
@@ -123,6 +134,7 @@ def _cascade(name: str, request: Request) -> Ask:
     how = Answering(request.longest, request.truncate)
 
     def ask(question: Question) -> tuple[str, int]:
+        question = _as_trained(question, stored.calibration.recipe)
         if request.choices:
             found = adaptive.chosen([question], [request.options], lm, how)[0]
         else:

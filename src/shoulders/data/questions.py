@@ -11,6 +11,7 @@ from shoulders.errors import DataError, SourceNotFound
 
 SPLITS = {TRAIN: (TRAIN,), DEV: ("dev", DEV), TEST: (TEST,)}  # what files of a split are called
 ENDINGS = (".jsonl", ".jsonl.gz")
+QA = "qa:"  # begins the name of a suite of such files
 BEFORE, AFTER = "Question: ", "\nAnswer:"
 WORDING = Template(
     name="question",
@@ -39,6 +40,11 @@ def question_task(prefix: str) -> TemplatedTask:
     if not splits:
         raise SourceNotFound(f"there are no questions at {prefix!r}: there is no {path.name}.train.jsonl, dev or test")
     return TemplatedTask(path.name, "Closed-book QA", {WORDING.name: WORDING}, splits)
+
+
+def in_wording(text: str) -> str:
+    """A question as these tasks ask it; one that is asked so already, as it is."""
+    return f"{BEFORE}{without_wording(text)}{AFTER}"
 
 
 def without_wording(text: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any, cast
 from shoulders.backbone.sources import hub_errors
 from shoulders.data.lines import read_json_lines
 from shoulders.data.p3 import OTHER, cluster_of, metrics_of
-from shoulders.data.questions import question_task
+from shoulders.data.questions import QA, question_task
 from shoulders.data.tasks import DEV, TEST, TRAIN, Record, RenderedTask, Task, TemplatedTask
 from shoulders.data.templates import Template, read_templates
 from shoulders.errors import SourceNotFound, UnknownName
@@ -37,8 +37,8 @@ def open_suite(source: str, names: Sequence[str] = ()) -> list[Task]:
     """
     if source.startswith("p3:"):
         return [p3_task(name) for name in _chosen(names, source.removeprefix("p3:").split(","), source)]
-    if source.startswith("qa:"):
-        found = {Path(prefix).name: prefix for prefix in source.removeprefix("qa:").split(",")}
+    if source.startswith(QA):
+        found = {Path(prefix).name: prefix for prefix in source.removeprefix(QA).split(",")}
         return [question_task(found[name]) for name in _chosen(names, list(found), source)]
     if source.startswith("hub:"):
         spec = source.removeprefix("hub:")
