@@ -90,10 +90,12 @@ def test_textual_recursion_samples_trains_is_measured_and_asks(values, tmp_path)
     stages = json.loads((tmp_path / "auto" / "adaptive.json").read_text())["stages"]
     assert [(stage["passes"], bool(stage["evidence"])) for stage in stages] == [(1, False), (2, True)]
     assert "pass" in run("ask", tmp_path / "auto", "What comes after 4?", "--longest", 3)
-    told = run(
-        "report", "recursion", tmp_path / "p1", tmp_path / "p2", tmp_path / "samples.json", "--out", tmp_path / "r"
-    )
+    run("evaluate", tmp_path / "auto", "--out", tmp_path / "auto.json")
+    measured = [tmp_path / name for name in ("p1", "p2", "auto.json", "samples.json")]
+    run("report", "recursion", *measured, "--out", tmp_path / "r")
     page = (tmp_path / "r" / "recursion.md").read_text()
+    assert "Adaptive (budget 2)" in page
+    assert (tmp_path / "r" / "passes.png").exists()
     assert "Textual-recursive (n=4)" in page
     assert f"| 4 | {kept['recall']['4']:.1f} |" in page
     same = json.loads((tmp_path / "again.json").read_text())

@@ -237,7 +237,7 @@ def test_adaptive_passes_are_drawn_over_what_they_cost(measured, tmp_path):
     page, _ = write_recursion_report([measured("prompt", [1, 0, 0, 0]), adaptive], [], tmp_path)
     row = rows_of(page.read_text(), "## Methods on test")[1]
     assert (row["method"], row["LM passes"]) == ("Adaptive (budget 1.5)", "1.43")
-    assert row["variant"] == "residual, decided by probability"
+    assert row["variant"] == "decided by probability"
     assert (tmp_path / "passes.png").read_bytes().startswith(b"\x89PNG")
     assert "(passes.png)" in page.read_text()
     broken = replace(adaptive, content={**adaptive.content, "passes": {"average": 1.43}})

@@ -23,7 +23,7 @@ class Method:
         name: as the paper's tables have it.
         passes: through the frozen model for a question, on average.
         layers: blocks of a Connector; None without one.
-        pretrained: training started from a trained scaffold; None where nothing is trained.
+        pretrained: training started from a trained scaffold; None where nothing is trained, or by several runs.
         variant: what is not in the paper's tables: how the Connector starts, when a second pass is made.
         candidates: answers sampled for a question in textual recursion, or 0.
     """
@@ -43,6 +43,9 @@ def method_of(result: Result) -> Method:
         UsageError: the recipe that it was measured by is that of another kind of scaffold.
         CorruptFile: what it says of adaptive passes is broken.
     """
+    if adaptive := _adaptive(result):  # of several scaffolds: the recipe says how they were measured, not what they are
+        name = f"Adaptive (budget {adaptive['budget']:g})"
+        return Method(name, adaptive["average"], variant=f"decided by {adaptive['rule']}")
     recipe = result.content["recipe"]
     choice = recipe["scaffold"]
     kind = _kind(result.content)
@@ -56,16 +59,13 @@ def method_of(result: Result) -> Method:
     name = _name(kind, choice.get("inner", BARE), shape, candidates)
     passes = (shape.passes if shape else 1) + bool(candidates)
     variant = [part for part in ("residual", "copied", "shared") if shape and getattr(shape, part)]
-    if adaptive := _adaptive(result):
-        name, passes = f"Adaptive (budget {adaptive['budget']:g})", adaptive["average"]
-        variant.append(f"decided by {adaptive['rule']}")
     return Method(
         name,
         passes,
         layers=shape.layers if shape and shape.places else None,
         pretrained=None if kind == BARE else bool(choice.get("start")),
         variant=", ".join(variant),
-        candidates=0 if adaptive else candidates,
+        candidates=candidates,
     )
 
 
