@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices; threads only get into each other's way
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from transformers.utils import logging
 
 from shoulders.backbone.encoder import FrozenEncoder
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.cli.main import main
 from shoulders.records import Question
 from tiny import FAMILIES, TEXTS, save_encoder, save_lm
 
@@ -79,3 +81,34 @@ def questions() -> list[Question]:
 def seeded():
     """Every test draws the same random numbers."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def shoulders(monkeypatch, capsys):
+    """Runs the command line; gives exit code, output and errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["shoulders", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def refused(shoulders):
+    """Runs the command line on bad input; gives the one line that says what is wrong."""
+
+    def run(*arguments: object) -> str:
+        code, _, error = shoulders(*arguments)
+        assert code == 2
+        assert error.startswith("error: ")
+        assert len(error.strip().splitlines()) == 1
+        return error
+
+    return run

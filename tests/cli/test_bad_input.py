@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from shoulders.cli.main import main
 from shoulders.cli.show import print_skipped
 from shoulders.evaluation.protocol import Scores, Skipped
 from shoulders.scaffolds.base import Scaffold
@@ -26,37 +25,6 @@ def prompt(lm, tmp_path):
     """A saved soft prompt."""
     SoftPrompt(from_vocabulary(lm)(3)).made_for(lm).save_pretrained(tmp_path / "prompt")
     return tmp_path / "prompt"
-
-
-@pytest.fixture
-def shoulders(monkeypatch, capsys):
-    """Runs the command line; gives exit code, output and errors."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["shoulders", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture
-def refused(shoulders):
-    """Runs the command line on bad input; gives the one line that says what is wrong."""
-
-    def run(*arguments: object) -> str:
-        code, _, error = shoulders(*arguments)
-        assert code == 2
-        assert error.startswith("error: ")
-        assert len(error.strip().splitlines()) == 1
-        return error
-
-    return run
 
 
 def values(lm, suite):

@@ -2,14 +2,13 @@
 
 import json
 import re
-import sys
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from shoulders.adaptive.storage import read
-from shoulders.cli.main import app, main
+from shoulders.cli.main import app
 from shoulders.evaluation.results import read_result
 from shoulders.pipeline import Answering
 from shoulders.recipes.adaptive import stage_named
@@ -44,41 +43,22 @@ def runs(lm, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def shoulders(monkeypatch, capsys):
-    """Runs the command line; gives output and errors, which are wanted or not."""
+def worked(shoulders, monkeypatch):
+    """Runs the command line, which must work; gives output and errors."""
+    monkeypatch.setenv("COLUMNS", "200")
 
-    def run(*arguments: object, code: int = 0) -> tuple[str, str]:
-        monkeypatch.setattr(sys, "argv", ["shoulders", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        found = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            found = int(stopped.code or 0)
-        printed = capsys.readouterr()
-        assert found == code, printed.err
-        return printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture
-def refused(shoulders):
-    """Runs the command line on bad input; gives the one line that says what is wrong."""
-
-    def run(*arguments: object) -> str:
-        _, error = shoulders(*arguments, code=2)
-        assert error.startswith("error: ")
-        assert len(error.strip().splitlines()) == 1
-        return error
+    def run(*arguments: object) -> tuple[str, str]:
+        code, out, error = shoulders(*arguments)
+        assert code == 0, error
+        return out, error
 
     return run
 
 
 @pytest.mark.parametrize("rule", ["probability", "margin"])
-def test_calibrated_measured_reported_and_asked(runs, shoulders, lm, rule):
+def test_calibrated_measured_reported_and_asked(runs, worked, lm, rule):
     """Runs are named dearest first: they are put in order of cost."""
-    told, _ = shoulders("calibrate", "thrice", "soft", "twice", "--budget", 2.5, "--rule", rule, "--out", "auto")
+    told, _ = worked("calibrate", "thrice", "soft", "twice", "--budget", 2.5, "--rule", rule, "--out", "auto")
     content = json.loads((runs / "auto" / "adaptive.json").read_text())
     assert [stage["name"] for stage in content["stages"]] == ["../soft/best", "../twice/best", "../thrice/best"]
     assert content["chosen"]["passes"] <= 2.5
@@ -88,35 +68,35 @@ def test_calibrated_measured_reported_and_asked(runs, shoulders, lm, rule):
     assert re.search(rf"{content['chosen']['passes']:.2f} +{content['chosen']['score']:.1f} +chosen", told)
     assert "stops at soft/best (1 pass) with a " in told
 
-    told, _ = shoulders("evaluate", "auto", "test.limit=6", "--out", "auto/results.json")
+    told, _ = worked("evaluate", "auto", "test.limit=6", "--out", "auto/results.json")
     result = read_result(runs / "auto")
     passes = result.content["passes"]
     assert (passes["budget"], passes["rule"], passes["curve_split"]) == (2.5, rule, "test")
     assert f"{passes['average']:.2f} passes an answer on average" in told
     assert result.content["examples"] == 12
     assert result.content["scaffold"]["kind"] == "adaptive"
-    shoulders("evaluate", "soft", "test.limit=6", "--out", "soft/results.json")
+    worked("evaluate", "soft", "test.limit=6", "--out", "soft/results.json")
     assert passes["curve"][0] == {"passes": 1.0, "score": read_result(runs / "soft").content["average"]}
-    shoulders("report", "soft", "auto", "--out", "report")
+    worked("report", "soft", "auto", "--out", "report")
     assert set(json.loads((runs / "report" / "scores.json").read_text())) == {"soft", "auto"}
 
     asked = Question("What comes after 3?")
     found = read(runs / "auto").load(lm, stage_named).answered([asked], lm, Answering(4))[0]
-    answered, note = shoulders("ask", "auto", asked.text, "--longest", 4)
+    answered, note = worked("ask", "auto", asked.text, "--longest", 4)
     assert answered == found.answer.text + "\n"
     assert note == {1: "1 pass\n", 3: "3 passes\n", 6: "6 passes\n"}[found.passes]
 
 
-def test_the_passes_of_an_answer_are_chosen(runs, shoulders, refused, lm):
-    shoulders("calibrate", "soft", "thrice", "--budget", 1, "--out", "auto")
+def test_the_passes_of_an_answer_are_chosen(runs, worked, refused, lm):
+    worked("calibrate", "soft", "thrice", "--budget", 1, "--out", "auto")
     question = Question("Name a planet.")
     for passes, name, said in ((1, "soft", "1 pass"), (2, "soft", "1 pass"), (3, "thrice", "3 passes")):
         scaffold = Scaffold.load(runs / name / "best", lm)
-        answered, note = shoulders("ask", "auto", question.text, "--passes", passes, "--longest", 4)
-        alone, silent = shoulders("ask", name, question.text, "--longest", 4)
+        answered, note = worked("ask", "auto", question.text, "--passes", passes, "--longest", 4)
+        alone, silent = worked("ask", name, question.text, "--longest", 4)
         assert (answered, note, silent) == (alone, f"{said}\n", "")
-        assert shoulders("ask", name, question.text, "--passes", scaffold.passes, "--longest", 4)[1] == f"{said}\n"
-    assert shoulders("ask", "auto", "Is 3 even?", "--choices", "yes|no", "--passes", "auto")[1] == "1 pass\n"
+        assert worked("ask", name, question.text, "--passes", scaffold.passes, "--longest", 4)[1] == f"{said}\n"
+    assert worked("ask", "auto", "Is 3 even?", "--choices", "yes|no", "--passes", "auto")[1] == "1 pass\n"
     assert "--passes auto needs thresholds, and soft/best is one scaffold: calibrate several first" in refused(
         "ask", "soft", "hi", "--passes", "auto"
     )
@@ -125,13 +105,13 @@ def test_the_passes_of_an_answer_are_chosen(runs, shoulders, refused, lm):
         assert "is no number of passes: --passes auto, or 1, 2, ..." in refused("ask", "auto", "hi", "--passes", wrong)
 
 
-def test_the_smallest_budget_is_the_first_stage_and_the_bare_model_can_be_it(runs, shoulders):
-    shoulders("calibrate", "bare", "twice", "--budget", 1, "--out", "auto", "development.limit=5")
+def test_the_smallest_budget_is_the_first_stage_and_the_bare_model_can_be_it(runs, worked):
+    worked("calibrate", "bare", "twice", "--budget", 1, "--out", "auto", "development.limit=5")
     kept = json.loads((runs / "auto" / "adaptive.json").read_text())
     assert kept["chosen"]["thresholds"] == ["-inf"]
     assert kept["recipe"]["development"]["limit"] == 5
-    shoulders("evaluate", "auto", "--out", "auto.json")
-    shoulders("evaluate", "bare", "--recipe", _recipe(runs, kept), "--out", "bare.json")
+    worked("evaluate", "auto", "--out", "auto.json")
+    worked("evaluate", "bare", "--recipe", _recipe(runs, kept), "--out", "bare.json")
     auto, bare = (json.loads((runs / name).read_text()) for name in ("auto.json", "bare.json"))
     assert [row["samples"] for row in auto["wordings"]] == [row["samples"] for row in bare["wordings"]]
     assert auto["tasks"] == bare["tasks"]
@@ -164,8 +144,8 @@ def test_bad_calibrations(runs, refused, tiny_lm):
     assert not (runs / "auto").exists()
 
 
-def test_a_run_that_was_trained_again_is_refused(runs, shoulders, refused, lm):
-    shoulders("calibrate", "soft", "twice", "--budget", 2, "--out", "auto")
+def test_a_run_that_was_trained_again_is_refused(runs, worked, refused, lm):
+    worked("calibrate", "soft", "twice", "--budget", 2, "--out", "auto")
     scaffold = Scaffold.load(runs / "soft" / "best", lm)
     with torch.no_grad():
         next(iter(scaffold.parameters()))[0] += 1

@@ -9,10 +9,10 @@ import sys
 import time
 
 import pytest
-from typer.testing import CliRunner
 
+from commands import run
 from shoulders.backbone.fingerprint import identity
-from shoulders.cli.main import app, main
+from shoulders.cli.main import main
 from shoulders.errors import UsageError
 from shoulders.pipeline import Answering, answer
 from shoulders.records import Question
@@ -33,13 +33,6 @@ def values(lm, suite, tiny_encoder):
         f"scaffold.encoder={tiny_encoder('bert').name}", "scaffold.encoder_length=3", "scaffold.head_width=8",
         "development.limit=4", "test.limit=6", "test.wordings=0", "test.longest=4", "development.longest=4",
     ]  # fmt: skip
-
-
-def run(*arguments: object, typed: str = "") -> str:
-    """What a command prints; errors come through."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=typed, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def curves(folder):

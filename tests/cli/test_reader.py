@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from commands import run
 from shoulders.cli.main import app
 from shoulders.corpus.building import build
 from shoulders.corpus.passages import Cutting
@@ -20,12 +21,6 @@ from shoulders.recipes.registry import recipe_named
 from shoulders.records import Example, Question
 
 CITIES = ("Paris", "Rome", "Oslo", "Quito", "Lima", "Bern")
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.fixture

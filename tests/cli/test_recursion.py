@@ -3,16 +3,9 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from shoulders.cli.main import app
+from commands import run
 from shoulders.errors import CorruptFile, UsageError
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.fixture

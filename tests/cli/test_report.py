@@ -3,17 +3,10 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from shoulders.cli.main import app
+from commands import run
 from shoulders.errors import UsageError
 from tiny import NUMBERS, save_numbers
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.fixture

@@ -5,39 +5,7 @@ import sys
 
 import pytest
 
-from shoulders.cli.main import main
 from shoulders.corpus.lock import sole_writer
-
-
-@pytest.fixture
-def shoulders(monkeypatch, capsys):
-    """Runs the command line; gives exit code, output and errors."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["shoulders", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture
-def refused(shoulders):
-    """Runs the command line on bad input; gives the one line that says what is wrong."""
-
-    def run(*arguments: object) -> str:
-        code, _, error = shoulders(*arguments)
-        assert code == 2
-        assert error.startswith("error: ")
-        assert len(error.strip().splitlines()) == 1
-        return error
-
-    return run
 
 
 @pytest.fixture
