@@ -12,7 +12,7 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,21 @@ class Run:
 
 def main() -> None:
     """Run what is not there yet, then write the summary."""
+    folder, kept = run_grid(_measured)
+    found = [(run, read_result(path)) for run, path in kept]
+    plot(found, folder / "curves.png")
+    write_summary(folder, summary(found))
+
+
+def run_grid(measured: Callable[[Run, FrozenLM, Path], dict[str, Any]]) -> tuple[Path, list[tuple[Run, Path]]]:
+    """Run the cells, named on the command line, that have no result yet.
+
+    Args:
+        measured: the result of a cell, given its backbone and the folder of its run.
+
+    Returns:
+        The folder of the grid, and every cell that has a result with its file.
+    """
     parser = argparse.ArgumentParser(description="run a grid of recipes")
     parser.add_argument("grid", type=Path)
     parser.add_argument("--only", help="run only the cell, or the group of seeds, of this name")
@@ -61,14 +76,21 @@ def main() -> None:
     runs = list(cells(json.loads(arguments.grid.read_text(encoding="utf-8"))))
     lm: FrozenLM | None = None
     for run in runs:
-        kept = folder / "results" / f"{run.name}.json"
-        if not kept.exists() and arguments.only in {None, run.name, run.group}:
+        if not _kept(folder, run).exists() and arguments.only in {None, run.name, run.group}:
             lm = lm or load_backbone(run.recipe.backbone)
-            write_json(kept, _measured(run, lm, Path("runs") / folder.name / run.name))
-    found = [(run, read_result(path)) for run in runs if (path := folder / "results" / f"{run.name}.json").exists()]
-    (folder / "summary.md").write_text(summary(found), encoding="utf-8")
-    plot(found, folder / "curves.png")
-    print((folder / "summary.md").read_text(encoding="utf-8"))
+            print(f"{run.name} ...", flush=True)
+            write_json(_kept(folder, run), measured(run, lm, Path("runs") / folder.name / run.name))
+    return folder, [(run, path) for run in runs if (path := _kept(folder, run)).exists()]
+
+
+def write_summary(folder: Path, text: str) -> None:
+    """Keep the tables of a grid, and print them."""
+    (folder / "summary.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def _kept(folder: Path, run: Run) -> Path:
+    return folder / "results" / f"{run.name}.json"
 
 
 def cells(grid: Mapping[str, Any]) -> Iterator[Run]:
@@ -84,7 +106,6 @@ def cells(grid: Mapping[str, Any]) -> Iterator[Run]:
 
 
 def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
-    print(f"{run.name} ...", flush=True)
     recipe, tasks = run.recipe, load_tasks(run.recipe.suite)
     scaffold, trained = trained_scaffold(run, lm, folder, tasks)
     scores = measure(recipe, lm, scaffold, recipe.test, tasks)
@@ -93,9 +114,7 @@ def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
     for row in content["wordings"]:
         row["samples"] = []  # the texts of a data set stay where they are
     content["training"] = {
-        "seconds": trained,
-        "positions": sum(line["positions"] for line in log),
-        "losses": [round(line["loss"], 4) for line in log],
+        **training_of(log, trained),
         "development": {line["number"]: line["score"] for line in log if "score" in line},
     }
     print(f"{run.name}: {content['average']:.2f} {content['average_interval']}", flush=True)
@@ -110,6 +129,15 @@ def trained_scaffold(run: Run, lm: FrozenLM, folder: Path, tasks: Sequence[Task]
     resume = (folder / CHECKPOINTS).exists()
     scaffold, _ = train(run.recipe, lm, folder, tasks=tasks, resume=resume, watch=Watch(on_step=_print))
     return scaffold, time.perf_counter() - begun
+
+
+def training_of(log: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, Any]:
+    """What a result keeps of its training: time, positions, losses."""
+    return {
+        "seconds": seconds,
+        "positions": sum(line["positions"] for line in log),
+        "losses": [round(line["loss"], 4) for line in log],
+    }
 
 
 def _print(step: Step) -> None:

@@ -6,20 +6,16 @@ As `experiments.sweep`, for recipes with `text.source`: each run leaves `results
 table goes to `summary.md`, and run folders to `runs/` (not in git).
 """
 
-import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging as transformers_logging
 
-from experiments.sweep import Run, cells, trained_scaffold
+from experiments.sweep import Run, run_grid, trained_scaffold, training_of, write_summary
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.files import read_json, write_json
-from shoulders.recipes.build import load_backbone
+from shoulders.files import read_json
 from shoulders.recipes.jobs import measure_text
 from shoulders.recipes.run import text_result
 from shoulders.training.log import read_log
@@ -27,35 +23,14 @@ from shoulders.training.log import read_log
 
 def main() -> None:
     """Run what is not there yet, then write the summary."""
-    parser = argparse.ArgumentParser(description="run a grid of recipes that model text")
-    parser.add_argument("grid", type=Path)
-    parser.add_argument("--only", help="run only the cell, or the group of seeds, of this name")
-    arguments = parser.parse_args()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    folder = arguments.grid.parent
-    runs = list(cells(json.loads(arguments.grid.read_text(encoding="utf-8"))))
-    lm: FrozenLM | None = None
-    for run in runs:
-        kept = folder / "results" / f"{run.name}.json"
-        if not kept.exists() and arguments.only in {None, run.name, run.group}:
-            lm = lm or load_backbone(run.recipe.backbone)
-            write_json(kept, _measured(run, lm, Path("runs") / folder.name / run.name))
-    found = [(run, read_json(path)) for run in runs if (path := folder / "results" / f"{run.name}.json").exists()]
-    (folder / "summary.md").write_text(summary(found), encoding="utf-8")
-    print((folder / "summary.md").read_text(encoding="utf-8"))
+    folder, kept = run_grid(_measured)
+    write_summary(folder, summary([(run, read_json(path)) for run, path in kept]))
 
 
 def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
-    print(f"{run.name} ...", flush=True)
     scaffold, seconds = trained_scaffold(run, lm, folder, [])
     content = text_result(run.recipe, lm, scaffold, measure_text(run.recipe, lm, scaffold), run.name)
-    log = read_log(folder)
-    content["training"] = {
-        "seconds": seconds,
-        "positions": sum(line["positions"] for line in log),
-        "losses": [round(line["loss"], 4) for line in log],
-    }
+    content["training"] = training_of(read_log(folder), seconds)
     print(f"{run.name}: {content['perplexity']:.2f}", flush=True)
     return content
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,8 +14,10 @@ from shoulders.backbone.choosing import Generated
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.batching import Encoded, by_length, encode, question_batch, truncated
 from shoulders.errors import ContextFull, UsageError
-from shoulders.records import Question
+from shoulders.records import LMInput, Question
 from shoulders.scaffolds.base import Scaffold
+
+Found = TypeVar("Found")  # what is made of one row
 
 LONGEST_ANSWER = 256  # tokens (Sanh et al. 2021; the paper, section 2.2)
 POSITIONS_AT_ONCE = 4096  # of one batch, padding and prompt included
@@ -101,12 +104,11 @@ def answered(
     """As `answer`, with how sure the model was of each."""
     how = how or Answering()
     rows = [_fitting(question, lm, scaffold, how.longest, how) for question in questions]
-    found: dict[int, Answer] = {}
-    for group in _groups(rows, scaffold, how, [how.longest] * len(rows)):
-        given = question_batch([rows[number] for number in group], lm, scaffold)
-        for number, one in zip(group, decoding.likeliest(lm, scaffold, given, longest=how.longest), strict=True):
-            found[number] = _as_text(one, lm)
-    return [found[number] for number in range(len(rows))]
+
+    def read(given: LMInput, _: Sequence[int]) -> list[Answer]:
+        return [_as_text(one, lm) for one in decoding.likeliest(lm, scaffold, given, longest=how.longest)]
+
+    return _in_groups(rows, lm, scaffold, how, [how.longest] * len(rows), read)
 
 
 def sample(
@@ -123,15 +125,14 @@ def sample(
     """
     how = how or Answering()
     rows = [_fitting(question, lm, scaffold, how.longest, how) for question in questions]
-    found: dict[int, list[Answer]] = {}
     branches = [sampling.count * (len(row.ids) + scaffold.length + how.longest) for row in rows]
-    for group in _groups(rows, scaffold, how, branches):
-        given = question_batch([rows[number] for number in group], lm, scaffold)
-        draws = torch.stack([sampling.draws(questions[number], how.longest) for number in group])
+
+    def read(given: LMInput, numbers: Sequence[int]) -> list[list[Answer]]:
+        draws = torch.stack([sampling.draws(questions[number], how.longest) for number in numbers])
         several = decoding.sampled(lm, scaffold, given, draws, temperature=sampling.temperature)
-        for number, some in zip(group, several, strict=True):
-            found[number] = [_as_text(one, lm) for one in some]
-    return [found[number] for number in range(len(rows))]
+        return [[_as_text(one, lm) for one in some] for some in several]
+
+    return _in_groups(rows, lm, scaffold, how, branches, read)
 
 
 def _as_text(one: Generated, lm: FrozenLM) -> Answer:
@@ -160,16 +161,13 @@ def rank(
     ]
     longest = [max(len(ids) for ids in some) for some in options]
     rows = [_fitting(q, lm, scaffold, room, how) for q, room in zip(questions, longest, strict=True)]
-    scores: list[list[float]] = [[] for _ in rows]
     branches = [len(some) * length for some, length in zip(options, longest, strict=True)]
-    for group in _groups(rows, scaffold, how, branches):
-        given = question_batch([rows[number] for number in group], lm, scaffold)
-        found = decoding.score(
-            lm, scaffold, given, [options[number] for number in group], positions_at_once=how.positions_at_once
-        )
-        for number, some in zip(group, found, strict=True):
-            scores[number] = some
-    return scores
+
+    def read(given: LMInput, numbers: Sequence[int]) -> list[list[float]]:
+        some = [options[number] for number in numbers]
+        return decoding.score(lm, scaffold, given, some, positions_at_once=how.positions_at_once)
+
+    return _in_groups(rows, lm, scaffold, how, branches, read)
 
 
 def choose(
@@ -195,13 +193,28 @@ def _likeliest(choices: Sequence[str], scores: Sequence[float]) -> Answer:
     return Answer(choices[best], float(torch.tensor(scores, dtype=torch.float64).log_softmax(0)[best]), margin)
 
 
-def _groups(rows: Sequence[Encoded], scaffold: Scaffold, how: Answering, extra: Sequence[int]) -> list[list[int]]:
-    """Numbers of rows that are read together."""
+def _in_groups(
+    rows: Sequence[Encoded],
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    how: Answering,
+    extra: Sequence[int],
+    read: Callable[[LMInput, Sequence[int]], Sequence[Found]],
+) -> list[Found]:
+    """What `read` makes of rows of similar length together, given their numbers too; in the order of the rows.
+
+    Args:
+        extra: positions of each row beside its text and prompt.
+    """
 
     def positions(number: int) -> int:
         return scaffold.length + len(rows[number].ids) + extra[number]
 
-    return list(by_length(range(len(rows)), positions, how.positions_at_once))
+    found: dict[int, Found] = {}
+    for group in by_length(range(len(rows)), positions, how.positions_at_once):
+        given = question_batch([rows[number] for number in group], lm, scaffold)
+        found.update(zip(group, read(given, group), strict=True))
+    return [found[number] for number in range(len(rows))]
 
 
 def _fitting(question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: int, how: Answering) -> Encoded:

@@ -196,9 +196,10 @@ class _Decoder(PreTrainedModel, GenerationMixin):
         if self._choice is None:
             return None
         open_ = self._choice.open if self._rows is None else self._choice.open[self._rows]
-        if open_.sum() <= WORTH_MOVING * len(open_):
-            memory.select(open_.nonzero()[:, 0])
-            self._rows = open_.nonzero()[:, 0] if self._rows is None else self._rows[open_]
+        kept = open_.nonzero()[:, 0]
+        if len(kept) <= WORTH_MOVING * len(open_):
+            memory.select(kept)
+            self._rows = kept if self._rows is None else self._rows[kept]
         return self._rows
 
     def _read_once(self, memory: Memory, branches: int) -> Float[Tensor, "B 1 D"]:

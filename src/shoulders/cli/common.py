@@ -8,11 +8,11 @@ from shoulders.adaptive.storage import read as read_adaptive
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import UsageError
 from shoulders.recipes.build import load_backbone
-from shoulders.recipes.evidence import BARE
+from shoulders.recipes.folders import BARE, scaffold_named
 from shoulders.recipes.recipe import BackboneChoice, Recipe, read_recipe, recipe_from_json, with_overrides
 from shoulders.recipes.registry import recipe_named
 from shoulders.recipes.shapes import SHAPE
-from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.storage import Origin, read_origin
 
 
@@ -59,4 +59,4 @@ def weights_of(choice: BackboneChoice) -> FrozenLM:
 def load_both(name: str, recipe: Recipe) -> tuple[FrozenLM, Scaffold]:
     """The recipe's backbone, and around it the named scaffold or none."""
     lm = weights_of(recipe.backbone)
-    return lm, Bare() if name == BARE else Scaffold.load(name, lm)
+    return lm, scaffold_named(name, lm)

@@ -12,8 +12,8 @@ from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.evaluation.recall import recall
 from shoulders.evidence.store import AnswerStore
 from shoulders.files import write_json
-from shoulders.recipes.evidence import BARE, sampler_of
-from shoulders.recipes.folders import scaffold_folder
+from shoulders.recipes.evidence import sampler_of
+from shoulders.recipes.folders import BARE, scaffold_folder
 from shoulders.recipes.jobs import tasks_of
 
 

@@ -8,11 +8,11 @@ from shoulders.errors import UsageError
 from shoulders.evaluation.metrics import exact_match
 from shoulders.evaluation.protocol import Asked, OnDone
 from shoulders.evaluation.results import examples_hash
+from shoulders.evaluation.retrieval import NEVER, recall_at
 from shoulders.pipeline import Answer
 from shoulders.records import Question
 
 SAMPLES = "samples"  # what the kind of file is called
-NEVER = -1  # the number of the first right sample where none is right
 TOGETHER = 64  # questions between two reports of progress
 
 Samples = Callable[[Sequence[Question], int], list[list[Answer]]]
@@ -34,8 +34,7 @@ class Recall:
 
     def at(self, count: int) -> float:
         """Percentage of questions with a right answer among the first `count` samples."""
-        flat = [number for some in self.first for number in some]
-        return 100 * sum(0 <= number < count for number in flat) / len(flat)
+        return recall_at([number for some in self.first for number in some], count)
 
     def as_json(self) -> dict[str, Any]:
         """The numbers, as results are kept."""

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from shoulders.errors import CorruptFile, first_line
-from shoulders.evaluation.recall import NEVER, SAMPLES
+from shoulders.evaluation.recall import SAMPLES
 from shoulders.evaluation.results import Result
+from shoulders.evaluation.retrieval import NEVER
 from shoulders.files import read_json
 
 KEYS = {"recipe", "examples", "examples_hash", "split", "recall", "wordings"}

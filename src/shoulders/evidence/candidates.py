@@ -61,10 +61,12 @@ class FirstPass:
     def samples(self, questions: Sequence[Question], count: int) -> list[list[Answer]]:
         """Answers, drawn after one reading of each question."""
         keys = [f"{self.name}/{question.whole}" for question in questions]
-        missing = {key: q for key, q in zip(keys, questions, strict=True) if len(self.store.get(key)) < count}
+        known = {key: self.store.get(key) for key in keys}
+        missing = {key: question for key, question in zip(keys, questions, strict=True) if len(known[key]) < count}
         drawn = sample(list(missing.values()), self.lm, self.scaffold, replace(self.sampling, count=count), self.how)
-        self.store.put(dict(zip(missing, drawn, strict=True)))
-        return [self.store.get(key)[:count] for key in keys]
+        fresh = dict(zip(missing, drawn, strict=True))
+        self.store.put(fresh)
+        return [(fresh.get(key) or known[key])[:count] for key in keys]
 
 
 @final

@@ -13,19 +13,20 @@ from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores
 from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.evaluation.results import scores_as_json
 from shoulders.recipes.evidence import evidence_of
+from shoulders.recipes.folders import scaffold_named
 from shoulders.recipes.jobs import measure, tasks_of
 from shoulders.recipes.recipe import EvidenceChoice, Recipe
 from shoulders.recipes.run import trained_parameters
-from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.base import Bare
 
 
 def stage_named(name: str, lm: FrozenLM) -> Stage:
     """The scaffold of that name, or the bare model, with the evidence that its questions are read with.
 
     Raises:
-        SourceNotFound, CorruptFile, WrongBackbone: as `Scaffold.load`.
+        SourceNotFound, CorruptFile, WrongBackbone: as `scaffold_named`.
     """
-    scaffold = Bare() if name == Bare.kind else Scaffold.load(name, lm)
+    scaffold = scaffold_named(name, lm)
     return Stage.of(scaffold, name, evidence_of(scaffold, lm))
 
 

@@ -13,11 +13,11 @@ from shoulders.evaluation.retrieval import Retrieval, retrieval
 from shoulders.evidence.candidates import Candidates, FirstPass
 from shoulders.evidence.store import AnswerStore
 from shoulders.pipeline import Answering, Sampling
-from shoulders.recipes.folders import scaffold_folder
+from shoulders.recipes.folders import scaffold_folder, scaffold_named
 from shoulders.recipes.recipe import RETRIEVED, EvidenceChoice, Recipe, recipe_from_json
-from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.storage import read_origin
 
-BARE = "bare"
 SAMPLED_AT_ONCE = 16_384  # positions; branches are short, and only their keys and values are held
 
 
@@ -60,7 +60,7 @@ def _candidates(choice: EvidenceChoice, lm: FrozenLM) -> Candidates:
     if not choice.scaffold:
         raise UsageError("candidates are sampled under a first prompt: evidence.scaffold=RUN, or bare for none")
     store = AnswerStore(choice.store)
-    across = _across(choice, lm)
+    across = _across(choice)
     return Candidates(
         sampler_of(choice, lm, choice.scaffold, store),
         choice.count,
@@ -109,17 +109,15 @@ def sampler_of(choice: EvidenceChoice, lm: FrozenLM, name: str, store: AnswerSto
 
 
 def _prompt(name: str, lm: FrozenLM) -> Scaffold:
-    if name == BARE:
-        return Bare()
     try:
-        return Scaffold.load(scaffold_folder(name), lm)
+        return scaffold_named(scaffold_folder(name), lm)
     except SourceNotFound as error:
         raise SourceNotFound(
             f"{error}, and candidates were to be sampled under it: put it back, or name another (evidence.scaffold)"
         ) from error
 
 
-def _across(choice: EvidenceChoice, lm: FrozenLM) -> dict[str, str]:
+def _across(choice: EvidenceChoice) -> dict[str, str]:
     """By fold the scaffold that was trained on the other one."""
     if not choice.across:
         return {}
@@ -127,8 +125,7 @@ def _across(choice: EvidenceChoice, lm: FrozenLM) -> dict[str, str]:
         raise UsageError(f"evidence.across names {len(choice.across)} scaffolds: one trained on each of the folds a, b")
     trained: dict[str, str] = {}
     for name in choice.across:
-        origin = Scaffold.load(scaffold_folder(name), lm).origin
-        fold = (origin.recipe.get("suite") or {}).get("fold", "") if origin else ""
+        fold = (read_origin(scaffold_folder(name)).recipe.get("suite") or {}).get("fold", "")
         trained[fold] = name
     if set(trained) != set(FOLDS):
         raise UsageError(

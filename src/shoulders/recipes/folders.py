@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+from shoulders.backbone.frozen import FrozenLM
 from shoulders.files import recovered
+from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.storage import CONFIG
 
+BARE = Bare.kind  # names the model without a scaffold
 RECIPE, CHECKPOINTS, BEST = "recipe.json", "checkpoints", "best"
 
 
@@ -15,3 +18,12 @@ def scaffold_folder(name: str) -> str:
         return name
     inner = recovered(folder / BEST)
     return str(inner) if (inner / CONFIG).exists() else name
+
+
+def scaffold_named(name: str, lm: FrozenLM) -> Scaffold:
+    """The scaffold of that folder or hub name around its backbone, or the bare model.
+
+    Raises:
+        SourceNotFound, HubUnreachable, CorruptFile, WrongBackbone: as `Scaffold.load`.
+    """
+    return Bare() if name == BARE else Scaffold.load(name, lm)
