@@ -58,7 +58,7 @@ class FrozenEncoder:
         self.tokenizer = tokenizer
         self.name = name
         self.width = token_table(model).shape[1]
-        self.context = _positions(model)
+        self.context = positions_read(model)
 
     @classmethod
     def load(cls, name: str, *, dtype: str = "auto", device: str = "auto") -> Self:
@@ -110,7 +110,8 @@ class FrozenEncoder:
         return fingerprint.identity(self.model)
 
 
-def _positions(model: PreTrainedModel) -> int:
+def positions_read(model: PreTrainedModel) -> int:
+    """Positions that an encoder was made for; `UNLIMITED` where nothing says."""
     table = getattr(model.config, "max_position_embeddings", None)
     if table is None:
         return UNLIMITED

@@ -1,0 +1,107 @@
+"""Pretrained text encoders that are trained here: the towers of a retriever, the body of a re-ranker."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Self, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from shoulders.backbone import fingerprint
+from shoulders.backbone.devices import pick_device, pick_dtype
+from shoulders.backbone.encoder import positions_read
+from shoulders.backbone.frozen import pad_right
+from shoulders.backbone.sources import hub_errors, locate
+from shoulders.records import Tokens
+
+Text = str | tuple[str, str]  # a text, or two that are read as a pair
+
+
+@final
+class Tower(nn.Module):
+    """A BERT-like encoder that trains, with its tokenizer. Its weights are fp32; it multiplies in `compute`.
+
+    A pair of texts is one row with separators; as in DPR, segments are all of the first type.
+
+    Attributes:
+        name: the source it was loaded from.
+        width: E, the size of a final state.
+        context: positions that it can read.
+        compute: the type of its matrix products, in training and after.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, compute: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.name, self.compute = model, tokenizer, name, compute
+        self.width = model.config.hidden_size
+        self.context = min(positions_read(model), tokenizer.model_max_length)
+
+    @classmethod
+    def load(cls, name: str, *, dtype: str = "auto", device: str = "auto") -> Self:
+        """Load an encoder by hub id, folder or package (`shoulders.backbone.sources`).
+
+        Args:
+            dtype: of its matrix products: "auto" (bf16 where the device multiplies it fast, else fp32), or a name.
+
+        Raises:
+            SourceNotFound, HubUnreachable: there is no such model, or it cannot be fetched.
+        """
+        place = pick_device(device)
+        folder = locate(name)
+        with hub_errors(name):
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        return cls(model.to(place).eval(), tokenizer, name, pick_dtype(dtype, place))
+
+    def save(self, folder: Path) -> None:
+        """Write weights, configuration and tokenizer as transformers reads them."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    def rows(self, texts: Sequence[Text], longest: int) -> list[list[int]]:
+        """Token ids of texts with the encoder's special tokens; of pairs the second is cut to fit, of others the end.
+
+        Args:
+            longest: tokens of a row at most; never more than the encoder's context.
+        """
+        if not texts:
+            return []
+        first, second = [], []
+        for text in texts:
+            one, other = (text, None) if isinstance(text, str) else text
+            first.append(one)
+            second += [other] if other is not None else []
+        cut = "only_second" if second else True
+        longest = min(longest, self.context)
+        return self.tokenizer(first, second or None, truncation=cut, max_length=longest).input_ids
+
+    def padded(self, rows: list[list[int]]) -> Tokens:
+        """Rows as one batch on the encoder's device."""
+        pad = self.tokenizer.pad_token_id
+        return pad_right(rows, pad if isinstance(pad, int) else 0).to(self.device)
+
+    def states(self, tokens: Tokens) -> Float[Tensor, "B S E"]:
+        """Final hidden states, in fp32."""
+        mask = None if tokens.mask is None else tokens.mask.long()
+        with self._multiplying():
+            found = self.model(input_ids=tokens.ids, attention_mask=mask).last_hidden_state
+        return found.float()
+
+    def fingerprint(self) -> str:
+        """Which weights these are, to the last bit: training moves them by less than bf16 can tell."""
+        return fingerprint.checksum(self.model)
+
+    def _multiplying(self) -> AbstractContextManager[object]:
+        if self.compute == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.compute)
