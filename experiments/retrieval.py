@@ -21,8 +21,9 @@ from shoulders.corpus.passages import Cutting
 from shoulders.corpus.searching import Searcher
 from shoulders.corpus.sparse import K1, B
 from shoulders.data.lines import read_json_lines
+from shoulders.data.matching import first_with_answer
 from shoulders.evaluation.provenance import circumstances
-from shoulders.evaluation.retrieval import first_with_answer, recall_at
+from shoulders.evaluation.retrieval import recall_at
 from shoulders.files import write_json
 
 DEPTHS = (1, 5, 20, 100)

@@ -15,10 +15,15 @@ IGNORE = -100  # label of a position that is not scored, as everywhere in Huggin
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a user or an example asks: text that comes first (passages, candidates) and the question itself."""
+    """What a user or an example asks: text that comes first (passages, candidates) and the question itself.
+
+    Attributes:
+        gold: ids of the documents that are annotated as holding the answer, where the data set says.
+    """
 
     text: str
     evidence: str = ""
+    gold: tuple[str, ...] = ()
 
     @property
     def whole(self) -> str:

@@ -1,7 +1,8 @@
 import pytest
 
+from shoulders.data.matching import NEVER, first_with_answer, has_answer, has_match
 from shoulders.errors import UsageError
-from shoulders.evaluation.retrieval import NEVER, first_with_answer, has_answer, has_match, recall_at
+from shoulders.evaluation.retrieval import recall_at
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,15 @@ class PassageStore:
                 found.update((row[0], Stored(*row)) for row in rows)
         return found
 
+    def of_documents(self, ids: Sequence[str]) -> list[Stored]:
+        """The passages of the documents with these ids, in their order; copies of other passages are among them."""
+        found: list[Stored] = []
+        with self._told():
+            for document in ids:
+                query = f"{PASSAGES} WHERE d.source IN (SELECT key FROM sources) AND d.id = ? ORDER BY p.id"
+                found += [Stored(*row) for row in self._file.execute(query, (document,))]
+        return found
+
     def passages(self) -> Iterator[Stored]:
         """All passages that are searched, by number."""
         with self._told():
@@ -227,4 +236,5 @@ class PassageStore:
         return database_errors(self.path, "store of passages", "--out")
 
 
-SEARCHED = "SELECT p.id, d.title, p.text FROM passages p JOIN documents d ON d.key = p.document WHERE p.copy = 0"
+PASSAGES = "SELECT p.id, d.title, p.text FROM passages p JOIN documents d ON d.key = p.document"
+SEARCHED = f"{PASSAGES} WHERE p.copy = 0"

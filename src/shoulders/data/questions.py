@@ -24,8 +24,9 @@ WORDING = Template(
 def question_task(prefix: str) -> TemplatedTask:
     """The task of `PREFIX.train.jsonl`, `PREFIX.dev.jsonl` and `PREFIX.test.jsonl`, or those of them that exist.
 
-    A line holds `question` and `answers` (a list; all count as right), and `answer` if another than the first is to be
-    taught. `.gz` and `validation` for `dev` will do too.
+    A line holds `question` and `answers` (a list; all count as right), `answer` if another than the first is to be
+    taught, and `gold_passage_ids` if the documents of an index that hold the answer are known. `.gz` and `validation`
+    for `dev` will do too.
 
     Raises:
         SourceNotFound: there is no such file.

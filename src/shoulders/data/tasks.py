@@ -1,7 +1,7 @@
 """Tasks: records in splits, seen through several wordings each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, final
 
 from shoulders.data.templates import Template
@@ -11,6 +11,7 @@ from shoulders.scaffolds.weaving import Placement
 
 Record = Mapping[str, Any]
 TRAIN, DEV, TEST = "train", "validation", "test"
+GOLD = "gold_passage_ids"  # the field that names the annotated documents
 
 
 class Task(Protocol):
@@ -110,6 +111,7 @@ class TemplatedTask:
             return None
         references = (rendered.target,) if rendered.choices else gold_answers(record, rendered.target)
         question = question_of(rendered.text, record.get(self.evidence))
+        question = replace(question, gold=tuple(record.get(GOLD) or ()))
         return Example(self.name, wording, place, question, rendered.target, references, rendered.choices)
 
     def metrics(self, wording: str) -> tuple[str, ...]:

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shoulders.data.matching import NEVER
 from shoulders.errors import UsageError
 from shoulders.evaluation.metrics import exact_match
 from shoulders.evaluation.protocol import Asked, OnDone
 from shoulders.evaluation.results import examples_hash
-from shoulders.evaluation.retrieval import NEVER, recall_at
+from shoulders.evaluation.retrieval import recall_at
 from shoulders.pipeline import Answer
 from shoulders.records import Question
 

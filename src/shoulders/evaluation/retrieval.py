@@ -7,16 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
-from unicodedata import normalize
 
-import regex
-
+from shoulders.data.matching import first_with_answer
 from shoulders.data.packing import PackedEvidence
 from shoulders.errors import UsageError
 from shoulders.records import Example
 
-TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
-NEVER = -1
 RANKS = (1, 5, 20)
 AT_ONCE = 128  # questions whose passages are held at the same time
 
@@ -69,35 +65,6 @@ def retrieval(examples: Sequence[Example], source: PackedEvidence, k: int) -> Re
     return Retrieval(recall, recall_at(read, k), mean(packed), packed.count(0), too_long)
 
 
-def answer_tokens(text: str) -> list[str]:
-    """The tokens by which an answer is looked for."""
-    return [token.lower() for token in TOKEN.findall(normalize("NFD", text))]
-
-
-def has_answer(answers: Sequence[str], text: str) -> bool:
-    """Whether the tokens of one of the answers stand in a row in a passage's text (its title does not count)."""
-    tokens = answer_tokens(text)
-    return any(_within(answer_tokens(answer), tokens) for answer in answers)
-
-
-def has_match(patterns: Sequence[str], text: str) -> bool:
-    """Whether one of some regular expressions matches in a passage's text: the answers of CuratedTREC.
-
-    Raises:
-        UsageError: one is no regular expression.
-    """
-    try:
-        compiled = [regex.compile(normalize("NFD", one), regex.IGNORECASE | regex.MULTILINE) for one in patterns]
-    except regex.error as error:
-        raise UsageError(f"an answer is no regular expression ({error})") from error
-    return any(pattern.search(normalize("NFD", text)) for pattern in compiled)
-
-
-def first_with_answer(answers: Sequence[str], texts: Sequence[str]) -> int:
-    """The number of the first passage that has an answer, from 0; NEVER if none has."""
-    return next((number for number, text in enumerate(texts) if has_answer(answers, text)), NEVER)
-
-
 def recall_at(first: Sequence[int], k: int) -> float:
     """Percentage of questions whose first passage with an answer is among the k best.
 
@@ -107,8 +74,3 @@ def recall_at(first: Sequence[int], k: int) -> float:
     if not first or k < 1:
         raise UsageError(f"recall at {k} of {len(first)} questions: 1 at least of each")
     return 100 * sum(0 <= number < k for number in first) / len(first)
-
-
-def _within(part: Sequence[str], whole: Sequence[str]) -> bool:
-    size = len(part)
-    return any(whole[start : start + size] == part for start in range(len(whole) - size + 1)) if size else False

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shoulders.data.matching import NEVER
 from shoulders.errors import CorruptFile, first_line
 from shoulders.evaluation.recall import SAMPLES
 from shoulders.evaluation.results import Result
-from shoulders.evaluation.retrieval import NEVER
 from shoulders.files import read_json
 
 KEYS = {"recipe", "examples", "examples_hash", "split", "recall", "wordings"}
