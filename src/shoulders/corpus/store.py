@@ -205,7 +205,7 @@ class PassageStore:
         found: list[Stored] = []
         with self._told():
             for document in ids:
-                query = f"{PASSAGES} WHERE d.source IN (SELECT key FROM sources) AND d.id = ? ORDER BY p.id"
+                query = f"{PASSAGES} JOIN sources s ON s.key = d.source WHERE d.id = ? ORDER BY p.id"
                 found += [Stored(*row) for row in self._file.execute(query, (document,))]
         return found
 
