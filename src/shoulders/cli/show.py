@@ -23,7 +23,7 @@ from shoulders.errors import SourceNotFound
 from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.results import metrics_of_tasks
 from shoulders.evaluation.statistics import average_interval
-from shoulders.recipes.run import Watch
+from shoulders.recipes.running import Watch
 from shoulders.training.loop import Step
 
 console = Console(highlight=False)

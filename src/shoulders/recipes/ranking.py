@@ -109,7 +109,7 @@ def paper_reranker() -> RankingRecipe:
             batch_size=16,
             learning_rate=1e-5,
             eps=1e-8,
-            warmup=0.04,  # DPR's 1,237 steps of about 30,000; the paper does not say
+            warmup=0.04,  # the paper does not say how long it is
             decay="linear",
             positions_at_once=16_384,
             evaluate_every=2_000,
@@ -153,7 +153,7 @@ def dpr_retriever() -> RankingRecipe:
         negatives=1,
         suite=SuiteChoice(source="qa:questions"),
         training=TrainPlan(
-            steps=18_500,  # 40 epochs of NQ's 58,880 questions with a positive
+            steps=18_400,  # 40 epochs of NQ's 58,880 questions with a positive
             batch_size=128,
             learning_rate=1e-5,
             eps=1e-8,
