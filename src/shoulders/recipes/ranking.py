@@ -27,8 +27,8 @@ class RankingPlan:
     """
 
     split: str = DEV
-    limit: int = 200
-    depth: int = 50
+    limit: int = 100
+    depth: int = 20
 
     def __post_init__(self) -> None:
         if self.limit < 1 or self.depth < 2:
@@ -139,7 +139,6 @@ def retriever() -> RankingRecipe:
             evaluate_every=50,
             save_every=25,
         ),
-        development=RankingPlan(depth=100),
     )
 
 
