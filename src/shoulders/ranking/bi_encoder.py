@@ -86,7 +86,9 @@ class BiEncoder(nn.Module):
 
     def fingerprint(self) -> str:
         """Which weights these are, to the last bit, and how texts are read: vectors of another do not fit to these."""
-        towers = [self.passage.fingerprint()] if self.shared else [self.question.fingerprint(), self.passage.fingerprint()]
+        towers = (
+            [self.passage.fingerprint()] if self.shared else [self.question.fingerprint(), self.passage.fingerprint()]
+        )
         return blake2b(json.dumps([towers, asdict(self.reading)]).encode(), digest_size=16).hexdigest()
 
     def question_rows(self, texts: Sequence[str]) -> list[list[int]]:

@@ -64,7 +64,9 @@ class Reading:
         both = zip(titles, texts, strict=True)
         if self.pair:
             return list(both)
-        return [f"{self.passage_prefix}{title}\n{text}" if title else f"{self.passage_prefix}{text}" for title, text in both]
+        return [
+            f"{self.passage_prefix}{title}\n{text}" if title else f"{self.passage_prefix}{text}" for title, text in both
+        ]
 
 
 DPR_READING = Reading(CLS, pair=True)
@@ -165,7 +167,9 @@ def _pooling_of(name: str, config: dict[str, Any]) -> str:
     chosen = [mode for mode, flag in flags.items() if config.get(flag) or config.get("pooling_mode") == mode]
     others = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
     if len(chosen) != 1 or any(key not in flags.values() for key in others):
-        raise UsageError(f"{name} pools by {', '.join(others) or 'nothing that is known'}: known are {', '.join(POOLINGS)}")
+        raise UsageError(
+            f"{name} pools by {', '.join(others) or 'nothing that is known'}: known are {', '.join(POOLINGS)}"
+        )
     return chosen[0]
 
 

@@ -141,5 +141,9 @@ def _body_of_dpr(folder: str, config: PreTrainedConfig, subfolder: str) -> PreTr
     if config.projection_dim:
         raise UsageError(f"{folder} projects its vectors to {config.projection_dim} numbers: name one that does not")
     if "DPRContextEncoder" in (config.architectures or []):
-        return DPRContextEncoder.from_pretrained(folder, dtype=torch.float32, subfolder=subfolder).ctx_encoder.bert_model
-    return DPRQuestionEncoder.from_pretrained(folder, dtype=torch.float32, subfolder=subfolder).question_encoder.bert_model
+        return DPRContextEncoder.from_pretrained(
+            folder, dtype=torch.float32, subfolder=subfolder
+        ).ctx_encoder.bert_model
+    return DPRQuestionEncoder.from_pretrained(
+        folder, dtype=torch.float32, subfolder=subfolder
+    ).question_encoder.bert_model
