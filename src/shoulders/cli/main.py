@@ -264,15 +264,48 @@ def index(
 
 
 @app.command()
+def encode(
+    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder of an index (`shoulders index`)")],
+    retriever: Annotated[
+        str, typer.Option(help="a bi-encoder: folder, hub name (DPR: `question|passage`) or package:")
+    ],
+    name: Annotated[str, typer.Option(help="of the vectors in the index [default: the retriever's]")] = "",
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="how they are searched: flat, sq8, ivf-sq8, ivf-pq or ivf-rabitq [default: sq8, from a million "
+            "passages on ivf-sq8]"
+        ),
+    ] = "",
+    pooling: Annotated[str, typer.Option(help="cls or mean [default: what the retriever says, else mean]")] = "",
+    dtype: Annotated[str, typer.Option("--type", help="of the vectors: float16 or float32")] = "float16",
+) -> None:
+    """Make the vectors of an index's passages, for `shoulders search --retriever dense`.
+
+    The same command again brings them up to date: only new passages are encoded. A run that was killed goes on with the
+    same command.
+    """
+    from shoulders.cli.encode import run
+
+    run(folder, retriever, name=name, kind=kind, pooling=pooling, dtype=dtype)
+
+
+@app.command()
 def search(
     folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder of an index (`shoulders index`)")],
     queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="questions or words")],
     k: Annotated[int, typer.Option("-k", help="passages of each query")] = 10,
+    retriever: Annotated[
+        str,
+        typer.Option(help="sparse (BM25), dense, hybrid (sum of their scores) or rrf (of their ranks)"),
+    ] = "sparse",
+    weight: Annotated[float, typer.Option(help="of sparse scores in the hybrid sum")] = 1.0,
+    dense: Annotated[str, typer.Option(help="name of the vectors, if the index has several")] = "",
 ) -> None:
-    """Find passages of an index by BM25."""
+    """Find passages of an index by BM25, by vectors (`shoulders encode`), or by both."""
     from shoulders.cli.search import run
 
-    run(folder, queries, k)
+    run(folder, queries, k, retriever, weight=weight, dense=dense)
 
 
 def main() -> None:

@@ -125,6 +125,26 @@ def reading(title: str) -> Iterator[Callable[[int, int, int], None]]:
         yield on_done
 
 
+@contextmanager
+def counting(title: str, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress of work on so many things, with rate and time left: done, in all."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console, speed_estimate_period=300) as bars:
+        bar = bars.add_task(title, total=None, note="")
+
+        def on_done(done: int, total: int) -> None:
+            rate = done / (bars.tasks[0].elapsed or 1)
+            bars.update(bar, completed=done, total=total, note=f"{done:,}/{total:,} {what}, {rate:,.0f}/s")
+
+        yield on_done
+
+
 def scores_table(title: str, columns: Mapping[str, Scores]) -> Table:
     """Scores of several scaffolds side by side: tasks, and the average with its interval."""
     first = next(iter(columns.values()))
