@@ -55,8 +55,16 @@ def train(
     overrides: Overrides = None,
     out: Annotated[Optional[Path], typer.Option(help="folder of the run [default: runs/RECIPE]")] = None,  # noqa: UP045
     resume: Annotated[bool, typer.Option(help="go on from the newest checkpoint in the folder")] = False,
+    cross_fit: Annotated[
+        bool,
+        typer.Option(
+            "--cross-fit",
+            help="of a re-ranker: train one on each half of the questions and one on all, so that a reader's training "
+            "questions are ranked by one that has not seen them",
+        ),
+    ] = False,
 ) -> None:
-    """Train a recipe's scaffold and measure the best one on the test part.
+    """Train a recipe's scaffold (or retriever, or re-ranker) and measure the best one on the test part.
 
     The folder gets recipe.json, log.jsonl, TensorBoard curves, checkpoints, the best scaffold (`best/`) and
     results.json. A run that was killed goes on exactly where its last checkpoint was: the same command with `--resume`.
@@ -65,8 +73,15 @@ def train(
     `ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m shoulders train ...`.
     """
     from shoulders.cli.train import run
+    from shoulders.cli.train_ranking import is_ranking
+    from shoulders.cli.train_ranking import run as rank
 
-    run(recipe, overrides or [], out, resume=resume)
+    if is_ranking(recipe):
+        rank(recipe, overrides or [], out, resume=resume, cross_fit=cross_fit)
+    elif cross_fit:
+        raise UsageError(f"{recipe} has no re-ranker to cross-fit: shoulders train reranker --cross-fit")
+    else:
+        run(recipe, overrides or [], out, resume=resume)
 
 
 @app.command()

@@ -55,7 +55,6 @@ class RankingRecipe:
     kind: str = RERANKER
     encoder: str = "google-bert/bert-base-uncased"
     dtype: str = "auto"
-    device: str = "auto"
     length: int = 350
     index: str = ""
     depth: int = 100

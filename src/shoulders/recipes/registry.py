@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from shoulders.errors import UnknownName
 from shoulders.recipes import closed_book, paper, reader, small
+from shoulders.recipes.ranking import ranking_recipes
 from shoulders.recipes.recipe import Recipe
 
 MAKERS: tuple[Callable[[], Recipe], ...] = (
@@ -41,5 +42,5 @@ def recipe_named(name: str) -> Recipe:
     """
     known = recipes()
     if name not in known:
-        raise UnknownName("recipe", name, known)
+        raise UnknownName("recipe", name, [*known, *ranking_recipes()])
     return known[name]

@@ -1,27 +1,171 @@
-"""Training a retriever or a re-ranker by its recipe, and cross-fitting one."""
+"""Training a retriever or a re-ranker by its recipe, and cross-fitting a re-ranker."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
 
 from shoulders.corpus.index import Hit, Index
-from shoulders.corpus.supervision import Supervised, Supervision
+from shoulders.corpus.supervision import Supervision
 from shoulders.data.evidence import FOLDS
 from shoulders.data.mixture import Mixture
-from shoulders.data.tasks import TRAIN
+from shoulders.data.tasks import TRAIN, Task
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, chosen_examples
 from shoulders.evaluation.provenance import circumstances
 from shoulders.evaluation.ranking import Asked, RankingScores, asked, ranking
+from shoulders.evaluation.results import RESULTS
 from shoulders.files import read_json, write_json
+from shoulders.ranking.bi_encoder import BiEncoder
+from shoulders.ranking.reranker import Reranker
+from shoulders.ranking.scoring import Pair
+from shoulders.ranking.seen import Seen
+from shoulders.ranking.storage import About
 from shoulders.recipes.build import load_tasks
 from shoulders.recipes.folders import BEST
 from shoulders.recipes.jobs import Job
 from shoulders.recipes.ranking import RERANKER, RankingRecipe, ranking_recipe_from_json
 from shoulders.recipes.running import RunFolder, Watch
 from shoulders.training.checkpoint import Progress
-from shoulders.training.ranking import SupervisedSource
+from shoulders.training.ranking import RerankerLoss, RetrieverLoss, SupervisedSource, ranking_loss
+
+ALL = "all"  # the folder of the re-ranker that is trained on both halves
+UNIT_SCALE = 20.0  # of scores of vectors of length one (sentence-transformers)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """What a run ended with.
+
+    Attributes:
+        folder: of the best model.
+        result: what results.json holds: how it orders the development questions' passages, and where it comes from.
+    """
+
+    folder: Path
+    progress: Progress
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What trains, what scores passages with its weights as they are, and what keeps it."""
+
+    loss: RerankerLoss | RetrieverLoss
+    scores: Callable[[Sequence[Pair]], Sequence[float]]
+    save: Callable[[Path, About], None]
+
+    def ordered(self, questions: Sequence[str], hits: Sequence[Sequence[Hit]]) -> list[list[float]]:
+        """A score for each passage of each question."""
+        pairs = [
+            Pair(question, hit.title, hit.text) for question, some in zip(questions, hits, strict=True) for hit in some
+        ]
+        left = iter(self.scores(pairs))
+        return [list(islice(left, len(some))) for some in hits]
+
+
+def train_ranking(recipe: RankingRecipe, folder: Path, *, resume: bool = False, watch: Watch | None = None) -> Ranked:
+    """Train a recipe's model; the best one on the development questions is kept, with how it did.
+
+    Raises:
+        UsageError: no index is named, or the folder holds another run, or one that is not to be resumed.
+        DataError: no question has a passage to learn from, or to be measured on.
+    """
+    if not recipe.index:
+        raise UsageError("passages are learnt from an index: build one (shoulders index), then index=FOLDER")
+    run = RunFolder.opened(folder, recipe.as_json(), _kept, resume=resume)
+    index, tasks = Index(Path(recipe.index).expanduser()), load_tasks(recipe.suite)
+    measured_on = _development(recipe, index, tasks)
+    torch.manual_seed(recipe.training.seed)
+    model = _reranker(recipe) if recipe.kind == RERANKER else _retriever(recipe)
+    source = _source(recipe, index, tasks, model.loss)
+    seen = Seen.of(source.questions)
+    last: list[RankingScores] = []
+
+    def score() -> float:
+        last[:] = [ranking(measured_on, model.ordered)]
+        return last[0].reciprocal_rank
+
+    def keep(_score: float, step: int) -> None:
+        measured = {"step": step, **last[0].as_json()}
+        model.save(folder / BEST, About(recipe.encoder, recipe.as_json(), measured, seen))
+        content = {"kind": recipe.kind, "development": measured, "training_questions": len(seen)}
+        write_json(folder / RESULTS, {**content, "recipe": recipe.as_json(), **circumstances()})
+
+    job = Job(source, ranking_loss, score)
+    progress = run.fit(model.loss, job, recipe.training, keep, watch or Watch())
+    return Ranked(folder / BEST, progress, read_json(folder / RESULTS))
+
+
+def cross_fit(
+    recipe: RankingRecipe, folder: Path, *, resume: bool = False, watch: Callable[[str], AbstractContextManager[Watch]]
+) -> dict[str, Ranked]:
+    """Re-rankers trained on the halves A and B of the questions, and on all (the paper, section 3.1).
+
+    Each has a folder of its own; one that is done already is not trained again with `resume`.
+
+    Args:
+        watch: who is told of the run of that name.
+
+    Raises:
+        UsageError: as `train_ranking`; the recipe is no re-ranker's, or has a fold already.
+    """
+    if recipe.kind != RERANKER or recipe.suite.fold:
+        what = f"kind={recipe.kind}" if recipe.kind != RERANKER else f"suite.fold={recipe.suite.fold}"
+        raise UsageError(f"cross-fitting trains a re-ranker on each half and on all questions: leave {what} out")
+    found: dict[str, Ranked] = {}
+    for name, fold in {**{fold: fold for fold in FOLDS}, ALL: ""}.items():
+        part = replace(recipe, suite=replace(recipe.suite, fold=fold))
+        with watch(name) as told:
+            found[name] = train_ranking(part, folder / name, resume=resume and (folder / name).exists(), watch=told)
+    return found
+
+
+def _kept(path: Path) -> Mapping[str, Any]:
+    return ranking_recipe_from_json(read_json(path)).as_json()
+
+
+def _development(recipe: RankingRecipe, index: Index, tasks: Sequence[Task]) -> list[Asked]:
+    plan = recipe.development
+    chosen = chosen_examples(tasks, EvaluationPlan(split=plan.split, limit=plan.limit, wordings=1))
+    return asked([example for one in chosen.asked for example in one.examples], index, plan.depth)
+
+
+def _source(
+    recipe: RankingRecipe, index: Index, tasks: Sequence[Task], loss: RerankerLoss | RetrieverLoss
+) -> SupervisedSource:
+    suite, plan = recipe.suite, recipe.training
+    mixture = Mixture(
+        tasks,
+        split=TRAIN,
+        seed=plan.seed,
+        cap=suite.cap,
+        without=suite.without_templates,
+        original_only=suite.original_only,
+    )
+    supervision = Supervision(index, recipe.depth, recipe.negatives, plan.seed)
+    at_once = plan.positions_at_once if recipe.kind == RERANKER else None
+    return SupervisedSource(mixture, suite.fold, supervision, plan.batch_size, loss.cost, at_once)
+
+
+def _reranker(recipe: RankingRecipe) -> _Model:
+    reranker = Reranker.start(recipe.encoder, length=recipe.length, seed=recipe.training.seed, dtype=recipe.dtype)
+    return _Model(RerankerLoss(reranker), lambda pairs: reranker.frozen().scores(pairs), reranker.save)
+
+
+def _retriever(recipe: RankingRecipe) -> _Model:
+    encoder = BiEncoder.load(recipe.encoder, dtype=recipe.dtype)
+    encoder.reading = replace(encoder.reading, longest=recipe.length)
+
+    def scores(pairs: Sequence[Pair]) -> list[float]:
+        questions = list(dict.fromkeys(pair.question for pair in pairs))
+        vectors = dict(zip(questions, encoder.encode_questions(questions), strict=True))
+        passages = encoder.encode_passages([pair.title for pair in pairs], [pair.text for pair in pairs])
+        return [float(vectors[pair.question] @ passage) for pair, passage in zip(pairs, passages, strict=True)]
+
+    scale = UNIT_SCALE if encoder.reading.normalised else 1.0
+    return _Model(RetrieverLoss(encoder, scale), scores, lambda folder, _about: encoder.save(folder))

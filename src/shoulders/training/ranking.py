@@ -4,7 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from accelerate import PartialState
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from shoulders.corpus.supervision import Supervised, Supervision
 from shoulders.data.batching import by_length
@@ -12,6 +15,8 @@ from shoulders.data.evidence import fold_of
 from shoulders.data.mixture import Mixture
 from shoulders.data.questions import without_wording
 from shoulders.errors import DataError
+from shoulders.ranking.bi_encoder import BiEncoder, in_batch_loss
+from shoulders.ranking.reranker import Group, Reranker
 from shoulders.records import Example
 
 Cost = Callable[[Supervised], int]
@@ -97,6 +102,67 @@ class SupervisedSource:
             self.counts["in both folds"] += 1
             return False
         return True
+
+
+@final
+class RetrieverLoss(nn.Module):
+    """A bi-encoder under its training loss: the passages of all questions of a micro-batch are each other's negatives.
+
+    Args:
+        scale: of the scores, as `in_batch_loss` says.
+    """
+
+    def __init__(self, retriever: BiEncoder, scale: float) -> None:
+        super().__init__()
+        self.retriever, self.scale = retriever, scale
+
+    def forward(self, rows: Sequence[Supervised]) -> Float[Tensor, ""]:
+        """The summed loss of some questions, with dropout whatever mode the module is in."""
+        encoder = self.retriever
+        titles, texts = zip(*(passage for row in rows for passage in row.passages), strict=True)
+        firsts = torch.tensor([0, *(len(row.passages) for row in rows)]).cumsum(0)[:-1]
+        encoder.train()
+        try:
+            questions = encoder.question_vectors(
+                encoder.question.padded(encoder.question_rows([row.question for row in rows]))
+            )
+            passages = encoder.passage_vectors(encoder.passage.padded(encoder.passage_rows(titles, texts)))
+        finally:
+            encoder.eval()
+        return in_batch_loss(questions, passages, firsts.to(questions.device), self.scale)
+
+    def cost(self, row: Supervised) -> int:
+        """Positions of a question and its passages."""
+        titles, texts = zip(*row.passages, strict=True)
+        rows = [*self.retriever.question_rows([row.question]), *self.retriever.passage_rows(titles, texts)]
+        return sum(map(len, rows))
+
+
+@final
+class RerankerLoss(nn.Module):
+    """A re-ranker under its training loss."""
+
+    def __init__(self, reranker: Reranker) -> None:
+        super().__init__()
+        self.reranker = reranker
+
+    def forward(self, rows: Sequence[Supervised]) -> Float[Tensor, ""]:
+        """The summed loss of some questions."""
+        return self.reranker([_group(row) for row in rows])
+
+    def cost(self, row: Supervised) -> int:
+        """Positions of a question's passages, as long as the longest."""
+        rows = self.reranker.rows(_group(row).pairs)
+        return len(rows) * max(map(len, rows))
+
+
+def ranking_loss(module: nn.Module, rows: Sequence[Supervised]) -> Tensor:
+    """The summed loss of a micro-batch, as `training.loop.fit` asks for it."""
+    return module(rows)
+
+
+def _group(row: Supervised) -> Group:
+    return Group(row.question, row.passages, row.answers)
 
 
 def words_of(example: Example) -> str:
