@@ -21,6 +21,7 @@ from shoulders.backbone.sources import hub_errors, locate
 from shoulders.errors import UsageError
 from shoulders.ranking.first import for_scoring
 from shoulders.ranking.scoring import OnScored, Pair, scored
+from shoulders.ranking.seen import Seen
 
 TYPES = "token_type_ids"
 
@@ -29,17 +30,18 @@ TYPES = "token_type_ids"
 class CrossEncoder:
     """A ranker that scores `[CLS] question [SEP] title passage [SEP]` by its one label, before any activation.
 
-    The longer of question and passage is cut where both do not fit.
+    The longer of question and passage is cut where both do not fit. Which questions it was trained on is not known.
     """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, compute: torch.dtype
     ) -> None:
         _check(model, tokenizer, name)
+        self.seen = Seen()
         self._tokenizer, self._device = tokenizer, model.device
         self._longest = min(positions_read(model), tokenizer.model_max_length)
         self._typed = TYPES in tokenizer.model_input_names
-        self._pad = int(tokenizer.pad_token_id or 0)  # pyright: ignore[reportArgumentType]
+        self._pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
         parts = f"{fingerprint.checksum(model)}/{compute}/{self._longest}"
         self.fingerprint = blake2b(parts.encode(), digest_size=16).hexdigest()
         self._model = for_scoring(model, compute)

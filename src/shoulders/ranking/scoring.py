@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shoulders.data.batching import by_length
+from shoulders.ranking.seen import Seen
 
 AT_ONCE = 8_192  # pairs that are held as tokens at the same time, and sorted by length
 POSITIONS = {"cpu": 2_048}  # of a batch: what it computes stays in the caches of a processor
@@ -33,6 +34,11 @@ class Ranker(Protocol):
     @property
     def fingerprint(self) -> str:
         """Which model this is: equal fingerprints give equal scores."""
+        ...
+
+    @property
+    def seen(self) -> Seen:
+        """The questions that it is known to have been trained on."""
         ...
 
     def scores(self, pairs: Sequence[Pair], on_scored: OnScored = lambda _done, _all: None) -> list[float]:
