@@ -84,7 +84,7 @@ def test_both_cut_what_is_too_long_alike(tmp_path):
 
 def test_the_first_state_alone_is_the_first_of_all(classifier):
     model = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
-    ids = torch.randint(5, 100, (3, 20))
+    ids = torch.randint(5, model.config.vocab_size, (3, 20))
     mask = torch.arange(20) < torch.tensor([[20], [7], [12]])
     given = {"input_ids": ids, "attention_mask": mask.long()}
     narrow = for_scoring(model, torch.float32)

@@ -1,12 +1,12 @@
 """Which kind of ranker a name stands for: one trained here, DPR's published reader, or a cross-encoder."""
 
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
-from transformers import AutoConfig, BertConfig, BertModel, BertTokenizer, DPRReader, PreTrainedModel
+from transformers import AutoConfig, BertConfig, BertModel, BertTokenizer, DPRReader
 
 from shoulders.backbone.devices import pick_device, pick_dtype
 from shoulders.backbone.sources import hub_errors, locate
@@ -77,10 +77,10 @@ def dpr_reader(name: str, *, dtype: str = "auto", device: str = "auto") -> Reran
         raise UsageError(f"{name!r} projects its states to {reader.config.projection_dim}: only plain ones can be read")
     predictor = reader.span_predictor
     plain = {**reader.config.to_dict(), "model_type": "bert", "architectures": None}  # so that it is saved as a BERT
-    model = BertModel(BertConfig.from_dict(plain))
+    model: Any = BertModel(BertConfig.from_dict(plain))
     pooler = {name: torch.zeros_like(value) for name, value in model.state_dict().items() if "pooler" in name}
     model.load_state_dict({**pooler, **predictor.encoder.bert_model.state_dict()})
-    made = Reranker(Tower(cast(PreTrainedModel, model).to(place).eval(), tokenizer, name, pick_dtype(dtype, place)))
+    made = Reranker(Tower(model.to(place).eval(), tokenizer, name, pick_dtype(dtype, place)))
     heads = {"span": predictor.qa_outputs, "relevance": predictor.qa_classifier}
     weights = {f"{head}.{part}": value for head, layer in heads.items() for part, value in layer.state_dict().items()}
     made.put_heads(weights, name)

@@ -60,7 +60,7 @@ def scored(
         score: the scores of some rows of tokens.
         device: where the model is; it decides how large a batch is.
     """
-    budget = POSITIONS.get(device.type, MANY_POSITIONS)
+    budget = positions_at_once(device)
     found = [0.0] * len(pairs)
     done = 0
     for start in range(0, len(pairs), AT_ONCE):
@@ -73,3 +73,8 @@ def scored(
             done += len(numbers)
             on_scored(done, len(pairs))
     return found
+
+
+def positions_at_once(device: torch.device) -> int:
+    """Positions of a batch, its padding included."""
+    return POSITIONS.get(device.type, MANY_POSITIONS)
