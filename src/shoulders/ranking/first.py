@@ -23,7 +23,7 @@ def for_scoring(model: Model, dtype: torch.dtype) -> Model:
         dtype: of the copy's weights.
     """
     copy = deepcopy(model)
-    copy.to(dtype=dtype).eval().requires_grad_(False)
+    nn.Module.to(copy, dtype).eval().requires_grad_(False)
     layers: Any = getattr(getattr(copy.base_model, "encoder", None), "layer", None)
     if layers and type(layers[-1]).__name__ in KNOWN:
         copy.set_attn_implementation("sdpa")  # whose mask is a matrix

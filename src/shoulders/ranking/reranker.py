@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from shoulders.errors import CorruptFile, UsageError
 from shoulders.ranking.first import for_scoring
+from shoulders.ranking.rows import ENCODER, LENGTH, PairReader, Row
 from shoulders.ranking.scoring import OnScored, Pair, scored
 from shoulders.ranking.seen import Seen
 from shoulders.ranking.spans import Span, answer_spans, token_spans
 from shoulders.ranking.storage import About, Stored, read_reranker, write_reranker
 from shoulders.ranking.towers import Tower
 
-ENCODER = "google-bert/bert-base-uncased"
-LENGTH = 350  # tokens of a row
 SPREAD = 0.02  # of the heads' weights at the start, as in BERT
 
 
@@ -51,23 +50,6 @@ class Group:
         return [Pair(self.question, title, text) for title, text in self.passages]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """`[CLS] question [SEP] title [SEP] passage` as token ids.
-
-    Attributes:
-        passage: where the tokens of the passage begin.
-        offsets: of each of them, the characters that it stands for.
-    """
-
-    ids: list[int]
-    passage: int
-    offsets: list[Span]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
 @final
 class Reranker(nn.Module):
     """An encoder with heads for the beginning and end of an answer, and for relevance.
@@ -75,18 +57,18 @@ class Reranker(nn.Module):
     Its forward pass is the training loss; `frozen` gives the scores.
 
     Attributes:
-        length: tokens of a row at most. A passage is cut at its end; a question to half of the row, a title to a
-            quarter.
+        rows: makes tokens of pairs.
         about: where it comes from, and which questions it has seen.
     """
 
     def __init__(self, tower: Tower, length: int = LENGTH, dropout: float = 0.1, about: About | None = None) -> None:
         super().__init__()
         self.tower, self.about = tower, about or About(tower.name)
-        self.length = min(length, tower.context)
+        self.rows = PairReader(tower, length)
         self.span = nn.Linear(tower.width, 2)
         self.relevance = nn.Linear(tower.width, 1)
-        self._check(length, dropout)
+        if not 0 <= dropout < 1:
+            raise UsageError(f"a dropout of {dropout}: 0 at least and below 1, 0.1 is usual")
         for part in self.modules():
             if isinstance(part, nn.Dropout):
                 part.p = dropout
@@ -137,7 +119,7 @@ class Reranker(nn.Module):
             SaveFailed: the place cannot be written, or holds something else.
         """
         heads = {name: value for name, value in self.state_dict().items() if not name.startswith("tower.")}
-        write_reranker(folder, self.tower, Stored(about, self.length, heads))
+        write_reranker(folder, self.tower, Stored(about, self.rows.length, heads))
 
     @property
     def seen(self) -> Seen:
@@ -156,31 +138,6 @@ class Reranker(nn.Module):
             raise CorruptFile(f"the heads of {source} do not fit its encoder ({found}, not {wanted}): train it again")
         self.load_state_dict(heads, strict=False)
 
-    def rows(self, pairs: Sequence[Pair]) -> list[Row]:
-        """The tokens of pairs; each question, title and passage is read once."""
-        questions = self._pieces([pair.question for pair in pairs], self.question_room)
-        titles = self._pieces([pair.title for pair in pairs], self.length // 4)
-        texts = self._pieces([pair.text for pair in pairs], self.length)
-        tokenizer = self.tower.tokenizer
-        first, between = tokenizer.cls_token_id, tokenizer.sep_token_id
-        rows = []
-        for pair in pairs:
-            before = [first, *questions[pair.question][0], between, *titles[pair.title][0], between]
-            ids, offsets = texts[pair.text]
-            room = self.length - len(before)
-            rows.append(Row(before + ids[:room], len(before), offsets[:room]))
-        return rows
-
-    @property
-    def question_room(self) -> int:
-        """Tokens of a question at most."""
-        return self.length // 2
-
-    def too_long(self, questions: Sequence[str]) -> int:
-        """How many of the questions have more tokens than are read."""
-        found = self._pieces(questions, self.question_room + 1)
-        return sum(len(found[question][0]) > self.question_room for question in questions)
-
     def forward(self, groups: Sequence[Group]) -> Float[Tensor, ""]:
         """The training loss, summed over the groups, with dropout whatever mode the module is in.
 
@@ -190,8 +147,7 @@ class Reranker(nn.Module):
         """
         rows = [row for group in groups for row in self.rows(group.pairs)]
         with self._dropping_out():
-            tokens = self.tower.padded([row.ids for row in rows])
-            states = self.tower.states(tokens)
+            states = self.tower.states(self.rows.padded(rows).to(self.tower.device))
         counts = [len(group.passages) for group in groups]
         relevance = self.relevance(states[:, 0])[:, 0].split(counts)
         loss = torch.stack([scores.logsumexp(0) - scores[0] for scores in relevance]).sum()
@@ -212,27 +168,11 @@ class Reranker(nn.Module):
     def fingerprint(self) -> str:
         """Which weights these are, with the length of rows and the type of the matrix products."""
         heads = self.span.state_dict() | {f"r.{name}": value for name, value in self.relevance.state_dict().items()}
-        parts = [self.tower.fingerprint(), str(self.tower.compute), str(self.length)]
+        parts = [self.tower.fingerprint(), str(self.tower.compute), str(self.rows.length)]
         digest = blake2b("/".join(parts).encode(), digest_size=16)
         for name in sorted(heads):
             digest.update(heads[name].cpu().numpy().tobytes())
         return digest.hexdigest()
-
-    def _pieces(self, texts: Sequence[str], longest: int) -> dict[str, tuple[list[int], list[Span]]]:
-        """Of each different text its tokens, without special ones, and the characters that each stands for."""
-        different = list(dict.fromkeys(texts))
-        if not different:
-            return {}
-        found = self.tower.tokenizer(
-            different,
-            add_special_tokens=False,
-            truncation=True,
-            max_length=longest,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        return dict(zip(different, zip(found["input_ids"], found["offset_mapping"], strict=True), strict=True))
 
     @contextmanager
     def _dropping_out(self) -> Iterator[None]:
@@ -242,25 +182,14 @@ class Reranker(nn.Module):
         finally:
             self.eval()
 
-    def _check(self, length: int, dropout: float) -> None:
-        tokenizer = self.tower.tokenizer
-        if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None or not tokenizer.is_fast:
-            raise UsageError(
-                f"{self.tower.name!r} cannot be a re-ranker: it takes an encoder like BERT, with [CLS] and [SEP] "
-                f"tokens and a fast tokenizer, e.g. {ENCODER}"
-            )
-        if length < 16 or not 0 <= dropout < 1:
-            raise UsageError(f"a re-ranker reads 16 tokens at least and has a dropout below 1: not {length}, {dropout}")
-
 
 @final
 class FrozenReranker:
     """A re-ranker's scores. The weights are copied once, in the type of its matrix products."""
 
     def __init__(self, reranker: Reranker) -> None:
-        self.fingerprint = reranker.fingerprint()
-        self._rows, self._padded = reranker.rows, reranker.tower.padded
-        self._device = reranker.tower.device
+        self.fingerprint, self.seen = reranker.fingerprint(), reranker.seen
+        self._rows, self._device = reranker.rows, reranker.tower.device
         self._model = for_scoring(reranker.tower.model, reranker.tower.compute)
         self._weight, self._bias = (part.detach().clone() for part in reranker.relevance.parameters())
 
@@ -269,7 +198,7 @@ class FrozenReranker:
         return scored(pairs, self._rows, self._relevance, self._device, on_scored)
 
     def _relevance(self, rows: list[Row]) -> Float[Tensor, "B"]:
-        tokens = self._padded([row.ids for row in rows])
+        tokens = self._rows.padded(rows).to(self._device)
         mask = None if len(rows[0]) == len(rows[-1]) else tokens.mask
         states = self._model(input_ids=tokens.ids, attention_mask=mask).last_hidden_state[:, 0]
         return nn.functional.linear(states.float(), self._weight, self._bias)[:, 0]

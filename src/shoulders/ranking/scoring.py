@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shoulders.data.batching import by_length
+from shoulders.ranking.seen import Seen
 
 AT_ONCE = 8_192  # pairs that are held as tokens at the same time, and sorted by length
 POSITIONS = {"cpu": 2_048}  # of a batch: what it computes stays in the caches of a processor
@@ -35,6 +36,11 @@ class Ranker(Protocol):
         """Which model this is: equal fingerprints give equal scores."""
         ...
 
+    @property
+    def seen(self) -> Seen:
+        """The questions that it is known to have been trained on."""
+        ...
+
     def scores(self, pairs: Sequence[Pair], on_scored: OnScored = lambda _done, _all: None) -> list[float]:
         """A score for each pair, in their order; higher is more relevant."""
         ...
@@ -54,7 +60,7 @@ def scored(
         score: the scores of some rows of tokens.
         device: where the model is; it decides how large a batch is.
     """
-    budget = POSITIONS.get(device.type, MANY_POSITIONS)
+    budget = positions_at_once(device)
     found = [0.0] * len(pairs)
     done = 0
     for start in range(0, len(pairs), AT_ONCE):
@@ -67,3 +73,8 @@ def scored(
             done += len(numbers)
             on_scored(done, len(pairs))
     return found
+
+
+def positions_at_once(device: torch.device) -> int:
+    """Positions of a batch, its padding included."""
+    return POSITIONS.get(device.type, MANY_POSITIONS)

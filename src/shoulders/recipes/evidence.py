@@ -5,6 +5,9 @@ from typing import Any
 
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.sources import cache_folder
+from shoulders.corpus.reranked import Rankers, Reranked
+from shoulders.corpus.scores import ScoreStore
 from shoulders.data.evidence import FOLDS, Evidence
 from shoulders.data.packing import PackedEvidence, Packer
 from shoulders.errors import SourceNotFound, UsageError
@@ -18,6 +21,7 @@ from shoulders.recipes.recipe import RETRIEVED, EvidenceChoice, Recipe, recipe_f
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.storage import read_origin
 
+SCORES = "scores.sqlite"  # in the cache folder
 SAMPLED_AT_ONCE = 16_384  # positions; branches are short, and only their keys and values are held
 
 
@@ -53,7 +57,13 @@ def _retrieved(recipe: Recipe, lm: FrozenLM, prompt: int) -> PackedEvidence:
         from shoulders.corpus.retrieved import Index, Retrieved
     except ImportError as error:
         raise SourceNotFound(f"an index needs {error.name}: pip install 'shoulders[search]'") from None
-    return Retrieved(Index(Path(choice.index).expanduser()), choice.passages, packer)
+    found = Retrieved(Index(Path(choice.index).expanduser()), choice.passages, packer)
+    return _reranked(choice, found, lm) if choice.reranker else found
+
+
+def _reranked(choice: EvidenceChoice, found: PackedEvidence, lm: FrozenLM) -> PackedEvidence:
+    store = ScoreStore(Path(choice.store) if choice.store else cache_folder() / SCORES)
+    return Reranked(found, Rankers.named(choice.reranker, device=str(lm.device)), store)
 
 
 def _candidates(choice: EvidenceChoice, lm: FrozenLM) -> Candidates:

@@ -142,6 +142,9 @@ class EvidenceChoice:
         index: of retrieved passages: the folder that `shoulders index` wrote.
         passages: retrieved for a question, best first, before they are packed.
         truncate: cut the first passage that does not fit any more, instead of leaving it out (the paper: left out).
+        reranker: orders them anew: a re-ranker that was trained here, a cross-encoder, or a folder with the re-rankers
+            that were trained on either half of the training examples and on all (a, b, all); empty for none. Their
+            scores are kept in `store`, or in the cache folder without one.
     """
 
     kind: str = ""
@@ -156,6 +159,7 @@ class EvidenceChoice:
     index: str = ""
     passages: int = 20
     truncate: bool = False
+    reranker: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in EVIDENCE:
