@@ -51,9 +51,11 @@ def _retrieved(recipe: Recipe, lm: FrozenLM, prompt: int) -> PackedEvidence:
     packer = Packer.beside(lm, prompt, answer, lengths.input, truncate=choice.truncate)
     try:
         from shoulders.corpus.retrieved import Index, Retrieved
+        from shoulders.corpus.retrievers import retriever_of
     except ImportError as error:
         raise SourceNotFound(f"an index needs {error.name}: pip install 'shoulders[search]'") from None
-    return Retrieved(Index(Path(choice.index).expanduser()), choice.passages, packer)
+    index = Index(Path(choice.index).expanduser())
+    return Retrieved(index, choice.passages, packer, retriever_of(index, choice.retriever, choice.dense, choice.weight))
 
 
 def _candidates(choice: EvidenceChoice, lm: FrozenLM) -> Candidates:
