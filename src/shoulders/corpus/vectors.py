@@ -278,4 +278,4 @@ def _numbers(shards: list[NDArray[Any]]) -> NDArray[np.int64]:
 
 
 def _state(numbers: NDArray[np.int64]) -> str:
-    return blake2b(np.ascontiguousarray(numbers, "<i8"), digest_size=16).hexdigest()
+    return blake2b(numbers.astype("<i8").tobytes(), digest_size=16).hexdigest()

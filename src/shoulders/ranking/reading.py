@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 from transformers import AutoConfig
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from shoulders.backbone.sources import hub_errors, locate
 from shoulders.errors import CorruptFile, UnknownName, UsageError

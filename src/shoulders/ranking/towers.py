@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Self, final
+from typing import Any, Self, final
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,8 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
+    BertConfig,
+    BertModel,
     DPRContextEncoder,
     DPRQuestionEncoder,
     PreTrainedConfig,
@@ -25,7 +27,7 @@ from shoulders.backbone.devices import pick_device, pick_dtype
 from shoulders.backbone.encoder import positions_read
 from shoulders.backbone.frozen import pad_right
 from shoulders.backbone.sources import hub_errors, locate
-from shoulders.errors import UsageError
+from shoulders.errors import CorruptFile, UsageError
 from shoulders.records import Tokens
 
 DPR = "dpr"  # transformers' name of DPR's encoders
@@ -70,7 +72,7 @@ class Tower(nn.Module):
             tokenizer = AutoTokenizer.from_pretrained(folder, subfolder=subfolder)
             config = AutoConfig.from_pretrained(folder, subfolder=subfolder)
             model = _body(folder, config, subfolder)
-        return cls(model.to(place).eval(), tokenizer, name, pick_dtype(dtype, place))
+        return cls(model.to(place).eval(), tokenizer, name, pick_dtype(dtype, place))  # type: ignore[arg-type]
 
     def save(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer as transformers reads them."""
@@ -130,7 +132,7 @@ class Tower(nn.Module):
 def _body(folder: str, config: PreTrainedConfig, subfolder: str) -> PreTrainedModel:
     if config.model_type == DPR:
         return _body_of_dpr(folder, config, subfolder)
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32, subfolder=subfolder)
+    model = _whole(AutoModel, folder, subfolder)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # nothing reads it, and where it was not saved it is random
     return model
@@ -141,9 +143,22 @@ def _body_of_dpr(folder: str, config: PreTrainedConfig, subfolder: str) -> PreTr
     if config.projection_dim:
         raise UsageError(f"{folder} projects its vectors to {config.projection_dim} numbers: name one that does not")
     if "DPRContextEncoder" in (config.architectures or []):
-        return DPRContextEncoder.from_pretrained(
-            folder, dtype=torch.float32, subfolder=subfolder
-        ).ctx_encoder.bert_model
-    return DPRQuestionEncoder.from_pretrained(
-        folder, dtype=torch.float32, subfolder=subfolder
-    ).question_encoder.bert_model
+        inner = _whole(DPRContextEncoder, folder, subfolder).ctx_encoder.bert_model
+    else:
+        inner = _whole(DPRQuestionEncoder, folder, subfolder).question_encoder.bert_model
+    values = {key: value for key, value in config.to_dict().items() if key in BertConfig().to_dict()}
+    body = BertModel(BertConfig(**{**values, "model_type": BertConfig.model_type}), add_pooling_layer=False)
+    body.load_state_dict(inner.state_dict())
+    return body
+
+
+def _whole(kind: Any, folder: str, subfolder: str) -> Any:
+    """A model all of whose weights are there; transformers makes up what is missing."""
+    model, found = kind.from_pretrained(folder, dtype=torch.float32, subfolder=subfolder, output_loading_info=True)
+    missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise CorruptFile(
+            f"{folder} lacks {len(missing)} weights of a {type(model).__name__} (the first: {missing[0]}): it is no "
+            "encoder of this kind, or was not saved whole"
+        )
+    return model

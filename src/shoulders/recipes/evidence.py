@@ -55,9 +55,12 @@ def _retrieved(recipe: Recipe, lm: FrozenLM, prompt: int) -> PackedEvidence:
     packer = Packer.beside(lm, prompt, answer, lengths.input, truncate=choice.truncate)
     try:
         from shoulders.corpus.retrieved import Index, Retrieved
+        from shoulders.corpus.retrievers import retriever_of
     except ImportError as error:
         raise SourceNotFound(f"an index needs {error.name}: pip install 'shoulders[search]'") from None
-    found = Retrieved(Index(Path(choice.index).expanduser()), choice.passages, packer)
+    index = Index(Path(choice.index).expanduser())
+    searcher = retriever_of(index, choice.retriever, choice.dense, choice.weight)
+    found = Retrieved(index, choice.passages, packer, searcher)
     return _reranked(choice, found, lm) if choice.reranker else found
 
 

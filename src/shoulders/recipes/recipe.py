@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from shoulders.corpus.searching import RETRIEVERS, SPARSE
 from shoulders.data.batching import Lengths
 from shoulders.data.evidence import check_fold
 from shoulders.data.mixture import CAP
@@ -140,6 +141,9 @@ class EvidenceChoice:
         before: list them before the question instead of after it.
         store: file that keeps them for other epochs, runs and measurements; empty: kept for this run only.
         index: of retrieved passages: the folder that `shoulders index` wrote.
+        retriever: what finds passages: "sparse" (BM25), "dense", "hybrid" (the sum of both scores), "rrf" (of ranks).
+        weight: of sparse scores in the hybrid sum.
+        dense: name of the vectors (`shoulders encode`), if the index has several.
         passages: retrieved for a question, best first, before they are packed.
         truncate: cut the first passage that does not fit any more, instead of leaving it out (the paper: left out).
         reranker: orders them anew: a re-ranker that was trained here, a cross-encoder, or a folder with the re-rankers
@@ -157,6 +161,9 @@ class EvidenceChoice:
     before: bool = False
     store: str = ""
     index: str = ""
+    retriever: str = SPARSE
+    weight: float = 1.0
+    dense: str = ""
     passages: int = 20
     truncate: bool = False
     reranker: str = ""
@@ -164,6 +171,10 @@ class EvidenceChoice:
     def __post_init__(self) -> None:
         if self.kind not in EVIDENCE:
             raise UnknownName("evidence.kind", self.kind, EVIDENCE)
+        if self.retriever not in RETRIEVERS:
+            raise UnknownName("evidence.retriever", self.retriever, RETRIEVERS)
+        if not 0 <= self.weight < math.inf:
+            raise UsageError(f"evidence.weight is {self.weight}: it cannot be negative, and 1 to 10 are usual")
         Sampling(self.count, self.temperature, self.seed)
         if self.longest < 1:
             raise UsageError(f"evidence.longest is {self.longest}: a candidate has at least 1 token")
