@@ -19,6 +19,7 @@ from torch import Tensor
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+BEST = "best"  # in a run's folder, the best of what it trained
 
 
 @contextmanager

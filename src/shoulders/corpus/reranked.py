@@ -18,7 +18,7 @@ from shoulders.data.questions import without_wording
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.ranking.named import ranker_named
 from shoulders.ranking.scoring import Pair, Ranker
-from shoulders.ranking.storage import DESCRIPTION
+from shoulders.ranking.storage import DESCRIPTION, model_folder
 from shoulders.records import Question
 
 ALL = "all"
@@ -49,9 +49,10 @@ class Rankers:
             UsageError: what is there does not order passages.
         """
         folder = Path(name).expanduser()
-        if not any((folder / part / DESCRIPTION).exists() for part in CROSS_FITTED):
+        there = [part for part in CROSS_FITTED if (model_folder(folder / part) / DESCRIPTION).exists()]
+        if not there:
             return cls(name, ranker_named(name, device=device))
-        missing = [part for part in CROSS_FITTED if not (folder / part / DESCRIPTION).exists()]
+        missing = [part for part in CROSS_FITTED if part not in there]
         if missing:
             raise SourceNotFound(
                 f"{folder} has no re-ranker in {', '.join(missing)}: cross-fitting takes one that was trained on each "

@@ -15,7 +15,7 @@ from shoulders.files import recovered
 from shoulders.ranking.cross_encoder import CrossEncoder
 from shoulders.ranking.reranker import Reranker
 from shoulders.ranking.scoring import Ranker
-from shoulders.ranking.storage import DESCRIPTION
+from shoulders.ranking.storage import DESCRIPTION, model_folder
 from shoulders.ranking.towers import Tower
 
 DPR_READER = "DPRReader"
@@ -90,7 +90,8 @@ def dpr_reader(name: str, *, dtype: str = "auto", device: str = "auto") -> Reran
 def _folder(source: str) -> Path | None:
     """The folder of a re-ranker that was trained here, fetched if need be; None for other models."""
     if Path(source).exists():
-        return Path(source) if (Path(source) / DESCRIPTION).exists() else None
+        folder = model_folder(Path(source))
+        return folder if (folder / DESCRIPTION).exists() else None
     with hub_errors(source):
         try:
             hf_hub_download(source, DESCRIPTION)

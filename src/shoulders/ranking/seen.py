@@ -49,7 +49,11 @@ class Seen:
         return len(self.hashes)
 
 
+def words_of(question: str) -> str:
+    """What two questions share that are the same: their words, whatever case, punctuation and wording."""
+    return " ".join(token for token in answer_tokens(without_wording(question)) if token[0].isalnum())
+
+
 def _hash(question: str) -> int:
-    words = [token for token in answer_tokens(without_wording(question)) if token[0].isalnum()]
-    digest = blake2b(" ".join(words).encode(errors="replace"), digest_size=8).digest()
+    digest = blake2b(words_of(question).encode(errors="replace"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from shoulders.errors import CorruptFile, SourceNotFound, UsageError
-from shoulders.files import read_json, read_tensors, recovered, whole_folder, write_json, write_tensors
+from shoulders.files import BEST, read_json, read_tensors, recovered, whole_folder, write_json, write_tensors
 from shoulders.ranking.seen import Seen
 from shoulders.ranking.towers import Tower
 
@@ -71,6 +71,12 @@ def write_reranker(folder: Path, tower: Tower, stored: Stored) -> None:
                 "measured": dict(about.measured),
             },
         )
+
+
+def model_folder(folder: Path) -> Path:
+    """Where a re-ranker lies: a run's folder stands for its best."""
+    inner = recovered(folder / BEST)
+    return inner if (inner / DESCRIPTION).exists() else folder
 
 
 def read_reranker(folder: Path) -> Stored:

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.files import recovered
+from shoulders.files import BEST, recovered
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.storage import CONFIG
 
 BARE = Bare.kind  # names the model without a scaffold
-RECIPE, CHECKPOINTS, BEST = "recipe.json", "checkpoints", "best"
+RECIPE, CHECKPOINTS = "recipe.json", "checkpoints"
 
 
 def scaffold_folder(name: str) -> str:

@@ -13,10 +13,10 @@ from shoulders.corpus.supervision import Supervised, Supervision
 from shoulders.data.batching import by_length
 from shoulders.data.evidence import fold_of
 from shoulders.data.mixture import Mixture
-from shoulders.data.questions import without_wording
 from shoulders.errors import DataError
 from shoulders.ranking.bi_encoder import BiEncoder, in_batch_loss
 from shoulders.ranking.reranker import Group, Reranker
+from shoulders.ranking.seen import words_of
 from shoulders.records import Example
 
 Cost = Callable[[Supervised], int]
@@ -98,7 +98,7 @@ class SupervisedSource:
         if self.fold and fold_of(example) != self.fold:
             self.counts["of the other fold"] += 1
             return False
-        if words_of(example) not in self.questions:
+        if words_of(example.question.text) not in self.questions:
             self.counts["in both folds"] += 1
             return False
         return True
@@ -165,16 +165,11 @@ def _group(row: Supervised) -> Group:
     return Group(row.question, row.passages, row.answers)
 
 
-def words_of(example: Example) -> str:
-    """The question itself, as two that are the same share it."""
-    return " ".join(without_wording(example.question.text).casefold().split())
-
-
 def folds_of(mixture: Mixture) -> dict[str, set[str]]:
     """All questions of a mixture, with the halves of the training examples that they stand in."""
     found: dict[str, set[str]] = {}
     for place in range(len(mixture)):
         example = mixture.example(place)
         if example is not None:
-            found.setdefault(words_of(example), set()).add(fold_of(example))
+            found.setdefault(words_of(example.question.text), set()).add(fold_of(example))
     return found
