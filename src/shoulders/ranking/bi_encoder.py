@@ -38,7 +38,8 @@ class BiEncoder(nn.Module):
 
     def __init__(self, question: Tower, passage: Tower, reading: Reading, name: str) -> None:
         super().__init__()
-        self.question, self.passage, self.reading, self.name = question, passage, reading, name
+        self.passage, self.reading, self.name = passage, reading, name
+        self.own_question = None if question is passage else question  # what is shared has its weights once
         self.dimension = passage.width
 
     @classmethod
@@ -80,9 +81,14 @@ class BiEncoder(nn.Module):
             write_json(scratch / OURS, saved(self.reading, shared=self.shared))
 
     @property
+    def question(self) -> Tower:
+        """The encoder of questions."""
+        return self.own_question or self.passage
+
+    @property
     def shared(self) -> bool:
         """One encoder serves questions and passages."""
-        return self.question is self.passage
+        return self.own_question is None
 
     def fingerprint(self) -> str:
         """Which weights these are, to the last bit, and how texts are read: vectors of another do not fit to these."""

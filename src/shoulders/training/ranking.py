@@ -73,7 +73,7 @@ class SupervisedSource:
             found = self._next(self.batch_size - len(rows))
             since = 0 if found else since + self.batch_size - len(rows)
             rows += found
-            if since > len(self.mixture):
+            if since >= 2 * len(self.mixture):  # the one at the beginning of an epoch can be at the end of the next
                 left_out = ", ".join(f"{count} {reason}" for reason, count in self.counts.items() if count)
                 raise DataError(f"there is no question to learn from ({left_out}): is the index that of the questions?")
         state = PartialState()
