@@ -89,7 +89,7 @@ def evaluate(
 
 
 @app.command()
-def ask(
+def ask(  # noqa: PLR0913, PLR0917 (what it can be told)
     scaffold: Annotated[str, typer.Argument(help="a scaffold's folder or hub name, or 'bare'")],
     question: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -111,11 +111,20 @@ def ask(
             "by itself [default: auto for what `shoulders calibrate` wrote]",
         ),
     ] = "",
+    index: Annotated[
+        str, typer.Option(help="folder of passages to read (`shoulders index`) [default: that of the recipe, if any]")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line for each question")] = False,
 ) -> None:
-    """Answer questions with a trained scaffold, or with several that `shoulders calibrate` put in order of cost."""
+    """Answer questions with a trained scaffold, or with several that `shoulders calibrate` put in order of cost.
+
+    With `--index`, or a scaffold that was trained to read passages, each answer comes with the passage that it stands
+    in. Where it stands in none, that is said; "no answer" is given where the model is less sure than
+    `shoulders threshold` found it must be.
+    """
     from shoulders.cli.ask import Request, run
 
-    run(scaffold, question or [], Request(backbone, choices, context, longest, truncate, passes))
+    run(scaffold, question or [], Request(backbone, choices, context, longest, truncate, passes, index, as_json))
 
 
 @app.command()

@@ -201,12 +201,16 @@ class PassageStore:
         return found
 
     def of_documents(self, ids: Sequence[str]) -> list[Stored]:
-        """The passages of the documents with these ids, in their order; copies of other passages are among them."""
+        """The passages of the documents with these ids, in their order; copies of other passages are among them.
+
+        The id that a record of JSON Lines has of its own will do too, without its file's name before it.
+        """
         found: list[Stored] = []
         with self._told():
+            files = ["", *(file for (file,) in self._file.execute(FILES))] if ids else []
             for document in ids:
-                query = f"{PASSAGES} WHERE d.source IN (SELECT key FROM sources) AND d.id = ? ORDER BY p.id"
-                found += [Stored(*row) for row in self._file.execute(query, (document,))]
+                for file in files:
+                    found += [Stored(*row) for row in self._file.execute(OF_DOCUMENT, (f"{file}{document}",))]
         return found
 
     def passages(self) -> Iterator[Stored]:
@@ -238,3 +242,5 @@ class PassageStore:
 
 PASSAGES = "SELECT p.id, d.title, p.text FROM passages p JOIN documents d ON d.key = p.document"
 SEARCHED = f"{PASSAGES} WHERE p.copy = 0"
+OF_DOCUMENT = f"{PASSAGES} WHERE d.source IN (SELECT key FROM sources) AND d.id = ? ORDER BY p.id"
+FILES = "SELECT DISTINCT substr(id, 1, instr(id, '#')) FROM documents WHERE instr(id, '#') > 0"  # begin ids of records

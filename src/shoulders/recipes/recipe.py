@@ -24,8 +24,9 @@ from shoulders.training.plan import TrainPlan
 SCAFFOLDS = ("bare", "soft_prompt", "input_prompt", "recursion")
 INNER = SCAFFOLDS[:3]
 INITS = ("vocabulary", "text", "labels", "normal")
-CANDIDATES, RETRIEVED = "candidates", "retrieved"
-EVIDENCE = ("", CANDIDATES, RETRIEVED)
+CANDIDATES, RETRIEVED, ORACLE = "candidates", "retrieved", "oracle"
+PASSAGES = (RETRIEVED, ORACLE)  # of an index
+EVIDENCE = ("", CANDIDATES, *PASSAGES)
 SELF = "self"  # the language model as its own encoder
 
 
