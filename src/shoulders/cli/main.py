@@ -161,6 +161,26 @@ def calibrate(
 
 
 @app.command()
+def threshold(
+    scaffold: Annotated[str, typer.Argument(help="folder of a run or scaffold")],
+    overrides: Overrides = None,
+    index: Annotated[
+        str, typer.Option(help="folder of passages to read (`shoulders index`) [default: that of the recipe]")
+    ] = "",
+    test: Annotated[bool, typer.Option("--test", help="also say what it makes of the recipe's test part")] = False,
+) -> None:
+    """Choose when a reader says "no answer", on the recipe's `development` part; `shoulders ask` keeps to it.
+
+    An answer is given if the model finds it probable enough. How much is enough is chosen for answers that stand in the
+    passages read and for the others apart, so that F1 is best where "no answer" is right for a question none of whose
+    answers was read. Choose again for another index.
+    """
+    from shoulders.cli.threshold import run
+
+    run(scaffold, overrides or [], index, test=test)
+
+
+@app.command()
 def report(
     runs: Annotated[
         list[Path],

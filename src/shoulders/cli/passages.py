@@ -1,5 +1,6 @@
 """What `shoulders ask` shows of an answer that was read in passages."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,18 +19,19 @@ def said(found: ReadAnswer) -> str:
 
 
 def shown(found: ReadAnswer) -> Iterator[Text]:
-    """What was found, best first; which of it was read; the answer in its passage; and how sure the model was."""
+    """The passages that were read, best first; the answer in its passage; how sure the model was; what was not read."""
     places = _read(found)
-    for rank, passage in enumerate(found.found, start=1):
-        read = places.get(rank)
-        head = f"{rank:3}  {passage.score:7.3f}  {'read' if read is not None else '    '}  "
-        yield Text.assemble(head, (harmless(short(passage.title or passage.text)), "bold" if read is not None else ""))
-        if found.support and found.passage and read == found.support.number:
+    last = max(places, default=0)
+    for rank, passage in enumerate(found.found[:last], start=1):
+        number = places.get(rank)
+        head = f"{rank:3}  {passage.score:7.3f}  {'read' if rank in places else 'too long'}  "
+        yield Text.assemble(head, (harmless(short(passage.title or passage.text)), "bold"))
+        if found.support and found.passage and number == found.support.number:
             text = Text(harmless(found.passage.text))
             text.stylize("bold green", found.support.start, found.support.end)
             yield Text.assemble("     ", text)
-    if not found.found:
-        yield Text("no passage was found")
+    if more := len(found.found) - last:
+        yield Text(f"{more} more found and not read (of at most {found.found[last].score:.3f})")
     yield Text(_told(found))
 
 
@@ -41,7 +43,7 @@ def as_json(question: str, found: ReadAnswer) -> dict[str, Any]:
         "answer": found.answer,
         "said": found.text,
         "confidence": found.confidence,
-        "least": found.least,
+        "least": found.least if math.isfinite(found.least) else None,
         "passage": found.passage and _passage_as_json(found.passage),
         "span": found.span,
         "packed": found.packed,
@@ -65,9 +67,12 @@ def _begins(passage: Passage, read: Passage) -> bool:
 
 
 def _told(found: ReadAnswer) -> str:
+    """Where the answer stands, and how sure the model was of it."""
     sure = f"probability {found.confidence:.3f}"
+    if not found.text:
+        return f"the model says nothing; {sure}"
     if found.answer is None:
-        needs = "no such answer is given" if found.least > 1 else f"below {found.least:.3f}"
+        needs = "none such is given" if found.least > 1 else f"it must be {found.least:.3f}"
         sure = f"{harmless(short(found.text))!r} is not sure enough: {sure}, {needs}"
     if found.support is None or found.passage is None:
         where = f"in none of the {found.packed} passages that were read" if found.packed else "no passage was read"

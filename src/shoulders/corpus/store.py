@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -207,11 +208,15 @@ class PassageStore:
         """
         found: list[Stored] = []
         with self._told():
-            files = ["", *(file for (file,) in self._file.execute(FILES))] if ids else []
             for document in ids:
-                for file in files:
+                for file in self._files:
                     found += [Stored(*row) for row in self._file.execute(OF_DOCUMENT, (f"{file}{document}",))]
         return found
+
+    @cached_property
+    def _files(self) -> list[str]:
+        """What ids may begin with, nothing among it; asked once, since it takes a look at every document."""
+        return ["", *(file for (file,) in self._file.execute(FILES))]
 
     def passages(self) -> Iterator[Stored]:
         """All passages that are searched, by number."""
@@ -242,5 +247,5 @@ class PassageStore:
 
 PASSAGES = "SELECT p.id, d.title, p.text FROM passages p JOIN documents d ON d.key = p.document"
 SEARCHED = f"{PASSAGES} WHERE p.copy = 0"
-OF_DOCUMENT = f"{PASSAGES} WHERE d.source IN (SELECT key FROM sources) AND d.id = ? ORDER BY p.id"
+OF_DOCUMENT = f"{PASSAGES} WHERE d.source IN (SELECT key FROM sources) AND d.id = ? ORDER BY p.id"  # noqa: S608
 FILES = "SELECT DISTINCT substr(id, 1, instr(id, '#')) FROM documents WHERE instr(id, '#') > 0"  # begin ids of records

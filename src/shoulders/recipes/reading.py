@@ -4,17 +4,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from pathlib import Path
 from typing import Any, Self, final
 
 from shoulders.adaptive.abstaining import Threshold
+from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.evidence import Passage
 from shoulders.data.packing import PackedEvidence
 from shoulders.data.questions import QA, in_wording
 from shoulders.data.support import Support, support
-from shoulders.errors import UsageError
+from shoulders.errors import CorruptFile, UsageError
+from shoulders.files import read_json
 from shoulders.pipeline import Answering, answered, choose
-from shoulders.recipes.abstaining import read_threshold
 from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.folders import BARE, scaffold_folder, scaffold_named
 from shoulders.recipes.reader import reader
@@ -25,6 +27,8 @@ from shoulders.scaffolds.storage import read_origin
 
 LONGEST = 64  # tokens of an answer
 HOW = Answering(LONGEST)
+THRESHOLD = "threshold.json"  # in a scaffold's folder
+FORMAT = 1
 
 
 @final
@@ -50,8 +54,8 @@ class ReadAnswer:
 
     @property
     def answer(self) -> str | None:
-        """The answer; None for "no answer"."""
-        return self.text if self.confidence >= self.least else None
+        """The answer; None for "no answer": the model is not sure enough, or says nothing."""
+        return self.text if self.text and self.confidence >= self.least else None
 
     @property
     def passage(self) -> Passage | None:
@@ -176,6 +180,29 @@ def over_index(recipe: Recipe, index: str, longest: int) -> Recipe:
         development=replace(recipe.development, longest=longest),
         test=replace(recipe.test, longest=longest),
     )
+
+
+def read_threshold(name: str, scaffold: Scaffold) -> Threshold | None:
+    """The threshold that lies in a scaffold's folder; None if none was chosen.
+
+    Raises:
+        CorruptFile: it is broken, or of a newer format.
+        UsageError: it was chosen for another scaffold.
+    """
+    path = Path(name).expanduser() / THRESHOLD
+    if not path.exists():
+        return None
+    content = read_json(path)
+    try:
+        if content["format"] > FORMAT:
+            raise CorruptFile(f"{path} has format {content['format']}, this version reads up to {FORMAT}: update")
+        threshold = Threshold.from_json(content["threshold"])
+        chosen_for = content["scaffold"]["fingerprint"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFile(f"{path} holds no threshold: {error!r}; choose it again (shoulders threshold)") from error
+    if chosen_for != identity(scaffold):
+        raise UsageError(f"{path} was chosen for another scaffold: choose it again (shoulders threshold), or delete it")
+    return threshold
 
 
 def reads_passages(recipe: Mapping[str, Any]) -> bool:
