@@ -178,6 +178,8 @@ def print_retrieval(content: Mapping[str, Any]) -> None:
         f"recall of the passages found, at {ranks}; of those that are read ({found['packed']:.1f} on average): "
         f"{found['recall_at_input']:.1f}%"
     )
+    if (supported := found.get("supported")) is not None:
+        console.print(f"answers that stand in a passage that was read: {supported:.1f}%")
     if found["without"] or found["too_long"]:
         console.print(
             f"no passage is read for {found['without']} examples; {found['too_long']} passages are longer than the "

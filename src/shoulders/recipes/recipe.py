@@ -129,7 +129,8 @@ class EvidenceChoice:
 
     Attributes:
         kind: "candidates": answers that the frozen model sampled itself (textual recursion); "retrieved": passages of
-            an index, as many as fit into suite.lengths.input tokens with the question; empty: nothing.
+            an index, as many as fit into suite.lengths.input tokens with the question; "oracle": likewise, and first
+            those that are annotated for the question (gold_passage_ids); empty: nothing.
         scaffold: run, folder or hub name of the first prompt p1 that they are sampled under; "bare" for none.
         across: two more, trained with suite.fold=a and suite.fold=b: questions of either half of the training examples
             get the candidates of the prompt that was trained on the other half. The paper does not say that it did so.
@@ -142,6 +143,7 @@ class EvidenceChoice:
         index: of retrieved passages: the folder that `shoulders index` wrote.
         passages: retrieved for a question, best first, before they are packed.
         truncate: cut the first passage that does not fit any more, instead of leaving it out (the paper: left out).
+        distractors: of "oracle": retrieved passages that follow the annotated ones, `passages` at most.
     """
 
     kind: str = ""
@@ -156,6 +158,7 @@ class EvidenceChoice:
     index: str = ""
     passages: int = 20
     truncate: bool = False
+    distractors: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in EVIDENCE:
@@ -165,6 +168,11 @@ class EvidenceChoice:
             raise UsageError(f"evidence.longest is {self.longest}: a candidate has at least 1 token")
         if self.passages < 1:
             raise UsageError(f"evidence.passages is {self.passages}: retrieve at least 1, 20 are usual")
+        if not 0 <= self.distractors <= self.passages:
+            raise UsageError(
+                f"evidence.distractors is {self.distractors}: from 0 to as many as are retrieved, evidence.passages="
+                f"{self.passages}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
