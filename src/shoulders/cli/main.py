@@ -200,6 +200,9 @@ def report(
     sampled answers, and how each run does on the questions that no sample answers. Each split that runs were measured
     on gets a table.
 
+    `shoulders report reader RUN...` writes reader.md, reader.json and reader.png: readers of passages, as section 3 of
+    the paper has it (tables 2 and 3), paired differences over the first run named, and what each re-ranker is worth.
+
     `shoulders report text RUN...` writes text.md and text.json: perplexity of runs on text, and its curve.
 
     The first word is a kind of report only where no file or folder has that name.
