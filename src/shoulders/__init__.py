@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from shoulders.backbone.frozen import FrozenLM
     from shoulders.errors import UsageError
     from shoulders.pipeline import Answering, Sampling, answer, answered, rank, sample
+    from shoulders.recipes.reading import ReadAnswer, Reader
     from shoulders.records import Question
     from shoulders.scaffolds.base import Bare, Scaffold
     from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
@@ -27,6 +28,8 @@ _HOMES = {
     "InputPromptShape": "scaffolds.input_prompt",
     "Placement": "scaffolds.weaving",
     "Question": "records",
+    "ReadAnswer": "recipes.reading",
+    "Reader": "recipes.reading",
     "Recursion": "scaffolds.recursion",
     "RecursionShape": "scaffolds.recursion",
     "Sampling": "pipeline",
@@ -47,6 +50,8 @@ __all__ = [
     "InputPromptShape",
     "Placement",
     "Question",
+    "ReadAnswer",
+    "Reader",
     "Recursion",
     "RecursionShape",
     "Sampling",

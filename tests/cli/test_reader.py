@@ -74,8 +74,8 @@ def test_a_reader_is_trained_measured_and_asked(values, index, tmp_path, placeme
             app, ["ask", str(tmp_path / "run"), "Question: How many parks has Oslo?\nAnswer:", "--longest", "3"]
         )
         assert asked.exit_code == 0, asked.output
-        assert asked.stderr.startswith("On Oslo (")
-        assert "parks" not in asked.stderr
+        assert asked.stderr.split()[2:5] == ["read", "On", "Oslo"]
+        assert "the answer is not in the evidence" in asked.stderr
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,27 @@ def test_what_cannot_be_read_is_refused_before_training(values, index, tmp_path,
     with pytest.raises(error, match=message):
         run("train", "reader", *values, f"evidence.index={index}", override, "--out", tmp_path / "run")
     assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_oracle_passages_are_measured_like_others(values, index, tmp_path):
+    """Annotated passages only: each question reads one, its own."""
+    rows = [
+        {"question": "How many parks?", "answers": [str(n)], "gold_passage_ids": [str(n - 10)]}
+        for n in range(11, 11 + len(CITIES))
+    ]
+    for part in ("train", "dev", "test"):
+        (tmp_path / f"parks.{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = [*values, f"evidence.index={index}", "evidence.kind=oracle"]
+    run("evaluate", "bare", "--recipe", "reader", *own, "--out", tmp_path / "bare.json")
+    result = json.loads((tmp_path / "bare.json").read_text())
+    assert (result["retrieval"]["recall_at_input"], result["retrieval"]["packed"]) == (100.0, 1.0)
+    assert result["retrieval"]["supported"] == 0.0
+    assert result["evidence"]["kind"] == "oracle"
+    with pytest.raises(UsageError, match=r"evidence\.distractors is 4: from 0"):
+        run("evaluate", "bare", "--recipe", "reader", *own, "evidence.distractors=4")
+    (tmp_path / "parks.test.jsonl").write_text(json.dumps({"question": "Who?", "answers": ["I"]}) + "\n")
+    with pytest.raises(UsageError, match="no passage is annotated"):
+        run("evaluate", "bare", "--recipe", "reader", *own)
 
 
 def test_without_the_search_libraries_it_is_said_how_to_get_them(lm, values, index, monkeypatch):
@@ -153,8 +174,9 @@ def test_recall_counts_only_what_is_read(lm):
     examples = [
         Example("task", "wording", answer, question, answer, (answer,)) for answer in ("one", "two", "three", "ten")
     ]
-    found = retrieval(examples, Found(lm, room, passages), 3)
+    found = retrieval(examples, Found(lm, room, passages), 3, ["One", "three", "", "two"])
     assert found.recall == {1: 25.0, 3: 75.0}
+    assert found.supported == 50.0
     assert found.recall_at_input == 50.0
     assert found.packed == 2
     assert found.without == found.too_long == 0

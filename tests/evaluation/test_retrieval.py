@@ -1,6 +1,6 @@
 import pytest
 
-from shoulders.data.matching import NEVER, first_with_answer, has_answer, has_match
+from shoulders.data.matching import NEVER, first_with_answer, has_answer, has_match, span_of
 from shoulders.errors import UsageError
 from shoulders.evaluation.retrieval import recall_at
 
@@ -43,3 +43,28 @@ def test_recall():
     for wrong in ([], 1), (first, 0):
         with pytest.raises(UsageError, match="1 at least"):
             recall_at(*wrong)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "span"),
+    [
+        ("Rome", "In Rome, Rome", "Rome"),
+        ("paris france", "He left PARIS\u00a0France.", "PARIS\u00a0France"),
+        ("Beyonce\u0301", "Then Beyoncé sang", "Beyoncé"),
+        ("Beyoncé", "é è Then Beyonce\u0301 sang", "Beyonce\u0301"),
+        ("q\u0323\u0307", "a q\u0307\u0323 b", "q\u0307\u0323"),  # marks in another order are the same text
+        ("=", "a \u2260 b", "\u2260"),  # half of a letter is not marked
+        ("서울", "수도는 서울 이다", "서울"),
+        ("$12", "nearly $12.", "$12"),
+        ("Bob", "Bobby", None),
+        ("", "Bobby", None),
+        ("x", "", None),
+    ],
+)
+def test_where_an_answer_stands(answer, text, span):
+    """In the characters of the text as it is, whatever its letters are made of."""
+    found = span_of(answer, text)
+    assert (found and text[found[0] : found[1]]) == span
+    assert has_answer([answer], text) is (found is not None)
+    if answer == "Rome":
+        assert found == (3, 7)

@@ -1,28 +1,55 @@
 """`shoulders ask`."""
 
+import json
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shoulders.adaptive.storage import is_adaptive, read
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.cli import passages
 from shoulders.cli.common import origin_of
-from shoulders.cli.show import console, counted_passes, errors, notes, quiet_libraries, say, short
-from shoulders.data.evidence import Evidence, Passage
-from shoulders.data.packing import PackedEvidence
-from shoulders.data.questions import QA, in_wording
+from shoulders.cli.show import console, counted_passes, errors, notes, quiet_libraries, say
+from shoulders.data.questions import in_wording
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.pipeline import Answering, answer, choose
 from shoulders.recipes.adaptive import stage_named
 from shoulders.recipes.folders import scaffold_folder
+from shoulders.recipes.reading import LONGEST, ReadAnswer, Reader, in_files, reads_passages
 from shoulders.records import Question
 from shoulders.scaffolds.base import Scaffold
 
 AUTO = "auto"
-Ask = Callable[[Question], tuple[str, int]]  # the answer, and the passes that are to be told; 0 for none
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is told of one question.
+
+    Attributes:
+        text: the answer.
+        passes: through the frozen model, where they are to be told.
+        candidates: that the model had to choose from.
+        read: the answer with its passages, where there are any.
+    """
+
+    text: str
+    passes: int = 0
+    candidates: tuple[str, ...] = ()
+    read: ReadAnswer | None = None
+
+    def as_json(self, question: str) -> dict[str, Any]:
+        """The same for machines."""
+        passes = {"passes": self.passes} if self.passes else {}
+        candidates = {"candidates": self.candidates} if self.candidates else {}
+        answer = passages.as_json(question, self.read) if self.read else {"question": question, "answer": self.text}
+        return {**answer, **candidates, **passes}
+
+
+Ask = Callable[[Question], Told]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +59,28 @@ class Request:
     backbone: str | None = None
     choices: str = ""
     context: Path | None = None
-    longest: int = 64
+    longest: int = LONGEST
     truncate: bool = False
     passes: str = ""  # through the frozen model: a number, or "auto"
+    index: str = ""  # of passages to read; empty: that of the recipe, if it has one
+    as_json: bool = False
 
     def __post_init__(self) -> None:
         if self.passes not in ("", AUTO) and not (self.passes.isdecimal() and int(self.passes)):
             raise UsageError(f"--passes {self.passes} is no number of passes: --passes {AUTO}, or 1, 2, ...")
         if self.choices and not self.options:
             raise UsageError(f"--choices {self.choices!r} names no answer: put '|' between answers, 'yes|no'")
-        Answering(self.longest)  # refuses what is no length, before a model is loaded
+        _ = self.how  # refuses what is no length, before a model is loaded
 
     @property
     def options(self) -> list[str]:
         """The answers to choose from."""
         return [choice.strip() for choice in self.choices.split("|") if choice.strip()]
+
+    @property
+    def how(self) -> Answering:
+        """How answers are generated."""
+        return Answering(self.longest, self.truncate)
 
 
 def run(name: str, questions: Sequence[str], request: Request) -> None:
@@ -62,18 +96,31 @@ def run(name: str, questions: Sequence[str], request: Request) -> None:
     failed = 0
     for text in questions or typed():
         try:
-            answered, passes = ask(Question(text, evidence))
+            told = ask(Question(text, evidence))
         except UsageError as error:
             if len(questions) == 1:
                 raise
             failed += 1
             errors.print(f"{textwrap.shorten(text, 60)}\n  error: {error}", markup=False, emoji=False, soft_wrap=True)
         else:
-            say(answered if len(questions) < 2 else f"{text}\n  {answered}")
-            if passes:
-                notes.print(counted_passes(passes))
+            _tell(text, told, request, several=len(questions) > 1)
     if failed:
         raise UsageError(f"not answered: {failed} of the questions (why is said above)")
+
+
+def _tell(question: str, told: Told, request: Request, *, several: bool) -> None:
+    """The answer on standard output, what it comes from beside it."""
+    if request.as_json:
+        say(json.dumps(told.as_json(question)))
+        return
+    if told.read:
+        for line in passages.shown(told.read):
+            notes.print(line, soft_wrap=True)
+    if told.candidates:
+        notes.print("; ".join(told.candidates), markup=False, highlight=False)
+    say(f"{question}\n  {told.text}" if several else told.text)
+    if told.passes:
+        notes.print(counted_passes(told.passes))
 
 
 def _scaffold(name: str, request: Request) -> Ask:
@@ -88,68 +135,74 @@ def _scaffold(name: str, request: Request) -> Ask:
             f"calibrate {name} RUN --budget 1.5) and ask what that writes"
         )
     lm = FrozenLM.load(backbone)
-    stage = stage_named(name, lm)
-    if request.passes and int(request.passes) != stage.passes:
-        raise UsageError(
-            f"--passes {request.passes}: {name} answers with {counted_passes(stage.passes)}, always: leave --passes "
-            "out, or name another scaffold"
-        )
-
     recipe = origin.recipe if origin else {}
+    if request.index or reads_passages(recipe):
+        return _reader(Reader.load(name, request.index, lm, request.how), name, request)
+    stage = stage_named(name, lm)
+    told = _passes(name, stage.passes, request)
 
-    def ask(question: Question) -> tuple[str, int]:
-        question = _as_trained(question, recipe)
+    def ask(question: Question) -> Told:
+        question = replace(question, text=in_wording(question.text)) if in_files(recipe) else question
+        candidates: tuple[str, ...] = ()
         if stage.evidence:
             found = stage.evidence.find([question])[0]
-            question = _shown_with(question, found, stage.evidence)
-        return one_answer(question, lm, stage.scaffold, request), stage.passes if request.passes else 0
+            candidates = tuple(passage.text for passage in found)
+            question = stage.evidence.write(question, found)
+        return Told(one_answer(question, lm, stage.scaffold, request), told, candidates)
 
     return ask
 
 
-def _as_trained(question: Question, recipe: Mapping[str, Any]) -> Question:
-    """In the wording of files of questions, where those were trained on."""
-    of_files = recipe.get("suite", {}).get("source", "").startswith(QA)
-    return replace(question, text=in_wording(question.text)) if of_files else question
+def _reader(reader: Reader, name: str, request: Request) -> Ask:
+    """A scaffold, or the bare model, that reads passages."""
+    told = _passes(name, reader.scaffold.passes, request)
+
+    def ask(question: Question) -> Told:
+        found = reader.ask(question, request.options)
+        return Told(passages.said(found), told, read=found)
+
+    return ask
 
 
-def _shown_with(question: Question, found: Sequence[Passage], evidence: Evidence) -> Question:
-    """The question with its evidence, which is told: titles of the passages that are read, or the candidates."""
-    if isinstance(evidence, PackedEvidence):
-        packed = evidence.packed(question, found)
-        told = [f"{short(passage.title or passage.text)} ({passage.score:.2f})" for passage in packed.passages]
-        notes.print("\n".join(told) or "no passage is read", markup=False, highlight=False, soft_wrap=True)
-        return packed.question
-    notes.print("; ".join(passage.text for passage in found), markup=False, highlight=False)
-    return evidence.write(question, found)
+def _passes(name: str, passes: int, request: Request) -> int:
+    """The passes of a scaffold that are to be told: those that were asked for, which must be its own."""
+    if request.passes and int(request.passes) != passes:
+        raise UsageError(
+            f"--passes {request.passes}: {name} answers with {counted_passes(passes)}, always: leave --passes "
+            "out, or name another scaffold"
+        )
+    return passes if request.passes else 0
 
 
 def _cascade(name: str, request: Request) -> Ask:
     """A calibrated cascade, or one of its stages asked by itself."""
+    if request.index:
+        raise UsageError(
+            f"--index goes with one scaffold, and {name} is several: name a run (shoulders ask RUN --index)"
+        )
     stored = read(Path(name))
     lm = FrozenLM.load(request.backbone or stored.backbone)
     adaptive = stored.load(lm, stage_named)
     if request.passes not in ("", AUTO):
         adaptive = adaptive.only(int(request.passes))
-    how = Answering(request.longest, request.truncate)
+    worded = in_files(stored.calibration.recipe)
 
-    def ask(question: Question) -> tuple[str, int]:
-        question = _as_trained(question, stored.calibration.recipe)
+    def ask(question: Question) -> Told:
+        question = replace(question, text=in_wording(question.text)) if worded else question
         if request.choices:
-            found = adaptive.chosen([question], [request.options], lm, how)[0]
+            found = adaptive.chosen([question], [request.options], lm, request.how)[0]
         else:
-            found = adaptive.answered([question], lm, how)[0]
-        return found.answer.text, found.passes
+            found = adaptive.answered([question], lm, request.how)[0]
+        return Told(found.answer.text, found.passes)
 
     return ask
 
 
 def one_answer(question: Question, lm: FrozenLM, scaffold: Scaffold, request: Request) -> str:
     """The generated answer, or the most likely of the choices."""
-    how = Answering(request.longest, request.truncate)
     if not request.choices:
-        return answer([question], lm, scaffold, how)[0]
-    return choose([question], [request.options], lm, scaffold, how)[0].text
+        return answer([question], lm, scaffold, request.how)[0]
+    return choose([question], [request.options], lm, scaffold, request.how)[0].text
 
 
 def typed() -> Iterator[str]:

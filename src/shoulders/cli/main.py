@@ -104,7 +104,7 @@ def evaluate(
 
 
 @app.command()
-def ask(
+def ask(  # noqa: PLR0913, PLR0917 (what it can be told)
     scaffold: Annotated[str, typer.Argument(help="a scaffold's folder or hub name, or 'bare'")],
     question: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -126,11 +126,20 @@ def ask(
             "by itself [default: auto for what `shoulders calibrate` wrote]",
         ),
     ] = "",
+    index: Annotated[
+        str, typer.Option(help="folder of passages to read (`shoulders index`) [default: that of the recipe, if any]")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line for each question")] = False,
 ) -> None:
-    """Answer questions with a trained scaffold, or with several that `shoulders calibrate` put in order of cost."""
+    """Answer questions with a trained scaffold, or with several that `shoulders calibrate` put in order of cost.
+
+    With `--index`, or a scaffold that was trained to read passages, each answer comes with the passage that it stands
+    in. Where it stands in none, that is said; "no answer" is given where the model is less sure than
+    `shoulders threshold` found it must be.
+    """
     from shoulders.cli.ask import Request, run
 
-    run(scaffold, question or [], Request(backbone, choices, context, longest, truncate, passes))
+    run(scaffold, question or [], Request(backbone, choices, context, longest, truncate, passes, index, as_json))
 
 
 @app.command()
@@ -167,6 +176,26 @@ def calibrate(
 
 
 @app.command()
+def threshold(
+    scaffold: Annotated[str, typer.Argument(help="folder of a run or scaffold")],
+    overrides: Overrides = None,
+    index: Annotated[
+        str, typer.Option(help="folder of passages to read (`shoulders index`) [default: that of the recipe]")
+    ] = "",
+    test: Annotated[bool, typer.Option("--test", help="also say what it makes of the recipe's test part")] = False,
+) -> None:
+    """Choose when a reader says "no answer", on the recipe's `development` part; `shoulders ask` keeps to it.
+
+    An answer is given if the model finds it probable enough. How much is enough is chosen for answers that stand in the
+    passages read and for the others apart, so that F1 is best where "no answer" is right for a question none of whose
+    answers was read. Choose again for another index.
+    """
+    from shoulders.cli.threshold import run
+
+    run(scaffold, overrides or [], index, test=test)
+
+
+@app.command()
 def report(
     runs: Annotated[
         list[Path],
@@ -185,6 +214,9 @@ def report(
     of the paper has it (tables 4 to 6, figure 6). Files of samples may stand among the runs: they give the recall of
     sampled answers, and how each run does on the questions that no sample answers. Each split that runs were measured
     on gets a table.
+
+    `shoulders report reader RUN...` writes reader.md, reader.json and reader.png: readers of passages, as section 3 of
+    the paper has it (tables 2 and 3), paired differences over the first run named, and what each re-ranker is worth.
 
     `shoulders report text RUN...` writes text.md and text.json: perplexity of runs on text, and its curve.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from shoulders.cli.show import console, need, quiet_libraries
+from shoulders.evaluation.reader_report import write_reader_report
 from shoulders.evaluation.recursion_report import write_recursion_report
 from shoulders.evaluation.report import headline, write_report
 from shoulders.evaluation.results import Result, read_result, short_names
@@ -27,7 +28,7 @@ def run(paths: Sequence[Path], out: Path) -> None:
 
 def comparison(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
     """Measured runs side by side."""
-    results = [read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
+    results = read_runs(paths)
     return write_report(results, out), headline(results)
 
 
@@ -43,13 +44,23 @@ def recursion(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
     return write_recursion_report(results, samples, out)
 
 
+def reader(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
+    """Readers of passages, and what they are compared with."""
+    return write_reader_report(read_runs(paths), out)
+
+
 def text(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
     """Runs on text: perplexity."""
     names = zip(paths, short_names(paths), strict=True)
     return write_text_report([read_text_result(path, name, _log(path)) for path, name in names], out)
 
 
-KINDS: dict[str, Report] = {"recursion": recursion, "text": text}
+KINDS: dict[str, Report] = {"reader": reader, "recursion": recursion, "text": text}
+
+
+def read_runs(paths: Sequence[Path]) -> list[Result]:
+    """Results under names that tell them apart."""
+    return [read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
 
 
 def read_run(path: Path, name: str = "") -> Result:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from shoulders.cli.show import console, need, quiet_libraries, short
+from shoulders.cli.show import console, harmless, need, quiet_libraries, short
 from shoulders.corpus.searching import SPARSE
 from shoulders.errors import UsageError
 
@@ -52,7 +52,7 @@ def _terms(query: str, analyser: "Analyser", retriever: str) -> set[str]:
 
 def _shown(rank: int, hit: "Hit", analyser: "Analyser", terms: set[str]) -> Text:
     head = Text(f"{rank:3}  {hit.score:7.3f}  ")
-    title, text = (Text(part) for part in (hit.title, " ".join(hit.text.split())))
+    title, text = (Text(harmless(" ".join(part.split()))) for part in (hit.title, hit.text))
     title.stylize("bold")
     for part in (title, text):
         for start, end in analyser.words(part.plain):

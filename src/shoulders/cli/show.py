@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import regex
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
@@ -31,6 +32,8 @@ errors = Console(stderr=True, highlight=False, style="red")
 notes = Console(stderr=True, highlight=False, style="dim")
 
 SHOWN = 100  # characters of a query or passage that messages repeat
+# What a terminal would obey instead of showing it: control characters, and those that turn the direction of writing.
+OBEYED = regex.compile(r"[\p{Cc}\p{Cs}\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def say(text: str) -> None:
@@ -43,6 +46,11 @@ def short(text: str) -> str:
     """The beginning of a text, on one line."""
     line = " ".join(text.split())
     return line if len(line) <= SHOWN else f"{line[:SHOWN]}…"
+
+
+def harmless(text: str) -> str:
+    """A text from elsewhere on one line, each character in its place: white space as spaces, controls as a sign."""
+    return OBEYED.sub(lambda found: " " if found[0].isspace() else "\N{REPLACEMENT CHARACTER}", text)
 
 
 def counted_passes(count: int) -> str:
@@ -190,6 +198,8 @@ def print_retrieval(content: Mapping[str, Any]) -> None:
         f"recall of the passages found, at {ranks}; of those that are read ({found['packed']:.1f} on average): "
         f"{found['recall_at_input']:.1f}%"
     )
+    if (supported := found.get("supported")) is not None:
+        console.print(f"answers that stand in a passage that was read: {supported:.1f}%")
     if found["without"] or found["too_long"]:
         console.print(
             f"no passage is read for {found['without']} examples; {found['too_long']} passages are longer than the "

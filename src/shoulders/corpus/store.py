@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -204,13 +205,21 @@ class PassageStore:
         return found
 
     def of_documents(self, ids: Sequence[str]) -> list[Stored]:
-        """The passages of the documents with these ids, in their order; copies of other passages are among them."""
+        """The passages of the documents with these ids, in their order; copies of other passages are among them.
+
+        The id that a record of JSON Lines has of its own will do too, without its file's name before it.
+        """
         found: list[Stored] = []
         with self._told():
             for document in ids:
-                query = f"{PASSAGES} JOIN sources s ON s.key = d.source WHERE d.id = ? ORDER BY p.id"
-                found += [Stored(*row) for row in self._file.execute(query, (document,))]
+                for file in self._files:
+                    found += [Stored(*row) for row in self._file.execute(OF_DOCUMENT, (f"{file}{document}",))]
         return found
+
+    @cached_property
+    def _files(self) -> list[str]:
+        """What ids may begin with, nothing among it; asked once, since it takes a look at every document."""
+        return ["", *(file for (file,) in self._file.execute(FILES))]
 
     def passages(self) -> Iterator[Stored]:
         """All passages that are searched, by number."""
@@ -247,3 +256,5 @@ class PassageStore:
 
 PASSAGES = "SELECT p.id, d.title, p.text FROM passages p JOIN documents d ON d.key = p.document"
 SEARCHED = f"{PASSAGES} WHERE p.copy = 0"
+OF_DOCUMENT = f"{PASSAGES} JOIN sources s ON s.key = d.source WHERE d.id = ? ORDER BY p.id"
+FILES = "SELECT DISTINCT substr(id, 1, instr(id, '#')) FROM documents WHERE instr(id, '#') > 0"  # begin ids of records

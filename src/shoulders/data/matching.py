@@ -1,4 +1,4 @@
-"""Whether an answer stands in a passage, as DPR decides it.
+"""Whether an answer stands in a passage, as DPR decides it, and where.
 
 Source: Karpukhin et al. 2020, `dpr/data/qa_validation.py`.
 """
@@ -19,10 +19,24 @@ def answer_tokens(text: str) -> list[str]:
     return [token.lower() for token in TOKEN.findall(normalize("NFD", text))]
 
 
+def span_of(answer: str, text: str) -> tuple[int, int] | None:
+    """Where the tokens of an answer first stand in a row in a text: its characters from, and up to; None if nowhere."""
+    plain = normalize("NFD", text)
+    found = list(TOKEN.finditer(plain))
+    wanted = answer_tokens(answer)
+    first = _place(wanted, [token[0].lower() for token in found])
+    if first == NEVER:
+        return None
+    start, end = found[first].start(), found[first + len(wanted) - 1].end()
+    # Marks are put in order among themselves only, and stand in one token: what is before and after them is not moved.
+    origin = [number for number, letter in enumerate(text) for _ in normalize("NFD", letter)]
+    return origin[start], origin[end - 1] + 1
+
+
 def has_answer(answers: Sequence[str], text: str) -> bool:
     """Whether the tokens of one of the answers stand in a row in a passage's text (its title does not count)."""
     tokens = answer_tokens(text)
-    return any(_within(answer_tokens(answer), tokens) for answer in answers)
+    return any(_place(answer_tokens(answer), tokens) != NEVER for answer in answers)
 
 
 def has_match(patterns: Sequence[str], text: str) -> bool:
@@ -43,6 +57,8 @@ def first_with_answer(answers: Sequence[str], texts: Sequence[str]) -> int:
     return next((number for number, text in enumerate(texts) if has_answer(answers, text)), NEVER)
 
 
-def _within(part: Sequence[str], whole: Sequence[str]) -> bool:
+def _place(part: list[str], whole: list[str]) -> int:
+    """Where a part first stands in a row in the whole; NEVER if nowhere, or if there is nothing to look for."""
     size = len(part)
-    return any(whole[start : start + size] == part for start in range(len(whole) - size + 1)) if size else False
+    starts = range(len(whole) - size + 1) if size else ()
+    return next((start for start in starts if whole[start : start + size] == part), NEVER)

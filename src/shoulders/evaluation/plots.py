@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from shoulders.evaluation.results import Result
-from shoulders.evaluation.statistics import average_interval
+from shoulders.evaluation.statistics import Interval, average_interval
 
 COLOURS = ("#8a8f98", "#2a7fba", "#e07b39", "#5b9b57", "#9467bd", "#b5495b")
 LINES, POINTS = ("-", "--", ":", "-."), "s^vP"  # in turn, with more runs than colours
 AVERAGE, TASKS, CURVES = "average.png", "tasks.png", "training.png"
-DEVELOPMENT, PASSES, PERPLEXITY = "dev.png", "passes.png", "perplexity.png"
+DEVELOPMENT, PASSES, PERPLEXITY, READERS = "dev.png", "passes.png", "perplexity.png", "reader.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,15 @@ class Spent:
     passes: float
     score: float
     curve: Sequence[tuple[float, float]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """The score of one reader, and the percentage of questions with an answer in what it read, if it read any."""
+
+    name: str
+    score: Interval
+    recall: float | None
 
 
 def draw(results: Sequence[Result], folder: Path) -> list[str]:
@@ -65,6 +74,27 @@ def draw_perplexity(results: Sequence[Result], folder: Path) -> list[str]:
     trained = [(number, result) for number, result in enumerate(results) if result.log]
     with _style():
         return [_perplexity(trained, folder)] if trained else []
+
+
+def draw_readers(splits: Mapping[str, Sequence[Bar]], folder: Path) -> str:
+    """Write scores of readers, and the recall that bounds them, by what was measured; returns the file's name."""
+    with _style():
+        figure, _ = _figure(7, sum(0.45 * len(bars) + 1.2 for bars in splits.values()), len(splits))
+        for axes, (split, bars) in zip(figure.axes, splits.items(), strict=True):
+            places = range(len(bars))[::-1]
+            for number, (place, bar) in enumerate(zip(places, bars, strict=True)):
+                spread = [[bar.score.value - bar.score.low], [bar.score.high - bar.score.value]]
+                look = {"color": _line(number)["color"], "ecolor": "#444444", "capsize": 3, "height": 0.6}
+                axes.barh(place, bar.score.value, xerr=spread, **look)
+                axes.text(bar.score.high + 1, place, f"{bar.score.value:.1f}", va="center")
+            known = [(bar.recall, place) for place, bar in zip(places, bars, strict=True) if bar.recall is not None]
+            if known:
+                axes.plot(*zip(*known, strict=True), "D", color="#444444", label="an answer is in what was read")
+                axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+            axes.set_yticks(list(places), [bar.name for bar in bars])
+            axes.set_xlim(0, 100)
+            axes.set_xlabel(f"score on {split} with 95% interval")
+        return _save(figure, folder, READERS)
 
 
 @contextmanager

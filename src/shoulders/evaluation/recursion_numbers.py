@@ -92,10 +92,15 @@ def tables(results: Sequence[Result]) -> list[Table]:
             `method_of`.
     """
     check_comparable(results[:1])
-    by_split: dict[str, list[Result]] = {}
+    return [_table(split, some) for split, some in by_split(results).items()]
+
+
+def by_split(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results by the part of the data that was measured, in their order."""
+    found: dict[str, list[Result]] = {}
     for result in results:
-        by_split.setdefault(split_of(result), []).append(result)
-    return [_table(split, some) for split, some in by_split.items()]
+        found.setdefault(split_of(result), []).append(result)
+    return found
 
 
 def by_candidates(measured: Sequence[Table], samples: Sequence[Samples]) -> list[Candidates]:
@@ -147,7 +152,8 @@ def metric_of(result: Result) -> str:
     return ", ".join(dict.fromkeys(row["metric"] for row in result.content["wordings"]))
 
 
-def _table(split: str, results: Sequence[Result]) -> Table:
+def check_same_metric(results: Sequence[Result]) -> None:
+    """Raise `UsageError` for results of different examples (`check_comparable`), or scored by different metrics."""
     check_comparable(results)
     for result in results:
         if metric_of(result) != metric_of(results[0]):
@@ -155,6 +161,10 @@ def _table(split: str, results: Sequence[Result]) -> Table:
                 f"{result.name} is scored by {metric_of(result)} and {results[0].name} by {metric_of(results[0])}: "
                 "measure both with the same version (shoulders evaluate ... --out)"
             )
+
+
+def _table(split: str, results: Sequence[Result]) -> Table:
+    check_same_metric(results)
     methods = {result.name: method_of(result) for result in results}
     base = next((result for result in results if methods[result.name].name == PROMPT_TUNED), None)
     rows = [_row(result, methods[result.name], base) for result in results]

@@ -1,6 +1,6 @@
 """The report on recursion: tables 4 to 6, figure 6 and the analysis of the paper's section 4, with our own runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,15 @@ from shoulders.evaluation.recursion_numbers import (
 from shoulders.evaluation.report import headline
 from shoulders.evaluation.results import Result
 from shoulders.evaluation.samples import Samples
-from shoulders.evaluation.statistics import Interval
+from shoulders.evaluation.tables import NONE, called, markdown, number, or_none, origin, signed
 from shoulders.files import save_failed, write_json
 
 PAGE, NUMBERS = "recursion.md", "recursion.json"
-ORIGIN = ("recipe", "backbone", "scaffold", "commit", "dirty", "versions", "machine", "time", "examples_hash")
 ALT = {
     plots.DEVELOPMENT: "development score over training steps (figure 6 of the paper)",
     plots.PASSES: "score over passes through the frozen model",
 }
-NONE = "\N{EN DASH}"
+WORDS = ("run", "LM", "method", "pretrain init?", "variant")  # columns
 PRETRAINED = {True: "Yes", False: "No", None: NONE}
 
 
@@ -74,14 +73,14 @@ def _summary(measured: Sequence[Table], split: Sequence[Beyond]) -> list[str]:
         scores = {name: never for name, (never, _) in one.scores.items() if never}
         if scores:
             best = max(scores, key=lambda name: scores[name].value)
-            told.append(f"{_unanswered(one)} Ahead on these is {best}: {_called(one.metric)} {scores[best]}.")
+            told.append(f"{_unanswered(one)} Ahead on these is {best}: {called(one.metric)} {scores[best]}.")
     return told
 
 
 def _draw(results: Sequence[Result], measured: Sequence[Table], folder: Path) -> list[str]:
     place = {result.name: number for number, result in enumerate(results)}
     spent = {
-        f"{_called(table.metric)} on {table.split}": [
+        f"{called(table.metric)} on {table.split}": [
             plots.Spent(row.result.name, place[row.result.name], row.method.passes, row.score.value, _curve(row.result))
             for row in table.rows
         ]
@@ -106,20 +105,20 @@ def _methods(table: Table) -> str:
         "LM passes": [f"{row.method.passes:.3g}" for row in table.rows],
         "LM": [row.result.content["backbone"]["name"] for row in table.rows],
         "method": [row.method.name for row in table.rows],
-        "Connector layers": [_number(row.method.layers) for row in table.rows],
+        "Connector layers": [number(row.method.layers) for row in table.rows],
         "pretrain init?": [PRETRAINED[row.method.pretrained] for row in table.rows],
         "variant": [row.method.variant or NONE for row in table.rows],
-        "trained parameters": [_number(row.result.content["trained"]) for row in table.rows],
-        "examples seen": [_number(row.seen) for row in table.rows],
+        "trained parameters": [number(row.result.content["trained"]) for row in table.rows],
+        "examples seen": [number(row.seen) for row in table.rows],
     }
     if any(row.development for row in table.rows):
         columns["best EM on dev"] = [_development(row) for row in table.rows]
-    columns[f"{_called(table.metric)} on {table.split} [95% interval]"] = [str(row.score) for row in table.rows]
+    columns[f"{called(table.metric)} on {table.split} [95% interval]"] = [str(row.score) for row in table.rows]
     if table.base:
-        columns[f"over {table.base}, paired"] = [_signed(row.gap) for row in table.rows]
+        columns[f"over {table.base}, paired"] = [signed(row.gap) for row in table.rows]
     title = f"## Methods on {table.split}: {table.examples:,} examples (tables 4 and 6 of the paper)"
     note = "" if table.metric == EM.name else f"\n\n{_no_em(table.metric)}"
-    return f"{title}\n\n{_markdown(columns)}{note}"
+    return f"{title}\n\n{markdown(columns, WORDS)}{note}"
 
 
 def _no_em(metric: str) -> str:
@@ -131,15 +130,15 @@ def _no_em(metric: str) -> str:
 
 def _candidates(found: Sequence[Candidates], samples: Sequence[Samples]) -> str:
     """Table 5 of the paper: recall of the samples, and scores of the textual recursions over them."""
-    columns = {"candidates": [_number(one.count) for one in found]}
+    columns = {"candidates": [number(one.count) for one in found]}
     for some in samples:
         values = [one.recall.get(some.name) for one in found]
         header = f"recall of {some.name} on {some.content['split']}"
         columns[header] = [NONE if value is None else f"{value:.1f}" for value in values]
     textual = [row.result for one in found for row in one.rows]
     for split, metric in {split_of(result): metric_of(result) for result in textual}.items():
-        columns[f"{_called(metric)} on {split} [95% interval]"] = [_textual(one, split) for one in found]
-    return f"## Sampled candidates (table 5 of the paper)\n\n{_markdown(columns)}"
+        columns[f"{called(metric)} on {split} [95% interval]"] = [_textual(one, split) for one in found]
+    return f"## Sampled candidates (table 5 of the paper)\n\n{markdown(columns, WORDS)}"
 
 
 def _textual(one: Candidates, split: str) -> str:
@@ -149,15 +148,15 @@ def _textual(one: Candidates, split: str) -> str:
 
 def _beyond(one: Beyond) -> str:
     """The analysis at the end of the paper's section 4.2."""
-    called, answered = _called(one.metric), one.questions - one.unanswered
+    metric, answered = called(one.metric), one.questions - one.unanswered
     columns = {
         "run": list(one.scores),
-        f"{called} on the {one.unanswered:,} no sample answers": [_or_none(never) for never, _ in one.scores.values()],
-        f"{called} on the other {answered:,}": [_or_none(other) for _, other in one.scores.values()],
+        f"{metric} on the {one.unanswered:,} no sample answers": [or_none(never) for never, _ in one.scores.values()],
+        f"{metric} on the other {answered:,}": [or_none(other) for _, other in one.scores.values()],
     }
     left_out = "".join(f"\n\n{name} is left out: {why}." for name, why in one.left_out.items())
     title = "## Questions beyond a single pass (section 4.2 of the paper)"
-    return f"{title}\n\n{_unanswered(one)}\n\n{_markdown(columns)}{left_out}"
+    return f"{title}\n\n{_unanswered(one)}\n\n{markdown(columns, WORDS)}{left_out}"
 
 
 def _unanswered(one: Beyond) -> str:
@@ -166,33 +165,6 @@ def _unanswered(one: Beyond) -> str:
         f"{one.unanswered:,} of {one.questions:,} questions ({share:.1f}%) have no right answer among "
         f"{one.samples.most} samples ({one.samples.name}, {one.samples.content['split']})."
     )
-
-
-def _markdown(columns: Mapping[str, Sequence[str]]) -> str:
-    """A table; columns of numbers stand to the right."""
-    words = {"run", "LM", "method", "pretrain init?", "variant"}
-    lines = [
-        list(columns),
-        ["---" if name in words else "---:" for name in columns],
-        *zip(*columns.values(), strict=True),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _called(metric: str) -> str:
-    return "EM" if metric == EM.name else metric
-
-
-def _number(value: int | None) -> str:
-    return NONE if value is None else f"{value:,}"
-
-
-def _or_none(interval: Interval | None) -> str:
-    return str(interval) if interval else NONE
-
-
-def _signed(gap: Interval | None) -> str:
-    return f"{gap.value:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]" if gap else NONE
 
 
 def _development(row: Row) -> str:
@@ -231,8 +203,8 @@ def _as_json(measured: Sequence[Table], candidates: Sequence[Candidates], split:
             }
             for one in split
         ],
-        "runs": {result.name: _origin(result.content) for result in results},
-        "samples": {one.samples.name: _origin(one.samples.content) for one in split},
+        "runs": {result.name: origin(result.content) for result in results},
+        "samples": {one.samples.name: origin(one.samples.content) for one in split},
     }
 
 
@@ -247,7 +219,3 @@ def _row_as_json(row: Row) -> dict[str, Any]:
         "score": asdict(row.score),
         "gap": row.gap and asdict(row.gap),
     }
-
-
-def _origin(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: content[key] for key in ORIGIN if key in content}

@@ -29,11 +29,21 @@ class Result:
 
     @property
     def measured(self) -> list[Measured]:
-        """By example, for intervals."""
+        """By example, for intervals, by the metrics that decide."""
         return [
             Measured(row["task"], row["wording"], METRICS[row["metric"]], row["measured"])
             for row in self.content["wordings"]
         ]
+
+    def measured_by(self, metric: str) -> list[Measured] | None:
+        """The same by one metric; None if not all wordings are scored by it, or the results are older than that."""
+        found: list[Measured] = []
+        for row in self.content["wordings"]:
+            kept = {**row.get("others", {}), row["metric"]: row["measured"]}
+            if metric not in kept:
+                return None
+            found.append(Measured(row["task"], row["wording"], METRICS[metric], kept[metric]))
+        return found
 
 
 def scores_as_json(scores: Scores) -> dict[str, Any]:
@@ -85,6 +95,7 @@ def _wording(row: WordingScore) -> dict[str, Any]:
         "metric": metric.name,
         "scores": row.scores,
         "measured": [list(p.measured[metric.name]) for p in row.predictions],
+        "others": {one.name: [list(p.measured[one.name]) for p in row.predictions] for one in row.metrics[1:]},
         "samples": samples,
     }
 

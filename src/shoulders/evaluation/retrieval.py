@@ -10,6 +10,7 @@ from typing import Any
 
 from shoulders.data.matching import first_with_answer
 from shoulders.data.packing import PackedEvidence
+from shoulders.data.support import support
 from shoulders.errors import UsageError
 from shoulders.records import Example
 
@@ -27,6 +28,7 @@ class Retrieval:
         packed: passages read for an example, on average.
         without: examples for which no passage was read.
         too_long: passages left out because they fit no context, not even alone.
+        supported: percentage of the answers given that stand in one of the passages that were read; None without any.
     """
 
     recall: Mapping[int, float]
@@ -34,17 +36,21 @@ class Retrieval:
     packed: float
     without: int
     too_long: int
+    supported: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON values; numbers of passages are texts."""
         return {**asdict(self), "recall": {str(k): value for k, value in self.recall.items()}}
 
 
-def retrieval(examples: Sequence[Example], source: PackedEvidence, k: int) -> Retrieval:
+def retrieval(
+    examples: Sequence[Example], source: PackedEvidence, k: int, answers: Sequence[str] | None = None
+) -> Retrieval:
     """How often an answer of the examples is retrieved, and how often it is read.
 
     Args:
         k: passages that the source retrieves for a question.
+        answers: that were given to the examples, to be looked for in what was read.
 
     Raises:
         UsageError: there is no example.
@@ -52,17 +58,22 @@ def retrieval(examples: Sequence[Example], source: PackedEvidence, k: int) -> Re
     first: list[int] = []
     read: list[int] = []
     packed: list[int] = []
+    supported = 0
     too_long = 0
     for start in range(0, len(examples), AT_ONCE):
         some = examples[start : start + AT_ONCE]
-        for example, passages in zip(some, source.find([one.question for one in some]), strict=True):
+        given = answers[start : start + AT_ONCE] if answers is not None else [""] * len(some)
+        sought = source.find([one.question for one in some])
+        for example, passages, answer in zip(some, sought, given, strict=True):
             found = source.packed(example.question, passages)
             first.append(first_with_answer(example.references, [passage.text for passage in passages]))
             read.append(first_with_answer(example.references, [passage.text for passage in found.passages]))
             packed.append(len(found.passages))
             too_long += found.too_long
+            supported += support(answer, found.passages) is not None
     recall = {rank: recall_at(first, rank) for rank in sorted({*RANKS, k}) if rank <= k}
-    return Retrieval(recall, recall_at(read, k), mean(packed), packed.count(0), too_long)
+    share = 100 * supported / len(examples) if answers is not None else None
+    return Retrieval(recall, recall_at(read, k), mean(packed), packed.count(0), too_long, share)
 
 
 def recall_at(first: Sequence[int], k: int) -> float:

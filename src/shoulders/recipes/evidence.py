@@ -17,7 +17,7 @@ from shoulders.evidence.candidates import Candidates, FirstPass
 from shoulders.evidence.store import AnswerStore
 from shoulders.pipeline import Answering, Sampling
 from shoulders.recipes.folders import scaffold_folder, scaffold_named
-from shoulders.recipes.recipe import RETRIEVED, EvidenceChoice, Recipe, recipe_from_json
+from shoulders.recipes.recipe import ORACLE, PASSAGES, EvidenceChoice, Recipe, recipe_from_json
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.storage import read_origin
 
@@ -39,7 +39,7 @@ def new_evidence(recipe: Recipe, lm: FrozenLM, prompt: int) -> Evidence | None:
     """
     if not recipe.evidence.kind:
         return None
-    if recipe.evidence.kind == RETRIEVED:
+    if recipe.evidence.kind in PASSAGES:
         return _retrieved(recipe, lm, prompt)
     return _candidates(recipe.evidence, lm)
 
@@ -54,14 +54,17 @@ def _retrieved(recipe: Recipe, lm: FrozenLM, prompt: int) -> PackedEvidence:
     answer = max(lengths.target, recipe.development.longest, recipe.test.longest)
     packer = Packer.beside(lm, prompt, answer, lengths.input, truncate=choice.truncate)
     try:
+        from shoulders.corpus.oracle import Oracle
         from shoulders.corpus.retrieved import Index, Retrieved
         from shoulders.corpus.retrievers import retriever_of
     except ImportError as error:
         raise SourceNotFound(f"an index needs {error.name}: pip install 'shoulders[search]'") from None
     index = Index(Path(choice.index).expanduser())
     searcher = retriever_of(index, choice.retriever, choice.dense, choice.weight)
-    found = Retrieved(index, choice.passages, packer, searcher)
-    return _reranked(choice, found, lm) if choice.reranker else found
+    retrieved = Retrieved(index, choice.passages, packer, searcher)
+    if choice.kind == ORACLE:
+        return Oracle(retrieved, choice.distractors)
+    return _reranked(choice, retrieved, lm) if choice.reranker else retrieved
 
 
 def _reranked(choice: EvidenceChoice, found: PackedEvidence, lm: FrozenLM) -> PackedEvidence:
@@ -97,7 +100,7 @@ def evidence_measured(recipe: Recipe, lm: FrozenLM, prompt: int) -> dict[str, An
     choice = recipe.evidence
     if not choice.kind:
         return None
-    if choice.kind == RETRIEVED:
+    if choice.kind in PASSAGES:
         source = _retrieved(recipe, lm, prompt)
         return {"kind": choice.kind, "index": choice.index, "fingerprint": source.fingerprint}
     names = (choice.scaffold, *choice.across)
@@ -106,11 +109,13 @@ def evidence_measured(recipe: Recipe, lm: FrozenLM, prompt: int) -> dict[str, An
 
 def retrieval_measured(recipe: Recipe, lm: FrozenLM, prompt: int, scores: Scores) -> Retrieval | None:
     """How often an answer was retrieved for the measured examples, and how often read; None if none was retrieved."""
-    source = new_evidence(recipe, lm, prompt) if recipe.evidence.kind == RETRIEVED else None
+    source = new_evidence(recipe, lm, prompt) if recipe.evidence.kind in PASSAGES else None
     if not isinstance(source, PackedEvidence):
         return None
-    examples = [prediction.example for row in scores.wordings for prediction in row.predictions]
-    return retrieval(examples, source, recipe.evidence.passages)
+    predictions = [prediction for row in scores.wordings for prediction in row.predictions]
+    examples = [prediction.example for prediction in predictions]
+    answers = [prediction.text for prediction in predictions]
+    return retrieval(examples, source, recipe.evidence.passages, answers)
 
 
 def sampler_of(choice: EvidenceChoice, lm: FrozenLM, name: str, store: AnswerStore) -> FirstPass:

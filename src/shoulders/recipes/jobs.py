@@ -13,7 +13,7 @@ from shoulders.evaluation.perplexity import Perplexity, perplexity
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen_examples, evaluate
 from shoulders.recipes.build import example_source, load_tasks
 from shoulders.recipes.evidence import new_evidence
-from shoulders.recipes.recipe import RETRIEVED, Recipe
+from shoulders.recipes.recipe import PASSAGES, Recipe
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.recursion import check_first_pass
 from shoulders.training.language import TextSource, language_loss
@@ -47,7 +47,7 @@ def job_of(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Tas
     """
     if recipe.text.source:
         return _text_job(recipe, lm, scaffold)
-    if recipe.evidence.kind != RETRIEVED:  # passages are something to put an infix after
+    if recipe.evidence.kind not in PASSAGES:  # passages are something to put an infix after
         check_placement(tasks, recipe.scaffold.placement)
     check_measurable(recipe, recipe.development, lm, tasks)
     evidence = new_evidence(recipe, lm, scaffold.length)

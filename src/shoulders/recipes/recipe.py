@@ -25,8 +25,9 @@ from shoulders.training.plan import TrainPlan
 SCAFFOLDS = ("bare", "soft_prompt", "input_prompt", "recursion")
 INNER = SCAFFOLDS[:3]
 INITS = ("vocabulary", "text", "labels", "normal")
-CANDIDATES, RETRIEVED = "candidates", "retrieved"
-EVIDENCE = ("", CANDIDATES, RETRIEVED)
+CANDIDATES, RETRIEVED, ORACLE = "candidates", "retrieved", "oracle"
+PASSAGES = (RETRIEVED, ORACLE)  # of an index
+EVIDENCE = ("", CANDIDATES, *PASSAGES)
 Record = TypeVar("Record")
 SELF = "self"  # the language model as its own encoder
 
@@ -130,7 +131,8 @@ class EvidenceChoice:
 
     Attributes:
         kind: "candidates": answers that the frozen model sampled itself (textual recursion); "retrieved": passages of
-            an index, as many as fit into suite.lengths.input tokens with the question; empty: nothing.
+            an index, as many as fit into suite.lengths.input tokens with the question; "oracle": likewise, and first
+            those that are annotated for the question (gold_passage_ids); empty: nothing.
         scaffold: run, folder or hub name of the first prompt p1 that they are sampled under; "bare" for none.
         across: two more, trained with suite.fold=a and suite.fold=b: questions of either half of the training examples
             get the candidates of the prompt that was trained on the other half. The paper does not say that it did so.
@@ -149,6 +151,7 @@ class EvidenceChoice:
         reranker: orders them anew: a re-ranker that was trained here, a cross-encoder, or a folder with the re-rankers
             that were trained on either half of the training examples and on all (a, b, all); empty for none. Their
             scores are kept in `store`, or in the cache folder without one.
+        distractors: of "oracle": retrieved passages that follow the annotated ones, `passages` at most.
     """
 
     kind: str = ""
@@ -167,6 +170,7 @@ class EvidenceChoice:
     passages: int = 20
     truncate: bool = False
     reranker: str = ""
+    distractors: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in EVIDENCE:
@@ -180,6 +184,11 @@ class EvidenceChoice:
             raise UsageError(f"evidence.longest is {self.longest}: a candidate has at least 1 token")
         if self.passages < 1:
             raise UsageError(f"evidence.passages is {self.passages}: retrieve at least 1, 20 are usual")
+        if not 0 <= self.distractors <= self.passages:
+            raise UsageError(
+                f"evidence.distractors is {self.distractors}: from 0 to as many as are retrieved, evidence.passages="
+                f"{self.passages}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,229 @@
+"""The report on readers: tables 2 and 3 of the paper's section 3, with our own runs and what they are compared with."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shoulders.evaluation import plots
+from shoulders.evaluation.metrics import EM, F1
+from shoulders.evaluation.recursion_numbers import by_split, check_same_metric, metric_of
+from shoulders.evaluation.report import check_comparable, headline
+from shoulders.evaluation.results import Result
+from shoulders.evaluation.statistics import Interval, average_interval, difference_interval
+from shoulders.evaluation.tables import NONE, called, markdown, number, or_none, origin, percent, signed
+from shoulders.files import save_failed, write_json
+
+PAGE, NUMBERS = "reader.md", "reader.json"
+ALT = "score of each reader with its interval, and how often an answer was in what it read"
+METHODS = {
+    "bare": "frozen LM, bare",
+    "soft_prompt": "frozen LM, prompt-tuned",
+    "input_prompt": "frozen LM, ID-PT",
+    "recursion": "frozen LM, recursion",
+    "adaptive": "frozen LM, adaptive passes",
+    "lora": "LoRA",
+    "full": "fine-tuned",
+    "extractive": "extractive reader",
+}
+SPARSE = ("", "bm25")  # names of the retriever that an index always has
+WORDS = ("run", "method", "LM", "retriever", "re-ranker")  # columns
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One run.
+
+    Attributes:
+        method: what reads.
+        backbone: its name.
+        retriever: what found the passages; "oracle" for annotated ones, a dash for none.
+        reranked: whether a re-ranker put them in order.
+        recall: percentage of questions with an answer in what was read ("Recall @ J1 input"); None without passages.
+        packed: passages read for a question, on average.
+        scores: by metric.
+        gap: over the first run of the table, paired, by the deciding metric; None for that run.
+    """
+
+    result: Result
+    method: str
+    backbone: str
+    retriever: str
+    reranked: bool
+    recall: float | None
+    packed: float | None
+    scores: Mapping[str, Interval]
+    gap: Interval | None
+
+    @property
+    def beside(self) -> tuple[str, str, str]:
+        """What a run has in common with the same one without its re-ranker."""
+        return self.method, self.backbone, self.retriever
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The runs that were measured on one split, all on the same examples."""
+
+    split: str
+    metric: str
+    rows: Sequence[Row]
+
+    @property
+    def reranking(self) -> list[tuple[Row, Row]]:
+        """Each run with a re-ranker, and the same without."""
+        plain = {row.beside: row for row in self.rows if not row.reranked}
+        return [(row, plain[row.beside]) for row in self.rows if row.reranked and row.beside in plain]
+
+
+def write_reader_report(results: Sequence[Result], folder: Path) -> tuple[Path, str]:
+    """Write tables, numbers and a plot of readers; returns the path of the tables and a summary.
+
+    Raises:
+        UsageError: there is no run, or two of one split were measured on different examples or by different metrics.
+        SaveFailed: the folder cannot be written.
+    """
+    measured = reader_tables(results)
+    told = [line for table in measured for line in _told(table)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn = plots.draw_readers({table.split: _bars(table) for table in measured}, folder)
+        parts = ["# A frozen reader", *told, *map(_page, measured), f"![{ALT}]({drawn})"]
+        (folder / PAGE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise save_failed(folder, error) from error
+    write_json(
+        folder / NUMBERS,
+        {
+            "tables": [_as_json(table) for table in measured],
+            "runs": {result.name: origin(result.content) for result in results},
+        },
+    )
+    return folder / PAGE, "\n".join(told)
+
+
+def reader_tables(results: Sequence[Result]) -> list[Table]:
+    """A table for each split that something was measured on, in the order of the results.
+
+    Raises:
+        UsageError: there is no result, or two of one split were measured on different examples or by different metrics.
+    """
+    check_comparable(results[:1])
+    found: list[Table] = []
+    for split, some in by_split(results).items():
+        check_same_metric(some)
+        found.append(Table(split, metric_of(some[0]), [_row(result, some[0]) for result in some]))
+    return found
+
+
+def _row(result: Result, first: Result) -> Row:
+    content = result.content
+    evidence = content["recipe"].get("evidence") or {}
+    retrieval = content.get("retrieval") or {}
+    names = (metric_of(result), EM.name, F1.name)
+    measured = {name: rows for name in names if (rows := result.measured_by(name))}
+    return Row(
+        result,
+        method_of(content),
+        content["backbone"]["name"],
+        retriever_of(evidence),
+        bool(evidence.get("reranker")),
+        retrieval.get("recall_at_input"),
+        retrieval.get("packed"),
+        {name: average_interval(rows) for name, rows in measured.items()},
+        None if result is first else difference_interval(result.measured, first.measured),
+    )
+
+
+def method_of(content: Mapping[str, Any]) -> str:
+    """What read, by the kind of what was trained; kinds from elsewhere go by their own name."""
+    rival = (content["recipe"].get("rival") or {}).get("kind")
+    kind = rival if rival and content.get("trained") else content["scaffold"]["kind"]
+    return METHODS.get(kind, str(kind))
+
+
+def retriever_of(evidence: Mapping[str, Any]) -> str:
+    """What put passages before the questions, by the recipe's `evidence`."""
+    kind = evidence.get("kind") or ""
+    if kind == "oracle":
+        others = evidence.get("distractors", 0)
+        return f"oracle, {others} distractors" if others else "oracle"
+    if kind != "retrieved":
+        return kind or NONE
+    name = str(evidence.get("retriever") or "")
+    if name.lower() in SPARSE:
+        return "BM25"
+    dense = Path(name).name
+    return f"{dense} + BM25" if evidence.get("weight") else dense
+
+
+def _told(table: Table) -> list[str]:
+    """Who is ahead, and what re-ranking is worth."""
+    told = [f"On {table.split}: {headline([row.result for row in table.rows])}"]
+    for row, plain in table.reranking:
+        gap = difference_interval(row.result.measured, plain.result.measured)
+        recall = ""
+        if row.recall is not None and plain.recall is not None:
+            recall = f", recall at the reader's input from {plain.recall:.1f} to {row.recall:.1f}"
+        told.append(
+            f"Re-ranking what {row.retriever} finds: {called(table.metric)} {signed(gap)} "
+            f"({row.result.name} over {plain.result.name}, paired){recall}."
+        )
+    return told
+
+
+def _page(table: Table) -> str:
+    """Tables 2 and 3 of the paper in one."""
+    rows = table.rows
+    columns = {
+        "run": [row.result.name for row in rows],
+        "method": [row.method for row in rows],
+        "LM": [row.backbone for row in rows],
+        "retriever": [row.retriever for row in rows],
+        "re-ranker": ["yes" if row.reranked else NONE if row.recall is None else "no" for row in rows],
+        "recall @ input": [percent(row.recall) for row in rows],
+        "passages": [percent(row.packed) for row in rows],
+        "trained parameters": [number(row.result.content.get("trained")) for row in rows],
+    }
+    for metric in dict.fromkeys(name for row in rows for name in row.scores):
+        columns[f"{called(metric)} [95% interval]"] = [or_none(row.scores.get(metric)) for row in rows]
+    if len(rows) > 1:
+        columns[f"{called(table.metric)} over {rows[0].result.name}, paired"] = [signed(row.gap) for row in rows]
+    examples = rows[0].result.content["examples"]
+    title = f"## Readers on {table.split}: {examples:,} examples (tables 2 and 3 of the paper)"
+    return f"{title}\n\n{markdown(columns, WORDS)}"
+
+
+def _bars(table: Table) -> list[plots.Bar]:
+    return [plots.Bar(row.result.name, row.scores[table.metric], row.recall) for row in table.rows]
+
+
+def _as_json(table: Table) -> dict[str, Any]:
+    return {
+        "split": table.split,
+        "metric": table.metric,
+        "rows": [_row_as_json(row) for row in table.rows],
+        "reranking": [
+            {
+                "run": row.result.name,
+                "over": plain.result.name,
+                "gap": asdict(difference_interval(row.result.measured, plain.result.measured)),
+            }
+            for row, plain in table.reranking
+        ],
+    }
+
+
+def _row_as_json(row: Row) -> dict[str, Any]:
+    return {
+        "run": row.result.name,
+        "method": row.method,
+        "backbone": row.backbone,
+        "retriever": row.retriever,
+        "reranked": row.reranked,
+        "recall_at_input": row.recall,
+        "packed": row.packed,
+        "trained": row.result.content.get("trained"),
+        "scores": {name: asdict(interval) for name, interval in row.scores.items()},
+        "gap": row.gap and asdict(row.gap),
+    }

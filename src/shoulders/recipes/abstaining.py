@@ -1,0 +1,112 @@
+"""A reader's threshold for "no answer": chosen on the development part, and kept beside its scaffold."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shoulders.adaptive.abstaining import Judged, Outcome, Threshold, best_threshold, outcome
+from shoulders.data.matching import has_answer
+from shoulders.errors import UsageError
+from shoulders.evaluation.metrics import exact_match, token_f1
+from shoulders.evaluation.protocol import EvaluationPlan, OnDone, chosen_examples
+from shoulders.evaluation.provenance import provenance, scaffold_measured
+from shoulders.files import write_json
+from shoulders.recipes.jobs import tasks_of
+from shoulders.recipes.reading import FORMAT, THRESHOLD, ReadAnswer, Reader
+from shoulders.recipes.recipe import Recipe
+from shoulders.records import Example
+
+TOGETHER = 32  # questions between two reports of progress
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A threshold, and what it makes of the examples that it was chosen on.
+
+    Attributes:
+        before: as if every answer were given.
+        answerable: percentage of questions with a gold answer in what was read.
+    """
+
+    threshold: Threshold
+    examples: int
+    answerable: float
+    before: Outcome
+    after: Outcome
+
+
+def choose_threshold(judged: Sequence[Judged]) -> Chosen:
+    """The threshold of the best F1 of answering or abstaining (`adaptive.abstaining`)."""
+    return measured_with(best_threshold(judged), judged)
+
+
+def measured_with(threshold: Threshold, judged: Sequence[Judged]) -> Chosen:
+    """What a threshold that was chosen on other examples makes of these."""
+    answerable = 100 * sum(one.answerable for one in judged) / len(judged)
+    return Chosen(threshold, len(judged), answerable, outcome(judged, None), outcome(judged, threshold))
+
+
+def judged_answers(
+    reader: Reader, recipe: Recipe, plan: EvaluationPlan, on_done: OnDone = lambda _done, _all: None
+) -> list[Judged]:
+    """A reader's answers to the examples of a plan, thresholds aside.
+
+    Raises:
+        UsageError: the examples have answers to choose from.
+        UnknownName, DataError: no task has the plan's split, or it is empty.
+    """
+    suite = recipe.suite
+    asked = chosen_examples(tasks_of(recipe), plan, suite.without_templates, skip_failing=suite.skip_failing).asked
+    examples = [example for one in asked for example in one.examples]
+    if any(example.choices for example in examples):
+        raise UsageError(
+            f"{suite.source} has answers to choose from, and a threshold is for answers that are written: name "
+            "questions, suite.source=qa:PATH/NAME"
+        )
+    judged: list[Judged] = []
+    for start in range(0, len(examples), TOGETHER):
+        some = examples[start : start + TOGETHER]
+        answers = reader.ask_all([example.question for example in some])
+        judged += [_judged(example, found) for example, found in zip(some, answers, strict=True)]
+        on_done(len(judged), len(examples))
+    return judged
+
+
+def _judged(example: Example, found: ReadAnswer) -> Judged:
+    golds = example.references
+    return Judged(
+        found.confidence,
+        stands=found.support is not None,
+        answerable=any(has_answer(golds, passage.text) for passage in found.read),
+        em=exact_match(found.text, golds),
+        f1=token_f1(found.text, golds),
+    )
+
+
+def keep_threshold(folder: Path, reader: Reader, recipe: Recipe, chosen: Chosen, others: Sequence[Chosen] = ()) -> Path:
+    """Keep a threshold in the scaffold's folder with where it comes from; returns the file.
+
+    Args:
+        others: what it makes of examples that had no part in the choice.
+
+    Raises:
+        SaveFailed: the folder cannot be written.
+    """
+    content = {
+        "format": FORMAT,
+        "threshold": chosen.threshold.as_json(),
+        "chosen_on": _as_json(recipe.development.split, chosen),
+        "measured_on": [_as_json(recipe.test.split, one) for one in others],
+        "evidence": reader.evidence.fingerprint,
+        "scaffold": scaffold_measured(reader.scaffold, str(folder)),
+        **provenance(recipe.as_json(), reader.lm),
+    }
+    write_json(folder / THRESHOLD, content)
+    return folder / THRESHOLD
+
+
+def _as_json(split: str, chosen: Chosen) -> dict[str, Any]:
+    numbers = asdict(chosen)
+    del numbers["threshold"]
+    return {"split": split, **numbers}
