@@ -19,6 +19,16 @@ from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound
 from shoulders.files import read_json, save_failed, write_json
 
 MANIFEST, INDEX, DATA, LOCK = "manifest.json", "index.bin", "states.bin", "lock"
+POSITIONS_AT_ONCE = 4096  # of one batch of rows that are computed, padding included
+
+
+def in_batches(rows: Mapping[bytes, Sequence[int]], positions: int) -> Iterator[list[tuple[bytes, Sequence[int]]]]:
+    """Rows by key in batches of similar length, the longest first, each of at most `positions` with its padding."""
+    left = sorted(rows.items(), key=lambda item: len(item[1]))
+    while left:
+        size = max(1, positions // len(left[-1][1]))
+        left, part = left[:-size], left[-size:]
+        yield part
 
 
 def key_of(ids: Sequence[int]) -> bytes:
@@ -125,7 +135,7 @@ class RowFile:
     def _bytes(self, entry: _Entry) -> NDArray[np.uint8]:
         path = self.folder / DATA
         if entry.end > len(self._mapped) and path.exists() and path.stat().st_size > len(self._mapped):
-            self._mapped = np.memmap(path, np.uint8, mode="r")
+            self._mapped = np.memmap(path, np.uint8, mode="c")  # never written; PyTorch warns of what it may not
         return self._mapped[entry.offset : entry.end]
 
     def _forget(self) -> None:

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoulders.backbone.frozen import FrozenLM, pad_right
-from shoulders.backbone.rows import RowFile, key_of
+from shoulders.backbone.rows import POSITIONS_AT_ONCE, RowFile, in_batches, key_of
 
 FORMAT = 1
-POSITIONS_AT_ONCE = 4096  # of one batch of rows that are computed, padding included
 
 
 @final
@@ -82,10 +81,7 @@ class StateStore:
     def _fresh(self, rows: Mapping[bytes, Sequence[int]]) -> dict[bytes, Float[Tensor, "T D"]]:
         """States of rows, computed in batches of similar length."""
         found: dict[bytes, Tensor] = {}
-        left = sorted(rows.items(), key=lambda item: len(item[1]))
-        while left:
-            size = max(1, POSITIONS_AT_ONCE // len(left[-1][1]))
-            left, part = left[:-size], left[-size:]
+        for part in in_batches(rows, POSITIONS_AT_ONCE):
             ids = pad_right([list(row) for _, row in part], self.lm.end).ids.to(self.lm.device)
             states = self.lm.states(self.lm.embed(ids)).to("cpu", self.lm.dtype)
             found.update({key: states[number, : len(row)].contiguous() for number, (key, row) in enumerate(part)})
