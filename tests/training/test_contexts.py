@@ -1,10 +1,6 @@
 """Training over texts whose keys and values are kept on disk: the same training, without reading them again."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import pytest
