@@ -144,8 +144,8 @@ def _batches(data: str) -> Batches:
 
 def _tokens(passages: Path) -> Iterator[int]:
     if not passages.exists():
-        numbers = torch.randint(100, 40_000, (BATCHES * ROWS * (CONTEXT + SCORED),))
-        yield from numbers.tolist()
+        count, generator = BATCHES * ROWS * (CONTEXT + SCORED), torch.Generator().manual_seed(1)
+        yield from torch.randint(100, 40_000, (count,), generator=generator).tolist()
         return
     tokenizer = AutoTokenizer.from_pretrained(locate(MODEL))
     with gzip.open(passages, "rt", encoding="utf-8") as lines:
