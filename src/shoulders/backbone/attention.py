@@ -6,7 +6,8 @@ Short sequences therefore use three plain batched products, with the query heads
 of one product. So does the one new position of a decode's step, whatever the number of keys: the fused kernel takes 6
 to 12 times as long over it in bf16 (64 rows, 80 keys: 5.0 ms a layer, this one 0.4 ms). And so do the few positions of
 a prompt and an answer after a long text (4 x 26 queries over 538 keys, forward and backward on one core: fp32 18 and
-11 ms a layer, bf16 18 and 6 ms; the two meet at 128 queries in fp32). Everything else goes to transformers' own kernel for `sdpa`.
+11 ms a layer, bf16 18 and 6 ms; the two meet at 128 queries in fp32). Everything else goes
+to transformers' own kernel for `sdpa`.
 """
 
 import math
