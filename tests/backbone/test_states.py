@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from shoulders.backbone import states as states_module
-from shoulders.backbone.states import DATA, INDEX, MANIFEST, StateStore
+from shoulders.backbone.rows import DATA, INDEX, MANIFEST
+from shoulders.backbone.states import StateStore
 from shoulders.errors import SaveFailed
 
 ROWS = [[5, 9, 3], [7, 8, 9, 10, 11, 12, 13], [5, 9, 3, 4], [20], [30, 31, 32, 33, 34]]

@@ -185,6 +185,21 @@ def test_a_plan_reads_with_the_encoder_what_its_tokenizer_leaves(lm, tiny_encode
     assert cut.answer - cut.answer_prompt == short.answer - short.answer_prompt < whole.answer - whole.answer_prompt
 
 
+def test_a_plan_counts_what_contexts_take_on_disk(tiny_lm, tmp_path):
+    """Layers x 2 x heads of keys x their width x bytes for every token; a window takes no more than itself."""
+    for family, dtype, wanted in (
+        ("llama", "bfloat16", 3 * 2 * 2 * 8 * 2 * 60),
+        ("mistral", "float32", 3 * 2 * 2 * 8 * 4 * 15),
+    ):
+        values = [f"backbone.name={tiny_lm(family).name}", f"backbone.dtype={dtype}", "scaffold.length=4"]
+        kept = [f"training.contexts={tmp_path}", "scaffold.placement=suffix"]
+        recipe = with_overrides(recipe_named("bundled_soft_prompt"), [*values, *kept])
+        assert cost(recipe, 60, 4).context_bytes == wanted
+        assert cost(with_overrides(recipe, ["training.contexts="]), 60, 4).context_bytes == 0
+        with pytest.raises(UsageError, match=r"leave training\.contexts empty"):
+            cost(with_overrides(recipe, ["scaffold.placement=prefix"]), 60, 4)
+
+
 def test_a_plan_that_does_not_fit_is_refused():
     with pytest.raises(ContextFull, match="needs 2416 positions, the model has room for 2048"):
         cost(recipe_named("paper_idpt"), input_length=2000, output_length=16)

@@ -4,8 +4,10 @@ PyTorch's fused kernel is made for long sequences: on a CPU its backward pass ta
 the lengths of multi-task suites (profiled on SmolLM2-135M, bf16, 8 x 148 positions: 24 ms a layer, this one 7 ms).
 Short sequences therefore use three plain batched products, with the query heads that share a key head stacked as rows
 of one product. So does the one new position of a decode's step, whatever the number of keys: the fused kernel takes 6
-to 12 times as long over it in bf16 (64 rows, 80 keys: 5.0 ms a layer, this one 0.4 ms). Everything else goes to
-transformers' own kernel for `sdpa`.
+to 12 times as long over it in bf16 (64 rows, 80 keys: 5.0 ms a layer, this one 0.4 ms). And so do the few positions of
+a prompt and an answer after a long text (4 x 26 queries over 538 keys, forward and backward on one core: fp32 18 and
+11 ms a layer, bf16 18 and 6 ms; the two meet at 128 queries in fp32). Everything else goes
+to transformers' own kernel for `sdpa`.
 """
 
 import math
@@ -19,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 NAME = "shoulders"
 LONGEST = 384  # keys beyond which the fused kernel wins
+FEW = 128  # queries up to which it does not, as long as there are no more scores than at the longest
 
 
 def attention(
@@ -33,12 +36,16 @@ def attention(
 ) -> tuple[Float[Tensor, "B T H d"], None]:
     """Causal attention as transformers calls it (H query heads over G key heads, N keys)."""
     plain = all(rest.get(name) is None for name in ("softcap", "s_aux", "position_bias", "head_mask", "cache"))
-    short = query.device.type == "cpu" and (key.shape[2] <= LONGEST or query.shape[2] == 1)
-    if not (plain and short and dropout == 0.0):
+    small = query.device.type == "cpu" and _small(query.shape[2], key.shape[2])
+    if not (plain and small and dropout == 0.0):
         kernel = AttentionInterface()["sdpa"]
         return kernel(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest)
     products = _single if query.shape[2] == 1 else _grouped
     return products(query, key, value, attention_mask, scaling or 1 / math.sqrt(query.shape[-1])), None
+
+
+def _small(queries: int, keys: int) -> bool:
+    return keys <= LONGEST or queries == 1 or (queries <= FEW and queries * keys <= LONGEST**2)
 
 
 def _single(

@@ -1,13 +1,15 @@
 """What a decode carries between steps: keys and values of every pass, and which of their positions are real."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
+
+from shoulders.records import KeysValues
 
 
 class PassMemory:
@@ -18,6 +20,21 @@ class PassMemory:
         self.seen = 0  # positions
         self.mask: Bool[Tensor, "B N"] | None = None  # None: every position so far is real
         self.weights: Mapping[str, Tensor] | None = None  # trained ones, in the type that this decode multiplies in
+
+    @classmethod
+    def holding(
+        cls, config: PreTrainedConfig, known: KeysValues, length: int, mask: Bool[Tensor, "B N"] | None
+    ) -> Self:
+        """A memory of `length` positions whose keys and values are known; they are not written to."""
+        made = cls(config)
+        made.seen, made.mask = length, mask
+        for layer, (keys, values) in zip(made.cache.layers, known.layers, strict=True):
+            assert isinstance(layer, DynamicLayer)
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
+            if isinstance(layer, DynamicSlidingWindowLayer):
+                layer.cumulative_length = length
+        return made
 
     @property
     def recurrent(self) -> bool:

@@ -17,6 +17,8 @@ def run(name: str, overrides: Sequence[str], input_length: int, output_length: i
     console.print(f"[bold]{recipe.name}[/bold]: {recipe.scaffold.kind} around {recipe.backbone.name}")
     console.print(_parameters(found))
     console.print(_memory(found, recipe.training.batch_size))
+    if found.context_bytes:
+        console.print(_contexts(found, recipe.training.batch_size * recipe.training.steps, input_length))
     console.print(_work(found, recipe.training.batch_size, recipe.training.steps, input_length, output_length))
 
 
@@ -39,6 +41,16 @@ def _memory(found: Cost, batch: int) -> Table:
     table.add_row("activations", _gb(found.activations_bytes), f"of one micro-batch (a step has {batch} examples)")
     table.add_row("a training step in all", _gb(found.weights_bytes + found.training_bytes + found.activations_bytes))
     table.add_row("keys and values of one answer", _gb(found.cache_bytes))
+    return table
+
+
+def _contexts(found: Cost, examples: int, length: int) -> Table:
+    table = Table("keys and values on disk", "GB", "", box=None, header_style="bold")
+    table.add_row(
+        f"a context of {length} tokens", _gb(found.context_bytes), f"{found.context_bytes // length:,} bytes a token"
+    )
+    about = f"of {examples:,} examples; those that come again, and contexts that several share, count once"
+    table.add_row("of the whole run at most", _gb(found.context_bytes * examples), about)
     return table
 
 

@@ -4,17 +4,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shoulders.backbone.contexts import Contexts
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.states import StateStore
 from shoulders.data.evidence import Evidence
 from shoulders.data.tasks import Task, check_placement
 from shoulders.data.text import Documents, PackedText, held_out, open_text
+from shoulders.errors import UsageError
 from shoulders.evaluation.perplexity import Perplexity, perplexity
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen_examples, evaluate
 from shoulders.recipes.build import example_source, load_tasks
 from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.recipe import PASSAGES, Recipe
 from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.contexts import check_contexts
 from shoulders.scaffolds.recursion import check_first_pass
 from shoulders.training.language import TextSource, language_loss
 from shoulders.training.loop import LossOf, Source
@@ -41,8 +44,8 @@ def job_of(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Tas
     """The recipe's tasks as a job, or its text; what could not be measured afterwards is refused before.
 
     Raises:
-        UsageError: a split is missing, the placement has nothing to hold on to, the text is none, or the first pass
-            that is to be stored is not that of the bare model.
+        UsageError: a split is missing, the placement has nothing to hold on to, the text is none, or something trains
+            before what is to be stored.
         SaveFailed: the folder it is to be stored in cannot be written.
     """
     if recipe.text.source:
@@ -53,13 +56,18 @@ def job_of(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Tas
     evidence = new_evidence(recipe, lm, scaffold.length)
     return Job(
         example_source(recipe, tasks, lm, scaffold, evidence),
-        scaffold_loss(lm, scaffold, _first_pass(recipe, lm, scaffold)),
+        scaffold_loss(lm, scaffold, _first_pass(recipe, lm, scaffold), _contexts(recipe, lm, scaffold)),
         lambda: measure(recipe, lm, scaffold, recipe.development, tasks, on_done, evidence).average,
     )
 
 
 def _text_job(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Job:
     plan = recipe.training
+    if plan.contexts:
+        raise UsageError(
+            f"training.contexts={plan.contexts} keeps what is read before a prompt; in "
+            f"text.source={recipe.text.source} a prompt stands before everything: leave training.contexts empty"
+        )
     documents, others = text_parts(recipe)
     text = PackedText(documents, lm, recipe.text.length, plan.seed)
     source = TextSource(text, plan.batch_size, plan.positions_at_once, scaffold.length)
@@ -75,6 +83,15 @@ def _first_pass(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> StateStore 
         return None
     check_first_pass(scaffold)  # before there is a folder
     return StateStore(folder, lm)
+
+
+def _contexts(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Contexts | None:
+    """Where the recipe keeps what is read before the prompt."""
+    folder = recipe.training.contexts
+    if not folder:
+        return None
+    check_contexts(scaffold)  # before there is a folder
+    return Contexts(lm, folder)
 
 
 def text_parts(recipe: Recipe) -> tuple[Documents, Documents]:

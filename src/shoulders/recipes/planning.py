@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForTextEncoding
 
+from shoulders.backbone.contexts import context_bytes
 from shoulders.backbone.devices import DTYPES
 from shoulders.backbone.encoder import Encoder, FrozenEncoder
 from shoulders.backbone.frozen import UNLIMITED, FrozenLM
@@ -17,6 +18,7 @@ from shoulders.recipes.recipe import SELF, Recipe, ScaffoldChoice
 from shoulders.recipes.shapes import config_named, text_length
 from shoulders.records import LMInput, Tokens
 from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.contexts import check_contexts
 from shoulders.scaffolds.input_prompt import InputPrompt
 from shoulders.scaffolds.recursion import Recursion
 from shoulders.scaffolds.soft_prompt import SoftPrompt
@@ -42,6 +44,7 @@ class Cost:
         training_bytes: of the trained parameters with gradients and moments.
         activations_bytes: kept for the backward pass of one micro-batch.
         cache_bytes: keys and values of one answer.
+        context_bytes: keys and values of one input, where the recipe keeps them on disk (`training.contexts`); else 0.
         step: floating-point operations of one optimizer step.
         step_floor: of these, what the frozen model alone needs (forward, and backward to its input).
         answer: operations of one answer; `answer_bare` without a scaffold; `answer_prompt` with a plain prompt as long.
@@ -54,6 +57,7 @@ class Cost:
     training_bytes: int
     activations_bytes: int
     cache_bytes: int
+    context_bytes: int
     step: int
     step_floor: int
     answer: int
@@ -65,7 +69,7 @@ def cost(recipe: Recipe, input_length: int, output_length: int) -> Cost:
     """Count a recipe's parameters, bytes and operations for inputs and answers of a length.
 
     Raises:
-        UsageError: a length below 1, or a model that is no causal language model.
+        UsageError: a length below 1, a model that is no causal language model, or contexts that cannot be kept.
         ContextFull: prompt, input and answer do not fit the context.
         SourceNotFound, HubUnreachable: the backbone's or encoder's configuration is not to be had.
     """
@@ -101,12 +105,20 @@ def cost(recipe: Recipe, input_length: int, output_length: int) -> Cost:
         training_bytes=sum(trained.values()) * ADAM_BYTES,
         activations_bytes=kept * min(rows, recipe.training.batch_size),
         cache_bytes=sizes.cache_bytes(scaffold),
+        context_bytes=_context_bytes(recipe, lm, scaffold, input_length),
         step=step * recipe.training.batch_size,
         step_floor=sizes.step(prompt)[0] * recipe.training.batch_size,
         answer=sizes.answer(scaffold),
         answer_bare=sizes.answer(Bare()),
         answer_prompt=sizes.answer(prompt),
     )
+
+
+def _context_bytes(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, input_length: int) -> int:
+    if not recipe.training.contexts:
+        return 0
+    check_contexts(scaffold)
+    return context_bytes(lm, input_length)
 
 
 def meta_backbone(name: str, dtype: torch.dtype, attention: str = "auto") -> FrozenLM:

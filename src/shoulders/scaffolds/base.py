@@ -74,6 +74,9 @@ class Scaffold(
 
         With a memory that has not started, reads the text into it; with one that has, continues it. A whole sequence at
         once and the same one step by step agree to rounding.
+
+        With `given.before` the text before the slot is not read again: states of positions that come before the one
+        whose next stands at the slot are zeros, and nothing there can be scored.
         """
 
     def memory(self, lm: FrozenLM) -> Memory:

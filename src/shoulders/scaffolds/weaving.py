@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.memory import Memory
+from shoulders.backbone.memory import Memory, PassMemory
 from shoulders.records import LMInput
 
 
@@ -60,7 +60,7 @@ def prompted_states(
         memory.length += given.embeds.shape[1]
         if begun:
             return lm.states(given.embeds, given.mask, one)
-    elif torch.is_grad_enabled() and len(set(given.slot)) == 1 and given.slot[0] > 0 and not lm.recurrent:
+    elif given.before is not None or _trains_after_text(lm, given):
         return _states_after(lm, prompt_of(), given, given.slot[0])
     prompt = prompt_of()
     if prompt.shape[1] == 0:
@@ -71,16 +71,26 @@ def prompted_states(
     return states.gather(1, predicting[..., None].expand(-1, -1, states.shape[-1]))
 
 
+def _trains_after_text(lm: FrozenLM, given: LMInput) -> bool:
+    return torch.is_grad_enabled() and len(set(given.slot)) == 1 and given.slot[0] > 0 and not lm.recurrent
+
+
 def _states_after(lm: FrozenLM, prompt: Float[Tensor, "B P D"], given: LMInput, slot: int) -> Float[Tensor, "B T D"]:
     """Training with the prompt after a text: the text is read once, without gradients or stored activations.
 
     Nothing that trains stands before the slot, so the states of those positions are constants; gradients start at the
-    prompt, which attends to the text's keys and values.
+    prompt, which attends to the text's keys and values. Where these are known, the text is not read at all, and zeros
+    stand in the place of its states.
     """
-    memory = lm.memory().passes[0]
     length = prompt.shape[1]
-    with torch.no_grad():
-        before = lm.states(given.embeds[:, :slot], None if given.mask is None else given.mask[:, :slot], memory)
+    text, text_mask = given.embeds[:, :slot], None if given.mask is None else given.mask[:, :slot]
+    if given.before is None:
+        memory = lm.memory().passes[0]
+        with torch.no_grad():
+            before = lm.states(text, text_mask, memory)
+    else:
+        memory = PassMemory.holding(lm.config, given.before, slot, text_mask)
+        before = torch.zeros_like(text)
     rest = torch.cat([prompt.to(given.embeds.dtype), given.embeds[:, slot:]], dim=1)
     ones = torch.ones(prompt.shape[:2], dtype=torch.bool, device=prompt.device)
     mask = None if given.mask is None else torch.cat([ones, given.mask[:, slot:]], dim=1)

@@ -28,6 +28,8 @@ class TrainPlan:
         keep: checkpoints kept.
         first_pass: folder that keeps the states of a recursion's first pass (`StateStore`); empty: they are computed in
             every step.
+        contexts: folder that keeps the keys and values of the texts before a prompt (`Contexts`; infix and suffix);
+            empty: they are computed in every step.
         seed: of the order of examples and of what is random in the trained module.
     """
 
@@ -46,6 +48,7 @@ class TrainPlan:
     save_every: int = 0
     keep: int = 2
     first_pass: str = ""
+    contexts: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -7,10 +7,12 @@ from typing import final
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from shoulders.backbone.contexts import Contexts, plain_layers
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.states import StateStore
 from shoulders.data.batching import Encoded, Stream, by_length, training_batch
 from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.contexts import check_contexts, reads_before
 from shoulders.scaffolds.recursion import check_first_pass
 from shoulders.training.loop import LossOf
 
@@ -63,17 +65,24 @@ class ExampleSource:
         return row.length + self.prompt_length
 
 
-def scaffold_loss(lm: FrozenLM, scaffold: Scaffold, first_pass: StateStore | None = None) -> LossOf[Sequence[Encoded]]:
+def scaffold_loss(
+    lm: FrozenLM, scaffold: Scaffold, first_pass: StateStore | None = None, contexts: Contexts | None = None
+) -> LossOf[Sequence[Encoded]]:
     """The summed cross-entropy of a micro-batch's answers through the scaffold and the frozen model.
 
     Args:
         first_pass: where the states of a recursion's first pass are kept.
+        contexts: where keys and values of the text before the prompt are kept.
 
     Raises:
-        UsageError: they are asked for, and something trains before the first pass ends.
+        UsageError: one is asked for, and something trains before the first pass, or before the prompt.
     """
     if first_pass is not None:
         check_first_pass(scaffold)
+    if contexts is not None:
+        check_contexts(scaffold)
+    elif reads_before(scaffold) and plain_layers(lm):
+        contexts = Contexts(lm)
 
     def loss(module: nn.Module, rows: Sequence[Encoded]) -> Tensor:
         batch = training_batch(rows, lm, scaffold)
@@ -81,6 +90,8 @@ def scaffold_loss(lm: FrozenLM, scaffold: Scaffold, first_pass: StateStore | Non
         if first_pass is not None:
             # Without a prompt all padding stands at the end, where stored rows have it too.
             given = replace(given, first=first_pass.states([row.ids + row.target[:-1] for row in rows]))
+        if contexts is not None and given.slot[0] > 0:
+            given = replace(given, before=contexts.read([row.ids[: row.slot(scaffold.placement)] for row in rows]))
         return lm.nll(module(lm, given), batch.labels).sum()
 
     return loss

