@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shoulders.files import database_errors
 
 TABLES = """
@@ -214,6 +217,12 @@ class PassageStore:
         with self._told():
             for row in self._file.execute(f"{SEARCHED} ORDER BY p.id"):
                 yield Stored(*row)
+
+    def numbers(self) -> NDArray[np.int64]:
+        """The numbers of all passages that are searched, ascending."""
+        with self._told():
+            rows = self._file.execute("SELECT id FROM passages WHERE copy = 0")
+            return np.sort(np.fromiter((number for (number,) in rows), np.int64))
 
     def counts(self) -> Counts:
         """How much there is."""

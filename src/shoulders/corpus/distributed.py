@@ -1,0 +1,164 @@
+"""Searching an index on Milvus: the same passages and scores as beside the library, whatever the server's shards.
+
+The server only multiplies: terms are our analyser's, weights and statistics our own. Of passages with equal scores the
+lower number comes first here too, as long as no more than `LIMIT` tie for the last place.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, final
+
+import numpy as np
+from jaxtyping import Float32
+
+from shoulders.corpus.index import Index
+from shoulders.corpus.milvus import LIMIT, Milvus, Vector
+from shoulders.corpus.searching import Scored, best_first
+from shoulders.corpus.uploading import BM25, INDEX, VECTORS, check_about, index_fingerprint, states
+from shoulders.corpus.uploads import PASSAGES, UploadState
+from shoulders.errors import SourceNotFound, UsageError
+
+
+class QueryEncoder(Protocol):
+    """What makes vectors of queries that vectors of passages are compared with."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoder that the passages' vectors were made by."""
+        ...
+
+    def __call__(self, queries: Sequence[str]) -> Float32[np.ndarray, "N D"]:
+        """The vectors of queries."""
+        ...
+
+
+@final
+class MilvusBM25:
+    """BM25 with the k1 and b that the index was sent with (`upload_weights`).
+
+    Args:
+        collection: "" for the one that the index was sent to.
+
+    Raises:
+        SourceNotFound: the index was not sent there, or the server does not answer.
+        UsageError: the collection is another index's, or was analysed otherwise.
+    """
+
+    def __init__(self, index: Index, server: Milvus, collection: str = "") -> None:
+        self.analyser = index.analyser
+        self._held = _Collection(index, server, collection, {"kind": BM25, "analyser": index.analyser.identity})
+        self.about, self.stale = self._held.about, self._held.stale
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the collection and what was in it when it was last brought up to date."""
+        return f"{self.about['key']}/{self.about.get('index', '')}"
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
+        """For each query the k passages with the highest scores, of those that have a term of it.
+
+        Raises:
+            UsageError: k is more than Milvus gives.
+            SourceNotFound: the server does not answer.
+        """
+        return self._held.search([self._weighed(query) for query in queries], k)
+
+    def _weighed(self, query: str) -> dict[int, float]:
+        """Lucene's idf times the count, by term."""
+        counts = Counter(self.analyser.terms(query))
+        state = self._held.state
+        known, passages = state.known(counts), int(state.value(PASSAGES) or 0)
+        return {
+            term.number: counts[word] * math.log(1 + (passages - term.passages + 0.5) / (term.passages + 0.5))
+            for word, term in known.items()
+            if term.passages
+        }
+
+
+@final
+class MilvusVectors:
+    """Inner products with the vectors of `upload_vectors`; arguments and errors as of `MilvusBM25`.
+
+    Raises:
+        UsageError: the vectors were made by another encoder than the query's.
+    """
+
+    def __init__(self, index: Index, encoder: QueryEncoder, server: Milvus, collection: str = "") -> None:
+        self._encoder = encoder
+        self._held = _Collection(index, server, collection, {"kind": VECTORS, "encoder": encoder.fingerprint})
+        self.about, self.stale = self._held.about, self._held.stale
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the collection and what was in it when it was last brought up to date."""
+        return f"{self.about['key']}/{self.about.get('index', '')}"
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
+        """For each query the k passages with the largest inner products."""
+        rows = self._encoder(queries) if queries else np.zeros((0, self.about["dimension"]), np.float32)
+        if rows.shape[1] != self.about["dimension"]:
+            raise UsageError(
+                f"the query's vectors have {rows.shape[1]} dimensions, those at {self._held.server.address} "
+                f"{self.about['dimension']}: search with the encoder that made them"
+            )
+        return self._held.search(list(rows), k)
+
+
+@final
+class _Collection:
+    """A collection that an index was sent to, with its record beside the index."""
+
+    def __init__(self, index: Index, server: Milvus, name: str, wanted: Mapping[str, Any]) -> None:
+        self.server = server
+        self.name, self.about = _found(index, server, name, wanted["kind"])
+        check_about(self.about, wanted, f"the collection {self.name!r} at {server.address}")
+        path = dict(states(index.folder)).get(self.about["key"])
+        if path is None:
+            raise UsageError(
+                f"the collection {self.name!r} at {server.address} was sent from another index than {index.folder}: "
+                "name its own (--collection), or send this one (shoulders upload)"
+            )
+        server.load(self.name)
+        self.state = UploadState(path)
+        self.stale = not self.about["finished"] or self.state.value(INDEX) != index_fingerprint(index)
+
+    def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
+        if k > LIMIT:
+            raise UsageError(f"{k:,} passages asked for: Milvus gives {LIMIT:,} at most")
+        asked = [number for number, vector in enumerate(vectors) if len(vector)]
+        found: list[list[Scored]] = [[] for _ in vectors]
+        more = min(k + 1, LIMIT)
+        results = self.server.search(self.name, [vectors[number] for number in asked], more)
+        for number, some in zip(asked, results, strict=True):
+            if len(some) > k and some[k].score == some[k - 1].score:  # the cut goes through equal scores
+                (some,) = self.server.search(self.name, [vectors[number]], LIMIT)
+            found[number] = best_first(some, k)
+        return found
+
+
+def _found(index: Index, server: Milvus, name: str, kind: str) -> tuple[str, dict[str, Any]]:
+    """The collection of that name, or the one of that kind that the index was sent to."""
+    if name:
+        about = server.about(name)
+        if about is None:
+            raise SourceNotFound(
+                f"there is no collection {name!r} at {server.address}: send the index there (shoulders upload "
+                f"{index.folder} --to {server.address} --collection {name})"
+            )
+        return name, about
+    found: dict[str, dict[str, Any]] = {}
+    for key, path in states(index.folder):
+        with UploadState(path) as state:
+            collection, theirs = state.value("collection"), state.value("kind")
+        about = server.about(collection) if theirs == kind else None
+        if about and about.get("key") == key:
+            found[collection] = about
+    if not found:
+        raise SourceNotFound(
+            f"{index.folder} was not sent to {server.address} ({kind}): shoulders upload {index.folder} --to "
+            f"{server.address}"
+        )
+    if len(found) > 1:
+        raise UsageError(f"{index.folder} was sent to {', '.join(found)} at {server.address}: name one (--collection)")
+    return next(iter(found.items()))
