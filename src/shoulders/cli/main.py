@@ -31,6 +31,15 @@ Overrides = Annotated[
 ]
 Recipe = Annotated[str, typer.Argument(help="a recipe's name (`shoulders recipes`) or a recipe.json")]
 
+Collection = Annotated[str, typer.Option(help="of the server [default: upload names it after the index's folder]")]
+TokenVariable = Annotated[
+    str,
+    typer.Option(
+        metavar="VAR",
+        help="environment variable that holds the server's token, or USER:PASSWORD [default: MILVUS_TOKEN]",
+    ),
+]
+
 
 @app.command()
 def demo(
@@ -268,11 +277,34 @@ def search(
     folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder of an index (`shoulders index`)")],
     queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="questions or words")],
     k: Annotated[int, typer.Option("-k", help="passages of each query")] = 10,
+    engine: Annotated[str, typer.Option(metavar="URI", help="a Milvus that it was sent to (`shoulders upload`)")] = "",
+    collection: Collection = "",
+    token_env: TokenVariable = "",
 ) -> None:
-    """Find passages of an index by BM25."""
+    """Find passages of an index by BM25, here or on a server; their texts are those of the index."""
     from shoulders.cli.search import run
+    from shoulders.cli.upload import Engine
 
-    run(folder, queries, k)
+    run(folder, queries, k, Engine(engine, collection, token_env) if engine else None)
+
+
+@app.command()
+def upload(
+    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder of an index (`shoulders index`)")],
+    to: Annotated[str, typer.Option(metavar="URI", help="http://HOST:19530, or a local file that ends in .db")],
+    collection: Collection = "",
+    token_env: TokenVariable = "",
+    k1: Annotated[float, typer.Option(help="of BM25; Pyserini's if none is given")] = 0.9,
+    b: Annotated[float, typer.Option(help="of BM25; Pyserini's if none is given")] = 0.4,
+) -> None:
+    """Send an index to Milvus: its BM25 weights as sparse vectors, so that every server finds the same.
+
+    The same command again sends what changed. An upload that was killed goes on with the same command. Search it with
+    `shoulders search INDEX ... --engine URI`, read it with `evidence.engine=URI`.
+    """
+    from shoulders.cli.upload import Engine, run
+
+    run(folder, Engine(to, collection, token_env), k1, b)
 
 
 def main() -> None:

@@ -1,32 +1,56 @@
 """`shoulders search`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from shoulders.cli.show import console, need, short
+from shoulders.cli.upload import Engine, connected
 from shoulders.errors import UsageError
 
 if TYPE_CHECKING:
     from shoulders.corpus.analyser import Analyser
-    from shoulders.corpus.index import Hit
+    from shoulders.corpus.index import Hit, Index
+    from shoulders.corpus.searching import Searcher
 
 
-def run(folder: Path, queries: Sequence[str], k: int) -> None:
+def run(folder: Path, queries: Sequence[str], k: int, engine: Engine | None = None) -> None:
     """Print the passages that are found for each query, its words highlighted."""
     need("tantivy", "search")
     from shoulders.corpus.index import Index
 
     index = Index(folder)
+    with _searcher(index, engine) as searcher:
+        _search(index, searcher, queries, k)
+
+
+@contextmanager
+def _searcher(index: "Index", engine: Engine | None) -> Iterator["Searcher | None"]:
+    if engine is None:
+        yield None
+        return
+    with connected(engine) as server:
+        from shoulders.corpus.distributed import MilvusBM25
+
+        searcher = MilvusBM25(index, server, engine.collection)
+        if searcher.stale:
+            told = f"what is at {engine.address} is not all of {index.folder} as it is now: shoulders upload"
+            console.print(told, style="yellow", markup=False, soft_wrap=True)
+        yield searcher
+
+
+def _search(index: "Index", searcher: "Searcher | None", queries: Sequence[str], k: int) -> None:
+    folder = index.folder
     terms = [_terms(query, index.analyser) for query in queries]
     if index.unfinished:
         told = (
             f"{folder} is being brought up to date, or that was interrupted: finish it with the same `shoulders index`"
         )
         console.print(told, style="yellow", markup=False, soft_wrap=True)
-    for query, some, hits in zip(queries, terms, index.search(queries, k), strict=True):
+    for query, some, hits in zip(queries, terms, index.search(queries, k, searcher), strict=True):
         if len(queries) > 1:
             console.print(Text(short(query), style="bold underline"), soft_wrap=True)
         for rank, hit in enumerate(hits, start=1):

@@ -32,8 +32,6 @@ UNREACHABLE, TOKEN, FULL = (
 Vector = Mapping[int, float] | NDArray[Any]  # sparse by dimension, or dense
 
 
-
-
 @final
 class Milvus:
     """A connection to a server, or to a local file that no other process has open.
@@ -78,7 +76,8 @@ class Milvus:
         with self._told():
             if not self._client.has_collection(collection):
                 return None
-            properties = self._client.describe_collection(collection).get("properties") or {}
+            described: Any = self._client.describe_collection(collection)
+        properties = described.get("properties") or {}
         if ABOUT not in properties:
             raise UsageError(
                 f"the collection {collection!r} at {self.address} was not made by `shoulders upload`: name another "
@@ -199,7 +198,7 @@ def checked_address(address: str) -> str:
     if "://" not in address:
         if not address.endswith(".db"):
             raise UsageError(
-                f"{address!r} is no address of Milvus: http://HOST:19530, or a local file that ends in .db (milvus-lite)"
+                f"{address!r} is no address of Milvus: http://HOST:19530, or a local file, NAME.db (milvus-lite)"
             )
         return address
     parts = urlsplit(address)

@@ -7,6 +7,7 @@ A passage's number is never given to another text, so what changed is a differen
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -160,10 +161,11 @@ def _begun(folder: Path, target: Target, about: Mapping[str, Any], kind: str = "
         known = target.server.about(target.collection)
         if known is None:
             known = {"format": FORMAT, "version": VERSION, "key": token_hex(8), "finished": False, **about}
-            path = folder / FOLDER / f"{known['key']}{SUFFIX}"
-            with UploadState(path, write=True) as state:
+            part = folder / FOLDER / f"{known['key']}.part"
+            with UploadState(part, write=True) as state:
                 state.set_value(COLLECTION, target.collection)
                 state.set_value(KIND, about["kind"])
+            os.replace(part, part.with_suffix(SUFFIX))
             target.server.create(target.collection, known, about.get("dimension", 0), kind)
         check_about(known, about, str(target))
         path = folder / FOLDER / f"{known['key']}{SUFFIX}"

@@ -101,8 +101,10 @@ class UploadState:
         with self._told():
             for start in range(0, len(asked), AT_ONCE):
                 some = asked[start : start + AT_ONCE]
-                query = f"SELECT term, number, passages FROM terms WHERE term IN ({','.join('?' * len(some))})"
-                found.update((term, Term(number, passages)) for term, number, passages in self._file.execute(query, some))
+                query = f"{TERMS} IN ({','.join('?' * len(some))})"
+                found.update(
+                    (term, Term(number, passages)) for term, number, passages in self._file.execute(query, some)
+                )
         return found
 
     def begin(self, passages: Sequence[int]) -> None:
@@ -167,3 +169,6 @@ class UploadState:
 
     def _told(self) -> AbstractContextManager[Any]:
         return database_errors(self.path, "record of an upload", "a new --collection")
+
+
+TERMS = "SELECT term, number, passages FROM terms WHERE term"
