@@ -222,18 +222,27 @@ def recipes(
 
 @app.command()
 def plan(
-    recipe: Recipe,
+    recipe: Annotated[str, typer.Argument(help="a recipe's name or a recipe.json; or 'index' for an evidence corpus")],
     overrides: Overrides = None,
     input_length: Annotated[int, typer.Option(help="tokens of an input")] = 256,
     output_length: Annotated[int, typer.Option(help="tokens of an answer")] = 16,
+    passages: Annotated[int, typer.Option(help="of an index; 21,015,324 are DPR's Wikipedia")] = 21_015_324,
+    dimension: Annotated[int, typer.Option(help="of an index's dense vectors")] = 768,
+    tokens_per_second: Annotated[float, typer.Option(help="that the encoder of an index reads")] = 0,
 ) -> None:
     """What a recipe costs at any scale, without loading a weight: parameters, memory, floating-point work.
 
     The step and the answer are run on PyTorch's meta device, which has shapes but no values, and counted.
-    """
-    from shoulders.cli.plan import run
 
-    run(recipe, overrides or [], input_length, output_length)
+    `shoulders plan index --passages N --dimension D`: what an evidence corpus of that size needs on disk, in memory and
+    in time, by engine.
+    """
+    from shoulders.cli import plan, plan_index
+
+    if recipe == plan_index.NAME:
+        plan_index.run(passages, dimension, tokens_per_second)
+    else:
+        plan.run(recipe, overrides or [], input_length, output_length)
 
 
 @app.command()
