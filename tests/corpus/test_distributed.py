@@ -279,9 +279,12 @@ class Encoder:
     """Vectors of queries that do not depend on their neighbours."""
 
     def __init__(self, fingerprint="encoder-1", dimension=16):
-        self.fingerprint, self.dimension = fingerprint, dimension
+        self.name, self.dimension = fingerprint, dimension
 
-    def __call__(self, queries):
+    def fingerprint(self):
+        return self.name
+
+    def encode_questions(self, queries):
         rows = [np.random.default_rng(list(query.encode())).normal(size=self.dimension) for query in queries]
         return np.stack(rows).astype(np.float32)
 
@@ -294,7 +297,7 @@ def vectors(index):
 
 def largest(vectors, queries, k):
     numbers = np.array(sorted(vectors.rows))
-    scores = Encoder()(queries) @ np.stack([vectors.rows[number] for number in numbers]).T
+    scores = Encoder().encode_questions(queries) @ np.stack([vectors.rows[number] for number in numbers]).T
     return [best_first([Scored(int(n), float(s)) for n, s in zip(numbers, row, strict=True)], k) for row in scores]
 
 
@@ -311,6 +314,7 @@ def test_vectors_are_found_by_inner_product_and_brought_up_to_date(index, own, v
     assert (sent.added, sent.deleted) == (1, 1)
     the_same(MilvusVectors(index, Encoder(), own).search(queries, K), largest(smaller, queries, K))
     assert MilvusVectors(index, Encoder(), own).search([], K) == []
+    assert MilvusVectors(index, Encoder(), own).search([" "], K) == [[]]
 
 
 def test_vectors_of_another_encoder_or_dimension(index, own, vectors):

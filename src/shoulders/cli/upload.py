@@ -16,8 +16,6 @@ from shoulders.errors import UsageError
 if TYPE_CHECKING:
     from shoulders.corpus.milvus import Milvus
 
-TOKEN = "MILVUS_TOKEN"  # noqa: S105 (the variable's name)
-
 
 @dataclass(frozen=True, slots=True)
 class Engine:
@@ -56,12 +54,12 @@ def connected(engine: Engine) -> Iterator["Milvus"]:
         UsageError: the token's variable is not set.
     """
     need("pymilvus", "distributed")
-    from shoulders.corpus.milvus import Milvus
+    from shoulders.corpus.milvus import TOKEN_VARIABLE, Milvus
 
     variable = engine.token_variable
     if variable and variable not in os.environ:
         raise UsageError(f"the environment has no variable {variable}: put the server's token into it (--token-env)")
-    with Milvus(engine.address, os.environ.get(variable or TOKEN, "")) as server:
+    with Milvus(engine.address, os.environ.get(variable or TOKEN_VARIABLE, "")) as server:
         yield server
 
 

@@ -23,12 +23,11 @@ from shoulders.errors import SourceNotFound, UsageError
 class QueryEncoder(Protocol):
     """What makes vectors of queries that vectors of passages are compared with."""
 
-    @property
     def fingerprint(self) -> str:
         """Of the encoder that the passages' vectors were made by."""
         ...
 
-    def __call__(self, queries: Sequence[str]) -> Float32[np.ndarray, "N D"]:
+    def encode_questions(self, questions: Sequence[str], /) -> Float32[np.ndarray, "N D"]:
         """The vectors of queries."""
         ...
 
@@ -86,7 +85,7 @@ class MilvusVectors:
 
     def __init__(self, index: Index, encoder: QueryEncoder, server: Milvus, collection: str = "") -> None:
         self._encoder = encoder
-        self._held = _Collection(index, server, collection, {"kind": VECTORS, "encoder": encoder.fingerprint})
+        self._held = _Collection(index, server, collection, {"kind": VECTORS, "encoder": encoder.fingerprint()})
         self.about, self.stale = self._held.about, self._held.stale
 
     @property
@@ -95,14 +94,26 @@ class MilvusVectors:
         return f"{self.about['key']}/{self.about.get('index', '')}"
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
-        """For each query the k passages with the largest inner products."""
-        rows = self._encoder(queries) if queries else np.zeros((0, self.about["dimension"]), np.float32)
-        if rows.shape[1] != self.about["dimension"]:
+        """For each query the k passages with the largest inner products; none for one without a word.
+
+        Raises:
+            UsageError: as of `MilvusBM25`, or the vectors have another dimension.
+        """
+        asked = [number for number, query in enumerate(queries) if query.strip()]
+        vectors: list[Vector] = [{} for _ in queries]
+        if asked:
+            rows = self._encoder.encode_questions([queries[number] for number in asked])
+            self._check(rows.shape[1])
+            for number, row in zip(asked, rows, strict=True):
+                vectors[number] = row
+        return self._held.search(vectors, k)
+
+    def _check(self, dimension: int) -> None:
+        if dimension != self.about["dimension"]:
             raise UsageError(
-                f"the query's vectors have {rows.shape[1]} dimensions, those at {self._held.server.address} "
+                f"the query's vectors have {dimension} dimensions, those at {self._held.server.address} "
                 f"{self.about['dimension']}: search with the encoder that made them"
             )
-        return self._held.search(list(rows), k)
 
 
 @final

@@ -3,11 +3,14 @@
 A local file (milvus-lite, inside this process) serves as a server does: for trying things out and for tests.
 """
 
+import atexit
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, final
 from urllib.parse import urlsplit
@@ -19,6 +22,7 @@ from shoulders.corpus.searching import Scored
 from shoulders.errors import SaveFailed, SourceNotFound, UsageError, first_line
 
 NUMBER, VECTOR, ABOUT = "passage", "vector", "shoulders"
+TOKEN_VARIABLE = "MILVUS_TOKEN"  # noqa: S105 (the variable's name)
 LIMIT = 16_384  # of the passages of one answer and of the numbers of one request: Milvus's own
 QUERIES = 100  # of one request
 SCHEMES = ("http", "https", "tcp")
@@ -187,6 +191,14 @@ class Milvus:
                 "command goes on where it stopped"
             )
         return UsageError(f"Milvus at {self.address} refuses: {reason}")
+
+
+@cache
+def shared(address: str) -> Milvus:
+    """A connection for all of the process, with the token of MILVUS_TOKEN; a local file cannot be opened twice."""
+    server = Milvus(address, os.environ.get(TOKEN_VARIABLE, ""))
+    atexit.register(server.close)
+    return server
 
 
 def checked_address(address: str) -> str:

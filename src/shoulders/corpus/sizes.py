@@ -13,7 +13,7 @@ from shoulders.errors import UsageError
 TEXT_BYTES = 791  # of a passage in SQLite: text, hashes and the indexes over them
 POSTING_BYTES = 132  # of a passage in tantivy: its postings and its share of the dictionary
 TERMS = 48.8  # different terms of a passage
-TOKENS = 125  # word pieces that an encoder reads of a passage with its title
+TOKENS = 121  # word pieces that an encoder reads of a passage with its title
 INDEXED, SENT = 5_100, 4_700  # passages that a core cuts and indexes in a second, or makes weights of and sends
 MATRIX_WORK = 150e9  # floating-point operations that two cores do in a second in products of matrices
 NUMBER = 8  # bytes of a passage's number

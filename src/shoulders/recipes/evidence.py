@@ -1,7 +1,7 @@
 """From a recipe's choice to a source of evidence."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
@@ -17,6 +17,10 @@ from shoulders.recipes.folders import scaffold_folder, scaffold_named
 from shoulders.recipes.recipe import RETRIEVED, EvidenceChoice, Recipe, recipe_from_json
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.storage import read_origin
+
+if TYPE_CHECKING:
+    from shoulders.corpus.index import Index
+    from shoulders.corpus.searching import Searcher
 
 SAMPLED_AT_ONCE = 16_384  # positions; branches are short, and only their keys and values are held
 
@@ -53,7 +57,23 @@ def _retrieved(recipe: Recipe, lm: FrozenLM, prompt: int) -> PackedEvidence:
         from shoulders.corpus.retrieved import Index, Retrieved
     except ImportError as error:
         raise SourceNotFound(f"an index needs {error.name}: pip install 'shoulders[search]'") from None
-    return Retrieved(Index(Path(choice.index).expanduser()), choice.passages, packer)
+    index = Index(Path(choice.index).expanduser())
+    return Retrieved(index, choice.passages, packer, _on_server(choice, index) if choice.engine else None)
+
+
+def _on_server(choice: EvidenceChoice, index: "Index") -> "Searcher":
+    try:
+        from shoulders.corpus.distributed import MilvusBM25
+        from shoulders.corpus.milvus import shared
+    except ImportError as error:
+        raise SourceNotFound(f"evidence.engine needs {error.name}: pip install 'shoulders[distributed]'") from None
+    searcher = MilvusBM25(index, shared(choice.engine), choice.collection)
+    if searcher.stale:
+        raise UsageError(
+            f"what is at {choice.engine} is not all of {index.folder} as it is now: shoulders upload {index.folder} "
+            f"--to {choice.engine}"
+        )
+    return searcher
 
 
 def _candidates(choice: EvidenceChoice, lm: FrozenLM) -> Candidates:

@@ -139,6 +139,9 @@ class EvidenceChoice:
         before: list them before the question instead of after it.
         store: file that keeps them for other epochs, runs and measurements; empty: kept for this run only.
         index: of retrieved passages: the folder that `shoulders index` wrote.
+        engine: address of a Milvus that the index was sent to (`shoulders upload`), to search it there; its token is in
+            the environment (MILVUS_TOKEN).
+        collection: of that server, if the index was sent to several.
         passages: retrieved for a question, best first, before they are packed.
         truncate: cut the first passage that does not fit any more, instead of leaving it out (the paper: left out).
     """
@@ -153,6 +156,8 @@ class EvidenceChoice:
     before: bool = False
     store: str = ""
     index: str = ""
+    engine: str = ""
+    collection: str = ""
     passages: int = 20
     truncate: bool = False
 
