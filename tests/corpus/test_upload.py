@@ -4,6 +4,13 @@ import sys
 
 import pytest
 
+from shoulders.corpus.milvus import shared
+from shoulders.errors import UsageError
+from shoulders.recipes.evidence import new_evidence
+from shoulders.recipes.recipe import with_overrides
+from shoulders.recipes.registry import recipe_named
+from shoulders.records import Question
+
 
 @pytest.fixture
 def index(folder, tmp_path, shoulders):
@@ -85,3 +92,30 @@ def test_without_the_distributed_extra(refused, index, monkeypatch):
     monkeypatch.setitem(sys.modules, "pymilvus", None)  # importing it fails
     assert "pip install 'shoulders[distributed]'" in refused("upload", index, "--to", "x.db")
     assert "pip install 'shoulders[distributed]'" in refused("search", index, "Oslo", "--engine", "x.db")
+
+
+def test_a_recipe_reads_what_is_found_on_the_server(lm, shoulders, index, folder, tmp_path):
+    server = tmp_path / "server.db"
+    assert shoulders("upload", index, "--to", server)[0] == 0
+    values = [
+        f"backbone.name={lm.name}", "scaffold.length=3", "suite.lengths.input=100", "suite.lengths.target=8",
+        "development.longest=3", "test.longest=3", "evidence.passages=3", f"evidence.index={index}",
+    ]  # fmt: skip
+    here, there = (
+        with_overrides(recipe_named("reader"), [*values, *more]) for more in ([], [f"evidence.engine={server}"])
+    )
+    questions = [Question("Who is proud of Oslo?"), Question("Is Riga a capital?")]
+    try:
+        source = new_evidence(there, lm, 3)
+        again = new_evidence(there, lm, 3)  # as measuring does beside training
+        found = [[passage.title for passage in some] for some in source.find(questions)]
+        assert found == [[passage.title for passage in some] for some in again.find(questions)]
+        assert [some[0] for some in found] == ["Oslo", "Riga"]
+        assert source.fingerprint == again.fingerprint != new_evidence(here, lm, 3).fingerprint
+        (folder / "Lima.txt").unlink()
+        assert shoulders("index", folder, "--out", index, "--prune")[0] == 0
+        with pytest.raises(UsageError, match=r"is not all of .*: shoulders upload .* --to"):
+            new_evidence(there, lm, 3)
+    finally:
+        shared(str(server)).close()
+        shared.cache_clear()

@@ -53,7 +53,8 @@ class Milvus:
 
     def __init__(self, address: str, token: str = "", timeout: float = 60) -> None:
         self.address, self.timeout = checked_address(address), timeout
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it prints a stack trace of each error it raises
+        for library in ("pymilvus", "milvus_lite"):  # they print a stack trace of each error that they raise
+            logging.getLogger(library).setLevel(logging.CRITICAL)
         with ExitStack() as held:
             place = address if "://" in address else held.enter_context(_local(Path(address)))
             with self._told():

@@ -168,7 +168,7 @@ class UploadState:
             self._file.execute("COMMIT")
 
     def _told(self) -> AbstractContextManager[Any]:
-        return database_errors(self.path, "record of an upload", "a new --collection")
+        return database_errors(self.path, "record of an upload", "INDEX, copied elsewhere")
 
 
 TERMS = "SELECT term, number, passages FROM terms WHERE term"
