@@ -34,7 +34,8 @@ from shoulders.recipes.folders import CHECKPOINTS
 from shoulders.recipes.jobs import measure
 from shoulders.recipes.recipe import Recipe, with_overrides
 from shoulders.recipes.registry import recipe_named
-from shoulders.recipes.run import Watch, result, train
+from shoulders.recipes.run import result, train
+from shoulders.recipes.running import Watch
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.training.log import read_log
 from shoulders.training.loop import Step

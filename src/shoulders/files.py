@@ -40,7 +40,7 @@ def whole_folder(target: Path, marker: str) -> Iterator[Path]:
         raise save_failed(target, error) from error
     try:
         yield scratch
-        for path in scratch.iterdir():
+        for path in scratch.rglob("*"):
             _sync(path)
         if target.exists():
             shutil.rmtree(backup, ignore_errors=True)
@@ -104,10 +104,21 @@ def save_failed(target: Path, error: OSError, *, kept: bool = False, option: str
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """One JSON object, readable by people, in place only when it is whole."""
     text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A scratch file that takes the file's place once it is written; if anything fails, what was there stays.
+
+    Raises:
+        SaveFailed: the disk is full, or the place cannot be written.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
+        yield part
         _sync(part)
         os.replace(part, path)
     except OSError as error:

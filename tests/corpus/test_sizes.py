@@ -10,11 +10,11 @@ from shoulders.corpus.passages import Cutting
 from shoulders.corpus.sizes import KINDS, POSTING_BYTES, TERMS, TEXT_BYTES, faiss_bytes, faiss_cells, needs
 from shoulders.errors import UsageError
 
-D = 96
+D = 16
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("passages", [3_000, 12_000])
+@pytest.mark.parametrize("passages", [2_000, 12_000])
 def test_faiss_indexes_are_as_large_as_is_said(kind, passages, tmp_path):
     rows = np.random.default_rng(0).normal(size=(passages, D)).astype(np.float32)
     cells = faiss_cells(passages)

@@ -282,19 +282,53 @@ def index(
 
 
 @app.command()
+def encode(
+    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder of an index (`shoulders index`)")],
+    retriever: Annotated[
+        str, typer.Option(help="a bi-encoder: folder, hub name (DPR: `question|passage`) or package:")
+    ],
+    name: Annotated[str, typer.Option(help="of the vectors in the index [default: the retriever's]")] = "",
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="how they are searched: flat, sq8, ivf-sq8, ivf-pq or ivf-rabitq [default: sq8, from a million "
+            "passages on ivf-sq8]"
+        ),
+    ] = "",
+    pooling: Annotated[str, typer.Option(help="cls or mean [default: what the retriever says, else mean]")] = "",
+    dtype: Annotated[str, typer.Option("--type", help="of the vectors: float16 or float32")] = "float16",
+) -> None:
+    """Make the vectors of an index's passages, for `shoulders search --retriever dense`.
+
+    The same command again brings them up to date: only new passages are encoded. A run that was killed goes on with the
+    same command.
+    """
+    from shoulders.cli.encode import run
+
+    run(folder, retriever, name=name, kind=kind, pooling=pooling, dtype=dtype)
+
+
+@app.command()
 def search(
     folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder of an index (`shoulders index`)")],
     queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="questions or words")],
     k: Annotated[int, typer.Option("-k", help="passages of each query")] = 10,
+    retriever: Annotated[
+        str,
+        typer.Option(help="sparse (BM25), dense, hybrid (sum of their scores) or rrf (of their ranks)"),
+    ] = "sparse",
+    weight: Annotated[float, typer.Option(help="of sparse scores in the hybrid sum")] = 1.0,
+    dense: Annotated[str, typer.Option(help="name of the vectors, if the index has several")] = "",
     engine: Annotated[str, typer.Option(metavar="URI", help="a Milvus that it was sent to (`shoulders upload`)")] = "",
     collection: Collection = "",
     token_env: TokenVariable = "",
 ) -> None:
-    """Find passages of an index by BM25, here or on a server; their texts are those of the index."""
+    """Find passages of an index by BM25, by vectors (`shoulders encode`), or by both; here, or on a server."""
     from shoulders.cli.search import run
     from shoulders.cli.upload import Engine
 
-    run(folder, queries, k, Engine(engine, collection, token_env) if engine else None)
+    server = Engine(engine, collection, token_env) if engine else None
+    run(folder, queries, k, retriever, weight=weight, dense=dense, engine=server)
 
 
 @app.command()
@@ -305,15 +339,20 @@ def upload(
     token_env: TokenVariable = "",
     k1: Annotated[float, typer.Option(help="of BM25; Pyserini's if none is given")] = 0.9,
     b: Annotated[float, typer.Option(help="of BM25; Pyserini's if none is given")] = 0.4,
+    dense: Annotated[str, typer.Option(help="send the vectors of that name (`shoulders encode`) instead of BM25")] = "",
 ) -> None:
-    """Send an index to Milvus: its BM25 weights as sparse vectors, so that every server finds the same.
+    """Send an index to Milvus: its BM25 weights as sparse vectors, so that every server finds the same, or its vectors.
 
     The same command again sends what changed. An upload that was killed goes on with the same command. Search it with
     `shoulders search INDEX ... --engine URI`, read it with `evidence.engine=URI`.
     """
-    from shoulders.cli.upload import Engine, run
+    from shoulders.cli.upload import Engine, run, run_vectors
 
-    run(folder, Engine(to, collection, token_env), k1, b)
+    engine = Engine(to, collection, token_env)
+    if dense:
+        run_vectors(folder, engine, dense)
+    else:
+        run(folder, engine, k1, b)
 
 
 def main() -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from shoulders.cli.show import console, need, short
+from shoulders.cli.show import console, need, quiet_libraries, short
 from shoulders.cli.upload import Engine, connected
+from shoulders.corpus.searching import SPARSE
 from shoulders.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,34 +18,48 @@ if TYPE_CHECKING:
     from shoulders.corpus.searching import Searcher
 
 
-def run(folder: Path, queries: Sequence[str], k: int, engine: Engine | None = None) -> None:
+def run(
+    folder: Path,
+    queries: Sequence[str],
+    k: int,
+    retriever: str,
+    *,
+    weight: float,
+    dense: str,
+    engine: Engine | None = None,
+) -> None:
     """Print the passages that are found for each query, its words highlighted."""
     need("tantivy", "search")
+    need("faiss", "search")
+    quiet_libraries()
     from shoulders.corpus.index import Index
+    from shoulders.corpus.retrievers import retriever_of
 
     index = Index(folder)
-    with _searcher(index, engine) as searcher:
-        _search(index, searcher, queries, k)
+    terms = [_terms(query, index.analyser, retriever) for query in queries]
+    if engine is None:
+        _print(index, retriever_of(index, retriever, dense, weight), queries, k, terms, sparse=retriever == SPARSE)
+        return
+    with _on_server(index, engine, retriever, dense) as searcher:
+        _print(index, searcher, queries, k, terms, sparse=retriever == SPARSE)
 
 
 @contextmanager
-def _searcher(index: "Index", engine: Engine | None) -> Iterator["Searcher | None"]:
-    if engine is None:
-        yield None
-        return
+def _on_server(index: "Index", engine: Engine, retriever: str, dense: str) -> Iterator["Searcher"]:
     with connected(engine) as server:
-        from shoulders.corpus.distributed import MilvusBM25
+        from shoulders.corpus.distributed import server_retriever
 
-        searcher = MilvusBM25(index, server, engine.collection)
+        searcher = server_retriever(index, server, retriever, engine.collection, dense)
         if searcher.stale:
             told = f"what is at {engine.address} is not all of {index.folder} as it is now: shoulders upload"
             console.print(told, style="yellow", markup=False, soft_wrap=True)
         yield searcher
 
 
-def _search(index: "Index", searcher: "Searcher | None", queries: Sequence[str], k: int) -> None:
+def _print(
+    index: "Index", searcher: "Searcher", queries: Sequence[str], k: int, terms: Sequence[set[str]], *, sparse: bool
+) -> None:
     folder = index.folder
-    terms = [_terms(query, index.analyser) for query in queries]
     if index.unfinished:
         told = (
             f"{folder} is being brought up to date, or that was interrupted: finish it with the same `shoulders index`"
@@ -56,14 +71,15 @@ def _search(index: "Index", searcher: "Searcher | None", queries: Sequence[str],
         for rank, hit in enumerate(hits, start=1):
             console.print(_shown(rank, hit, index.analyser, some), soft_wrap=True)
         if len(hits) < k:
-            told = f"{len(hits):,} of {index.passages:,} passages have a word of the query, {k:,} were asked for"
+            had = "have a word of the query" if sparse else "were found"
+            told = f"{len(hits):,} of {index.passages:,} passages {had}, {k:,} were asked for"
             none = f"no passage has a word of {short(query)!r}"
             console.print(told if hits else none, style="yellow", markup=False, soft_wrap=True)
 
 
-def _terms(query: str, analyser: "Analyser") -> set[str]:
+def _terms(query: str, analyser: "Analyser", retriever: str) -> set[str]:
     found = set(analyser.terms(query))
-    if not found:
+    if not found and (retriever == SPARSE or not query.strip()):
         raise UsageError(f"{short(query)!r} has no word to search for (a, the, of and the like are none)")
     return found
 

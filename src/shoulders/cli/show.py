@@ -23,7 +23,7 @@ from shoulders.errors import SourceNotFound
 from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.results import metrics_of_tasks
 from shoulders.evaluation.statistics import average_interval
-from shoulders.recipes.run import Watch
+from shoulders.recipes.running import Watch
 from shoulders.training.loop import Step
 
 console = Console(highlight=False)
@@ -121,6 +121,26 @@ def reading(title: str) -> Iterator[Callable[[int, int, int], None]]:
             rate = documents / (bars.tasks[0].elapsed or 1)
             note = f"{documents:,} documents, {rate:,.0f}/s"
             bars.update(bar, completed=done, total=total or None, note=note)
+
+        yield on_done
+
+
+@contextmanager
+def counting(title: str, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress of work on so many things, with rate and time left: done, in all."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console, speed_estimate_period=300) as bars:
+        bar = bars.add_task(title, total=None, note="")
+
+        def on_done(done: int, total: int) -> None:
+            rate = done / (bars.tasks[0].elapsed or 1)
+            bars.update(bar, completed=done, total=total, note=f"{done:,}/{total:,} {what}, {rate:,.0f}/s")
 
         yield on_done
 

@@ -1,20 +1,20 @@
 """`shoulders upload`, and opening what it sent for searching."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import regex
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shoulders.cli.show import console, need
+from shoulders.cli.show import console, counting, need
 from shoulders.errors import UsageError
 
 if TYPE_CHECKING:
     from shoulders.corpus.milvus import Milvus
+    from shoulders.corpus.uploading import Sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,31 @@ def run(folder: Path, engine: Engine, k1: float, b: float) -> None:
 
         index = Index(folder)
         target = Target(server, engine.collection or _name(folder))
-        with _sending("sending") as on_sent:
+        with counting("sending", "passages") as on_sent:
             sent = upload_weights(index, target, k1, b, on_sent)
+    _tell(sent, f"{target}: {sent.passages:,} passages, BM25 with k1 = {k1} and b = {b}")
+
+
+def run_vectors(folder: Path, engine: Engine, dense: str) -> None:
+    """Send the vectors of an index of that name, or what changed of them."""
+    need("tantivy", "search")
+    with connected(engine) as server:
+        from shoulders.corpus.index import Index
+        from shoulders.corpus.uploading import Target, upload_vectors
+        from shoulders.corpus.vectors import VectorStore, vectors_in
+
+        index, vectors = Index(folder), VectorStore(vectors_in(folder, dense))
+        vectors.check(index.store)
+        target = Target(server, engine.collection or _name(folder, dense))
+        with counting("sending", "passages") as on_sent:
+            sent = upload_vectors(index, vectors, target, on_sent=on_sent)
+    _tell(sent, f"{target}: {sent.passages:,} vectors of {vectors.dimension} numbers by {vectors.encoder}")
+
+
+def _tell(sent: "Sent", holds: str) -> None:
     renewed = f", {sent.renewed:,} sent anew (their mean length moved)" if sent.renewed else ""
     console.print(
-        f"passages: {sent.added:,} added, {sent.deleted:,} deleted, {sent.unchanged:,} unchanged{renewed}\n"
-        f"{target}: {sent.passages:,} passages, BM25 with k1 = {k1} and b = {b}",
+        f"passages: {sent.added:,} added, {sent.deleted:,} deleted, {sent.unchanged:,} unchanged{renewed}\n{holds}",
         markup=False,
         soft_wrap=True,
     )
@@ -63,28 +82,7 @@ def connected(engine: Engine) -> Iterator["Milvus"]:
         yield server
 
 
-def _name(folder: Path) -> str:
+def _name(folder: Path, *parts: str) -> str:
     """A name that Milvus takes: letters, digits and underscores, a letter first."""
-    name = regex.sub(r"[^A-Za-z0-9_]+", "_", folder.resolve().name)[:200]
+    name = regex.sub(r"[^A-Za-z0-9_]+", "_", "_".join([folder.resolve().name, *parts]))[:200]
     return name if name[:1].isalpha() else f"index_{name}"
-
-
-@contextmanager
-def _sending(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Progress in passages, with rate and time left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left"),
-    )
-    with Progress(*columns, console=console, speed_estimate_period=300) as bars:
-        bar = bars.add_task(title, total=None, rate="")
-
-        def on_sent(done: int, total: int) -> None:
-            rate = done / (bars.tasks[0].elapsed or 1)
-            bars.update(bar, completed=done, total=total, rate=f"passages, {rate:,.0f}/s")
-
-        yield on_sent

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import final
 
 from shoulders.corpus.analyser import Analyser
-from shoulders.corpus.index import FORMAT, MANIFEST, PASSAGES, SPARSE, UNFINISHED, VERSION, read_manifest
+from shoulders.corpus.index import FORMAT, MANIFEST, PASSAGES, RUN, SPARSE, UNFINISHED, VERSION, read_manifest
 from shoulders.corpus.lock import LOCK, sole_writer
 from shoulders.corpus.passages import Cutting, same_text
 from shoulders.corpus.sources import Document, Skipped, Source, open_source
@@ -27,7 +27,7 @@ from shoulders.corpus.store import AT_ONCE, Counts, Cut, PassageStore
 from shoulders.errors import DataError, SaveFailed
 from shoulders.files import save_failed, write_json
 
-ANALYSER, RUN = "analyser", "run"
+ANALYSER = "analyser"
 CHARACTERS, DOCUMENTS, SECONDS = 16_000_000, 20_000, 10  # a batch is full at the first of these
 REMEMBERED = 100_000  # passages of a batch whose terms are not worked out twice
 NAMED = 20  # of what was skipped

@@ -14,10 +14,12 @@ from jaxtyping import Float32
 
 from shoulders.corpus.index import Index
 from shoulders.corpus.milvus import LIMIT, Milvus, Vector
-from shoulders.corpus.searching import Scored, best_first
+from shoulders.corpus.searching import DENSE, SPARSE, Scored, best_first
 from shoulders.corpus.uploading import BM25, INDEX, VECTORS, check_about, index_fingerprint, states
 from shoulders.corpus.uploads import PASSAGES, UploadState
+from shoulders.corpus.vectors import VectorStore, vectors_in
 from shoulders.errors import SourceNotFound, UsageError
+from shoulders.ranking.bi_encoder import BiEncoder
 
 
 class QueryEncoder(Protocol):
@@ -116,13 +118,35 @@ class MilvusVectors:
             )
 
 
+def server_retriever(
+    index: Index, server: Milvus, kind: str, collection: str = "", dense: str = ""
+) -> MilvusBM25 | MilvusVectors:
+    """What searches an index on a server.
+
+    Args:
+        kind: "sparse" (BM25) or "dense".
+        dense: the name of the index's vectors, if it has several.
+
+    Raises:
+        UsageError: it is another kind.
+        SourceNotFound, UsageError: as of `MilvusBM25`; or there are no vectors here, or not the encoder that made them.
+    """
+    if kind == SPARSE:
+        return MilvusBM25(index, server, collection)
+    if kind != DENSE:
+        raise UsageError(f"{kind!r} is not searched on a server: take {SPARSE} or {DENSE}, or search here")
+    vectors = VectorStore(vectors_in(index.folder, dense))
+    encoder = BiEncoder.load(vectors.encoder, pooling=vectors.reading.pooling)
+    return MilvusVectors(index, encoder, server, collection)
+
+
 @final
 class _Collection:
     """A collection that an index was sent to, with its record beside the index."""
 
     def __init__(self, index: Index, server: Milvus, name: str, wanted: Mapping[str, Any]) -> None:
         self.server = server
-        self.name, self.about = _found(index, server, name, wanted["kind"])
+        self.name, self.about = _found(index, server, name, wanted)
         check_about(self.about, wanted, f"the collection {self.name!r} at {server.address}")
         path = dict(states(index.folder)).get(self.about["key"])
         if path is None:
@@ -148,7 +172,7 @@ class _Collection:
         return found
 
 
-def _found(index: Index, server: Milvus, name: str, kind: str) -> tuple[str, dict[str, Any]]:
+def _found(index: Index, server: Milvus, name: str, wanted: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The collection of that name, or the one of that kind that the index was sent to."""
     if name:
         about = server.about(name)
@@ -158,12 +182,13 @@ def _found(index: Index, server: Milvus, name: str, kind: str) -> tuple[str, dic
                 f"{index.folder} --to {server.address} --collection {name})"
             )
         return name, about
+    kind, encoder = wanted["kind"], wanted.get("encoder")
     found: dict[str, dict[str, Any]] = {}
     for key, path in states(index.folder):
         with UploadState(path) as state:
             collection, theirs = state.value("collection"), state.value("kind")
         about = server.about(collection) if theirs == kind else None
-        if about and about.get("key") == key:
+        if about and about.get("key") == key and about.get("encoder") == encoder:
             found[collection] = about
     if not found:
         raise SourceNotFound(

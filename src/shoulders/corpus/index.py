@@ -3,6 +3,7 @@
 manifest.json      format, analyser, cutting, counts, engine; written last
 passages.sqlite    documents and passages (WAL)
 tantivy/           the sparse engine
+dense/NAME/        vectors of a dense retriever, if there are any (`shoulders.corpus.vectors`)
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from shoulders.files import read_json
 
 MANIFEST, PASSAGES, SPARSE = "manifest.json", "passages.sqlite", "tantivy"
 FORMAT, VERSION = "shoulders-index", 1
+RUN = "run"  # number of the last command that wrote it
 UNFINISHED = "unfinished"  # set while a build runs, and left behind by one that was killed
 
 

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import final
 
 from shoulders.corpus.index import Index
-from shoulders.corpus.searching import Searcher
+from shoulders.corpus.searching import Searcher, fingerprint_of
 from shoulders.data.evidence import Passage
 from shoulders.data.packing import Packed, Packer
 from shoulders.data.questions import without_wording
@@ -38,7 +38,7 @@ class Retrieved:
     def fingerprint(self) -> str:
         """Of what is said about the index, the number of passages, the retriever, and how they are packed."""
         how = [self.packer.room, self.packer.truncate]
-        parts = [self.index.manifest, self.k, type(self.searcher).__name__, how]
+        parts = [self.index.manifest, self.k, fingerprint_of(self.searcher), how]
         return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+SPARSE, DENSE, HYBRID, RANKS = "sparse", "dense", "hybrid", "rrf"
+RETRIEVERS = (SPARSE, DENSE, HYBRID, RANKS)
+
 
 class Scored(NamedTuple):
     """A passage's number and its score."""
@@ -22,3 +25,8 @@ class Searcher(Protocol):
 def best_first(found: Sequence[Scored], k: int) -> list[Scored]:
     """The k best of some passages, in the order of `Searcher.search`."""
     return sorted(found, key=lambda one: (-one.score, one.passage))[:k]
+
+
+def fingerprint_of(searcher: Searcher | None) -> str:
+    """What a retriever's answers depend on beside the index: its `fingerprint` if it has one, else its kind."""
+    return str(getattr(searcher, "fingerprint", type(searcher).__name__))

@@ -208,7 +208,7 @@ class PassageStore:
         found: list[Stored] = []
         with self._told():
             for document in ids:
-                query = f"{PASSAGES} WHERE d.source IN (SELECT key FROM sources) AND d.id = ? ORDER BY p.id"
+                query = f"{PASSAGES} JOIN sources s ON s.key = d.source WHERE d.id = ? ORDER BY p.id"
                 found += [Stored(*row) for row in self._file.execute(query, (document,))]
         return found
 
@@ -219,10 +219,10 @@ class PassageStore:
                 yield Stored(*row)
 
     def numbers(self) -> NDArray[np.int64]:
-        """The numbers of all passages that are searched, ascending."""
+        """The numbers of all passages that are searched, rising."""
         with self._told():
-            rows = self._file.execute("SELECT id FROM passages WHERE copy = 0")
-            return np.sort(np.fromiter((number for (number,) in rows), np.int64))
+            rows = self._file.execute("SELECT id FROM passages WHERE copy = 0 ORDER BY id")
+            return np.fromiter((number for (number,) in rows), np.int64)
 
     def counts(self) -> Counts:
         """How much there is."""

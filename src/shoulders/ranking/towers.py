@@ -2,21 +2,33 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Self, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    DPRContextEncoder,
+    DPRQuestionEncoder,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from shoulders.backbone import fingerprint
 from shoulders.backbone.devices import pick_device, pick_dtype
 from shoulders.backbone.encoder import positions_read
 from shoulders.backbone.frozen import pad_right
 from shoulders.backbone.sources import hub_errors, locate
+from shoulders.errors import UsageError
 from shoulders.records import Tokens
 
+DPR = "dpr"  # transformers' name of DPR's encoders
 Text = str | tuple[str, str]  # a text, or two that are read as a pair
 
 
@@ -42,11 +54,12 @@ class Tower(nn.Module):
         self.context = min(positions_read(model), tokenizer.model_max_length)
 
     @classmethod
-    def load(cls, name: str, *, dtype: str = "auto", device: str = "auto") -> Self:
-        """Load an encoder by hub id, folder or package (`shoulders.backbone.sources`).
+    def load(cls, name: str, *, dtype: str = "auto", device: str = "auto", subfolder: str = "") -> Self:
+        """Load an encoder by hub id, folder or package (`shoulders.backbone.sources`); of DPR's, the BERT inside.
 
         Args:
             dtype: of its matrix products: "auto" (bf16 where the device multiplies it fast, else fp32), or a name.
+            subfolder: where in the folder or repository it lies.
 
         Raises:
             SourceNotFound, HubUnreachable: there is no such model, or it cannot be fetched.
@@ -54,8 +67,9 @@ class Tower(nn.Module):
         place = pick_device(device)
         folder = locate(name)
         with hub_errors(name):
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(folder, subfolder=subfolder)
+            config = AutoConfig.from_pretrained(folder, subfolder=subfolder)
+            model = _body(folder, config, subfolder)
         return cls(model.to(place).eval(), tokenizer, name, pick_dtype(dtype, place))
 
     def save(self, folder: Path) -> None:
@@ -97,11 +111,39 @@ class Tower(nn.Module):
             found = self.model(input_ids=tokens.ids, attention_mask=mask).last_hidden_state
         return found.float()
 
+    def lowered(self) -> "Tower":
+        """A copy with weights of the type it multiplies in, not to be trained: faster than casting for every batch."""
+        if self.compute == self.model.dtype:
+            return self
+        return Tower(deepcopy(self.model).to(self.compute), self.tokenizer, self.name, self.compute)  # type: ignore[arg-type]
+
     def fingerprint(self) -> str:
         """Which weights these are, to the last bit: training moves them by less than bf16 can tell."""
         return fingerprint.checksum(self.model)
 
     def _multiplying(self) -> AbstractContextManager[object]:
-        if self.compute == torch.float32:
+        if self.compute == self.model.dtype:
             return nullcontext()
         return torch.autocast(self.device.type, self.compute)
+
+
+def _body(folder: str, config: PreTrainedConfig, subfolder: str) -> PreTrainedModel:
+    if config.model_type == DPR:
+        return _body_of_dpr(folder, config, subfolder)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, subfolder=subfolder)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # nothing reads it, and where it was not saved it is random
+    return model
+
+
+def _body_of_dpr(folder: str, config: PreTrainedConfig, subfolder: str) -> PreTrainedModel:
+    """The BERT of either of DPR's encoders; transformers' AutoModel reads both as the one of questions."""
+    if config.projection_dim:
+        raise UsageError(f"{folder} projects its vectors to {config.projection_dim} numbers: name one that does not")
+    if "DPRContextEncoder" in (config.architectures or []):
+        return DPRContextEncoder.from_pretrained(
+            folder, dtype=torch.float32, subfolder=subfolder
+        ).ctx_encoder.bert_model
+    return DPRQuestionEncoder.from_pretrained(
+        folder, dtype=torch.float32, subfolder=subfolder
+    ).question_encoder.bert_model

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -26,6 +26,7 @@ INNER = SCAFFOLDS[:3]
 INITS = ("vocabulary", "text", "labels", "normal")
 CANDIDATES, RETRIEVED = "candidates", "retrieved"
 EVIDENCE = ("", CANDIDATES, RETRIEVED)
+Record = TypeVar("Record")
 SELF = "self"  # the language model as its own encoder
 
 
@@ -216,7 +217,7 @@ class Recipe:
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON values."""
-        return json.loads(json.dumps(asdict(self)))
+        return as_json(self)
 
     def check_trainable(self) -> None:
         """Raise `UsageError` for a recipe that is fine to measure with, and leaves nothing to train."""
@@ -229,6 +230,11 @@ class Recipe:
             raise UsageError("there is nothing to train with scaffold.recursion.passes=1 and no Connector: add one")
         if self.scaffold.length == 0 and self.scaffold.kind != "recursion":
             raise UsageError("there is nothing to train with scaffold.length=0: give the prompt a vector at least")
+
+
+def as_json(record: Any) -> dict[str, Any]:
+    """A record of records as plain JSON values."""
+    return json.loads(json.dumps(asdict(record)))
 
 
 def recipe_from_json(content: Mapping[str, Any]) -> Recipe:
@@ -246,7 +252,7 @@ def read_recipe(path: Path) -> Recipe:
     return recipe_from_json(read_json(path))
 
 
-def with_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+def with_overrides(recipe: Record, overrides: Iterable[str]) -> Record:
     """The recipe with `key=value` texts applied, e.g. `training.steps=100`, `scaffold.length=20`.
 
     Raises:
@@ -262,9 +268,9 @@ def with_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     return with_values(recipe, values)
 
 
-def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+def with_values(recipe: Record, values: Mapping[str, Any]) -> Record:
     """The recipe with values put in by dotted key. Several of one record are checked together, not one by one."""
-    known = set(flat(recipe.as_json()))
+    known = set(flat(as_json(recipe)))
     for key in values:
         if key not in known:
             raise UnknownName("recipe value", key, known)

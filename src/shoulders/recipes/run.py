@@ -1,38 +1,23 @@
 """A recipe from its first step to its measured scores."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.tasks import Task
-from shoulders.errors import UsageError
 from shoulders.evaluation.perplexity import Perplexity
-from shoulders.evaluation.protocol import OnDone, Scores
+from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.evaluation.results import scores_as_json
-from shoulders.files import write_json
 from shoulders.recipes.build import new_scaffold
 from shoulders.recipes.evidence import evidence_measured, retrieval_measured
-from shoulders.recipes.folders import BEST, CHECKPOINTS, RECIPE
+from shoulders.recipes.folders import BEST
 from shoulders.recipes.jobs import job_of, tasks_of
 from shoulders.recipes.recipe import Recipe, read_recipe
+from shoulders.recipes.running import RunFolder, Watch
 from shoulders.scaffolds.base import Scaffold
-from shoulders.training.checkpoint import Progress, checkpoints
-from shoulders.training.log import RunLog
-from shoulders.training.loop import Hooks, OnStep, Step, fit
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """Who is told how a run goes."""
-
-    on_step: OnStep = lambda _: None
-    on_done: OnDone = lambda _done, _all: None
+from shoulders.training.checkpoint import Progress
 
 
 def train(
@@ -56,56 +41,20 @@ def train(
     Raises:
         UsageError: the folder holds another run, or one that is not to be resumed.
     """
-    processes = Accelerator(device_placement=False)
     recipe.check_trainable()
-    done = _steps_done(folder, recipe, resume=resume)
+    run = RunFolder.opened(folder, recipe.as_json(), lambda path: read_recipe(path).as_json(), resume=resume)
     tasks = tasks_of(recipe) if tasks is None else tasks
     scaffold = new_scaffold(recipe.scaffold, lm, recipe.training.seed, tasks)
     watch = watch or Watch()
     job = job_of(recipe, lm, scaffold, tasks, watch.on_done)
-    processes.wait_for_everyone()  # all have looked into the folder before one writes into it
-    if processes.is_main_process:
-        write_json(folder / RECIPE, recipe.as_json())
 
     def keep(score: float, step: int) -> None:
         about = {"development": {"average": score, "step": step}}
         scaffold.made_for(lm, recipe.as_json(), about).save_pretrained(folder / BEST)
 
-    with RunLog(folder, done) if processes.is_main_process else nullcontext() as log:
-        progress = fit(
-            scaffold,
-            job.loss,
-            job.source,
-            recipe.training,
-            groups=scaffold.learning_rates(recipe.training.learning_rate, recipe.training.base_learning_rate),
-            folder=folder / CHECKPOINTS,
-            hooks=Hooks(_on_step(watch, log), job.score, keep),
-        )
-    processes.wait_for_everyone()
+    groups = scaffold.learning_rates(recipe.training.learning_rate, recipe.training.base_learning_rate)
+    progress = run.fit(scaffold, job, recipe.training, keep, watch, groups)
     return Scaffold.load(folder / BEST, lm), progress
-
-
-def _on_step(watch: Watch, log: RunLog | None) -> OnStep:
-    """Tell of a step; the log is the main process's."""
-
-    def on_step(step: Step) -> None:
-        if log is not None:
-            log(step)
-            watch.on_step(step)
-
-    return on_step
-
-
-def _steps_done(folder: Path, recipe: Recipe, *, resume: bool) -> int:
-    """The steps that are done already in this folder."""
-    saved = checkpoints(folder / CHECKPOINTS)
-    done = int(saved[-1].name.removeprefix("step-")) if saved else 0
-    if (folder / RECIPE).exists():
-        if not resume:
-            raise UsageError(f"{folder} holds a run at step {done}: go on with --resume, or name another --out")
-        if read_recipe(folder / RECIPE).as_json() != recipe.as_json():
-            raise UsageError(f"{folder} holds a run of another recipe (see its {RECIPE}): name another --out")
-    return done
 
 
 def result(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, scores: Scores, name: str | None = None) -> dict[str, Any]:

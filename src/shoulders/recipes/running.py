@@ -1,0 +1,100 @@
+"""Steps of a run in its folder: recipe, log, checkpoints, the best so far; whatever it trains."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from shoulders.errors import UsageError
+from shoulders.evaluation.protocol import OnDone
+from shoulders.files import write_json
+from shoulders.recipes.folders import CHECKPOINTS, RECIPE
+from shoulders.recipes.jobs import Job
+from shoulders.training.checkpoint import Progress, checkpoints
+from shoulders.training.log import RunLog
+from shoulders.training.loop import Hooks, OnStep, Step, fit
+from shoulders.training.plan import TrainPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who is told how a run goes."""
+
+    on_step: OnStep = lambda _: None
+    on_done: OnDone = lambda _done, _all: None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where a run is kept.
+
+    Attributes:
+        recipe: of the run, as JSON.
+        done: steps that are done already.
+    """
+
+    path: Path
+    recipe: Mapping[str, Any]
+    done: int
+
+    @classmethod
+    def opened(
+        cls, path: Path, recipe: Mapping[str, Any], read: Callable[[Path], Mapping[str, Any]], *, resume: bool
+    ) -> "RunFolder":
+        """The folder of a new run, or of one that goes on.
+
+        Args:
+            read: a recipe as a run before left it, with the defaults of today.
+
+        Raises:
+            UsageError: it holds another run, or one that is not to be resumed.
+        """
+        saved = checkpoints(path / CHECKPOINTS)
+        done = int(saved[-1].name.removeprefix("step-")) if saved else 0
+        if (path / RECIPE).exists():
+            if not resume:
+                raise UsageError(f"{path} holds a run at step {done}: go on with --resume, or name another --out")
+            if read(path / RECIPE) != recipe:
+                raise UsageError(f"{path} holds a run of another recipe (see its {RECIPE}): name another --out")
+        return cls(path, recipe, done)
+
+    def fit(
+        self,
+        trained: nn.Module,
+        job: Job,
+        plan: TrainPlan,
+        keep: Callable[[float, int], None],
+        watch: Watch,
+        groups: list[dict[str, Any]] | None = None,
+    ) -> Progress:
+        """Train what is left to train.
+
+        Args:
+            keep: is called with score and step when the score is the best so far.
+            groups: optimizer groups, as `training.loop.fit` takes them.
+        """
+        processes = Accelerator(device_placement=False)
+        processes.wait_for_everyone()  # all have looked into the folder before one writes into it
+        if processes.is_main_process:
+            write_json(self.path / RECIPE, self.recipe)
+        with RunLog(self.path, self.done) if processes.is_main_process else nullcontext() as log:
+            hooks = Hooks(_on_step(watch, log), job.score, keep)
+            folder = self.path / CHECKPOINTS
+            progress = fit(trained, job.loss, job.source, plan, groups=groups, folder=folder, hooks=hooks)
+        processes.wait_for_everyone()
+        return progress
+
+
+def _on_step(watch: Watch, log: RunLog | None) -> OnStep:
+    """Tell of a step; the log is the main process's."""
+
+    def on_step(step: Step) -> None:
+        if log is not None:
+            log(step)
+            watch.on_step(step)
+
+    return on_step
