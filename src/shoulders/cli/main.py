@@ -321,13 +321,15 @@ def search(
     dense: Annotated[str, typer.Option(help="name of the vectors, if the index has several")] = "",
     engine: Annotated[str, typer.Option(metavar="URI", help="a Milvus that it was sent to (`shoulders upload`)")] = "",
     collection: Collection = "",
-    token_env: TokenVariable = "",
 ) -> None:
-    """Find passages of an index by BM25, by vectors (`shoulders encode`), or by both; here, or on a server."""
+    """Find passages of an index by BM25, by vectors (`shoulders encode`), or by both; here, or on a server.
+
+    The server's token is read from the environment variable MILVUS_TOKEN.
+    """
     from shoulders.cli.search import run
     from shoulders.cli.upload import Engine
 
-    server = Engine(engine, collection, token_env) if engine else None
+    server = Engine(engine, collection) if engine else None
     run(folder, queries, k, retriever, weight=weight, dense=dense, engine=server)
 
 

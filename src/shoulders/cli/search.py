@@ -22,10 +22,10 @@ def run(
     folder: Path,
     queries: Sequence[str],
     k: int,
-    retriever: str,
+    retriever: str = SPARSE,
     *,
-    weight: float,
-    dense: str,
+    weight: float = 1.0,
+    dense: str = "",
     engine: Engine | None = None,
 ) -> None:
     """Print the passages that are found for each query, its words highlighted."""
