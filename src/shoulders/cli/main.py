@@ -31,6 +31,15 @@ Overrides = Annotated[
 ]
 Recipe = Annotated[str, typer.Argument(help="a recipe's name (`shoulders recipes`) or a recipe.json")]
 
+Collection = Annotated[str, typer.Option(help="of the server [default: upload names it after the index's folder]")]
+TokenVariable = Annotated[
+    str,
+    typer.Option(
+        metavar="VAR",
+        help="environment variable that holds the server's token, or USER:PASSWORD [default: MILVUS_TOKEN]",
+    ),
+]
+
 
 @app.command()
 def demo(
@@ -260,18 +269,27 @@ def recipes(
 
 @app.command()
 def plan(
-    recipe: Recipe,
+    recipe: Annotated[str, typer.Argument(help="a recipe's name or a recipe.json; or 'index' for an evidence corpus")],
     overrides: Overrides = None,
     input_length: Annotated[int, typer.Option(help="tokens of an input")] = 256,
     output_length: Annotated[int, typer.Option(help="tokens of an answer")] = 16,
+    passages: Annotated[int, typer.Option(help="of an index; 21,015,324 are DPR's Wikipedia")] = 21_015_324,
+    dimension: Annotated[int, typer.Option(help="of an index's dense vectors")] = 768,
+    tokens_per_second: Annotated[float, typer.Option(help="that the encoder of an index reads")] = 0,
 ) -> None:
     """What a recipe costs at any scale, without loading a weight: parameters, memory, floating-point work.
 
     The step and the answer are run on PyTorch's meta device, which has shapes but no values, and counted.
-    """
-    from shoulders.cli.plan import run
 
-    run(recipe, overrides or [], input_length, output_length)
+    `shoulders plan index --passages N --dimension D`: what an evidence corpus of that size needs on disk, in memory and
+    in time, by engine.
+    """
+    from shoulders.cli import plan, plan_index
+
+    if recipe == plan_index.NAME:
+        plan_index.run(passages, dimension, tokens_per_second)
+    else:
+        plan.run(recipe, overrides or [], input_length, output_length)
 
 
 @app.command()
@@ -348,11 +366,42 @@ def search(
     ] = "sparse",
     weight: Annotated[float, typer.Option(help="of sparse scores in the hybrid sum")] = 1.0,
     dense: Annotated[str, typer.Option(help="name of the vectors, if the index has several")] = "",
+    engine: Annotated[str, typer.Option(metavar="URI", help="a Milvus that it was sent to (`shoulders upload`)")] = "",
+    collection: Collection = "",
 ) -> None:
-    """Find passages of an index by BM25, by vectors (`shoulders encode`), or by both."""
-    from shoulders.cli.search import run
+    """Find passages of an index by BM25, by vectors (`shoulders encode`), or by both; here, or on a server.
 
-    run(folder, queries, k, retriever, weight=weight, dense=dense)
+    The server's token is read from the environment variable MILVUS_TOKEN.
+    """
+    from shoulders.cli.search import run
+    from shoulders.cli.upload import Engine
+
+    server = Engine(engine, collection) if engine else None
+    run(folder, queries, k, retriever, weight=weight, dense=dense, engine=server)
+
+
+@app.command()
+def upload(
+    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder of an index (`shoulders index`)")],
+    to: Annotated[str, typer.Option(metavar="URI", help="http://HOST:19530, or a local file that ends in .db")],
+    collection: Collection = "",
+    token_env: TokenVariable = "",
+    k1: Annotated[float, typer.Option(help="of BM25; Pyserini's if none is given")] = 0.9,
+    b: Annotated[float, typer.Option(help="of BM25; Pyserini's if none is given")] = 0.4,
+    dense: Annotated[str, typer.Option(help="send the vectors of that name (`shoulders encode`) instead of BM25")] = "",
+) -> None:
+    """Send an index to Milvus: its BM25 weights as sparse vectors, so that every server finds the same, or its vectors.
+
+    The same command again sends what changed. An upload that was killed goes on with the same command. Search it with
+    `shoulders search INDEX ... --engine URI`, read it with `evidence.engine=URI`.
+    """
+    from shoulders.cli.upload import Engine, run, run_vectors
+
+    engine = Engine(to, collection, token_env)
+    if dense:
+        run_vectors(folder, engine, dense)
+    else:
+        run(folder, engine, k1, b)
 
 
 def main() -> None:

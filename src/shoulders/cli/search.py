@@ -1,21 +1,33 @@
 """`shoulders search`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from shoulders.cli.show import console, harmless, need, quiet_libraries, short
+from shoulders.cli.upload import Engine, connected
 from shoulders.corpus.searching import SPARSE
 from shoulders.errors import UsageError
 
 if TYPE_CHECKING:
     from shoulders.corpus.analyser import Analyser
-    from shoulders.corpus.index import Hit
+    from shoulders.corpus.index import Hit, Index
+    from shoulders.corpus.searching import Searcher
 
 
-def run(folder: Path, queries: Sequence[str], k: int, retriever: str, *, weight: float, dense: str) -> None:
+def run(
+    folder: Path,
+    queries: Sequence[str],
+    k: int,
+    retriever: str = SPARSE,
+    *,
+    weight: float = 1.0,
+    dense: str = "",
+    engine: Engine | None = None,
+) -> None:
     """Print the passages that are found for each query, its words highlighted."""
     need("tantivy", "search")
     need("faiss", "search")
@@ -25,7 +37,29 @@ def run(folder: Path, queries: Sequence[str], k: int, retriever: str, *, weight:
 
     index = Index(folder)
     terms = [_terms(query, index.analyser, retriever) for query in queries]
-    searcher = retriever_of(index, retriever, dense, weight)
+    if engine is None:
+        _print(index, retriever_of(index, retriever, dense, weight), queries, k, terms, sparse=retriever == SPARSE)
+        return
+    with _on_server(index, engine, retriever, dense) as searcher:
+        _print(index, searcher, queries, k, terms, sparse=retriever == SPARSE)
+
+
+@contextmanager
+def _on_server(index: "Index", engine: Engine, retriever: str, dense: str) -> Iterator["Searcher"]:
+    with connected(engine) as server:
+        from shoulders.corpus.distributed import server_retriever
+
+        searcher = server_retriever(index, server, retriever, engine.collection, dense)
+        if searcher.stale:
+            told = f"what is at {engine.address} is not all of {index.folder} as it is now: shoulders upload"
+            console.print(told, style="yellow", markup=False, soft_wrap=True)
+        yield searcher
+
+
+def _print(
+    index: "Index", searcher: "Searcher", queries: Sequence[str], k: int, terms: Sequence[set[str]], *, sparse: bool
+) -> None:
+    folder = index.folder
     if index.unfinished:
         told = (
             f"{folder} is being brought up to date, or that was interrupted: finish it with the same `shoulders index`"
@@ -37,7 +71,7 @@ def run(folder: Path, queries: Sequence[str], k: int, retriever: str, *, weight:
         for rank, hit in enumerate(hits, start=1):
             console.print(_shown(rank, hit, index.analyser, some), soft_wrap=True)
         if len(hits) < k:
-            had = "have a word of the query" if retriever == SPARSE else "were found"
+            had = "have a word of the query" if sparse else "were found"
             told = f"{len(hits):,} of {index.passages:,} passages {had}, {k:,} were asked for"
             none = f"no passage has a word of {short(query)!r}"
             console.print(told if hits else none, style="yellow", markup=False, soft_wrap=True)

@@ -16,6 +16,12 @@ from shoulders.errors import UsageError
 PYSERINI = (0.9, 0.4)
 
 
+def check_bm25(k1: float, b: float) -> None:
+    """Raise `UsageError` for parameters that BM25 cannot have."""
+    if not (0 <= k1 < math.inf and 0 <= b <= 1):
+        raise UsageError(f"BM25 with k1 = {k1} and b = {b}: k1 is at least 0, b between 0 and 1")
+
+
 @final
 class ExactBM25:
     """Every passage is scored. Source: Robertson and Zaragoza 2009, with Lucene's idf, which is never negative.
@@ -25,8 +31,7 @@ class ExactBM25:
     """
 
     def __init__(self, passages: Iterable[Stored], analyser: Analyser, k1: float, b: float) -> None:
-        if not (0 <= k1 < math.inf and 0 <= b <= 1):
-            raise UsageError(f"BM25 with k1 = {k1} and b = {b}: k1 is at least 0, b between 0 and 1")
+        check_bm25(k1, b)
         self.analyser = analyser
         self._vocabulary: dict[str, int] = {}
         numbers, lengths, terms, rows, counts = array("q"), array("q"), array("q"), array("q"), array("f")

@@ -1,7 +1,7 @@
 """From a recipe's choice to a source of evidence."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
@@ -20,6 +20,10 @@ from shoulders.recipes.folders import scaffold_folder, scaffold_named
 from shoulders.recipes.recipe import ORACLE, PASSAGES, EvidenceChoice, Recipe, recipe_from_json
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.storage import read_origin
+
+if TYPE_CHECKING:
+    from shoulders.corpus.index import Index
+    from shoulders.corpus.searching import Searcher
 
 SCORES = "scores.sqlite"  # in the cache folder
 SAMPLED_AT_ONCE = 16_384  # positions; branches are short, and only their keys and values are held
@@ -56,15 +60,33 @@ def _retrieved(recipe: Recipe, lm: FrozenLM, prompt: int) -> PackedEvidence:
     try:
         from shoulders.corpus.oracle import Oracle
         from shoulders.corpus.retrieved import Index, Retrieved
-        from shoulders.corpus.retrievers import retriever_of
     except ImportError as error:
         raise SourceNotFound(f"an index needs {error.name}: pip install 'shoulders[search]'") from None
     index = Index(Path(choice.index).expanduser())
-    searcher = retriever_of(index, choice.retriever, choice.dense, choice.weight)
-    retrieved = Retrieved(index, choice.passages, packer, searcher)
+    retrieved = Retrieved(index, choice.passages, packer, _searcher(choice, index))
     if choice.kind == ORACLE:
         return Oracle(retrieved, choice.distractors)
     return _reranked(choice, retrieved, lm) if choice.reranker else retrieved
+
+
+def _searcher(choice: EvidenceChoice, index: "Index") -> "Searcher":
+    """What searches the index: here, or on a server."""
+    from shoulders.corpus.retrievers import retriever_of
+
+    if not choice.engine:
+        return retriever_of(index, choice.retriever, choice.dense, choice.weight)
+    try:
+        from shoulders.corpus.distributed import server_retriever
+        from shoulders.corpus.milvus import shared
+    except ImportError as error:
+        raise SourceNotFound(f"evidence.engine needs {error.name}: pip install 'shoulders[distributed]'") from None
+    searcher = server_retriever(index, shared(choice.engine), choice.retriever, choice.collection, choice.dense)
+    if searcher.stale:
+        raise UsageError(
+            f"what is at {choice.engine} is not all of {index.folder} as it is now: shoulders upload {index.folder} "
+            f"--to {choice.engine}"
+        )
+    return searcher
 
 
 def _reranked(choice: EvidenceChoice, found: PackedEvidence, lm: FrozenLM) -> PackedEvidence:

@@ -146,6 +146,9 @@ class EvidenceChoice:
         retriever: what finds passages: "sparse" (BM25), "dense", "hybrid" (the sum of both scores), "rrf" (of ranks).
         weight: of sparse scores in the hybrid sum.
         dense: name of the vectors (`shoulders encode`), if the index has several.
+        engine: address of a Milvus that the index was sent to (`shoulders upload`), to search it there; its token is in
+            the environment (MILVUS_TOKEN).
+        collection: of that server, if the index was sent to several.
         passages: retrieved for a question, best first, before they are packed.
         truncate: cut the first passage that does not fit any more, instead of leaving it out (the paper: left out).
         reranker: orders them anew: a re-ranker that was trained here, a cross-encoder, or a folder with the re-rankers
@@ -167,6 +170,8 @@ class EvidenceChoice:
     retriever: str = SPARSE
     weight: float = 1.0
     dense: str = ""
+    engine: str = ""
+    collection: str = ""
     passages: int = 20
     truncate: bool = False
     reranker: str = ""
