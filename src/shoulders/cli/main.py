@@ -55,6 +55,14 @@ def train(
     overrides: Overrides = None,
     out: Annotated[Optional[Path], typer.Option(help="folder of the run [default: runs/RECIPE]")] = None,  # noqa: UP045
     resume: Annotated[bool, typer.Option(help="go on from the newest checkpoint in the folder")] = False,
+    rival: Annotated[
+        str,
+        typer.Option(
+            metavar="lora|full",
+            help="train this in the place of the scaffold, on the same examples; a copy of the backbone is changed, "
+            "e.g. rival.rank=8 rival.learning_rate=1e-4",
+        ),
+    ] = "",
 ) -> None:
     """Train a recipe's scaffold and measure the best one on the test part.
 
@@ -66,7 +74,7 @@ def train(
     """
     from shoulders.cli.train import run
 
-    run(recipe, overrides or [], out, resume=resume)
+    run(recipe, overrides or [], out, resume=resume, rival=rival)
 
 
 @app.command()

@@ -37,8 +37,18 @@ def tasks_of(recipe: Recipe) -> list[Task]:
     return [] if recipe.text.source else load_tasks(recipe.suite)
 
 
-def job_of(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Task], on_done: OnDone) -> Job:
+def job_of(
+    recipe: Recipe,
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    tasks: Sequence[Task],
+    on_done: OnDone,
+    frozen: FrozenLM | None = None,
+) -> Job:
     """The recipe's tasks as a job, or its text; what could not be measured afterwards is refused before.
+
+    Args:
+        frozen: the model that evidence is sampled from, where `lm` is one that trains.
 
     Raises:
         UsageError: a split is missing, the placement has nothing to hold on to, the text is none, or the first pass
@@ -50,7 +60,7 @@ def job_of(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Tas
     if recipe.evidence.kind != RETRIEVED:  # passages are something to put an infix after
         check_placement(tasks, recipe.scaffold.placement)
     check_measurable(recipe, recipe.development, lm, tasks)
-    evidence = new_evidence(recipe, lm, scaffold.length)
+    evidence = new_evidence(recipe, frozen or lm, scaffold.length)
     return Job(
         example_source(recipe, tasks, lm, scaffold, evidence),
         scaffold_loss(lm, scaffold, _first_pass(recipe, lm, scaffold)),

@@ -1,12 +1,13 @@
 """A recipe from its first step to its measured scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import nn
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.tasks import Task
@@ -19,12 +20,13 @@ from shoulders.files import write_json
 from shoulders.recipes.build import new_scaffold
 from shoulders.recipes.evidence import evidence_measured, retrieval_measured
 from shoulders.recipes.folders import BEST, CHECKPOINTS, RECIPE
-from shoulders.recipes.jobs import job_of, tasks_of
+from shoulders.recipes.jobs import Job, job_of, tasks_of
 from shoulders.recipes.recipe import Recipe, read_recipe
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.checkpoint import Progress, checkpoints
 from shoulders.training.log import RunLog
 from shoulders.training.loop import Hooks, OnStep, Step, fit
+from shoulders.training.plan import TrainPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,33 +58,63 @@ def train(
     Raises:
         UsageError: the folder holds another run, or one that is not to be resumed.
     """
-    processes = Accelerator(device_placement=False)
     recipe.check_trainable()
-    done = _steps_done(folder, recipe, resume=resume)
+    done = steps_done(folder, recipe, resume=resume)
     tasks = tasks_of(recipe) if tasks is None else tasks
     scaffold = new_scaffold(recipe.scaffold, lm, recipe.training.seed, tasks)
     watch = watch or Watch()
     job = job_of(recipe, lm, scaffold, tasks, watch.on_done)
-    processes.wait_for_everyone()  # all have looked into the folder before one writes into it
-    if processes.is_main_process:
-        write_json(folder / RECIPE, recipe.as_json())
 
     def keep(score: float, step: int) -> None:
         about = {"development": {"average": score, "step": step}}
         scaffold.made_for(lm, recipe.as_json(), about).save_pretrained(folder / BEST)
 
+    groups = scaffold.learning_rates(recipe.training.learning_rate, recipe.training.base_learning_rate)
+    progress = carry_out(recipe, Trainee(scaffold, groups, recipe.training, job, keep), folder, done, watch)
+    return Scaffold.load(folder / BEST, lm), progress
+
+
+@dataclass(frozen=True, slots=True)
+class Trainee:
+    """What a run trains.
+
+    Attributes:
+        module, groups: as the loop takes them.
+        plan: of the steps.
+        job: what it is trained on.
+        keep: is told of the best score so far and its step.
+    """
+
+    module: nn.Module
+    groups: list[dict[str, Any]] | None
+    plan: TrainPlan
+    job: Job
+    keep: Callable[[float, int], None]
+
+
+def carry_out(recipe: Recipe, trainee: Trainee, folder: Path, done: int, watch: Watch) -> Progress:
+    """Train in a run's folder, which gets the recipe, the log and the checkpoints.
+
+    Args:
+        done: steps that the folder holds already.
+    """
+    processes = Accelerator(device_placement=False)
+    processes.wait_for_everyone()  # all have looked into the folder before one writes into it
+    if processes.is_main_process:
+        write_json(folder / RECIPE, recipe.as_json())
+    job = trainee.job
     with RunLog(folder, done) if processes.is_main_process else nullcontext() as log:
         progress = fit(
-            scaffold,
+            trainee.module,
             job.loss,
             job.source,
-            recipe.training,
-            groups=scaffold.learning_rates(recipe.training.learning_rate, recipe.training.base_learning_rate),
+            trainee.plan,
+            groups=trainee.groups,
             folder=folder / CHECKPOINTS,
-            hooks=Hooks(_on_step(watch, log), job.score, keep),
+            hooks=Hooks(_on_step(watch, log), job.score, trainee.keep),
         )
     processes.wait_for_everyone()
-    return Scaffold.load(folder / BEST, lm), progress
+    return progress
 
 
 def _on_step(watch: Watch, log: RunLog | None) -> OnStep:
@@ -96,8 +128,12 @@ def _on_step(watch: Watch, log: RunLog | None) -> OnStep:
     return on_step
 
 
-def _steps_done(folder: Path, recipe: Recipe, *, resume: bool) -> int:
-    """The steps that are done already in this folder."""
+def steps_done(folder: Path, recipe: Recipe, *, resume: bool) -> int:
+    """The steps that are done already in this folder.
+
+    Raises:
+        UsageError: it holds another run, or one that is not to be resumed.
+    """
     saved = checkpoints(folder / CHECKPOINTS)
     done = int(saved[-1].name.removeprefix("step-")) if saved else 0
     if (folder / RECIPE).exists():
