@@ -6,6 +6,7 @@ from typing import Any
 from transformers.pytorch_utils import Conv1D
 
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.sources import locate
 from shoulders.errors import CorruptFile, SourceNotFound, UsageError, first_line
 
 CONFIG = "adapter_config.json"  # PEFT's own names
@@ -48,8 +49,14 @@ def add_lora(lm: FrozenLM, rank: int, alpha: float, targets: tuple[str, ...]) ->
         adapted = peft.get_peft_model(lm.model, config)
     except ValueError as error:
         raise UsageError(f"rival.targets={','.join(targets)} does not fit {lm.name!r}: {first_line(error)}") from error
-    config.base_model_name_or_path = lm.name
+    config.base_model_name_or_path = _named(lm)
     return adapted
+
+
+def _named(lm: FrozenLM) -> str:
+    """What PEFT and transformers find the model by: packages are ours, and a relative path would not stay true."""
+    found = locate(lm.name)
+    return str(Path(found).resolve()) if Path(found).exists() else found
 
 
 def read_lora(lm: FrozenLM, folder: Path) -> None:

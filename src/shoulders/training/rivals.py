@@ -112,18 +112,14 @@ def new_rival(choice: RivalChoice, lm: FrozenLM, room: int, seed: int) -> Rival:
     torch.manual_seed(seed)
     copy = lm.copied()
     if choice.kind == LORA:
-        adapted = add_lora(copy, choice.rank, choice.alpha, choice.targets)
-        trained = Weights(copy)
-
-        def write(folder: Path) -> None:
-            adapted.save_pretrained(str(folder), save_embedding_layers=False)
+        tuned = add_lora(copy, choice.rank, choice.alpha, choice.targets)
     else:
-        copy.model.requires_grad_(True)
-        trained = Weights(copy)
+        tuned = copy.model.requires_grad_(True)
+    trained = Weights(copy)
 
-        def write(folder: Path) -> None:
-            copy.model.save_pretrained(folder)
-            copy.tokenizer.save_pretrained(folder)
+    def write(folder: Path) -> None:
+        tuned.save_pretrained(str(folder))
+        copy.tokenizer.save_pretrained(folder)
 
     return Rival(copy, Bare(room), trained, trained.refresh, write)
 
