@@ -97,6 +97,23 @@ def evaluate(
 
 
 @app.command()
+def forget(
+    run: Annotated[str, typer.Argument(help="a run's folder, of a scaffold or of a rival (`train --rival`)")],
+    text: Annotated[str, typer.Option(help="held-out text: a file, a folder, or hub:NAME[:CONFIG]")],
+    overrides: Overrides = None,
+    out: Annotated[Optional[Path], typer.Option(help="write the numbers and provenance to this JSON file")] = None,  # noqa: UP045
+) -> None:
+    """What a training made the language model forget: its perplexity on other text, before and after.
+
+    A scaffold leaves the frozen model bit by bit as it was, so nothing; the weights of a rival have moved. How much
+    text is read: `text.sequences=64 text.length=256`.
+    """
+    from shoulders.cli.forget import run as measure
+
+    measure(run, text, overrides or [], out)
+
+
+@app.command()
 def ask(
     scaffold: Annotated[str, typer.Argument(help="a scaffold's folder or hub name, or 'bare'")],
     question: Annotated[

@@ -1,7 +1,8 @@
 """`shoulders train`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 
@@ -23,7 +24,7 @@ from shoulders.files import write_json
 from shoulders.recipes.jobs import check_measurable, measure, measure_text, tasks_of
 from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.rivals import train_rival
-from shoulders.recipes.run import BEST, keep_test_scores, result, text_result, train, trained_parameters
+from shoulders.recipes.run import BEST, keep_test_scores, result, text_result, train, trained_parameters, training_cost
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.checkpoint import Progress
 
@@ -46,12 +47,13 @@ def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool, 
     if not PartialState().is_main_process:
         return
     _print_training(trained_parameters(scaffold), progress)
+    cost = training_cost(folder, lm)
     if tasks:
-        _measure_tasks(recipe, lm, scaffold, tasks, folder)
+        _measure_tasks(recipe, lm, scaffold, tasks, folder, cost)
     else:
-        measured = measure_text(recipe, lm, scaffold)
-        console.print(f"perplexity {measured.perplexity:.2f} on {measured.tokens:,} held-out tokens")
-        write_json(folder / RESULTS, text_result(recipe, lm, scaffold, measured, str(folder / BEST)))
+        numbers = measure_text(recipe, lm, scaffold)
+        console.print(f"perplexity {numbers.perplexity:.2f} on {numbers.tokens:,} held-out tokens")
+        write_json(folder / RESULTS, {**text_result(recipe, lm, scaffold, numbers, str(folder / BEST)), **cost})
     console.print(f"kept in {folder / BEST}; try: shoulders ask {folder / BEST}")
 
 
@@ -61,9 +63,10 @@ def _run_rival(recipe: Recipe, lm: FrozenLM, tasks: Sequence[Task], folder: Path
         progress = train_rival(recipe, lm, folder, tasks=tasks, resume=resume, watch=watch)
     if not PartialState().is_main_process:
         return
+    cost = training_cost(folder, lm)
     content = measured(folder / BEST, recipe, lm, tasks)
     _print_training(content["trained"], progress)
-    write_json(folder / RESULTS, content)
+    write_json(folder / RESULTS, {**content, **cost})
     console.print(f"kept in {folder / BEST}; try: shoulders evaluate {folder}")
 
 
@@ -75,12 +78,14 @@ def _print_training(parameters: int, progress: Progress) -> None:
     console.print(f"{parameters:,} trained parameters; {best}; examples left out: {left_out or 'none'}")
 
 
-def _measure_tasks(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Task], folder: Path) -> None:
+def _measure_tasks(
+    recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Task], folder: Path, cost: Mapping[str, Any]
+) -> None:
     with measuring(f"measuring on {recipe.test.split}") as watch:
         scores = measure(recipe, lm, scaffold, recipe.test, tasks, watch.on_done)
     console.print(scores_table(recipe.name, {"score": scores}))
     print_skipped(scores)
-    content = result(recipe, lm, scaffold, scores, str(folder / BEST))
+    content = {**result(recipe, lm, scaffold, scores, str(folder / BEST)), **cost}
     print_retrieval(content)
     write_json(folder / RESULTS, content)
     keep_test_scores(scaffold, lm, folder / BEST, recipe.test.split, scores)

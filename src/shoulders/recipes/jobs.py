@@ -73,7 +73,7 @@ def _text_job(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Job:
     documents, others = text_parts(recipe)
     text = PackedText(documents, lm, recipe.text.length, plan.seed)
     source = TextSource(text, plan.batch_size, plan.positions_at_once, scaffold.length)
-    measured = _sequences(recipe, lm, others)
+    measured = measured_sequences(recipe, lm, others)
     loss = language_loss(lm, scaffold, _first_pass(recipe, lm, scaffold))
     return Job(source, loss, lambda: -perplexity(lm, scaffold, measured).perplexity)
 
@@ -98,10 +98,10 @@ def text_parts(recipe: Recipe) -> tuple[Documents, Documents]:
 def measure_text(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Perplexity:
     """Perplexity of a scaffold on the recipe's held-out text, the same sequences every time."""
     _, documents = text_parts(recipe)
-    return perplexity(lm, scaffold, _sequences(recipe, lm, documents))
+    return perplexity(lm, scaffold, measured_sequences(recipe, lm, documents))
 
 
-def _sequences(recipe: Recipe, lm: FrozenLM, documents: Documents) -> list[list[int]]:
+def measured_sequences(recipe: Recipe, lm: FrozenLM, documents: Documents) -> list[list[int]]:
     """What is measured of a text: no document twice."""
     text = PackedText(documents, lm, recipe.text.length, seed=0)
     found = [text.take()]  # also of a text that is too short for it

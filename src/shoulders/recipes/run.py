@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from shoulders.backbone.devices import peak_memory
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.tasks import Task
 from shoulders.errors import UsageError
@@ -24,7 +25,7 @@ from shoulders.recipes.jobs import Job, job_of, tasks_of
 from shoulders.recipes.recipe import Recipe, read_recipe
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.checkpoint import Progress, checkpoints
-from shoulders.training.log import RunLog
+from shoulders.training.log import RunLog, read_log
 from shoulders.training.loop import Hooks, OnStep, Step, fit
 from shoulders.training.plan import TrainPlan
 
@@ -142,6 +143,17 @@ def steps_done(folder: Path, recipe: Recipe, *, resume: bool) -> int:
         if read_recipe(folder / RECIPE).as_json() != recipe.as_json():
             raise UsageError(f"{folder} holds a run of another recipe (see its {RECIPE}): name another --out")
     return done
+
+
+def training_cost(folder: Path, lm: FrozenLM) -> dict[str, Any]:
+    """What the training in a run's folder took, told as soon as it is over.
+
+    Seconds are those of the steps, without development scores; memory is that of the process that took the last step,
+    at its highest: models, optimizer, scores and the writing of checkpoints.
+    """
+    steps = read_log(folder)
+    total = {name: sum(step[name] for step in steps) for name in ("seconds", "positions")}
+    return {"cost": {"steps": len(steps), **total, "peak_bytes": peak_memory(lm.device)}}
 
 
 def result(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, scores: Scores, name: str | None = None) -> dict[str, Any]:
