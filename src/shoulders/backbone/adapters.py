@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers.pytorch_utils import Conv1D
 
 from shoulders.backbone.frozen import FrozenLM
@@ -67,5 +68,5 @@ def read_lora(lm: FrozenLM, folder: Path) -> None:
     """
     try:
         peft_library().PeftModel.from_pretrained(lm.model, str(folder))
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
         raise CorruptFile(f"{folder} holds no adapter for {lm.name!r}: {first_line(error)}") from error
