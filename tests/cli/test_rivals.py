@@ -1,7 +1,6 @@
 """Rivals of a scaffold from the command line: trained on the same examples, measured, loaded again, compared."""
 
 import json
-from dataclasses import replace
 
 import pytest
 from peft import AutoPeftModelForCausalLM
@@ -9,7 +8,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from commands import run
-from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.evidence import Passage
 from shoulders.data.packing import Packer
 from shoulders.errors import CorruptFile, SourceNotFound, UnknownName, UsageError, WrongBackbone
@@ -171,7 +169,8 @@ def test_rivals_forget_and_scaffolds_do_not(values, tmp_path, text, kind):
     run("train", "bundled_soft_prompt", *values, "--out", tmp_path / "prompt")
     run("train", "bundled_soft_prompt", *own, "--rival", kind, "--out", tmp_path / "rival")
     few = ["--text", text, "text.length=32", "text.sequences=4", "--out"]
-    assert "no bit of the model has moved" in run("forget", tmp_path / "prompt", *few, tmp_path / "prompt.json")
+    told = run("forget", tmp_path / "prompt", *few, tmp_path / "prompt.json")
+    assert "no bit of the model has moved" in " ".join(told.split())
     run("forget", tmp_path / "rival", *few, tmp_path / "rival.json")
     prompt, rival = read(tmp_path / "prompt.json"), read(tmp_path / "rival.json")
     assert prompt["before"] == prompt["after"] == rival["before"]

@@ -7,10 +7,10 @@ from typing import Any
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli.show import console, measuring, print_retrieval, print_skipped, scores_table
 from shoulders.data.tasks import Task
-from shoulders.recipes.jobs import measure, measure_text
+from shoulders.recipes.jobs import measure_text
 from shoulders.recipes.recipe import Recipe
-from shoulders.recipes.rivals import bare_of, load_rival, read_rival, rival_measured
-from shoulders.recipes.run import result, text_result
+from shoulders.recipes.rivals import bare_of, load_rival, measure_rival, read_rival, rival_measured
+from shoulders.recipes.run import text_result
 
 
 def measured(folder: Path, recipe: Recipe, lm: FrozenLM, tasks: Sequence[Task]) -> dict[str, Any]:
@@ -21,17 +21,15 @@ def measured(folder: Path, recipe: Recipe, lm: FrozenLM, tasks: Sequence[Task]) 
         tasks: of the recipe; without any its text is measured.
     """
     stored = read_rival(folder)
-    found, bare = load_rival(stored, recipe, lm), bare_of(recipe)
-    about = rival_measured(stored, found)
     if not tasks:
+        found, bare = load_rival(stored, recipe, lm), bare_of(recipe)
         numbers = measure_text(recipe, found, bare)
         console.print(f"perplexity {numbers.perplexity:.2f} on {numbers.tokens:,} held-out tokens")
-        return {**text_result(recipe, lm, bare, numbers, str(folder)), **about}
+        return {**text_result(recipe, lm, bare, numbers, str(folder)), **rival_measured(stored, found)}
     with measuring(f"measuring on {recipe.test.split}") as watch:
-        scores = measure(recipe, found, bare, recipe.test, tasks, watch.on_done)
+        scores, content = measure_rival(stored, recipe, lm, tasks, watch.on_done)
     title = f"{folder} on {recipe.suite.source} ({recipe.test.split})"
     console.print(scores_table(title, {stored.recipe.rival.kind: scores}))
     print_skipped(scores)
-    content = {**result(recipe, lm, bare, scores, str(folder)), **about}
     print_retrieval(content)
     return content

@@ -12,13 +12,13 @@ from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.tasks import Task
 from shoulders.errors import CorruptFile
-from shoulders.evaluation.protocol import OnDone
+from shoulders.evaluation.protocol import OnDone, Scores
 from shoulders.files import read_json, recovered, whole_folder, write_json
 from shoulders.recipes.build import load_backbone
 from shoulders.recipes.folders import BEST
-from shoulders.recipes.jobs import Job, job_of, tasks_of
+from shoulders.recipes.jobs import Job, job_of, measure, tasks_of
 from shoulders.recipes.recipe import Recipe, recipe_from_json
-from shoulders.recipes.run import Trainee, Watch, carry_out, steps_done
+from shoulders.recipes.run import Trainee, Watch, carry_out, result, steps_done
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.storage import Origin, versions
 from shoulders.training.checkpoint import Progress
@@ -145,6 +145,19 @@ def load_rival(stored: StoredRival, recipe: Recipe, lm: FrozenLM) -> FrozenLM:
 def bare_of(recipe: Recipe) -> Bare:
     """No scaffold, and the room that the recipe's own would take."""
     return Bare(recipe.scaffold.taken)
+
+
+def measure_rival(
+    stored: StoredRival, recipe: Recipe, lm: FrozenLM, tasks: Sequence[Task], on_done: OnDone
+) -> tuple[Scores, dict[str, Any]]:
+    """Scores of a rival by a recipe's `test`, and all that `results.json` holds of them.
+
+    Args:
+        lm: the backbone that it was a copy of.
+    """
+    found, bare = load_rival(stored, recipe, lm), bare_of(recipe)
+    scores = measure(recipe, found, bare, recipe.test, tasks, on_done)
+    return scores, {**result(recipe, lm, bare, scores, str(stored.folder)), **rival_measured(stored, found)}
 
 
 def rival_measured(stored: StoredRival, found: FrozenLM) -> dict[str, Any]:
