@@ -19,7 +19,7 @@ from shoulders.recipes.registry import recipe_named
 from shoulders.training.rivals import new_rival
 from tiny import TEXTS, save_numbers
 
-KINDS = ["lora", "full"]
+KINDS = ["lora", "prefix_tuning", "full"]
 
 
 @pytest.fixture(scope="module")

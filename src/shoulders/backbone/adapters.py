@@ -1,12 +1,14 @@
-"""LoRA adapters of PEFT inside a copy of the backbone: put there, saved, found again. Needs PEFT."""
+"""Adapters of PEFT: LoRA inside a copy of the backbone, a prefix before a text in every layer. Needs PEFT."""
 
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers.pytorch_utils import Conv1D
 
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.memory import PassMemory
 from shoulders.backbone.sources import locate
 from shoulders.errors import CorruptFile, SourceNotFound, UsageError, first_line
 
@@ -60,13 +62,33 @@ def _named(lm: FrozenLM) -> str:
     return str(Path(found).resolve()) if Path(found).exists() else found
 
 
-def read_lora(lm: FrozenLM, folder: Path) -> None:
-    """Put the adapters that PEFT saved in a folder into a model, which changes it.
+def add_prefix(lm: FrozenLM, length: int) -> Any:
+    """PEFT's model with a prefix of so many positions; the model itself is not changed.
+
+    Raises:
+        UsageError: PEFT cannot put a prefix before this model.
+    """
+    peft = peft_library()
+    config = peft.PrefixTuningConfig(task_type=peft.TaskType.CAUSAL_LM, num_virtual_tokens=length)
+    try:
+        adapted = peft.get_peft_model(lm.model, config)
+        with torch.no_grad():
+            found = PassMemory(lm.config)
+            found.cache, found.seen = adapted.get_prompt(1), length
+            lm.states(lm.embed(torch.zeros(1, 1, dtype=torch.long, device=lm.device)), memory=found)
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise UsageError(f"PEFT has no prefix tuning for {lm.name!r}: {first_line(error)}") from error
+    config.base_model_name_or_path = _named(lm)
+    return adapted
+
+
+def read_adapter(lm: FrozenLM, folder: Path) -> Any:
+    """PEFT's model with the adapter it saved in a folder; LoRA changes the model.
 
     Raises:
         CorruptFile: they cannot be read, or are not those of this model.
     """
     try:
-        peft_library().PeftModel.from_pretrained(lm.model, str(folder))
+        return peft_library().PeftModel.from_pretrained(lm.model, str(folder))
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
         raise CorruptFile(f"{folder} holds no adapter for {lm.name!r}: {first_line(error)}") from error

@@ -9,7 +9,7 @@ from shoulders.data.text import open_text
 from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.files import write_json
 from shoulders.recipes.folders import scaffold_folder
-from shoulders.recipes.forgetting import Forgetting, forgotten_by_rival, forgotten_by_scaffold
+from shoulders.recipes.forgetting import Forgetting, forgetting
 from shoulders.recipes.jobs import measured_sequences
 from shoulders.recipes.recipe import with_overrides
 from shoulders.recipes.rivals import load_rival, read_rival, rival_folder, rival_measured
@@ -24,14 +24,13 @@ def run(name: str, text: str, overrides: Sequence[str], out: Path | None) -> Non
         recipe = with_overrides(stored.recipe, overrides)
         lm = weights_of(recipe.backbone)
         rival = load_rival(stored, recipe, lm)
-        found = forgotten_by_rival(lm, rival, measured_sequences(recipe, lm, documents))
-        about = rival_measured(stored, rival)
+        adapted, scaffold, about = rival.lm, rival.scaffold, rival_measured(stored, rival)
     else:
         name = scaffold_folder(name)
         recipe = recipe_of(name, None, overrides)
         lm, scaffold = load_both(name, recipe)
-        found = forgotten_by_scaffold(lm, scaffold, measured_sequences(recipe, lm, documents))
-        about = {"scaffold": scaffold_measured(scaffold, name)}
+        adapted, about = lm, {"scaffold": scaffold_measured(scaffold, name)}
+    found = forgetting(lm, adapted, scaffold, measured_sequences(recipe, lm, documents))
     _tell(found)
     if out:
         write_json(out, {**found.as_json(), "text": text, **about, **provenance(recipe.as_json(), lm)})

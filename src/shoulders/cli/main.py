@@ -58,9 +58,9 @@ def train(
     rival: Annotated[
         str,
         typer.Option(
-            metavar="lora|full",
-            help="train this in the place of the scaffold, on the same examples; a copy of the backbone is changed, "
-            "e.g. rival.rank=8 rival.learning_rate=1e-4",
+            metavar="lora|prefix_tuning|full",
+            help="train this in the place of the scaffold, on the same examples; its values are e.g. rival.rank=8 "
+            "rival.learning_rate=1e-4",
         ),
     ] = "",
 ) -> None:

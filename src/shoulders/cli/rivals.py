@@ -9,7 +9,7 @@ from shoulders.cli.show import console, measuring, print_retrieval, print_skippe
 from shoulders.data.tasks import Task
 from shoulders.recipes.jobs import measure_text
 from shoulders.recipes.recipe import Recipe
-from shoulders.recipes.rivals import bare_of, load_rival, measure_rival, read_rival, rival_measured
+from shoulders.recipes.rivals import load_rival, measure_rival, read_rival, rival_measured
 from shoulders.recipes.run import text_result
 
 
@@ -17,15 +17,15 @@ def measured(folder: Path, recipe: Recipe, lm: FrozenLM, tasks: Sequence[Task]) 
     """Measure the rival in a folder by a recipe, print its scores, and give what results say of it.
 
     Args:
-        lm: the backbone that it was a copy of.
+        lm: the backbone that it was made from.
         tasks: of the recipe; without any its text is measured.
     """
     stored = read_rival(folder)
     if not tasks:
-        found, bare = load_rival(stored, recipe, lm), bare_of(recipe)
-        numbers = measure_text(recipe, found, bare)
+        found = load_rival(stored, recipe, lm)
+        numbers = measure_text(recipe, found.lm, found.scaffold)
         console.print(f"perplexity {numbers.perplexity:.2f} on {numbers.tokens:,} held-out tokens")
-        return {**text_result(recipe, lm, bare, numbers, str(folder)), **rival_measured(stored, found)}
+        return {**text_result(recipe, lm, found.scaffold, numbers, str(folder)), **rival_measured(stored, found)}
     with measuring(f"measuring on {recipe.test.split}") as watch:
         scores, content = measure_rival(stored, recipe, lm, tasks, watch.on_done)
     title = f"{folder} on {recipe.suite.source} ({recipe.test.split})"

@@ -17,7 +17,7 @@ class Forgetting:
         before: of the backbone as it was loaded.
         after: of the model without a scaffold once the method has been used: of a rival, the weights that moved.
         checksums: over every bit of the two models.
-        attached: of the text read through the scaffold, which nobody has to do; None for a rival, and for an
+        attached: of the text read through the scaffold, which nobody has to do; None where there is none, and for an
             input-dependent prompt, which would read what it is to predict.
     """
 
@@ -48,15 +48,15 @@ class Forgetting:
         }
 
 
-def forgotten_by_scaffold(lm: FrozenLM, scaffold: Scaffold, sequences: Sequence[Sequence[int]]) -> Forgetting:
-    """Of a scaffold: the model is measured, used through the scaffold, and measured again without it."""
+def forgetting(lm: FrozenLM, adapted: FrozenLM, scaffold: Scaffold, sequences: Sequence[Sequence[int]]) -> Forgetting:
+    """Measure a backbone, use the method, and measure the model that is left.
+
+    Args:
+        adapted: a rival's copy of the backbone; the backbone itself where nothing changes it.
+        scaffold: what it is read through.
+    """
     checksum, before = lm.checksum(), perplexity(lm, Bare(), sequences)
-    attached = perplexity(lm, scaffold, sequences) if scaffold.encoder is None else None
-    after = perplexity(lm, Bare(), sequences)
-    return Forgetting(before, after, (checksum, lm.checksum()), attached)
-
-
-def forgotten_by_rival(lm: FrozenLM, rival: FrozenLM, sequences: Sequence[Sequence[int]]) -> Forgetting:
-    """Of a rival, which is a copy of the backbone with other weights."""
-    before, after = (perplexity(model, Bare(), sequences) for model in (lm, rival))
-    return Forgetting(before, after, (lm.checksum(), rival.checksum()))
+    readable = scaffold.encoder is None and not isinstance(scaffold, Bare)
+    attached = perplexity(adapted, scaffold, sequences) if readable else None
+    after = perplexity(adapted, Bare(), sequences)
+    return Forgetting(before, after, (checksum, adapted.checksum()), attached)

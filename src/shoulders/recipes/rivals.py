@@ -1,13 +1,13 @@
 """A recipe's rival from its first step to its measured scores: the same examples, the same loss, the same selection."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from shoulders.backbone.adapters import peft_library, read_lora
+from shoulders.backbone.adapters import peft_library, read_adapter
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.tasks import Task
@@ -19,10 +19,11 @@ from shoulders.recipes.folders import BEST
 from shoulders.recipes.jobs import Job, job_of, measure, tasks_of
 from shoulders.recipes.recipe import Recipe, recipe_from_json
 from shoulders.recipes.run import Trainee, Watch, carry_out, result, steps_done
-from shoulders.scaffolds.base import Bare
+from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.prefix_tuning import PrefixTuning
 from shoulders.scaffolds.storage import Origin, versions
 from shoulders.training.checkpoint import Progress
-from shoulders.training.rivals import LORA, Rival, new_rival
+from shoulders.training.rivals import FULL, PREFIX, Rival, new_rival
 
 RIVAL = "rival.json"
 
@@ -33,7 +34,7 @@ class StoredRival:
 
     Attributes:
         folder: that holds it.
-        origin: the backbone it was a copy of, its recipe, and its scores.
+        origin: the backbone it was made from, its recipe, and its scores.
         trained: numbers that training moved.
     """
 
@@ -124,27 +125,37 @@ def read_rival(folder: Path) -> StoredRival:
         raise CorruptFile(f"{folder / RIVAL} is not a rival's: {error!r}") from error
 
 
-def load_rival(stored: StoredRival, recipe: Recipe, lm: FrozenLM) -> FrozenLM:
-    """The model that was trained, held as the recipe says.
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """A trained rival as it is measured: a model, and what it is read through."""
+
+    lm: FrozenLM
+    scaffold: Scaffold
+
+    def fingerprint(self) -> str:
+        """Of what was trained."""
+        return identity(self.lm.model if isinstance(self.scaffold, Bare) else self.scaffold)
+
+
+def load_rival(stored: StoredRival, recipe: Recipe, lm: FrozenLM) -> Adapted:
+    """What was trained, held as the recipe says, with the room beside it that the recipe's own prompt would take.
 
     Args:
-        lm: the backbone that it was a copy of; stays as it is.
+        lm: the backbone that it was made from; its weights stay as they are.
 
     Raises:
         WrongBackbone: it was not.
         CorruptFile: the weights cannot be read.
     """
     stored.origin.check(lm)
-    if stored.recipe.rival.kind != LORA:
-        return load_backbone(replace(recipe.backbone, name=str(stored.folder)))
+    bare, kind = Bare(recipe.scaffold.taken), stored.recipe.rival.kind
+    if kind == FULL:
+        return Adapted(load_backbone(replace(recipe.backbone, name=str(stored.folder))), bare)
+    if kind == PREFIX:
+        return Adapted(lm, PrefixTuning(read_adapter(lm, stored.folder)).to(lm.device))
     copy = lm.copied()
-    read_lora(copy, stored.folder)
-    return copy
-
-
-def bare_of(recipe: Recipe) -> Bare:
-    """No scaffold, and the room that the recipe's own would take."""
-    return Bare(recipe.scaffold.taken)
+    read_adapter(copy, stored.folder)
+    return Adapted(copy, bare)
 
 
 def measure_rival(
@@ -153,25 +164,21 @@ def measure_rival(
     """Scores of a rival by a recipe's `test`, and all that `results.json` holds of them.
 
     Args:
-        lm: the backbone that it was a copy of.
+        lm: the backbone that it was made from.
     """
-    found, bare = load_rival(stored, recipe, lm), bare_of(recipe)
-    scores = measure(recipe, found, bare, recipe.test, tasks, on_done)
-    return scores, {**result(recipe, lm, bare, scores, str(stored.folder)), **rival_measured(stored, found)}
+    found = load_rival(stored, recipe, lm)
+    scores = measure(recipe, found.lm, found.scaffold, recipe.test, tasks, on_done)
+    content = result(recipe, lm, found.scaffold, scores, str(stored.folder))
+    return scores, {**content, **rival_measured(stored, found)}
 
 
-def rival_measured(stored: StoredRival, found: FrozenLM) -> dict[str, Any]:
+def rival_measured(stored: StoredRival, found: Adapted) -> dict[str, Any]:
     """What a result says of a rival in the place of a scaffold."""
-    choice = stored.recipe.rival
-    about: Mapping[str, Any] = {**asdict(choice), "learning_rate": choice.plan(stored.recipe.training).learning_rate}
-    library = {"peft": peft_library().__version__} if choice.kind == LORA else {}
+    choice, name = stored.recipe.rival, str(stored.folder)
+    rate = choice.plan(stored.recipe.training).learning_rate
+    library = {} if choice.kind == FULL else {"peft": peft_library().__version__}
     return {
         "trained": stored.trained,
-        "rival": {**about, "versions": library},
-        "scaffold": {
-            "kind": choice.kind,
-            "name": str(stored.folder),
-            "fingerprint": identity(found.model),
-            "encoder": None,
-        },
+        "rival": {**asdict(choice), "learning_rate": rate, "versions": library},
+        "scaffold": {"kind": choice.kind, "name": name, "fingerprint": found.fingerprint(), "encoder": None},
     }

@@ -1,6 +1,6 @@
-"""Rivals of a scaffold: the usual ways of adapting a model, which change it, trained on the same examples.
+"""Rivals of a scaffold: the usual ways of adapting a model, trained on the same examples.
 
-Each trains a copy of the backbone; the backbone itself stays as it is.
+Those that change weights train a copy of the backbone; the backbone itself stays as it is.
 """
 
 import math
@@ -14,16 +14,18 @@ from accelerate import PartialState
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shoulders.backbone.adapters import ALL_LINEAR, add_lora
+from shoulders.backbone.adapters import ALL_LINEAR, add_lora, add_prefix
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import UnknownName, UsageError
 from shoulders.records import LMInput
 from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.prefix_tuning import PrefixTuning
 from shoulders.training.plan import DECAYS, HIGHEST_RATE, TrainPlan
 
-LORA, FULL = "lora", "full"
-# Of LoRA: Dettmers et al. 2023, table 9 (QLoRA). Of all weights: the middle of Devlin et al. 2019, appendix A.3.
-RATES = {LORA: 2e-4, FULL: 3e-5}
+LORA, PREFIX, FULL = "lora", "prefix_tuning", "full"
+# LoRA: Dettmers et al. 2023 (QLoRA), for models up to 13B. A prefix without an MLP: of the order that Liu et al. 2022
+# (P-Tuning v2) use. All weights: the middle of Devlin et al. 2019, appendix A.3.
+RATES = {LORA: 2e-4, PREFIX: 1e-2, FULL: 3e-5}
 RIVALS = tuple(RATES)
 EPS = 1e-8  # of Adam in transformers' own trainer
 
@@ -33,7 +35,8 @@ class RivalChoice:
     """What is trained in the place of a scaffold; the recipe's other values hold for it, those of its optimizer do not.
 
     Attributes:
-        kind: "lora" (Hu et al. 2022) or "full" (all weights); empty: no rival.
+        kind: "lora" (Hu et al. 2022), "prefix_tuning" (Li and Liang 2021; as many positions as the scaffold's prompt) or
+            "full" (all weights); empty: no rival.
         learning_rate: the peak rate; 0 for the usual one of its kind (`RATES`).
         warmup, decay, weight_decay: in the place of the recipe's `training`.
         rank, alpha: of LoRA; its update is multiplied by alpha / rank.
@@ -84,7 +87,7 @@ class Rival:
     """A model to adapt, in the shape in which scaffolds are trained and measured.
 
     Attributes:
-        lm: the model that is adapted.
+        lm: the model that is adapted, or the backbone itself if it does not change.
         scaffold: what it is read through.
         trained: its parameters are what moves.
         refresh: makes `lm` what `trained` is; called before each use.
@@ -99,17 +102,20 @@ class Rival:
 
 
 def new_rival(choice: RivalChoice, lm: FrozenLM, room: int, seed: int) -> Rival:
-    """A rival at the start of its training: it says exactly what the backbone says.
+    """A rival at the start of its training; without a prefix it says exactly what the backbone says.
 
     Args:
         lm: the backbone, of which a copy is trained.
-        room: positions of the context left free, those of the prompt it is compared with.
+        room: positions of the context left free for the prompt it is compared with, or taken by a prefix.
 
     Raises:
         SourceNotFound: PEFT is needed, and is not installed.
-        UsageError: the model has none of the layers to adapt; or several processes train a copy that is not in fp32.
+        UsageError: the model cannot be adapted so, a prefix has no length, or several processes train a copy that is
+            not in fp32.
     """
     torch.manual_seed(seed)
+    if choice.kind == PREFIX:
+        return _prefix(lm, room)
     copy = lm.copied()
     if choice.kind == LORA:
         tuned = add_lora(copy, choice.rank, choice.alpha, choice.targets)
@@ -122,6 +128,15 @@ def new_rival(choice: RivalChoice, lm: FrozenLM, room: int, seed: int) -> Rival:
         copy.tokenizer.save_pretrained(folder)
 
     return Rival(copy, Bare(room), trained, trained.refresh, write)
+
+
+def _prefix(lm: FrozenLM, length: int) -> Rival:
+    if length < 1:
+        raise UsageError(
+            "prefix tuning takes as many positions as the scaffold's prompt, and it has none: give it some"
+        )
+    scaffold = PrefixTuning(add_prefix(lm, length)).to(lm.device)
+    return Rival(lm, scaffold, scaffold, lambda: None, lambda folder: scaffold.write(str(folder)))
 
 
 @final
