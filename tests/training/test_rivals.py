@@ -11,7 +11,7 @@ from shoulders.training.rivals import RivalChoice, new_rival
 from shoulders.training.scaffolds import scaffold_loss
 from toys import PLAN, source
 
-LORA, FULL = RivalChoice("lora", learning_rate=0.01), RivalChoice("full", learning_rate=0.01)
+LORA, PREFIX, FULL = (RivalChoice(kind, learning_rate=0.01) for kind in ("lora", "prefix_tuning", "full"))
 
 
 def states(lm):
@@ -99,10 +99,10 @@ def test_gradients_in_bf16_are_those_of_fp32_but_for_rounding(tiny_lm, choice):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("choice", [LORA, FULL], ids=lambda choice: choice.kind)
+@pytest.mark.parametrize("choice", [LORA, PREFIX, FULL], ids=lambda choice: choice.kind)
 def test_resumed_is_uninterrupted(tiny_lm, tmp_path, choice, dtype):
     lm = tiny_lm("llama", dtype)
-    whole, stopped, resumed = (new_rival(choice, lm, 0, 0) for _ in range(3))
+    whole, stopped, resumed = (new_rival(choice, lm, 3, 0) for _ in range(3))
     losses = trained(whole, tmp_path / "whole")
 
     def stop(step):
@@ -113,6 +113,22 @@ def test_resumed_is_uninterrupted(tiny_lm, tmp_path, choice, dtype):
         trained(stopped, tmp_path / "stopped", hooks=Hooks(on_step=stop))
     assert trained(resumed, tmp_path / "stopped") == losses[2:]
     assert resumed.lm.checksum() == whole.lm.checksum()
+    assert all(map(torch.equal, resumed.trained.state_dict().values(), whole.trained.state_dict().values()))
+
+
+def test_prefix_tuning_leaves_the_model_as_it_is(lm):
+    before = lm.checksum()
+    rival = new_rival(PREFIX, lm, 3, 0)
+    start = {name: weight.clone() for name, weight in rival.trained.named_parameters()}
+    trained(rival)
+    assert lm.checksum() == rival.lm.checksum() == before
+    assert set(start) == {"prefix.embedding.weight"}
+    assert all((weight != start[name]).any() for name, weight in rival.trained.named_parameters())
+
+
+def test_prefix_tuning_needs_a_length(lm):
+    with pytest.raises(UsageError, match="as many positions"):
+        new_rival(PREFIX, lm, 0, 0)
 
 
 def test_the_room_of_the_prompt_is_left_free(lm):

@@ -35,8 +35,8 @@ class RivalChoice:
     """What is trained in the place of a scaffold; the recipe's other values hold for it, those of its optimizer do not.
 
     Attributes:
-        kind: "lora" (Hu et al. 2022), "prefix_tuning" (Li and Liang 2021; as many positions as the scaffold's prompt) or
-            "full" (all weights); empty: no rival.
+        kind: "lora" (Hu et al. 2022), "prefix_tuning" (Li and Liang 2021; as long as the scaffold's prompt) or "full"
+            (all weights); empty: no rival.
         learning_rate: the peak rate; 0 for the usual one of its kind (`RATES`).
         warmup, decay, weight_decay: in the place of the recipe's `training`.
         rank, alpha: of LoRA; its update is multiplied by alpha / rank.
