@@ -10,7 +10,7 @@ from shoulders.pipeline import Answering, answer
 from shoulders.records import LMInput
 from shoulders.scaffolds.prefix_tuning import PrefixTuning
 
-SUPPORTED = ["llama", "gpt2", "gpt_neox", "qwen2", "qwen3", "opt", "mistral", "gemma2"]
+SUPPORTED = ["llama", "gpt2", "gpt_neox", "qwen2", "qwen3", "opt"]
 
 
 def logits(lm, prefix, ids):
@@ -67,3 +67,5 @@ def test_what_peft_saved_is_read_again(lm, tmp_path):
 def test_a_model_that_peft_cannot_prefix_is_refused(tiny_lm):
     with pytest.raises(UsageError, match="no prefix tuning for"):
         add_prefix(tiny_lm("qwen3_5"), 5)
+    with pytest.raises(UsageError, match="a window of the text"):
+        add_prefix(tiny_lm("mistral"), 5)

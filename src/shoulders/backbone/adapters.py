@@ -66,8 +66,11 @@ def add_prefix(lm: FrozenLM, length: int) -> Any:
     """PEFT's model with a prefix of so many positions; the model itself is not changed.
 
     Raises:
-        UsageError: PEFT cannot put a prefix before this model.
+        UsageError: PEFT cannot put a prefix before this model, or some of its layers would lose sight of it.
     """
+    if any(getattr(layer, "is_sliding", False) for layer in PassMemory(lm.config).cache.layers):
+        # Shorter texts of a batch are padded between the prefix and themselves.
+        raise UsageError(f"{lm.name!r} has layers that see a window of the text, and padding would push the prefix out")
     peft = peft_library()
     config = peft.PrefixTuningConfig(task_type=peft.TaskType.CAUSAL_LM, num_virtual_tokens=length)
     try:
