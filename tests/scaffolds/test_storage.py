@@ -9,12 +9,14 @@ import textwrap
 import pytest
 import torch
 
+from shoulders.backbone.adapters import add_prefix
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.batching import encode, question_batch
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UnknownName, UsageError, WrongBackbone
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
+from shoulders.scaffolds.prefix_tuning import PrefixTuning
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 from shoulders.scaffolds.weaving import Placement
@@ -36,6 +38,7 @@ def test_saved_and_loaded_is_unsaved(lm, tiny_encoder, questions, tmp_path):
         InputPrompt(tiny_encoder("t5"), lm.width, SMALL, norm=2.0, start=from_vocabulary(lm)(5)),
         InputPrompt(lm, lm.width, InputPromptShape(length=4, encoder_length=2, head_width=8), norm=0.5),
         Recursion(lm, RecursionShape(passes=3, after=True, residual=True), SoftPrompt(from_vocabulary(lm)(5))),
+        PrefixTuning(add_prefix(lm, 5)),
     ]
     assert {one.kind for one in made} == set(Scaffold.kinds)
     for number, scaffold in enumerate(made):

@@ -1,5 +1,7 @@
 """Which device and number type to use when the user leaves it open."""
 
+import sys
+
 import torch
 from accelerate import Accelerator
 
@@ -35,3 +37,15 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     able = torch.cpu.get_capabilities()
     fast = any(able.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
     return torch.bfloat16 if fast else torch.float32
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes held at most since this process began: on an accelerator by PyTorch, else by the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:  # not on Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return getrusage(RUSAGE_SELF).ru_maxrss * unit

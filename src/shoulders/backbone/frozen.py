@@ -1,5 +1,6 @@
 """The giant: one frozen causal language model behind a handful of verbs."""
 
+from copy import deepcopy
 from functools import cached_property
 from typing import Self, final
 
@@ -77,6 +78,10 @@ class FrozenLM:
         if chosen is None and place.type == "cpu" and attention.suits(model):
             model.set_attn_implementation(attention.register())
         return cls(model.to(place), tokenizer, name)  # type: ignore[arg-type] (transformers wraps `to` untyped)
+
+    def copied(self) -> Self:
+        """The same model with weights of its own, to change them without touching these."""
+        return type(self)(deepcopy(self.model), self.tokenizer, self.name)
 
     @property
     def device(self) -> torch.device:

@@ -5,20 +5,27 @@ from pathlib import Path
 from typing import Any
 
 from shoulders.adaptive.storage import is_adaptive, read
-from shoulders.cli.common import BARE, load_both, recipe_of, weights_of
+from shoulders.cli.common import BARE, find_recipe, load_both, recipe_of, weights_of
+from shoulders.cli.rivals import measured
 from shoulders.cli.show import console, measuring, print_retrieval, print_skipped, quiet_libraries, scores_table
 from shoulders.evaluation.protocol import Scores
 from shoulders.files import write_json
 from shoulders.recipes.adaptive import adaptive_result, measure_stages, stage_named
 from shoulders.recipes.folders import scaffold_folder
-from shoulders.recipes.jobs import measure
-from shoulders.recipes.recipe import Recipe
+from shoulders.recipes.jobs import measure, tasks_of
+from shoulders.recipes.recipe import Recipe, with_overrides
+from shoulders.recipes.rivals import read_rival, rival_folder
 from shoulders.recipes.run import result
 
 
 def run(name: str, overrides: Sequence[str], recipe_name: str | None, out: Path | None) -> None:
     """Measure a scaffold, a cascade, or the bare model, by a recipe's `test` plan."""
     quiet_libraries()
+    if folder := rival_folder(name):
+        kept = read_rival(folder).recipe
+        recipe = find_recipe(recipe_name, overrides) if recipe_name else with_overrides(kept, overrides)
+        _write(out, measured(folder, recipe, weights_of(recipe.backbone), tasks_of(recipe)))
+        return
     name = scaffold_folder(name)
     recipe = recipe_of(name, recipe_name, overrides)
     if is_adaptive(name):
@@ -39,9 +46,9 @@ def _run_adaptive(name: str, recipe: Recipe, out: Path | None) -> None:
     lm = weights_of(recipe.backbone)
     adaptive = stored.load(lm, stage_named)
     with measuring(f"measuring {len(adaptive.stages)} stages on {recipe.test.split}") as watch:
-        measured = measure_stages(recipe, lm, adaptive.stages, recipe.test, adaptive.rule, watch.on_done)
-    content = adaptive_result(recipe, lm, adaptive, measured, stored.calibration, name)
-    _print_scores(name, recipe, measured.scores(measured.stops(adaptive.thresholds).tolist()))
+        found = measure_stages(recipe, lm, adaptive.stages, recipe.test, adaptive.rule, watch.on_done)
+    content = adaptive_result(recipe, lm, adaptive, found, stored.calibration, name)
+    _print_scores(name, recipe, found.scores(found.stops(adaptive.thresholds).tolist()))
     spent = content["passes"]
     console.print(f"{spent['average']:.2f} passes an answer on average (budget {spent['budget']:.2f})")
     _write(out, content)

@@ -72,6 +72,14 @@ def train(
             "questions are ranked by one that has not seen them",
         ),
     ] = False,
+    rival: Annotated[
+        str,
+        typer.Option(
+            metavar="lora|prefix_tuning|full",
+            help="train this in the place of the scaffold, on the same examples; its values are e.g. rival.rank=8 "
+            "rival.learning_rate=1e-4",
+        ),
+    ] = "",
 ) -> None:
     """Train a recipe's scaffold (or retriever, or re-ranker) and measure the best one on the test part.
 
@@ -90,7 +98,7 @@ def train(
     elif cross_fit:
         raise UsageError(f"{recipe} has no re-ranker to cross-fit: shoulders train reranker --cross-fit")
     else:
-        run(recipe, overrides or [], out, resume=resume)
+        run(recipe, overrides or [], out, resume=resume, rival=rival)
 
 
 @app.command()
@@ -110,6 +118,23 @@ def evaluate(
     from shoulders.cli.evaluate import run
 
     run(scaffold, overrides or [], recipe, out)
+
+
+@app.command()
+def forget(
+    run: Annotated[str, typer.Argument(help="a run's folder, of a scaffold or of a rival (`train --rival`)")],
+    text: Annotated[str, typer.Option(help="held-out text: a file, a folder, or hub:NAME[:CONFIG]")],
+    overrides: Overrides = None,
+    out: Annotated[Optional[Path], typer.Option(help="write the numbers and provenance to this JSON file")] = None,  # noqa: UP045
+) -> None:
+    """What a training made the language model forget: its perplexity on other text, before and after.
+
+    A scaffold leaves the frozen model bit by bit as it was, so nothing; the weights of a rival have moved. How much
+    text is read: `text.sequences=64 text.length=256`.
+    """
+    from shoulders.cli.forget import run as measure
+
+    measure(run, text, overrides or [], out)
 
 
 @app.command()

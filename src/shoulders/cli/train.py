@@ -1,12 +1,14 @@
 """`shoulders train`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli.common import find_recipe, weights_of
+from shoulders.cli.rivals import measured
 from shoulders.cli.show import (
     console,
     measuring,
@@ -21,51 +23,69 @@ from shoulders.evaluation.results import RESULTS
 from shoulders.files import write_json
 from shoulders.recipes.jobs import check_measurable, measure, measure_text, tasks_of
 from shoulders.recipes.recipe import Recipe
-from shoulders.recipes.run import BEST, keep_test_scores, result, text_result, train, trained_parameters
+from shoulders.recipes.rivals import train_rival
+from shoulders.recipes.run import BEST, keep_test_scores, result, text_result, train, trained_parameters, training_cost
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.checkpoint import Progress
 
 
-def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool) -> None:
+def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool, rival: str = "") -> None:
     """Train, then measure the best scaffold on the test part."""
     quiet_libraries()
-    recipe = find_recipe(name, overrides)
+    recipe = find_recipe(name, [f"rival.kind={rival}", *overrides] if rival else overrides)
     recipe.check_trainable()
-    folder = out or Path("runs") / recipe.name
+    folder = out or Path("runs") / "-".join(filter(None, [recipe.name, recipe.rival.kind]))
     lm = weights_of(recipe.backbone)
     tasks = tasks_of(recipe)
     if tasks:
         check_measurable(recipe, recipe.test, lm, tasks)
+    if recipe.rival.kind:
+        _run_rival(recipe, lm, tasks, folder, resume=resume)
+        return
     with watching(recipe.name, recipe.training.steps) as watch:
         scaffold, progress = train(recipe, lm, folder, tasks=tasks, resume=resume, watch=watch)
     if not PartialState().is_main_process:
         return
-    _print_training(scaffold, progress)
+    _print_training(trained_parameters(scaffold), progress)
+    cost = training_cost(folder, lm)
     if tasks:
-        _measure_tasks(recipe, lm, scaffold, tasks, folder)
+        _measure_tasks(recipe, lm, scaffold, tasks, folder, cost)
     else:
-        measured = measure_text(recipe, lm, scaffold)
-        console.print(f"perplexity {measured.perplexity:.2f} on {measured.tokens:,} held-out tokens")
-        write_json(folder / RESULTS, text_result(recipe, lm, scaffold, measured, str(folder / BEST)))
+        numbers = measure_text(recipe, lm, scaffold)
+        console.print(f"perplexity {numbers.perplexity:.2f} on {numbers.tokens:,} held-out tokens")
+        write_json(folder / RESULTS, {**text_result(recipe, lm, scaffold, numbers, str(folder / BEST)), **cost})
     console.print(f"kept in {folder / BEST}; try: shoulders ask {folder / BEST}")
 
 
-def _print_training(scaffold: Scaffold, progress: Progress) -> None:
+def _run_rival(recipe: Recipe, lm: FrozenLM, tasks: Sequence[Task], folder: Path, *, resume: bool) -> None:
+    """As `run`, for what is trained in the place of the recipe's scaffold."""
+    with watching(f"{recipe.name}, {recipe.rival.kind}", recipe.training.steps) as watch:
+        progress = train_rival(recipe, lm, folder, tasks=tasks, resume=resume, watch=watch)
+    if not PartialState().is_main_process:
+        return
+    cost = training_cost(folder, lm)
+    content = measured(folder / BEST, recipe, lm, tasks)
+    _print_training(content["trained"], progress)
+    write_json(folder / RESULTS, {**content, **cost})
+    console.print(f"kept in {folder / BEST}; try: shoulders evaluate {folder}")
+
+
+def _print_training(parameters: int, progress: Progress) -> None:
     best = (
         f"best development score {progress.best_score:.1f} at step {progress.best_step}" if progress.best_step else ""
     )
     left_out = ", ".join(f"{count} {reason}" for reason, count in progress.counts.items() if count)
-    console.print(
-        f"{trained_parameters(scaffold):,} trained parameters; {best}; examples left out: {left_out or 'none'}"
-    )
+    console.print(f"{parameters:,} trained parameters; {best}; examples left out: {left_out or 'none'}")
 
 
-def _measure_tasks(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Task], folder: Path) -> None:
+def _measure_tasks(
+    recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Task], folder: Path, cost: Mapping[str, Any]
+) -> None:
     with measuring(f"measuring on {recipe.test.split}") as watch:
         scores = measure(recipe, lm, scaffold, recipe.test, tasks, watch.on_done)
     console.print(scores_table(recipe.name, {"score": scores}))
     print_skipped(scores)
-    content = result(recipe, lm, scaffold, scores, str(folder / BEST))
+    content = {**result(recipe, lm, scaffold, scores, str(folder / BEST)), **cost}
     print_retrieval(content)
     write_json(folder / RESULTS, content)
     keep_test_scores(scaffold, lm, folder / BEST, recipe.test.split, scores)

@@ -40,8 +40,18 @@ def tasks_of(recipe: Recipe) -> list[Task]:
     return [] if recipe.text.source else load_tasks(recipe.suite)
 
 
-def job_of(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Task], on_done: OnDone) -> Job:
+def job_of(
+    recipe: Recipe,
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    tasks: Sequence[Task],
+    on_done: OnDone,
+    frozen: FrozenLM | None = None,
+) -> Job:
     """The recipe's tasks as a job, or its text; what could not be measured afterwards is refused before.
+
+    Args:
+        frozen: the model that evidence is sampled from, where `lm` is one that trains.
 
     Raises:
         UsageError: a split is missing, the placement has nothing to hold on to, the text is none, or something trains
@@ -53,7 +63,7 @@ def job_of(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Tas
     if recipe.evidence.kind not in PASSAGES:  # passages are something to put an infix after
         check_placement(tasks, recipe.scaffold.placement)
     check_measurable(recipe, recipe.development, lm, tasks)
-    evidence = new_evidence(recipe, lm, scaffold.length)
+    evidence = new_evidence(recipe, frozen or lm, scaffold.length)
     return Job(
         example_source(recipe, tasks, lm, scaffold, evidence),
         scaffold_loss(lm, scaffold, _first_pass(recipe, lm, scaffold), _contexts(recipe, lm, scaffold)),
@@ -71,7 +81,7 @@ def _text_job(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Job:
     documents, others = text_parts(recipe)
     text = PackedText(documents, lm, recipe.text.length, plan.seed)
     source = TextSource(text, plan.batch_size, plan.positions_at_once, scaffold.length)
-    measured = _sequences(recipe, lm, others)
+    measured = measured_sequences(recipe, lm, others)
     loss = language_loss(lm, scaffold, _first_pass(recipe, lm, scaffold))
     return Job(source, loss, lambda: -perplexity(lm, scaffold, measured).perplexity)
 
@@ -105,10 +115,10 @@ def text_parts(recipe: Recipe) -> tuple[Documents, Documents]:
 def measure_text(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Perplexity:
     """Perplexity of a scaffold on the recipe's held-out text, the same sequences every time."""
     _, documents = text_parts(recipe)
-    return perplexity(lm, scaffold, _sequences(recipe, lm, documents))
+    return perplexity(lm, scaffold, measured_sequences(recipe, lm, documents))
 
 
-def _sequences(recipe: Recipe, lm: FrozenLM, documents: Documents) -> list[list[int]]:
+def measured_sequences(recipe: Recipe, lm: FrozenLM, documents: Documents) -> list[list[int]]:
     """What is measured of a text: no document twice."""
     text = PackedText(documents, lm, recipe.text.length, seed=0)
     found = [text.take()]  # also of a text that is too short for it

@@ -21,6 +21,7 @@ from shoulders.pipeline import Sampling
 from shoulders.scaffolds.recursion import RecursionShape
 from shoulders.scaffolds.weaving import Placement
 from shoulders.training.plan import TrainPlan
+from shoulders.training.rivals import RivalChoice
 
 SCAFFOLDS = ("bare", "soft_prompt", "input_prompt", "recursion")
 INNER = SCAFFOLDS[:3]
@@ -93,6 +94,12 @@ class ScaffoldChoice:
             raise UsageError(f"scaffold.query_std is {self.query_std}: it cannot be negative, and 1 is usual")
         if self.init == "text" and not self.init_text:
             raise UsageError("scaffold.init=text needs scaffold.init_text")
+
+    @property
+    def taken(self) -> int:
+        """Positions of the context that its prompt takes."""
+        prompt = self.inner if self.kind == "recursion" else self.kind
+        return 0 if prompt == "bare" else self.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +231,7 @@ class Recipe:
     Attributes:
         name: of the recipe.
         about: what it is and where its numbers come from.
+        rival: what is trained in the place of the scaffold, on the same examples, to compare with it; usually nothing.
         development: how checkpoints are scored and selected.
         test: how the selected one is measured at the end.
     """
@@ -236,6 +244,7 @@ class Recipe:
     evidence: EvidenceChoice = field(default_factory=EvidenceChoice)
     text: TextChoice = field(default_factory=TextChoice)
     training: TrainPlan = field(default_factory=TrainPlan)
+    rival: RivalChoice = field(default_factory=RivalChoice)
     development: EvaluationPlan = field(default_factory=EvaluationPlan)
     test: EvaluationPlan = field(default_factory=lambda: EvaluationPlan(split="test"))
 
@@ -245,6 +254,8 @@ class Recipe:
 
     def check_trainable(self) -> None:
         """Raise `UsageError` for a recipe that is fine to measure with, and leaves nothing to train."""
+        if self.rival.kind:
+            return
         if self.scaffold.kind == "bare":
             raise UsageError(
                 "there is nothing to train with scaffold.kind=bare: measure it with `shoulders evaluate bare`"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shoulders.backbone.devices import peak_memory
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.tasks import Task
 from shoulders.evaluation.perplexity import Perplexity
@@ -18,6 +19,7 @@ from shoulders.recipes.recipe import Recipe, read_recipe
 from shoulders.recipes.running import RunFolder, Watch
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.checkpoint import Progress
+from shoulders.training.log import read_log
 
 
 def train(
@@ -42,7 +44,7 @@ def train(
         UsageError: the folder holds another run, or one that is not to be resumed.
     """
     recipe.check_trainable()
-    run = RunFolder.opened(folder, recipe.as_json(), lambda path: read_recipe(path).as_json(), resume=resume)
+    run = run_folder(folder, recipe, resume=resume)
     tasks = tasks_of(recipe) if tasks is None else tasks
     scaffold = new_scaffold(recipe.scaffold, lm, recipe.training.seed, tasks)
     watch = watch or Watch()
@@ -55,6 +57,22 @@ def train(
     groups = scaffold.learning_rates(recipe.training.learning_rate, recipe.training.base_learning_rate)
     progress = run.fit(scaffold, job, recipe.training, keep, watch, groups)
     return Scaffold.load(folder / BEST, lm), progress
+
+
+def run_folder(path: Path, recipe: Recipe, *, resume: bool) -> RunFolder:
+    """The folder of a recipe's run (`RunFolder.opened`)."""
+    return RunFolder.opened(path, recipe.as_json(), lambda kept: read_recipe(kept).as_json(), resume=resume)
+
+
+def training_cost(folder: Path, lm: FrozenLM) -> dict[str, Any]:
+    """What the training in a run's folder took, told as soon as it is over.
+
+    Seconds are those of the steps, without development scores; memory is that of the process that took the last step,
+    at its highest: models, optimizer, scores and the writing of checkpoints.
+    """
+    steps = read_log(folder)
+    total = {name: sum(step[name] for step in steps) for name in ("seconds", "positions")}
+    return {"cost": {"steps": len(steps), **total, "peak_bytes": peak_memory(lm.device)}}
 
 
 def result(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, scores: Scores, name: str | None = None) -> dict[str, Any]:

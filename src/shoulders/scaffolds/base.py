@@ -182,12 +182,20 @@ class Scaffold(
 
 @final
 class Bare(Scaffold, kind="bare"):
-    """No scaffold: the language model as it is."""
+    """No scaffold: the language model as it is.
+
+    Args:
+        room: positions of the context to leave free, so that it reads what a prompt of so many vectors leaves room for.
+    """
+
+    def __init__(self, room: int = 0) -> None:
+        super().__init__()
+        self.room = room
 
     @property
     def length(self) -> int:
-        """No position is taken."""
-        return 0
+        """None is taken, beside those that are to be left free."""
+        return self.room
 
     def states(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
         """The backbone's own states."""
@@ -197,10 +205,10 @@ class Bare(Scaffold, kind="bare"):
         return lm.states(given.embeds, given.mask, memory.passes[0])
 
     def description(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
+        """The room."""
+        return {"room": self.room}
 
     @classmethod
     def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:  # noqa: ARG003
         """Another one."""
-        return cls()
+        return cls(description.get("room", 0))

@@ -1,0 +1,71 @@
+"""Prefix tuning: PEFT's own numbers, in training, decoding and beside padding."""
+
+import pytest
+import torch
+
+from shoulders.backbone.adapters import add_prefix, read_adapter
+from shoulders.data.batching import encode, question_batch
+from shoulders.errors import CorruptFile, UsageError
+from shoulders.pipeline import Answering, answer
+from shoulders.records import LMInput
+from shoulders.scaffolds.prefix_tuning import PrefixTuning
+
+SUPPORTED = ["llama", "gpt2", "gpt_neox", "qwen2", "qwen3", "opt"]
+
+
+def logits(lm, prefix, ids):
+    with torch.no_grad():
+        return lm.logits(prefix.states(lm, LMInput(lm.embed(ids), None, (0,) * len(ids))))
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_the_logits_are_those_of_peft(tiny_lm, family, questions):
+    lm = tiny_lm(family)
+    adapted = add_prefix(lm, 5)
+    ids = torch.tensor([lm.ids(question.text)[:4] for question in questions])
+    with torch.no_grad():
+        theirs = adapted(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    torch.testing.assert_close(logits(lm, PrefixTuning(adapted), ids), theirs, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_read_step_by_step_is_read_at_once_and_padding_makes_no_difference(tiny_lm, family, questions):
+    lm = tiny_lm(family)
+    prefix = PrefixTuning(add_prefix(lm, 5))
+    batch = question_batch([encode(question, lm) for question in questions], lm, prefix)
+    for number, question in enumerate(questions):
+        ids = torch.tensor([lm.ids(question.text)])
+        alone = prefix.states(lm, LMInput(lm.embed(ids), None, (0,)))
+        memory = prefix.memory(lm)
+        given = LMInput(lm.embed(ids[:, :2]), None, (0,))
+        parts = [prefix.states(lm, given, memory)]
+        parts += [prefix.states(lm, given.continued(lm.embed(one[:, None])), memory) for one in ids[:, 2:].T]
+        torch.testing.assert_close(torch.cat(parts, dim=1), alone, rtol=1e-3, atol=1e-3)
+        together = prefix.states(lm, batch)[number, -ids.shape[1] :]
+        torch.testing.assert_close(together, alone[0], rtol=1e-3, atol=1e-3)
+
+
+def test_answers_depend_on_the_prefix_and_not_on_the_neighbours(lm, questions):
+    prefix = PrefixTuning(add_prefix(lm, 5))
+    told = answer(questions, lm, prefix, Answering(6))
+    assert told == [answer([question], lm, prefix, Answering(6))[0] for question in questions]
+    assert told != answer(questions, lm, PrefixTuning(add_prefix(lm, 5)), Answering(6))
+
+
+def test_what_peft_saved_is_read_again(lm, tmp_path):
+    prefix = PrefixTuning(add_prefix(lm, 5))
+    prefix.write(str(tmp_path / "prefix"))
+    again = PrefixTuning(read_adapter(lm, tmp_path / "prefix"))
+    ids = torch.tensor([lm.ids("Name a planet.")])
+    assert torch.equal(logits(lm, again, ids), logits(lm, prefix, ids))
+    (tmp_path / "prefix" / "adapter_model.safetensors").write_bytes(b"no")
+    with pytest.raises(CorruptFile, match="holds no adapter"):
+        read_adapter(lm, tmp_path / "prefix")
+
+
+def test_a_model_that_peft_cannot_prefix_is_refused(tiny_lm):
+    with pytest.raises(UsageError, match="no prefix tuning for"):
+        add_prefix(tiny_lm("qwen3_5"), 5)
+    with pytest.raises(UsageError, match="a window of the text"):
+        add_prefix(tiny_lm("mistral"), 5)
