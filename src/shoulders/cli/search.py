@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from shoulders.corpus.index import Hit
 
 
-def run(folder: Path, queries: Sequence[str], k: int, retriever: str, *, weight: float, dense: str) -> None:
+def run(
+    folder: Path, queries: Sequence[str], k: int, retriever: str = SPARSE, *, weight: float = 1.0, dense: str = ""
+) -> None:
     """Print the passages that are found for each query, its words highlighted."""
     need("tantivy", "search")
     need("faiss", "search")

@@ -169,7 +169,7 @@ def _built(vectors: VectorStore, kind: str) -> Any:
     if kind == IVF_PQ and len(vectors) < CODES:
         raise UsageError(f"ivf-pq learns {CODES} codes, and there are {len(vectors)} vectors: take --kind {SQ8}")
     if kind not in (FLAT, SQ8):
-        ivf: Any = faiss.extract_index_ivf(inner)
+        ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(inner))
         ivf.nprobe = int(4 * math.sqrt(cells))
         if kind == IVF_PQ:
             ivf.pq.cp.min_points_per_centroid = 1
