@@ -169,11 +169,11 @@ def _built(vectors: VectorStore, kind: str) -> Any:
     if kind == IVF_PQ and len(vectors) < CODES:
         raise UsageError(f"ivf-pq learns {CODES} codes, and there are {len(vectors)} vectors: take --kind {SQ8}")
     if kind not in (FLAT, SQ8):
-        ivf: Any = faiss.extract_index_ivf(inner)
+        ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(inner))
         ivf.nprobe = int(4 * math.sqrt(cells))
         if kind == IVF_PQ:
-            ivf.pq.cp.min_points_per_centroid = 1
-            ivf.pq.cp.max_points_per_centroid = TRAINED_ON
+            ivf.do_polysemous_training = False  # minutes of ordering the codes for a search that is not used here
+            ivf.pq.cp.min_points_per_centroid, ivf.pq.cp.max_points_per_centroid = 1, TRAINED_ON
     if len(vectors):
         inner.train(_sample(vectors, max(cells, CODES) * TRAINED_ON))
     index = faiss.IndexIDMap(inner)

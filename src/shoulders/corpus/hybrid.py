@@ -1,6 +1,6 @@
 """Dense and sparse retrieval together.
 
-Sources: Ram et al. 2022, section 4.2 and `hybrid_retriever.py` of its code (a weighted sum of scores); Cormack et al.
+Sources: Ram et al. 2022, `hybrid_retriever.py` of its code (a weighted sum of scores); Cormack et al.
 2009 (reciprocal ranks).
 """
 

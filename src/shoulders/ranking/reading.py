@@ -57,7 +57,7 @@ class Reading:
     def passages(self, titles: Sequence[str], texts: Sequence[str]) -> list[Text]:
         """Passages as they are read.
 
-        DPR: Karpukhin et al. 2020, section 4 of its appendix, and `dpr/models/hf_models.py`; all segments are the
+        DPR: Karpukhin et al. 2020, section 4.1, and `dpr/models/hf_models.py`; all segments are the
         first. Others: title and text as one, as BEIR does (Thakur et al. 2021), which has a space for our line end; to
         BERT's tokenizers these are the same.
         """
