@@ -3,8 +3,8 @@
     python -m benchmarks.reranking [--data FOLDER] [--questions N] [--passages K] [--rounds N] [--out FILE]
 
 Both load the same cross-encoder from one folder (the body of all-MiniLM-L6 with a fresh head of one label), in fp32,
-and score the same pairs; their scores must be the same. FOLDER holds `passages.jsonl.gz` and `nq.dev.jsonl.gz`: the pairs
-are questions with BM25's top passages. Without it the pairs are made up, of like lengths.
+and score the same pairs; their scores must be the same. FOLDER holds `passages.jsonl.gz` and `nq.dev.jsonl.gz`: the
+pairs are questions with BM25's top passages. Without it the pairs are made up, of like lengths.
 """
 
 import argparse
