@@ -12,7 +12,7 @@ from shoulders.data.batching import by_length
 from shoulders.ranking.seen import Seen
 
 AT_ONCE = 8_192  # pairs that are held as tokens at the same time, and sorted by length
-POSITIONS = {"cpu": 2_048}  # of a batch: what it computes stays in the caches of a processor
+POSITIONS = {"cpu": 1_024}  # of a batch: what it computes stays in the caches of a processor
 MANY_POSITIONS = 65_536  # of a batch on any other device
 
 OnScored = Callable[[int, int], None]  # pairs done, pairs in all
