@@ -25,7 +25,6 @@ from shoulders.scaffolds.base import Scaffold
 
 ASKED, TEXTS = "country_facts", "fact_sheets"  # the task whose questions are asked, and the one whose texts are read
 TOKENS, FOUND = 128, 5  # of passages with their question; passages found for it
-LONGEST = 16  # tokens of an answer
 
 
 def facts_index(folder: Path) -> Path:
@@ -64,11 +63,7 @@ def open_book(
     """
     recipe = replace(
         recipe,
-        suite=replace(
-            recipe.suite, tasks=(ASKED,), lengths=replace(recipe.suite.lengths, input=TOKENS, target=LONGEST)
-        ),
-        development=replace(recipe.development, longest=LONGEST),
-        test=replace(recipe.test, longest=LONGEST),
+        suite=replace(recipe.suite, tasks=(ASKED,), lengths=replace(recipe.suite.lengths, input=TOKENS)),
         evidence=EvidenceChoice(kind=RETRIEVED, index=str(facts_index(folder)), passages=FOUND),
     )
     table = Table(title=f"Answers that hold a right one: {ASKED}", title_justify="left", box=SIMPLE_HEAD)
@@ -92,7 +87,7 @@ def _show_one(name: str, scaffold: Scaffold, scores: Scores, recipe: Recipe, lm:
     shown = next((one for one in predictions if _holds(one)), predictions[0])
     evidence = new_evidence(recipe, lm, scaffold.length)
     assert isinstance(evidence, PackedEvidence)
-    answer = Reader(lm, scaffold, evidence, Answering(LONGEST), worded=False).ask(shown.example.question)
+    answer = Reader(lm, scaffold, evidence, Answering(recipe.test.longest), worded=False).ask(shown.example.question)
     console.print(f"\n{shown.example.question.text}", style="bold", markup=False, soft_wrap=True)
     console.print(f"  {name}: {passages.said(answer)}", markup=False, soft_wrap=True)
     for line in passages.shown(answer):
