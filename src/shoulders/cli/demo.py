@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli.ask import Request, one_answer, typed
+from shoulders.cli.open_book import open_book
 from shoulders.cli.report import read_run
 from shoulders.cli.show import console, measuring, need, quiet_libraries, say, scores_table, watching
 from shoulders.data.tasks import Task
@@ -27,9 +28,10 @@ BARE, SOFT, INPUT = "bare model", "soft prompt", "ID-PT"
 
 
 def run(out: Path, *, quick: bool) -> None:
-    """Train, measure, compare, then answer."""
+    """Train, measure, compare, read passages, then answer."""
     quiet_libraries()
     need("matplotlib", "report")
+    need("tantivy", "search")
     begun = time.perf_counter()
     recipes = {SOFT: bundled_soft_prompt(), INPUT: bundled_input_prompt()}
     if quick:
@@ -49,9 +51,10 @@ def run(out: Path, *, quick: bool) -> None:
         with watching(f"training {name}", recipe.training.steps) as watch:
             scaffolds[name], _ = train(recipe, lm, folder / recipe.name, tasks=tasks, watch=watch)
     scores = _measure_all(scaffolds, first, lm, tasks)
-    assert lm.checksum() == proof, "the frozen model has changed"
     console.print(scores_table("Held-out test part", scores))
     _report(scores, scaffolds, {BARE: first, **recipes}, lm, folder)
+    open_book({name: scaffolds[name] for name in (BARE, SOFT)}, scores, first, lm, folder / "facts")
+    assert lm.checksum() == proof, "the frozen model has changed"
     console.print(f"The backbone is bit for bit what it was. {time.perf_counter() - begun:.0f} s in all.")
     if sys.stdin is not None:  # closed where nobody can type
         _answer(scores, scaffolds, lm)

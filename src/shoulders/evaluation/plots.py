@@ -92,7 +92,7 @@ def draw_readers(splits: Mapping[str, Sequence[Bar]], folder: Path) -> str:
                 axes.plot(*zip(*known, strict=True), "D", color="#444444", label="an answer is in what was read")
                 axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
             axes.set_yticks(list(places), [bar.name for bar in bars])
-            axes.set_xlim(0, 100)
+            axes.set_xlim(0, 103)
             axes.set_xlabel(f"score on {split} with 95% interval")
         return _save(figure, folder, READERS)
 

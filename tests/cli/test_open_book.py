@@ -1,0 +1,52 @@
+"""The demo's open-book part on the bundled facts, around a tiny model."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from shoulders.cli import open_book
+from shoulders.corpus.index import Index
+from shoulders.data.batching import Lengths
+from shoulders.pipeline import Answer
+from shoulders.recipes.jobs import measure
+from shoulders.recipes.small import bundled_soft_prompt
+from shoulders.scaffolds.base import Bare
+
+
+@pytest.fixture
+def recipe():
+    base = bundled_soft_prompt()
+    plan = replace(base.test, limit=3, longest=4)
+    return replace(base, suite=replace(base.suite, lengths=Lengths(100, 4)), test=plan, development=plan)
+
+
+def test_the_facts_answer_the_questions(tmp_path):
+    index = Index(open_book.facts_index(tmp_path))
+    assert index.passages == 2000
+    assert "Euro" in index.search(["What is the currency of Ireland?"], 5)[0][0].text.title()
+
+
+def test_the_same_questions_are_asked_with_and_without_passages(lm, recipe, tmp_path, monkeypatch, capsys):
+    """A model that knows nothing copies a right answer from what it reads, wherever one is there."""
+    monkeypatch.setattr(open_book, "TOKENS", 500)
+    monkeypatch.setattr(lm, "context", 600)  # nothing is computed
+    plain = replace(recipe, suite=replace(recipe.suite, tasks=(open_book.ASKED,)))
+    right: dict[str, str] = {}
+
+    def copied(questions, lm, scaffold, how):
+        said = [next((gold for end, gold in right.items() if one.text.endswith(end)), "?") for one in questions]
+        return [
+            Answer(gold if gold in one.evidence else "?", -1.0, 0.0) for gold, one in zip(said, questions, strict=True)
+        ]
+
+    for module in ("evaluation.protocol", "recipes.reading"):
+        monkeypatch.setattr(f"shoulders.{module}.answered", copied)
+    closed = {"bare": measure(plain, lm, Bare(), plain.test)}
+    for prediction in closed["bare"].wordings[0].predictions:
+        right[prediction.example.question.text] = prediction.example.references[-1]
+    open_book.open_book({"bare": Bare()}, closed, recipe, lm, tmp_path)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "bare 0.0% 100.0%" in printed
+    assert "recall of the passages found, at 1:" in printed
+    assert re.search(r"in passage \d of \d read, \w+, characters \d+ to \d+; probability 0.368", printed)
