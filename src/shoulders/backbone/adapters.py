@@ -25,7 +25,7 @@ def peft_library() -> Any:
     try:
         import peft
     except ImportError:
-        raise SourceNotFound("LoRA and prefix tuning are PEFT's: pip install peft") from None
+        raise SourceNotFound("LoRA and prefix tuning are PEFT's: pip install 'shoulders[rivals]'") from None
     return peft
 
 
