@@ -209,5 +209,5 @@ def test_what_does_not_fit_is_refused(values, tiny_lm, tmp_path, monkeypatch):
     with pytest.raises(CorruptFile, match="holds no adapter"):
         run("evaluate", tmp_path / "run")
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(SourceNotFound, match="pip install peft"):
+    with pytest.raises(SourceNotFound, match=r"shoulders\[rivals\]"):
         run("train", "bundled_soft_prompt", *values, "--out", tmp_path / "other", "--rival", "lora")

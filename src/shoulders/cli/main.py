@@ -6,22 +6,11 @@ from typing import Annotated, Optional
 
 import typer
 
+from shoulders.cli import corpus
+from shoulders.cli.app import app
 from shoulders.errors import UsageError
 
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="""More out of one **frozen** language model: train what stands around it, measure it, keep it, ask it.
-
-Start with `shoulders demo`. Then train a recipe of your own:
-
-`shoulders recipes` · `shoulders train bundled_input_prompt --out runs/first` · `shoulders ask runs/first/best`
-
-Every value of a recipe can be changed on the command line: `training.steps=200 scaffold.length=20`.
-""",
-)
+__all__ = ["app", "corpus", "main"]
 
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 (typer reads it)
@@ -30,15 +19,6 @@ Overrides = Annotated[
     ),
 ]
 Recipe = Annotated[str, typer.Argument(help="a recipe's name (`shoulders recipes`) or a recipe.json")]
-
-Collection = Annotated[str, typer.Option(help="of the server [default: upload names it after the index's folder]")]
-TokenVariable = Annotated[
-    str,
-    typer.Option(
-        metavar="VAR",
-        help="environment variable that holds the server's token, or USER:PASSWORD [default: MILVUS_TOKEN]",
-    ),
-]
 
 
 @app.command()
@@ -330,103 +310,6 @@ def convert(
     from shoulders.cli.convert import run
 
     run(source, target, backbone)
-
-
-@app.command()
-def index(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="files, folders, or hub:NAME[:CONFIG]")],
-    out: Annotated[Path, typer.Option(help="folder of the index, made if there is none")],
-    sentences: Annotated[bool, typer.Option("--sentences", help="end passages with a sentence")] = False,
-    as_is: Annotated[bool, typer.Option("--as-is", help="records of .jsonl and hub: are passages already")] = False,
-    prune: Annotated[bool, typer.Option("--prune", help="delete documents that the sources no longer hold")] = False,
-) -> None:
-    """Build an evidence corpus: passages of 100 words, searched by BM25.
-
-    Reads .txt, .md, .html, .pdf, .jsonl[.gz] (`text`, and `title` and `id` if there are any), DPR's
-    .tsv[.gz] (`id`, `text`, `title`; kept as they are), folders of these, and Hugging Face data sets.
-
-    The same command again brings the index up to date: only what changed is read in. A build that was killed goes on
-    with the same command.
-    """
-    from shoulders.cli.index import run
-
-    run(sources, out, sentences=sentences, as_is=as_is, prune=prune)
-
-
-@app.command()
-def encode(
-    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder of an index (`shoulders index`)")],
-    retriever: Annotated[
-        str, typer.Option(help="a bi-encoder: folder, hub name (DPR: `question|passage`) or package:")
-    ],
-    name: Annotated[str, typer.Option(help="of the vectors in the index [default: the retriever's]")] = "",
-    kind: Annotated[
-        str,
-        typer.Option(
-            help="how they are searched: flat, sq8, ivf-sq8, ivf-pq or ivf-rabitq [default: sq8, from a million "
-            "passages on ivf-sq8]"
-        ),
-    ] = "",
-    pooling: Annotated[str, typer.Option(help="cls or mean [default: what the retriever says, else mean]")] = "",
-    dtype: Annotated[str, typer.Option("--type", help="of the vectors: float16 or float32")] = "float16",
-) -> None:
-    """Make the vectors of an index's passages, for `shoulders search --retriever dense`.
-
-    The same command again brings them up to date: only new passages are encoded. A run that was killed goes on with the
-    same command.
-    """
-    from shoulders.cli.encode import run
-
-    run(folder, retriever, name=name, kind=kind, pooling=pooling, dtype=dtype)
-
-
-@app.command()
-def search(
-    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder of an index (`shoulders index`)")],
-    queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="questions or words")],
-    k: Annotated[int, typer.Option("-k", help="passages of each query")] = 10,
-    retriever: Annotated[
-        str,
-        typer.Option(help="sparse (BM25), dense, hybrid (sum of their scores) or rrf (of their ranks)"),
-    ] = "sparse",
-    weight: Annotated[float, typer.Option(help="of sparse scores in the hybrid sum")] = 1.0,
-    dense: Annotated[str, typer.Option(help="name of the vectors, if the index has several")] = "",
-    engine: Annotated[str, typer.Option(metavar="URI", help="a Milvus that it was sent to (`shoulders upload`)")] = "",
-    collection: Collection = "",
-) -> None:
-    """Find passages of an index by BM25, by vectors (`shoulders encode`), or by both; here, or on a server.
-
-    The server's token is read from the environment variable MILVUS_TOKEN.
-    """
-    from shoulders.cli.search import run
-    from shoulders.cli.upload import Engine
-
-    server = Engine(engine, collection) if engine else None
-    run(folder, queries, k, retriever, weight=weight, dense=dense, engine=server)
-
-
-@app.command()
-def upload(
-    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder of an index (`shoulders index`)")],
-    to: Annotated[str, typer.Option(metavar="URI", help="http://HOST:19530, or a local file that ends in .db")],
-    collection: Collection = "",
-    token_env: TokenVariable = "",
-    k1: Annotated[float, typer.Option(help="of BM25; Pyserini's if none is given")] = 0.9,
-    b: Annotated[float, typer.Option(help="of BM25; Pyserini's if none is given")] = 0.4,
-    dense: Annotated[str, typer.Option(help="send the vectors of that name (`shoulders encode`) instead of BM25")] = "",
-) -> None:
-    """Send an index to Milvus: its BM25 weights as sparse vectors, so that every server finds the same, or its vectors.
-
-    The same command again sends what changed. An upload that was killed goes on with the same command. Search it with
-    `shoulders search INDEX ... --engine URI`, read it with `evidence.engine=URI`.
-    """
-    from shoulders.cli.upload import Engine, run, run_vectors
-
-    engine = Engine(to, collection, token_env)
-    if dense:
-        run_vectors(folder, engine, dense)
-    else:
-        run(folder, engine, k1, b)
 
 
 def main() -> None:
