@@ -30,10 +30,11 @@ from shoulders.evaluation.results import Result, read_result
 from shoulders.evaluation.statistics import average_interval, difference_interval
 from shoulders.files import write_json
 from shoulders.recipes.build import load_backbone, load_tasks
-from shoulders.recipes.folders import CHECKPOINTS
+from shoulders.recipes.folders import BEST, CHECKPOINTS
 from shoulders.recipes.jobs import measure
 from shoulders.recipes.recipe import Recipe, with_overrides
 from shoulders.recipes.registry import recipe_named
+from shoulders.recipes.rivals import measure_rival, read_rival, train_rival
 from shoulders.recipes.run import result, train
 from shoulders.recipes.running import Watch
 from shoulders.scaffolds.base import Bare, Scaffold
@@ -108,12 +109,14 @@ def cells(grid: Mapping[str, Any]) -> Iterator[Run]:
 
 def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
     recipe, tasks = run.recipe, load_tasks(run.recipe.suite)
-    scaffold, trained = trained_scaffold(run, lm, folder, tasks)
-    scores = measure(recipe, lm, scaffold, recipe.test, tasks)
-    log = read_log(folder)
-    content = result(recipe, lm, scaffold, scores)
+    if recipe.rival.kind:
+        content, trained = _rival(run, lm, folder, tasks)
+    else:
+        scaffold, trained = trained_scaffold(run, lm, folder, tasks)
+        content = result(recipe, lm, scaffold, measure(recipe, lm, scaffold, recipe.test, tasks))
     for row in content["wordings"]:
         row["samples"] = []  # the texts of a data set stay where they are
+    log = read_log(folder)
     content["training"] = {
         **training_of(log, trained),
         "development": {line["number"]: line["score"] for line in log if "score" in line},
@@ -130,6 +133,16 @@ def trained_scaffold(run: Run, lm: FrozenLM, folder: Path, tasks: Sequence[Task]
     resume = (folder / CHECKPOINTS).exists()
     scaffold, _ = train(run.recipe, lm, folder, tasks=tasks, resume=resume, watch=Watch(on_step=_print))
     return scaffold, time.perf_counter() - begun
+
+
+def _rival(run: Run, lm: FrozenLM, folder: Path, tasks: Sequence[Task]) -> tuple[dict[str, Any], float]:
+    """As `trained_scaffold`, of what is trained in the place of one; and what was measured of it."""
+    begun = time.perf_counter()
+    resume = (folder / CHECKPOINTS).exists()
+    train_rival(run.recipe, lm, folder, tasks=tasks, resume=resume, watch=Watch(on_step=_print))
+    trained = time.perf_counter() - begun
+    _, content = measure_rival(read_rival(folder / BEST), run.recipe, lm, tasks, lambda _done, _all: None)
+    return content, trained
 
 
 def training_of(log: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, Any]:
