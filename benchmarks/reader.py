@@ -11,8 +11,10 @@ Steps on batches of 4 contexts of 512 tokens with answers of 6, prompt 20, fp32,
 
 (a) Seconds of a step, all in turn; `stored` must have the losses of `suffix`.
 (b) Peak memory, in a process each.
+(c) Pairs of question and passage scored by a cross-encoder (`benchmarks.reranking`).
+(d) Queries for the 100 best passages by BM25 (`benchmarks.sparse`).
 
-The text is that of the passages in `--data`; without that folder, random tokens.
+The texts are those of the passages in `--data`; without that folder they are random, and (d) is left out.
 """
 
 import argparse
@@ -29,7 +31,9 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from benchmarks import reranking, sparse
 from benchmarks.pairs import in_turn, ratio, report, same
+from benchmarks.reranking import made_pairs, real_pairs
 from benchmarks.rivals import MODEL, peak_memory, peaks, peft_model
 from shoulders.backbone.contexts import Contexts
 from shoulders.backbone.frozen import FrozenLM
@@ -60,14 +64,25 @@ def main() -> None:
         training = bench_steps(rivals, arguments.pairs)
     peak = peaks("benchmarks.reader", ["peft", "suffix", "stored"], "--data", arguments.data)
     seconds = training["seconds"]
-    # Every further part of the reader adds its ratios and its record here.
+    pairs = (real_pairs if has_data(arguments.data) else made_pairs)(32, 20, Path(arguments.data))
+    ranking = reranking.bench(pairs, rounds=5)
+    searching = sparse.bench(arguments.data, 60_250, 900) if has_data(arguments.data) else None
     ratios = {
         "reader_step_speedup_vs_peft": ratio(seconds["peft"], seconds["suffix"]),
         "reader_peak_memory_vs_peft": peak["suffix"] / peak["peft"],
         "reader_step_speedup_stored": ratio(seconds["peft"], seconds["stored"]),
+        "rerank_speedup_vs_crossencoder": ratio(ranking["sentence-transformers"], ranking["ours"]),
     }
-    record = {"training": training, "peak_bytes": peak, **circumstances("peft")}
-    report(ratios, record, arguments.out)
+    if searching:
+        ratios["sparse_p95_ms"] = searching["milliseconds"]["p95"]
+    record = {"training": training, "peak_bytes": peak, "ranking": {"pairs": len(pairs), "seconds": ranking}}
+    libraries = circumstances("peft", "sentence-transformers", "tantivy")
+    report(ratios, {**record, "sparse": searching, **libraries}, arguments.out)
+
+
+def has_data(folder: str) -> bool:
+    """Whether there are passages and questions to measure on; without them texts are made up, and no index is."""
+    return (Path(folder) / "passages.jsonl.gz").exists()
 
 
 def steps(data: str, folder: str) -> dict[str, Callable[[], Callable[[], float]]]:

@@ -35,7 +35,7 @@ def main() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     pairs = real_pairs if arguments.data else made_pairs
-    given = pairs(arguments.questions, arguments.passages, *([Path(arguments.data)] if arguments.data else []))
+    given = pairs(arguments.questions, arguments.passages, Path(arguments.data or ""))
     seconds = bench(given, arguments.rounds)
     ratios = {"rerank_speedup_vs_crossencoder": ratio(seconds["sentence-transformers"], seconds["ours"])}
     record = {"pairs": len(given), "real": bool(arguments.data), "dtype": "float32", "seconds": seconds}
@@ -77,7 +77,7 @@ def real_pairs(questions: int, passages: int, folder: Path) -> list[Pair]:
     return [Pair(question, hit.title, hit.text) for question, hits in zip(asked, found, strict=True) for hit in hits]
 
 
-def made_pairs(questions: int, passages: int) -> list[Pair]:
+def made_pairs(questions: int, passages: int, _folder: Path) -> list[Pair]:
     """Questions and passages of random words, as long as those of NQ."""
     drawn = random.Random(0)
     vocabulary = sorted(AutoTokenizer.from_pretrained(locate(BODY)).get_vocab())

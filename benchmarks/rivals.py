@@ -38,11 +38,16 @@ def peaks(module: str, names: list[str], *arguments: str) -> dict[str, int]:
 
 
 def peak_memory(step: Callable[[], float]) -> int:
-    """The largest resident size of this process after three steps, in bytes.
+    """The largest resident size of this process after three steps, in bytes."""
+    for _ in range(3):
+        step()
+    return peak_resident()
+
+
+def peak_resident() -> int:
+    """The largest resident size of this process so far, in bytes.
 
     From /proc, because what getrusage says begins with the size of the process that started this one.
     """
-    for _ in range(3):
-        step()
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
