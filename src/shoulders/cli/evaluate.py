@@ -11,11 +11,14 @@ from shoulders.cli.show import console, measuring, print_retrieval, print_skippe
 from shoulders.evaluation.protocol import Scores
 from shoulders.files import write_json
 from shoulders.recipes.adaptive import adaptive_result, measure_stages, stage_named
+from shoulders.recipes.extractive import is_extractive, measure_extractive
 from shoulders.recipes.folders import scaffold_folder
 from shoulders.recipes.jobs import measure, tasks_of
 from shoulders.recipes.recipe import Recipe, with_overrides
 from shoulders.recipes.rivals import read_rival, rival_folder
 from shoulders.recipes.run import result
+
+READER = "reader"  # the recipe that a re-ranker is measured by
 
 
 def run(name: str, overrides: Sequence[str], recipe_name: str | None, out: Path | None) -> None:
@@ -25,6 +28,9 @@ def run(name: str, overrides: Sequence[str], recipe_name: str | None, out: Path 
         kept = read_rival(folder).recipe
         recipe = find_recipe(recipe_name, overrides) if recipe_name else with_overrides(kept, overrides)
         _write(out, measured(folder, recipe, weights_of(recipe.backbone), tasks_of(recipe)))
+        return
+    if is_extractive(name):
+        _run_extractive(name, find_recipe(recipe_name or READER, overrides), out)
         return
     name = scaffold_folder(name)
     recipe = recipe_of(name, recipe_name, overrides)
@@ -36,6 +42,15 @@ def run(name: str, overrides: Sequence[str], recipe_name: str | None, out: Path 
         scores = measure(recipe, lm, scaffold, recipe.test, on_done=watch.on_done)
     _print_scores(name, recipe, scores)
     content = result(recipe, lm, scaffold, scores, None if name == BARE else name)
+    print_retrieval(content)
+    _write(out, content)
+
+
+def _run_extractive(name: str, recipe: Recipe, out: Path | None) -> None:
+    """Measure a re-ranker as an extractive reader."""
+    with measuring(f"measuring on {recipe.test.split}") as watch:
+        scores, content = measure_extractive(recipe, weights_of(recipe.backbone), name, watch.on_done)
+    _print_scores(name, recipe, scores)
     print_retrieval(content)
     _write(out, content)
 

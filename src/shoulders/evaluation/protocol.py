@@ -5,7 +5,7 @@ over its wordings, of a cluster the mean over its tasks, and the average is over
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean, median
 
 from shoulders.backbone.frozen import FrozenLM
@@ -193,11 +193,27 @@ def evaluate(
         TemplateFailed: a template fails on an example, with both and the reason.
         UnknownName, DataError: no task has the split, it is empty, or nothing of a wording is left to measure.
     """
-    chosen = chosen_examples(tasks, plan, without, skip_failing=skip_failing)
-    flat = [example for one in chosen.asked for example in one.examples]
     cut: list[Question] = []
     how = Answering(plan.longest, truncate=True, positions_at_once=plan.positions_at_once, on_cut=cut.append)
-    answers = _answers(flat, lm, scaffold, how, evidence, on_done)
+
+    def answers(examples: Sequence[Example]) -> list[Answer]:
+        return _answers(examples, lm, scaffold, how, evidence, on_done)
+
+    found = scored(tasks, plan, answers, without=without, skip_failing=skip_failing)
+    return replace(found, truncated=len(cut))
+
+
+def scored(
+    tasks: Sequence[Task],
+    plan: EvaluationPlan,
+    answer_all: Callable[[Sequence[Example]], Sequence[Answer]],
+    *,
+    without: Sequence[str] = (),
+    skip_failing: bool = False,
+) -> Scores:
+    """Scores of answers, whatever gives them; the rest is as in `evaluate`."""
+    chosen = chosen_examples(tasks, plan, without, skip_failing=skip_failing)
+    answers = answer_all([example for one in chosen.asked for example in one.examples])
     scores, start = [], 0
     for one in chosen.asked:
         metrics = metrics_for(one.task.metrics(one.wording), choices=one.examples[0].choices is not None)
@@ -205,7 +221,7 @@ def evaluate(
         start += len(one.examples)
         rows = [_measured(example, answer, metrics) for example, answer in zip(one.examples, found, strict=True)]
         scores.append(WordingScore(one.task.name, one.task.cluster, one.wording, metrics, rows))
-    return Scores(scores, chosen.skipped, chosen.unmeasured, len(cut))
+    return Scores(scores, chosen.skipped, chosen.unmeasured)
 
 
 def chosen_examples(

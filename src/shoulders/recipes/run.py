@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from shoulders.backbone.devices import peak_memory
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.tasks import Task
@@ -113,6 +115,6 @@ def keep_test_scores(scaffold: Scaffold, lm: FrozenLM, folder: Path, split: str,
     scaffold.made_for(lm, origin.recipe, about).save_pretrained(folder)
 
 
-def trained_parameters(scaffold: Scaffold) -> int:
+def trained_parameters(trained: nn.Module) -> int:
     """Numbers that training moved."""
-    return sum(weight.numel() for weight in scaffold.parameters())
+    return sum(weight.numel() for weight in trained.parameters())
