@@ -42,6 +42,7 @@ def test_documented_code_runs(page, tmp_path, monkeypatch):
 def test_documented_commands_exist():
     """Every `shoulders COMMAND` of the documentation is one, with recipes and values that exist."""
     from shoulders.cli.main import app
+    from shoulders.recipes.ranking import ranking_recipes
     from shoulders.recipes.recipe import with_overrides
     from shoulders.recipes.registry import recipe_named
 
@@ -52,9 +53,10 @@ def test_documented_commands_exist():
             words = line.split("#")[0].split()
             assert words[0] in known | {"--help"}, line
             seen.add(words[0])
-            if words[0] in {"train", "plan"} and not words[1].endswith(".json"):
+            if words[0] in {"train", "plan"} and words[:2] != ["plan", "index"] and not words[1].endswith(".json"):
                 overrides = [word for word in words[2:] if re.match(r"[a-z_.]+=", word)]
-                with_overrides(recipe_named(words[1]), overrides)
+                rival = ["rival.kind=lora"] if "--rival" in words else []
+                with_overrides(ranking_recipes().get(words[1]) or recipe_named(words[1]), [*rival, *overrides])
     assert {"train", "evaluate", "ask", "report", "plan"} <= seen
 
 
