@@ -232,3 +232,15 @@ def test_what_was_not_measured_is_said_with_the_reason(capsys):
     printed = capsys.readouterr().out
     assert "left out of numbers/count: 3 examples whose template fails" in printed
     assert "on example test:1: [x]" in printed
+
+
+@pytest.mark.parametrize(
+    "command", [["plan"], ["evaluate", "bare", "--recipe"], ["sample", "bare", "--recipe"], ["train", "--rival=lora"]]
+)
+def test_recipes_that_order_passages_where_a_language_model_s_belongs(refused, command):
+    assert "reranker orders passages and has no" in refused(*command, "reranker").replace("the recipe ", "")
+
+
+def test_a_reranker_of_annotated_passages(refused):
+    said = refused("plan", "reader", "evidence.kind=oracle", "evidence.reranker=mine")
+    assert "evidence.reranker=mine has nothing to order" in said

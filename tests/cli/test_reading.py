@@ -15,8 +15,9 @@ from shoulders.data.support import Support
 from shoulders.errors import UsageError
 from shoulders.pipeline import Answer
 from shoulders.recipes.reading import ReadAnswer, Reader
-from shoulders.recipes.recipe import Recipe, with_overrides
+from shoulders.recipes.recipe import Recipe, recipe_from_json, with_overrides
 from shoulders.recipes.registry import recipe_named
+from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 
@@ -253,3 +254,14 @@ def test_a_threshold_of_another_scaffold_is_refused(reader, says, shoulders, ref
 def test_what_no_threshold_can_be_chosen_for(refused, prompt, index):
     assert "'bare' has none here" in refused("threshold", "bare")
     assert "no index is named" in refused("threshold", prompt)
+
+
+def test_a_reader_of_annotated_passages_is_asked_over_its_index(reader, says, lm):
+    scaffold = Scaffold.load(str(reader / "best"), lm)
+    recipe = recipe_from_json({**scaffold.origin.recipe})
+    recipe = with_overrides(recipe, ["evidence.kind=oracle"])
+    scaffold.made_for(lm, recipe.as_json()).save_pretrained(reader / "best")
+    says(("12", -1.0))
+    found = Reader.load(str(reader), lm=lm).ask("Parks of Rome?")
+    assert found.passage is not None
+    assert found.passage.title == "Rome"

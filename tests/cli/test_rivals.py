@@ -11,6 +11,7 @@ from commands import run
 from shoulders.data.evidence import Passage
 from shoulders.data.packing import Packer
 from shoulders.errors import CorruptFile, SourceNotFound, UnknownName, UsageError, WrongBackbone
+from shoulders.evidence.candidates import FirstPass
 from shoulders.recipes import jobs
 from shoulders.recipes.build import new_scaffold
 from shoulders.recipes.jobs import job_of, tasks_of
@@ -211,3 +212,16 @@ def test_what_does_not_fit_is_refused(values, tiny_lm, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(SourceNotFound, match=r"shoulders\[rivals\]"):
         run("train", "bundled_soft_prompt", *values, "--out", tmp_path / "other", "--rival", "lora")
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_candidates_of_a_rival_are_the_frozen_model_s(values, lm, tmp_path, monkeypatch, kind):
+    sampled = []
+    first_pass = FirstPass.samples
+    monkeypatch.setattr(
+        FirstPass, "samples", lambda self, *given: sampled.append(self.lm.fingerprint()) or first_pass(self, *given)
+    )
+    own = [*values, "rival.learning_rate=0.1", "evidence.kind=candidates", "evidence.scaffold=bare"]
+    run("train", "bundled_soft_prompt", *own, "evidence.count=2", "--rival", kind, "--out", tmp_path / "run")
+    run("evaluate", tmp_path / "run")
+    assert set(sampled) == {lm.fingerprint()}

@@ -74,6 +74,8 @@ def train(
     from shoulders.cli.train_ranking import run as rank
 
     if is_ranking(recipe):
+        if rival:
+            raise UsageError(f"{recipe} orders passages and has no rival: leave --rival out")
         rank(recipe, overrides or [], out, resume=resume, cross_fit=cross_fit)
     elif cross_fit:
         raise UsageError(f"{recipe} has no re-ranker to cross-fit: shoulders train reranker --cross-fit")

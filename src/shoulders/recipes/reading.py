@@ -132,7 +132,7 @@ class Reader:
             )
         lm = lm or FrozenLM.load(read_origin(name).backbone)
         scaffold = scaffold_named(name, lm)
-        read_with = over_index(recipe_from_json(recipe), index, how.longest) if index else recipe_from_json(recipe)
+        read_with = over_index(recipe_from_json(recipe), index, how.longest)
         evidence = new_evidence(read_with, lm, scaffold.length)
         assert isinstance(evidence, PackedEvidence)
         worded = in_files(recipe) or not reads_passages(recipe)
@@ -169,9 +169,12 @@ class Reader:
 
 
 def over_index(recipe: Recipe, index: str, longest: int) -> Recipe:
-    """The recipe with another index; one that reads no passages, with those of the recipe `reader` and its lengths."""
+    """The recipe with another index, or its own; one that reads no passages, as the recipe `reader` and its lengths.
+
+    Passages are retrieved, also where they were annotated in training: what people ask is annotated nowhere.
+    """
     if recipe.evidence.kind in PASSAGES:
-        return replace(recipe, evidence=replace(recipe.evidence, kind=RETRIEVED, index=index))
+        return replace(recipe, evidence=replace(recipe.evidence, kind=RETRIEVED, index=index or recipe.evidence.index))
     lengths = replace(reader().suite.lengths, target=longest)
     return replace(
         recipe,

@@ -196,6 +196,11 @@ class EvidenceChoice:
             raise UsageError(f"evidence.longest is {self.longest}: a candidate has at least 1 token")
         if self.passages < 1:
             raise UsageError(f"evidence.passages is {self.passages}: retrieve at least 1, 20 are usual")
+        if self.kind == ORACLE and self.reranker:
+            raise UsageError(
+                f"evidence.reranker={self.reranker} has nothing to order with evidence.kind=oracle, whose passages are "
+                "annotated: leave it empty, or evidence.kind=retrieved"
+            )
         if not 0 <= self.distractors <= self.passages:
             raise UsageError(
                 f"evidence.distractors is {self.distractors}: from 0 to as many as are retrieved, evidence.passages="

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from shoulders.errors import UnknownName
+from shoulders.errors import UnknownName, UsageError
 from shoulders.recipes import closed_book, paper, reader, small
 from shoulders.recipes.ranking import ranking_recipes
 from shoulders.recipes.recipe import Recipe
@@ -39,8 +39,14 @@ def recipe_named(name: str) -> Recipe:
 
     Raises:
         UnknownName: there is none; the nearest is suggested.
+        UsageError: it is one that orders passages.
     """
     known = recipes()
+    if name in ranking_recipes():
+        raise UsageError(
+            f"the recipe {name} orders passages and has no language model: shoulders train {name}, or name a reader's "
+            "recipe here"
+        )
     if name not in known:
         raise UnknownName("recipe", name, [*known, *ranking_recipes()])
     return known[name]

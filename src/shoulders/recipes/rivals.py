@@ -15,6 +15,7 @@ from shoulders.errors import CorruptFile
 from shoulders.evaluation.protocol import OnDone, Scores
 from shoulders.files import read_json, recovered, whole_folder, write_json
 from shoulders.recipes.build import load_backbone
+from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.folders import BEST
 from shoulders.recipes.jobs import Job, job_of, measure, tasks_of
 from shoulders.recipes.recipe import Recipe, recipe_from_json
@@ -167,7 +168,8 @@ def measure_rival(
         lm: the backbone that it was made from.
     """
     found = load_rival(stored, recipe, lm)
-    scores = measure(recipe, found.lm, found.scaffold, recipe.test, tasks, on_done)
+    evidence = new_evidence(recipe, lm, found.scaffold.length)  # candidates are the frozen model's, as in training
+    scores = measure(recipe, found.lm, found.scaffold, recipe.test, tasks, on_done, evidence)
     content = result(recipe, lm, found.scaffold, scores, str(stored.folder))
     return scores, {**content, **rival_measured(stored, found)}
 
