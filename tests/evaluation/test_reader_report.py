@@ -50,9 +50,9 @@ def rows_of(text, header):
 
 def test_tables_2_and_3(measured, tmp_path):
     right = [f"red {n}" for n in range(4)]
-    plain = measured("plain", [*right[:1], "red", "x", "x"], {"retriever": "dpr", "weight": 2.0}, (50.0, 3.25))
+    plain = measured("plain", [*right[:1], "red", "x", "x"], {"retriever": "hybrid", "dense": "dpr"}, (50.0, 3.25))
     again = measured(
-        "again", [*right[:3], "x"], {"retriever": "dpr", "weight": 2.0, "reranker": "runs/re"}, (75.0, 3.0)
+        "again", [*right[:3], "x"], {"retriever": "hybrid", "dense": "dpr", "reranker": "runs/re"}, (75.0, 3.0)
     )
     closed = measured("closed", ["x"] * 4, {"kind": ""}, kind="bare", trained=0)
     page, told = write_reader_report([plain, again, closed], tmp_path / "r")
@@ -112,9 +112,10 @@ def test_what_cannot_be_compared_is_refused(measured, tmp_path):
         ({"kind": "oracle"}, "oracle"),
         ({"kind": "oracle", "distractors": 3}, "oracle, 3 distractors"),
         ({"kind": "retrieved"}, "BM25"),
-        ({"kind": "retrieved", "retriever": "bm25"}, "BM25"),
-        ({"kind": "retrieved", "retriever": "runs/dense"}, "dense"),
-        ({"kind": "retrieved", "retriever": "runs/dense", "weight": 1.5}, "dense + BM25"),
+        ({"kind": "retrieved", "retriever": "sparse", "weight": 1.0}, "BM25"),
+        ({"kind": "retrieved", "retriever": "dense", "weight": 1.0}, "dense"),
+        ({"kind": "retrieved", "retriever": "hybrid", "dense": "dpr", "weight": 1.5}, "dpr + BM25"),
+        ({"kind": "retrieved", "retriever": "rrf", "weight": 1.0}, "dense + BM25 (ranks)"),
     ],
 )
 def test_retrievers_by_name(evidence, name):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import final
 
 from shoulders.corpus.analyser import Analyser
-from shoulders.corpus.index import FORMAT, MANIFEST, PASSAGES, RUN, SPARSE, UNFINISHED, VERSION, read_manifest
+from shoulders.corpus.index import CHANGED, FORMAT, MANIFEST, PASSAGES, RUN, SPARSE, UNFINISHED, VERSION, read_manifest
 from shoulders.corpus.lock import LOCK, sole_writer
 from shoulders.corpus.passages import Cutting, same_text
 from shoulders.corpus.sources import Document, Skipped, Source, open_source
@@ -238,6 +238,7 @@ class _Build:
         self.engine.commit()
         with self.store.writing():
             self.store.settle()
+            self.store.set_state(CHANGED, str(self.number))
         self._terms.clear()
 
     def _finished(self, unpruned: Sequence[str]) -> Built:

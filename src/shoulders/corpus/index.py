@@ -21,6 +21,7 @@ from shoulders.files import read_json
 MANIFEST, PASSAGES, SPARSE = "manifest.json", "passages.sqlite", "tantivy"
 FORMAT, VERSION = "shoulders-index", 1
 RUN = "run"  # number of the last command that wrote it
+CHANGED = "changed"  # number of the last one that changed a passage
 UNFINISHED = "unfinished"  # set while a build runs, and left behind by one that was killed
 
 

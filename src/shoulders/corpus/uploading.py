@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from shoulders.corpus.analyser import Analyser
 from shoulders.corpus.exact import PYSERINI, check_bm25
-from shoulders.corpus.index import Index
+from shoulders.corpus.index import CHANGED, Index
 from shoulders.corpus.lock import sole_writer
 from shoulders.corpus.milvus import Milvus, Vector
 from shoulders.corpus.uploads import FOLDER, PASSAGES, ROWS, SUFFIX, UploadState
@@ -147,8 +147,10 @@ def check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], target: str
 
 
 def index_fingerprint(index: Index) -> str:
-    """Of what is said about an index: another one after every `shoulders index` that changed it."""
-    return blake2b(json.dumps(index.manifest, sort_keys=True).encode(), digest_size=16).hexdigest()
+    """Another one after every `shoulders index` that changed a passage, whatever the clock says."""
+    said = {key: value for key, value in index.manifest.items() if key != "time"}
+    parts = [said, index.store.state(CHANGED)]
+    return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """The report on readers: tables 2 and 3 of the paper's section 3, with our own runs and what they are compared with."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shoulders.corpus.searching import DENSE, HYBRID, RANKS, SPARSE
 from shoulders.evaluation import plots
 from shoulders.evaluation.metrics import EM, F1
 from shoulders.evaluation.recursion_numbers import by_split, check_same_metric, metric_of
@@ -23,10 +25,11 @@ METHODS = {
     "recursion": "frozen LM, recursion",
     "adaptive": "frozen LM, adaptive passes",
     "lora": "LoRA",
+    "prefix_tuning": "prefix tuning",
     "full": "fine-tuned",
     "extractive": "extractive reader",
 }
-SPARSE = ("", "bm25")  # names of the retriever that an index always has
+APART = ("reranker", "store")  # values of evidence that tell a run from the same one without a re-ranker
 WORDS = ("run", "method", "LM", "retriever", "re-ranker")  # columns
 
 
@@ -56,9 +59,11 @@ class Row:
     gap: Interval | None
 
     @property
-    def beside(self) -> tuple[str, str, str]:
-        """What a run has in common with the same one without its re-ranker."""
-        return self.method, self.backbone, self.retriever
+    def beside(self) -> tuple[str, str]:
+        """What a run has in common with the same one without its re-ranker: its recipe but for that."""
+        recipe = dict(self.result.content["recipe"])
+        evidence = {key: value for key, value in (recipe.get("evidence") or {}).items() if key not in APART}
+        return self.method, json.dumps({**recipe, "evidence": evidence}, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +155,9 @@ def retriever_of(evidence: Mapping[str, Any]) -> str:
         return f"oracle, {others} distractors" if others else "oracle"
     if kind != "retrieved":
         return kind or NONE
-    name = str(evidence.get("retriever") or "")
-    if name.lower() in SPARSE:
-        return "BM25"
-    dense = Path(name).name
-    return f"{dense} + BM25" if evidence.get("weight") else dense
+    name = str(evidence.get("retriever") or SPARSE)
+    dense = str(evidence.get("dense") or "dense")
+    return {SPARSE: "BM25", DENSE: dense, HYBRID: f"{dense} + BM25", RANKS: f"{dense} + BM25 (ranks)"}.get(name, name)
 
 
 def _told(table: Table) -> list[str]:

@@ -77,9 +77,8 @@ def dpr_reader(name: str, *, dtype: str = "auto", device: str = "auto") -> Reran
         raise UsageError(f"{name!r} projects its states to {reader.config.projection_dim}: only plain ones can be read")
     predictor = reader.span_predictor
     plain = {**reader.config.to_dict(), "model_type": "bert", "architectures": None}  # so that it is saved as a BERT
-    model: Any = BertModel(BertConfig.from_dict(plain))
-    pooler = {name: torch.zeros_like(value) for name, value in model.state_dict().items() if "pooler" in name}
-    model.load_state_dict({**pooler, **predictor.encoder.bert_model.state_dict()})
+    model: Any = BertModel(BertConfig.from_dict(plain), add_pooling_layer=False)
+    model.load_state_dict(predictor.encoder.bert_model.state_dict())
     made = Reranker(Tower(model.to(place).eval(), tokenizer, name, pick_dtype(dtype, place)))
     heads = {"span": predictor.qa_outputs, "relevance": predictor.qa_classifier}
     weights = {f"{head}.{part}": value for head, layer in heads.items() for part, value in layer.state_dict().items()}

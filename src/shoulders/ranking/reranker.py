@@ -72,8 +72,6 @@ class Reranker(nn.Module):
         for part in self.modules():
             if isinstance(part, nn.Dropout):
                 part.p = dropout
-        if isinstance(pooler := getattr(tower.model, "pooler", None), nn.Module):
-            pooler.requires_grad_(False)  # it has no part in the loss
         self.to(tower.device).eval()
 
     @classmethod
