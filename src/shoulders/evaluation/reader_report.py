@@ -60,8 +60,8 @@ class Row:
 
     @property
     def beside(self) -> tuple[str, str]:
-        """What a run has in common with the same one without its re-ranker: its recipe but for that."""
-        recipe = dict(self.result.content["recipe"])
+        """What a run has in common with the same one without its re-ranker: its recipe's values but for that."""
+        recipe = {key: value for key, value in self.result.content["recipe"].items() if key not in ("name", "about")}
         evidence = {key: value for key, value in (recipe.get("evidence") or {}).items() if key not in APART}
         return self.method, json.dumps({**recipe, "evidence": evidence}, sort_keys=True)
 
