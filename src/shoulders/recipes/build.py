@@ -1,9 +1,10 @@
 """From a recipe's choices to the things themselves."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from shoulders.backbone.encoder import Encoder, FrozenEncoder, embedding_norm
 from shoulders.backbone.frozen import FrozenLM
@@ -12,7 +13,7 @@ from shoulders.data.evidence import Evidence
 from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
 from shoulders.data.tasks import TRAIN, Task, class_labels
-from shoulders.errors import UsageError
+from shoulders.errors import UnknownName, UsageError
 from shoulders.recipes.recipe import SELF, BackboneChoice, Recipe, ScaffoldChoice, SuiteChoice
 from shoulders.scaffolds import initialise
 from shoulders.scaffolds.base import Bare, Scaffold
@@ -65,13 +66,28 @@ def _new(choice: ScaffoldChoice, lm: FrozenLM, seed: int, tasks: Sequence[Task])
 
 
 def _started(scaffold: Scaffold, name: str, lm: FrozenLM) -> Scaffold:
-    """The trained scaffold of that name, which must be what the recipe describes."""
+    """The trained scaffold of that name, which must be what the recipe describes, or the base of what it describes."""
     trained = Scaffold.load(name, lm)
+    if isinstance(scaffold, InputPrompt) and scaffold.base is not None and isinstance(trained, SoftPrompt):
+        return _composed(scaffold, scaffold.base, trained, name)
     for key, wanted in {"kind": scaffold.kind, **scaffold.description()}.items():
         found = {"kind": trained.kind, **trained.description()}.get(key)
         if key != "norms" and found != wanted:
             raise UsageError(f"scaffold.start={name} has {key} {found}, the recipe asks for {wanted}")
     return trained
+
+
+def _composed(over: InputPrompt, base: nn.Parameter, trained: SoftPrompt, name: str) -> InputPrompt:
+    """The input prompt over a task's trained prompt: p + g(x), which says at first exactly what p says."""
+    wanted, found = (over.length, over.placement), (trained.length, trained.placement)
+    if found != wanted:
+        raise UsageError(
+            f"scaffold.start={name} is a {found[1].value} of {found[0]} vectors, the recipe asks for a "
+            f"{wanted[1].value} of {wanted[0]}: change scaffold.length or scaffold.placement"
+        )
+    with torch.no_grad():
+        base.copy_(trained.prompt)
+    return over
 
 
 def shape_of(choice: ScaffoldChoice) -> InputPromptShape:
@@ -100,6 +116,37 @@ def prompt_init(choice: ScaffoldChoice, lm: FrozenLM, seed: int, tasks: Sequence
 def load_tasks(choice: SuiteChoice) -> list[Task]:
     """The suite's tasks."""
     return open_suite(choice.source, choice.tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskParts:
+    """Tasks of a suite: those to train and select on, and those to measure in the end.
+
+    They are the same unless some are held out (`suite.held_out`), as T0 holds out clusters.
+    """
+
+    trained: list[Task]
+    tested: list[Task]
+
+
+def suite_parts(choice: SuiteChoice) -> TaskParts:
+    """The suite's tasks by what they are for.
+
+    Raises:
+        UnknownName: nothing that is to be held out is a task or a cluster of that name.
+        UsageError: nothing is left to train on.
+    """
+    tasks, held = load_tasks(choice), choice.held_out
+    if not held:
+        return TaskParts(tasks, tasks)
+    known = {name for task in tasks for name in (task.name, task.cluster)}
+    for name in held:
+        if name not in known:
+            raise UnknownName("task or cluster (suite.held_out) called", name, known)
+    trained = [task for task in tasks if not choice.holds_out(task)]
+    if not trained:
+        raise UsageError(f"suite.held_out={','.join(held)} leaves no task to train on: hold out fewer")
+    return TaskParts(trained, [task for task in tasks if choice.holds_out(task)])
 
 
 def example_source(

@@ -13,7 +13,7 @@ from shoulders.data.text import Documents, PackedText, held_out, open_text
 from shoulders.errors import UsageError
 from shoulders.evaluation.perplexity import Perplexity, perplexity
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen_examples, evaluate
-from shoulders.recipes.build import example_source, load_tasks
+from shoulders.recipes.build import TaskParts, example_source, suite_parts
 from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.recipe import PASSAGES, Recipe
 from shoulders.scaffolds.base import Scaffold
@@ -35,9 +35,14 @@ class Job:
     score: Callable[[], float]
 
 
+def task_parts(recipe: Recipe) -> TaskParts:
+    """The tasks of a recipe (`suite_parts`); none for one that models text."""
+    return TaskParts([], []) if recipe.text.source else suite_parts(recipe.suite)
+
+
 def tasks_of(recipe: Recipe) -> list[Task]:
-    """The suite of a recipe; nothing for one that models text."""
-    return [] if recipe.text.source else load_tasks(recipe.suite)
+    """The tasks that a recipe trains and selects on (`task_parts`)."""
+    return task_parts(recipe).trained
 
 
 def job_of(
@@ -154,8 +159,12 @@ def measure(
     on_done: OnDone = lambda _done, _all: None,
     evidence: Evidence | None = None,
 ) -> Scores:
-    """Scores of a scaffold on the recipe's suite, with its evidence (or the same, if it is at hand already)."""
-    tasks = tasks_of(recipe) if tasks is None else tasks
+    """Scores of a scaffold on the recipe's suite, with its evidence (or the same, if it is at hand already).
+
+    Args:
+        tasks: to measure; None for those that the recipe tests on.
+    """
+    tasks = task_parts(recipe).tested if tasks is None else tasks
     suite = recipe.suite
     return evaluate(
         tasks,
