@@ -28,13 +28,13 @@ def run(name: str, overrides: Sequence[str], index: str, *, test: bool) -> None:
     reader = replace(Reader.load(name, index, lm), threshold=None)
     judged = []
     parts = task_parts(recipe)
-    plans = {recipe.development: parts.trained, **({recipe.test: parts.tested} if test else {})}
-    for plan, tasks in plans.items():
+    plans = [(recipe.development, parts.trained), *([(recipe.test, parts.tested)] if test else [])]
+    for plan, tasks in plans:
         with measuring(f"asking {plan.split}") as watch:
             judged.append(judged_answers(reader, recipe, plan, tasks, watch.on_done))
     chosen = choose_threshold(judged[0])
     others = [measured_with(chosen.threshold, some) for some in judged[1:]]
-    console.print(_table([(plan.split, one) for plan, one in zip(plans, (chosen, *others), strict=True)]))
+    console.print(_table([(plan.split, one) for (plan, _), one in zip(plans, (chosen, *others), strict=True)]))
     _tell(chosen)
     path = keep_threshold(folder, reader, recipe, chosen, others)
     console.print(f"kept in {path}", markup=False, soft_wrap=True)

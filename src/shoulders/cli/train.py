@@ -22,7 +22,7 @@ from shoulders.data.tasks import Task
 from shoulders.evaluation.results import RESULTS
 from shoulders.files import write_json
 from shoulders.recipes.build import TaskParts
-from shoulders.recipes.jobs import check_measurable, measure, measure_text, task_parts
+from shoulders.recipes.jobs import check_tested, measure, measure_text, task_parts
 from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.rivals import train_rival
 from shoulders.recipes.run import BEST, keep_test_scores, result, text_result, train, trained_parameters, training_cost
@@ -48,12 +48,6 @@ def rivalled(overrides: Sequence[str], rival: str) -> list[str]:
 def default_folder(recipe: Recipe) -> Path:
     """Where a run goes if nothing is said."""
     return Path("runs") / "-".join(filter(None, [recipe.name, recipe.rival.kind]))
-
-
-def check_tested(recipe: Recipe, lm: FrozenLM, parts: TaskParts) -> None:
-    """Refuse, before it is trained for, what could not be measured in the end (`check_measurable`)."""
-    if parts.tested:
-        check_measurable(recipe, recipe.test, lm, parts.tested)
 
 
 def train_and_measure(recipe: Recipe, lm: FrozenLM, parts: TaskParts, folder: Path, *, resume: bool) -> None:

@@ -150,6 +150,12 @@ def check_measurable(recipe: Recipe, plan: EvaluationPlan, lm: FrozenLM, tasks: 
         lm.check_room(what, length + 1 + plan.longest, "lower scaffold.length or the plan's `longest`")
 
 
+def check_tested(recipe: Recipe, lm: FrozenLM, parts: TaskParts) -> None:
+    """Refuse, before it is trained for, what could not be measured in the end (`check_measurable`)."""
+    if parts.tested:
+        check_measurable(recipe, recipe.test, lm, parts.tested)
+
+
 def measure(
     recipe: Recipe,
     lm: FrozenLM,
