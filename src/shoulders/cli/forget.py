@@ -45,7 +45,7 @@ def run(name: str, text: str, tasks: str, overrides: Sequence[str], out: Path | 
         adapted,
         scaffold,
         sequences=measured_sequences(recipe, lm, documents) if documents else [],
-        scores_of=_scores_of(recipe, lm, trained.suite) if tasks else None,
+        scores_of=_scores_of(recipe, lm, trained) if tasks else None,
     )
     _tell(found)
     if out:
@@ -53,7 +53,7 @@ def run(name: str, text: str, tasks: str, overrides: Sequence[str], out: Path | 
         console.print(f"written to {out}")
 
 
-def _scores_of(recipe: Recipe, lm: FrozenLM, trained: SuiteChoice) -> Callable[[FrozenLM, Scaffold], Scores]:
+def _scores_of(recipe: Recipe, lm: FrozenLM, trained: Recipe) -> Callable[[FrozenLM, Scaffold], Scores]:
     """What measures a model by the recipe's `test` on those of its tasks that nothing was trained on."""
     tasks, inside = outside(load_tasks(recipe.suite), recipe.suite.source, trained)
     if inside:

@@ -141,7 +141,7 @@ def forget(
     ] = "",
     out: Annotated[Optional[Path], typer.Option(help="write the numbers and provenance to this JSON file")] = None,  # noqa: UP045
 ) -> None:
-    """What a training made the language model forget: perplexity on other text, scores on other tasks, before and after.
+    """What a training made the language model forget: perplexity on other text, scores on other tasks, before, after.
 
     A scaffold leaves the frozen model bit by bit as it was, so nothing; the weights of a rival have moved. How much
     text is read: `text.sequences=64 text.length=256`; how much of which tasks: `suite.tasks=a,b test.limit=200`.

@@ -11,7 +11,7 @@ from shoulders.evaluation.perplexity import Perplexity, perplexity
 from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.results import scores_as_json
 from shoulders.evaluation.statistics import Interval, difference_interval
-from shoulders.recipes.recipe import SuiteChoice
+from shoulders.recipes.recipe import Recipe
 from shoulders.scaffolds.base import Bare, Scaffold
 
 Found = TypeVar("Found")
@@ -124,21 +124,20 @@ def forgetting(
     return Forgetting((checksum, adapted.checksum()), text, tasks)
 
 
-def outside(tasks: Sequence[Task], source: str, trained: SuiteChoice) -> tuple[list[Task], list[str]]:
+def outside(tasks: Sequence[Task], source: str, trained: Recipe) -> tuple[list[Task], list[str]]:
     """Tasks of a suite that a run was not trained on, and the names of those that it was.
 
     Args:
         source: of the tasks.
-        trained: what the run was trained on. Its tasks are known by their names, those of all its suite if it names
-            none and the source is the same.
+        trained: of the run. The tasks that it was trained on are known by their names: those that its suite names, or
+            all of a suite that names none and is of the same source.
 
     Raises:
         UsageError: it was trained on all of them.
     """
-    seen = set(trained.tasks)
-    if not seen and source == trained.source:
-        seen = {task.name for task in tasks}
-    inside = [task.name for task in tasks if task.name in seen and not trained.holds_out(task)]
+    suite = trained.suite
+    every = not trained.text.source and not suite.tasks and source == suite.source
+    inside = [task.name for task in tasks if (every or task.name in suite.tasks) and not suite.holds_out(task)]
     found = [task for task in tasks if task.name not in inside]
     if not found:
         raise UsageError(f"--tasks {source} holds nothing but tasks that the run was trained on: name other tasks")
