@@ -127,7 +127,7 @@ def composed(values, lm, tiny_encoder, tmp_path):
     """A task's trained prompt, and values of an input prompt over it."""
     soft, _ = train(recipe_with(values, "suite.tasks=parity"), lm, tmp_path / "soft")
     own = [*values, f"scaffold.encoder={tiny_encoder('bert').name}", "scaffold.encoder_length=3"]
-    return soft, [*own, "scaffold.head_width=8", f"scaffold.start={tmp_path / 'soft' / 'best'}", "suite.tasks=parity"]
+    return soft, [*own, "scaffold.head_width=8", f"scaffold.start={tmp_path / 'soft'}", "suite.tasks=parity"]
 
 
 def test_an_input_prompt_starts_exactly_as_the_task_s_prompt_under_it(composed, lm, questions):

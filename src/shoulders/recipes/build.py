@@ -14,6 +14,7 @@ from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
 from shoulders.data.tasks import TRAIN, Task, class_labels
 from shoulders.errors import UnknownName, UsageError
+from shoulders.recipes.folders import scaffold_folder
 from shoulders.recipes.recipe import SELF, BackboneChoice, Recipe, ScaffoldChoice, SuiteChoice
 from shoulders.scaffolds import initialise
 from shoulders.scaffolds.base import Bare, Scaffold
@@ -67,7 +68,7 @@ def _new(choice: ScaffoldChoice, lm: FrozenLM, seed: int, tasks: Sequence[Task])
 
 def _started(scaffold: Scaffold, name: str, lm: FrozenLM) -> Scaffold:
     """The trained scaffold of that name, which must be what the recipe describes, or the base of what it describes."""
-    trained = Scaffold.load(name, lm)
+    trained = Scaffold.load(scaffold_folder(name), lm)
     if isinstance(scaffold, InputPrompt) and scaffold.base is not None and isinstance(trained, SoftPrompt):
         return _composed(scaffold, scaffold.base, trained, name)
     for key, wanted in {"kind": scaffold.kind, **scaffold.description()}.items():
