@@ -62,8 +62,8 @@ class ScaffoldChoice:
         base: a learned prompt shared by all inputs lies under the generated one (not in the paper).
         recursion: order and sizes of passes and Connectors.
         inner: kind of the scaffold that each pass of a recursion stands under.
-        start: run, folder or hub name of a trained scaffold of the same kind and sizes to start from instead; for an input
-            prompt over a `base`, also of a soft prompt, that the base starts as.
+        start: run, folder or hub name of a trained scaffold of the same kind and sizes to start from instead; for an
+            input prompt over a `base`, also of a soft prompt, that the base starts as.
     """
 
     kind: str = "soft_prompt"
