@@ -55,6 +55,11 @@ def test_tasks_are_trained_or_tested(values, held, trained, tested):
     [
         (["suite.held_out=paritty"], UnknownName, r"suite\.held_out\) called 'paritty': did you mean 'parity'"),
         (["suite.held_out=parity", "suite.tasks=adding"], UnknownName, "known: Sums, adding"),
+        (
+            ["suite.held_out=parity", "suite.without_templates=parity/chose"],
+            UnknownName,
+            "did you mean 'parity/choose'",
+        ),
         (["suite.held_out=Sums,Classes"], UsageError, "leaves no task to train on"),
     ],
 )
@@ -62,6 +67,17 @@ def test_what_cannot_be_held_out_is_refused(values, tmp_path, override, error, m
     with pytest.raises(error, match=message):
         run("train", "bundled_soft_prompt", *values, *override, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_wordings_of_both_kinds_of_tasks_are_left_out(values, lm, tmp_path):
+    own = [*values, "suite.held_out=parity", "suite.without_templates=parity/count,adding/choose,counting/choose"]
+    run("train", "bundled_soft_prompt", *own, "test.wordings=0", "--out", tmp_path / "run")
+    found = [(row["task"], row["wording"]) for row in read_json(tmp_path / "run" / "results.json")["wordings"]]
+    assert found == [("parity", "choose")]
+    recipe = recipe_with(own)
+    parts = task_parts(recipe)
+    source = job_of(recipe, lm, new_scaffold(recipe.scaffold, lm, 0), parts.trained, lambda _done, _all: None).source
+    assert {row.question.text.split()[0] for _ in range(5) for part in source.step().parts for row in part} == {"After"}
 
 
 @pytest.mark.parametrize("rival", ["", *RIVALS])

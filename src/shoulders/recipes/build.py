@@ -12,7 +12,7 @@ from shoulders.data.batching import Stream
 from shoulders.data.evidence import Evidence
 from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
-from shoulders.data.tasks import TRAIN, Task, class_labels
+from shoulders.data.tasks import TRAIN, Task, check_wordings, class_labels
 from shoulders.errors import UnknownName, UsageError
 from shoulders.recipes.folders import scaffold_folder
 from shoulders.recipes.recipe import SELF, BackboneChoice, Recipe, ScaffoldChoice, SuiteChoice
@@ -134,12 +134,13 @@ def suite_parts(choice: SuiteChoice) -> TaskParts:
     """The suite's tasks by what they are for.
 
     Raises:
-        UnknownName: nothing that is to be held out is a task or a cluster of that name.
+        UnknownName: no task or cluster that is to be held out, or no wording that is to be left out, has that name.
         UsageError: nothing is left to train on.
     """
     tasks, held = load_tasks(choice), choice.held_out
     if not held:
         return TaskParts(tasks, tasks)
+    check_wordings(tasks, choice.without_templates)
     known = {name for task in tasks for name in (task.name, task.cluster)}
     for name in held:
         if name not in known:
@@ -160,7 +161,7 @@ def example_source(
         split=TRAIN,
         seed=plan.seed,
         cap=suite.cap,
-        without=suite.without_templates,
+        without=suite.without(tasks),
         original_only=suite.original_only,
         skip_failing=suite.skip_failing,
     )

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -138,6 +138,12 @@ class SuiteChoice:
     def holds_out(self, task: Task) -> bool:
         """Whether a task is neither trained nor selected on."""
         return task.name in self.held_out or task.cluster in self.held_out
+
+    def without(self, tasks: Sequence[Task]) -> tuple[str, ...]:
+        """The wordings left out, without those of held-out tasks where the others are meant, and the reverse."""
+        if not self.held_out:
+            return self.without_templates
+        return tuple(one for one in self.without_templates if any(one.startswith(f"{task.name}/") for task in tasks))
 
 
 @dataclass(frozen=True, slots=True)

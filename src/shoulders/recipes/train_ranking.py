@@ -144,7 +144,7 @@ def _source(
         split=TRAIN,
         seed=plan.seed,
         cap=suite.cap,
-        without=suite.without_templates,
+        without=suite.without(tasks),
         original_only=suite.original_only,
     )
     supervision = Supervision(index, recipe.depth, recipe.negatives, plan.seed)
