@@ -84,7 +84,7 @@ def _tell(found: Forgetting) -> None:
 def _tell_tasks(found: Forgetting, tasks: BeforeAfter[Scores], unmoved: str) -> None:
     columns = {"before": tasks.before, "after": tasks.after}
     if tasks.attached:
-        columns["through the scaffold"] = tasks.attached
+        columns["with scaffold"] = tasks.attached
     console.print(scores_table("Tasks outside the suite", columns))
     print_skipped(tasks.before)
     gap = found.difference
