@@ -29,9 +29,9 @@ from shoulders.data.tasks import Task
 from shoulders.evaluation.results import Result, read_result
 from shoulders.evaluation.statistics import average_interval, difference_interval
 from shoulders.files import write_json
-from shoulders.recipes.build import load_backbone, load_tasks
+from shoulders.recipes.build import TaskParts, load_backbone
 from shoulders.recipes.folders import BEST, CHECKPOINTS
-from shoulders.recipes.jobs import measure
+from shoulders.recipes.jobs import measure, task_parts
 from shoulders.recipes.recipe import Recipe, with_overrides
 from shoulders.recipes.registry import recipe_named
 from shoulders.recipes.rivals import measure_rival, read_rival, train_rival
@@ -108,12 +108,12 @@ def cells(grid: Mapping[str, Any]) -> Iterator[Run]:
 
 
 def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
-    recipe, tasks = run.recipe, load_tasks(run.recipe.suite)
+    recipe, parts = run.recipe, task_parts(run.recipe)
     if recipe.rival.kind:
-        content, trained = _rival(run, lm, folder, tasks)
+        content, trained = _rival(run, lm, folder, parts)
     else:
-        scaffold, trained = trained_scaffold(run, lm, folder, tasks)
-        content = result(recipe, lm, scaffold, measure(recipe, lm, scaffold, recipe.test, tasks))
+        scaffold, trained = trained_scaffold(run, lm, folder, parts.trained)
+        content = result(recipe, lm, scaffold, measure(recipe, lm, scaffold, recipe.test, parts.tested))
     for row in content["wordings"]:
         row["samples"] = []  # the texts of a data set stay where they are
     log = read_log(folder)
@@ -135,13 +135,13 @@ def trained_scaffold(run: Run, lm: FrozenLM, folder: Path, tasks: Sequence[Task]
     return scaffold, time.perf_counter() - begun
 
 
-def _rival(run: Run, lm: FrozenLM, folder: Path, tasks: Sequence[Task]) -> tuple[dict[str, Any], float]:
+def _rival(run: Run, lm: FrozenLM, folder: Path, parts: TaskParts) -> tuple[dict[str, Any], float]:
     """As `trained_scaffold`, of what is trained in the place of one; and what was measured of it."""
     begun = time.perf_counter()
     resume = (folder / CHECKPOINTS).exists()
-    train_rival(run.recipe, lm, folder, tasks=tasks, resume=resume, watch=Watch(on_step=_print))
+    train_rival(run.recipe, lm, folder, tasks=parts.trained, resume=resume, watch=Watch(on_step=_print))
     trained = time.perf_counter() - begun
-    _, content = measure_rival(read_rival(folder / BEST), run.recipe, lm, tasks, lambda _done, _all: None)
+    _, content = measure_rival(read_rival(folder / BEST), run.recipe, lm, parts.tested, lambda _done, _all: None)
     return content, trained
 
 

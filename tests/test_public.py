@@ -53,8 +53,11 @@ def test_documented_commands_exist():
             words = line.split("#")[0].split()
             assert words[0] in known | {"--help"}, line
             seen.add(words[0])
-            if words[0] in {"train", "plan"} and words[:2] != ["plan", "index"] and not words[1].endswith(".json"):
+            trains = words[0] in {"train", "plan", "sweep"} and words[:2] != ["plan", "index"]
+            if trains and not words[1].endswith(".json"):
                 overrides = [word for word in words[2:] if re.match(r"[a-z_.]+=", word)]
+                if words[0] == "sweep":  # the first value of each grid
+                    overrides = [word.split(",")[0] for word in overrides]
                 rival = ["rival.kind=lora"] if "--rival" in words else []
                 with_overrides(ranking_recipes().get(words[1]) or recipe_named(words[1]), [*rival, *overrides])
     assert {"train", "evaluate", "ask", "report", "plan"} <= seen

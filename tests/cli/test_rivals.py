@@ -92,7 +92,8 @@ def test_the_best_rival_is_a_backbone_by_name(values, tmp_path, kind):
     (AutoPeftModelForCausalLM if kind == "lora" else AutoModelForCausalLM).from_pretrained(str(best))
 
 
-def test_a_rival_sees_the_examples_of_the_prompt(values, lm, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rival_sees_the_examples_of_the_prompt(values, lm, kind, monkeypatch):
     """Also where evidence is packed into what the prompt leaves of the context."""
 
     class Packing:
@@ -108,7 +109,7 @@ def test_a_rival_sees_the_examples_of_the_prompt(values, lm, tmp_path, monkeypat
             return self.packer.pack(question, passages).question
 
     monkeypatch.setattr(jobs, "new_evidence", lambda recipe, lm, prompt: Packing(prompt))
-    recipe = with_overrides(recipe_named("bundled_soft_prompt"), [*values, "scaffold.length=40", "rival.kind=full"])
+    recipe = with_overrides(recipe_named("bundled_soft_prompt"), [*values, "scaffold.length=40", f"rival.kind={kind}"])
     tasks = tasks_of(recipe)
     seen = []
     scaffold = new_scaffold(recipe.scaffold, lm, 0, tasks)

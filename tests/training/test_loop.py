@@ -312,3 +312,48 @@ def test_the_command_line_trains_in_two_processes(lm, tmp_path):
     in_processes(single, two=False)
     alone = [json.loads(line) for line in (tmp_path / "single" / "log.jsonl").read_text().splitlines()]
     assert [json.loads(line)["loss"] for line in lines] == pytest.approx([line["loss"] for line in alone], rel=1e-4)
+
+
+def paused(lm, folder, until, scores, *, evaluate_every=0):
+    """Steps of the toy task up to a pause, with the scores that are asked for; what it ended as."""
+    prompt, losses, best = SoftPrompt(from_vocabulary(lm)(4)), [], []
+    plan = replace(PLAN, steps=8, decay="linear", evaluate_every=evaluate_every)
+    remaining = iter(scores)
+    hooks = Hooks(lambda step: losses.append(step.loss), lambda: next(remaining), lambda *told: best.append(told))
+    progress = fit(
+        prompt, scaffold_loss(lm, prompt), source(lm, prompt, plan), plan, folder=folder, hooks=hooks, until=until
+    )
+    assert next(remaining, None) is None
+    return progress, prompt.prompt.detach(), losses, best
+
+
+@pytest.mark.parametrize(("evaluate_every", "chosen"), [(0, []), (3, [(9.0, 3)])])
+def test_a_run_goes_on_from_a_pause_as_if_there_was_none(lm, tmp_path, evaluate_every, chosen):
+    """The score of a pause chooses nothing, unless it is due anyway: 9 would be the best."""
+    due = [9.0, 2.0] if evaluate_every else []
+    whole = paused(lm, tmp_path / "whole", None, [*due, 1.0], evaluate_every=evaluate_every)
+    first = paused(lm, tmp_path / "run", 3, [9.0], evaluate_every=evaluate_every)
+    assert (first[0].step, first[0].scored_step, first[0].score) == (3, 3, 9.0)
+    assert first[3] == chosen
+    again = paused(lm, tmp_path / "run", 3, [], evaluate_every=evaluate_every)
+    assert again[0] == first[0]
+    assert again[2] == []
+    rest = paused(lm, tmp_path / "run", None, [*due[1:], 1.0], evaluate_every=evaluate_every)
+    assert first[2] + rest[2] == whole[2]
+    assert torch.equal(rest[1], whole[1])
+    assert first[3] + rest[3] == whole[3]
+    assert rest[0] == whole[0]
+
+
+def test_a_pause_whose_score_failed_is_scored_again(lm, tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    prompt = SoftPrompt(from_vocabulary(lm)(4))
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            prompt, scaffold_loss(lm, prompt), source(lm, prompt), PLAN, folder=tmp_path, until=2,
+            hooks=Hooks(evaluate=stop),
+        )  # fmt: skip
+    progress, _, losses, best = paused(lm, tmp_path, 2, [5.0])
+    assert (progress.step, progress.score, losses, best) == (2, 5.0, [], [])

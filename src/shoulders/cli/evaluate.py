@@ -13,7 +13,7 @@ from shoulders.files import write_json
 from shoulders.recipes.adaptive import adaptive_result, measure_stages, stage_named
 from shoulders.recipes.extractive import is_extractive, measure_extractive
 from shoulders.recipes.folders import scaffold_folder
-from shoulders.recipes.jobs import measure, tasks_of
+from shoulders.recipes.jobs import measure, task_parts
 from shoulders.recipes.recipe import Recipe, with_overrides
 from shoulders.recipes.rivals import read_rival, rival_folder
 from shoulders.recipes.run import result
@@ -27,7 +27,7 @@ def run(name: str, overrides: Sequence[str], recipe_name: str | None, out: Path 
     if folder := rival_folder(name):
         kept = read_rival(folder).recipe
         recipe = find_recipe(recipe_name, overrides) if recipe_name else with_overrides(kept, overrides)
-        _write(out, measured(folder, recipe, weights_of(recipe.backbone), tasks_of(recipe)))
+        _write(out, measured(folder, recipe, weights_of(recipe.backbone), task_parts(recipe).tested))
         return
     if is_extractive(name):
         _run_extractive(name, find_recipe(recipe_name or READER, overrides), out)
@@ -61,7 +61,8 @@ def _run_adaptive(name: str, recipe: Recipe, out: Path | None) -> None:
     lm = weights_of(recipe.backbone)
     adaptive = stored.load(lm, stage_named)
     with measuring(f"measuring {len(adaptive.stages)} stages on {recipe.test.split}") as watch:
-        found = measure_stages(recipe, lm, adaptive.stages, recipe.test, adaptive.rule, watch.on_done)
+        tasks = task_parts(recipe).tested
+        found = measure_stages(recipe, lm, adaptive.stages, recipe.test, tasks, adaptive.rule, watch.on_done)
     content = adaptive_result(recipe, lm, adaptive, found, stored.calibration, name)
     _print_scores(name, recipe, found.scores(found.stops(adaptive.thresholds).tolist()))
     spent = content["passes"]

@@ -1,45 +1,93 @@
 """`shoulders forget`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli.common import load_both, recipe_of, weights_of
-from shoulders.cli.show import console, quiet_libraries
+from shoulders.cli.show import console, measuring, print_skipped, quiet_libraries, scores_table
 from shoulders.data.text import open_text
+from shoulders.errors import UsageError
+from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.files import write_json
+from shoulders.recipes.build import load_tasks
 from shoulders.recipes.folders import scaffold_folder
-from shoulders.recipes.forgetting import Forgetting, forgetting
-from shoulders.recipes.jobs import measured_sequences
-from shoulders.recipes.recipe import with_overrides
+from shoulders.recipes.forgetting import BeforeAfter, Forgetting, forgetting, outside
+from shoulders.recipes.jobs import check_measurable, measure, measured_sequences
+from shoulders.recipes.recipe import EvidenceChoice, Recipe, SuiteChoice, with_overrides
 from shoulders.recipes.rivals import load_rival, read_rival, rival_folder, rival_measured
+from shoulders.scaffolds.base import Scaffold
 
 
-def run(name: str, text: str, overrides: Sequence[str], out: Path | None) -> None:
-    """Measure perplexity on a text before and after a run."""
+def run(name: str, text: str, tasks: str, overrides: Sequence[str], out: Path | None) -> None:
+    """Measure perplexity on a text, and scores on tasks outside the suite, before and after a run."""
     quiet_libraries()
-    documents = open_text(text)
-    if folder := rival_folder(name):
-        stored = read_rival(folder)
-        recipe = with_overrides(stored.recipe, overrides)
+    if not text and not tasks:
+        raise UsageError("there is nothing to measure: name held-out text (--text), a suite (--tasks), or both")
+    documents = open_text(text) if text else None
+    stored = read_rival(folder) if (folder := rival_folder(name)) else None
+    name = name if stored else scaffold_folder(name)
+    trained = stored.recipe if stored else recipe_of(name, None, [])
+    # Everything but what is asked: a suite of its own, and nothing to read beside the questions.
+    asked = replace(trained, suite=SuiteChoice(source=tasks), evidence=EvidenceChoice()) if tasks else trained
+    recipe = with_overrides(asked, overrides)
+    if stored:
         lm = weights_of(recipe.backbone)
         rival = load_rival(stored, recipe, lm)
         adapted, scaffold, about = rival.lm, rival.scaffold, rival_measured(stored, rival)
     else:
-        name = scaffold_folder(name)
-        recipe = recipe_of(name, None, overrides)
         lm, scaffold = load_both(name, recipe)
         adapted, about = lm, {"scaffold": scaffold_measured(scaffold, name)}
-    found = forgetting(lm, adapted, scaffold, measured_sequences(recipe, lm, documents))
+    found = forgetting(
+        lm,
+        adapted,
+        scaffold,
+        sequences=measured_sequences(recipe, lm, documents) if documents else [],
+        scores_of=_scores_of(recipe, lm, trained) if tasks else None,
+    )
     _tell(found)
     if out:
-        write_json(out, {**found.as_json(), "text": text, **about, **provenance(recipe.as_json(), lm)})
+        write_json(out, {**found.as_json(), "text": text or None, **about, **provenance(recipe.as_json(), lm)})
         console.print(f"written to {out}")
 
 
+def _scores_of(recipe: Recipe, lm: FrozenLM, trained: Recipe) -> Callable[[FrozenLM, Scaffold], Scores]:
+    """What measures a model by the recipe's `test` on those of its tasks that nothing was trained on."""
+    tasks, inside = outside(load_tasks(recipe.suite), recipe.suite.source, trained)
+    if inside:
+        told = f"left out, because the run was trained on them: {', '.join(inside)}"
+        console.print(told, style="yellow", markup=False, soft_wrap=True)
+    check_measurable(recipe, recipe.test, lm, tasks)
+
+    def scores_of(model: FrozenLM, scaffold: Scaffold) -> Scores:
+        with measuring(f"measuring on {recipe.test.split}") as watch:
+            return measure(recipe, model, scaffold, recipe.test, tasks, watch.on_done)
+
+    return scores_of
+
+
 def _tell(found: Forgetting) -> None:
-    before, after = found.before.perplexity, found.after.perplexity
-    told = "no bit of the model has moved" if found.unchanged else f"{100 * (found.ratio - 1):+.1f}%"
-    console.print(f"perplexity on {found.before.tokens:,} tokens: before {before:.2f}, after {after:.2f} ({told})")
-    if found.attached:
-        console.print(f"read through the scaffold: {found.attached.perplexity:.2f}")
+    unmoved = "no bit of the model has moved"
+    if found.text:
+        before, after = found.text.before.perplexity, found.text.after.perplexity
+        told = unmoved if found.unchanged else f"{100 * (found.ratio - 1):+.1f}%"
+        tokens = found.text.before.tokens
+        console.print(f"perplexity on {tokens:,} tokens: before {before:.2f}, after {after:.2f} ({told})")
+        if found.text.attached:
+            console.print(f"read through the scaffold: {found.text.attached.perplexity:.2f}")
+    if found.tasks:
+        _tell_tasks(found, found.tasks, unmoved)
+
+
+def _tell_tasks(found: Forgetting, tasks: BeforeAfter[Scores], unmoved: str) -> None:
+    columns = {"before": tasks.before, "after": tasks.after}
+    if tasks.attached:
+        columns["with scaffold"] = tasks.attached
+    console.print(scores_table("Tasks outside the suite", columns))
+    print_skipped(tasks.before)
+    gap = found.difference
+    told = unmoved if found.unchanged else f"95% interval {gap.low:+.1f} to {gap.high:+.1f}"
+    changed = f"{found.answers_changed:,} of {tasks.before.examples:,} answers changed"
+    console.print(f"average after less before: {gap.value:+.1f} ({told}); {changed}")

@@ -84,6 +84,35 @@ def train(
 
 
 @app.command()
+def sweep(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    grid: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="KEY=VALUE,VALUE",
+            help="values to try, each with those of the other grids [default: the paper's, for what the recipe trains]",
+        ),
+    ] = None,
+    fraction: Annotated[float, typer.Option(help="share of the steps that every candidate trains")] = 0.1,
+    out: Annotated[Optional[Path], typer.Option(help="folder of the sweep [default: runs/RECIPE-sweep]")] = None,  # noqa: UP045
+    resume: Annotated[bool, typer.Option(help="go on with what is not done yet")] = False,
+    rival: Annotated[
+        str, typer.Option(metavar="lora|prefix_tuning|full", help="sweep this in the place of the scaffold (`train`)")
+    ] = "",
+) -> None:
+    """Try values of a recipe at a tenth of its training, and go on with the best on the development part.
+
+    Every candidate trains under the learning rates of its full run and pauses; the best one goes on from its checkpoint
+    as if it had never paused, and is measured on the test part. The folder gets sweep.json and sweep.md, the table of
+    candidates, and a run's folder of each. One that diverges, or does not fit, is noted there and left.
+    """
+    from shoulders.cli.sweep import run
+
+    run(recipe, overrides or [], grid or [], fraction, out, resume=resume, rival=rival)
+
+
+@app.command()
 def evaluate(
     scaffold: Annotated[str, typer.Argument(help="a scaffold's folder or hub name, or 'bare' for the model alone")],
     overrides: Overrides = None,
@@ -105,18 +134,21 @@ def evaluate(
 @app.command()
 def forget(
     run: Annotated[str, typer.Argument(help="a run's folder, of a scaffold or of a rival (`train --rival`)")],
-    text: Annotated[str, typer.Option(help="held-out text: a file, a folder, or hub:NAME[:CONFIG]")],
     overrides: Overrides = None,
+    text: Annotated[str, typer.Option(help="held-out text: a file, a folder, or hub:NAME[:CONFIG]")] = "",
+    tasks: Annotated[
+        str, typer.Option(help="a suite (as suite.source); tasks that the run was trained on are left out")
+    ] = "",
     out: Annotated[Optional[Path], typer.Option(help="write the numbers and provenance to this JSON file")] = None,  # noqa: UP045
 ) -> None:
-    """What a training made the language model forget: its perplexity on other text, before and after.
+    """What a training made the language model forget: perplexity on other text, scores on other tasks, before, after.
 
     A scaffold leaves the frozen model bit by bit as it was, so nothing; the weights of a rival have moved. How much
-    text is read: `text.sequences=64 text.length=256`.
+    text is read: `text.sequences=64 text.length=256`; how much of which tasks: `suite.tasks=a,b test.limit=200`.
     """
     from shoulders.cli.forget import run as measure
 
-    measure(run, text, overrides or [], out)
+    measure(run, text, tasks, overrides or [], out)
 
 
 @app.command()

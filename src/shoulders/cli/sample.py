@@ -14,7 +14,7 @@ from shoulders.evidence.store import AnswerStore
 from shoulders.files import write_json
 from shoulders.recipes.evidence import sampler_of
 from shoulders.recipes.folders import BARE, scaffold_folder
-from shoulders.recipes.jobs import tasks_of
+from shoulders.recipes.jobs import task_parts
 
 
 def run(name: str, overrides: Sequence[str], recipe_name: str | None, counts: str, out: Path | None) -> None:
@@ -25,9 +25,8 @@ def run(name: str, overrides: Sequence[str], recipe_name: str | None, counts: st
     recipe = recipe_of(folder, recipe_name, overrides)
     lm, scaffold = load_both(folder, recipe)
     suite = recipe.suite
-    chosen = chosen_examples(
-        tasks_of(recipe), recipe.test, suite.without_templates, skip_failing=suite.skip_failing
-    ).asked
+    tasks = task_parts(recipe).tested
+    chosen = chosen_examples(tasks, recipe.test, suite.without(tasks), skip_failing=suite.skip_failing).asked
     choice = replace(recipe.evidence, count=max(wanted))
     sampler = sampler_of(choice, lm, folder, AnswerStore(choice.store))
     with measuring(f"sampling {max(wanted)} answers") as watch:

@@ -12,6 +12,7 @@ from shoulders.cli.show import console, measuring, quiet_libraries
 from shoulders.errors import UsageError
 from shoulders.recipes.abstaining import Chosen, choose_threshold, judged_answers, keep_threshold, measured_with
 from shoulders.recipes.folders import scaffold_folder
+from shoulders.recipes.jobs import task_parts
 from shoulders.recipes.reading import Reader
 
 
@@ -26,13 +27,14 @@ def run(name: str, overrides: Sequence[str], index: str, *, test: bool) -> None:
     lm = weights_of(recipe.backbone)
     reader = replace(Reader.load(name, index, lm), threshold=None)
     judged = []
-    plans = (recipe.development, *([recipe.test] if test else []))
-    for plan in plans:
+    parts = task_parts(recipe)
+    plans = [(recipe.development, parts.trained), *([(recipe.test, parts.tested)] if test else [])]
+    for plan, tasks in plans:
         with measuring(f"asking {plan.split}") as watch:
-            judged.append(judged_answers(reader, recipe, plan, watch.on_done))
+            judged.append(judged_answers(reader, recipe, plan, tasks, watch.on_done))
     chosen = choose_threshold(judged[0])
     others = [measured_with(chosen.threshold, some) for some in judged[1:]]
-    console.print(_table([(plan.split, one) for plan, one in zip(plans, (chosen, *others), strict=True)]))
+    console.print(_table([(plan.split, one) for (plan, _), one in zip(plans, (chosen, *others), strict=True)]))
     _tell(chosen)
     path = keep_threshold(folder, reader, recipe, chosen, others)
     console.print(f"kept in {path}", markup=False, soft_wrap=True)

@@ -21,7 +21,8 @@ from shoulders.cli.show import (
 from shoulders.data.tasks import Task
 from shoulders.evaluation.results import RESULTS
 from shoulders.files import write_json
-from shoulders.recipes.jobs import check_measurable, measure, measure_text, tasks_of
+from shoulders.recipes.build import TaskParts
+from shoulders.recipes.jobs import check_tested, measure, measure_text, task_parts
 from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.rivals import train_rival
 from shoulders.recipes.run import BEST, keep_test_scores, result, text_result, train, trained_parameters, training_cost
@@ -32,24 +33,36 @@ from shoulders.training.checkpoint import Progress
 def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool, rival: str = "") -> None:
     """Train, then measure the best scaffold on the test part."""
     quiet_libraries()
-    recipe = find_recipe(name, [f"rival.kind={rival}", *overrides] if rival else overrides)
+    recipe = find_recipe(name, rivalled(overrides, rival))
     recipe.check_trainable()
-    folder = out or Path("runs") / "-".join(filter(None, [recipe.name, recipe.rival.kind]))
-    lm = weights_of(recipe.backbone)
-    tasks = tasks_of(recipe)
-    if tasks:
-        check_measurable(recipe, recipe.test, lm, tasks)
+    lm, parts = weights_of(recipe.backbone), task_parts(recipe)
+    check_tested(recipe, lm, parts)
+    train_and_measure(recipe, lm, parts, out or default_folder(recipe), resume=resume)
+
+
+def rivalled(overrides: Sequence[str], rival: str) -> list[str]:
+    """Recipe values with what `--rival` says."""
+    return [*([f"rival.kind={rival}"] if rival else []), *overrides]
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """Where a run goes if nothing is said."""
+    return Path("runs") / "-".join(filter(None, [recipe.name, recipe.rival.kind]))
+
+
+def train_and_measure(recipe: Recipe, lm: FrozenLM, parts: TaskParts, folder: Path, *, resume: bool) -> None:
+    """A recipe's run with loaded weights and tasks, and its results."""
     if recipe.rival.kind:
-        _run_rival(recipe, lm, tasks, folder, resume=resume)
+        _run_rival(recipe, lm, parts, folder, resume=resume)
         return
     with watching(recipe.name, recipe.training.steps) as watch:
-        scaffold, progress = train(recipe, lm, folder, tasks=tasks, resume=resume, watch=watch)
+        scaffold, progress = train(recipe, lm, folder, tasks=parts.trained, resume=resume, watch=watch)
     if not PartialState().is_main_process:
         return
     _print_training(trained_parameters(scaffold), progress)
     cost = training_cost(folder, lm)
-    if tasks:
-        _measure_tasks(recipe, lm, scaffold, tasks, folder, cost)
+    if parts.tested:
+        _measure_tasks(recipe, lm, scaffold, parts.tested, folder, cost)
     else:
         numbers = measure_text(recipe, lm, scaffold)
         console.print(f"perplexity {numbers.perplexity:.2f} on {numbers.tokens:,} held-out tokens")
@@ -57,14 +70,14 @@ def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool, 
     console.print(f"kept in {folder / BEST}; try: shoulders ask {folder / BEST}")
 
 
-def _run_rival(recipe: Recipe, lm: FrozenLM, tasks: Sequence[Task], folder: Path, *, resume: bool) -> None:
-    """As `run`, for what is trained in the place of the recipe's scaffold."""
+def _run_rival(recipe: Recipe, lm: FrozenLM, parts: TaskParts, folder: Path, *, resume: bool) -> None:
+    """Likewise for what is trained in the place of the recipe's scaffold."""
     with watching(f"{recipe.name}, {recipe.rival.kind}", recipe.training.steps) as watch:
-        progress = train_rival(recipe, lm, folder, tasks=tasks, resume=resume, watch=watch)
+        progress = train_rival(recipe, lm, folder, tasks=parts.trained, resume=resume, watch=watch)
     if not PartialState().is_main_process:
         return
     cost = training_cost(folder, lm)
-    content = measured(folder / BEST, recipe, lm, tasks)
+    content = measured(folder / BEST, recipe, lm, parts.tested)
     _print_training(content["trained"], progress)
     write_json(folder / RESULTS, {**content, **cost})
     console.print(f"kept in {folder / BEST}; try: shoulders evaluate {folder}")

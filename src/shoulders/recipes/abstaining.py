@@ -7,12 +7,12 @@ from typing import Any
 
 from shoulders.adaptive.abstaining import Judged, Outcome, Threshold, best_threshold, outcome
 from shoulders.data.matching import has_answer
+from shoulders.data.tasks import Task
 from shoulders.errors import UsageError
 from shoulders.evaluation.metrics import exact_match, token_f1
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, chosen_examples
 from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.files import write_json
-from shoulders.recipes.jobs import tasks_of
 from shoulders.recipes.reading import FORMAT, THRESHOLD, ReadAnswer, Reader
 from shoulders.recipes.recipe import Recipe
 from shoulders.records import Example
@@ -48,16 +48,20 @@ def measured_with(threshold: Threshold, judged: Sequence[Judged]) -> Chosen:
 
 
 def judged_answers(
-    reader: Reader, recipe: Recipe, plan: EvaluationPlan, on_done: OnDone = lambda _done, _all: None
+    reader: Reader,
+    recipe: Recipe,
+    plan: EvaluationPlan,
+    tasks: Sequence[Task],
+    on_done: OnDone = lambda _done, _all: None,
 ) -> list[Judged]:
-    """A reader's answers to the examples of a plan, thresholds aside.
+    """A reader's answers to the examples of a plan of some tasks, thresholds aside.
 
     Raises:
         UsageError: the examples have answers to choose from.
         UnknownName, DataError: no task has the plan's split, or it is empty.
     """
     suite = recipe.suite
-    asked = chosen_examples(tasks_of(recipe), plan, suite.without_templates, skip_failing=suite.skip_failing).asked
+    asked = chosen_examples(tasks, plan, suite.without(tasks), skip_failing=suite.skip_failing).asked
     examples = [example for one in asked for example in one.examples]
     if any(example.choices for example in examples):
         raise UsageError(

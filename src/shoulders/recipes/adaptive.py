@@ -8,6 +8,7 @@ from shoulders.adaptive.calibration import check_budget
 from shoulders.adaptive.stages import PROBABILITY, Adaptive, Stage, check_count, check_rule
 from shoulders.adaptive.storage import Calibration, fingerprint
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.tasks import Task
 from shoulders.evaluation.adaptive import StagedScores
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores
 from shoulders.evaluation.provenance import provenance, scaffold_measured
@@ -47,7 +48,7 @@ def calibrate(
     check_count(len(stages))
     stages = sorted(stages, key=lambda stage: stage.passes)
     check_budget(budget, [stage.passes for stage in stages])
-    measured = measure_stages(recipe, lm, stages, recipe.development, rule, on_done)
+    measured = measure_stages(recipe, lm, stages, recipe.development, tasks_of(recipe), rule, on_done)
     chosen = measured.calibrated(budget)
     adaptive = Adaptive(tuple(stages), chosen.thresholds, rule)
     return adaptive, Calibration(rule, budget, chosen, measured.curve(), recipe.as_json())
@@ -58,11 +59,11 @@ def measure_stages(
     lm: FrozenLM,
     stages: Sequence[Stage],
     plan: EvaluationPlan,
+    tasks: Sequence[Task],
     rule: str,
     on_done: OnDone = lambda _done, _all: None,
 ) -> StagedScores:
     """Every stage on all examples of a plan: what any thresholds would make of them."""
-    tasks = tasks_of(recipe)
     plain = replace(recipe, evidence=EvidenceChoice())  # each stage has its own
     found: list[Scores] = []
     for number, stage in enumerate(stages):

@@ -1,9 +1,10 @@
 """From a recipe's choices to the things themselves."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from shoulders.backbone.encoder import Encoder, FrozenEncoder, embedding_norm
 from shoulders.backbone.frozen import FrozenLM
@@ -11,8 +12,9 @@ from shoulders.data.batching import Stream
 from shoulders.data.evidence import Evidence
 from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
-from shoulders.data.tasks import TRAIN, Task, class_labels
-from shoulders.errors import UsageError
+from shoulders.data.tasks import TRAIN, Task, check_wordings, class_labels
+from shoulders.errors import UnknownName, UsageError
+from shoulders.recipes.folders import scaffold_folder
 from shoulders.recipes.recipe import SELF, BackboneChoice, Recipe, ScaffoldChoice, SuiteChoice
 from shoulders.scaffolds import initialise
 from shoulders.scaffolds.base import Bare, Scaffold
@@ -65,13 +67,28 @@ def _new(choice: ScaffoldChoice, lm: FrozenLM, seed: int, tasks: Sequence[Task])
 
 
 def _started(scaffold: Scaffold, name: str, lm: FrozenLM) -> Scaffold:
-    """The trained scaffold of that name, which must be what the recipe describes."""
-    trained = Scaffold.load(name, lm)
+    """The trained scaffold of that name, which must be what the recipe describes, or the base of what it describes."""
+    trained = Scaffold.load(scaffold_folder(name), lm)
+    if isinstance(scaffold, InputPrompt) and scaffold.base is not None and isinstance(trained, SoftPrompt):
+        return _composed(scaffold, scaffold.base, trained, name)
     for key, wanted in {"kind": scaffold.kind, **scaffold.description()}.items():
         found = {"kind": trained.kind, **trained.description()}.get(key)
         if key != "norms" and found != wanted:
             raise UsageError(f"scaffold.start={name} has {key} {found}, the recipe asks for {wanted}")
     return trained
+
+
+def _composed(over: InputPrompt, base: nn.Parameter, trained: SoftPrompt, name: str) -> InputPrompt:
+    """The input prompt over a task's trained prompt: p + g(x), which says at first exactly what p says."""
+    wanted, found = (over.length, over.placement), (trained.length, trained.placement)
+    if found != wanted:
+        raise UsageError(
+            f"scaffold.start={name} is a {found[1].value} of {found[0]} vectors, the recipe asks for a "
+            f"{wanted[1].value} of {wanted[0]}: change scaffold.length or scaffold.placement"
+        )
+    with torch.no_grad():
+        base.copy_(trained.prompt)
+    return over
 
 
 def shape_of(choice: ScaffoldChoice) -> InputPromptShape:
@@ -102,6 +119,38 @@ def load_tasks(choice: SuiteChoice) -> list[Task]:
     return open_suite(choice.source, choice.tasks)
 
 
+@dataclass(frozen=True, slots=True)
+class TaskParts:
+    """Tasks of a suite: those to train and select on, and those to measure in the end.
+
+    They are the same unless some are held out (`suite.held_out`), as T0 holds out clusters.
+    """
+
+    trained: list[Task]
+    tested: list[Task]
+
+
+def suite_parts(choice: SuiteChoice) -> TaskParts:
+    """The suite's tasks by what they are for.
+
+    Raises:
+        UnknownName: no task or cluster that is to be held out, or no wording that is to be left out, has that name.
+        UsageError: nothing is left to train on.
+    """
+    tasks, held = load_tasks(choice), choice.held_out
+    if not held:
+        return TaskParts(tasks, tasks)
+    check_wordings(tasks, choice.without_templates)
+    known = {name for task in tasks for name in (task.name, task.cluster)}
+    for name in held:
+        if name not in known:
+            raise UnknownName("task or cluster (suite.held_out) called", name, known)
+    trained = [task for task in tasks if not choice.holds_out(task)]
+    if not trained:
+        raise UsageError(f"suite.held_out={','.join(held)} leaves no task to train on: hold out fewer")
+    return TaskParts(trained, [task for task in tasks if choice.holds_out(task)])
+
+
 def example_source(
     recipe: Recipe, tasks: Sequence[Task], lm: FrozenLM, scaffold: Scaffold, evidence: Evidence | None
 ) -> ExampleSource:
@@ -112,7 +161,7 @@ def example_source(
         split=TRAIN,
         seed=plan.seed,
         cap=suite.cap,
-        without=suite.without_templates,
+        without=suite.without(tasks),
         original_only=suite.original_only,
         skip_failing=suite.skip_failing,
     )

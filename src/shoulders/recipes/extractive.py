@@ -19,7 +19,7 @@ from shoulders.ranking.named import reranker_named
 from shoulders.ranking.reranker import Reranker
 from shoulders.ranking.storage import DESCRIPTION, model_folder
 from shoulders.recipes.evidence import new_evidence
-from shoulders.recipes.jobs import tasks_of
+from shoulders.recipes.jobs import task_parts
 from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.run import result, trained_parameters
 from shoulders.records import Example
@@ -63,9 +63,8 @@ def measure_extractive(recipe: Recipe, lm: FrozenLM, name: str, on_done: OnDone)
         return found
 
     suite = recipe.suite
-    scores = scored(
-        tasks_of(recipe), recipe.test, answers, without=suite.without_templates, skip_failing=suite.skip_failing
-    )
+    tasks = task_parts(recipe).tested
+    scores = scored(tasks, recipe.test, answers, without=suite.without(tasks), skip_failing=suite.skip_failing)
     about = {"kind": EXTRACTIVE, "name": name, "fingerprint": reranker.fingerprint(), "encoder": reranker.about.encoder}
     content = result(recipe, lm, Bare(recipe.scaffold.taken), scores)
     return scores, {**content, "trained": trained_parameters(reranker), "scaffold": about}

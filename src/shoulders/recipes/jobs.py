@@ -13,7 +13,7 @@ from shoulders.data.text import Documents, PackedText, held_out, open_text
 from shoulders.errors import UsageError
 from shoulders.evaluation.perplexity import Perplexity, perplexity
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen_examples, evaluate
-from shoulders.recipes.build import example_source, load_tasks
+from shoulders.recipes.build import TaskParts, example_source, suite_parts
 from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.recipe import PASSAGES, Recipe
 from shoulders.scaffolds.base import Scaffold
@@ -35,9 +35,14 @@ class Job:
     score: Callable[[], float]
 
 
+def task_parts(recipe: Recipe) -> TaskParts:
+    """The tasks of a recipe (`suite_parts`); none for one that models text."""
+    return TaskParts([], []) if recipe.text.source else suite_parts(recipe.suite)
+
+
 def tasks_of(recipe: Recipe) -> list[Task]:
-    """The suite of a recipe; nothing for one that models text."""
-    return [] if recipe.text.source else load_tasks(recipe.suite)
+    """The tasks that a recipe trains and selects on (`task_parts`)."""
+    return task_parts(recipe).trained
 
 
 def job_of(
@@ -138,11 +143,17 @@ def check_measurable(recipe: Recipe, plan: EvaluationPlan, lm: FrozenLM, tasks: 
         ContextFull: generated answers do not fit the context.
     """
     suite = recipe.suite
-    chosen = chosen_examples(tasks, plan, suite.without_templates, skip_failing=suite.skip_failing)
+    chosen = chosen_examples(tasks, plan, suite.without(tasks), skip_failing=suite.skip_failing)
     if any(example.choices is None for one in chosen.asked for example in one.examples):
         length = recipe.scaffold.length
         what = f"a prompt of {length} vectors, a text and an answer of {plan.longest}"
         lm.check_room(what, length + 1 + plan.longest, "lower scaffold.length or the plan's `longest`")
+
+
+def check_tested(recipe: Recipe, lm: FrozenLM, parts: TaskParts) -> None:
+    """Refuse, before it is trained for, what could not be measured in the end (`check_measurable`)."""
+    if parts.tested:
+        check_measurable(recipe, recipe.test, lm, parts.tested)
 
 
 def measure(
@@ -154,8 +165,12 @@ def measure(
     on_done: OnDone = lambda _done, _all: None,
     evidence: Evidence | None = None,
 ) -> Scores:
-    """Scores of a scaffold on the recipe's suite, with its evidence (or the same, if it is at hand already)."""
-    tasks = tasks_of(recipe) if tasks is None else tasks
+    """Scores of a scaffold on the recipe's suite, with its evidence (or the same, if it is at hand already).
+
+    Args:
+        tasks: to measure; None for those that the recipe tests on.
+    """
+    tasks = task_parts(recipe).tested if tasks is None else tasks
     suite = recipe.suite
     return evaluate(
         tasks,
@@ -163,7 +178,7 @@ def measure(
         scaffold,
         plan,
         evidence=evidence or new_evidence(recipe, lm, scaffold.length),
-        without=suite.without_templates,
+        without=suite.without(tasks),
         skip_failing=suite.skip_failing,
         on_done=on_done,
     )

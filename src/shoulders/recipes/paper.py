@@ -24,6 +24,17 @@ T0PP = (
     "yelp_review_full"
 )
 
+# What the paper chooses among on the development part, by kind of scaffold: learning rates (2.2, 4.1, 4.2), and lengths
+# of ID-PT's prompt (2.2), each pair trained for 10% of the steps before the best one goes on.
+GRIDS = {
+    "input_prompt": {
+        "scaffold.length": ("100", "200", "300", "400"),
+        "training.learning_rate": ("5e-5", "7.5e-5", "1.5e-4"),
+    },
+    "soft_prompt": {"training.learning_rate": ("3e-2", "1e-1", "3e-1", "5e-1")},
+    "recursion": {"training.learning_rate": ("1e-5", "3e-5", "1e-4", "3e-4")},
+}
+
 
 def paper_prompt_tuning() -> Recipe:
     """Prompt tuning on P3, the frozen baseline of figure 3 and table 9."""

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -14,6 +14,7 @@ from shoulders.corpus.searching import RETRIEVERS, SPARSE
 from shoulders.data.batching import Lengths
 from shoulders.data.evidence import check_fold
 from shoulders.data.mixture import CAP
+from shoulders.data.tasks import Task
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.files import read_json
@@ -61,7 +62,8 @@ class ScaffoldChoice:
         base: a learned prompt shared by all inputs lies under the generated one (not in the paper).
         recursion: order and sizes of passes and Connectors.
         inner: kind of the scaffold that each pass of a recursion stands under.
-        start: folder or hub name of a trained scaffold of the same kind and sizes to start from instead.
+        start: run, folder or hub name of a trained scaffold of the same kind and sizes to start from instead; for an
+            input prompt over a `base`, also of a soft prompt, that the base starts as.
     """
 
     kind: str = "soft_prompt"
@@ -109,6 +111,7 @@ class SuiteChoice:
     Attributes:
         source: of the tasks.
         tasks: names of tasks, in order; empty for all.
+        held_out: tasks, or clusters of them, that are neither trained nor selected on; `test` then measures them alone.
         without_templates: wordings left out, as "task/wording".
         original_only: train on the wordings of the original task only.
         cap: training examples of a data set before it is capped.
@@ -119,6 +122,7 @@ class SuiteChoice:
 
     source: str = "bundled"
     tasks: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
     without_templates: tuple[str, ...] = ()
     original_only: bool = False
     cap: int = CAP
@@ -130,6 +134,16 @@ class SuiteChoice:
         if self.cap < 1:
             raise UsageError(f"suite.cap is {self.cap}: it must be at least 1, and {CAP} is the paper's")
         check_fold(self.fold)
+
+    def holds_out(self, task: Task) -> bool:
+        """Whether a task is neither trained nor selected on."""
+        return task.name in self.held_out or task.cluster in self.held_out
+
+    def without(self, tasks: Sequence[Task]) -> tuple[str, ...]:
+        """The wordings left out, without those of held-out tasks where the others are meant, and the reverse."""
+        if not self.held_out:
+            return self.without_templates
+        return tuple(one for one in self.without_templates if any(one.startswith(f"{task.name}/") for task in tasks))
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,10 +66,15 @@ def train_rival(
     tasks: Sequence[Task] | None = None,
     resume: bool = False,
     watch: Watch | None = None,
+    until: int | None = None,
 ) -> Progress:
     """Train the recipe's rival on a copy of the backbone; the run's folder is like a scaffold's (`recipes.run.train`).
 
     `best/` holds the rival of the best development score, as PEFT (LoRA) or transformers (all weights) saves it.
+
+    Args:
+        tasks: to train and select on, if they are loaded already.
+        until: pause after this step (`recipes.run.train_until`).
 
     Raises:
         UsageError: the folder holds another run, or one that is not to be resumed; the rival does not fit the model.
@@ -87,7 +92,7 @@ def train_rival(
             rival.write(scratch)
             _note(scratch, replace(kept, scores=scores), _count(rival.trained))
 
-    return run.fit(rival.trained, job, recipe.rival.plan(recipe.training), keep, watch)
+    return run.fit(rival.trained, job, recipe.rival.plan(recipe.training), keep, watch, until=until)
 
 
 def _job(recipe: Recipe, lm: FrozenLM, rival: Rival, tasks: Sequence[Task], on_done: OnDone) -> Job:

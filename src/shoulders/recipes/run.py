@@ -36,7 +36,7 @@ def train(
     """Train the recipe's scaffold; the run's folder holds recipe, log, checkpoints and the best scaffold.
 
     Args:
-        tasks: of the suite, if they are loaded already.
+        tasks: to train and select on, if they are loaded already.
         resume: go on from the newest checkpoint in the folder.
 
     Returns:
@@ -44,6 +44,24 @@ def train(
 
     Raises:
         UsageError: the folder holds another run, or one that is not to be resumed.
+    """
+    progress = train_until(recipe, lm, folder, None, tasks=tasks, resume=resume, watch=watch)
+    return Scaffold.load(folder / BEST, lm), progress
+
+
+def train_until(
+    recipe: Recipe,
+    lm: FrozenLM,
+    folder: Path,
+    until: int | None,
+    *,
+    tasks: Sequence[Task] | None = None,
+    resume: bool = False,
+    watch: Watch | None = None,
+) -> Progress:
+    """As `train`, with a pause after the step `until`, from where a run that is resumed goes on as if there was none.
+
+    There need not be a best scaffold yet; what the run stands at is in its last checkpoint, and `Progress.score`.
     """
     recipe.check_trainable()
     run = run_folder(folder, recipe, resume=resume)
@@ -57,8 +75,7 @@ def train(
         scaffold.made_for(lm, recipe.as_json(), about).save_pretrained(folder / BEST)
 
     groups = scaffold.learning_rates(recipe.training.learning_rate, recipe.training.base_learning_rate)
-    progress = run.fit(scaffold, job, recipe.training, keep, watch, groups)
-    return Scaffold.load(folder / BEST, lm), progress
+    return run.fit(scaffold, job, recipe.training, keep, watch, groups, until)
 
 
 def run_folder(path: Path, recipe: Recipe, *, resume: bool) -> RunFolder:

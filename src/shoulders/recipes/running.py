@@ -70,12 +70,14 @@ class RunFolder:
         keep: Callable[[float, int], None],
         watch: Watch,
         groups: list[dict[str, Any]] | None = None,
+        until: int | None = None,
     ) -> Progress:
         """Train what is left to train.
 
         Args:
             keep: is called with score and step when the score is the best so far.
             groups: optimizer groups, as `training.loop.fit` takes them.
+            until: pause after this step (likewise).
         """
         processes = Accelerator(device_placement=False)
         processes.wait_for_everyone()  # all have looked into the folder before one writes into it
@@ -84,7 +86,7 @@ class RunFolder:
         with RunLog(self.path, self.done) if processes.is_main_process else nullcontext() as log:
             hooks = Hooks(_on_step(watch, log), job.score, keep)
             folder = self.path / CHECKPOINTS
-            progress = fit(trained, job.loss, job.source, plan, groups=groups, folder=folder, hooks=hooks)
+            progress = fit(trained, job.loss, job.source, plan, groups=groups, folder=folder, hooks=hooks, until=until)
         processes.wait_for_everyone()
         return progress
 

@@ -25,7 +25,7 @@ from shoulders.ranking.reranker import Reranker
 from shoulders.ranking.scoring import Pair
 from shoulders.ranking.seen import Seen
 from shoulders.ranking.storage import About
-from shoulders.recipes.build import load_tasks
+from shoulders.recipes.build import suite_parts
 from shoulders.recipes.folders import BEST
 from shoulders.recipes.jobs import Job
 from shoulders.recipes.ranking import RERANKER, RankingRecipe, ranking_recipe_from_json
@@ -78,7 +78,7 @@ def train_ranking(recipe: RankingRecipe, folder: Path, *, resume: bool = False, 
     if not recipe.index:
         raise UsageError("passages are learnt from an index: build one (shoulders index), then index=FOLDER")
     run = RunFolder.opened(folder, recipe.as_json(), _kept, resume=resume)
-    index, tasks = Index(Path(recipe.index).expanduser()), load_tasks(recipe.suite)
+    index, tasks = Index(Path(recipe.index).expanduser()), suite_parts(recipe.suite).trained
     measured_on = _development(recipe, index, tasks)
     torch.manual_seed(recipe.training.seed)
     model = _reranker(recipe) if recipe.kind == RERANKER else _retriever(recipe)
@@ -144,7 +144,7 @@ def _source(
         split=TRAIN,
         seed=plan.seed,
         cap=suite.cap,
-        without=suite.without_templates,
+        without=suite.without(tasks),
         original_only=suite.original_only,
     )
     supervision = Supervision(index, recipe.depth, recipe.negatives, plan.seed)

@@ -24,7 +24,7 @@ class Progress:
         step: optimizer steps done.
         position: next example of the mixture.
         best_score, best_step: of the development scores so far; None before the first.
-        scored_step: the last step whose development score is known.
+        scored_step, score: the last step whose development score is known, and that score.
         counts: examples that were left out, by reason.
     """
 
@@ -33,6 +33,7 @@ class Progress:
     best_score: float | None = None
     best_step: int | None = None
     scored_step: int = 0
+    score: float | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
 
 

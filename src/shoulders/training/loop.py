@@ -101,6 +101,7 @@ def fit(
     groups: list[dict[str, Any]] | None = None,
     folder: Path | None = None,
     hooks: Hooks | None = None,
+    until: int | None = None,
 ) -> Progress:
     """Train a module.
 
@@ -112,6 +113,8 @@ def fit(
         groups: optimizer groups, if not all parameters have the plan's rate.
         folder: where checkpoints go; training goes on from the newest one there.
         hooks: progress, scores, keeping the best.
+        until: pause after this step, with a checkpoint, and a score that chooses nothing unless it is due anyway: the
+            run goes on from there as if it had never paused.
 
     Raises:
         TrainingDiverged: the loss or its gradient is not finite; the last checkpoint is kept.
@@ -129,10 +132,11 @@ def fit(
     source.position = progress.position
     source.counts.update(progress.counts)
     module, stepper = accelerator.prepare(trained, optimizer)
-    score = _Scoring(plan, hooks, main=accelerator.is_main_process)
+    last = plan.steps if until is None else min(until, plan.steps)
+    score = _Scoring(plan, hooks, last, main=accelerator.is_main_process)
     if score.missing(progress):
         progress = score.best(progress, progress.step, score.measured())
-    for number in range(progress.step + 1, plan.steps + 1):
+    for number in range(progress.step + 1, last + 1):
         begun = time.perf_counter()
         portion = source.step()
         loss = _backward(accelerator, module, loss_of, portion)
@@ -148,14 +152,14 @@ def fit(
         saving = folder if accelerator.is_main_process else None
         try:
             if score.due(number):
-                done = replace(done, score=score.measured())
-                progress = score.best(progress, number, done.score)
+                measured = score.measured()
+                done, progress = replace(done, score=measured), score.best(progress, number, measured)
         except BaseException:  # an evaluation that fails or is interrupted costs no step of the training
             _save(saving, accelerator.unwrap_model(module), optimizer, progress, plan.keep)
             hooks.on_step(done)
             raise
         hooks.on_step(done)
-        if _due(number, plan.save_every) or number == plan.steps:
+        if _due(number, plan.save_every) or number == last:
             _save(saving, accelerator.unwrap_model(module), optimizer, progress, plan.keep)
     return progress
 
@@ -166,10 +170,14 @@ class _Scoring:
 
     plan: TrainPlan
     hooks: Hooks
+    last: int  # the step that training ends or pauses at
     main: bool  # this process tells others of the best
 
     def due(self, number: int) -> bool:
-        return self.hooks.evaluate is not None and (_due(number, self.plan.evaluate_every) or number == self.plan.steps)
+        return self.hooks.evaluate is not None and (self._chooses(number) or number == self.last)
+
+    def _chooses(self, number: int) -> bool:
+        return _due(number, self.plan.evaluate_every) or number == self.plan.steps
 
     def missing(self, progress: Progress) -> bool:
         """Whether a run that goes on stopped in the middle of a score."""
@@ -179,9 +187,9 @@ class _Scoring:
         assert self.hooks.evaluate is not None
         return self.hooks.evaluate()
 
-    def best(self, progress: Progress, number: int, score: float | None) -> Progress:
-        progress = replace(progress, scored_step=number)
-        if score is None or (progress.best_score is not None and score <= progress.best_score):
+    def best(self, progress: Progress, number: int, score: float) -> Progress:
+        progress = replace(progress, scored_step=number, score=score)
+        if not self._chooses(number) or (progress.best_score is not None and score <= progress.best_score):
             return progress
         if self.main:
             self.hooks.on_best(score, number)

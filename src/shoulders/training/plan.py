@@ -17,7 +17,7 @@ class TrainPlan:
         steps: optimizer steps.
         batch_size: examples a step, over all processes.
         learning_rate: the peak rate.
-        base_learning_rate: that of a prompt learned under a generated one (`scaffold.base`).
+        base_learning_rate: that of a prompt learned under a generated one (`scaffold.base`); 0 leaves it as it starts.
         betas, eps, weight_decay: Adam's, with decoupled decay.
         warmup: share of the steps in which the rate rises linearly from 0.
         decay: "none" (prompts: Lester et al. 2021 and the paper) or "linear" to 0 at the last step (connectors).
@@ -56,8 +56,10 @@ class TrainPlan:
             self._check(name, getattr(self, name) >= 1, "it must be at least 1")
         for name in ("evaluate_every", "save_every"):
             self._check(name, getattr(self, name) >= 0, "it cannot be negative")
-        for name in ("learning_rate", "base_learning_rate"):
-            self._check(name, 0 < getattr(self, name) <= HIGHEST_RATE, f"it must be above 0, {HIGHEST_RATE:g} at most")
+        self._check(
+            "learning_rate", 0 < self.learning_rate <= HIGHEST_RATE, f"it must be above 0, {HIGHEST_RATE:g} at most"
+        )
+        self._check("base_learning_rate", 0 <= self.base_learning_rate <= HIGHEST_RATE, f"from 0 to {HIGHEST_RATE:g}")
         self._check("betas", all(0 <= beta < 1 for beta in self.betas), "both lie from 0 to below 1")
         self._check("eps", 0 < self.eps < math.inf, "it must be above 0")
         for name in ("weight_decay", "clip"):
