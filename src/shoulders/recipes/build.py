@@ -102,20 +102,25 @@ def load_tasks(choice: SuiteChoice) -> list[Task]:
     return open_suite(choice.source, choice.tasks)
 
 
-def example_source(
-    recipe: Recipe, tasks: Sequence[Task], lm: FrozenLM, scaffold: Scaffold, evidence: Evidence | None
-) -> ExampleSource:
-    """The training examples of a recipe, in their order."""
-    suite, plan = recipe.suite, recipe.training
-    mixture = Mixture(
+def training_mixture(suite: SuiteChoice, tasks: Sequence[Task], seed: int) -> Mixture:
+    """The training examples of a suite, in the order of the seed."""
+    return Mixture(
         tasks,
         split=TRAIN,
-        seed=plan.seed,
+        seed=seed,
         cap=suite.cap,
         without=suite.without_templates,
         original_only=suite.original_only,
         skip_failing=suite.skip_failing,
     )
+
+
+def example_source(
+    recipe: Recipe, tasks: Sequence[Task], lm: FrozenLM, scaffold: Scaffold, evidence: Evidence | None
+) -> ExampleSource:
+    """The training examples of a recipe, in their order."""
+    suite, plan = recipe.suite, recipe.training
+    mixture = training_mixture(suite, tasks, plan.seed)
     stream = Stream(
         mixture, lm, lengths=suite.lengths, prompt_length=scaffold.length, evidence=evidence, fold=suite.fold
     )
