@@ -18,9 +18,11 @@ from shoulders.cli.show import (
     scores_table,
     watching,
 )
+from shoulders.data.evidence import Evidence
 from shoulders.data.tasks import Task
 from shoulders.evaluation.results import RESULTS
 from shoulders.files import write_json
+from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.jobs import check_measurable, measure, measure_text, tasks_of
 from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.rivals import train_rival
@@ -36,20 +38,21 @@ def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool, 
     recipe.check_trainable()
     folder = out or Path("runs") / "-".join(filter(None, [recipe.name, recipe.rival.kind]))
     lm = weights_of(recipe.backbone)
-    tasks = tasks_of(recipe)
+    tasks, evidence = tasks_of(recipe), None
     if tasks:
         check_measurable(recipe, recipe.test, lm, tasks)
+        evidence = new_evidence(recipe, lm, recipe.scaffold.taken)
     if recipe.rival.kind:
-        _run_rival(recipe, lm, tasks, folder, resume=resume)
+        _run_rival(recipe, lm, tasks, evidence, folder, resume=resume)
         return
     with watching(recipe.name, recipe.training.steps) as watch:
-        scaffold, progress = train(recipe, lm, folder, tasks=tasks, resume=resume, watch=watch)
+        scaffold, progress = train(recipe, lm, folder, tasks=tasks, evidence=evidence, resume=resume, watch=watch)
     if not PartialState().is_main_process:
         return
     _print_training(trained_parameters(scaffold), progress)
     cost = training_cost(folder, lm)
     if tasks:
-        _measure_tasks(recipe, lm, scaffold, tasks, folder, cost)
+        _measure_tasks(recipe, lm, scaffold, tasks, evidence, folder, cost)
     else:
         numbers = measure_text(recipe, lm, scaffold)
         console.print(f"perplexity {numbers.perplexity:.2f} on {numbers.tokens:,} held-out tokens")
@@ -57,17 +60,19 @@ def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool, 
     console.print(f"kept in {folder / BEST}; try: shoulders ask {folder / BEST}")
 
 
-def _run_rival(recipe: Recipe, lm: FrozenLM, tasks: Sequence[Task], folder: Path, *, resume: bool) -> None:
+def _run_rival(
+    recipe: Recipe, lm: FrozenLM, tasks: Sequence[Task], evidence: Evidence | None, folder: Path, *, resume: bool
+) -> None:
     """As `run`, for what is trained in the place of the recipe's scaffold."""
     with watching(f"{recipe.name}, {recipe.rival.kind}", recipe.training.steps) as watch:
-        progress = train_rival(recipe, lm, folder, tasks=tasks, resume=resume, watch=watch)
+        progress = train_rival(recipe, lm, folder, tasks=tasks, evidence=evidence, resume=resume, watch=watch)
     if not PartialState().is_main_process:
         return
     cost = training_cost(folder, lm)
-    content = measured(folder / BEST, recipe, lm, tasks)
+    content = measured(folder / BEST, recipe, lm, tasks, evidence)
     _print_training(content["trained"], progress)
     write_json(folder / RESULTS, {**content, **cost})
-    console.print(f"kept in {folder / BEST}; try: shoulders evaluate {folder}")
+    console.print(f"kept in {folder / BEST}; try: shoulders ask {folder}")
 
 
 def _print_training(parameters: int, progress: Progress) -> None:
@@ -79,13 +84,19 @@ def _print_training(parameters: int, progress: Progress) -> None:
 
 
 def _measure_tasks(
-    recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Task], folder: Path, cost: Mapping[str, Any]
+    recipe: Recipe,
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    tasks: Sequence[Task],
+    evidence: Evidence | None,
+    folder: Path,
+    cost: Mapping[str, Any],
 ) -> None:
     with measuring(f"measuring on {recipe.test.split}") as watch:
-        scores = measure(recipe, lm, scaffold, recipe.test, tasks, watch.on_done)
+        scores = measure(recipe, lm, scaffold, recipe.test, tasks, watch.on_done, evidence)
     console.print(scores_table(recipe.name, {"score": scores}))
     print_skipped(scores)
-    content = {**result(recipe, lm, scaffold, scores, str(folder / BEST)), **cost}
+    content = {**result(recipe, lm, scaffold, scores, str(folder / BEST), evidence), **cost}
     print_retrieval(content)
     write_json(folder / RESULTS, content)
     keep_test_scores(scaffold, lm, folder / BEST, recipe.test.split, scores)
