@@ -8,14 +8,19 @@ import pytest
 from typer.testing import CliRunner
 
 from commands import run
+from shoulders.backbone.fingerprint import identity
 from shoulders.cli.main import app
 from shoulders.corpus.building import build
 from shoulders.corpus.passages import Cutting
 from shoulders.data.evidence import Passage
 from shoulders.data.packing import Packer
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
+from shoulders.evaluation import protocol
 from shoulders.evaluation.retrieval import retrieval
+from shoulders.evidence.candidates import FirstPass
+from shoulders.recipes import evidence
 from shoulders.recipes.evidence import new_evidence
+from shoulders.recipes.reading import Reader
 from shoulders.recipes.recipe import with_overrides
 from shoulders.recipes.registry import recipe_named
 from shoulders.records import Example, Question
@@ -76,6 +81,58 @@ def test_a_reader_is_trained_measured_and_asked(values, index, tmp_path, placeme
         assert asked.exit_code == 0, asked.output
         assert asked.stderr.split()[2:5] == ["read", "On", "Oslo"]
         assert "the answer is not in the evidence" in asked.stderr
+
+
+def test_evidence_is_loaded_once(values, index, tmp_path, monkeypatch):
+    loaded = []
+    retrieved = evidence._retrieved
+    monkeypatch.setattr(evidence, "_retrieved", lambda *given: loaded.append(given) or retrieved(*given))
+    own = [*values, f"evidence.index={index}"]
+    run("train", "reader", *own, "--out", tmp_path / "run")
+    assert len(loaded) == 1
+    run("train", "reader", *own, "--rival", "lora", "--out", tmp_path / "lora")
+    assert len(loaded) == 2
+    for count, name in enumerate(("run", "lora"), start=3):
+        run("evaluate", tmp_path / name)
+        assert len(loaded) == count
+
+
+@pytest.mark.parametrize("kind", ["lora", "prefix_tuning", "full"])
+def test_a_rival_reads_and_has_a_threshold(values, index, lm, tmp_path, kind):
+    own = [*values, f"evidence.index={index}", "rival.learning_rate=0.1"]
+    run("train", "reader", *own, "--rival", kind, "--out", tmp_path / "run")
+    reader = Reader.load(str(tmp_path / "run"), lm=lm)
+    assert (identity(reader.lm.model) == identity(lm.model)) == (kind == "prefix_tuning")
+    question = "How many parks has Lima?"
+    found = reader.ask(question)
+    assert any(passage.title == "On Lima" for passage in found.read)
+    told = json.loads(run("ask", tmp_path / "run", question, "--json").splitlines()[-1])
+    assert (told["said"], told["confidence"]) == (found.text, pytest.approx(found.confidence, rel=0.05))
+    run("threshold", tmp_path / "run")
+    kept = json.loads((tmp_path / "run" / "best" / "threshold.json").read_text())
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert kept["scaffold"]["fingerprint"] == results["scaffold"]["fingerprint"]
+    assert kept["scaffold"]["kind"] == kind
+    assert kept["backbone"]["fingerprint"] == lm.fingerprint()
+    assert Reader.load(str(tmp_path / "run"), lm=lm).threshold is not None
+
+
+def test_answers_are_sampled_after_the_passages_that_are_measured_with(values, index, tmp_path, monkeypatch):
+    own = [*values, f"evidence.index={index}"]
+    run("train", "reader", *own, "--out", tmp_path / "run")
+    measured, sampled = [], []
+    answered, samples = protocol.answered, FirstPass.samples
+    monkeypatch.setattr(protocol, "answered", lambda some, *rest: measured.extend(some) or answered(some, *rest))
+    monkeypatch.setattr(
+        FirstPass, "samples", lambda self, some, count: sampled.extend(some) or samples(self, some, count)
+    )
+    run("evaluate", tmp_path / "run", "--out", tmp_path / "scores.json")
+    run("sample", tmp_path / "run", "--samples", "2", "--out", tmp_path / "samples.json")
+    assert [question.whole for question in sampled] == [question.whole for question in measured]
+    assert all("parks." in question.evidence for question in sampled)
+    scores, kept = (json.loads((tmp_path / name).read_text()) for name in ("scores.json", "samples.json"))
+    assert kept["evidence"] == scores["evidence"]
+    assert kept["examples_hash"] == scores["examples_hash"]
 
 
 @pytest.mark.parametrize(

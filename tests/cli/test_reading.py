@@ -11,12 +11,14 @@ from shoulders.cli.show import harmless
 from shoulders.corpus.building import build
 from shoulders.corpus.passages import Cutting
 from shoulders.data.evidence import Passage
+from shoulders.data.questions import in_wording
 from shoulders.data.support import Support
 from shoulders.errors import UsageError
 from shoulders.pipeline import Answer
-from shoulders.recipes.reading import ReadAnswer, Reader
+from shoulders.recipes.reading import LONGEST, ReadAnswer, Reader
 from shoulders.recipes.recipe import Recipe, recipe_from_json, with_overrides
 from shoulders.recipes.registry import recipe_named
+from shoulders.records import Question
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.soft_prompt import SoftPrompt
@@ -241,14 +243,56 @@ def test_a_threshold_of_another_scaffold_is_refused(reader, says, shoulders, ref
     kept = json.loads(path.read_text())
     for change, said in (
         ({"scaffold": {"fingerprint": "other"}}, "was chosen for another scaffold"),
-        ({"format": 2}, "has format 2, this version reads up to 1"),
+        ({"format": 1}, "has format 1, this version reads 2"),
         ({"threshold": {}}, "holds no threshold"),
     ):
         path.write_text(json.dumps({**kept, **change}))
         assert said in refused("ask", reader, "Parks of Rome?")
+    says(**SAID)
+    assert shoulders("threshold", reader)[0] == 0  # what is broken is chosen again
     fresh = SoftPrompt(from_vocabulary(lm)(2))
     fresh.made_for(lm, kept["recipe"]).save_pretrained(reader / "best")  # trained again: what was chosen is gone
     assert not path.exists()
+
+
+def test_a_threshold_says_what_it_was_chosen_over(reader, says, shoulders, tmp_path, index):
+    """Values of the command line are those that are read by; asked over other passages, a note names both."""
+    says(**SAID)
+    assert shoulders("threshold", reader, "evidence.passages=1")[0] == 0
+    kept = json.loads((reader / "best" / "threshold.json").read_text())
+    assert kept["recipe"]["evidence"]["passages"] == 1
+    assert kept["chosen_on"]["answerable"] == 50.0
+    few = kept["evidence"]["fingerprint"]
+    says(("12", -1.0))
+    told = " ".join(shoulders("ask", reader, "Parks of Rome?")[2].split())
+    assert f"was chosen over {index} ({few[:12]}), and what is read now is {index} (" in told
+    says(**SAID)
+    assert shoulders("threshold", reader)[0] == 0
+    assert json.loads((reader / "best" / "threshold.json").read_text())["evidence"]["fingerprint"] != few
+    says(("12", -1.0))
+    assert "note:" not in shoulders("ask", reader, "Parks of Rome?")[2]
+    build([str(tmp_path / "cities.jsonl")], tmp_path / "other", Cutting())
+    says(("12", -1.0))
+    told = " ".join(shoulders("ask", reader, "Parks of Rome?", "--index", tmp_path / "other")[2].split())
+    assert f"and what is read now is {tmp_path / 'other'} (" in told
+
+
+@pytest.mark.parametrize("longest", [None, 50])
+def test_passages_leave_room_for_as_much_as_is_answered(reader, lm, longest):
+    """At the limit of the context, and with no more than the recipe measures unless it is asked for."""
+    scaffold = Scaffold.load(str(reader / "best"), lm)
+    recipe = with_overrides(recipe_from_json(scaffold.origin.recipe), ["suite.lengths.input=1000"])
+    scaffold.made_for(lm, recipe.as_json()).save_pretrained(reader / "best")
+    found = Reader.load(str(reader), lm=lm, longest=longest)
+    assert found.how.longest == (longest or recipe.test.longest)
+    room = max(found.how.longest, recipe.suite.lengths.target, recipe.evidence.longest)
+    assert found.evidence.packer.room == lm.context - scaffold.length - room
+    question = Question("Parks of Rome?")
+    read = found.ask(question)
+    assert 0 < read.packed < len(read.found)  # one more would not fit
+    if longest is None:  # the answer takes the room that is left; 64 tokens would not fit
+        whole = found.evidence.packed(Question(in_wording(question.text)), read.found).question.whole
+        assert len(lm.ids(whole)) > lm.context - scaffold.length - LONGEST
 
 
 def test_what_no_threshold_can_be_chosen_for(refused, prompt, index):

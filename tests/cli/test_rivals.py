@@ -12,7 +12,6 @@ from shoulders.data.evidence import Passage
 from shoulders.data.packing import Packer
 from shoulders.errors import CorruptFile, SourceNotFound, UnknownName, UsageError, WrongBackbone
 from shoulders.evidence.candidates import FirstPass
-from shoulders.recipes import jobs
 from shoulders.recipes.build import new_scaffold
 from shoulders.recipes.jobs import job_of, tasks_of
 from shoulders.recipes.recipe import with_overrides
@@ -88,12 +87,14 @@ def test_the_best_rival_is_a_backbone_by_name(values, tmp_path, kind):
     named = [*values, f"backbone.name={best}"]
     run("evaluate", "bare", *named, "--recipe", "bundled_soft_prompt", "--out", tmp_path / "bare.json")
     assert measured(read(tmp_path / "bare.json")) == measured(read(tmp_path / "run" / "results.json"))
+    asked = ["What comes after 7?", "--longest", 4]
+    assert run("ask", tmp_path / "run", *asked) == run("ask", "bare", *asked, "--backbone", best)
     run("train", "bundled_soft_prompt", *named, "--out", tmp_path / "prompt")  # a prompt around the tuned model
     (AutoPeftModelForCausalLM if kind == "lora" else AutoModelForCausalLM).from_pretrained(str(best))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_rival_sees_the_examples_of_the_prompt(values, lm, kind, monkeypatch):
+def test_a_rival_sees_the_examples_of_the_prompt(values, lm, kind):
     """Also where evidence is packed into what the prompt leaves of the context."""
 
     class Packing:
@@ -108,14 +109,13 @@ def test_a_rival_sees_the_examples_of_the_prompt(values, lm, kind, monkeypatch):
         def write(self, question, passages):
             return self.packer.pack(question, passages).question
 
-    monkeypatch.setattr(jobs, "new_evidence", lambda recipe, lm, prompt: Packing(prompt))
     recipe = with_overrides(recipe_named("bundled_soft_prompt"), [*values, "scaffold.length=40", f"rival.kind={kind}"])
     tasks = tasks_of(recipe)
     seen = []
     scaffold = new_scaffold(recipe.scaffold, lm, 0, tasks)
     rival = new_rival(recipe.rival, lm, recipe.scaffold.taken, 0)
     for model, stands in ((lm, scaffold), (rival.lm, rival.scaffold)):
-        source = job_of(recipe, model, stands, tasks, lambda done, total: None, lm).source
+        source = job_of(recipe, model, stands, tasks, lambda done, total: None, Packing(stands.length)).source
         steps = [source.step() for _ in range(12)]
         seen.append(
             ([[row.ids for row in part] for step in steps for part in step.parts], source.position, source.counts)
@@ -202,10 +202,17 @@ def test_what_does_not_fit_is_refused(values, tiny_lm, tmp_path, monkeypatch):
         run(*command, "--rival", "qlora")
     with pytest.raises(UsageError, match="rival values need a rival"):
         run(*command, "rival.rank=8")
+    with monkeypatch.context() as patched:
+        patched.delattr("shoulders.cli.train.weights_of")  # refused before anything is loaded
+        for value in ("training.contexts", "training.first_pass"):
+            with pytest.raises(UsageError, match=rf"a rival \(lora\) has no use for that: leave it empty \({value}=\)"):
+                run(*command, f"{value}={tmp_path}/kept", "--rival", "lora")
     assert not (tmp_path / "run").exists()
     run(*command, "--rival", "lora")
     with pytest.raises(WrongBackbone):
         run("evaluate", tmp_path / "run", f"backbone.name={tiny_lm('qwen2').name}")
+    with pytest.raises(UsageError, match=r"holds a rival \(lora\), and answers are sampled from the frozen model"):
+        run("sample", tmp_path / "run")
     weights = tmp_path / "run" / "best" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(CorruptFile, match="holds no adapter"):

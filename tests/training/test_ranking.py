@@ -1,9 +1,11 @@
 """Training retriever and re-ranker: what they learn from, the folds, resuming, and that they learn."""
 
 import json
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from shoulders.corpus.supervision import Supervision
 from shoulders.data.evidence import fold_of
 from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
-from shoulders.errors import DataError, UsageError
+from shoulders.errors import DataError, TemplateFailed, UsageError
 from shoulders.files import read_tensors
 from shoulders.ranking.bi_encoder import BiEncoder
 from shoulders.ranking.reranker import Reranker
@@ -215,8 +217,57 @@ def test_cross_fitting_from_the_command_line_goes_on_where_it_was(place, tmp_pat
     kept = {part: (tmp_path / "rr" / part / "results.json").read_bytes() for part in ("a", "b", "all")}
     run(*command, "--resume")
     assert kept == {part: (tmp_path / "rr" / part / "results.json").read_bytes() for part in kept}
-    assert "--resume" in refused(*command)
+    assert f"error: {tmp_path / 'rr'} holds runs (a at step 4): go on with --resume" in refused(*command)
+    other = refused(*command, "training.steps=5", "--resume")
+    assert f"error: {tmp_path / 'rr'} holds a run of another recipe (see its a/recipe.json): name another" in other
+    for part in ("a", "all"):  # killed in the second
+        shutil.rmtree(tmp_path / "rr" / part)
+    assert f"error: {tmp_path / 'rr'} holds runs (b at step 4): go on with --resume" in refused(*command)
+    assert not (tmp_path / "rr" / "a").exists()  # refused before anything is trained
     assert "re-ranker to cross-fit" in refused("train", "reader", "--cross-fit")
+
+
+WORDED = """
+templates:
+  a: !Template
+    answer_choices: null
+    id: aaaaaaaa
+    jinja: "{% if n == 12 %}{{n.nothing}}{% endif %}How many parks has {{city}}? ||| {{n}}"
+    metadata: !TemplateMetadata {metrics: [Squad], original_task: true}
+    name: plain
+  b: !Template
+    answer_choices: null
+    id: bbbbbbbb
+    jinja: "{{n.nothing}} ||| {{n}}"
+    metadata: !TemplateMetadata {metrics: [Squad], original_task: true}
+    name: broken
+"""
+
+
+def test_all_values_of_the_suite_count(place, tmp_path):
+    """Templates that fail are left out where the recipe says so, on questions to learn from and to be measured on."""
+    suite = tmp_path / "worded"
+    suite.mkdir()
+    (suite / "templates.yaml").write_text(WORDED)
+    (suite / "card.json").write_text(json.dumps({"name": "worded", "cluster": "Parks"}))
+    rows = "".join(json.dumps({"city": city, "n": number}) + "\n" for number, city in enumerate(CITIES, 11))
+    for split in ("train", "validation"):
+        (suite / f"{split}.jsonl").write_text(rows)
+    own = [f"suite.source={suite}", "suite.without_templates=worded/broken"]
+    with pytest.raises(TemplateFailed, match="broken"):
+        train_ranking(recipe_of(place, "reranker", own[0]), tmp_path / "all")
+    with pytest.raises(TemplateFailed, match="plain"):
+        train_ranking(recipe_of(place, "reranker", *own), tmp_path / "strict")
+    found = train_ranking(recipe_of(place, "reranker", *own, "suite.skip_failing=yes"), tmp_path / "skipping")
+    assert found.progress.counts["template failed"] > 0
+    assert found.result["training_questions"] == found.result["development"]["questions"] == len(CITIES) - 1
+
+
+def test_one_process_tells(place, tmp_path, monkeypatch):
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe_of(place).as_json()))
+    monkeypatch.setattr("shoulders.cli.train_ranking.PartialState", lambda: SimpleNamespace(is_main_process=False))
+    assert "MRR" not in run("train", tmp_path / "recipe.json", "--out", tmp_path / "run")
+    assert (tmp_path / "run" / "results.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shoulders.adaptive.stages import Stage
 from shoulders.adaptive.storage import is_adaptive, read
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli import passages
-from shoulders.cli.common import origin_of
 from shoulders.cli.show import console, counted_passes, errors, notes, quiet_libraries, say
 from shoulders.data.questions import in_wording
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.pipeline import Answering, answer, choose
 from shoulders.recipes.adaptive import stage_named
-from shoulders.recipes.folders import scaffold_folder
+from shoulders.recipes.evidence import evidence_of
+from shoulders.recipes.named import Named
 from shoulders.recipes.reading import LONGEST, ReadAnswer, Reader, in_files, reads_passages
 from shoulders.records import Question
 from shoulders.scaffolds.base import Scaffold
@@ -59,7 +60,7 @@ class Request:
     backbone: str | None = None
     choices: str = ""
     context: Path | None = None
-    longest: int = LONGEST
+    longest: int | None = None  # tokens of an answer; None: as a reader is measured, else LONGEST
     truncate: bool = False
     passes: str = ""  # through the frozen model: a number, or "auto"
     index: str = ""  # of passages to read; empty: that of the recipe, if it has one
@@ -80,7 +81,7 @@ class Request:
     @property
     def how(self) -> Answering:
         """How answers are generated."""
-        return Answering(self.longest, self.truncate)
+        return Answering(LONGEST if self.longest is None else self.longest, self.truncate)
 
 
 def run(name: str, questions: Sequence[str], request: Request) -> None:
@@ -90,8 +91,7 @@ def run(name: str, questions: Sequence[str], request: Request) -> None:
         UsageError: a question could not be answered; of several, the others are answered before it is raised.
     """
     quiet_libraries()
-    name = scaffold_folder(name)
-    ask = (_cascade if is_adaptive(name) else _scaffold)(name, request)
+    ask = _cascade(name, request) if is_adaptive(name) else _one(Named.of(name), request)
     evidence = _read(request.context)
     failed = 0
     for text in questions or typed():
@@ -123,10 +123,10 @@ def _tell(question: str, told: Told, request: Request, *, several: bool) -> None
         notes.print(counted_passes(told.passes))
 
 
-def _scaffold(name: str, request: Request) -> Ask:
-    """A scaffold, or the bare model; its passes are told where they were asked for."""
-    origin = origin_of(name)
-    backbone = request.backbone or (origin.backbone if origin else None)
+def _one(named: Named, request: Request) -> Ask:
+    """A scaffold, a rival, or the bare model; its passes are told where they were asked for."""
+    name = named.name
+    backbone = request.backbone or (named.origin.backbone if named.origin else None)
     if backbone is None:
         raise UsageError("the bare model has no scaffold to name its backbone: add --backbone NAME")
     if request.passes == AUTO:
@@ -135,26 +135,29 @@ def _scaffold(name: str, request: Request) -> Ask:
             f"calibrate {name} RUN --budget 1.5) and ask what that writes"
         )
     lm = FrozenLM.load(backbone)
-    recipe = origin.recipe if origin else {}
-    if request.index or reads_passages(recipe):
-        return _reader(Reader.load(name, request.index, lm, request.how), name, request)
-    stage = stage_named(name, lm)
-    told = _passes(name, stage.passes, request)
+    if request.index or reads_passages(named.recipe):
+        reader = Reader.load(name, request.index, lm, request.longest, truncate=request.truncate)
+        return _reader(reader, name, request)
+    found = named.around(lm)
+    evidence = evidence_of(named.recipe, lm, found.scaffold.length)
+    told = _passes(name, Stage.of(found.scaffold, name, evidence).passes, request)
 
     def ask(question: Question) -> Told:
-        question = replace(question, text=in_wording(question.text)) if in_files(recipe) else question
+        question = replace(question, text=in_wording(question.text)) if in_files(named.recipe) else question
         candidates: tuple[str, ...] = ()
-        if stage.evidence:
-            found = stage.evidence.find([question])[0]
-            candidates = tuple(passage.text for passage in found)
-            question = stage.evidence.write(question, found)
-        return Told(one_answer(question, lm, stage.scaffold, request), told, candidates)
+        if evidence:
+            several = evidence.find([question])[0]
+            candidates = tuple(passage.text for passage in several)
+            question = evidence.write(question, several)
+        return Told(one_answer(question, found.lm, found.scaffold, request), told, candidates)
 
     return ask
 
 
 def _reader(reader: Reader, name: str, request: Request) -> Ask:
-    """A scaffold, or the bare model, that reads passages."""
+    """What reads passages."""
+    if reader.doubt:
+        notes.print(f"note: {reader.doubt}", markup=False, soft_wrap=True)
     told = _passes(name, reader.scaffold.passes, request)
 
     def ask(question: Question) -> Told:

@@ -11,6 +11,7 @@ from shoulders.cli.show import console, measuring, print_retrieval, print_skippe
 from shoulders.evaluation.protocol import Scores
 from shoulders.files import write_json
 from shoulders.recipes.adaptive import adaptive_result, measure_stages, stage_named
+from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.extractive import is_extractive, measure_extractive
 from shoulders.recipes.folders import scaffold_folder
 from shoulders.recipes.jobs import measure, task_parts
@@ -38,10 +39,11 @@ def run(name: str, overrides: Sequence[str], recipe_name: str | None, out: Path 
         _run_adaptive(name, recipe, out)
         return
     lm, scaffold = load_both(name, recipe)
+    evidence = new_evidence(recipe, lm, scaffold.length)
     with measuring(f"measuring on {recipe.test.split}") as watch:
-        scores = measure(recipe, lm, scaffold, recipe.test, on_done=watch.on_done)
+        scores = measure(recipe, lm, scaffold, recipe.test, on_done=watch.on_done, evidence=evidence)
     _print_scores(name, recipe, scores)
-    content = result(recipe, lm, scaffold, scores, None if name == BARE else name)
+    content = result(recipe, lm, scaffold, scores, None if name == BARE else name, evidence)
     print_retrieval(content)
     _write(out, content)
 

@@ -153,7 +153,7 @@ def forget(
 
 @app.command()
 def ask(  # noqa: PLR0913, PLR0917 (what it can be told)
-    scaffold: Annotated[str, typer.Argument(help="a scaffold's folder or hub name, or 'bare'")],
+    scaffold: Annotated[str, typer.Argument(help="a run's, scaffold's or rival's folder, a hub name, or 'bare'")],
     question: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(help="questions; without any they are typed in, or piped in one a line", show_default=False),
@@ -164,7 +164,10 @@ def ask(  # noqa: PLR0913, PLR0917 (what it can be told)
     ] = None,
     choices: Annotated[str, typer.Option(help="rank these answers instead of generating: 'yes|no|maybe'")] = "",
     context: Annotated[Optional[Path], typer.Option(help="a text file to read before each question")] = None,  # noqa: UP045
-    longest: Annotated[int, typer.Option(help="tokens of an answer at most")] = 64,
+    longest: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="tokens of an answer at most [default: those that a reader is measured with, else 64]"),
+    ] = None,
     truncate: Annotated[bool, typer.Option(help="cut inputs that do not fit instead of refusing them")] = False,
     passes: Annotated[
         str,
@@ -236,7 +239,7 @@ def threshold(
 
     An answer is given if the model finds it probable enough. How much is enough is chosen for answers that stand in the
     passages read and for the others apart, so that F1 is best where "no answer" is right for a question none of whose
-    answers was read. Choose again for another index.
+    answers was read. Choose again for another index: `shoulders ask` says so where it reads what was not chosen for.
     """
     from shoulders.cli.threshold import run
 
@@ -288,8 +291,9 @@ def sample(
 ) -> None:
     """How often a right answer is among so many that the model samples: what textual recursion can hope for.
 
-    Questions are those of the recipe's `test`; how they are sampled is its `evidence` (temperature, longest, seed), and
-    `evidence.store=FILE` keeps the samples for a textual recursion over the same scaffold.
+    Questions are those of the recipe's `test`, after the passages that a reader reads; how answers are sampled is its
+    `evidence` (temperature, longest, seed), and `evidence.store=FILE` keeps the samples for a textual recursion over
+    the same scaffold.
     """
     from shoulders.cli.sample import run
 

@@ -76,18 +76,19 @@ def open_book(
         table.add_row(name, *(f"{_right(scores):.1f}%" for scores in (closed[name], read[name])))
     console.print(table)
     name = list(scaffolds)[-1]
-    found = retrieval_measured(recipe, lm, scaffolds[name].length, read[name])
+    evidence = new_evidence(recipe, lm, scaffolds[name].length)
+    assert isinstance(evidence, PackedEvidence)
+    found = retrieval_measured(recipe, evidence, read[name])
     print_retrieval({"retrieval": found and found.as_json()})
-    _show_one(name, scaffolds[name], read[name], recipe, lm)
+    answering = Answering(recipe.test.longest)
+    _show_one(name, Reader(lm, scaffolds[name], evidence, answering, worded=False), read[name])
 
 
-def _show_one(name: str, scaffold: Scaffold, scores: Scores, recipe: Recipe, lm: FrozenLM) -> None:
+def _show_one(name: str, reader: Reader, scores: Scores) -> None:
     """The first right answer with the passage that it stands in, or else the first answer."""
     predictions = _predictions(scores)
     shown = next((one for one in predictions if _holds(one)), predictions[0])
-    evidence = new_evidence(recipe, lm, scaffold.length)
-    assert isinstance(evidence, PackedEvidence)
-    answer = Reader(lm, scaffold, evidence, Answering(recipe.test.longest), worded=False).ask(shown.example.question)
+    answer = reader.ask(shown.example.question)
     console.print(f"\n{shown.example.question.text}", style="bold", markup=False, soft_wrap=True)
     console.print(f"  {name}: {passages.said(answer)}", markup=False, soft_wrap=True)
     for line in passages.shown(answer):

@@ -1,31 +1,30 @@
 """`shoulders threshold`."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from shoulders.cli.common import BARE, recipe_of, weights_of
+from shoulders.cli.common import BARE, weights_of
 from shoulders.cli.show import console, measuring, quiet_libraries
 from shoulders.errors import UsageError
 from shoulders.recipes.abstaining import Chosen, choose_threshold, judged_answers, keep_threshold, measured_with
-from shoulders.recipes.folders import scaffold_folder
 from shoulders.recipes.jobs import task_parts
-from shoulders.recipes.reading import Reader
+from shoulders.recipes.named import Named
+from shoulders.recipes.reading import Reader, over_index
+from shoulders.recipes.recipe import recipe_from_json, with_overrides
 
 
 def run(name: str, overrides: Sequence[str], index: str, *, test: bool) -> None:
     """Choose a reader's threshold on the development part, and keep it beside the scaffold."""
     quiet_libraries()
-    name = scaffold_folder(name)
-    folder = Path(name).expanduser()
-    if name == BARE or not folder.is_dir():
+    if name == BARE or not Path(name).expanduser().is_dir():
         raise UsageError(f"a threshold lies in the folder of its scaffold, and {name!r} has none here: name a run")
-    recipe = recipe_of(name, None, overrides)
+    named = Named.of(name)
+    recipe = over_index(named, with_overrides(recipe_from_json(named.recipe), overrides), index)
     lm = weights_of(recipe.backbone)
-    reader = replace(Reader.load(name, index, lm), threshold=None)
+    reader = Reader.of(named, recipe, lm)
     judged = []
     parts = task_parts(recipe)
     plans = [(recipe.development, parts.trained), *([(recipe.test, parts.tested)] if test else [])]
@@ -36,7 +35,7 @@ def run(name: str, overrides: Sequence[str], index: str, *, test: bool) -> None:
     others = [measured_with(chosen.threshold, some) for some in judged[1:]]
     console.print(_table([(plan.split, one) for (plan, _), one in zip(plans, (chosen, *others), strict=True)]))
     _tell(chosen)
-    path = keep_threshold(folder, reader, recipe, chosen, others)
+    path = keep_threshold(Path(named.name).expanduser(), reader, recipe, lm, chosen, others)
     console.print(f"kept in {path}", markup=False, soft_wrap=True)
 
 

@@ -18,10 +18,12 @@ from shoulders.cli.show import (
     scores_table,
     watching,
 )
+from shoulders.data.evidence import Evidence
 from shoulders.data.tasks import Task
 from shoulders.evaluation.results import RESULTS
 from shoulders.files import write_json
 from shoulders.recipes.build import TaskParts
+from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.jobs import check_tested, measure, measure_text, task_parts
 from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.rivals import train_rival
@@ -52,17 +54,20 @@ def default_folder(recipe: Recipe) -> Path:
 
 def train_and_measure(recipe: Recipe, lm: FrozenLM, parts: TaskParts, folder: Path, *, resume: bool) -> None:
     """A recipe's run with loaded weights and tasks, and its results."""
+    evidence = new_evidence(recipe, lm, recipe.scaffold.taken) if parts.tested else None
     if recipe.rival.kind:
-        _run_rival(recipe, lm, parts, folder, resume=resume)
+        _run_rival(recipe, lm, parts, evidence, folder, resume=resume)
         return
     with watching(recipe.name, recipe.training.steps) as watch:
-        scaffold, progress = train(recipe, lm, folder, tasks=parts.trained, resume=resume, watch=watch)
+        scaffold, progress = train(
+            recipe, lm, folder, tasks=parts.trained, evidence=evidence, resume=resume, watch=watch
+        )
     if not PartialState().is_main_process:
         return
     _print_training(trained_parameters(scaffold), progress)
     cost = training_cost(folder, lm)
     if parts.tested:
-        _measure_tasks(recipe, lm, scaffold, parts.tested, folder, cost)
+        _measure_tasks(recipe, lm, scaffold, parts.tested, evidence, folder, cost)
     else:
         numbers = measure_text(recipe, lm, scaffold)
         console.print(f"perplexity {numbers.perplexity:.2f} on {numbers.tokens:,} held-out tokens")
@@ -70,17 +75,19 @@ def train_and_measure(recipe: Recipe, lm: FrozenLM, parts: TaskParts, folder: Pa
     console.print(f"kept in {folder / BEST}; try: shoulders ask {folder / BEST}")
 
 
-def _run_rival(recipe: Recipe, lm: FrozenLM, parts: TaskParts, folder: Path, *, resume: bool) -> None:
+def _run_rival(
+    recipe: Recipe, lm: FrozenLM, parts: TaskParts, evidence: Evidence | None, folder: Path, *, resume: bool
+) -> None:
     """Likewise for what is trained in the place of the recipe's scaffold."""
     with watching(f"{recipe.name}, {recipe.rival.kind}", recipe.training.steps) as watch:
-        progress = train_rival(recipe, lm, folder, tasks=parts.trained, resume=resume, watch=watch)
+        progress = train_rival(recipe, lm, folder, tasks=parts.trained, evidence=evidence, resume=resume, watch=watch)
     if not PartialState().is_main_process:
         return
     cost = training_cost(folder, lm)
-    content = measured(folder / BEST, recipe, lm, parts.tested)
+    content = measured(folder / BEST, recipe, lm, parts.tested, evidence)
     _print_training(content["trained"], progress)
     write_json(folder / RESULTS, {**content, **cost})
-    console.print(f"kept in {folder / BEST}; try: shoulders evaluate {folder}")
+    console.print(f"kept in {folder / BEST}; try: shoulders ask {folder}")
 
 
 def _print_training(parameters: int, progress: Progress) -> None:
@@ -92,13 +99,19 @@ def _print_training(parameters: int, progress: Progress) -> None:
 
 
 def _measure_tasks(
-    recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, tasks: Sequence[Task], folder: Path, cost: Mapping[str, Any]
+    recipe: Recipe,
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    tasks: Sequence[Task],
+    evidence: Evidence | None,
+    folder: Path,
+    cost: Mapping[str, Any],
 ) -> None:
     with measuring(f"measuring on {recipe.test.split}") as watch:
-        scores = measure(recipe, lm, scaffold, recipe.test, tasks, watch.on_done)
+        scores = measure(recipe, lm, scaffold, recipe.test, tasks, watch.on_done, evidence)
     console.print(scores_table(recipe.name, {"score": scores}))
     print_skipped(scores)
-    content = {**result(recipe, lm, scaffold, scores, str(folder / BEST)), **cost}
+    content = {**result(recipe, lm, scaffold, scores, str(folder / BEST), evidence), **cost}
     print_retrieval(content)
     write_json(folder / RESULTS, content)
     keep_test_scores(scaffold, lm, folder / BEST, recipe.test.split, scores)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -36,6 +37,8 @@ def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool, 
     else:
         with watching(recipe.name, steps) as watch:
             found = {recipe.name: train_ranking(recipe, folder, resume=resume, watch=watch).result}
+    if not PartialState().is_main_process:
+        return
     console.print(_table(found))
     kept = folder if cross_fit else folder / "best"
     how = (

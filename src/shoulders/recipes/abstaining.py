@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shoulders.adaptive.abstaining import Judged, Outcome, Threshold, best_threshold, outcome
+from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.matching import has_answer
 from shoulders.data.tasks import Task
 from shoulders.errors import UsageError
@@ -13,8 +14,11 @@ from shoulders.evaluation.metrics import exact_match, token_f1
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, chosen_examples
 from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.files import write_json
-from shoulders.recipes.reading import FORMAT, THRESHOLD, ReadAnswer, Reader
+from shoulders.recipes.evidence import evidence_measured
+from shoulders.recipes.reading import ReadAnswer, Reader
 from shoulders.recipes.recipe import Recipe
+from shoulders.recipes.rivals import Adapted
+from shoulders.recipes.thresholds import FORMAT, THRESHOLD
 from shoulders.records import Example
 
 TOGETHER = 32  # questions between two reports of progress
@@ -88,10 +92,14 @@ def _judged(example: Example, found: ReadAnswer) -> Judged:
     )
 
 
-def keep_threshold(folder: Path, reader: Reader, recipe: Recipe, chosen: Chosen, others: Sequence[Chosen] = ()) -> Path:
-    """Keep a threshold in the scaffold's folder with where it comes from; returns the file.
+def keep_threshold(
+    folder: Path, reader: Reader, recipe: Recipe, lm: FrozenLM, chosen: Chosen, others: Sequence[Chosen] = ()
+) -> Path:
+    """Keep a threshold in the scaffold's or rival's folder with where it comes from; returns the file.
 
     Args:
+        recipe: that the reader reads by.
+        lm: its backbone.
         others: what it makes of examples that had no part in the choice.
 
     Raises:
@@ -102,9 +110,13 @@ def keep_threshold(folder: Path, reader: Reader, recipe: Recipe, chosen: Chosen,
         "threshold": chosen.threshold.as_json(),
         "chosen_on": _as_json(recipe.development.split, chosen),
         "measured_on": [_as_json(recipe.test.split, one) for one in others],
-        "evidence": reader.evidence.fingerprint,
-        "scaffold": scaffold_measured(reader.scaffold, str(folder)),
-        **provenance(recipe.as_json(), reader.lm),
+        "evidence": evidence_measured(recipe, lm, reader.evidence),
+        "scaffold": {
+            **scaffold_measured(reader.scaffold, str(folder)),
+            "kind": recipe.rival.kind or reader.scaffold.kind,
+            "fingerprint": Adapted(reader.lm, reader.scaffold).fingerprint(),
+        },
+        **provenance(recipe.as_json(), lm),
     }
     write_json(folder / THRESHOLD, content)
     return folder / THRESHOLD

@@ -28,7 +28,8 @@ def stage_named(name: str, lm: FrozenLM) -> Stage:
         SourceNotFound, CorruptFile, WrongBackbone: as `scaffold_named`.
     """
     scaffold = scaffold_named(name, lm)
-    return Stage.of(scaffold, name, evidence_of(scaffold, lm))
+    recipe = scaffold.origin.recipe if scaffold.origin else {}
+    return Stage.of(scaffold, name, evidence_of(recipe, lm, scaffold.length))
 
 
 def calibrate(

@@ -151,20 +151,25 @@ def suite_parts(choice: SuiteChoice) -> TaskParts:
     return TaskParts(trained, [task for task in tasks if choice.holds_out(task)])
 
 
-def example_source(
-    recipe: Recipe, tasks: Sequence[Task], lm: FrozenLM, scaffold: Scaffold, evidence: Evidence | None
-) -> ExampleSource:
-    """The training examples of a recipe, in their order."""
-    suite, plan = recipe.suite, recipe.training
-    mixture = Mixture(
+def training_mixture(suite: SuiteChoice, tasks: Sequence[Task], seed: int) -> Mixture:
+    """The training examples of a suite, in the order of the seed."""
+    return Mixture(
         tasks,
         split=TRAIN,
-        seed=plan.seed,
+        seed=seed,
         cap=suite.cap,
         without=suite.without(tasks),
         original_only=suite.original_only,
         skip_failing=suite.skip_failing,
     )
+
+
+def example_source(
+    recipe: Recipe, tasks: Sequence[Task], lm: FrozenLM, scaffold: Scaffold, evidence: Evidence | None
+) -> ExampleSource:
+    """The training examples of a recipe, in their order."""
+    suite, plan = recipe.suite, recipe.training
+    mixture = training_mixture(suite, tasks, plan.seed)
     stream = Stream(
         mixture, lm, lengths=suite.lengths, prompt_length=scaffold.length, evidence=evidence, fold=suite.fold
     )

@@ -1,5 +1,6 @@
 """From a recipe's choice to a source of evidence."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,8 @@ def _retrieved(recipe: Recipe, lm: FrozenLM, prompt: int) -> PackedEvidence:
         raise UsageError(
             "passages are retrieved from an index: build one (shoulders index), then evidence.index=FOLDER"
         )
-    answer = max(lengths.target, recipe.development.longest, recipe.test.longest)
+    # whatever a recipe has generated: answers of its plans, or those that `shoulders sample` draws
+    answer = max(lengths.target, recipe.development.longest, recipe.test.longest, choice.longest)
     packer = Packer.beside(lm, prompt, answer, lengths.input, truncate=choice.truncate)
     try:
         from shoulders.corpus.oracle import Oracle
@@ -107,37 +109,30 @@ def _candidates(choice: EvidenceChoice, lm: FrozenLM) -> Candidates:
     )
 
 
-def evidence_of(scaffold: Scaffold, lm: FrozenLM) -> Evidence | None:
-    """What a trained scaffold reads its questions with, by the recipe that is kept with it."""
-    recipe = scaffold.origin.recipe if scaffold.origin else {}
-    return new_evidence(recipe_from_json(recipe), lm, scaffold.length) if recipe.get("evidence") else None
+def evidence_of(recipe: Mapping[str, Any], lm: FrozenLM, prompt: int) -> Evidence | None:
+    """What something that was trained reads its questions with, by the recipe that is kept with it."""
+    return new_evidence(recipe_from_json(recipe), lm, prompt) if recipe.get("evidence") else None
 
 
-def evidence_measured(recipe: Recipe, lm: FrozenLM, prompt: int) -> dict[str, Any] | None:
-    """Which evidence a result was measured with: the index, or the prompts that candidates were sampled under.
-
-    Args:
-        prompt: vectors of the prompt that the evidence was read with.
-    """
+def evidence_measured(recipe: Recipe, lm: FrozenLM, evidence: Evidence | None) -> dict[str, Any] | None:
+    """Which evidence a result was measured with: the index, or the prompts that candidates were sampled under."""
     choice = recipe.evidence
-    if not choice.kind:
+    if evidence is None:
         return None
     if choice.kind in PASSAGES:
-        source = _retrieved(recipe, lm, prompt)
-        return {"kind": choice.kind, "index": choice.index, "fingerprint": source.fingerprint}
+        return {"kind": choice.kind, "index": choice.index, "fingerprint": evidence.fingerprint}
     names = (choice.scaffold, *choice.across)
     return {"kind": choice.kind, "scaffolds": {name: identity(_prompt(name, lm)) for name in names}}
 
 
-def retrieval_measured(recipe: Recipe, lm: FrozenLM, prompt: int, scores: Scores) -> Retrieval | None:
+def retrieval_measured(recipe: Recipe, evidence: Evidence | None, scores: Scores) -> Retrieval | None:
     """How often an answer was retrieved for the measured examples, and how often read; None if none was retrieved."""
-    source = new_evidence(recipe, lm, prompt) if recipe.evidence.kind in PASSAGES else None
-    if not isinstance(source, PackedEvidence):
+    if not isinstance(evidence, PackedEvidence):
         return None
     predictions = [prediction for row in scores.wordings for prediction in row.predictions]
     examples = [prediction.example for prediction in predictions]
     answers = [prediction.text for prediction in predictions]
-    return retrieval(examples, source, recipe.evidence.passages, answers)
+    return retrieval(examples, evidence, recipe.evidence.passages, answers)
 
 
 def sampler_of(choice: EvidenceChoice, lm: FrozenLM, name: str, store: AnswerStore) -> FirstPass:

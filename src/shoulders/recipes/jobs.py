@@ -51,12 +51,12 @@ def job_of(
     scaffold: Scaffold,
     tasks: Sequence[Task],
     on_done: OnDone,
-    frozen: FrozenLM | None = None,
+    evidence: Evidence | None = None,
 ) -> Job:
     """The recipe's tasks as a job, or its text; what could not be measured afterwards is refused before.
 
     Args:
-        frozen: the model that evidence is sampled from, where `lm` is one that trains.
+        evidence: of the recipe, if it is at hand already; where `lm` is one that trains, that of the frozen model.
 
     Raises:
         UsageError: a split is missing, the placement has nothing to hold on to, the text is none, or something trains
@@ -68,7 +68,7 @@ def job_of(
     if recipe.evidence.kind not in PASSAGES:  # passages are something to put an infix after
         check_placement(tasks, recipe.scaffold.placement)
     check_measurable(recipe, recipe.development, lm, tasks)
-    evidence = new_evidence(recipe, frozen or lm, scaffold.length)
+    evidence = evidence or new_evidence(recipe, lm, scaffold.length)
     return Job(
         example_source(recipe, tasks, lm, scaffold, evidence),
         scaffold_loss(lm, scaffold, _first_pass(recipe, lm, scaffold), _contexts(recipe, lm, scaffold)),

@@ -4,31 +4,26 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from pathlib import Path
 from typing import Any, Self, final
 
 from shoulders.adaptive.abstaining import Threshold
-from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.evidence import Passage
 from shoulders.data.packing import PackedEvidence
 from shoulders.data.questions import QA, in_wording
 from shoulders.data.support import Support, support
-from shoulders.errors import CorruptFile, UsageError
-from shoulders.files import read_json
+from shoulders.errors import UsageError
 from shoulders.pipeline import Answering, answered, choose
-from shoulders.recipes.evidence import new_evidence
-from shoulders.recipes.folders import BARE, scaffold_folder, scaffold_named
+from shoulders.recipes.evidence import evidence_measured, new_evidence
+from shoulders.recipes.named import Named
 from shoulders.recipes.reader import reader
 from shoulders.recipes.recipe import PASSAGES, RETRIEVED, EvidenceChoice, Recipe, recipe_from_json
+from shoulders.recipes.rivals import Adapted
+from shoulders.recipes.thresholds import read_threshold
 from shoulders.records import Question
 from shoulders.scaffolds.base import Scaffold
-from shoulders.scaffolds.storage import read_origin
 
-LONGEST = 64  # tokens of an answer
-HOW = Answering(LONGEST)
-THRESHOLD = "threshold.json"  # in a scaffold's folder
-FORMAT = 1
+LONGEST = 64  # tokens of an answer, where no recipe of passages says how many
 
 
 @final
@@ -85,7 +80,7 @@ class ReadAnswer:
 @final
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """A frozen model that answers from passages, with a scaffold or bare.
+    """A model that answers from passages: the frozen one, bare or under a scaffold, or a rival of one.
 
     >>> reader = Reader.load("runs/reader", index="runs/index")  # doctest: +SKIP
     >>> found = reader.ask("Who wrote The Hobbit?")
@@ -98,45 +93,68 @@ class Reader:
         how: answers are generated.
         worded: questions are asked as "Question: ... Answer:", as files of questions are.
         threshold: chosen by `shoulders threshold`; None gives every answer.
+        doubt: why the threshold may not fit what is read; empty where it was chosen over the same passages.
     """
 
     lm: FrozenLM
     scaffold: Scaffold
     evidence: PackedEvidence
-    how: Answering = HOW
+    how: Answering
     worded: bool = True
     threshold: Threshold | None = None
+    doubt: str = ""
 
     @classmethod
-    def load(cls, name: str, index: str = "", lm: FrozenLM | None = None, how: Answering = HOW) -> Self:
-        """The reader of a run, scaffold folder or hub name, or "bare", with the threshold that lies beside it.
+    def load(
+        cls,
+        name: str,
+        index: str = "",
+        lm: FrozenLM | None = None,
+        longest: int | None = None,
+        *,
+        truncate: bool = False,
+    ) -> Self:
+        """The reader of a run, of a scaffold's or rival's folder, a hub name, or "bare"; with its threshold, if any.
 
         Args:
             index: folder of the passages; empty: that of the recipe. A scaffold that was trained without passages, and
                 the bare model, read as the recipe `reader` does.
             lm: the frozen model, if it is loaded already; the bare model names none of its own.
+            longest: tokens of an answer at most, which the passages leave room for; None: as many as it is measured
+                with (`test.longest`), or 64 where it was trained without passages.
+            truncate: cut questions that do not fit the context.
 
         Raises:
-            UsageError: it reads no passages and no index is named, or no model is.
+            UsageError: it reads no passages and no index is named, or no model is; it is nothing that answers.
             SourceNotFound, CorruptFile, WrongBackbone: as `Scaffold.load`, `new_evidence`.
         """
-        name = scaffold_folder(name)
-        recipe = {} if name == BARE else read_origin(name).recipe
-        if not index and not reads_passages(recipe):
-            raise UsageError(
-                f"{name} was not trained to read passages, and no index is named: add one (--index FOLDER)"
-            )
-        if lm is None and name == BARE:
-            raise UsageError(
-                "the bare model names no backbone: load one, Reader.load('bare', index, FrozenLM.load(...))"
-            )
-        lm = lm or FrozenLM.load(read_origin(name).backbone)
-        scaffold = scaffold_named(name, lm)
-        read_with = over_index(recipe_from_json(recipe), index, how.longest)
-        evidence = new_evidence(read_with, lm, scaffold.length)
+        named = Named.of(name)
+        recipe = over_index(named, recipe_from_json(named.recipe), index, longest)
+        if lm is None:
+            if named.origin is None:
+                raise UsageError(
+                    "the bare model names no backbone: load one, Reader.load('bare', index, FrozenLM.load(...))"
+                )
+            lm = FrozenLM.load(named.origin.backbone)
+        reader = cls.of(named, recipe, lm, truncate=truncate)
+        kept = read_threshold(named.name, Adapted(reader.lm, reader.scaffold))
+        if kept is None:
+            return reader
+        read = evidence_measured(recipe, lm, reader.evidence) or {}
+        return replace(reader, threshold=kept.threshold, doubt=kept.doubt(read))
+
+    @classmethod
+    def of(cls, named: Named, recipe: Recipe, lm: FrozenLM, *, truncate: bool = False) -> Self:
+        """As `load`, with the passages of another recipe, and without a threshold.
+
+        Args:
+            recipe: as `over_index` gives it.
+        """
+        found = named.around(lm)
+        evidence = new_evidence(recipe, lm, found.scaffold.length)
         assert isinstance(evidence, PackedEvidence)
-        worded = in_files(recipe) or not reads_passages(recipe)
-        return cls(lm, scaffold, evidence, how, worded, read_threshold(name, scaffold))
+        worded = in_files(named.recipe) or not reads_passages(named.recipe)
+        return cls(found.lm, found.scaffold, evidence, Answering(recipe.test.longest, truncate), worded)
 
     def ask(self, question: str | Question, choices: Sequence[str] = ()) -> ReadAnswer:
         """The answer to a question, or the most likely of some choices.
@@ -168,44 +186,36 @@ class Reader:
         return replace(question, text=in_wording(question.text)) if self.worded and question.text else question
 
 
-def over_index(recipe: Recipe, index: str, longest: int) -> Recipe:
-    """The recipe with another index, or its own; one that reads no passages, as the recipe `reader` and its lengths.
+def over_index(named: Named, recipe: Recipe, index: str = "", longest: int | None = None) -> Recipe:
+    """The recipe over another index, or its own; one that reads no passages, as the recipe `reader` and its lengths.
 
-    Passages are retrieved, also where they were annotated in training: what people ask is annotated nowhere.
+    Passages are retrieved, also where they were annotated in training: what people ask is annotated nowhere. Answers
+    are as long as its `test` has them, so that what is packed leaves room for them.
+
+    Args:
+        longest: tokens of an answer; None as `Reader.load` says.
+
+    Raises:
+        UsageError: it reads no passages, and no index is named.
     """
     if recipe.evidence.kind in PASSAGES:
-        return replace(recipe, evidence=replace(recipe.evidence, kind=RETRIEVED, index=index or recipe.evidence.index))
-    lengths = replace(reader().suite.lengths, target=longest)
+        return replace(
+            recipe,
+            evidence=replace(recipe.evidence, kind=RETRIEVED, index=index or recipe.evidence.index),
+            test=replace(recipe.test, longest=recipe.test.longest if longest is None else longest),
+        )
+    if not index:
+        raise UsageError(
+            f"{named.name} was not trained to read passages, and no index is named: add one (--index FOLDER)"
+        )
+    longest = LONGEST if longest is None else longest
     return replace(
         recipe,
         evidence=EvidenceChoice(kind=RETRIEVED, index=index),
-        suite=replace(recipe.suite, lengths=lengths),
+        suite=replace(recipe.suite, lengths=replace(reader().suite.lengths, target=longest)),
         development=replace(recipe.development, longest=longest),
         test=replace(recipe.test, longest=longest),
     )
-
-
-def read_threshold(name: str, scaffold: Scaffold) -> Threshold | None:
-    """The threshold that lies in a scaffold's folder; None if none was chosen.
-
-    Raises:
-        CorruptFile: it is broken, or of a newer format.
-        UsageError: it was chosen for another scaffold.
-    """
-    path = Path(name).expanduser() / THRESHOLD
-    if not path.exists():
-        return None
-    content = read_json(path)
-    try:
-        if content["format"] > FORMAT:
-            raise CorruptFile(f"{path} has format {content['format']}, this version reads up to {FORMAT}: update")
-        threshold = Threshold.from_json(content["threshold"])
-        chosen_for = content["scaffold"]["fingerprint"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFile(f"{path} holds no threshold: {error!r}; choose it again (shoulders threshold)") from error
-    if chosen_for != identity(scaffold):
-        raise UsageError(f"{path} was chosen for another scaffold: choose it again (shoulders threshold), or delete it")
-    return threshold
 
 
 def reads_passages(recipe: Mapping[str, Any]) -> bool:

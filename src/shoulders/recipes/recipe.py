@@ -274,6 +274,7 @@ class Recipe:
     def check_trainable(self) -> None:
         """Raise `UsageError` for a recipe that is fine to measure with, and leaves nothing to train."""
         if self.rival.kind:
+            self._check_rival()
             return
         if self.scaffold.kind == "bare":
             raise UsageError(
@@ -284,6 +285,15 @@ class Recipe:
             raise UsageError("there is nothing to train with scaffold.recursion.passes=1 and no Connector: add one")
         if self.scaffold.length == 0 and self.scaffold.kind != "recursion":
             raise UsageError("there is nothing to train with scaffold.length=0: give the prompt a vector at least")
+
+    def _check_rival(self) -> None:
+        """What is stored for a frozen model's scaffold is of no use to a rival."""
+        for name in ("contexts", "first_pass"):
+            if folder := getattr(self.training, name):
+                raise UsageError(
+                    f"training.{name}={folder} keeps what the frozen model makes of a text for its scaffolds, and a "
+                    f"rival ({self.rival.kind}) has no use for that: leave it empty (training.{name}=)"
+                )
 
 
 def as_json(record: Any) -> dict[str, Any]:

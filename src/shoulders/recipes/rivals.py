@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from shoulders.backbone.adapters import peft_library, read_adapter
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.evidence import Evidence
 from shoulders.data.tasks import Task
 from shoulders.errors import CorruptFile
 from shoulders.evaluation.protocol import OnDone, Scores
@@ -64,6 +65,7 @@ def train_rival(
     folder: Path,
     *,
     tasks: Sequence[Task] | None = None,
+    evidence: Evidence | None = None,
     resume: bool = False,
     watch: Watch | None = None,
     until: int | None = None,
@@ -73,17 +75,21 @@ def train_rival(
     `best/` holds the rival of the best development score, as PEFT (LoRA) or transformers (all weights) saves it.
 
     Args:
-        tasks: to train and select on, if they are loaded already.
+        lm: the backbone.
+        tasks, evidence: of the recipe, as `recipes.run.train` takes them.
         until: pause after this step (`recipes.run.train_until`).
 
     Raises:
         UsageError: the folder holds another run, or one that is not to be resumed; the rival does not fit the model.
     """
+    recipe.check_trainable()
     run = run_folder(folder, recipe, resume=resume)
     tasks = tasks_of(recipe) if tasks is None else tasks
     rival = new_rival(recipe.rival, lm, recipe.scaffold.taken, recipe.training.seed)
     watch = watch or Watch()
-    job = _job(recipe, lm, rival, tasks, watch.on_done)
+    if tasks:  # candidates are the frozen model's
+        evidence = evidence or new_evidence(recipe, lm, rival.scaffold.length)
+    job = _job(recipe, rival, tasks, watch.on_done, evidence)
     kept = Origin(lm.name, lm.fingerprint(), lm.width, recipe.as_json())
 
     def keep(score: float, step: int) -> None:
@@ -95,9 +101,9 @@ def train_rival(
     return run.fit(rival.trained, job, recipe.rival.plan(recipe.training), keep, watch, until=until)
 
 
-def _job(recipe: Recipe, lm: FrozenLM, rival: Rival, tasks: Sequence[Task], on_done: OnDone) -> Job:
+def _job(recipe: Recipe, rival: Rival, tasks: Sequence[Task], on_done: OnDone, evidence: Evidence | None) -> Job:
     """The recipe's own job, with the model brought up to date before each loss and each score."""
-    job = job_of(recipe, rival.lm, rival.scaffold, tasks, on_done, lm)
+    job = job_of(recipe, rival.lm, rival.scaffold, tasks, on_done, evidence)
 
     def loss(module: nn.Module, part: Any) -> Tensor:
         rival.refresh()
@@ -133,13 +139,13 @@ def read_rival(folder: Path) -> StoredRival:
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """A trained rival as it is measured: a model, and what it is read through."""
+    """What answers: a model, and what it is read through. A trained rival is measured as such."""
 
     lm: FrozenLM
     scaffold: Scaffold
 
     def fingerprint(self) -> str:
-        """Of what was trained."""
+        """Of what was trained: the weights of the model, where nothing stands around it."""
         return identity(self.lm.model if isinstance(self.scaffold, Bare) else self.scaffold)
 
 
@@ -165,7 +171,12 @@ def load_rival(stored: StoredRival, recipe: Recipe, lm: FrozenLM) -> Adapted:
 
 
 def measure_rival(
-    stored: StoredRival, recipe: Recipe, lm: FrozenLM, tasks: Sequence[Task], on_done: OnDone
+    stored: StoredRival,
+    recipe: Recipe,
+    lm: FrozenLM,
+    tasks: Sequence[Task],
+    on_done: OnDone,
+    evidence: Evidence | None = None,
 ) -> tuple[Scores, dict[str, Any]]:
     """Scores of a rival by a recipe's `test`, and all that `results.json` holds of them.
 
@@ -173,9 +184,9 @@ def measure_rival(
         lm: the backbone that it was made from.
     """
     found = load_rival(stored, recipe, lm)
-    evidence = new_evidence(recipe, lm, found.scaffold.length)  # candidates are the frozen model's, as in training
+    evidence = evidence or new_evidence(recipe, lm, found.scaffold.length)  # the frozen model's, as in training
     scores = measure(recipe, found.lm, found.scaffold, recipe.test, tasks, on_done, evidence)
-    content = result(recipe, lm, found.scaffold, scores, str(stored.folder))
+    content = result(recipe, lm, found.scaffold, scores, str(stored.folder), evidence)
     return scores, {**content, **rival_measured(stored, found)}
 
 

@@ -8,13 +8,14 @@ from torch import nn
 
 from shoulders.backbone.devices import peak_memory
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.evidence import Evidence
 from shoulders.data.tasks import Task
 from shoulders.evaluation.perplexity import Perplexity
 from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.evaluation.results import scores_as_json
 from shoulders.recipes.build import new_scaffold
-from shoulders.recipes.evidence import evidence_measured, retrieval_measured
+from shoulders.recipes.evidence import evidence_measured, new_evidence, retrieval_measured
 from shoulders.recipes.folders import BEST
 from shoulders.recipes.jobs import job_of, tasks_of
 from shoulders.recipes.recipe import Recipe, read_recipe
@@ -30,6 +31,7 @@ def train(
     folder: Path,
     *,
     tasks: Sequence[Task] | None = None,
+    evidence: Evidence | None = None,
     resume: bool = False,
     watch: Watch | None = None,
 ) -> tuple[Scaffold, Progress]:
@@ -37,6 +39,7 @@ def train(
 
     Args:
         tasks: to train and select on, if they are loaded already.
+        evidence: likewise (`new_evidence`).
         resume: go on from the newest checkpoint in the folder.
 
     Returns:
@@ -45,7 +48,7 @@ def train(
     Raises:
         UsageError: the folder holds another run, or one that is not to be resumed.
     """
-    progress = train_until(recipe, lm, folder, None, tasks=tasks, resume=resume, watch=watch)
+    progress = train_until(recipe, lm, folder, None, tasks=tasks, evidence=evidence, resume=resume, watch=watch)
     return Scaffold.load(folder / BEST, lm), progress
 
 
@@ -56,6 +59,7 @@ def train_until(
     until: int | None,
     *,
     tasks: Sequence[Task] | None = None,
+    evidence: Evidence | None = None,
     resume: bool = False,
     watch: Watch | None = None,
 ) -> Progress:
@@ -68,7 +72,7 @@ def train_until(
     tasks = tasks_of(recipe) if tasks is None else tasks
     scaffold = new_scaffold(recipe.scaffold, lm, recipe.training.seed, tasks)
     watch = watch or Watch()
-    job = job_of(recipe, lm, scaffold, tasks, watch.on_done)
+    job = job_of(recipe, lm, scaffold, tasks, watch.on_done, evidence)
 
     def keep(score: float, step: int) -> None:
         about = {"development": {"average": score, "step": step}}
@@ -94,20 +98,33 @@ def training_cost(folder: Path, lm: FrozenLM) -> dict[str, Any]:
     return {"cost": {"steps": len(steps), **total, "peak_bytes": peak_memory(lm.device)}}
 
 
-def result(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, scores: Scores, name: str | None = None) -> dict[str, Any]:
+def result(
+    recipe: Recipe,
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    scores: Scores,
+    name: str | None = None,
+    evidence: Evidence | None = None,
+) -> dict[str, Any]:
     """Everything measured with where it comes from, as JSON: what `results.json` holds.
 
     Args:
         name: where the scaffold lies; None for one that was never saved, and for the bare model.
+        evidence: that it was measured with, if it is at hand.
     """
-    found = retrieval_measured(recipe, lm, scaffold.length, scores)
-    numbers = {**scores_as_json(scores), "retrieval": found and found.as_json()}
+    evidence = evidence or new_evidence(recipe, lm, scaffold.length)
+    found = retrieval_measured(recipe, evidence, scores)
+    numbers = {
+        **scores_as_json(scores),
+        "retrieval": found and found.as_json(),
+        "evidence": evidence_measured(recipe, lm, evidence),
+    }
     return _with_origin(numbers, recipe, lm, scaffold, name)
 
 
 def text_result(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, measured: Perplexity, name: str) -> dict[str, Any]:
     """As `result`, for a run on text."""
-    return _with_origin(measured.as_json(), recipe, lm, scaffold, name)
+    return _with_origin({**measured.as_json(), "evidence": None}, recipe, lm, scaffold, name)
 
 
 def _with_origin(
@@ -117,7 +134,6 @@ def _with_origin(
         **numbers,
         "trained": trained_parameters(scaffold),
         "scaffold": scaffold_measured(scaffold, name),
-        "evidence": evidence_measured(recipe, lm, scaffold.length),
         **provenance(recipe.as_json(), lm),
     }
 

@@ -43,24 +43,34 @@ class RunFolder:
 
     @classmethod
     def opened(
-        cls, path: Path, recipe: Mapping[str, Any], read: Callable[[Path], Mapping[str, Any]], *, resume: bool
+        cls,
+        path: Path,
+        recipe: Mapping[str, Any],
+        read: Callable[[Path], Mapping[str, Any]],
+        *,
+        resume: bool,
+        part: str = "",
     ) -> "RunFolder":
         """The folder of a new run, or of one that goes on.
 
         Args:
             read: a recipe as a run before left it, with the defaults of today.
+            part: folder in `path`, of a run that is one of several.
 
         Raises:
             UsageError: it holds another run, or one that is not to be resumed.
         """
-        saved = checkpoints(path / CHECKPOINTS)
+        inner = path / part
+        saved = checkpoints(inner / CHECKPOINTS)
         done = int(saved[-1].name.removeprefix("step-")) if saved else 0
-        if (path / RECIPE).exists():
+        if (inner / RECIPE).exists():
             if not resume:
-                raise UsageError(f"{path} holds a run at step {done}: go on with --resume, or name another --out")
-            if read(path / RECIPE) != recipe:
-                raise UsageError(f"{path} holds a run of another recipe (see its {RECIPE}): name another --out")
-        return cls(path, recipe, done)
+                what = f"runs ({part} at step {done})" if part else f"a run at step {done}"
+                raise UsageError(f"{path} holds {what}: go on with --resume, or name another --out")
+            if read(inner / RECIPE) != recipe:
+                see = Path(part, RECIPE)
+                raise UsageError(f"{path} holds a run of another recipe (see its {see}): name another --out")
+        return cls(inner, recipe, done)
 
     def fit(
         self,

@@ -12,8 +12,7 @@ import torch
 from shoulders.corpus.index import Hit, Index
 from shoulders.corpus.supervision import Supervision
 from shoulders.data.evidence import FOLDS
-from shoulders.data.mixture import Mixture
-from shoulders.data.tasks import TRAIN, Task
+from shoulders.data.tasks import Task
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, chosen_examples
 from shoulders.evaluation.provenance import circumstances
@@ -25,7 +24,7 @@ from shoulders.ranking.reranker import Reranker
 from shoulders.ranking.scoring import Pair
 from shoulders.ranking.seen import Seen
 from shoulders.ranking.storage import About
-from shoulders.recipes.build import suite_parts
+from shoulders.recipes.build import suite_parts, training_mixture
 from shoulders.recipes.folders import BEST
 from shoulders.recipes.jobs import Job
 from shoulders.recipes.ranking import RERANKER, RankingRecipe, ranking_recipe_from_json
@@ -117,9 +116,12 @@ def cross_fit(
     if recipe.kind != RERANKER or recipe.suite.fold:
         what = f"kind={recipe.kind}" if recipe.kind != RERANKER else f"suite.fold={recipe.suite.fold}"
         raise UsageError(f"cross-fitting trains a re-ranker on each half and on all questions: leave {what} out")
+    folds = {**{fold: fold for fold in FOLDS}, ALL: ""}
+    parts = {name: replace(recipe, suite=replace(recipe.suite, fold=fold)) for name, fold in folds.items()}
+    for name, part in parts.items():  # before any of them is trained
+        RunFolder.opened(folder, part.as_json(), _kept, resume=resume, part=name)
     found: dict[str, Ranked] = {}
-    for name, fold in {**{fold: fold for fold in FOLDS}, ALL: ""}.items():
-        part = replace(recipe, suite=replace(recipe.suite, fold=fold))
+    for name, part in parts.items():
         with watch(name) as told:
             found[name] = train_ranking(part, folder / name, resume=resume and (folder / name).exists(), watch=told)
     return found
@@ -130,8 +132,9 @@ def _kept(path: Path) -> Mapping[str, Any]:
 
 
 def _development(recipe: RankingRecipe, index: Index, tasks: Sequence[Task]) -> list[Asked]:
-    plan = recipe.development
-    chosen = chosen_examples(tasks, EvaluationPlan(split=plan.split, limit=plan.limit, wordings=1))
+    plan, suite = recipe.development, recipe.suite
+    wanted = EvaluationPlan(split=plan.split, limit=plan.limit, wordings=1)
+    chosen = chosen_examples(tasks, wanted, suite.without(tasks), skip_failing=suite.skip_failing)
     return asked([example for one in chosen.asked for example in one.examples], index, plan.depth)
 
 
@@ -139,14 +142,7 @@ def _source(
     recipe: RankingRecipe, index: Index, tasks: Sequence[Task], loss: RerankerLoss | RetrieverLoss
 ) -> SupervisedSource:
     suite, plan = recipe.suite, recipe.training
-    mixture = Mixture(
-        tasks,
-        split=TRAIN,
-        seed=plan.seed,
-        cap=suite.cap,
-        without=suite.without(tasks),
-        original_only=suite.original_only,
-    )
+    mixture = training_mixture(suite, tasks, plan.seed)
     supervision = Supervision(index, recipe.depth, recipe.negatives, plan.seed)
     at_once = plan.positions_at_once if recipe.kind == RERANKER else None
     return SupervisedSource(mixture, suite.fold, supervision, plan.batch_size, loss.cost, at_once)

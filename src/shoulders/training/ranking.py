@@ -1,6 +1,7 @@
 """Training what orders passages: the steps of a retriever and of a re-ranker."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import final
 
@@ -13,7 +14,7 @@ from shoulders.corpus.supervision import Supervised, Supervision
 from shoulders.data.batching import by_length
 from shoulders.data.evidence import fold_of
 from shoulders.data.mixture import Mixture
-from shoulders.errors import DataError
+from shoulders.errors import DataError, TemplateFailed
 from shoulders.ranking.bi_encoder import BiEncoder, in_batch_loss
 from shoulders.ranking.reranker import Group, Reranker
 from shoulders.ranking.seen import words_of
@@ -58,7 +59,8 @@ class SupervisedSource:
         self.mixture, self.fold, self.supervision = mixture, fold, supervision
         self.batch_size, self.cost, self.positions_at_once = batch_size, cost, positions_at_once
         self.position = 0
-        self.counts = {"of the other fold": 0, "in both folds": 0, "without a passage to learn from": 0}
+        left_out = ("of the other fold", "in both folds", "without a passage to learn from", "template failed")
+        self.counts: dict[str, int] = dict.fromkeys(left_out, 0)
         self.questions = {words for words, folds in folds_of(mixture).items() if folds == {fold} or not fold}
 
     def step(self) -> SupervisedStep:
@@ -86,13 +88,23 @@ class SupervisedSource:
         positions: list[int] = []
         for _ in range(count):
             place, self.position = self.position, self.position + 1
-            example = self.mixture.example(place)
+            example = self._rendered(place)
             if example is not None and self._belongs(example):
                 examples.append(example)
                 positions.append(place)
         drawn = self.supervision.of(examples, positions)
         self.counts["without a passage to learn from"] += drawn.count(None)
         return [one for one in drawn if one is not None]
+
+    def _rendered(self, place: int) -> Example | None:
+        """The example at a place of the mixture; None where there is none, or its template fails and may."""
+        try:
+            return self.mixture.example(place)
+        except TemplateFailed:
+            if not self.mixture.skip_failing:
+                raise
+            self.counts["template failed"] += 1
+            return None
 
     def _belongs(self, example: Example) -> bool:
         if self.fold and fold_of(example) != self.fold:
@@ -169,7 +181,8 @@ def folds_of(mixture: Mixture) -> dict[str, set[str]]:
     """All questions of a mixture, with the halves of the training examples that they stand in."""
     found: dict[str, set[str]] = {}
     for place in range(len(mixture)):
-        example = mixture.example(place)
-        if example is not None:
-            found.setdefault(words_of(example.question.text), set()).add(fold_of(example))
+        with suppress(TemplateFailed) if mixture.skip_failing else nullcontext():
+            example = mixture.example(place)
+            if example is not None:
+                found.setdefault(words_of(example.question.text), set()).add(fold_of(example))
     return found
