@@ -25,9 +25,7 @@ def run(name: str, overrides: Sequence[str], recipe_name: str | None, counts: st
     recipe = recipe_of(folder, recipe_name, overrides)
     lm, scaffold = load_both(folder, recipe)
     suite = recipe.suite
-    chosen = chosen_examples(
-        tasks_of(recipe), recipe.test, suite.without_templates, skip_failing=suite.skip_failing
-    ).asked
+    chosen = chosen_examples(tasks_of(recipe), recipe.test, suite.without_templates, skip=suite.skip).asked
     choice = replace(recipe.evidence, count=max(wanted))
     sampler = sampler_of(choice, lm, folder, AnswerStore(choice.store))
     with measuring(f"sampling {max(wanted)} answers") as watch:

@@ -11,6 +11,7 @@ from shoulders.cli.common import find_recipe, weights_of
 from shoulders.cli.rivals import measured
 from shoulders.cli.show import (
     console,
+    counts_table,
     measuring,
     print_retrieval,
     print_skipped,
@@ -18,6 +19,7 @@ from shoulders.cli.show import (
     scores_table,
     watching,
 )
+from shoulders.data.counts import left_out
 from shoulders.data.tasks import Task
 from shoulders.evaluation.results import RESULTS
 from shoulders.files import write_json
@@ -47,7 +49,7 @@ def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool, 
     if not PartialState().is_main_process:
         return
     _print_training(trained_parameters(scaffold), progress)
-    cost = training_cost(folder, lm)
+    cost = {**training_cost(folder, lm), "counts": progress.counts}
     if tasks:
         _measure_tasks(recipe, lm, scaffold, tasks, folder, cost)
     else:
@@ -63,7 +65,7 @@ def _run_rival(recipe: Recipe, lm: FrozenLM, tasks: Sequence[Task], folder: Path
         progress = train_rival(recipe, lm, folder, tasks=tasks, resume=resume, watch=watch)
     if not PartialState().is_main_process:
         return
-    cost = training_cost(folder, lm)
+    cost = {**training_cost(folder, lm), "counts": progress.counts}
     content = measured(folder / BEST, recipe, lm, tasks)
     _print_training(content["trained"], progress)
     write_json(folder / RESULTS, {**content, **cost})
@@ -74,8 +76,10 @@ def _print_training(parameters: int, progress: Progress) -> None:
     best = (
         f"best development score {progress.best_score:.1f} at step {progress.best_step}" if progress.best_step else ""
     )
-    left_out = ", ".join(f"{count} {reason}" for reason, count in progress.counts.items() if count)
-    console.print(f"{parameters:,} trained parameters; {best}; examples left out: {left_out or 'none'}")
+    told = left_out(progress.counts)
+    console.print(f"{parameters:,} trained parameters; {best}; examples left out: {told}")
+    if told != "none":
+        console.print(counts_table(progress.counts))
 
 
 def _measure_tasks(

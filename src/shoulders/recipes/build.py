@@ -114,7 +114,7 @@ def example_source(
         cap=suite.cap,
         without=suite.without_templates,
         original_only=suite.original_only,
-        skip_failing=suite.skip_failing,
+        skip=suite.skip,
     )
     stream = Stream(
         mixture, lm, lengths=suite.lengths, prompt_length=scaffold.length, evidence=evidence, fold=suite.fold

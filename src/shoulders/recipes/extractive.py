@@ -63,9 +63,7 @@ def measure_extractive(recipe: Recipe, lm: FrozenLM, name: str, on_done: OnDone)
         return found
 
     suite = recipe.suite
-    scores = scored(
-        tasks_of(recipe), recipe.test, answers, without=suite.without_templates, skip_failing=suite.skip_failing
-    )
+    scores = scored(tasks_of(recipe), recipe.test, answers, without=suite.without_templates, skip=suite.skip)
     about = {"kind": EXTRACTIVE, "name": name, "fingerprint": reranker.fingerprint(), "encoder": reranker.about.encoder}
     content = result(recipe, lm, Bare(recipe.scaffold.taken), scores)
     return scores, {**content, "trained": trained_parameters(reranker), "scaffold": about}

@@ -138,7 +138,7 @@ def check_measurable(recipe: Recipe, plan: EvaluationPlan, lm: FrozenLM, tasks: 
         ContextFull: generated answers do not fit the context.
     """
     suite = recipe.suite
-    chosen = chosen_examples(tasks, plan, suite.without_templates, skip_failing=suite.skip_failing)
+    chosen = chosen_examples(tasks, plan, suite.without_templates, skip=suite.skip)
     if any(example.choices is None for one in chosen.asked for example in one.examples):
         length = recipe.scaffold.length
         what = f"a prompt of {length} vectors, a text and an answer of {plan.longest}"
@@ -164,6 +164,6 @@ def measure(
         plan,
         evidence=evidence or new_evidence(recipe, lm, scaffold.length),
         without=suite.without_templates,
-        skip_failing=suite.skip_failing,
+        skip=suite.skip,
         on_done=on_done,
     )

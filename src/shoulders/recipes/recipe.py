@@ -14,6 +14,7 @@ from shoulders.corpus.searching import RETRIEVERS, SPARSE
 from shoulders.data.batching import Lengths
 from shoulders.data.evidence import check_fold
 from shoulders.data.mixture import CAP
+from shoulders.data.tasks import Skip
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.files import read_json
@@ -114,6 +115,7 @@ class SuiteChoice:
         cap: training examples of a data set before it is capped.
         lengths: longest input and target in tokens; longer training examples are discarded.
         skip_failing: leave out and count examples whose template fails, instead of stopping.
+        skip_bad_rows: leave out and count broken lines of files, instead of stopping.
         fold: train on this half of the examples only, "a" or "b" (for cross-fitting).
     """
 
@@ -124,12 +126,18 @@ class SuiteChoice:
     cap: int = CAP
     lengths: Lengths = field(default_factory=Lengths)
     skip_failing: bool = False
+    skip_bad_rows: bool = False
     fold: str = ""
 
     def __post_init__(self) -> None:
         if self.cap < 1:
             raise UsageError(f"suite.cap is {self.cap}: it must be at least 1, and {CAP} is the paper's")
         check_fold(self.fold)
+
+    @property
+    def skip(self) -> Skip:
+        """What is left out and counted, instead of stopping."""
+        return Skip(self.skip_failing, self.skip_bad_rows)
 
 
 @dataclass(frozen=True, slots=True)

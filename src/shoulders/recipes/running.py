@@ -58,7 +58,7 @@ class RunFolder:
         if (path / RECIPE).exists():
             if not resume:
                 raise UsageError(f"{path} holds a run at step {done}: go on with --resume, or name another --out")
-            if read(path / RECIPE) != recipe:
+            if _lasting(read(path / RECIPE)) != _lasting(recipe):
                 raise UsageError(f"{path} holds a run of another recipe (see its {RECIPE}): name another --out")
         return cls(path, recipe, done)
 
@@ -87,6 +87,12 @@ class RunFolder:
             progress = fit(trained, job.loss, job.source, plan, groups=groups, folder=folder, hooks=hooks)
         processes.wait_for_everyone()
         return progress
+
+
+def _lasting(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe without what says only whether a run stops: that may change when one goes on that was stopped."""
+    suite = {key: value for key, value in recipe["suite"].items() if not key.startswith("skip_")}
+    return {**recipe, "suite": suite}
 
 
 def _on_step(watch: Watch, log: RunLog | None) -> OnStep:

@@ -131,7 +131,8 @@ def _kept(path: Path) -> Mapping[str, Any]:
 
 def _development(recipe: RankingRecipe, index: Index, tasks: Sequence[Task]) -> list[Asked]:
     plan = recipe.development
-    chosen = chosen_examples(tasks, EvaluationPlan(split=plan.split, limit=plan.limit, wordings=1))
+    measured = EvaluationPlan(split=plan.split, limit=plan.limit, wordings=1)
+    chosen = chosen_examples(tasks, measured, skip=recipe.suite.skip)
     return asked([example for one in chosen.asked for example in one.examples], index, plan.depth)
 
 
@@ -146,6 +147,7 @@ def _source(
         cap=suite.cap,
         without=suite.without_templates,
         original_only=suite.original_only,
+        skip=suite.skip,
     )
     supervision = Supervision(index, recipe.depth, recipe.negatives, plan.seed)
     at_once = plan.positions_at_once if recipe.kind == RERANKER else None

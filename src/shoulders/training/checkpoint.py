@@ -25,7 +25,7 @@ class Progress:
         position: next example of the mixture.
         best_score, best_step: of the development scores so far; None before the first.
         scored_step: the last step whose development score is known.
-        counts: examples that were left out, by reason.
+        counts: examples that were read, and left out of them, by data set.
     """
 
     step: int = 0
@@ -33,7 +33,7 @@ class Progress:
     best_score: float | None = None
     best_step: int | None = None
     scored_step: int = 0
-    counts: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer, progress: Progress, keep: int) -> Path:

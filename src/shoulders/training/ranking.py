@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from shoulders.corpus.supervision import Supervised, Supervision
 from shoulders.data.batching import by_length
+from shoulders.data.counts import Counts, left_out, tally
 from shoulders.data.evidence import fold_of
 from shoulders.data.mixture import Mixture
 from shoulders.errors import DataError
@@ -58,7 +59,7 @@ class SupervisedSource:
         self.mixture, self.fold, self.supervision = mixture, fold, supervision
         self.batch_size, self.cost, self.positions_at_once = batch_size, cost, positions_at_once
         self.position = 0
-        self.counts = {"of the other fold": 0, "in both folds": 0, "without a passage to learn from": 0}
+        self.counts: Counts = {}
         self.questions = {words for words, folds in folds_of(mixture).items() if folds == {fold} or not fold}
 
     def step(self) -> SupervisedStep:
@@ -74,8 +75,8 @@ class SupervisedSource:
             since = 0 if found else since + self.batch_size - len(rows)
             rows += found
             if since >= 2 * len(self.mixture):  # the one at the beginning of an epoch can be at the end of the next
-                left_out = ", ".join(f"{count} {reason}" for reason, count in self.counts.items() if count)
-                raise DataError(f"there is no question to learn from ({left_out}): is the index that of the questions?")
+                told = left_out(self.counts)
+                raise DataError(f"there is no question to learn from ({told}): is the index that of the questions?")
         state = PartialState()
         mine = rows[state.process_index :: state.num_processes]
         parts = [mine] if self.positions_at_once is None else list(by_length(mine, self.cost, self.positions_at_once))
@@ -86,20 +87,22 @@ class SupervisedSource:
         positions: list[int] = []
         for _ in range(count):
             place, self.position = self.position, self.position + 1
-            example = self.mixture.example(place)
+            example = self.mixture.read(place, self.counts)
             if example is not None and self._belongs(example):
                 examples.append(example)
                 positions.append(place)
         drawn = self.supervision.of(examples, positions)
-        self.counts["without a passage to learn from"] += drawn.count(None)
+        for example, one in zip(examples, drawn, strict=True):
+            if one is None:
+                tally(self.counts, example.task, "without a passage to learn from")
         return [one for one in drawn if one is not None]
 
     def _belongs(self, example: Example) -> bool:
         if self.fold and fold_of(example) != self.fold:
-            self.counts["of the other fold"] += 1
+            tally(self.counts, example.task, "of the other fold")
             return False
         if words_of(example.question.text) not in self.questions:
-            self.counts["in both folds"] += 1
+            tally(self.counts, example.task, "in both folds")
             return False
         return True
 
@@ -169,7 +172,6 @@ def folds_of(mixture: Mixture) -> dict[str, set[str]]:
     """All questions of a mixture, with the halves of the training examples that they stand in."""
     found: dict[str, set[str]] = {}
     for place in range(len(mixture)):
-        example = mixture.example(place)
-        if example is not None:
+        if (example := mixture.read(place, {})) is not None:
             found.setdefault(words_of(example.question.text), set()).add(fold_of(example))
     return found
