@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from shoulders.cli.show import scores_table
-from shoulders.data.tasks import Skip, RenderedTask, TemplatedTask
+from shoulders.data.tasks import RenderedTask, Skip, TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.errors import DataError, TemplateFailed, UnknownName, UsageError
 from shoulders.evaluation import protocol, provenance
@@ -176,7 +176,9 @@ def test_wordings_of_which_nothing_is_left_are_refused_with_the_reason():
     with pytest.raises(DataError, match=r"wording 'ask' of task 'x' renders nothing in 'test'$"):
         chosen_examples([TemplatedTask("x", "y", {"ask": nothing}, splits)], PLAN)
     failing = Template("ask", "a", "{{missing}} ||| b")
-    with pytest.raises(DataError, match=r"renders nothing in 'test': none can be used; the first: .* on example test:0"):
+    with pytest.raises(
+        DataError, match=r"renders nothing in 'test': none can be used; the first: .* on example test:0"
+    ):
         chosen_examples([TemplatedTask("x", "y", {"ask": failing}, splits)], PLAN, skip=Skip(failing=True))
 
 

@@ -150,7 +150,7 @@ def fit(
         rate, spent = optimizer.param_groups[0]["lr"], time.perf_counter() - begun
         done = Step(number, loss.item(), rate, float(norm or 0.0), portion.positions, spent)
         progress = replace(progress, step=number, position=source.position, counts=copied(source.counts))
-        with _on_failure(partial(save, progress), partial(hooks.on_step, done)):  # nor does an evaluation that fails or is interrupted
+        with _on_failure(partial(save, progress), partial(hooks.on_step, done)):  # nor does a score that fails
             if score.due(number):
                 done = replace(done, score=score.measured())
                 progress = score.best(progress, number, done.score)
