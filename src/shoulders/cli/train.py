@@ -49,7 +49,7 @@ def run(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool, 
     if not PartialState().is_main_process:
         return
     _print_training(trained_parameters(scaffold), progress)
-    cost = {**training_cost(folder, lm), "counts": progress.counts}
+    cost = {**training_cost(folder, lm), "trained_on": progress.counts}
     if tasks:
         _measure_tasks(recipe, lm, scaffold, tasks, folder, cost)
     else:
@@ -65,7 +65,7 @@ def _run_rival(recipe: Recipe, lm: FrozenLM, tasks: Sequence[Task], folder: Path
         progress = train_rival(recipe, lm, folder, tasks=tasks, resume=resume, watch=watch)
     if not PartialState().is_main_process:
         return
-    cost = {**training_cost(folder, lm), "counts": progress.counts}
+    cost = {**training_cost(folder, lm), "trained_on": progress.counts}
     content = measured(folder / BEST, recipe, lm, tasks)
     _print_training(content["trained"], progress)
     write_json(folder / RESULTS, {**content, **cost})
