@@ -29,6 +29,7 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.batching import Encoded, Lengths, Stream
 from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
+from shoulders.data.tasks import Skip
 from shoulders.evaluation.provenance import circumstances
 from shoulders.records import IGNORE, LMInput
 from shoulders.scaffolds.initialise import from_vocabulary
@@ -120,7 +121,7 @@ class _Chunk:
 
     def __init__(self, rows: list[Encoded], positions_at_once: int) -> None:
         self.rows, self.position = rows, 0
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, dict[str, int]] = {}
         self.positions_at_once = positions_at_once
 
     def step(self) -> ExampleStep:
@@ -135,7 +136,7 @@ class _Chunk:
 def bench_epoch(suite: str) -> dict[str, Any]:
     """(b): seconds of each chunk of the pass, ours and PEFT's in turn."""
     lm = FrozenLM.load(MODEL, dtype="bfloat16", device="cpu")
-    mixture = Mixture(open_suite(suite), split="train", seed=0, skip_failing=True)
+    mixture = Mixture(open_suite(suite), split="train", seed=0, skip=Skip(failing=True))
     rows = Stream(mixture, lm, lengths=Lengths(), prompt_length=PROMPT).take(EXAMPLES)
     prompt, model = SoftPrompt(from_vocabulary(lm)(PROMPT)), peft_model(torch.bfloat16, PROMPT)
     found: dict[str, Any] = {"ours_seconds": [], "peft_seconds": [], "ours_losses": [], "peft_losses": []}

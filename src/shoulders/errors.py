@@ -59,6 +59,10 @@ class DataError(UsageError):
     """A data set that is broken, empty or does not fit its templates."""
 
 
+class BadRow(DataError):
+    """A broken line of a data set's file; the message says file, line and what is wrong."""
+
+
 class CorruptFile(UsageError):
     """A file that is truncated or is not what its name says."""
 

@@ -3,7 +3,7 @@ import torch
 
 from shoulders.data.batching import Encoded, Lengths, Stream, by_length, encode, question_batch, training_batch
 from shoulders.data.mixture import Mixture
-from shoulders.data.tasks import TemplatedTask
+from shoulders.data.tasks import Skip, TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.errors import ContextFull, DataError, TemplateFailed, UsageError
 from shoulders.pipeline import Answering, answer, rank
@@ -15,7 +15,7 @@ from shoulders.scaffolds.soft_prompt import SoftPrompt
 def stream(lm, texts, jinja="{{t}} ||| {{a}}", **settings):
     template = Template("w", "id", jinja)
     task = TemplatedTask("a", "Toys", {"w": template}, {"train": [{"t": t, "a": a} for t, a in texts]})
-    mixture = Mixture([task], split="train", seed=0, skip_failing=settings.pop("skip_failing", False))
+    mixture = Mixture([task], split="train", seed=0, skip=settings.pop("skip", Skip()))
     return Stream(mixture, lm, **{"lengths": Lengths(), "prompt_length": 0, **settings})
 
 
@@ -62,8 +62,8 @@ def test_too_long_examples_are_discarded_or_truncated_and_counted(lm):
     lengths = Lengths(input=1000, target=30)
     found = stream(lm, texts, lengths=lengths, prompt_length=20)
     rows = found.take(4)
-    assert found.counts["truncated"] >= 1
-    assert found.counts["discarded"] >= 1
+    assert found.counts["a"]["truncated"] >= 1
+    assert found.counts["a"]["discarded"] >= 1
     assert max(len(row.ids) + len(row.target) for row in rows) == lm.context - 20
     strict = stream(lm, texts, lengths=Lengths(input=20, target=30))
     assert {row.question.text for row in strict.take(3)} == {"Why?"}
@@ -102,18 +102,18 @@ def test_failing_templates_stop_or_are_counted_as_such(lm):
     jinja = "{% if a != '0' %}{{ t if a in '123' else missing }} ||| {{a}}{% endif %}"
     with pytest.raises(TemplateFailed, match="'missing' is undefined"):
         stream(lm, texts, jinja).take(6)
-    found = stream(lm, texts, jinja, skip_failing=True)
+    found = stream(lm, texts, jinja, skip=Skip(failing=True))
     assert {row.question.text for row in found.take(6)} == {"1?", "2?", "3?"}
     found.take(6 - found.position % 6)
     epochs = found.position // 6
     assert epochs >= 1
-    assert found.counts["template failed"] >= 2 * epochs
-    assert found.counts["not meant"] >= epochs
-    assert found.counts["template failed"] + found.counts["not meant"] + 12 >= found.position
+    assert found.counts["a"]["template failed"] >= 2 * epochs
+    assert found.counts["a"]["not meant"] >= epochs
+    assert found.counts["a"]["template failed"] + found.counts["a"]["not meant"] + 12 >= found.position
 
 
 def test_where_every_template_fails_the_first_is_named(lm):
-    found = stream(lm, [("a?", "1"), ("b?", "2")], "{{missing}} ||| x", skip_failing=True)
+    found = stream(lm, [("a?", "1"), ("b?", "2")], "{{missing}} ||| x", skip=Skip(failing=True))
     with pytest.raises(DataError, match=r"template failed\); the first: template 'w' of task 'a' on example train:\d"):
         found.take(1)
 

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from shoulders.data.readers import open_suite
-from shoulders.errors import DataError, SourceNotFound, UnknownName
+from shoulders.errors import BadRow, DataError, SourceNotFound, UnknownName
 
 
 def write(path, *rows):
@@ -33,11 +33,15 @@ def test_what_is_missing_or_broken_is_named(tmp_path):
     with pytest.raises(SourceNotFound, match=r"no questions at .*/none': there is no none\.train\.jsonl"):
         open_suite(f"qa:{tmp_path}/none")
     write(tmp_path / "a.train.jsonl", {"question": "Who?", "answers": ["Ann"]}, {"question": " ", "answers": ["x"]})
-    with pytest.raises(DataError, match=r"a\.train\.jsonl, record 2: it needs a `question` and a list of `answers`"):
-        open_suite(f"qa:{tmp_path}/a")
+    (task,) = open_suite(f"qa:{tmp_path}/a")
+    with pytest.raises(BadRow, match=r"a\.train\.jsonl, line 2: it needs a `question` and a list of `answers`"):
+        task.example("train", "question", 1)
     write(tmp_path / "b.train.jsonl", {"question": "Who?", "answers": "Ann"})
-    with pytest.raises(DataError, match="record 1"):
-        open_suite(f"qa:{tmp_path}/b")
+    (task,) = open_suite(f"qa:{tmp_path}/b")
+    with pytest.raises(BadRow, match="line 1"):
+        task.example("train", "question", 0)
+    with pytest.raises(DataError, match=r"2 tasks of .* are called 'a': name each once"):
+        open_suite(f"qa:{tmp_path}/a,{tmp_path}/a")
     write(tmp_path / "c.train.jsonl", {"question": "Who?", "answers": ["Ann"]})
     with pytest.raises(UnknownName, match="did you mean 'c'"):
         open_suite(f"qa:{tmp_path}/c", ["cc"])

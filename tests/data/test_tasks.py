@@ -7,7 +7,7 @@ from shoulders.data.batching import encode
 from shoulders.data.p3 import CLUSTERS, cluster_of, metrics_of
 from shoulders.data.readers import folder_task, open_suite, p3_task, read_json_lines
 from shoulders.data.tasks import RenderedTask, check_placement, class_labels, gold_answers
-from shoulders.errors import DataError, HubUnreachable, SourceNotFound, UnknownName, UsageError
+from shoulders.errors import BadRow, DataError, HubUnreachable, SourceNotFound, UnknownName, UsageError
 from shoulders.evaluation.metrics import ACCURACY, EM, F1, ROUGE_L, metrics_for
 from shoulders.recipes.paper import T0PP
 from shoulders.records import Question
@@ -71,8 +71,10 @@ def test_a_broken_line_is_named(folder):
     (folder / "train.jsonl.gz").unlink()
     path = folder / "train.jsonl"
     path.write_text('{"question": "a", "answers": ["b"]}\n\n{"question": \n')
-    with pytest.raises(DataError, match=r"train\.jsonl, line 3"):
-        folder_task(folder)
+    task = folder_task(folder)
+    assert task.example("train", "ask", 0).target == "b"
+    with pytest.raises(BadRow, match=r"train\.jsonl, line 3: Expecting value.*suite.skip_bad_rows=true"):
+        task.example("train", "ask", 1)
     path.write_text("[1]\n")
     with pytest.raises(DataError, match="line 1: not a JSON object but list"):
         list(read_json_lines(path))
@@ -81,8 +83,8 @@ def test_a_broken_line_is_named(folder):
 def test_a_truncated_archive_is_named(folder):
     path = folder / "train.jsonl.gz"
     path.write_bytes(path.read_bytes()[:-6])
-    with pytest.raises(DataError, match=r"train\.jsonl\.gz"):
-        folder_task(folder)
+    with pytest.raises(DataError, match=r"train\.jsonl\.gz: Compressed file ended"):
+        folder_task(folder).rows("train", "ask")
 
 
 def test_class_labels_are_the_choices_that_stay_the_same():
@@ -136,8 +138,13 @@ def test_p3_is_read_by_its_schema(tmp_path):
     example = task.example("train", "first", 2)
     assert (example.question.text, example.target, example.choices) == ("toy_set_first 2?", "2", ("0", "1", "2"))
     assert task.example("train", "second", 1).choices is None
+    assert set(task.tables["first"]["train"][0]) == {"inputs_pretokenized", "targets_pretokenized", "answer_choices"}
+    assert task.tables["first"]["train"].cache_files  # in a file, not in memory
     with pytest.raises(SourceNotFound, match="no data set 'nothing'"):
         p3_task("nothing", str(tmp_path))
+    (tmp_path / "toy_other_first.jsonl").write_text('{"inputs": "a"}\n')
+    with pytest.raises(DataError, match="toy_other_first, train has no column 'inputs_pretokenized'"):
+        p3_task("toy_other", str(tmp_path))
 
 
 def test_a_hugging_face_data_set_with_templates(folder, tmp_path):
@@ -226,3 +233,21 @@ def test_names_of_tasks_are_checked_in_every_suite(folder, source):
     place = source.format(templates=folder / "templates.yaml", folder=folder)
     with pytest.raises(UnknownName, match="called 'nowhere'"):
         open_suite(place, ["nowhere"])
+
+
+def test_two_tasks_of_one_name_are_refused(folder):
+    """Their scores and counts would be one."""
+    copy = folder.parent / "copy"
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    (copy / "card.json").write_text(json.dumps({"name": "sums"}))
+    with pytest.raises(DataError, match=r"2 tasks of .* are called 'sums': name each once, or rename it in card\.json"):
+        open_suite(str(folder.parent))
+
+
+def test_the_evidence_of_a_card_is_checked_whatever_the_first_line(folder):
+    (folder / "train.jsonl.gz").unlink()
+    (folder / "train.jsonl").write_text("{\n")
+    (folder / "card.json").write_text(json.dumps({"evidence": "question"}))
+    assert folder_task(folder).evidence == "question"

@@ -52,7 +52,7 @@ def test_what_is_no_text_is_refused(folder):
             open_text(str(folder / name))
     (folder / "broken.jsonl").write_text('{"text": "one"}\n\n{"no text": 1}\n{"text": \n')
     documents = open_text(str(folder / "broken.jsonl"))
-    with pytest.raises(DataError, match=r"broken\.jsonl, line 3 has no `text` field"):
+    with pytest.raises(DataError, match=r"broken\.jsonl, line 3: it has no `text` field"):
         documents[1]
     with pytest.raises(DataError, match=r"broken\.jsonl, line 4: Expecting value"):
         documents[2]

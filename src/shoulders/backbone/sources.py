@@ -70,11 +70,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SHOULDERS_CACHE") or Path.home() / ".cache" / "shoulders")
 
 
+def in_cache(kind: str, source: Path) -> Path:
+    """The place in the cache folder of what is made of a file; another one once its size or time has changed."""
+    stat = source.stat()
+    key = hashlib.sha256(f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    return cache_folder() / kind / f"{source.stem}-{key}"
+
+
 def _converted(gguf: Path) -> Path:
     """The GGUF file as a model folder in the cache, converted if it is not there yet."""
-    stat = gguf.stat()
-    key = hashlib.sha256(f"{gguf.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    folder = cache_folder() / "converted" / f"{gguf.stem}-{key}"
+    folder = in_cache("converted", gguf)
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)

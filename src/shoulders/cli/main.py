@@ -18,7 +18,18 @@ Overrides = Annotated[
         metavar="[KEY=VALUE]...", help="recipe values to change, e.g. training.steps=200", show_default=False
     ),
 ]
+SkipBadRows = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad-rows", help="leave out and count broken lines of data files, as suite.skip_bad_rows=true does"
+    ),
+]
 Recipe = Annotated[str, typer.Argument(help="a recipe's name (`shoulders recipes`) or a recipe.json")]
+
+
+def _with_flags(overrides: list[str] | None, *, skip_bad_rows: bool) -> list[str]:
+    """The values to change, with those that have a flag of their own."""
+    return [*(overrides or []), *["suite.skip_bad_rows=true"] * skip_bad_rows]
 
 
 @app.command()
@@ -60,6 +71,7 @@ def train(
             "rival.learning_rate=1e-4",
         ),
     ] = "",
+    skip_bad_rows: SkipBadRows = False,
 ) -> None:
     """Train a recipe's scaffold (or retriever, or re-ranker) and measure the best one on the test part.
 
@@ -73,14 +85,15 @@ def train(
     from shoulders.cli.train_ranking import is_ranking
     from shoulders.cli.train_ranking import run as rank
 
+    values = _with_flags(overrides, skip_bad_rows=skip_bad_rows)
     if is_ranking(recipe):
         if rival:
             raise UsageError(f"{recipe} orders passages and has no rival: leave --rival out")
-        rank(recipe, overrides or [], out, resume=resume, cross_fit=cross_fit)
+        rank(recipe, values, out, resume=resume, cross_fit=cross_fit)
     elif cross_fit:
         raise UsageError(f"{recipe} has no re-ranker to cross-fit: shoulders train reranker --cross-fit")
     else:
-        run(recipe, overrides or [], out, resume=resume, rival=rival)
+        run(recipe, values, out, resume=resume, rival=rival)
 
 
 @app.command()
@@ -121,6 +134,7 @@ def evaluate(
         typer.Option(help="recipe that names suite and backbone [default: the scaffold's own]"),
     ] = None,
     out: Annotated[Optional[Path], typer.Option(help="write scores and provenance to this JSON file")] = None,  # noqa: UP045
+    skip_bad_rows: SkipBadRows = False,
 ) -> None:
     """Measure a scaffold: rank classification or generation, per template, median over templates, clusters, average.
 
@@ -128,7 +142,7 @@ def evaluate(
     """
     from shoulders.cli.evaluate import run
 
-    run(scaffold, overrides or [], recipe, out)
+    run(scaffold, _with_flags(overrides, skip_bad_rows=skip_bad_rows), recipe, out)
 
 
 @app.command()

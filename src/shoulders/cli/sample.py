@@ -37,7 +37,7 @@ def run(name: str, overrides: Sequence[str], recipe_name: str | None, counts: st
     lm, scaffold = load_both(folder, recipe)
     suite = recipe.suite
     tasks = task_parts(recipe).tested
-    chosen = chosen_examples(tasks, recipe.test, suite.without(tasks), skip_failing=suite.skip_failing).asked
+    chosen = chosen_examples(tasks, recipe.test, suite.without(tasks), skip=suite.skip).asked
     choice = replace(recipe.evidence, count=max(wanted))
     sampler = sampler_of(choice, lm, folder, AnswerStore(choice.store))
     passages = new_evidence(recipe, lm, scaffold.length) if choice.kind in PASSAGES else None

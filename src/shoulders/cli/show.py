@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from shoulders.data.counts import totals
 from shoulders.errors import SourceNotFound
 from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.results import metrics_of_tasks
@@ -176,6 +177,18 @@ def scores_table(title: str, columns: Mapping[str, Scores]) -> Table:
     return table
 
 
+def counts_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
+    """What became of the examples that a training read, by data set; what happened to none has no column."""
+    columns = [what for what, number in totals(counts).items() if number]
+    table = Table(title="examples", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    table.add_column("data set", no_wrap=True)
+    for what in columns:
+        table.add_column(what, justify="right")
+    for name, of_name in counts.items():
+        table.add_row(name, *[f"{of_name.get(what, 0):,}" for what in columns])
+    return table
+
+
 def print_skipped(scores: Scores) -> None:
     """Say what was not measured, and why."""
     if scores.unmeasured:
@@ -184,7 +197,9 @@ def print_skipped(scores: Scores) -> None:
     if scores.truncated:
         console.print(f"cut to fit the context: the inputs of {scores.truncated} examples", style="yellow")
     for wording, left_out in scores.skipped.items():
-        told = f"left out of {wording}: {left_out.count} examples whose template fails; the first: {left_out.reason}"
+        failed, broken = left_out.count - left_out.bad_rows, left_out.bad_rows
+        what = [f"{failed} examples whose template fails"] * bool(failed) + [f"{broken} broken lines"] * bool(broken)
+        told = f"left out of {wording}: {' and '.join(what)}; the first: {left_out.reason}"
         console.print(told, style="yellow", markup=False, soft_wrap=True)
 
 

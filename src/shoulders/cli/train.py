@@ -11,6 +11,7 @@ from shoulders.cli.common import find_recipe, weights_of
 from shoulders.cli.rivals import measured
 from shoulders.cli.show import (
     console,
+    counts_table,
     measuring,
     print_retrieval,
     print_skipped,
@@ -18,6 +19,7 @@ from shoulders.cli.show import (
     scores_table,
     watching,
 )
+from shoulders.data.counts import left_out
 from shoulders.data.evidence import Evidence
 from shoulders.data.tasks import Task
 from shoulders.evaluation.results import RESULTS
@@ -65,7 +67,7 @@ def train_and_measure(recipe: Recipe, lm: FrozenLM, parts: TaskParts, folder: Pa
     if not PartialState().is_main_process:
         return
     _print_training(trained_parameters(scaffold), progress)
-    cost = training_cost(folder, lm)
+    cost = {**training_cost(folder, lm), "trained_on": progress.counts}
     if parts.tested:
         _measure_tasks(recipe, lm, scaffold, parts.tested, evidence, folder, cost)
     else:
@@ -83,7 +85,7 @@ def _run_rival(
         progress = train_rival(recipe, lm, folder, tasks=parts.trained, evidence=evidence, resume=resume, watch=watch)
     if not PartialState().is_main_process:
         return
-    cost = training_cost(folder, lm)
+    cost = {**training_cost(folder, lm), "trained_on": progress.counts}
     content = measured(folder / BEST, recipe, lm, parts.tested, evidence)
     _print_training(content["trained"], progress)
     write_json(folder / RESULTS, {**content, **cost})
@@ -94,8 +96,10 @@ def _print_training(parameters: int, progress: Progress) -> None:
     best = (
         f"best development score {progress.best_score:.1f} at step {progress.best_step}" if progress.best_step else ""
     )
-    left_out = ", ".join(f"{count} {reason}" for reason, count in progress.counts.items() if count)
-    console.print(f"{parameters:,} trained parameters; {best}; examples left out: {left_out or 'none'}")
+    told = left_out(progress.counts)
+    console.print(f"{parameters:,} trained parameters; {best}; examples left out: {told}")
+    if told != "none":
+        console.print(counts_table(progress.counts))
 
 
 def _measure_tasks(

@@ -7,9 +7,10 @@ from typing import Any, TypeVar, final
 import torch
 
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.counts import CAPPED, Counts, left_out, tally, totals
 from shoulders.data.evidence import FOLDS, Evidence, fold_of, with_evidence
 from shoulders.data.mixture import Mixture
-from shoulders.errors import DataError, TemplateFailed, UsageError
+from shoulders.errors import BadRow, DataError, TemplateFailed, UsageError
 from shoulders.records import IGNORE, Batch, Example, LMInput, Question
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.weaving import Placement
@@ -65,7 +66,7 @@ def truncated(row: Encoded, longest: int) -> Encoded:
 
 @final
 class Stream:
-    """Encoded examples of a mixture from a position on; what it left out is counted.
+    """Encoded examples of a mixture from a position on; what it left out is counted, by data set.
 
     An example whose input or target is longer than `lengths` is discarded, as in the paper (section 2.2); one that fits
     those but not the context, prompt included, has its input truncated.
@@ -85,15 +86,14 @@ class Stream:
         self.mixture, self.lm, self.lengths, self.evidence, self.fold = mixture, lm, lengths, evidence, fold
         self.room = lm.context - prompt_length
         self.position = position
-        self.counts = {"discarded": 0, "truncated": 0, "not meant": 0, "template failed": 0, "of the other fold": 0}
-        self._first_failure: TemplateFailed | None = None
+        self.counts: Counts = {task: {CAPPED: number} if number else {} for task, number in mixture.capped.items()}
 
     def take(self, wanted: int) -> list[Encoded]:
         """The next `wanted` examples that can be used.
 
         Raises:
             DataError: a whole epoch went by without a usable example.
-            TemplateFailed: a template fails, and the mixture is not to skip that.
+            TemplateFailed, BadRow: a template fails or a line is broken, and the mixture is not to skip that.
         """
         rows: list[Encoded] = []
         since = 0
@@ -120,40 +120,39 @@ class Stream:
 
     def _rendered(self) -> Example | None:
         """The example at the position, which moves on."""
-        place, self.position = self.position, self.position + 1
-        try:
-            example = self.mixture.example(place)
-        except TemplateFailed as error:
-            if not self.mixture.skip_failing:
-                raise
-            self._first_failure = self._first_failure or error
-            self.counts["template failed"] += 1
-            return None
-        if example is None:
-            self.counts["not meant"] += 1
-        elif self.fold and fold_of(example) != self.fold:
-            self.counts["of the other fold"] += 1
+        example = self.mixture.read(self.position, self.counts)
+        self.position += 1
+        if example is not None and self.fold and fold_of(example) != self.fold:
+            tally(self.counts, example.task, "of the other fold")
             return None
         return example
 
     def _nothing(self) -> DataError:
         """Why no example of a whole epoch could be used."""
-        left_out = ", ".join(f"{count} {reason}" for reason, count in self.counts.items() if count)
-        if self.counts["discarded"] or self._first_failure is None:
+        told, first = left_out(self.counts), self._first_failure()
+        if totals(self.counts).get("discarded") or first is None:
             return DataError(
                 f"no example fits {self.lengths.input} input and {self.lengths.target} target tokens beside the prompt "
-                f"in {self.lm.context} positions ({left_out}): raise suite.lengths or lower scaffold.length"
+                f"in {self.lm.context} positions ({told}): raise suite.lengths or lower scaffold.length"
             )
-        return DataError(f"no example can be used ({left_out}); the first: {self._first_failure}")
+        return DataError(f"no example can be used ({told}); the first: {first}")
+
+    def _first_failure(self) -> TemplateFailed | BadRow | None:
+        for position in range(len(self.mixture)):
+            try:
+                self.mixture.example(position)
+            except (TemplateFailed, BadRow) as error:
+                return error
+        return None
 
     def _usable(self, example: Example) -> Encoded | None:
         row = encode(example.question, self.lm, example.target)
         room = self.room - len(row.target)
         if len(row.ids) > self.lengths.input or len(row.target) > self.lengths.target or room < 1:
-            self.counts["discarded"] += 1
+            tally(self.counts, example.task, "discarded")
             return None
         if len(row.ids) > room:
-            self.counts["truncated"] += 1
+            tally(self.counts, example.task, "truncated")
             return truncated(row, room)
         return row
 

@@ -1,85 +1,151 @@
-"""JSON Lines files."""
+"""JSON Lines files, from the beginning to the end or one object at a time, however large."""
 
 import gzip
 import json
+import os
+import zlib
 from array import array
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import IO, Any, Generic, TypeVar, final
 
-from shoulders.errors import DataError
+from shoulders.data.unpacking import unpacked
+from shoulders.errors import BadRow, DataError
+
+Made = TypeVar("Made")
+
+BLOCK = 1 << 14  # bytes between two places that are kept: what is read to get at one object, at most
+BROKEN = (ValueError, EOFError, OSError, zlib.error)  # what a file, or what packs it, can be
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSON Lines file, gzip-compressed if its name ends in .gz.
 
     Raises:
-        DataError: a line that is not a JSON object, with file and line number.
+        BadRow: a line that is not a JSON object, with file and line number.
+        DataError: the file cannot be read to its end.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with opener(path, "rb") as lines:
             for line in lines:
                 number += 1
                 if line.strip():
-                    yield json_object(line)
-    except (ValueError, EOFError, OSError) as error:
+                    yield _made(path, number, line, dict)
+    except BROKEN as error:
         raise DataError(f"{path}, line {number}: {error}") from error
 
 
-@final
-class JsonLines:
-    """The objects of a JSON Lines file by number, blank lines left out.
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """Where in a file its objects stand: the first of every 16 KiB, by its number, its byte and its line."""
 
-    Only where a line begins is kept in memory; a `.gz` file, which cannot be entered in the middle, is held whole.
+    objects: "array[int]" = field(default_factory=lambda: array("Q"))
+    starts: "array[int]" = field(default_factory=lambda: array("Q"))
+    lines: "array[int]" = field(default_factory=lambda: array("Q"))
+
+
+@final
+class JsonLines(Generic[Made]):
+    """What is made of the objects of a JSON Lines file, by number, blank lines left out.
+
+    Nothing of the file is held in memory: 24 bytes are kept for each 16 KiB of it, and an object is read when it is
+    asked for. The file is gone through once, when the first thing is asked. A `.gz` file, which cannot be entered in
+    the middle, is unpacked into the cache folder (`shoulders.data.unpacking`).
+
+    Args:
+        make: what is wanted of an object; its `ValueError` says what is wrong with one.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        packed = path.suffix == ".gz"
-        self._lines: list[bytes] = []
-        self._starts, self._numbers = array("Q"), array("Q")
-        start = 0
-        try:
-            with gzip.open(path) if packed else path.open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    if line.strip():
-                        self._starts.append(start)
-                        self._numbers.append(number)
-                        self._lines += [line] if packed else []
-                    start += len(line)
-        except (EOFError, OSError) as error:
-            raise DataError(f"{path}: {error}") from error
+    def __init__(self, path: Path, make: Callable[[dict[str, Any]], Made]) -> None:
+        self.path, self._make = path, make
 
     def __len__(self) -> int:
-        """Lines that are not blank."""
-        return len(self._starts)
+        """Lines that are not blank.
 
-    def line(self, number: int) -> int:
-        """Where in the file an object stands, counted from 1."""
-        return self._numbers[number]
+        Raises:
+            DataError: the file cannot be read to its end.
+        """
+        return self._index[1]
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __getitem__(self, number: int) -> Made:
         """One object.
 
         Raises:
-            DataError: the line is not one, with file and line number.
+            IndexError: there are not so many.
+            BadRow: the line is not a JSON object, or not one to make something of, with file and line number.
+            DataError: the file was changed meanwhile.
         """
-        try:
-            return json_object((self._lines[number] if self._lines else self._read(number)).decode())
-        except ValueError as error:
-            raise DataError(f"{self.path}, line {self.line(number)}: {error}") from error
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        line, content = self._read(number)
+        return _made(self.path, line, content, self._make)
 
-    def _read(self, number: int) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(self._starts[number])
-            return file.readline()
+    @cached_property
+    def _file(self) -> Path:
+        return unpacked(self.path) if self.path.suffix == ".gz" else self.path
+
+    @cached_property
+    def _index(self) -> tuple[_Blocks, int, tuple[int, int]]:
+        """Where objects stand, how many there are, and what tells that the file is the same still."""
+        blocks, count, at, block = _Blocks(), 0, 0, -1
+        try:
+            with self._file.open("rb") as lines:
+                state = _state(lines)
+                for number, line in enumerate(lines, start=1):
+                    if line.strip():
+                        if at // BLOCK != block:
+                            block = at // BLOCK
+                            blocks.objects.append(count)
+                            blocks.starts.append(at)
+                            blocks.lines.append(number)
+                        count += 1
+                    at += len(line)
+        except OSError as error:
+            raise DataError(f"{self.path}: {error}") from error
+        return blocks, count, state
+
+    def _read(self, number: int) -> tuple[int, bytes]:
+        """The line that an object stands in, by its number in the file and its content."""
+        blocks, _, state = self._index
+        block = bisect_right(blocks.objects, number) - 1
+        before = number - blocks.objects[block]
+        try:
+            with self._file.open("rb") as lines:
+                if _state(lines) == state:
+                    lines.seek(blocks.starts[block])
+                    for at, line in enumerate(lines, start=blocks.lines[block]):
+                        if line.strip():
+                            if not before:
+                                return at, line
+                            before -= 1
+        except OSError as error:
+            raise DataError(f"{self.path}: {error}") from error
+        raise DataError(f"{self.path} was changed while it was being read: start again")
+
+
+def _state(file: IO[bytes]) -> tuple[int, int]:
+    about = os.fstat(file.fileno())
+    return about.st_size, about.st_mtime_ns
+
+
+def _made(path: Path, number: int, line: bytes, make: Callable[[dict[str, Any]], Made]) -> Made:
+    try:
+        return make(json_object(line.decode()))
+    except ValueError as error:
+        raise BadRow(f"{path}, line {number}: {error}") from error
 
 
 def json_object(line: str) -> dict[str, Any]:
     """The object that a line holds, or `ValueError`."""
-    value = json.loads(line)
+    try:
+        value = json.loads(line)
+    except RecursionError:  # data can be nested without end, too
+        raise ValueError("nested too deep") from None
     if not isinstance(value, dict):
         raise ValueError(f"not a JSON object but {type(value).__name__}")
     return value

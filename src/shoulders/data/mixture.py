@@ -7,8 +7,9 @@ from hashlib import blake2b
 from itertools import accumulate
 from typing import final
 
-from shoulders.data.tasks import Task, check_wordings
-from shoulders.errors import DataError
+from shoulders.data.counts import READ, Counts, tally
+from shoulders.data.tasks import Skip, Task, check_wordings
+from shoulders.errors import BadRow, DataError, TemplateFailed
 from shoulders.records import Example
 
 CAP = 500_000  # training examples of a data set before it is capped (Sanh et al. 2021; the paper, section 2.2)
@@ -22,6 +23,24 @@ class Portion:
     wording: str
     count: int
     rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Which example stands at a position."""
+
+    task: Task
+    split: str
+    wording: str
+    row: int
+
+    def example(self) -> Example | None:
+        """The example; None where the wording is not meant for the record.
+
+        Raises:
+            TemplateFailed, BadRow: as `Task.example`.
+        """
+        return self.task.example(self.split, self.wording, self.row)
 
 
 @final
@@ -44,19 +63,19 @@ class Mixture:
         cap: int = CAP,
         without: Sequence[str] = (),
         original_only: bool = False,
-        skip_failing: bool = False,
+        skip: Skip = Skip(),  # noqa: B008 (frozen)
     ) -> None:
         """Lay out the mixture.
 
         Args:
             without: wordings to leave out, as "task/wording".
             original_only: leave out wordings that ask something else than the data set's own task.
-            skip_failing: whoever reads it is to count examples whose template fails instead of stopping.
+            skip: what whoever reads it is to leave out and count instead of stopping.
 
         Raises:
             UnknownName, DataError: a wording or split that is not there, a cap too low, or nothing left.
         """
-        self.split, self.seed, self.skip_failing = split, seed, skip_failing
+        self.split, self.seed, self.skip = split, seed, skip
         check_wordings(tasks, without)
         self.portions = [
             portion for task in tasks for portion in _portions(task, split, cap, without, original_only=original_only)
@@ -69,12 +88,16 @@ class Mixture:
         """Examples of one epoch, those left out when rendered included."""
         return self._ends[-1]
 
-    def example(self, position: int) -> Example | None:
-        """The example at a position of the endless sequence; None where the wording is not meant for the record.
+    @property
+    def capped(self) -> dict[str, int]:
+        """Examples that every epoch leaves out because of the cap, by task."""
+        found: dict[str, int] = {}
+        for portion in self.portions:
+            found[portion.task.name] = found.get(portion.task.name, 0) + portion.rows - portion.count
+        return found
 
-        Raises:
-            TemplateFailed: with the task, the template and the record.
-        """
+    def draw(self, position: int) -> Draw:
+        """What stands at a position of the endless sequence."""
         epoch, place = divmod(position, len(self))
         index = permuted(place, len(self), f"{self.seed}/{epoch}")
         which = bisect_right(self._ends, index)
@@ -82,7 +105,32 @@ class Mixture:
         row = index - (self._ends[which] - portion.count)
         if portion.count < portion.rows:  # a capped task: its own random part, another each epoch
             row = permuted(row, portion.rows, f"{self.seed}/{epoch}/{which}")
-        return portion.task.example(self.split, portion.wording, row)
+        return Draw(portion.task, self.split, portion.wording, row)
+
+    def example(self, position: int) -> Example | None:
+        """The example at a position; None where the wording is not meant for the record.
+
+        Raises:
+            TemplateFailed, BadRow: as `Task.example`.
+        """
+        return self.draw(position).example()
+
+    def read(self, position: int, counts: Counts) -> Example | None:
+        """The example at a position, counted; None where it is left out, which is counted by its reason.
+
+        Raises:
+            TemplateFailed, BadRow: it cannot be used, and is not to be skipped.
+        """
+        draw = self.draw(position)
+        example, why = None, "not meant"
+        try:
+            example = draw.example()
+        except (TemplateFailed, BadRow) as error:
+            why = self.skip.reason(error)
+        tally(counts, draw.task.name, READ)
+        if example is None:
+            tally(counts, draw.task.name, why)
+        return example
 
 
 def _portions(task: Task, split: str, cap: int, without: Sequence[str], *, original_only: bool) -> list[Portion]:

@@ -1,13 +1,13 @@
 """Files of questions and answers, as open-domain QA keeps them, as a task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shoulders.data.lines import read_json_lines
-from shoulders.data.tasks import DEV, TEST, TRAIN, TemplatedTask
+from shoulders.data.lines import JsonLines
+from shoulders.data.tasks import DEV, TEST, TRAIN, Records, TemplatedTask
 from shoulders.data.templates import Template
-from shoulders.errors import DataError, SourceNotFound
+from shoulders.errors import SourceNotFound
 
 SPLITS = {TRAIN: (TRAIN,), DEV: ("dev", DEV), TEST: (TEST,)}  # what files of a split are called
 ENDINGS = (".jsonl", ".jsonl.gz")
@@ -30,14 +30,14 @@ def question_task(prefix: str) -> TemplatedTask:
 
     Raises:
         SourceNotFound: there is no such file.
-        DataError: a line is broken, or has no question or answer.
+        BadRow: when it is read, a line that is broken, or has no question or answer.
     """
     path = Path(prefix).expanduser()
-    splits: dict[str, Sequence[Mapping[str, Any]]] = {}
+    splits: dict[str, Records] = {}
     for split, names in SPLITS.items():
         files = [path.with_name(f"{path.name}.{name}{ending}") for name in names for ending in ENDINGS]
         if file := next((file for file in files if file.exists()), None):
-            splits[split] = [_record(row, file, number) for number, row in enumerate(read_json_lines(file), start=1)]
+            splits[split] = JsonLines(file, _record)
     if not splits:
         raise SourceNotFound(f"there are no questions at {prefix!r}: there is no {path.name}.train.jsonl, dev or test")
     return TemplatedTask(path.name, "Closed-book QA", {WORDING.name: WORDING}, splits)
@@ -53,8 +53,8 @@ def without_wording(text: str) -> str:
     return text.removeprefix(BEFORE).removesuffix(AFTER)
 
 
-def _record(row: Mapping[str, Any], file: Path, number: int) -> Mapping[str, Any]:
+def _record(row: Mapping[str, Any]) -> Mapping[str, Any]:
     answers = row.get("answers") or ([row["answer"]] if row.get("answer") else [])
     if not str(row.get("question") or "").strip() or not isinstance(answers, list) or not answers:
-        raise DataError(f"{file}, record {number}: it needs a `question` and a list of `answers`")
+        raise ValueError("it needs a `question` and a list of `answers`")
     return {**row, "answers": answers, "answer": row.get("answer") or answers[0]}

@@ -11,35 +11,49 @@ A suite is named by one text:
 
 import importlib
 import importlib.resources
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from shoulders.backbone.sources import hub_errors
-from shoulders.data.lines import read_json_lines
+from shoulders.data.lines import JsonLines, read_json_lines
 from shoulders.data.p3 import OTHER, cluster_of, metrics_of
-from shoulders.data.questions import QA, question_task
-from shoulders.data.tasks import DEV, TEST, TRAIN, Record, RenderedTask, Task, TemplatedTask
+from shoulders.data.questions import ENDINGS, QA, question_task
+from shoulders.data.tasks import DEV, TEST, TRAIN, Records, RenderedTask, Task, TemplatedTask
 from shoulders.data.templates import Template, read_templates
-from shoulders.errors import SourceNotFound, UnknownName
+from shoulders.errors import BadRow, DataError, SourceNotFound, UnknownName
 from shoulders.files import read_json
 
-P3 = "bigscience/P3"
+P3, P3_COLUMNS = "bigscience/P3", ("inputs_pretokenized", "targets_pretokenized")
 BUNDLED = "bundled"
 
 
 def open_suite(source: str, names: Sequence[str] = ()) -> list[Task]:
-    """The tasks of a suite, or those of the given names, in that order.
+    """The tasks of a suite, or those of the given names, in that order. Records are read when they are asked for.
 
     Raises:
         SourceNotFound, UnknownName, DataError, TemplateFailed, HubUnreachable: what is missing or broken, by name.
     """
+    tasks = [*_opened(source, names)]
+    for name, count in Counter(task.name for task in tasks).items():
+        if count > 1:  # scores and counts go by the name
+            raise DataError(
+                f"{count} tasks of {source!r} are called {name!r}: name each once, or rename it in card.json"
+            )
+    return tasks
+
+
+def _opened(source: str, names: Sequence[str]) -> Sequence[Task]:
     if source.startswith("p3:"):
         return [p3_task(name) for name in _chosen(names, source.removeprefix("p3:").split(","), source)]
     if source.startswith(QA):
-        found = {Path(prefix).name: prefix for prefix in source.removeprefix(QA).split(",")}
-        return [question_task(found[name]) for name in _chosen(names, list(found), source)]
+        prefixes = source.removeprefix(QA).split(",")
+        found = {Path(prefix).name: prefix for prefix in prefixes}
+        return [
+            question_task(found[name]) for name in _chosen(names, [Path(prefix).name for prefix in prefixes], source)
+        ]
     if source.startswith("hub:"):
         spec = source.removeprefix("hub:")
         _chosen(names, [hub_name(spec)], source)
@@ -75,18 +89,20 @@ def folder_task(folder: Path) -> TemplatedTask:
     """A task kept as a folder: `templates.yaml`, `train`, `validation` and `test` `.jsonl[.gz]`, and `card.json`.
 
     The card's `name`, `cluster` and `evidence` (a field of the records) are used, everything else in it is kept.
+    Records stay in their files, and are read one by one.
 
     Raises:
-        UnknownName: no record has the field that the card names as evidence.
-        CorruptFile, DataError, TemplateFailed: a file is broken.
+        UnknownName: no first record of a split has the field that the card names as evidence.
+        CorruptFile, DataError, TemplateFailed: a file is broken; a single line of one (BadRow) only when it is read.
     """
     card = read_json(folder / "card.json") if (folder / "card.json").exists() else {}
-    splits = {split: rows for split in (TRAIN, DEV, TEST) if (rows := _read_split(folder, split)) is not None}
+    files = {split: file for split in (TRAIN, DEV, TEST) if (file := _file_of(folder, split))}
     templates = _by_name(read_templates(folder / "templates.yaml"))
     name, evidence = str(card.get("name", folder.name)), str(card.get("evidence", ""))
-    fields = {key for rows in splits.values() for record in rows[:1] for key in record}
+    fields = {field for file in files.values() for field in _first_fields(file)} if evidence else set[str]()
     if evidence and fields and evidence not in fields:
         raise UnknownName(f"field of task {name!r} (evidence in its card.json) called", evidence, fields)
+    splits = {split: JsonLines(file, dict) for split, file in files.items()}
     return TemplatedTask(name, str(card.get("cluster", OTHER)), templates, splits, card, evidence)
 
 
@@ -94,7 +110,12 @@ def p3_task(name: str, repository: str = P3) -> RenderedTask:
     """A data set of P3 with all its wordings, fetched from the hub.
 
     Each wording is a configuration of the repository. Those that end in `score_eval` repeat the examples once for each
-    answer choice; rank classification here needs the choices only, which the others hold too.
+    answer choice; rank classification here needs the choices only, which the others hold too. Tables stay on disk,
+    where the datasets library maps them into memory.
+
+    Raises:
+        SourceNotFound, HubUnreachable: the hub has no such data set, or does not answer.
+        DataError: a table has not the columns of P3.
     """
     datasets = datasets_library()
     with hub_errors(repository):
@@ -102,8 +123,21 @@ def p3_task(name: str, repository: str = P3) -> RenderedTask:
     wordings = [config for config in found if not config.endswith("score_eval")]
     if not wordings:
         raise SourceNotFound(f"{repository} has no data set {name!r}: its configurations begin with a data set's name")
-    tables = {wording.removeprefix(f"{name}_"): _hub_splits(repository, wording) for wording in wordings}
+    tables = {
+        wording.removeprefix(f"{name}_"): {
+            split: _p3_columns(table, f"{repository}, {wording}, {split}")
+            for split, table in _hub_splits(repository, wording).items()
+        }
+        for wording in wordings
+    }
     return RenderedTask(name, cluster_of(name), tables, metrics_of(name))
+
+
+def _p3_columns(table: Any, place: str) -> Records:
+    """The columns that are read: a row's token ids, of a tokenizer that is not ours, would be decoded for nothing."""
+    if lacking := [name for name in P3_COLUMNS if name not in table.column_names]:
+        raise DataError(f"{place} has no column {lacking[0]!r}: it is not as bigscience/P3 is")
+    return table.select_columns([name for name in (*P3_COLUMNS, "answer_choices") if name in table.column_names])
 
 
 def hub_task(spec: str) -> TemplatedTask:
@@ -121,10 +155,11 @@ def hub_name(spec: str) -> str:
     return spec.partition("@")[0].replace("/", "_").replace(":", "_")
 
 
-def _hub_splits(path: str, config: str | None) -> Mapping[str, Sequence[Record]]:
+def _hub_splits(path: str, config: str | None) -> Mapping[str, Any]:
+    """Tables of the datasets library by split; it maps them into memory from its cache on disk."""
     datasets = datasets_library()
     with hub_errors(path):
-        return {str(split): cast(Sequence[Record], rows) for split, rows in datasets.load_dataset(path, config).items()}
+        return {str(split): table for split, table in datasets.load_dataset(path, config).items()}
 
 
 def datasets_library() -> Any:
@@ -143,8 +178,13 @@ def _by_name(templates: Sequence[Template]) -> dict[str, Template]:
     return found
 
 
-def _read_split(folder: Path, split: str) -> list[Record] | None:
-    for name in (f"{split}.jsonl", f"{split}.jsonl.gz"):
-        if (folder / name).exists():
-            return list(read_json_lines(folder / name))
-    return None
+def _file_of(folder: Path, split: str) -> Path | None:
+    return next((file for ending in ENDINGS if (file := folder / f"{split}{ending}").exists()), None)
+
+
+def _first_fields(file: Path) -> Sequence[str]:
+    """Fields of the first record; none where that is broken, which is for whoever reads it to say."""
+    try:
+        return list(next(read_json_lines(file), {}))
+    except BadRow:
+        return []

@@ -5,13 +5,47 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, final
 
 from shoulders.data.templates import Template
-from shoulders.errors import DataError, TemplateFailed, UnknownName, UsageError
+from shoulders.errors import BadRow, DataError, TemplateFailed, UnknownName, UsageError
 from shoulders.records import Example, Question
 from shoulders.scaffolds.weaving import Placement
 
 Record = Mapping[str, Any]
+
+
+class Records(Protocol):
+    """The records of a split, each read when it is asked for."""
+
+    def __len__(self) -> int:
+        """Records in all."""
+        ...
+
+    def __getitem__(self, number: int, /) -> Record:
+        """One record, or `BadRow`."""
+        ...
+
+
 TRAIN, DEV, TEST = "train", "validation", "test"
+FAILED, BAD_ROW = "template failed", "bad row"  # why an example is left out
 GOLD = "gold_passage_ids"  # the field that names the annotated documents
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """What is left out and counted, instead of stopping a run.
+
+    Attributes:
+        failing: examples whose template fails.
+        bad_rows: broken lines of a file.
+    """
+
+    failing: bool = False
+    bad_rows: bool = False
+
+    def reason(self, error: TemplateFailed | BadRow) -> str:
+        """What an example is counted as, if it is one to be left out; else the error is raised."""
+        if not (self.bad_rows if isinstance(error, BadRow) else self.failing):
+            raise error
+        return BAD_ROW if isinstance(error, BadRow) else FAILED
 
 
 class Task(Protocol):
@@ -54,6 +88,7 @@ class Task(Protocol):
 
         Raises:
             TemplateFailed: with the task, the template and the example it failed on.
+            BadRow: with the file, the line and what is wrong with it.
         """
         ...
 
@@ -79,7 +114,7 @@ class TemplatedTask:
     name: str
     cluster: str
     templates: Mapping[str, Template]
-    splits: Mapping[str, Sequence[Record]]
+    splits: Mapping[str, Records]
     card: Mapping[str, Any] = field(default_factory=dict)
     evidence: str = ""
 
@@ -98,14 +133,18 @@ class TemplatedTask:
 
     def example(self, split: str, wording: str, row: int) -> Example | None:
         """One record in one wording."""
-        record = _split(self.name, self.splits, split)[row]
         place = f"{split}:{row}"
         try:
+            record = _split(self.name, self.splits, split)[row]
             rendered = self.templates[wording].render(record, seed=f"{self.name}/{wording}/{place}")
         except TemplateFailed as error:
             raise TemplateFailed(
                 f"template {wording!r} of task {self.name!r} on example {place}: {error}; mend it, leave the template "
                 "out (suite.without_templates), or let such examples be left out and counted (suite.skip_failing=true)"
+            ) from error
+        except BadRow as error:
+            raise BadRow(
+                f"{error}; mend the line, or let such lines be left out and counted (suite.skip_bad_rows=true)"
             ) from error
         if rendered is None:
             return None
@@ -130,7 +169,7 @@ class RenderedTask:
 
     name: str
     cluster: str
-    tables: Mapping[str, Mapping[str, Sequence[Record]]]  # wording -> split -> rows
+    tables: Mapping[str, Mapping[str, Records]]  # wording -> split -> rows
     scored_by: tuple[str, ...] = ()  # PromptSource's names of metrics; the tables do not say
 
     @property
@@ -211,14 +250,14 @@ def class_labels(tasks: Sequence[Task], split: str = TRAIN, looked_at: int = 8) 
             rows = range(min(looked_at, task.rows(split, wording)))
             try:
                 some = [one.choices for row in rows if (one := task.example(split, wording, row)) is not None]
-            except TemplateFailed:  # whether that stops the run is for the mixture to say
+            except (TemplateFailed, BadRow):  # whether that stops the run is for the mixture to say
                 continue
             if some and some[0] and all(choices == some[0] for choices in some):
                 found.update(dict.fromkeys(some[0]))
     return list(found)
 
 
-def _split(task: str, splits: Mapping[str, Sequence[Record]], name: str) -> Sequence[Record]:
+def _split(task: str, splits: Mapping[str, Records], name: str) -> Records:
     if name not in splits:
         raise UnknownName(f"split of task {task!r} called", name, splits)
     if not len(splits[name]):

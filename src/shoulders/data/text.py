@@ -26,7 +26,7 @@ OFFSETS = 1 << 32  # a position is the place of a document and an offset in it, 
 def open_text(source: str) -> "Documents":
     """The documents of a text file, of a JSONL file's `text` fields, of a folder of both, or of `hub:NAME[:CONFIG]`.
 
-    However many there are, each is read when it is needed; only the lines of a `.gz` file are held in memory.
+    However many there are, each is read when it is needed.
 
     Raises:
         SourceNotFound, HubUnreachable: there is nothing by that name.
@@ -88,21 +88,28 @@ def _joined(parts: Sequence[Documents]) -> Documents:
 def _documents(file: Path) -> Documents:
     if file.name.endswith(PLAIN):
         return Documents(1, lambda _: file.read_text(encoding="utf-8", errors="replace"))
-    lines = JsonLines(file)
-    return Documents(len(lines), lambda number: _field(lines[number], f"{file}, line {lines.line(number)}"))
+    lines = JsonLines(file, _text)
+    return Documents(len(lines), lines.__getitem__)
 
 
 def _hub_documents(spec: str) -> Documents:
     name, _, config = spec.partition(":")
     with hub_errors(name):
         rows = datasets_library().load_dataset(name, config or None, split="train")
-    return Documents(len(rows), lambda number: _field(rows[number], f"{name}, row {number}"))
+
+    def read(number: int) -> str:
+        try:
+            return _text(rows[number])
+        except ValueError as error:
+            raise DataError(f"{name}, row {number}: {error}") from error
+
+    return Documents(len(rows), read)
 
 
-def _field(record: Mapping[str, Any], place: str) -> str:
+def _text(record: Mapping[str, Any]) -> str:
     text = record.get("text")
     if not isinstance(text, str):
-        raise DataError(f"{place} has no `text` field: documents are its values")
+        raise ValueError("it has no `text` field: documents are its values")
     return text
 
 

@@ -11,8 +11,8 @@ from statistics import mean, median
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.evidence import Evidence, with_evidence
 from shoulders.data.mixture import permuted
-from shoulders.data.tasks import DEV, Task, check_wordings
-from shoulders.errors import DataError, TemplateFailed, UnknownName, UsageError
+from shoulders.data.tasks import DEV, Skip, Task, check_wordings
+from shoulders.errors import BadRow, DataError, TemplateFailed, UnknownName, UsageError
 from shoulders.evaluation.metrics import Metric, metrics_for
 from shoulders.evaluation.statistics import Measured
 from shoulders.pipeline import POSITIONS_AT_ONCE, Answer, Answering, answered, choose
@@ -91,10 +91,17 @@ class WordingScore:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Examples of a wording that were not measured because its template fails on them."""
+    """Examples of a wording that were not measured.
+
+    Attributes:
+        count: of them all.
+        reason: of the first.
+        bad_rows: those of them whose line is broken; the template fails on the others.
+    """
 
     count: int
-    reason: str  # of the first
+    reason: str
+    bad_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +119,7 @@ class Chosen:
 
     Attributes:
         asked: wordings with their examples.
-        skipped: examples left out because a template failed, by "task/wording".
+        skipped: examples left out because a template failed or a line is broken, by "task/wording".
         unmeasured: tasks without the plan's split, and "task/wording" where only that wording lacks it.
     """
 
@@ -179,7 +186,7 @@ def evaluate(
     *,
     evidence: Evidence | None = None,
     without: Sequence[str] = (),
-    skip_failing: bool = False,
+    skip: Skip = Skip(),  # noqa: B008 (frozen)
     on_done: OnDone = lambda _done, _all: None,
 ) -> Scores:
     """Scores of a scaffold on the tasks.
@@ -187,10 +194,10 @@ def evaluate(
     Args:
         evidence: what is put before, or after, each question.
         without: wordings to leave out, as "task/wording".
-        skip_failing: leave out and count examples whose template fails, instead of stopping.
+        skip: what to leave out and count, instead of stopping.
 
     Raises:
-        TemplateFailed: a template fails on an example, with both and the reason.
+        TemplateFailed, BadRow: a template fails on an example, with both and the reason; a line of a file is broken.
         UnknownName, DataError: no task has the split, it is empty, or nothing of a wording is left to measure.
     """
     cut: list[Question] = []
@@ -199,7 +206,7 @@ def evaluate(
     def answers(examples: Sequence[Example]) -> list[Answer]:
         return _answers(examples, lm, scaffold, how, evidence, on_done)
 
-    found = scored(tasks, plan, answers, without=without, skip_failing=skip_failing)
+    found = scored(tasks, plan, answers, without=without, skip=skip)
     return replace(found, truncated=len(cut))
 
 
@@ -209,10 +216,10 @@ def scored(
     answer_all: Callable[[Sequence[Example]], Sequence[Answer]],
     *,
     without: Sequence[str] = (),
-    skip_failing: bool = False,
+    skip: Skip = Skip(),  # noqa: B008 (frozen)
 ) -> Scores:
     """Scores of answers, whatever gives them; the rest is as in `evaluate`."""
-    chosen = chosen_examples(tasks, plan, without, skip_failing=skip_failing)
+    chosen = chosen_examples(tasks, plan, without, skip=skip)
     answers = answer_all([example for one in chosen.asked for example in one.examples])
     scores, start = [], 0
     for one in chosen.asked:
@@ -225,12 +232,16 @@ def scored(
 
 
 def chosen_examples(
-    tasks: Sequence[Task], plan: EvaluationPlan, without: Sequence[str] = (), *, skip_failing: bool = False
+    tasks: Sequence[Task],
+    plan: EvaluationPlan,
+    without: Sequence[str] = (),
+    *,
+    skip: Skip = Skip(),  # noqa: B008 (frozen)
 ) -> Chosen:
     """The examples that the plan measures. A data set without its split is left out and named (the paper, section 2.2).
 
     Raises:
-        TemplateFailed, UnknownName, DataError: as `evaluate`.
+        TemplateFailed, BadRow, UnknownName, DataError: as `evaluate`.
     """
     check_wordings(tasks, without)
     asked: list[Asked] = []
@@ -242,12 +253,13 @@ def chosen_examples(
         lacking = [f"{task.name}/{name}" for name in names if name not in present]
         unmeasured.extend(lacking if present else [task.name] * bool(lacking))
         for wording in present[: plan.wordings or None]:
-            examples, failures = _some(task, wording, plan, skip_failing=skip_failing)
+            examples, failures = _some(task, wording, plan, skip=skip)
             if not examples:
-                why = f": the template fails; {failures[0]}" if failures else ""
+                why = f": none can be used; the first: {failures[0]}" if failures else ""
                 raise DataError(f"wording {wording!r} of task {task.name!r} renders nothing in {plan.split!r}{why}")
             if failures:
-                skipped[f"{task.name}/{wording}"] = Skipped(len(failures), str(failures[0]))
+                bad_rows = sum(isinstance(error, BadRow) for error in failures)
+                skipped[f"{task.name}/{wording}"] = Skipped(len(failures), str(failures[0]), bad_rows)
             asked.append(Asked(task, wording, examples))
     if not asked:
         raise _nothing(tasks, plan.split)
@@ -263,21 +275,20 @@ def _nothing(tasks: Sequence[Task], split: str) -> UsageError:
 
 
 def _some(
-    task: Task, wording: str, plan: EvaluationPlan, *, skip_failing: bool
-) -> tuple[list[Example], list[TemplateFailed]]:
+    task: Task, wording: str, plan: EvaluationPlan, *, skip: Skip
+) -> tuple[list[Example], list[TemplateFailed | BadRow]]:
     """The plan's examples of one wording, the same rows in every wording of a task, drawn by the seed; and failures."""
     size = task.rows(plan.split, wording)
     found: list[Example] = []
-    failures: list[TemplateFailed] = []
+    failures: list[TemplateFailed | BadRow] = []
     for place in range(size):
         if plan.limit and len(found) == plan.limit:
             break
         row = permuted(place, size, f"{plan.seed}/{task.name}") if plan.limit else place
         try:
             example = task.example(plan.split, wording, row)
-        except TemplateFailed as error:
-            if not skip_failing:
-                raise
+        except (TemplateFailed, BadRow) as error:
+            skip.reason(error)
             failures.append(error)
             continue
         if example is not None:

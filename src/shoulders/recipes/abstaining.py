@@ -65,7 +65,7 @@ def judged_answers(
         UnknownName, DataError: no task has the plan's split, or it is empty.
     """
     suite = recipe.suite
-    asked = chosen_examples(tasks, plan, suite.without(tasks), skip_failing=suite.skip_failing).asked
+    asked = chosen_examples(tasks, plan, suite.without(tasks), skip=suite.skip).asked
     examples = [example for one in asked for example in one.examples]
     if any(example.choices for example in examples):
         raise UsageError(

@@ -160,7 +160,7 @@ def training_mixture(suite: SuiteChoice, tasks: Sequence[Task], seed: int) -> Mi
         cap=suite.cap,
         without=suite.without(tasks),
         original_only=suite.original_only,
-        skip_failing=suite.skip_failing,
+        skip=suite.skip,
     )
 
 

@@ -64,7 +64,7 @@ def measure_extractive(recipe: Recipe, lm: FrozenLM, name: str, on_done: OnDone)
 
     suite = recipe.suite
     tasks = task_parts(recipe).tested
-    scores = scored(tasks, recipe.test, answers, without=suite.without(tasks), skip_failing=suite.skip_failing)
+    scores = scored(tasks, recipe.test, answers, without=suite.without(tasks), skip=suite.skip)
     about = {"kind": EXTRACTIVE, "name": name, "fingerprint": reranker.fingerprint(), "encoder": reranker.about.encoder}
     content = result(recipe, lm, Bare(recipe.scaffold.taken), scores, evidence=evidence)
     return scores, {**content, "trained": trained_parameters(reranker), "scaffold": about}

@@ -143,7 +143,7 @@ def check_measurable(recipe: Recipe, plan: EvaluationPlan, lm: FrozenLM, tasks: 
         ContextFull: generated answers do not fit the context.
     """
     suite = recipe.suite
-    chosen = chosen_examples(tasks, plan, suite.without(tasks), skip_failing=suite.skip_failing)
+    chosen = chosen_examples(tasks, plan, suite.without(tasks), skip=suite.skip)
     if any(example.choices is None for one in chosen.asked for example in one.examples):
         length = recipe.scaffold.length
         what = f"a prompt of {length} vectors, a text and an answer of {plan.longest}"
@@ -179,6 +179,6 @@ def measure(
         plan,
         evidence=evidence or new_evidence(recipe, lm, scaffold.length),
         without=suite.without(tasks),
-        skip_failing=suite.skip_failing,
+        skip=suite.skip,
         on_done=on_done,
     )

@@ -14,7 +14,7 @@ from shoulders.corpus.searching import RETRIEVERS, SPARSE
 from shoulders.data.batching import Lengths
 from shoulders.data.evidence import check_fold
 from shoulders.data.mixture import CAP
-from shoulders.data.tasks import Task
+from shoulders.data.tasks import Skip, Task
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.files import read_json
@@ -117,6 +117,7 @@ class SuiteChoice:
         cap: training examples of a data set before it is capped.
         lengths: longest input and target in tokens; longer training examples are discarded.
         skip_failing: leave out and count examples whose template fails, instead of stopping.
+        skip_bad_rows: leave out and count broken lines of files, instead of stopping.
         fold: train on this half of the examples only, "a" or "b" (for cross-fitting).
     """
 
@@ -128,6 +129,7 @@ class SuiteChoice:
     cap: int = CAP
     lengths: Lengths = field(default_factory=Lengths)
     skip_failing: bool = False
+    skip_bad_rows: bool = False
     fold: str = ""
 
     def __post_init__(self) -> None:
@@ -144,6 +146,11 @@ class SuiteChoice:
         if not self.held_out:
             return self.without_templates
         return tuple(one for one in self.without_templates if any(one.startswith(f"{task.name}/") for task in tasks))
+
+    @property
+    def skip(self) -> Skip:
+        """What is left out and counted, instead of stopping."""
+        return Skip(self.skip_failing, self.skip_bad_rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ class RunFolder:
             if not resume:
                 what = f"runs ({part} at step {done})" if part else f"a run at step {done}"
                 raise UsageError(f"{path} holds {what}: go on with --resume, or name another --out")
-            if read(inner / RECIPE) != recipe:
+            if _lasting(read(inner / RECIPE)) != _lasting(recipe):
                 see = Path(part, RECIPE)
                 raise UsageError(f"{path} holds a run of another recipe (see its {see}): name another --out")
         return cls(inner, recipe, done)
@@ -99,6 +99,12 @@ class RunFolder:
             progress = fit(trained, job.loss, job.source, plan, groups=groups, folder=folder, hooks=hooks, until=until)
         processes.wait_for_everyone()
         return progress
+
+
+def _lasting(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe without what says only whether a run stops: that may change when one goes on that was stopped."""
+    suite = {key: value for key, value in recipe["suite"].items() if not key.startswith("skip_")}
+    return {**recipe, "suite": suite}
 
 
 def _on_step(watch: Watch, log: RunLog | None) -> OnStep:

@@ -134,7 +134,7 @@ def _kept(path: Path) -> Mapping[str, Any]:
 def _development(recipe: RankingRecipe, index: Index, tasks: Sequence[Task]) -> list[Asked]:
     plan, suite = recipe.development, recipe.suite
     wanted = EvaluationPlan(split=plan.split, limit=plan.limit, wordings=1)
-    chosen = chosen_examples(tasks, wanted, suite.without(tasks), skip_failing=suite.skip_failing)
+    chosen = chosen_examples(tasks, wanted, suite.without(tasks), skip=suite.skip)
     return asked([example for one in chosen.asked for example in one.examples], index, plan.depth)
 
 

@@ -25,7 +25,7 @@ class Progress:
         position: next example of the mixture.
         best_score, best_step: of the development scores so far; None before the first.
         scored_step, score: the last step whose development score is known, and that score.
-        counts: examples that were left out, by reason.
+        counts: examples that were read, and left out of them, by data set.
     """
 
     step: int = 0
@@ -34,7 +34,7 @@ class Progress:
     best_step: int | None = None
     scored_step: int = 0
     score: float | None = None
-    counts: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer, progress: Progress, keep: int) -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.states import StateStore
+from shoulders.data.counts import Counts
 from shoulders.data.text import PackedText, text_batch
 from shoulders.errors import UsageError
 from shoulders.scaffolds.base import Scaffold
@@ -35,7 +36,7 @@ class TextSource:
         self.text, self.batch_size = text, batch_size
         self.length = text.length + prompt_length
         self.rows_at_once = max(1, positions_at_once // self.length)
-        self.counts: dict[str, int] = {}
+        self.counts: Counts = {}
 
     @property
     def position(self) -> int:

@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -12,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from shoulders.data.counts import Counts, copied
 from shoulders.errors import TrainingDiverged, UsageError
 from shoulders.training.checkpoint import Progress, checkpoints, load_checkpoint, save_checkpoint
 from shoulders.training.plan import TrainPlan
@@ -51,8 +53,8 @@ class Source(Protocol[PartOut]):
     def position(self, value: int) -> None: ...
 
     @property
-    def counts(self) -> dict[str, int]:
-        """Examples left out so far, by reason."""
+    def counts(self) -> Counts:
+        """Examples read and left out so far, by data set."""
         ...
 
     def step(self) -> Portion[PartOut]:
@@ -130,15 +132,18 @@ def fit(
     peaks = [group["lr"] for group in optimizer.param_groups]
     progress = _resume(folder, trained, optimizer)
     source.position = progress.position
-    source.counts.update(progress.counts)
+    source.counts.update(copied(progress.counts))
     module, stepper = accelerator.prepare(trained, optimizer)
+    saving = folder if accelerator.is_main_process else None
+    save = partial(_save, saving, accelerator.unwrap_model(module), optimizer, plan.keep)
     last = plan.steps if until is None else min(until, plan.steps)
     score = _Scoring(plan, hooks, last, main=accelerator.is_main_process)
     if score.missing(progress):
         progress = score.best(progress, progress.step, score.measured())
     for number in range(progress.step + 1, last + 1):
         begun = time.perf_counter()
-        portion = source.step()
+        with _on_failure(partial(save, progress)):  # a line that cannot be read costs no step of the training
+            portion = source.step()
         loss = _backward(accelerator, module, loss_of, portion)
         norm = accelerator.clip_grad_norm_(module.parameters(), plan.clip or float("inf"))
         _check_finite(number, loss, norm, folder)
@@ -148,19 +153,14 @@ def fit(
         stepper.zero_grad()
         rate, spent = optimizer.param_groups[0]["lr"], time.perf_counter() - begun
         done = Step(number, loss.item(), rate, float(norm or 0.0), portion.positions, spent)
-        progress = replace(progress, step=number, position=source.position, counts=dict(source.counts))
-        saving = folder if accelerator.is_main_process else None
-        try:
+        progress = replace(progress, step=number, position=source.position, counts=copied(source.counts))
+        with _on_failure(partial(save, progress), partial(hooks.on_step, done)):  # nor does a score that fails
             if score.due(number):
                 measured = score.measured()
                 done, progress = replace(done, score=measured), score.best(progress, number, measured)
-        except BaseException:  # an evaluation that fails or is interrupted costs no step of the training
-            _save(saving, accelerator.unwrap_model(module), optimizer, progress, plan.keep)
-            hooks.on_step(done)
-            raise
         hooks.on_step(done)
         if _due(number, plan.save_every) or number == last:
-            _save(saving, accelerator.unwrap_model(module), optimizer, progress, plan.keep)
+            save(progress)
     return progress
 
 
@@ -204,10 +204,20 @@ def _check_finite(number: int, loss: Tensor, norm: Tensor | None, folder: Path |
 
 
 def _save(
-    folder: Path | None, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
+    folder: Path | None, module: nn.Module, optimizer: torch.optim.Optimizer, keep: int, progress: Progress
 ) -> None:
-    if folder is not None:
+    if folder is not None and progress.step:
         save_checkpoint(folder, module, optimizer, progress, keep)
+
+
+@contextmanager
+def _on_failure(*then: Callable[[], None]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for act in then:
+            act()
+        raise
 
 
 def _backward(accelerator: Accelerator, module: nn.Module, loss_of: LossOf[Part], portion: Portion[Part]) -> Tensor:

@@ -1,7 +1,6 @@
 """Training what orders passages: the steps of a retriever and of a re-ranker."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import final
 
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 
 from shoulders.corpus.supervision import Supervised, Supervision
 from shoulders.data.batching import by_length
+from shoulders.data.counts import Counts, left_out, tally
 from shoulders.data.evidence import fold_of
 from shoulders.data.mixture import Mixture
-from shoulders.errors import DataError, TemplateFailed
+from shoulders.errors import DataError
 from shoulders.ranking.bi_encoder import BiEncoder, in_batch_loss
 from shoulders.ranking.reranker import Group, Reranker
 from shoulders.ranking.seen import words_of
@@ -59,8 +59,7 @@ class SupervisedSource:
         self.mixture, self.fold, self.supervision = mixture, fold, supervision
         self.batch_size, self.cost, self.positions_at_once = batch_size, cost, positions_at_once
         self.position = 0
-        left_out = ("of the other fold", "in both folds", "without a passage to learn from", "template failed")
-        self.counts: dict[str, int] = dict.fromkeys(left_out, 0)
+        self.counts: Counts = {}
         self.questions = {words for words, folds in folds_of(mixture).items() if folds == {fold} or not fold}
 
     def step(self) -> SupervisedStep:
@@ -76,8 +75,8 @@ class SupervisedSource:
             since = 0 if found else since + self.batch_size - len(rows)
             rows += found
             if since >= 2 * len(self.mixture):  # the one at the beginning of an epoch can be at the end of the next
-                left_out = ", ".join(f"{count} {reason}" for reason, count in self.counts.items() if count)
-                raise DataError(f"there is no question to learn from ({left_out}): is the index that of the questions?")
+                told = left_out(self.counts)
+                raise DataError(f"there is no question to learn from ({told}): is the index that of the questions?")
         state = PartialState()
         mine = rows[state.process_index :: state.num_processes]
         parts = [mine] if self.positions_at_once is None else list(by_length(mine, self.cost, self.positions_at_once))
@@ -88,30 +87,22 @@ class SupervisedSource:
         positions: list[int] = []
         for _ in range(count):
             place, self.position = self.position, self.position + 1
-            example = self._rendered(place)
+            example = self.mixture.read(place, self.counts)
             if example is not None and self._belongs(example):
                 examples.append(example)
                 positions.append(place)
         drawn = self.supervision.of(examples, positions)
-        self.counts["without a passage to learn from"] += drawn.count(None)
+        for example, one in zip(examples, drawn, strict=True):
+            if one is None:
+                tally(self.counts, example.task, "without a passage to learn from")
         return [one for one in drawn if one is not None]
-
-    def _rendered(self, place: int) -> Example | None:
-        """The example at a place of the mixture; None where there is none, or its template fails and may."""
-        try:
-            return self.mixture.example(place)
-        except TemplateFailed:
-            if not self.mixture.skip_failing:
-                raise
-            self.counts["template failed"] += 1
-            return None
 
     def _belongs(self, example: Example) -> bool:
         if self.fold and fold_of(example) != self.fold:
-            self.counts["of the other fold"] += 1
+            tally(self.counts, example.task, "of the other fold")
             return False
         if words_of(example.question.text) not in self.questions:
-            self.counts["in both folds"] += 1
+            tally(self.counts, example.task, "in both folds")
             return False
         return True
 
@@ -181,8 +172,6 @@ def folds_of(mixture: Mixture) -> dict[str, set[str]]:
     """All questions of a mixture, with the halves of the training examples that they stand in."""
     found: dict[str, set[str]] = {}
     for place in range(len(mixture)):
-        with suppress(TemplateFailed) if mixture.skip_failing else nullcontext():
-            example = mixture.example(place)
-            if example is not None:
-                found.setdefault(words_of(example.question.text), set()).add(fold_of(example))
+        if (example := mixture.read(place, {})) is not None:
+            found.setdefault(words_of(example.question.text), set()).add(fold_of(example))
     return found

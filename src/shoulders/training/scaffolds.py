@@ -11,6 +11,7 @@ from shoulders.backbone.contexts import Contexts, plain_layers
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.states import StateStore
 from shoulders.data.batching import Encoded, Stream, by_length, training_batch
+from shoulders.data.counts import Counts
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.contexts import check_contexts, reads_before
 from shoulders.scaffolds.recursion import check_first_pass
@@ -48,8 +49,8 @@ class ExampleSource:
         self.stream.position = value
 
     @property
-    def counts(self) -> dict[str, int]:
-        """Examples left out so far, by reason."""
+    def counts(self) -> Counts:
+        """Examples read and left out so far, by data set."""
         return self.stream.counts
 
     def step(self) -> ExampleStep:
