@@ -31,7 +31,7 @@ PROMPT, ROWS, INPUT, CHOICES = 16, 8, 150, 4
 LABELS = (  # as the tasks of the suite have them: 1 to 6 tokens
     "yes", "no", "maybe", "True", "False", "good", "bad", "the first one", "the second one", "not equivalent",
     "duplicates", "World politics", "Sports", "Business", "Science and technology", "numeric value", "abbreviation",
-    "guarantee", "They are happy", "He went to the shop", "surprise", "3", "neither of these", "Educational Institution",
+    "guarantee", "They are happy", "He went to the shop", "surprise", "3", "neither of these", "Written work",
 )  # fmt: skip
 
 
