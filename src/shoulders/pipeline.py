@@ -183,10 +183,11 @@ def choose(
         UsageError, ContextFull: as `rank`.
     """
     scores = rank(questions, choices, lm, scaffold, how)
-    return [_likeliest(options, values) for options, values in zip(choices, scores, strict=True)]
+    return [likeliest_choice(options, values) for options, values in zip(choices, scores, strict=True)]
 
 
-def _likeliest(choices: Sequence[str], scores: Sequence[float]) -> Answer:
+def likeliest_choice(choices: Sequence[str], scores: Sequence[float]) -> Answer:
+    """The choice of the highest log-likelihood as an answer."""
     best = scores.index(max(scores))
     others = [score for number, score in enumerate(scores) if number != best]
     margin = scores[best] - max(others, default=-float("inf"))
@@ -217,9 +218,14 @@ def _in_groups(
     return [found[number] for number in range(len(rows))]
 
 
-def _fitting(question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: int, how: Answering) -> Encoded:
+def check_asked(question: Question) -> None:
+    """Raise `UsageError` for a question without a text."""
     if not question.whole.strip():
         raise UsageError("a question is empty: there is nothing to answer")
+
+
+def _fitting(question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: int, how: Answering) -> Encoded:
+    check_asked(question)
     row = encode(question, lm)
     room = lm.context - scaffold.length - answer_room
     if len(row.ids) <= room:

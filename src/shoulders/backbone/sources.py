@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from shoulders.errors import CorruptFile, HubUnreachable, SaveFailed, SourceNotFound, first_line
 
@@ -134,3 +134,14 @@ def hub_errors(name: str) -> Iterator[None]:
         if offline or isinstance(error, ConnectionError) or "connect to" in str(error):
             raise HubUnreachable(name) from error
         raise SourceNotFound(f"{name!r} cannot be loaded: {first_line(error)}") from error
+
+
+def is_encoder_decoder(name: str) -> bool:
+    """Whether the model of that name has an encoder beside its decoder.
+
+    Raises:
+        SourceNotFound, HubUnreachable: there is no such model, or it cannot be fetched.
+    """
+    folder = locate(name)
+    with hub_errors(name):
+        return bool(AutoConfig.from_pretrained(folder).is_encoder_decoder)
