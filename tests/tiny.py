@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import (
     AutoModelForCausalLM,
     BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertModel,
     BloomConfig,
@@ -162,3 +163,26 @@ def save_numbers(folder: Path, train: range, validation: range, test: range) -> 
     for split, rows in (("train", train), ("validation", validation), ("test", test)):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps({"n": n}) + "\n" for n in rows))
     return folder
+
+
+def save_encoder_decoder(family: str, folder: Path) -> None:
+    """A sequence-to-sequence model with random weights, larger than usual so that everything has an effect."""
+    torch.manual_seed(3)
+    made = tokenizer()
+    if family == "t5":
+        config = T5Config(**{**SIZES, "bos_token_id": None}, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=3,
+                          decoder_start_token_id=0, tie_word_embeddings=False)  # fmt: skip
+        model, ends = T5ForConditionalGeneration(config), "$A </s>"
+    else:
+        config = BartConfig(**SIZES, d_model=24, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=32,
+                            decoder_ffn_dim=32, encoder_attention_heads=3, decoder_attention_heads=3,
+                            max_position_embeddings=64, decoder_start_token_id=2)  # fmt: skip
+        model, ends = BartForConditionalGeneration(config), "<s> $A </s>"
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4 if weight.dim() > 1 else 1)
+    model.save_pretrained(folder)
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=ends, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    made.save_pretrained(folder)

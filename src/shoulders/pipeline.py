@@ -108,7 +108,7 @@ def answered(
     def read(given: LMInput, _: Sequence[int]) -> list[Answer]:
         return [_as_text(one, lm) for one in decoding.likeliest(lm, scaffold, given, longest=how.longest)]
 
-    return _in_groups(rows, lm, scaffold, how, [how.longest] * len(rows), read)
+    return in_groups(rows, lm, scaffold, how, [how.longest] * len(rows), read)
 
 
 def sample(
@@ -132,7 +132,7 @@ def sample(
         several = decoding.sampled(lm, scaffold, given, draws, temperature=sampling.temperature)
         return [[_as_text(one, lm) for one in some] for some in several]
 
-    return _in_groups(rows, lm, scaffold, how, branches, read)
+    return in_groups(rows, lm, scaffold, how, branches, read)
 
 
 def _as_text(one: Generated, lm: FrozenLM) -> Answer:
@@ -165,9 +165,10 @@ def rank(
 
     def read(given: LMInput, numbers: Sequence[int]) -> list[list[float]]:
         some = [options[number] for number in numbers]
-        return decoding.score(lm, scaffold, given, some, positions_at_once=how.positions_at_once)
+        scored = decoding.score(lm, scaffold, given, some, positions_at_once=how.positions_at_once)
+        return [[one.log_likelihood for one in values] for values in scored]
 
-    return _in_groups(rows, lm, scaffold, how, branches, read)
+    return in_groups(rows, lm, scaffold, how, branches, read)
 
 
 def choose(
@@ -183,17 +184,18 @@ def choose(
         UsageError, ContextFull: as `rank`.
     """
     scores = rank(questions, choices, lm, scaffold, how)
-    return [_likeliest(options, values) for options, values in zip(choices, scores, strict=True)]
+    return [likeliest_choice(options, values) for options, values in zip(choices, scores, strict=True)]
 
 
-def _likeliest(choices: Sequence[str], scores: Sequence[float]) -> Answer:
+def likeliest_choice(choices: Sequence[str], scores: Sequence[float]) -> Answer:
+    """The choice of the highest log-likelihood as an answer."""
     best = scores.index(max(scores))
     others = [score for number, score in enumerate(scores) if number != best]
     margin = scores[best] - max(others, default=-float("inf"))
     return Answer(choices[best], float(torch.tensor(scores, dtype=torch.float64).log_softmax(0)[best]), margin)
 
 
-def _in_groups(
+def in_groups(
     rows: Sequence[Encoded],
     lm: FrozenLM,
     scaffold: Scaffold,
@@ -217,9 +219,14 @@ def _in_groups(
     return [found[number] for number in range(len(rows))]
 
 
-def _fitting(question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: int, how: Answering) -> Encoded:
+def check_asked(question: Question) -> None:
+    """Raise `UsageError` for a question without a text."""
     if not question.whole.strip():
         raise UsageError("a question is empty: there is nothing to answer")
+
+
+def _fitting(question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: int, how: Answering) -> Encoded:
+    check_asked(question)
     row = encode(question, lm)
     room = lm.context - scaffold.length - answer_room
     if len(row.ids) <= room:

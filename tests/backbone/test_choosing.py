@@ -27,8 +27,9 @@ def test_the_likeliest_tokens_are_the_greedy_ones_with_their_own_probability(any
         assert [one.ids for one in found] == generate(any_lm, scaffold, read, longest=6)
         wanted = score(any_lm, scaffold, read, [[one.ids + [any_lm.end] * (len(one.ids) < 6)] for one in found])
         for one, (value,) in zip(found, wanted, strict=True):
-            assert one.log_probability == pytest.approx(value, rel=1e-3, abs=1e-3)
+            assert one.log_probability == pytest.approx(value.log_likelihood, rel=1e-3, abs=1e-3)
             assert one.margin > 0
+            assert value.greedy
 
 
 @torch.no_grad()
@@ -79,7 +80,9 @@ def test_a_sample_has_the_probability_that_the_model_gives_it(any_lm, questions)
     found = sampled(any_lm, scaffold, read, torch.rand(len(questions), 5, 4), temperature=0.7)
     ids = [[one.ids + [any_lm.end] * (len(one.ids) < 4) for one in some] for some in found]
     for some, wanted in zip(found, score(any_lm, scaffold, read, ids), strict=True):
-        assert [one.log_probability for one in some] == pytest.approx(wanted, rel=1e-3, abs=1e-3)
+        likelihoods = [one.log_likelihood for one in wanted]
+        assert [one.log_probability for one in some] == pytest.approx(likelihoods, rel=1e-3, abs=1e-3)
+        assert [one.margin > 0 for one in some] == [one.greedy for one in wanted]
 
 
 def test_a_sample_that_is_not_the_likeliest_has_a_negative_margin(lm, questions):

@@ -7,10 +7,12 @@ same way and no scaffold has a decoder of its own.
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from itertools import islice, takewhile
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
@@ -18,12 +20,25 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shoulders.backbone.choosing import Choice, Generated
-from shoulders.backbone.frozen import FrozenLM, pad_right
+from shoulders.backbone.frozen import SCORED_AT_ONCE, FrozenLM, pad_right
 from shoulders.backbone.memory import Memory
 from shoulders.records import IGNORE, LMInput
 
 WORTH_MOVING = 0.75  # of the rows in a memory; a smaller share of them that goes on is copied into a smaller one
 States = Callable[[LMInput, Memory], Float[Tensor, "B T D"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A given continuation of a text.
+
+    Attributes:
+        log_likelihood: summed over its tokens.
+        greedy: whether each of them is the likeliest, so that greedy decoding would give it.
+    """
+
+    log_likelihood: float
+    greedy: bool
 
 
 class Reads(Protocol):
@@ -78,6 +93,7 @@ def generate(
         past_key_values=scaffold.memory(lm),
         logits_processor=LogitsProcessorList([choice] if choice else []),
         streamer=streamer,
+        tokenizer=lm.tokenizer,  # what `stop_strings` are found with
     )
     return [_until_end(row, lm.ends) for row in sequences[:, 1:].tolist()]
 
@@ -111,8 +127,8 @@ def score(
     continuations: Sequence[Sequence[list[int]]],
     *,
     positions_at_once: int = 1 << 30,
-) -> list[list[float]]:
-    """Log-likelihood of each row's continuations, summed over tokens; the rows' own texts are read once.
+) -> list[list[Scored]]:
+    """Log-likelihood of each row's continuations; the rows' own texts are read once.
 
     Args:
         given: B rows, left-padded.
@@ -125,7 +141,7 @@ def score(
     flat = [ids for some in continuations for ids in some]
     longest = max((len(ids) for ids in flat), default=0)
     at_once = max(1, positions_at_once // (memory.passes[0].seen + longest))
-    found: list[float] = []
+    found: list[Scored] = []
     for start in range(0, len(flat), at_once):
         end = start + at_once
         branches = memory if end >= len(flat) else deepcopy(memory)
@@ -142,7 +158,7 @@ def _branch_scores(
     memory: Memory,
     owners: list[int],
     continuations: list[list[int]],
-) -> list[float]:
+) -> list[Scored]:
     """Scores of continuations that branch off the rows of a memory, which is used up."""
     owner = torch.tensor(owners, device=lm.device)
     labels = pad_right(continuations, IGNORE).ids.to(lm.device)
@@ -152,7 +168,21 @@ def _branch_scores(
         read, mask = labels[:, :-1], labels[:, :-1] != IGNORE
         step = given.continued(lm.embed(read.masked_fill(~mask, lm.end)), mask)
         states = torch.cat([states, scaffold.states(lm, step, memory)], dim=1)
-    return (-lm.nll(states, labels)).tolist()
+    return _scored(lm, states, labels)
+
+
+def _scored(lm: FrozenLM, states: Float[Tensor, "N T D"], labels: Int[Tensor, "N T"]) -> list[Scored]:
+    """Of each row's labels, as `FrozenLM.nll` counts them, with what greedy decoding would have chosen."""
+    wanted = labels != IGNORE
+    rows = wanted.nonzero()[:, 0]
+    sums = torch.zeros(len(labels), device=labels.device)
+    greedy = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+    pieces = zip(*(part.split(SCORED_AT_ONCE) for part in (rows, states[wanted], labels[wanted])), strict=True)
+    for row, hidden, tokens in pieces:
+        logits = lm.logits(hidden).float()
+        sums.index_add_(0, row, -F.cross_entropy(logits, tokens, reduction="none"))
+        greedy[row[logits.argmax(-1) != tokens]] = False
+    return [Scored(*one) for one in zip(sums.tolist(), greedy.tolist(), strict=True)]
 
 
 class _Decoder(PreTrainedModel, GenerationMixin):

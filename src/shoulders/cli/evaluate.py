@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from shoulders.adaptive.storage import is_adaptive, read
-from shoulders.cli.common import BARE, find_recipe, load_both, recipe_of, weights_of
+from shoulders.backbone.sources import is_encoder_decoder
+from shoulders.cli.common import BARE, check_weights, find_recipe, load_both, recipe_of, weights_of
 from shoulders.cli.rivals import measured
 from shoulders.cli.show import console, measuring, print_retrieval, print_skipped, quiet_libraries, scores_table
 from shoulders.evaluation.protocol import Scores
 from shoulders.files import write_json
 from shoulders.recipes.adaptive import adaptive_result, measure_stages, stage_named
+from shoulders.recipes.encoder_decoder import measure_encoder_decoder
 from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.extractive import is_extractive, measure_extractive
 from shoulders.recipes.folders import scaffold_folder
@@ -38,6 +40,10 @@ def run(name: str, overrides: Sequence[str], recipe_name: str | None, out: Path 
     if is_adaptive(name):
         _run_adaptive(name, recipe, out)
         return
+    check_weights(recipe.backbone)
+    if name == BARE and is_encoder_decoder(recipe.backbone.name):
+        _run_encoder_decoder(recipe, out)
+        return
     lm, scaffold = load_both(name, recipe)
     evidence = new_evidence(recipe, lm, scaffold.length)
     with measuring(f"measuring on {recipe.test.split}") as watch:
@@ -54,6 +60,14 @@ def _run_extractive(name: str, recipe: Recipe, out: Path | None) -> None:
         scores, content = measure_extractive(recipe, weights_of(recipe.backbone), name, watch.on_done)
     _print_scores(name, recipe, scores)
     print_retrieval(content)
+    _write(out, content)
+
+
+def _run_encoder_decoder(recipe: Recipe, out: Path | None) -> None:
+    """Measure a sequence-to-sequence model as it is."""
+    with measuring(f"measuring on {recipe.test.split}") as watch:
+        scores, content = measure_encoder_decoder(recipe, watch.on_done)
+    _print_scores(recipe.backbone.name, recipe, scores)
     _write(out, content)
 
 

