@@ -62,7 +62,7 @@ def draw_recursion(
     """
     with _style():
         names = []
-        if any("score" in line for result in results for line in result.log):
+        if any(result.development for result in results):
             names.append(_development(results, score, folder))
         if spent:
             names.append(_passes(spent, folder))
@@ -162,8 +162,8 @@ def _development(results: Sequence[Result], score: str, folder: Path) -> str:
     """Development score over training steps, the best one marked and told (the paper, figure 6)."""
     drawn: list[tuple[int, Result, list[tuple[int, float]]]] = []
     for number, result in enumerate(results):
-        scored = [(line["number"], line["score"]) for line in result.log if "score" in line]
-        if scored and all(result.log != other.log for _, other, _ in drawn):  # one run may be measured twice
+        scored = result.development
+        if scored and all(scored != other for _, _, other in drawn):  # one run may be measured twice
             drawn.append((number, result, scored))
     figure, axes = _figure(7, 3.4 + 0.24 * len(drawn))
     for number, result, scored in sorted(drawn, key=lambda one: -max(score for _, score in one[2])):

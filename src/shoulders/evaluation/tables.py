@@ -18,7 +18,7 @@ def markdown(columns: Mapping[str, Sequence[str]], words: Collection[str]) -> st
         ["---" if name in words else "---:" for name in columns],
         *zip(*columns.values(), strict=True),
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(cell.replace('|', '\\|') for cell in line)} |" for line in lines)
 
 
 def called(metric: str) -> str:
