@@ -13,8 +13,10 @@ from shoulders.evaluation.statistics import Interval, average_interval
 
 COLOURS = ("#8a8f98", "#2a7fba", "#e07b39", "#5b9b57", "#9467bd", "#b5495b")
 LINES, POINTS = ("-", "--", ":", "-."), "s^vP"  # in turn, with more runs than colours
+SIGNS = f"o{POINTS}DX*"
 AVERAGE, TASKS, CURVES = "average.png", "tasks.png", "training.png"
 DEVELOPMENT, PASSES, PERPLEXITY, READERS = "dev.png", "passes.png", "perplexity.png", "reader.png"
+SUITE, PROMPTS = "suite.png", "prompts.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,45 @@ def draw_readers(splits: Mapping[str, Sequence[Bar]], folder: Path) -> str:
         return _save(figure, folder, READERS)
 
 
+def draw_suite(
+    splits: Mapping[str, Mapping[str, Mapping[str, float]]],
+    curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
+    levels: Mapping[str, float],
+    folder: Path,
+) -> list[str]:
+    """Write the plots of methods on a suite into a folder; returns the names of those there is something for.
+
+    Args:
+        splits: by what was measured and by method, the average and the score of each cluster.
+        curves: by method, for each of its runs the examples seen with the development score.
+        levels: development scores of methods without a curve.
+    """
+    with _style():
+        names = [_clusters(splits, folder)]
+        if curves:
+            names.append(_seen(curves, levels, folder))
+    return names
+
+
+def draw_map(points: Mapping[str, Sequence[tuple[float, float]]], shares: tuple[float, float], folder: Path) -> str:
+    """Write a map of prompts into a folder, a colour and a sign for each task; returns the file's name.
+
+    Args:
+        points: by task.
+        shares: of the variance, that the two directions stand for.
+    """
+    with _style():
+        figure, axes = _figure(7, 5 + 0.1 * len(points))
+        for number, (task, places) in enumerate(points.items()):
+            sign = SIGNS[number // len(COLOURS) % len(SIGNS)]
+            look = {"color": _line(number)["color"], "marker": sign, "linestyle": "none"}
+            axes.plot(*zip(*places, strict=True), **look, markersize=5, alpha=0.7, label=task)
+        for axis, share in zip((axes.xaxis, axes.yaxis), shares, strict=True):
+            axis.set_label_text(f"{100 * share:.0f}% of the variance")
+        figure.legend(loc="outside lower left", frameon=False, ncols=3, fontsize=8)
+        return _save(figure, folder, PROMPTS)
+
+
 @contextmanager
 def _style() -> Iterator[None]:
     """How all plots look; they are drawn without a screen."""
@@ -131,17 +172,29 @@ def _average(results: Sequence[Result], folder: Path) -> str:
 
 def _tasks(results: Sequence[Result], folder: Path) -> str:
     """The score of each task, scaffolds side by side."""
-    tasks = list(results[0].content["tasks"])
-    height = 0.8 / len(results)
-    figure, axes = _figure(7, 0.28 * len(tasks) * len(results) / 2 + 1.6)
-    for number, (result, colour) in enumerate(zip(results, _colours(results), strict=True)):
-        places = [len(tasks) - row - number * height for row in range(len(tasks))]
-        values = [result.content["tasks"].get(task, 0) for task in tasks]
-        axes.barh(places, values, height=height, color=colour, label=result.name)
-    axes.set_yticks([len(tasks) - row - 0.4 + height / 2 for row in range(len(tasks))], tasks)
+    scores = {result.name: result.content["tasks"] for result in results}
+    figure, axes = _figure(7, _height(scores))
+    _side_by_side(axes, scores)
     axes.set_xlabel("score")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(results), frameon=False)
     return _save(figure, folder, TASKS)
+
+
+def _height(scores: Mapping[str, Mapping[str, float]]) -> float:
+    """Of a plot of bars side by side."""
+    return 0.14 * sum(map(len, scores.values())) + 1.6
+
+
+def _side_by_side(axes: Any, scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Bars in groups, from the top: for each thing that is scored, by the first name, one of each name."""
+    things = list(next(iter(scores.values())))
+    height = 0.8 / len(scores)
+    for number, (name, own) in enumerate(scores.items()):
+        places = [len(things) - row - number * height for row in range(len(things))]
+        look = {"color": _line(number)["color"], "alpha": 1 - 0.3 * (number // len(COLOURS))}
+        axes.barh(places, [own.get(thing, 0) for thing in things], height=height, label=name, **look)
+    axes.set_yticks([len(things) - row - 0.4 + height / 2 for row in range(len(things))], things)
+    axes.margins(y=0.02)
 
 
 def _curves(results: Sequence[Result], folder: Path) -> str:
@@ -174,6 +227,40 @@ def _development(results: Sequence[Result], score: str, folder: Path) -> str:
     axes.set_xlabel("training steps")
     axes.set_ylabel(score)
     axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside lower left", frameon=False)
+    return _save(figure, folder, DEVELOPMENT)
+
+
+def _clusters(splits: Mapping[str, Mapping[str, Mapping[str, float]]], folder: Path) -> str:
+    """The average and the score of each cluster, methods side by side."""
+    heights = [_height(scores) + 0.24 * len(scores) for scores in splits.values()]
+    figure, _ = _figure(7, sum(heights), len(splits), heights)
+    for axes, (split, scores) in zip(figure.axes, splits.items(), strict=True):
+        _side_by_side(axes, scores)
+        axes.set_xlabel(f"score on {split}")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
+    return _save(figure, folder, SUITE)
+
+
+def _seen(
+    curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], levels: Mapping[str, float], folder: Path
+) -> str:
+    """Development score over training examples (the paper, figure 3): the mean of the seeds, and each of them thin."""
+    figure, axes = _figure(7, 3.4 + 0.24 * (len(curves) + len(levels)))
+    for number, (name, runs) in enumerate(curves.items()):
+        scores: dict[int, list[float]] = {}
+        for run in runs:
+            for seen, score in run:
+                scores.setdefault(seen, []).append(score)
+        mean = [(seen, sum(some) / len(some)) for seen, some in sorted(scores.items()) if len(some) == len(runs)]
+        for run in runs[: len(runs) * (len(runs) > 1)]:
+            axes.plot(*zip(*run, strict=True), **_line(number), linewidth=0.6, alpha=0.6)
+        told = name if len(runs) == 1 else f"{name}: mean of {len(runs)} seeds"
+        axes.plot(*zip(*mean, strict=True), **_line(number), marker="o", markersize=3, label=told)
+    for number, (name, level) in enumerate(levels.items(), start=len(curves)):
+        axes.axhline(level, color=_line(number)["color"], linestyle="--", linewidth=1, label=f"{name}: {level:.1f}")
+    axes.set_xlabel("training examples seen")
+    axes.set_ylabel("average development score")
     figure.legend(loc="outside lower left", frameon=False)
     return _save(figure, folder, DEVELOPMENT)
 
@@ -234,10 +321,10 @@ def _line(number: int) -> dict[str, str]:
     return {"color": COLOURS[place], "linestyle": LINES[turn % len(LINES)]}
 
 
-def _figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
+def _figure(width: float, height: float, rows: int = 1, heights: Sequence[float] | None = None) -> tuple[Any, Any]:
     import matplotlib.pyplot as plt
 
-    return plt.subplots(rows, figsize=(width, height))
+    return plt.subplots(rows, figsize=(width, height), height_ratios=heights)
 
 
 def _save(figure: Any, folder: Path, name: str) -> str:

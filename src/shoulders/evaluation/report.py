@@ -99,7 +99,9 @@ def _apart(one: Result, other: Result) -> str:
     """Which tasks only one of two results has."""
     tasks = [dict.fromkeys(row["task"] for row in result.content["wordings"]) for result in (one, other)]
     alone = [[task for task in own if task not in others] for own, others in (tasks, tasks[::-1])]
-    told = [f"{', '.join(some)} only by {result.name}" for some, result in zip(alone, (one, other), strict=True) if some]
+    told = [
+        f"{', '.join(some)} only by {result.name}" for some, result in zip(alone, (one, other), strict=True) if some
+    ]
     return f" ({'; '.join(told)})" if told else ""
 
 

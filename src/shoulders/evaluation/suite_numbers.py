@@ -1,7 +1,7 @@
 """Methods compared on a suite: the numbers of the paper's tables 1, 7 and 9 and of figure 3, computed from results."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -14,7 +14,7 @@ from shoulders.evaluation.recursion_numbers import by_split, check_same_metric, 
 from shoulders.evaluation.report import check_comparable
 from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import Average, average
-from shoulders.files import read_json
+from shoulders.files import flat, read_json
 
 CALLED = {
     BARE: "bare LM",
@@ -225,10 +225,9 @@ def method_names(results: Sequence[Result]) -> dict[str, str]:
 
 def values_of(result: Result) -> dict[str, Any]:
     """What makes a method: the recipe's values by dotted key, without those of names, seed and measuring."""
-    flat = dict(_flat(result.content["recipe"]))
+    kept = {key: value for key, value in flat(result.content["recipe"]).items() if not key.startswith(BESIDE)}
     if kind_of(result.content) == BARE:
-        flat = {key: value for key, value in flat.items() if key.startswith(MEASURED)}
-    kept = {key: value for key, value in flat.items() if not key.startswith(BESIDE)}
+        kept = {key: value for key, value in kept.items() if key.startswith(MEASURED)}
     return {**kept, "backbone.fingerprint": result.content["backbone"]["fingerprint"][:12]}
 
 
@@ -362,12 +361,3 @@ def _told_apart(methods: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[st
 
 def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by dotted key."""
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
