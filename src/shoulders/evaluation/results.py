@@ -44,7 +44,7 @@ class Result:
 
     @property
     def development(self) -> list[tuple[int, float]]:
-        """Steps of the training with their development scores: by the log, or what an experiment's results keep of it."""
+        """Steps of the training with their development scores: by the log, or what an experiment keeps of it."""
         if self.log:
             return [(line["number"], line["score"]) for line in self.log if "score" in line]
         kept = self.content.get("training", {}).get("development", {})

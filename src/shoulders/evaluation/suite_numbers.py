@@ -280,8 +280,8 @@ def _row(name: str, runs: Sequence[Result], forgotten: Sequence[Forgotten]) -> R
         for other in runs[:number]:
             if seed_of(run) == seed_of(other):
                 raise UsageError(
-                    f"{other.name} and {run.name} are of one method ({name}) and one seed ({seed_of(run)}): name one of "
-                    "them, or measure each by its own recipe (leave --recipe out)"
+                    f"{other.name} and {run.name} are of one method ({name}) and one seed ({seed_of(run)}): name one "
+                    "of them, or measure each by its own recipe (leave --recipe out)"
                 )
     own = [one for run in runs for one in forgotten if _scaffold(one.content) == _scaffold(run.content)]
     return Row(name, runs, average([run.measured for run in runs]), own)
