@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from shoulders.data.batching import by_length
 from shoulders.errors import UsageError
@@ -79,17 +78,15 @@ def similarities(
     assert encoder is not None
     texts = [question.whole for question in questions]
     tokens = [encoder.source_tokens([text], room).ids.shape[1] for text in texts]
-    directions: list[Tensor | None] = [None] * len(texts)
+    directions = torch.empty(len(texts), generator.length, generator.project.out_features)
     done = 0
     for group in by_length(range(len(texts)), lambda number: room + tokens[number], positions_at_once):
         source = encoder.source_tokens([texts[number] for number in group], room).to(encoder.device)
-        found = torch.nn.functional.normalize(generator.prompt(source).float(), dim=-1).cpu()
-        for number, prompt in zip(group, found, strict=True):
-            directions[number] = prompt
+        directions[group] = torch.nn.functional.normalize(generator.prompt(source), dim=-1).cpu()
         done += len(group)
         on_done(done, len(texts))
     total = torch.zeros(len(texts), len(texts), dtype=torch.float64)
-    for vectors in torch.stack([one for one in directions if one is not None], dim=1):  # position by position
+    for vectors in directions.unbind(1):  # position by position
         total += vectors.double() @ vectors.double().T
     return (total / generator.length).numpy()
 
@@ -117,8 +114,8 @@ def distances(examples: Sequence[Example], alike: Float[np.ndarray, "N N"]) -> d
     found = {kind: _distance(apart[chosen & once]) for kind, chosen in kinds.items()}
     if not any(one.pairs for one in found.values()):
         raise UsageError(
-            f"{len(examples)} example makes no pair to compare: measure more of each template (development.limit) or "
-            "more tasks (suite.tasks)"
+            f"there is no pair of examples to compare among {len(examples)}: take more of each template "
+            "(development.limit), or more tasks (suite.tasks)"
         )
     return found
 

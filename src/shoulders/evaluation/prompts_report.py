@@ -15,7 +15,7 @@ from shoulders.scaffolds.input_prompt import InputPrompt
 PAGE, NUMBERS = "prompts.md", "prompts.json"
 ALT = "generated prompts in the plane of their two principal directions, by task"
 NOTE = (
-    "Cosine distance, 1 - a·b / |a||b|, of the vectors at the same position of two prompts, averaged over the positions; "
+    "Cosine distance, 1 - a·b / |a||b|, of the vectors at the same position of two prompts, averaged over positions; "
     "mean and standard deviation are over pairs of prompts. Two examples of one data set are two of its records."
 )
 

@@ -28,8 +28,8 @@ ALT = {
 WORDS = ("method", "LM", "cluster", "data set", "metric", "LM unchanged", "row over column")  # columns
 NOTE = (
     "The score of a data set is the median over its templates, of a cluster the mean over its data sets, and the "
-    "average is over data sets. Of several seeds it is their mean. Intervals are 95% bootstraps over examples, paired for "
-    "differences; how much seeds differ is not in them."
+    "average is over data sets. Of several seeds it is their mean. Intervals are 95% bootstraps over examples, paired "
+    "for differences; how much seeds differ is not in them."
 )
 
 
