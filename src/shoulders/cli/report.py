@@ -17,7 +17,7 @@ from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.evaluation.reader_report import write_reader_report
 from shoulders.evaluation.recursion_report import write_recursion_report
 from shoulders.evaluation.report import headline, write_report
-from shoulders.evaluation.results import Result, read_result, short_names
+from shoulders.evaluation.results import RESULTS, Result, read_result, short_names
 from shoulders.evaluation.samples import Samples, read_samples
 from shoulders.evaluation.suite_numbers import Forgotten, read_forgotten
 from shoulders.evaluation.suite_report import write_suite_report
@@ -34,11 +34,11 @@ EXAMPLES = 10  # of each template that prompts are generated for, if the recipe 
 
 
 def run(arguments: Sequence[str], out: Path) -> None:
-    """Write a report: of the kind that the first word names, if it is one and no path, else the usual one."""
+    """Write a report: of the kind that the first word names, if it is one and no run, else the usual one."""
     quiet_libraries()
     need("matplotlib", "report")
     paths = [Path(argument) for argument in arguments]
-    kind = arguments[0] if not paths[0].exists() else ""
+    kind = "" if paths[0].is_file() or (paths[0] / RESULTS).exists() else arguments[0]
     if kind == PROMPTS:
         page, told = prompts(arguments[1:], out)
     else:
@@ -97,7 +97,7 @@ def prompts(arguments: Sequence[str], out: Path) -> tuple[Path, str]:
     recipe = recipe_of(place, None, overrides)
     lm, scaffold = load_both(place, recipe)
     generator = generator_of(scaffold)
-    plan = replace(recipe.development, split=DEV, limit=recipe.development.limit or EXAMPLES)
+    plan = replace(recipe.development, split=DEV, limit=recipe.development.limit or EXAMPLES, wordings=0)
     without, skip = recipe.suite.without_templates, recipe.suite.skip_failing
     asked = chosen_examples(tasks_of(recipe), plan, without, skip_failing=skip).asked
     examples = [example for one in asked for example in one.examples]

@@ -20,7 +20,6 @@ CALLED = {
     BARE: "bare LM",
     "soft_prompt": "prompt tuning",
     "input_prompt": "ID-PT",
-    "recursion": "LM-Connector-LM",
     "adaptive": "adaptive passes",
     "lora": "LoRA",
     "prefix_tuning": "prefix tuning",
