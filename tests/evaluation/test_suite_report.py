@@ -151,9 +151,9 @@ def test_methods_are_named_by_what_they_are(measured, lm):
 def test_values_tell_methods_apart_and_seeds_do_not(measured):
     runs = [measured("a", length=10), measured("b", length=20), measured("c", length=20, seed=1)]
     assert method_names(runs) == {
-        "a": "prompt tuning (scaffold.length=10)",
-        "b": "prompt tuning (scaffold.length=20)",
-        "c": "prompt tuning (scaffold.length=20)",
+        "a": "prompt tuning (length=10)",
+        "b": "prompt tuning (length=20)",
+        "c": "prompt tuning (length=20)",
     }
     bare = [measured("d", kind="bare", length=10), measured("e", kind="bare", length=20, seed=1)]
     assert set(method_names(bare).values()) == {"bare LM"}
@@ -177,8 +177,8 @@ def test_scores_by_length(measured, split, columns):
         assert found.columns == ["prompt tuning"]
         assert found.scores[10]["prompt tuning"].runs == [runs[1]]
     else:
-        assert set(found.scores[10]) == {f"prompt tuning (training.learning_rate={rate})" for rate in (0.1, 0.3)}
-        assert set(found.scores[20]) == {"prompt tuning (training.learning_rate=0.3)"}
+        assert set(found.scores[10]) == {f"prompt tuning (learning_rate={rate})" for rate in (0.1, 0.3)}
+        assert set(found.scores[20]) == {"prompt tuning (learning_rate=0.3)"}
     assert suite_tables(runs[1:2])[0].lengths is None
 
 

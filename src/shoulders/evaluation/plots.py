@@ -1,7 +1,8 @@
 """Plots of a report: one colour for each scaffold throughout, values written where they are read."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,7 +14,7 @@ from shoulders.evaluation.statistics import Interval, average_interval
 
 COLOURS = ("#8a8f98", "#2a7fba", "#e07b39", "#5b9b57", "#9467bd", "#b5495b")
 LINES, POINTS = ("-", "--", ":", "-."), "s^vP"  # in turn, with more runs than colours
-SIGNS = f"o{POINTS}DX*"
+SIGNS, HATCHES = f"o{POINTS}DX*", ("", "//", "..", "xx")
 AVERAGE, TASKS, CURVES = "average.png", "tasks.png", "training.png"
 DEVELOPMENT, PASSES, PERPLEXITY, READERS = "dev.png", "passes.png", "perplexity.png", "reader.png"
 SUITE, PROMPTS = "suite.png", "prompts.png"
@@ -174,7 +175,7 @@ def _tasks(results: Sequence[Result], folder: Path) -> str:
     """The score of each task, scaffolds side by side."""
     scores = {result.name: result.content["tasks"] for result in results}
     figure, axes = _figure(7, _height(scores))
-    _side_by_side(axes, scores)
+    _side_by_side(axes, scores, list(scores))
     axes.set_xlabel("score")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(results), frameon=False)
     return _save(figure, folder, TASKS)
@@ -185,14 +186,15 @@ def _height(scores: Mapping[str, Mapping[str, float]]) -> float:
     return 0.14 * sum(map(len, scores.values())) + 1.6
 
 
-def _side_by_side(axes: Any, scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Bars in groups, from the top: for each thing that is scored, by the first name, one of each name."""
+def _side_by_side(axes: Any, scores: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> None:
+    """Bars in groups, from the top: for each thing that is scored, one of each name; colours go by the order of all."""
     things = list(next(iter(scores.values())))
     height = 0.8 / len(scores)
     for number, (name, own) in enumerate(scores.items()):
         places = [len(things) - row - number * height for row in range(len(things))]
-        look = {"color": _line(number)["color"], "alpha": 1 - 0.3 * (number // len(COLOURS))}
-        axes.barh(places, [own.get(thing, 0) for thing in things], height=height, label=name, **look)
+        turn = names.index(name) // len(COLOURS)
+        look = {"color": _line(names.index(name))["color"], "hatch": HATCHES[turn % len(HATCHES)], "edgecolor": "white"}
+        axes.barh(places, [own.get(thing, 0) for thing in things], height=height, linewidth=0, label=name, **look)
     axes.set_yticks([len(things) - row - 0.4 + height / 2 for row in range(len(things))], things)
     axes.margins(y=0.02)
 
@@ -233,12 +235,16 @@ def _development(results: Sequence[Result], score: str, folder: Path) -> str:
 
 def _clusters(splits: Mapping[str, Mapping[str, Mapping[str, float]]], folder: Path) -> str:
     """The average and the score of each cluster, methods side by side."""
-    heights = [_height(scores) + 0.24 * len(scores) for scores in splits.values()]
-    figure, _ = _figure(7, sum(heights), len(splits), heights)
+    names = list(dict.fromkeys(name for scores in splits.values() for name in scores))
+    heights = [_height(scores) for scores in splits.values()]
+    figure, _ = _figure(7, sum(heights) + 0.24 * _lines(names), len(splits), heights)
+    shown: dict[str, Any] = {}
     for axes, (split, scores) in zip(figure.axes, splits.items(), strict=True):
-        _side_by_side(axes, scores)
+        _side_by_side(axes, scores, names)
         axes.set_xlabel(f"score on {split}")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
+        handles, labels = axes.get_legend_handles_labels()
+        shown.update(zip(labels, handles, strict=True))
+    figure.legend([shown[name] for name in names], map(_wrapped, names), loc="outside upper left", frameon=False)
     return _save(figure, folder, SUITE)
 
 
@@ -246,7 +252,7 @@ def _seen(
     curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], levels: Mapping[str, float], folder: Path
 ) -> str:
     """Development score over training examples (the paper, figure 3): the mean of the seeds, and each of them thin."""
-    figure, axes = _figure(7, 3.4 + 0.24 * (len(curves) + len(levels)))
+    figure, axes = _figure(7, 3.4 + 0.24 * _lines([*curves, *levels]))
     for number, (name, runs) in enumerate(curves.items()):
         scores: dict[int, list[float]] = {}
         for run in runs:
@@ -256,9 +262,11 @@ def _seen(
         for run in runs[: len(runs) * (len(runs) > 1)]:
             axes.plot(*zip(*run, strict=True), **_line(number), linewidth=0.6, alpha=0.6)
         told = name if len(runs) == 1 else f"{name}: mean of {len(runs)} seeds"
-        axes.plot(*zip(*mean, strict=True), **_line(number), marker="o", markersize=3, label=told)
+        axes.plot(*zip(*mean, strict=True), **_line(number), marker="o", markersize=3, label=_wrapped(told))
     for number, (name, level) in enumerate(levels.items(), start=len(curves)):
-        axes.axhline(level, color=_line(number)["color"], linestyle="--", linewidth=1, label=f"{name}: {level:.1f}")
+        axes.axhline(
+            level, color=_line(number)["color"], linestyle="--", linewidth=1, label=_wrapped(f"{name}: {level:.1f}")
+        )
     axes.set_xlabel("training examples seen")
     axes.set_ylabel("average development score")
     figure.legend(loc="outside lower left", frameon=False)
@@ -299,6 +307,16 @@ def _passes(spent: Mapping[str, Sequence[Spent]], folder: Path) -> str:
         axes.margins(x=0.08, y=0.15)
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.18), frameon=False)
     return _save(figure, folder, PASSES)
+
+
+def _wrapped(name: str) -> str:
+    """A name as it stands in a legend."""
+    return textwrap.fill(name, 80)
+
+
+def _lines(names: Iterable[str]) -> int:
+    """That names take in a legend."""
+    return sum(_wrapped(name).count("\n") + 1 for name in names)
 
 
 def _smooth(values: Sequence[float], share: float = 0.9) -> list[float]:

@@ -223,8 +223,12 @@ def method_names(results: Sequence[Result]) -> dict[str, str]:
 
 
 def values_of(result: Result) -> dict[str, Any]:
-    """What makes a method: the recipe's values by dotted key, without those of names, seed and measuring."""
-    kept = {key: value for key, value in flat(result.content["recipe"]).items() if not key.startswith(BESIDE)}
+    """What makes a method: the recipe's values by dotted key, without those of names, seed and measuring.
+
+    What is empty, false or 0 is left out: recipes from before there was such a value lack it.
+    """
+    values = flat(result.content["recipe"])
+    kept = {key: value for key, value in values.items() if value and not key.startswith(BESIDE)}
     if kind_of(result.content) == BARE:
         kept = {key: value for key, value in kept.items() if key.startswith(MEASURED)}
     return {**kept, "backbone.fingerprint": result.content["backbone"]["fingerprint"][:12]}
@@ -353,7 +357,9 @@ def _told_apart(methods: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[st
         alike = [values for other, values in methods.values() if other == called]
         names = dict.fromkeys(name for values in alike for name in values)
         apart = [name for name in names if any(values.get(name) != own.get(name) for values in alike)]
-        told = ", ".join(f"{name}={_value(own.get(name))}" for name in apart)
+        last = [name.rpartition(".")[2] for name in apart]
+        short = {name: one if last.count(one) == 1 else name for one, name in zip(last, apart, strict=True)}
+        told = ", ".join(f"{short[name]}={_value(own[name])}" for name in apart if name in own)
         found[key] = f"{called} ({told})" if told else called
     return found
 

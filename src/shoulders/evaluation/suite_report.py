@@ -96,7 +96,8 @@ def _parts(table: Table) -> list[str]:
     if len(table.rows) > 1:
         found += [f"## Differences on {table.split}: row over column, paired", _differences(table.rows)]
     found += [f"## By data set on {table.split} (table 7 of the paper)", _data_sets(table.rows)]
-    found.append("In brackets: the lowest and the highest score in a template.")
+    if any(len(one.templates) > 1 for one in table.rows[0].data_sets):
+        found.append("In brackets: the lowest and the highest score in a template.")
     if unmeasured := table.rows[0].content.get("unmeasured"):
         found.append(f"Unmeasured, because there is no such split: {', '.join(unmeasured)}.")
     if table.lengths:
