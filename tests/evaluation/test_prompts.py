@@ -126,7 +126,7 @@ def test_a_report_of_prompts(generator, examples, tmp_path):
     assert "mine: 20 prompts for 2 data sets. Those of one template lie 0." in told
     kept = json.loads((tmp_path / "r" / "prompts.json").read_text())
     same = kept["distances"][SAME_TEMPLATE]
-    assert f"| {SAME_TEMPLATE} | {same['mean']:.3g} | {same['std']:.3g} | 40 |" in text
+    assert f"| {SAME_TEMPLATE} | {same['mean']:#.3g} | {same['std']:#.3g} | 40 |" in text
     assert kept["commit"] == "c"
     assert [(one["task"], one["template"], one["id"]) for one in kept["prompts"]] == [
         (one.task, one.template, one.id) for one in examples

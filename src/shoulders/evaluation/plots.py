@@ -113,10 +113,11 @@ def draw_suite(
         curves: by method, for each of its runs the examples seen with the development score.
         levels: development scores of methods without a curve.
     """
+    methods = list(dict.fromkeys(name for scores in splits.values() for name in scores))
     with _style():
-        names = [_clusters(splits, folder)]
+        names = [_clusters(splits, methods, folder)]
         if curves:
-            names.append(_seen(curves, levels, folder))
+            names.append(_seen(curves, levels, methods, folder))
     return names
 
 
@@ -233,9 +234,8 @@ def _development(results: Sequence[Result], score: str, folder: Path) -> str:
     return _save(figure, folder, DEVELOPMENT)
 
 
-def _clusters(splits: Mapping[str, Mapping[str, Mapping[str, float]]], folder: Path) -> str:
+def _clusters(splits: Mapping[str, Mapping[str, Mapping[str, float]]], names: Sequence[str], folder: Path) -> str:
     """The average and the score of each cluster, methods side by side."""
-    names = list(dict.fromkeys(name for scores in splits.values() for name in scores))
     heights = [_height(scores) for scores in splits.values()]
     figure, _ = _figure(7, sum(heights) + 0.24 * _lines(names), len(splits), heights)
     shown: dict[str, Any] = {}
@@ -249,18 +249,22 @@ def _clusters(splits: Mapping[str, Mapping[str, Mapping[str, float]]], folder: P
 
 
 def _seen(
-    curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], levels: Mapping[str, float], folder: Path
+    curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
+    levels: Mapping[str, float],
+    names: Sequence[str],
+    folder: Path,
 ) -> str:
     """Development score over training examples (the paper, figure 3): the mean of the seeds, and each of them thin."""
     figure, axes = _figure(7, 3.4 + 0.24 * _lines([*curves, *levels]))
-    for number, (name, runs) in enumerate(curves.items()):
+    for name, runs in curves.items():
+        look = _line(names.index(name))
         scores: dict[int, list[float]] = {}
         for run in runs:
             for seen, score in run:
                 scores.setdefault(seen, []).append(score)
         mean = [(seen, sum(some) / len(some)) for seen, some in sorted(scores.items()) if len(some) == len(runs)]
         for run in runs[: len(runs) * (len(runs) > 1)]:
-            axes.plot(*zip(*run, strict=True), **_line(number), linewidth=0.6, alpha=0.6)
+            axes.plot(*zip(*run, strict=True), **look, linewidth=0.6, alpha=0.6)
         told = name if len(runs) == 1 else f"{name}: mean of {len(runs)} seeds"
         axes.plot(*zip(*mean, strict=True), **_line(number), marker="o", markersize=3, label=_wrapped(told))
     for number, (name, level) in enumerate(levels.items(), start=len(curves)):

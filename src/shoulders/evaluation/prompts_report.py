@@ -47,8 +47,8 @@ def write_prompts_report(
         points.setdefault(example.task, []).append(point)
     columns = {
         "vectors from": list(found),
-        "mean": [NONE if one.mean is None else f"{one.mean:.3g}" for one in found.values()],
-        "std": [NONE if one.std is None else f"{one.std:.3g}" for one in found.values()],
+        "mean": [NONE if one.mean is None else f"{one.mean:#.3g}" for one in found.values()],
+        "std": [NONE if one.std is None else f"{one.std:#.3g}" for one in found.values()],
         "pairs": [number(one.pairs) for one in found.values()],
     }
     told = _told(name, found[SAME_TEMPLATE].mean, found[DIFFERENT].mean, len(examples), len(points))
@@ -81,4 +81,4 @@ def _told(name: str, near: float | None, far: float | None, prompts: int, tasks:
     if near is None or far is None:
         return told
     times = f", {far / near:.1f} times as far" if near else ""
-    return f"{told} Those of one template lie {near:.3g} apart, those of different data sets {far:.3g}{times}."
+    return f"{told} Those of one template lie {near:#.3g} apart, those of different data sets {far:#.3g}{times}."
