@@ -146,6 +146,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested JSON objects by dotted key, as the command line names them."""
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            found.update(flat(value, f"{prefix}{name}."))
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
 @contextmanager
 def database_errors(path: str | Path, what: str, way_out: str) -> Iterator[None]:
     """Say in one line what is wrong with an SQLite file: full disk, no right to write, locked, or no such file at all.

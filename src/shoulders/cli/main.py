@@ -263,7 +263,7 @@ def threshold(
 @app.command()
 def report(
     runs: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="RUN",
             help="run folders, or results.json files, to compare; before them the kind of report, if any",
@@ -283,9 +283,18 @@ def report(
     `shoulders report reader RUN...` writes reader.md, reader.json and reader.png: readers of passages, as section 3 of
     the paper has it (tables 2 and 3), paired differences over the first run named, and what each re-ranker is worth.
 
+    `shoulders report suite RUN...` writes suite.md, suite.json and plots: methods on a suite, as section 2 of the paper
+    has it (tables 1, 7 and 9, figure 3), with costs and paired differences. Runs that differ in the seed alone are one
+    method. Files that `shoulders forget --out` wrote may stand among the runs.
+
+    `shoulders report prompts RUN [KEY=VALUE]...` writes prompts.md, prompts.json and prompts.png: how far the prompts
+    that an ID-PT scaffold generates lie apart, within a template, a data set and between data sets (table 8 of the
+    paper), and a map of them. They are generated for the validation part of its suite, in all templates that ask a data
+    set's own task: `development.limit=20` examples of each, `suite.source=PATH suite.tasks=A,B`.
+
     `shoulders report text RUN...` writes text.md and text.json: perplexity of runs on text, and its curve.
 
-    The first word is a kind of report only where no file or folder has that name.
+    The first word is a kind of report only where no run has that name.
     """
     from shoulders.cli.report import run
 

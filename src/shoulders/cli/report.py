@@ -1,27 +1,48 @@
 """`shoulders report`."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shoulders.cli.show import console, need, quiet_libraries
+from shoulders.cli.common import BARE, load_both, recipe_of
+from shoulders.cli.show import console, measuring, need, quiet_libraries
+from shoulders.data.evidence import with_evidence
+from shoulders.data.tasks import DEV
+from shoulders.errors import UsageError
+from shoulders.evaluation.prompts import generator_of
+from shoulders.evaluation.prompts_report import write_prompts_report
+from shoulders.evaluation.protocol import chosen_examples
+from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.evaluation.reader_report import write_reader_report
 from shoulders.evaluation.recursion_report import write_recursion_report
 from shoulders.evaluation.report import headline, write_report
-from shoulders.evaluation.results import Result, read_result, short_names
+from shoulders.evaluation.results import RESULTS, Result, read_result, short_names
 from shoulders.evaluation.samples import Samples, read_samples
+from shoulders.evaluation.suite_numbers import Forgotten, read_forgotten
+from shoulders.evaluation.suite_report import write_suite_report
 from shoulders.evaluation.text_report import read_text_result, write_text_report
+from shoulders.recipes.evidence import new_evidence
+from shoulders.recipes.folders import scaffold_folder
+from shoulders.recipes.jobs import tasks_of
+from shoulders.recipes.rivals import rival_folder
 from shoulders.training.log import read_log
 
 Report = Callable[[Sequence[Path], Path], tuple[Path, str]]  # of some paths into a folder: its page, and what it says
+PROMPTS = "prompts"
+EXAMPLES = 10  # of each template that prompts are generated for, if the recipe does not say
 
 
-def run(paths: Sequence[Path], out: Path) -> None:
-    """Write a report: of the kind that the first word names, if it is one and no path, else the usual one."""
+def run(arguments: Sequence[str], out: Path) -> None:
+    """Write a report: of the kind that the first word names, if it is one and no run, else the usual one."""
     quiet_libraries()
     need("matplotlib", "report")
-    named = KINDS.get(str(paths[0])) if not paths[0].exists() else None
-    page, told = named(paths[1:], out) if named else comparison(paths, out)
+    paths = [Path(argument) for argument in arguments]
+    kind = "" if paths[0].is_file() or (paths[0] / RESULTS).exists() else arguments[0]
+    if kind == PROMPTS:
+        page, told = prompts(arguments[1:], out)
+    else:
+        page, told = KINDS[kind](paths[1:], out) if kind in KINDS else comparison(paths, out)
     console.print(told, markup=False)
     console.print(f"report: {page}", markup=False)
 
@@ -49,13 +70,51 @@ def reader(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
     return write_reader_report(read_runs(paths), out)
 
 
+def suite(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
+    """Methods on a suite; files of what `shoulders forget` measured among them are told by what they hold."""
+    results: list[Result] = []
+    forgotten: list[Forgotten] = []
+    for path, name in zip(paths, short_names(paths), strict=True):
+        if found := read_forgotten(path, name):
+            forgotten.append(found)
+        else:
+            results.append(read_run(path, name))
+    return write_suite_report(results, forgotten, out)
+
+
+def prompts(arguments: Sequence[str], out: Path) -> tuple[Path, str]:
+    """The prompts that a scaffold generates for the validation part of its suite.
+
+    Raises:
+        UsageError: no scaffold is named, or one that generates none.
+    """
+    if not arguments or "=" in arguments[0]:
+        raise UsageError("name the scaffold whose prompts are compared: shoulders report prompts RUN [KEY=VALUE]...")
+    name, *overrides = arguments
+    if name == BARE or rival_folder(name):
+        raise UsageError(f"{name} generates no prompts: name an ID-PT scaffold (input_prompt)")
+    place = scaffold_folder(name)
+    recipe = recipe_of(place, None, overrides)
+    lm, scaffold = load_both(place, recipe)
+    generator = generator_of(scaffold)
+    plan = replace(recipe.development, split=DEV, limit=recipe.development.limit or EXAMPLES, wordings=0)
+    without, skip = recipe.suite.without_templates, recipe.suite.skip_failing
+    asked = chosen_examples(tasks_of(recipe), plan, without, skip_failing=skip).asked
+    examples = [example for one in asked for example in one.examples]
+    questions = with_evidence([one.question for one in examples], new_evidence(recipe, lm, scaffold.length))
+    read = [replace(example, question=question) for example, question in zip(examples, questions, strict=True)]
+    about = {"scaffold": scaffold_measured(scaffold, place), **provenance(recipe.as_json(), lm)}
+    with measuring(f"generating prompts for {plan.split}") as watch:
+        return write_prompts_report(name, generator, read, out, about, plan.positions_at_once, watch.on_done)
+
+
 def text(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
     """Runs on text: perplexity."""
     names = zip(paths, short_names(paths), strict=True)
     return write_text_report([read_text_result(path, name, _log(path)) for path, name in names], out)
 
 
-KINDS: dict[str, Report] = {"reader": reader, "recursion": recursion, "text": text}
+KINDS: dict[str, Report] = {"reader": reader, "recursion": recursion, "suite": suite, "text": text}
 
 
 def read_runs(paths: Sequence[Path]) -> list[Result]:

@@ -48,7 +48,7 @@ def method_of(result: Result) -> Method:
         return Method(name, adaptive["average"], variant=f"decided by {adaptive['rule']}")
     recipe = result.content["recipe"]
     choice = recipe["scaffold"]
-    kind = _kind(result.content)
+    kind = kind_of(result.content)
     if kind not in (choice["kind"], BARE):
         raise UsageError(
             f"{result.name} is a scaffold of kind {kind} and was measured by a recipe with scaffold.kind="
@@ -69,8 +69,8 @@ def method_of(result: Result) -> Method:
     )
 
 
-def _kind(content: Mapping[str, Any]) -> str:
-    """Of the scaffold that was measured; older results do not say, but how much was trained."""
+def kind_of(content: Mapping[str, Any]) -> str:
+    """Of the scaffold, or the rival, that was measured; older results do not say, but how much was trained."""
     if "scaffold" in content:
         return content["scaffold"]["kind"]
     return content["recipe"]["scaffold"]["kind"] if content["trained"] else BARE

@@ -1,7 +1,8 @@
 """Plots of a report: one colour for each scaffold throughout, values written where they are read."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,8 +14,10 @@ from shoulders.evaluation.statistics import Interval, average_interval
 
 COLOURS = ("#8a8f98", "#2a7fba", "#e07b39", "#5b9b57", "#9467bd", "#b5495b")
 LINES, POINTS = ("-", "--", ":", "-."), "s^vP"  # in turn, with more runs than colours
+SIGNS, HATCHES = f"o{POINTS}DX*", ("", "//", "..", "xx")
 AVERAGE, TASKS, CURVES = "average.png", "tasks.png", "training.png"
 DEVELOPMENT, PASSES, PERPLEXITY, READERS = "dev.png", "passes.png", "perplexity.png", "reader.png"
+SUITE, PROMPTS = "suite.png", "prompts.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ def draw_recursion(
     """
     with _style():
         names = []
-        if any("score" in line for result in results for line in result.log):
+        if any(result.development for result in results):
             names.append(_development(results, score, folder))
         if spent:
             names.append(_passes(spent, folder))
@@ -95,6 +98,46 @@ def draw_readers(splits: Mapping[str, Sequence[Bar]], folder: Path) -> str:
             axes.set_xlim(0, 103)
             axes.set_xlabel(f"score on {split} with 95% interval")
         return _save(figure, folder, READERS)
+
+
+def draw_suite(
+    splits: Mapping[str, Mapping[str, Mapping[str, float]]],
+    curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
+    levels: Mapping[str, float],
+    folder: Path,
+) -> list[str]:
+    """Write the plots of methods on a suite into a folder; returns the names of those there is something for.
+
+    Args:
+        splits: by what was measured and by method, the average and the score of each cluster.
+        curves: by method, for each of its runs the examples seen with the development score.
+        levels: development scores of methods without a curve.
+    """
+    methods = list(dict.fromkeys(name for scores in splits.values() for name in scores))
+    with _style():
+        names = [_clusters(splits, methods, folder)]
+        if curves:
+            names.append(_seen(curves, levels, methods, folder))
+    return names
+
+
+def draw_map(points: Mapping[str, Sequence[tuple[float, float]]], shares: tuple[float, float], folder: Path) -> str:
+    """Write a map of prompts into a folder, a colour and a sign for each task; returns the file's name.
+
+    Args:
+        points: by task.
+        shares: of the variance, that the two directions stand for.
+    """
+    with _style():
+        figure, axes = _figure(7, 5 + 0.1 * len(points))
+        for number, (task, places) in enumerate(points.items()):
+            sign = SIGNS[number // len(COLOURS) % len(SIGNS)]
+            look = {"color": _line(number)["color"], "marker": sign, "linestyle": "none"}
+            axes.plot(*zip(*places, strict=True), **look, markersize=5, alpha=0.7, label=task)
+        for axis, share in zip((axes.xaxis, axes.yaxis), shares, strict=True):
+            axis.set_label_text(f"{100 * share:.0f}% of the variance")
+        figure.legend(loc="outside lower left", frameon=False, ncols=3, fontsize=8)
+        return _save(figure, folder, PROMPTS)
 
 
 @contextmanager
@@ -131,17 +174,30 @@ def _average(results: Sequence[Result], folder: Path) -> str:
 
 def _tasks(results: Sequence[Result], folder: Path) -> str:
     """The score of each task, scaffolds side by side."""
-    tasks = list(results[0].content["tasks"])
-    height = 0.8 / len(results)
-    figure, axes = _figure(7, 0.28 * len(tasks) * len(results) / 2 + 1.6)
-    for number, (result, colour) in enumerate(zip(results, _colours(results), strict=True)):
-        places = [len(tasks) - row - number * height for row in range(len(tasks))]
-        values = [result.content["tasks"].get(task, 0) for task in tasks]
-        axes.barh(places, values, height=height, color=colour, label=result.name)
-    axes.set_yticks([len(tasks) - row - 0.4 + height / 2 for row in range(len(tasks))], tasks)
+    scores = {result.name: result.content["tasks"] for result in results}
+    figure, axes = _figure(7, _height(scores))
+    _side_by_side(axes, scores, list(scores))
     axes.set_xlabel("score")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(results), frameon=False)
     return _save(figure, folder, TASKS)
+
+
+def _height(scores: Mapping[str, Mapping[str, float]]) -> float:
+    """Of a plot of bars side by side."""
+    return 0.14 * sum(map(len, scores.values())) + 1.6
+
+
+def _side_by_side(axes: Any, scores: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> None:
+    """Bars in groups, from the top: for each thing that is scored, one of each name; colours go by the order of all."""
+    things = list(next(iter(scores.values())))
+    height = 0.8 / len(scores)
+    for number, (name, own) in enumerate(scores.items()):
+        places = [len(things) - row - number * height for row in range(len(things))]
+        turn = names.index(name) // len(COLOURS)
+        look = {"color": _line(names.index(name))["color"], "hatch": HATCHES[turn % len(HATCHES)], "edgecolor": "white"}
+        axes.barh(places, [own.get(thing, 0) for thing in things], height=height, linewidth=0, label=name, **look)
+    axes.set_yticks([len(things) - row - 0.4 + height / 2 for row in range(len(things))], things)
+    axes.margins(y=0.02)
 
 
 def _curves(results: Sequence[Result], folder: Path) -> str:
@@ -162,8 +218,8 @@ def _development(results: Sequence[Result], score: str, folder: Path) -> str:
     """Development score over training steps, the best one marked and told (the paper, figure 6)."""
     drawn: list[tuple[int, Result, list[tuple[int, float]]]] = []
     for number, result in enumerate(results):
-        scored = [(line["number"], line["score"]) for line in result.log if "score" in line]
-        if scored and all(result.log != other.log for _, other, _ in drawn):  # one run may be measured twice
+        scored = result.development
+        if scored and all(scored != other for _, _, other in drawn):  # one run may be measured twice
             drawn.append((number, result, scored))
     figure, axes = _figure(7, 3.4 + 0.24 * len(drawn))
     for number, result, scored in sorted(drawn, key=lambda one: -max(score for _, score in one[2])):
@@ -174,6 +230,49 @@ def _development(results: Sequence[Result], score: str, folder: Path) -> str:
     axes.set_xlabel("training steps")
     axes.set_ylabel(score)
     axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside lower left", frameon=False)
+    return _save(figure, folder, DEVELOPMENT)
+
+
+def _clusters(splits: Mapping[str, Mapping[str, Mapping[str, float]]], names: Sequence[str], folder: Path) -> str:
+    """The average and the score of each cluster, methods side by side."""
+    heights = [_height(scores) for scores in splits.values()]
+    figure, _ = _figure(7, sum(heights) + 0.24 * _lines(names), len(splits), heights)
+    shown: dict[str, Any] = {}
+    for axes, (split, scores) in zip(figure.axes, splits.items(), strict=True):
+        _side_by_side(axes, scores, names)
+        axes.set_xlabel(f"score on {split}")
+        handles, labels = axes.get_legend_handles_labels()
+        shown.update(zip(labels, handles, strict=True))
+    figure.legend([shown[name] for name in names], map(_wrapped, names), loc="outside upper left", frameon=False)
+    return _save(figure, folder, SUITE)
+
+
+def _seen(
+    curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
+    levels: Mapping[str, float],
+    names: Sequence[str],
+    folder: Path,
+) -> str:
+    """Development score over training examples (the paper, figure 3): the mean of the seeds, and each of them thin."""
+    figure, axes = _figure(7, 3.4 + 0.24 * _lines([*curves, *levels]))
+    for name, runs in curves.items():
+        look = _line(names.index(name))
+        scores: dict[int, list[float]] = {}
+        for run in runs:
+            for seen, score in run:
+                scores.setdefault(seen, []).append(score)
+        mean = [(seen, sum(some) / len(some)) for seen, some in sorted(scores.items()) if len(some) == len(runs)]
+        for run in runs[: len(runs) * (len(runs) > 1)]:
+            axes.plot(*zip(*run, strict=True), **look, linewidth=0.6, alpha=0.6)
+        told = name if len(runs) == 1 else f"{name}: mean of {len(runs)} seeds"
+        axes.plot(*zip(*mean, strict=True), **_line(number), marker="o", markersize=3, label=_wrapped(told))
+    for number, (name, level) in enumerate(levels.items(), start=len(curves)):
+        axes.axhline(
+            level, color=_line(number)["color"], linestyle="--", linewidth=1, label=_wrapped(f"{name}: {level:.1f}")
+        )
+    axes.set_xlabel("training examples seen")
+    axes.set_ylabel("average development score")
     figure.legend(loc="outside lower left", frameon=False)
     return _save(figure, folder, DEVELOPMENT)
 
@@ -214,6 +313,16 @@ def _passes(spent: Mapping[str, Sequence[Spent]], folder: Path) -> str:
     return _save(figure, folder, PASSES)
 
 
+def _wrapped(name: str) -> str:
+    """A name as it stands in a legend."""
+    return textwrap.fill(name, 80)
+
+
+def _lines(names: Iterable[str]) -> int:
+    """That names take in a legend."""
+    return sum(_wrapped(name).count("\n") + 1 for name in names)
+
+
 def _smooth(values: Sequence[float], share: float = 0.9) -> list[float]:
     """Exponential moving average, corrected for its start."""
     found: list[float] = []
@@ -234,10 +343,10 @@ def _line(number: int) -> dict[str, str]:
     return {"color": COLOURS[place], "linestyle": LINES[turn % len(LINES)]}
 
 
-def _figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
+def _figure(width: float, height: float, rows: int = 1, heights: Sequence[float] | None = None) -> tuple[Any, Any]:
     import matplotlib.pyplot as plt
 
-    return plt.subplots(rows, figsize=(width, height))
+    return plt.subplots(rows, figsize=(width, height), height_ratios=heights)
 
 
 def _save(figure: Any, folder: Path, name: str) -> str:

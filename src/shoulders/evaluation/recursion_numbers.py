@@ -178,14 +178,14 @@ def _row(result: Result, method: Method, base: Result | None) -> Row:
         score=average_interval(result.measured),
         gap=difference_interval(result.measured, base.measured) if base and base is not result else None,
         development=_best_development(result) if developed_by_em(result) else None,
-        seen=None if method.pretrained is None else _seen(result),
+        seen=None if method.pretrained is None else result.seen,
     )
 
 
 def _best_development(result: Result) -> tuple[float, int] | None:
     """The best development score of a run's log and the step that it was first reached at."""
-    scored = [(line["score"], line["number"]) for line in result.log if "score" in line]
-    return max(scored, key=lambda one: one[0], default=None)
+    best = max(result.development, key=lambda one: one[1], default=None)
+    return best and (best[1], best[0])
 
 
 def developed_by_em(result: Result) -> bool:
@@ -194,13 +194,6 @@ def developed_by_em(result: Result) -> bool:
     wordings = [plans[name]["wordings"] for name in ("development", "test")]
     same = wordings[0] == wordings[1] or 0 < wordings[0] <= (wordings[1] or wordings[0])
     return same and metric_of(result) == EM.name
-
-
-def _seen(result: Result) -> int:
-    """By the log, or by the recipe for results that lie elsewhere."""
-    training = result.content["recipe"]["training"]
-    steps = result.log[-1]["number"] if result.log else training["steps"]
-    return steps * training["batch_size"]
 
 
 def _why_not(result: Result, samples: Samples) -> str:

@@ -89,9 +89,20 @@ def check_comparable(results: Sequence[Result]) -> None:
     for result in results:
         if not _same_examples(result, results[0]):
             raise UsageError(
-                f"{result.name} and {results[0].name} were measured on different examples: measure both with the same "
-                "suite and test values (shoulders evaluate ... --out)"
+                f"{result.name} and {results[0].name} were measured on different examples"
+                f"{_apart(result, results[0])}: measure both with the same suite and test values (shoulders evaluate "
+                "... --out)"
             )
+
+
+def _apart(one: Result, other: Result) -> str:
+    """Which tasks only one of two results has."""
+    tasks = [dict.fromkeys(row["task"] for row in result.content["wordings"]) for result in (one, other)]
+    alone = [[task for task in own if task not in others] for own, others in (tasks, tasks[::-1])]
+    told = [
+        f"{', '.join(some)} only by {result.name}" for some, result in zip(alone, (one, other), strict=True) if some
+    ]
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _same_examples(one: Result, other: Result) -> bool:

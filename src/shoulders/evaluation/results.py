@@ -35,6 +35,21 @@ class Result:
             for row in self.content["wordings"]
         ]
 
+    @property
+    def seen(self) -> int:
+        """Training examples, one that came twice counted twice: by the log, or the recipe of results without one."""
+        training = self.content["recipe"]["training"]
+        steps = self.log[-1]["number"] if self.log else training["steps"]
+        return steps * training["batch_size"]
+
+    @property
+    def development(self) -> list[tuple[int, float]]:
+        """Steps of the training with their development scores: by the log, or what an experiment keeps of it."""
+        if self.log:
+            return [(line["number"], line["score"]) for line in self.log if "score" in line]
+        kept = self.content.get("training", {}).get("development", {})
+        return [(int(step), score) for step, score in kept.items()]
+
     def measured_by(self, metric: str) -> list[Measured] | None:
         """The same by one metric; None if not all wordings are scored by it, or the results are older than that."""
         found: list[Measured] = []

@@ -33,9 +33,41 @@ class Interval:
         return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
+@dataclass(frozen=True, slots=True)
+class Average:
+    """A score, and what it would have been with other examples.
+
+    Attributes:
+        value: of the examples as they are.
+        resampled: of each resample; those of averages over the same examples belong together.
+    """
+
+    value: float
+    resampled: np.ndarray
+
+    @property
+    def interval(self) -> Interval:
+        """The score with its interval."""
+        return _interval(self.value, self.resampled)
+
+    def over(self, other: "Average") -> Interval:
+        """How far it is above another one on the same examples (paired bootstrap)."""
+        return _interval(self.value - other.value, self.resampled - other.resampled)
+
+
+def average(runs: Sequence[Sequence[Measured]], seed: int = 0) -> Average:
+    """The average over tasks; of several runs of one method, such as its seeds, their mean.
+
+    Examples are resampled within each wording, the same ones for all runs of the same examples. How much runs of one
+    method differ is not in the interval.
+    """
+    value = float(np.mean([_average(measured) for measured in runs]))
+    return Average(value, np.mean([_resampled(measured, seed) for measured in runs], axis=0))
+
+
 def average_interval(measured: Sequence[Measured], seed: int = 0) -> Interval:
     """The average over tasks; examples are resampled within each wording."""
-    return _interval(_average(measured), _resampled(measured, seed))
+    return average([measured], seed).interval
 
 
 def difference_interval(measured: Sequence[Measured], other: Sequence[Measured], seed: int = 0) -> Interval:
@@ -48,7 +80,7 @@ def difference_interval(measured: Sequence[Measured], other: Sequence[Measured],
         (row.task, row.wording, len(row.rows)) for row in other
     ]:
         raise ValueError("a paired difference needs both scaffolds measured on the same examples")
-    return _interval(_average(measured) - _average(other), _resampled(measured, seed) - _resampled(other, seed))
+    return average([measured], seed).over(average([other], seed))
 
 
 def _interval(value: float, resampled: np.ndarray) -> Interval:

@@ -18,7 +18,8 @@ def markdown(columns: Mapping[str, Sequence[str]], words: Collection[str]) -> st
         ["---" if name in words else "---:" for name in columns],
         *zip(*columns.values(), strict=True),
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
 def called(metric: str) -> str:
@@ -34,6 +35,11 @@ def number(value: int | None) -> str:
 def percent(value: float | None) -> str:
     """A percentage or an average, or a dash."""
     return NONE if value is None else f"{value:.1f}"
+
+
+def gigabytes(value: int | None) -> str:
+    """Bytes in billions, or a dash."""
+    return NONE if value is None else f"{value / 1e9:.1f}"
 
 
 def or_none(interval: Interval | None) -> str:

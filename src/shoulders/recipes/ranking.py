@@ -9,7 +9,8 @@ from typing import Any
 
 from shoulders.data.tasks import DEV
 from shoulders.errors import UnknownName, UsageError
-from shoulders.recipes.recipe import SuiteChoice, as_json, flat, with_values
+from shoulders.files import flat
+from shoulders.recipes.recipe import SuiteChoice, as_json, with_values
 from shoulders.training.plan import TrainPlan
 
 RETRIEVER, RERANKER = "retriever", "reranker"

@@ -17,7 +17,7 @@ from shoulders.data.mixture import CAP
 from shoulders.data.tasks import Skip, Task
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
-from shoulders.files import read_json
+from shoulders.files import flat, read_json
 from shoulders.pipeline import Sampling
 from shoulders.scaffolds.recursion import RecursionShape
 from shoulders.scaffolds.weaving import Placement
@@ -377,14 +377,3 @@ def _parsed(key: str, value: Any, kind: Any) -> Any:
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise UsageError(f"{key}={value!r} does not fit: {reason}") from None
-
-
-def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values by dotted key, as the command line names them."""
-    found: dict[str, Any] = {}
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            found.update(flat(value, f"{prefix}{name}."))
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
