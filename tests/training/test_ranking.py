@@ -19,7 +19,7 @@ from shoulders.data.evidence import fold_of
 from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
 from shoulders.errors import DataError, UsageError
-from shoulders.files import read_tensors
+from shoulders.files import read_json, read_tensors
 from shoulders.ranking.bi_encoder import BiEncoder
 from shoulders.ranking.reranker import Reranker
 from shoulders.recipes.ranking import ranking_recipes
@@ -212,6 +212,10 @@ def test_cross_fitting_from_the_command_line_goes_on_where_it_was(place, tmp_pat
     told = run(*command)
     for row in ("as found", "a, step", "b, step", "all, step"):
         assert row in told
+    measured = read_json(tmp_path / "rr" / "all" / "results.json")["development"]
+    assert measured["retriever_weights"]["0.0"]["reciprocal_rank"] == measured["reciprocal_rank"]
+    best = measured["best_retriever_weight"]
+    assert (f"retriever_weight={best}" in told) is bool(best)
     kept = {part: (tmp_path / "rr" / part / "results.json").read_bytes() for part in ("a", "b", "all")}
     run(*command, "--resume")
     assert kept == {part: (tmp_path / "rr" / part / "results.json").read_bytes() for part in kept}

@@ -91,7 +91,7 @@ def _searcher(choice: EvidenceChoice, index: "Index") -> "Searcher":
 
 def _reranked(choice: EvidenceChoice, found: PackedEvidence, lm: FrozenLM) -> PackedEvidence:
     store = ScoreStore(Path(choice.store) if choice.store else cache_folder() / SCORES)
-    return Reranked(found, Rankers.named(choice.reranker, device=str(lm.device)), store)
+    return Reranked(found, Rankers.named(choice.reranker, device=str(lm.device)), store, choice.retriever_weight)
 
 
 def _candidates(choice: EvidenceChoice, lm: FrozenLM) -> Candidates:

@@ -161,6 +161,8 @@ class EvidenceChoice:
         reranker: orders them anew: a re-ranker that was trained here, a cross-encoder, or a folder with the re-rankers
             that were trained on either half of the training examples and on all (a, b, all); empty for none. Their
             scores are kept in `store`, or in the cache folder without one.
+        retriever_weight: of the retriever's scores beside the re-ranker's, both standardised over the passages of a
+            question; 0, as in the paper: the re-ranker alone. `shoulders train reranker` says what did best.
         distractors: of "oracle": retrieved passages that follow the annotated ones, `passages` at most.
     """
 
@@ -182,6 +184,7 @@ class EvidenceChoice:
     passages: int = 20
     truncate: bool = False
     reranker: str = ""
+    retriever_weight: float = 0.0
     distractors: int = 0
 
     def __post_init__(self) -> None:
@@ -196,15 +199,27 @@ class EvidenceChoice:
             raise UsageError(f"evidence.longest is {self.longest}: a candidate has at least 1 token")
         if self.passages < 1:
             raise UsageError(f"evidence.passages is {self.passages}: retrieve at least 1, 20 are usual")
+        if not 0 <= self.distractors <= self.passages:
+            raise UsageError(
+                f"evidence.distractors is {self.distractors}: from 0 to as many as are retrieved, evidence.passages="
+                f"{self.passages}"
+            )
+        self._check_order()
+
+    def _check_order(self) -> None:
         if self.kind == ORACLE and self.reranker:
             raise UsageError(
                 f"evidence.reranker={self.reranker} has nothing to order with evidence.kind=oracle, whose passages are "
                 "annotated: leave it empty, or evidence.kind=retrieved"
             )
-        if not 0 <= self.distractors <= self.passages:
+        if not 0 <= self.retriever_weight < math.inf:
             raise UsageError(
-                f"evidence.distractors is {self.distractors}: from 0 to as many as are retrieved, evidence.passages="
-                f"{self.passages}"
+                f"evidence.retriever_weight is {self.retriever_weight}: it cannot be negative, and 0 to 1 are usual"
+            )
+        if self.retriever_weight and not self.reranker:
+            raise UsageError(
+                f"evidence.retriever_weight={self.retriever_weight} counts beside a re-ranker's scores, and there is "
+                "none: name one (evidence.reranker), or leave it 0"
             )
 
 

@@ -21,6 +21,7 @@ from shoulders.evaluation.ranking import Asked, RankingScores, asked, ranking
 from shoulders.evaluation.results import RESULTS
 from shoulders.files import read_json, write_json
 from shoulders.ranking.bi_encoder import BiEncoder
+from shoulders.ranking.interpolation import WEIGHTS
 from shoulders.ranking.reranker import Reranker
 from shoulders.ranking.scoring import Pair
 from shoulders.ranking.seen import Seen
@@ -87,8 +88,8 @@ def train_ranking(recipe: RankingRecipe, folder: Path, *, resume: bool = False, 
     last: list[RankingScores] = []
 
     def score() -> float:
-        last[:] = [ranking(measured_on, model.ordered)]
-        return last[0].reciprocal_rank
+        last[:] = [ranking(measured_on, model.ordered, WEIGHTS if recipe.kind == RERANKER else ())]
+        return last[0].ordered.reciprocal_rank
 
     def keep(_score: float, step: int) -> None:
         measured = {"step": step, **last[0].as_json()}
