@@ -4,6 +4,7 @@ manifest.json      format, analyser, cutting, counts, engine; written last
 passages.sqlite    documents and passages (WAL)
 tantivy/           the sparse engine
 dense/NAME/        vectors of a dense retriever, if there are any (`shoulders.corpus.vectors`)
+milvus/KEY.sqlite  what a server was sent, a file for each collection (`shoulders.corpus.uploads`)
 """
 
 from collections.abc import Sequence

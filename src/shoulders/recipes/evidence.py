@@ -17,7 +17,7 @@ from shoulders.evidence.candidates import Candidates, FirstPass
 from shoulders.evidence.store import AnswerStore
 from shoulders.pipeline import Answering, Sampling
 from shoulders.recipes.folders import scaffold_folder, scaffold_named
-from shoulders.recipes.recipe import ORACLE, PASSAGES, EvidenceChoice, Recipe, recipe_from_json
+from shoulders.recipes.recipe import ORACLE, PASSAGES, EvidenceChoice, Recipe, RetrieverChoice, recipe_from_json
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.storage import read_origin
 
@@ -63,14 +63,19 @@ def _retrieved(recipe: Recipe, lm: FrozenLM, prompt: int) -> PackedEvidence:
     except ImportError as error:
         raise SourceNotFound(f"an index needs {error.name}: pip install 'shoulders[search]'") from None
     index = Index(Path(choice.index).expanduser())
-    retrieved = Retrieved(index, choice.passages, packer, _searcher(choice, index))
+    retrieved = Retrieved(index, choice.passages, packer, searcher_of(choice, index))
     if choice.kind == ORACLE:
         return Oracle(retrieved, choice.distractors)
     return _reranked(choice, retrieved, lm) if choice.reranker else retrieved
 
 
-def _searcher(choice: EvidenceChoice, index: "Index") -> "Searcher":
-    """What searches the index: here, or on a server."""
+def searcher_of(choice: RetrieverChoice, index: "Index") -> "Searcher":
+    """What searches an index as a recipe chooses: here, or on a server.
+
+    Raises:
+        SourceNotFound, UsageError: there are no vectors, or not the encoder that made them; the server does not answer,
+            or was not sent all of the index as it is now.
+    """
     from shoulders.corpus.retrievers import retriever_of
 
     if not choice.engine:
@@ -79,14 +84,15 @@ def _searcher(choice: EvidenceChoice, index: "Index") -> "Searcher":
         from shoulders.corpus.distributed import server_retriever
         from shoulders.corpus.milvus import shared
     except ImportError as error:
-        raise SourceNotFound(f"evidence.engine needs {error.name}: pip install 'shoulders[distributed]'") from None
-    searcher = server_retriever(index, shared(choice.engine), choice.retriever, choice.collection, choice.dense)
-    if searcher.stale:
+        raise SourceNotFound(f"a server (engine) needs {error.name}: pip install 'shoulders[distributed]'") from None
+    server = shared(choice.engine)
+    served = server_retriever(index, server, choice.retriever, choice.collection, choice.dense, choice.weight)
+    if served.stale:
         raise UsageError(
             f"what is at {choice.engine} is not all of {index.folder} as it is now: shoulders upload {index.folder} "
             f"--to {choice.engine}"
         )
-    return searcher
+    return served.searcher
 
 
 def _reranked(choice: EvidenceChoice, found: PackedEvidence, lm: FrozenLM) -> PackedEvidence:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Protocol, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,7 +16,7 @@ from shoulders.data.evidence import check_fold
 from shoulders.data.mixture import CAP
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
-from shoulders.files import read_json
+from shoulders.files import lasting, read_json
 from shoulders.pipeline import Sampling
 from shoulders.scaffolds.recursion import RecursionShape
 from shoulders.scaffolds.weaving import Placement
@@ -30,6 +30,7 @@ CANDIDATES, RETRIEVED, ORACLE = "candidates", "retrieved", "oracle"
 PASSAGES = (RETRIEVED, ORACLE)  # of an index
 EVIDENCE = ("", CANDIDATES, *PASSAGES)
 Record = TypeVar("Record")
+FOLDERS = ("index", "evidence.index", "evidence.reranker", "scaffold.start")  # values that may name one
 SELF = "self"  # the language model as its own encoder
 
 
@@ -132,6 +133,38 @@ class SuiteChoice:
         check_fold(self.fold)
 
 
+class RetrieverChoice(Protocol):
+    """What finds passages, as recipes name it; `EvidenceChoice` says what each is."""
+
+    @property
+    def retriever(self) -> str:  # noqa: D102
+        ...
+
+    @property
+    def weight(self) -> float:  # noqa: D102
+        ...
+
+    @property
+    def dense(self) -> str:  # noqa: D102
+        ...
+
+    @property
+    def engine(self) -> str:  # noqa: D102
+        ...
+
+    @property
+    def collection(self) -> str:  # noqa: D102
+        ...
+
+
+def check_retriever(choice: RetrieverChoice, prefix: str = "") -> None:
+    """Raise `UsageError` for values that name no retriever; they are called `prefix` and their name."""
+    if choice.retriever not in RETRIEVERS:
+        raise UnknownName(f"{prefix}retriever", choice.retriever, RETRIEVERS)
+    if not 0 <= choice.weight < math.inf:
+        raise UsageError(f"{prefix}weight is {choice.weight}: it cannot be negative, and 1 to 10 are usual")
+
+
 @dataclass(frozen=True, slots=True)
 class EvidenceChoice:
     """What is put before, or after, each question as text.
@@ -155,7 +188,7 @@ class EvidenceChoice:
         dense: name of the vectors (`shoulders encode`), if the index has several.
         engine: address of a Milvus that the index was sent to (`shoulders upload`), to search it there; its token is in
             the environment (MILVUS_TOKEN).
-        collection: of that server, if the index was sent to several.
+        collection: of that server, if the index was sent to several; of a hybrid two, "SPARSE,DENSE".
         passages: retrieved for a question, best first, before they are packed.
         truncate: cut the first passage that does not fit any more, instead of leaving it out (the paper: left out).
         reranker: orders them anew: a re-ranker that was trained here, a cross-encoder, or a folder with the re-rankers
@@ -190,10 +223,7 @@ class EvidenceChoice:
     def __post_init__(self) -> None:
         if self.kind not in EVIDENCE:
             raise UnknownName("evidence.kind", self.kind, EVIDENCE)
-        if self.retriever not in RETRIEVERS:
-            raise UnknownName("evidence.retriever", self.retriever, RETRIEVERS)
-        if not 0 <= self.weight < math.inf:
-            raise UsageError(f"evidence.weight is {self.weight}: it cannot be negative, and 1 to 10 are usual")
+        check_retriever(self, "evidence.")
         Sampling(self.count, self.temperature, self.seed)
         if self.longest < 1:
             raise UsageError(f"evidence.longest is {self.longest}: a candidate has at least 1 token")
@@ -310,6 +340,8 @@ def read_recipe(path: Path) -> Recipe:
 def with_overrides(recipe: Record, overrides: Iterable[str]) -> Record:
     """The recipe with `key=value` texts applied, e.g. `training.steps=100`, `scaffold.length=20`.
 
+    Where a value names a folder that is there, its absolute path is kept: a run is used from other folders too.
+
     Raises:
         UnknownName: no such key; the nearest is suggested.
         UsageError: no `=`, or the value does not fit the key.
@@ -319,7 +351,8 @@ def with_overrides(recipe: Record, overrides: Iterable[str]) -> Record:
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"{text!r} is not key=value, e.g. training.steps=100")
-        values[key.strip()] = value
+        key = key.strip()
+        values[key] = lasting(value) if key in FOLDERS else value
     return with_values(recipe, values)
 
 
