@@ -16,7 +16,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound
+from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UsageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DATABASE_CACHE = -128 * 1024  # KiB of an SQLite file
@@ -145,6 +145,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CorruptFile(f"{path} holds no JSON object")
     return content
+
+
+def check_format(content: Mapping[str, Any], wanted: tuple[str, int], what: object, way_out: str) -> None:
+    """Raise `UsageError` if the `format` and `version` that a description tells are not those wanted."""
+    found = (content.get("format"), content.get("version"))
+    if found != wanted:
+        raise UsageError(
+            f"{what} is of format {found[0]!r} version {found[1]}, this version of shoulders reads {wanted[0]!r} "
+            f"version {wanted[1]}: {way_out}"
+        )
 
 
 def lasting(name: str) -> str:

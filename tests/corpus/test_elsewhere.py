@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from shoulders.errors import SourceNotFound
+from shoulders.errors import HubUnreachable
 from shoulders.files import lasting, read_json
 from shoulders.recipes.ranking import ranking_recipes
 from shoulders.recipes.recipe import with_overrides
@@ -44,7 +44,7 @@ def test_an_encoder_that_looks_like_a_hub_name_and_is_gone(here, refused, monkey
 
 
 def _missing(name, **_):
-    raise SourceNotFound(f"{name!r} is not on the hub")
+    raise HubUnreachable(name)
 
 
 def test_recipes_keep_absolute_folders(here):

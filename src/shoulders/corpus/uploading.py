@@ -28,7 +28,7 @@ from shoulders.corpus.lock import sole_writer
 from shoulders.corpus.milvus import BUILT, FLAT, Milvus, Vector
 from shoulders.corpus.uploads import FOLDER, PASSAGES, ROWS, SUFFIX, UploadState
 from shoulders.errors import UnknownName, UsageError
-from shoulders.files import save_failed
+from shoulders.files import check_format, save_failed
 
 FORMAT, VERSION = "shoulders-collection", 1
 BM25, VECTORS = "bm25", "vectors"
@@ -136,12 +136,7 @@ def states(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], target: str) -> None:
     """Raise `UsageError` if a collection holds other things than those wanted."""
-    found = (about.get("format"), about.get("version"))
-    if found != (FORMAT, VERSION):
-        raise UsageError(
-            f"{target} is of format {found[0]!r} version {found[1]}, this version of shoulders uses {FORMAT!r} version "
-            f"{VERSION}: upload to another (--collection)"
-        )
+    check_format(about, (FORMAT, VERSION), target, "upload to another (--collection)")
     for key, value in wanted.items():
         if key == "analyser" and about.get("kind") == BM25:
             Analyser().check(about.get(key) or {}, target)

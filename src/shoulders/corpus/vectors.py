@@ -22,7 +22,7 @@ from shoulders.corpus.index import MANIFEST, RUN, Index
 from shoulders.corpus.lock import sole_writer
 from shoulders.corpus.store import PassageStore
 from shoulders.errors import CorruptFile, DataError, HubUnreachable, SourceNotFound, UnknownName, UsageError
-from shoulders.files import lasting, read_json, save_failed, whole_file, write_json
+from shoulders.files import check_format, lasting, read_json, save_failed, whole_file, write_json
 from shoulders.ranking.bi_encoder import BiEncoder
 from shoulders.ranking.reading import Reading, reading_from
 
@@ -261,12 +261,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).exists():
         raise SourceNotFound(f"{folder} holds no vectors: make them with `shoulders encode`")
     manifest = read_json(folder / MANIFEST)
-    found = (manifest.get("format"), manifest.get("version"))
-    if found != (FORMAT, VERSION):
-        raise UsageError(
-            f"{folder} is of format {found[0]!r} version {found[1]}, this version of shoulders reads {FORMAT!r} "
-            f"version {VERSION}: delete the folder and make them again (shoulders encode)"
-        )
+    check_format(manifest, (FORMAT, VERSION), folder, "delete the folder and make them again (shoulders encode)")
     return manifest
 
 

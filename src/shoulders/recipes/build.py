@@ -102,20 +102,25 @@ def load_tasks(choice: SuiteChoice) -> list[Task]:
     return open_suite(choice.source, choice.tasks)
 
 
+def mixture_of(choice: SuiteChoice, tasks: Sequence[Task], seed: int) -> Mixture:
+    """The training examples of a suite's tasks, mixed."""
+    return Mixture(
+        tasks,
+        split=TRAIN,
+        seed=seed,
+        cap=choice.cap,
+        without=choice.without_templates,
+        original_only=choice.original_only,
+        skip_failing=choice.skip_failing,
+    )
+
+
 def example_source(
     recipe: Recipe, tasks: Sequence[Task], lm: FrozenLM, scaffold: Scaffold, evidence: Evidence | None
 ) -> ExampleSource:
     """The training examples of a recipe, in their order."""
     suite, plan = recipe.suite, recipe.training
-    mixture = Mixture(
-        tasks,
-        split=TRAIN,
-        seed=plan.seed,
-        cap=suite.cap,
-        without=suite.without_templates,
-        original_only=suite.original_only,
-        skip_failing=suite.skip_failing,
-    )
+    mixture = mixture_of(suite, tasks, plan.seed)
     stream = Stream(
         mixture, lm, lengths=suite.lengths, prompt_length=scaffold.length, evidence=evidence, fold=suite.fold
     )

@@ -1,7 +1,7 @@
 """From a recipe's choice to a source of evidence."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
@@ -17,13 +17,10 @@ from shoulders.evidence.candidates import Candidates, FirstPass
 from shoulders.evidence.store import AnswerStore
 from shoulders.pipeline import Answering, Sampling
 from shoulders.recipes.folders import scaffold_folder, scaffold_named
-from shoulders.recipes.recipe import ORACLE, PASSAGES, EvidenceChoice, Recipe, RetrieverChoice, recipe_from_json
+from shoulders.recipes.recipe import ORACLE, PASSAGES, EvidenceChoice, Recipe, recipe_from_json
+from shoulders.recipes.retrievers import searcher_of
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.storage import read_origin
-
-if TYPE_CHECKING:
-    from shoulders.corpus.index import Index
-    from shoulders.corpus.searching import Searcher
 
 SCORES = "scores.sqlite"  # in the cache folder
 SAMPLED_AT_ONCE = 16_384  # positions; branches are short, and only their keys and values are held
@@ -67,32 +64,6 @@ def _retrieved(recipe: Recipe, lm: FrozenLM, prompt: int) -> PackedEvidence:
     if choice.kind == ORACLE:
         return Oracle(retrieved, choice.distractors)
     return _reranked(choice, retrieved, lm) if choice.reranker else retrieved
-
-
-def searcher_of(choice: RetrieverChoice, index: "Index") -> "Searcher":
-    """What searches an index as a recipe chooses: here, or on a server.
-
-    Raises:
-        SourceNotFound, UsageError: there are no vectors, or not the encoder that made them; the server does not answer,
-            or was not sent all of the index as it is now.
-    """
-    from shoulders.corpus.retrievers import retriever_of
-
-    if not choice.engine:
-        return retriever_of(index, choice.retriever, choice.dense, choice.weight)
-    try:
-        from shoulders.corpus.distributed import server_retriever
-        from shoulders.corpus.milvus import shared
-    except ImportError as error:
-        raise SourceNotFound(f"a server (engine) needs {error.name}: pip install 'shoulders[distributed]'") from None
-    server = shared(choice.engine)
-    served = server_retriever(index, server, choice.retriever, choice.collection, choice.dense, choice.weight)
-    if served.stale:
-        raise UsageError(
-            f"what is at {choice.engine} is not all of {index.folder} as it is now: shoulders upload {index.folder} "
-            f"--to {choice.engine}"
-        )
-    return served.searcher
 
 
 def _reranked(choice: EvidenceChoice, found: PackedEvidence, lm: FrozenLM) -> PackedEvidence:

@@ -10,7 +10,8 @@ from typing import Any
 from shoulders.corpus.searching import SPARSE
 from shoulders.data.tasks import DEV
 from shoulders.errors import UnknownName, UsageError
-from shoulders.recipes.recipe import SuiteChoice, as_json, check_retriever, flat, with_values
+from shoulders.recipes.recipe import SuiteChoice, as_json, flat, with_values
+from shoulders.recipes.retrievers import check_retriever
 from shoulders.training.plan import TrainPlan
 
 RETRIEVER, RERANKER = "retriever", "reranker"

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from shoulders.corpus.searching import RETRIEVERS, SPARSE
+from shoulders.corpus.searching import SPARSE
 from shoulders.data.batching import Lengths
 from shoulders.data.evidence import check_fold
 from shoulders.data.mixture import CAP
@@ -18,6 +18,7 @@ from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.files import lasting, read_json
 from shoulders.pipeline import Sampling
+from shoulders.recipes.retrievers import check_retriever
 from shoulders.scaffolds.recursion import RecursionShape
 from shoulders.scaffolds.weaving import Placement
 from shoulders.training.plan import TrainPlan
@@ -131,38 +132,6 @@ class SuiteChoice:
         if self.cap < 1:
             raise UsageError(f"suite.cap is {self.cap}: it must be at least 1, and {CAP} is the paper's")
         check_fold(self.fold)
-
-
-class RetrieverChoice(Protocol):
-    """What finds passages, as recipes name it; `EvidenceChoice` says what each is."""
-
-    @property
-    def retriever(self) -> str:  # noqa: D102
-        ...
-
-    @property
-    def weight(self) -> float:  # noqa: D102
-        ...
-
-    @property
-    def dense(self) -> str:  # noqa: D102
-        ...
-
-    @property
-    def engine(self) -> str:  # noqa: D102
-        ...
-
-    @property
-    def collection(self) -> str:  # noqa: D102
-        ...
-
-
-def check_retriever(choice: RetrieverChoice, prefix: str = "") -> None:
-    """Raise `UsageError` for values that name no retriever; they are called `prefix` and their name."""
-    if choice.retriever not in RETRIEVERS:
-        raise UnknownName(f"{prefix}retriever", choice.retriever, RETRIEVERS)
-    if not 0 <= choice.weight < math.inf:
-        raise UsageError(f"{prefix}weight is {choice.weight}: it cannot be negative, and 1 to 10 are usual")
 
 
 @dataclass(frozen=True, slots=True)

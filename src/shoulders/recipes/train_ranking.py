@@ -14,8 +14,7 @@ from shoulders.corpus.reranked import ALL
 from shoulders.corpus.searching import Searcher
 from shoulders.corpus.supervision import Supervision
 from shoulders.data.evidence import FOLDS
-from shoulders.data.mixture import Mixture
-from shoulders.data.tasks import TRAIN, Task
+from shoulders.data.tasks import Task
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, chosen_examples
 from shoulders.evaluation.provenance import circumstances
@@ -28,11 +27,11 @@ from shoulders.ranking.reranker import Reranker
 from shoulders.ranking.scoring import Pair
 from shoulders.ranking.seen import Seen
 from shoulders.ranking.storage import About
-from shoulders.recipes.build import load_tasks
-from shoulders.recipes.evidence import searcher_of
+from shoulders.recipes.build import load_tasks, mixture_of
 from shoulders.recipes.folders import BEST
 from shoulders.recipes.jobs import Job
 from shoulders.recipes.ranking import RERANKER, RankingRecipe, ranking_recipe_from_json
+from shoulders.recipes.retrievers import searcher_of
 from shoulders.recipes.running import RunFolder, Watch
 from shoulders.training.checkpoint import Progress
 from shoulders.training.ranking import RerankerLoss, RetrieverLoss, SupervisedSource, ranking_loss
@@ -145,14 +144,7 @@ def _source(
     recipe: RankingRecipe, supervision: Supervision, tasks: Sequence[Task], loss: RerankerLoss | RetrieverLoss
 ) -> SupervisedSource:
     suite, plan = recipe.suite, recipe.training
-    mixture = Mixture(
-        tasks,
-        split=TRAIN,
-        seed=plan.seed,
-        cap=suite.cap,
-        without=suite.without_templates,
-        original_only=suite.original_only,
-    )
+    mixture = mixture_of(suite, tasks, plan.seed)
     at_once = plan.positions_at_once if recipe.kind == RERANKER else None
     return SupervisedSource(mixture, suite.fold, supervision, plan.batch_size, loss.cost, at_once)
 
