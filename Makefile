@@ -31,7 +31,7 @@ bench-train: $(VENV)/dev  ## training speed and memory against PEFT, pairwise in
 bench-recursion: $(VENV)/dev  ## what two passes cost, in turn in one run (leave the machine alone meanwhile)
 	@$(BIN)/python -m benchmarks.recursion
 
-bench-reader: $(VENV)/dev  ## what training over retrieved text costs against PEFT, in turn in one run (leave the machine alone meanwhile)
+bench-reader: $(VENV)/dev  ## a reader's training step against PEFT, re-ranking, BM25, in turn in one run (leave the machine alone meanwhile)
 	@$(BIN)/python -m benchmarks.reader
 
 bench-suite: $(VENV)/dev  ## what ranking choices costs, and reading a large suite, in turn in one run (leave the machine alone meanwhile)

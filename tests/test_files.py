@@ -2,12 +2,21 @@
 
 import errno
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
 
-from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound
-from shoulders.files import read_json, recovered, whole_folder, write_json
+from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UsageError
+from shoulders.files import (
+    check_format,
+    open_database,
+    read_json,
+    recovered,
+    transaction,
+    whole_folder,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -81,3 +90,25 @@ def test_the_folder_one_stands_in_has_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert recovered(Path()) == Path()
     assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
+def test_a_database_keeps_all_of_a_transaction_or_nothing(tmp_path):
+    path, table = tmp_path / "x.sqlite", "CREATE TABLE numbers (n INTEGER NOT NULL);"
+    file, other = open_database(path, table), open_database(path, table)  # the second finds what is there
+    with pytest.raises(sqlite3.IntegrityError), transaction(file):
+        file.executemany("INSERT INTO numbers VALUES (?)", [(1,), (None,)])
+    with transaction(file):
+        file.executemany("INSERT INTO numbers VALUES (?)", [(2,), (3,)])
+        assert other.execute("SELECT n FROM numbers").fetchall() == []
+    reader = open_database(path, table, write=False)
+    assert reader.execute("SELECT n FROM numbers").fetchall() == [(2,), (3,)]
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        reader.execute("DELETE FROM numbers")
+    with pytest.raises(sqlite3.OperationalError):
+        open_database(tmp_path / "none.sqlite", table, write=False)
+
+
+def test_formats_that_are_not_read_are_told():
+    check_format({"format": "f", "version": 1}, ("f", 1), "x", "way out")
+    with pytest.raises(UsageError, match=r"x is of format 'g' version None, .* reads 'f' version 1: way out"):
+        check_format({"format": "g"}, ("f", 1), "x", "way out")

@@ -16,9 +16,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound
+from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UsageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DATABASE_CACHE = -128 * 1024  # KiB of an SQLite file
 BEST = "best"  # in a run's folder, the best of what it trained
 
 
@@ -155,6 +156,60 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{name}"] = value
     return found
+
+
+def check_format(content: Mapping[str, Any], wanted: tuple[str, int], what: object, way_out: str) -> None:
+    """Raise `UsageError` if the `format` and `version` that a description tells are not those wanted."""
+    found = (content.get("format"), content.get("version"))
+    if found != wanted:
+        raise UsageError(
+            f"{what} is of format {found[0]!r} version {found[1]}, this version of shoulders reads {wanted[0]!r} "
+            f"version {wanted[1]}: {way_out}"
+        )
+
+
+def lasting(name: str) -> str:
+    """A name that means the same in another folder: a path that is there made absolute, others as they are.
+
+    Several may be joined by "|", as the two encoders of a retriever are.
+    """
+    parts = [Path(part).expanduser() for part in name.split("|")]
+    return "|".join(
+        str(path.absolute()) if part and path.exists() else part
+        for part, path in zip(name.split("|"), parts, strict=True)
+    )
+
+
+def open_database(path: Path | None, tables: str, *, write: bool = True) -> sqlite3.Connection:
+    """An SQLite file that one may write and many read at a time; what was committed is kept if the process is killed.
+
+    Nothing is committed together unless it is within a `transaction`.
+
+    Args:
+        path: of the file; None for a database in memory.
+        tables: statements that make what a new one holds.
+        write: it is made if it is not there; else it must be, and cannot be changed.
+    """
+    place = f"{path.absolute().as_uri()}?mode={'rwc' if write else 'ro'}" if path else ":memory:"
+    file = sqlite3.connect(place, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
+    file.execute(f"PRAGMA cache_size = {DATABASE_CACHE}")
+    if write:
+        file.execute("PRAGMA journal_mode = WAL")
+        if not file.execute("PRAGMA user_version").fetchone()[0]:
+            file.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA user_version = 1; COMMIT;")
+    return file
+
+
+@contextmanager
+def transaction(file: sqlite3.Connection) -> Iterator[None]:
+    """All changes within, or none."""
+    file.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        file.execute("ROLLBACK")
+        raise
+    file.execute("COMMIT")
 
 
 @contextmanager

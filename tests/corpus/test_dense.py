@@ -150,7 +150,9 @@ def test_another_retriever_than_the_one_of_the_vectors_is_refused(small):
 
 def test_a_retriever_that_is_gone_is_named(small):
     build_faiss(encode(small, Hashed(name="/nowhere/retriever")))
-    with pytest.raises(SourceNotFound, match=r"/nowhere/retriever.*put it back"):
+    with pytest.raises(
+        SourceNotFound, match=r"/nowhere/retriever.* of the index .*Put it back there, .*--dense.*shoulders encode"
+    ):
         dense_of(small)
 
 

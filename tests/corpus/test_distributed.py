@@ -357,7 +357,7 @@ def test_two_collections_of_one_index_are_told_apart(folder, tmp_path, own):
     index = cities(folder, tmp_path)
     upload_weights(index, Target(own, "one"))
     upload_weights(index, Target(own, "two"), 1.2, 0.75)
-    with pytest.raises(UsageError, match=r"was sent to .*: name one \(--collection\)"):
+    with pytest.raises(UsageError, match=r"was sent to .*: name one \(--collection;.*evidence.collection"):
         MilvusBM25(index, own)
     the_same(MilvusBM25(index, own, "two").search(["Oslo"], 3), exact(index, 1.2, 0.75).search(["Oslo"], 3))
 

@@ -88,7 +88,8 @@ def encoded(folder, tmp_path, shoulders):
 def test_encoding_and_searching_on_the_command_line(encoded, shoulders):
     index, query = Index(encoded), "Who is proud of Oslo?"
     for retriever in ("dense", "hybrid", "rrf"):
-        code, said, error = shoulders("search", encoded, query, "-k", 3, "--retriever", retriever, "--weight", 1000)
+        weight = ["--weight", 1000] if retriever == "hybrid" else []
+        code, said, error = shoulders("search", encoded, query, "-k", 3, "--retriever", retriever, *weight)
         assert (code, error) == (0, "")
         assert len(said.splitlines()) == 6
         if retriever == "hybrid":

@@ -111,6 +111,35 @@ def test_a_training_question_is_never_ranked_by_a_ranker_that_saw_it(store):
         across.find(ASKED, "b")
 
 
+def test_the_retrievers_scores_count_by_their_weight(store):
+    ranker = Ranks("r", {"one": 0.9, "two two": 1.0, "three three three": -4.0}.__getitem__)
+    ranker.scores = lambda pairs, on_scored=None: [ranker.score(pair.text) for pair in pairs]
+    orders = {}
+    for weight in (0.0, 0.5, 100.0):
+        source = Reranked(Finds(), Rankers("r", ranker), store, weight)
+        (found,) = source.find(ASKED[:1])
+        orders[weight] = [passage.text for passage in found]
+    assert orders[0.0] == ["two two", "one", "three three three"]  # the re-ranker's
+    assert orders[0.5] == ["one", "two two", "three three three"]  # a small gap of its is outvoted
+    assert orders[100.0] == [passage.text for passage in PASSAGES]  # the retriever's
+    prints = {Reranked(Finds(), Rankers("r", ranker), store, weight).fingerprint for weight in (0.0, 0.5, 1.0)}
+    assert len(prints) == 3
+    assert [one.score for one in Reranked(Finds(), Rankers("r", ranker), store).find(ASKED[:1])[0]] == [1.0, 0.9, -4.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (["evidence.retriever_weight=0.5"], "evidence.reranker"),
+        (["evidence.reranker=x", "evidence.retriever_weight=-1"], "negative"),
+        (["evidence.reranker=x", "evidence.retriever_weight=nan"], "negative"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(values, told):
+    with pytest.raises(UsageError, match=told):
+        with_overrides(Recipe("r"), ["evidence.kind=retrieved", *values])
+
+
 def test_no_pair_is_scored_twice(store, tmp_path):
     ranker = Ranks("r")
     Reranked(Finds(PASSAGES * 2), Rankers("r", ranker), store).find(ASKED * 2)
@@ -203,6 +232,10 @@ def test_a_recipe_names_its_re_rankers(lm, across, tmp_path):
     source = new_evidence(with_overrides(recipe, [f"evidence.reranker={across}"]), lm, 0)
     question = Question(in_wording("what is a in Oslo"))
     assert source.fingerprint != plain.fingerprint
+    weighed = new_evidence(
+        with_overrides(recipe, [f"evidence.reranker={across}", "evidence.retriever_weight=0.3"]), lm, 0
+    )
+    assert (source.weight, weighed.weight) == (0.0, 0.3)
     found = source.find([question], "a")[0]
     assert {passage.text for passage in found} == {passage.text for passage in plain.find([question])[0]}
     assert [passage.score for passage in found] == sorted((passage.score for passage in found), reverse=True)

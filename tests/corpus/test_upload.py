@@ -10,6 +10,7 @@ from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.recipe import with_overrides
 from shoulders.recipes.registry import recipe_named
 from shoulders.records import Question
+from tiny import save_encoder
 
 
 @pytest.fixture
@@ -36,6 +37,36 @@ def test_sending_searching_and_sending_what_changed(shoulders, index, folder, tm
     said = shoulders("search", index, "Tokyo", "--engine", server)[1]
     assert "Tokyo is a capital" in said
     assert "shoulders upload" not in said
+
+
+@pytest.mark.parametrize("kind", ["", "HNSW"])
+def test_both_ways_together_on_a_server(shoulders, refused, index, tmp_path, kind):
+    server, texts = tmp_path / "server.db", index
+    save_encoder("bert", tmp_path / "tiny")
+    assert shoulders("encode", texts, "--retriever", tmp_path / "tiny", "--name", "tiny")[0] == 0
+    assert shoulders("upload", texts, "--to", server)[0] == 0
+    on = ("--engine", server)
+    assert f"upload {texts} --to {server} --dense NAME" in refused("search", texts, "Oslo", "--retriever", "rrf", *on)
+    send = ("upload", texts, "--to", server, "--dense", "tiny")
+    assert shoulders(*send, *(["--kind", kind] if kind else []))[0] == 0
+    assert "passages: 0 added, 0 deleted, 10 unchanged" in shoulders(*send)[1]
+    assert f"has engine {kind or 'FLAT'!r}, and not 'IVF_SQ8'" in refused(*send, "--kind", "IVF_SQ8")
+    for retriever in ("dense", "hybrid", "rrf"):
+        asked = ("search", texts, "Who is proud of Oslo?", "--retriever", retriever)
+        there, here = (shoulders(*asked, *where)[1].splitlines() for where in (on, ()))
+        scores = [[float(line.split()[1]) for line in said[::2]] for said in (there, here)]
+        assert len(scores[0]) == len(scores[1]) == 10
+        if retriever != "hybrid":  # whose BM25 has another k1 and b
+            assert scores[0] == pytest.approx(scores[1], abs=2e-3)
+    weighed = ("search", texts, "Oslo", "--retriever", "hybrid", *on, "--weight", 100)
+    assert "Oslo is a capital" in shoulders(*weighed)[1].splitlines()[1]
+    assert "Oslo" in shoulders(*weighed, "--collection", "cities_index,cities_index_tiny")[1]
+    said = refused(*weighed, "--collection", "cities_index")
+    assert "hybrid searches two collections, and 'cities_index' names 1: name SPARSE,DENSE" in said
+
+
+def test_a_kind_is_of_vectors(refused, index, tmp_path):
+    assert "add --dense NAME" in refused("upload", index, "--to", tmp_path / "x.db", "--kind", "HNSW")
 
 
 def test_bad_input(refused, shoulders, index, folder, tmp_path):
@@ -69,7 +100,8 @@ def test_the_token_goes_to_the_server_and_nowhere_else(shoulders, index, tmp_pat
     monkeypatch.setenv("OTHER", "hush-hush")
     assert shoulders("upload", index, "--to", tmp_path / "server.db", "--token-env", "OTHER")[0] == 0
     assert shoulders("search", index, "Oslo", "--engine", tmp_path / "server.db")[0] == 0
-    assert given == ["hush-hush", "the-usual"]
+    assert shoulders("search", index, "Oslo", "--engine", tmp_path / "server.db", "--token-env", "OTHER")[0] == 0
+    assert given == ["hush-hush", "the-usual", "hush-hush"]
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"hush-hush" not in written
 

@@ -57,7 +57,7 @@ def test_passages_come_from_the_retriever_of_the_recipe(index, evidence, tmp_pat
     assert found[-1][0].title == found[0][0].title == "Oslo"
     assert isinstance(sources[-1].searcher, HybridSearcher)
     assert sources[-1].searcher.weight == 4
-    with pytest.raises(UsageError, match="bert, roberta"):
+    with pytest.raises(UsageError, match=r"bert, roberta.*--dense NAME; evidence.dense=NAME"):
         evidence("evidence.retriever=dense")
 
 

@@ -13,16 +13,19 @@ import torch
 from commands import run
 from rankers import save_bert
 from shoulders.corpus.building import build
+from shoulders.corpus.dense import build_faiss
 from shoulders.corpus.index import Index
 from shoulders.corpus.passages import Cutting
 from shoulders.corpus.reranked import Rankers
+from shoulders.corpus.retrievers import retriever_of
 from shoulders.corpus.supervision import Supervision
+from shoulders.corpus.vectors import encode
 from shoulders.data.counts import totals
 from shoulders.data.evidence import fold_of
 from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
 from shoulders.errors import DataError, TemplateFailed, UsageError
-from shoulders.files import read_tensors
+from shoulders.files import read_json, read_tensors
 from shoulders.ranking.bi_encoder import BiEncoder
 from shoulders.ranking.reranker import Reranker
 from shoulders.recipes.ranking import ranking_recipes
@@ -215,6 +218,10 @@ def test_cross_fitting_from_the_command_line_goes_on_where_it_was(place, tmp_pat
     told = run(*command)
     for row in ("as found", "a, step", "b, step", "all, step"):
         assert row in told
+    measured = read_json(tmp_path / "rr" / "all" / "results.json")["development"]
+    assert measured["retriever_weights"]["0.0"]["reciprocal_rank"] == measured["reciprocal_rank"]
+    best = measured["best_retriever_weight"]
+    assert (f"retriever_weight={best}" in told) is bool(best)
     kept = {part: (tmp_path / "rr" / part / "results.json").read_bytes() for part in ("a", "b", "all")}
     run(*command, "--resume")
     assert kept == {part: (tmp_path / "rr" / part / "results.json").read_bytes() for part in kept}
@@ -271,9 +278,50 @@ def test_one_process_tells(place, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "results.json").exists()
 
 
+class Spied:
+    """A retriever that is counted."""
+
+    asked = []
+
+    def __init__(self, searcher):
+        self.searcher = searcher
+
+    def search(self, queries, k):
+        self.asked.append((list(queries), k))
+        return self.searcher.search(queries, k)
+
+
+@pytest.mark.parametrize("name", ["reranker", "retriever"])
+def test_what_it_learns_from_is_what_the_recipes_retriever_finds(place, tmp_path, name, monkeypatch):
+    made = []
+
+    def spied(*args):
+        made.append((args[1:], Spied(retriever_of(*args))))
+        return made[-1][1]
+
+    folder = tmp_path / "index"
+    shutil.copytree(place / "index", folder)
+    index = Index(folder)
+    build_faiss(encode(index, BiEncoder.load(f"{place}/bert", device="cpu"), "tiny"))
+    monkeypatch.setattr("shoulders.corpus.retrievers.retriever_of", spied)
+    values = [f"index={folder}", "retriever=hybrid", "dense=tiny", "weight=3"]
+    recipe = recipe_of(place, name, *values)
+    Spied.asked.clear()
+    found = train_ranking(recipe, tmp_path / "run").result
+    assert [how for how, _ in made] == [("hybrid", "tiny", 3.0)]
+    depths = [k for _, k in Spied.asked]
+    assert depths[0] == recipe.development.depth
+    assert set(depths[1:]) == {recipe.depth}
+    assert found["recipe"]["retriever"] == "hybrid"
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
+        (["retriever=dens"], "'dense'"),
+        (["weight=-1"], "weight is -1.0: it cannot be negative"),
+        (["retriever=dense"], "shoulders encode"),
+        (["engine=nowhere"], "no address of Milvus"),
         (["index="], "shoulders index"),
         (["negatives=8"], "8 negatives of 8 passages"),
         (["kind=reader"], "did you mean"),

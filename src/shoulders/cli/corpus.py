@@ -1,13 +1,19 @@
 """The commands around an evidence corpus."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
 from shoulders.cli.app import app
+from shoulders.errors import UsageError
 
-Collection = Annotated[str, typer.Option(help="of the server [default: upload names it after the index's folder]")]
+Collection = Annotated[
+    str,
+    typer.Option(
+        help="of the server [default: upload names it after the index's folder]; to search by both ways SPARSE,DENSE"
+    ),
+]
 TokenVariable = Annotated[
     str,
     typer.Option(
@@ -66,7 +72,7 @@ def encode(
 
 
 @app.command(rich_help_panel="Evidence corpus")
-def search(
+def search(  # noqa: PLR0913, PLR0917 (what it can be told)
     folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder of an index (`shoulders index`)")],
     queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="questions or words")],
     k: Annotated[int, typer.Option("-k", help="passages of each query")] = 10,
@@ -74,19 +80,20 @@ def search(
         str,
         typer.Option(help="sparse (BM25), dense, hybrid (sum of their scores) or rrf (of their ranks)"),
     ] = "sparse",
-    weight: Annotated[float, typer.Option(help="of sparse scores in the hybrid sum")] = 1.0,
+    weight: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="of sparse scores in the hybrid sum [default: 1]", show_default=False),
+    ] = None,
     dense: Annotated[str, typer.Option(help="name of the vectors, if the index has several")] = "",
     engine: Annotated[str, typer.Option(metavar="URI", help="a Milvus that it was sent to (`shoulders upload`)")] = "",
     collection: Collection = "",
+    token_env: TokenVariable = "",
 ) -> None:
-    """Find passages of an index by BM25, by vectors (`shoulders encode`), or by both; here, or on a server.
-
-    The server's token is read from the environment variable MILVUS_TOKEN.
-    """
+    """Find passages of an index by BM25, by vectors (`shoulders encode`), or by both; here, or on a server."""
     from shoulders.cli.search import run
     from shoulders.cli.upload import Engine
 
-    server = Engine(engine, collection) if engine else None
+    server = Engine(engine, collection, token_env) if engine else None
     run(folder, queries, k, retriever, weight=weight, dense=dense, engine=server)
 
 
@@ -99,6 +106,13 @@ def upload(
     k1: Annotated[float, typer.Option(help="of BM25; Pyserini's if none is given")] = 0.9,
     b: Annotated[float, typer.Option(help="of BM25; Pyserini's if none is given")] = 0.4,
     dense: Annotated[str, typer.Option(help="send the vectors of that name (`shoulders encode`) instead of BM25")] = "",
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="how vectors are searched: FLAT (all of them), HNSW, IVF_FLAT or IVF_SQ8 [default: FLAT]",
+            show_default=False,
+        ),
+    ] = "",
 ) -> None:
     """Send an index to Milvus: its BM25 weights as sparse vectors, so that every server finds the same, or its vectors.
 
@@ -108,7 +122,9 @@ def upload(
     from shoulders.cli.upload import Engine, run, run_vectors
 
     engine = Engine(to, collection, token_env)
+    if kind and not dense:
+        raise UsageError(f"--kind {kind} is of vectors, and BM25 is sent: add --dense NAME, or leave --kind out")
     if dense:
-        run_vectors(folder, engine, dense)
+        run_vectors(folder, engine, dense, kind)
     else:
         run(folder, engine, k1, b)

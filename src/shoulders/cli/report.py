@@ -98,8 +98,8 @@ def prompts(arguments: Sequence[str], out: Path) -> tuple[Path, str]:
     lm, scaffold = load_both(place, recipe)
     generator = generator_of(scaffold)
     plan = replace(recipe.development, split=DEV, limit=recipe.development.limit or EXAMPLES, wordings=0)
-    without, skip = recipe.suite.without_templates, recipe.suite.skip_failing
-    asked = chosen_examples(tasks_of(recipe), plan, without, skip_failing=skip).asked
+    suite, tasks = recipe.suite, tasks_of(recipe)
+    asked = chosen_examples(tasks, plan, suite.without(tasks), skip=suite.skip).asked
     examples = [example for one in asked for example in one.examples]
     questions = with_evidence([one.question for one in examples], new_evidence(recipe, lm, scaffold.length))
     read = [replace(example, question=question) for example, question in zip(examples, questions, strict=True)]

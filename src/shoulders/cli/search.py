@@ -9,7 +9,7 @@ from rich.text import Text
 
 from shoulders.cli.show import console, harmless, need, quiet_libraries, short
 from shoulders.cli.upload import Engine, connected
-from shoulders.corpus.searching import SPARSE
+from shoulders.corpus.searching import HYBRID, SPARSE
 from shoulders.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def run(
     k: int,
     retriever: str = SPARSE,
     *,
-    weight: float = 1.0,
+    weight: float | None = None,
     dense: str = "",
     engine: Engine | None = None,
 ) -> None:
@@ -35,25 +35,31 @@ def run(
     from shoulders.corpus.index import Index
     from shoulders.corpus.retrievers import retriever_of
 
+    if weight is not None and retriever != HYBRID:
+        raise UsageError(
+            f"--weight {weight} counts in a sum of scores, and {retriever} has none: add --retriever {HYBRID}, or "
+            "leave --weight out"
+        )
+    weight = 1.0 if weight is None else weight
     index = Index(folder)
     terms = [_terms(query, index.analyser, retriever) for query in queries]
     if engine is None:
         _print(index, retriever_of(index, retriever, dense, weight), queries, k, terms, sparse=retriever == SPARSE)
         return
-    with _on_server(index, engine, retriever, dense) as searcher:
+    with _on_server(index, engine, retriever, dense, weight) as searcher:
         _print(index, searcher, queries, k, terms, sparse=retriever == SPARSE)
 
 
 @contextmanager
-def _on_server(index: "Index", engine: Engine, retriever: str, dense: str) -> Iterator["Searcher"]:
+def _on_server(index: "Index", engine: Engine, retriever: str, dense: str, weight: float) -> Iterator["Searcher"]:
     with connected(engine) as server:
         from shoulders.corpus.distributed import server_retriever
 
-        searcher = server_retriever(index, server, retriever, engine.collection, dense)
-        if searcher.stale:
+        served = server_retriever(index, server, retriever, engine.collection, dense, weight)
+        if served.stale:
             told = f"what is at {engine.address} is not all of {index.folder} as it is now: shoulders upload"
             console.print(told, style="yellow", markup=False, soft_wrap=True)
-        yield searcher
+        yield served.searcher
 
 
 def _print(
@@ -73,7 +79,7 @@ def _print(
         if len(hits) < k:
             had = "have a word of the query" if sparse else "were found"
             told = f"{len(hits):,} of {index.passages:,} passages {had}, {k:,} were asked for"
-            none = f"no passage has a word of {short(query)!r}"
+            none = f"no passage {'has a word of' if sparse else 'was found for'} {short(query)!r}"
             console.print(told if hits else none, style="yellow", markup=False, soft_wrap=True)
 
 

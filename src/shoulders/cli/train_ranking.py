@@ -59,12 +59,16 @@ def _table(found: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     for column in ("", "MRR@10", *(f"recall@{k}" for k in sorted(first["recall"], key=int))):
         table.add_column(column, justify="right" if column else "left")
-    table.add_row("as found", *_cells(first["found_reciprocal_rank"], first["found_recall"]))
+    table.add_row("as found", *_cells(first, "found_"))
     for name, result in found.items():
         measured = result["development"]
-        table.add_row(f"{name}, step {measured['step']}", *_cells(measured["reciprocal_rank"], measured["recall"]))
+        table.add_row(f"{name}, step {measured['step']}", *_cells(measured))
+        if weight := measured.get("best_retriever_weight"):
+            table.add_row(f"  retriever_weight={weight}", *_cells(measured["retriever_weights"][str(weight)]))
     return table
 
 
-def _cells(reciprocal: float, recall: Mapping[str, float]) -> list[str]:
-    return [f"{value:.1f}" for value in (reciprocal, *(recall[k] for k in sorted(recall, key=int)))]
+def _cells(order: Mapping[str, Any], of: str = "") -> list[str]:
+    recall = order[f"{of}recall"]
+    values = (order[f"{of}reciprocal_rank"], *(recall[k] for k in sorted(recall, key=int)))
+    return [f"{value:.1f}" for value in values]

@@ -40,7 +40,7 @@ def run(folder: Path, engine: Engine, k1: float, b: float) -> None:
     _tell(sent, f"{target}: {sent.passages:,} passages, BM25 with k1 = {k1} and b = {b}")
 
 
-def run_vectors(folder: Path, engine: Engine, dense: str) -> None:
+def run_vectors(folder: Path, engine: Engine, dense: str, kind: str) -> None:
     """Send the vectors of an index of that name, or what changed of them."""
     need("tantivy", "search")
     with connected(engine) as server:
@@ -52,7 +52,7 @@ def run_vectors(folder: Path, engine: Engine, dense: str) -> None:
         vectors.check(index.store)
         target = Target(server, engine.collection or _name(folder, dense))
         with counting("sending", "passages") as on_sent:
-            sent = upload_vectors(index, vectors, target, on_sent=on_sent)
+            sent = upload_vectors(index, vectors, target, kind, on_sent)
     _tell(sent, f"{target}: {sent.passages:,} vectors of {vectors.dimension} numbers by {vectors.encoder}")
 
 

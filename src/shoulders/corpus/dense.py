@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from shoulders.corpus.index import Index
 from shoulders.corpus.lock import sole_writer
 from shoulders.corpus.searching import Scored, best_first
-from shoulders.corpus.vectors import AGAIN, VectorStore, vectors_in
+from shoulders.corpus.vectors import AGAIN, VectorStore, encoder_of, vectors_in
 from shoulders.errors import CorruptFile, SourceNotFound, UnknownName, UsageError, first_line
 from shoulders.files import read_json, whole_file, write_json
 from shoulders.ranking.bi_encoder import BiEncoder
@@ -156,11 +156,7 @@ def dense_of(index: Index, name: str = "", encoder: BiEncoder | None = None) -> 
     """
     vectors = VectorStore(vectors_in(index.folder, name))
     vectors.check(index.store)
-    try:
-        encoder = encoder or BiEncoder.load(vectors.encoder, pooling=vectors.reading.pooling)
-    except SourceNotFound as error:
-        raise SourceNotFound(f"{error}, and the vectors {vectors.folder} were made by it: put it back") from error
-    return DenseSearcher(vectors, encoder)
+    return DenseSearcher(vectors, encoder or encoder_of(vectors))
 
 
 def _built(vectors: VectorStore, kind: str) -> Any:

@@ -7,19 +7,19 @@ lower number comes first here too, as long as no more than `LIMIT` tie for the l
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, final
+from typing import Any, NamedTuple, Protocol, final
 
 import numpy as np
 from jaxtyping import Float32
 
+from shoulders.corpus.hybrid import retriever_of_kind
 from shoulders.corpus.index import Index
-from shoulders.corpus.milvus import LIMIT, Milvus, Vector
-from shoulders.corpus.searching import DENSE, SPARSE, Scored, best_first
-from shoulders.corpus.uploading import BM25, INDEX, VECTORS, check_about, index_fingerprint, states
+from shoulders.corpus.milvus import FLAT, LIMIT, Milvus, Vector
+from shoulders.corpus.searching import DENSE, SPARSE, Scored, Searcher, best_first
+from shoulders.corpus.uploading import BM25, ENGINE, INDEX, VECTORS, check_about, index_fingerprint, states
 from shoulders.corpus.uploads import PASSAGES, UploadState
-from shoulders.corpus.vectors import VectorStore, vectors_in
+from shoulders.corpus.vectors import VectorStore, encoder_of, vectors_in
 from shoulders.errors import SourceNotFound, UsageError
-from shoulders.ranking.bi_encoder import BiEncoder
 
 
 class QueryEncoder(Protocol):
@@ -49,12 +49,7 @@ class MilvusBM25:
     def __init__(self, index: Index, server: Milvus, collection: str = "") -> None:
         self.analyser = index.analyser
         self._held = _Collection(index, server, collection, {"kind": BM25, "analyser": index.analyser.identity})
-        self.about, self.stale = self._held.about, self._held.stale
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the collection and what was in it when it was last brought up to date."""
-        return f"{self.about['key']}/{self.about.get('index', '')}"
+        self.fingerprint, self.stale = self._held.fingerprint, self._held.stale
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
         """For each query the k passages with the highest scores, of those that have a term of it.
@@ -88,12 +83,7 @@ class MilvusVectors:
     def __init__(self, index: Index, encoder: QueryEncoder, server: Milvus, collection: str = "") -> None:
         self._encoder = encoder
         self._held = _Collection(index, server, collection, {"kind": VECTORS, "encoder": encoder.fingerprint()})
-        self.about, self.stale = self._held.about, self._held.stale
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the collection and what was in it when it was last brought up to date."""
-        return f"{self.about['key']}/{self.about.get('index', '')}"
+        self.fingerprint, self.stale = self._held.fingerprint, self._held.stale
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
         """For each query the k passages with the largest inner products; none for one without a word.
@@ -111,38 +101,74 @@ class MilvusVectors:
         return self._held.search(vectors, k)
 
     def _check(self, dimension: int) -> None:
-        if dimension != self.about["dimension"]:
+        held = self._held.about["dimension"]
+        if dimension != held:
             raise UsageError(
                 f"the query's vectors have {dimension} dimensions, those at {self._held.server.address} "
-                f"{self.about['dimension']}: search with the encoder that made them"
+                f"{held}: search with the encoder that made them"
             )
 
 
+class Served(NamedTuple):
+    """What searches an index on a server, and whether the server was sent all of the index as it is now."""
+
+    searcher: Searcher
+    stale: bool
+
+
 def server_retriever(
-    index: Index, server: Milvus, kind: str, collection: str = "", dense: str = ""
-) -> MilvusBM25 | MilvusVectors:
-    """What searches an index on a server.
+    index: Index, server: Milvus, kind: str, collection: str = "", dense: str = "", weight: float = 1.0
+) -> Served:
+    """What searches an index on a server; `retriever_of_kind` says how.
 
     Args:
-        kind: "sparse" (BM25) or "dense".
+        collection: that is searched; of "hybrid" and "rrf" two, "SPARSE,DENSE". "" for those that the index was sent
+            to.
         dense: the name of the index's vectors, if it has several.
 
     Raises:
-        UsageError: it is another kind.
+        UnknownName: there is no such kind.
         SourceNotFound, UsageError: as of `MilvusBM25`; or there are no vectors here, or not the encoder that made them.
     """
-    if kind == SPARSE:
-        return MilvusBM25(index, server, collection)
-    if kind != DENSE:
-        raise UsageError(f"{kind!r} is not searched on a server: take {SPARSE} or {DENSE}, or search here")
-    vectors = VectorStore(vectors_in(index.folder, dense))
-    encoder = BiEncoder.load(vectors.encoder, pooling=vectors.reading.pooling)
-    return MilvusVectors(index, encoder, server, collection)
+    names = _collections(kind, collection)
+    stale: list[bool] = []
+
+    def weights() -> Searcher:
+        searcher = MilvusBM25(index, server, names[SPARSE])
+        stale.append(searcher.stale)
+        return searcher
+
+    def vectors() -> Searcher:
+        store = VectorStore(vectors_in(index.folder, dense))
+        searcher = MilvusVectors(index, encoder_of(store), server, names[DENSE])
+        stale.append(searcher.stale)
+        return searcher
+
+    searcher = retriever_of_kind(kind, vectors, weights, weight)
+    return Served(searcher, any(stale))
+
+
+def _collections(kind: str, named: str) -> dict[str, str]:
+    """By what searches it the collection that is named, or ""."""
+    names = [name.strip() for name in named.split(",")]
+    if kind in (SPARSE, DENSE) or not named:
+        return dict.fromkeys((SPARSE, DENSE), named)
+    if len(names) != len((SPARSE, DENSE)):
+        raise UsageError(
+            f"{kind} searches two collections, and {named!r} names {len(names)}: name SPARSE,DENSE (--collection; "
+            "evidence.collection in a recipe), or none where the index was sent to one of each"
+        )
+    return dict(zip((SPARSE, DENSE), names, strict=True))
 
 
 @final
 class _Collection:
-    """A collection that an index was sent to, with its record beside the index."""
+    """A collection that an index was sent to, with its record beside the index.
+
+    Attributes:
+        fingerprint: of the collection and what was in it when it was last brought up to date.
+        stale: it was not sent all of the index as it is now.
+    """
 
     def __init__(self, index: Index, server: Milvus, name: str, wanted: Mapping[str, Any]) -> None:
         self.server = server
@@ -156,6 +182,7 @@ class _Collection:
             )
         server.load(self.name)
         self.state = UploadState(path)
+        self.fingerprint = f"{self.about['key']}/{self.about.get('index', '')}"
         self.stale = not self.about["finished"] or self.state.value(INDEX) != index_fingerprint(index)
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
@@ -164,10 +191,11 @@ class _Collection:
         asked = [number for number, vector in enumerate(vectors) if len(vector)]
         found: list[list[Scored]] = [[] for _ in vectors]
         more = min(k + 1, LIMIT)
-        results = self.server.search(self.name, [vectors[number] for number in asked], more)
+        kind = self.about.get(ENGINE, FLAT)
+        results = self.server.search(self.name, [vectors[number] for number in asked], more, kind)
         for number, some in zip(asked, results, strict=True):
             if len(some) > k and some[k].score == some[k - 1].score:  # the cut goes through equal scores
-                (some,) = self.server.search(self.name, [vectors[number]], LIMIT)
+                (some,) = self.server.search(self.name, [vectors[number]], LIMIT, kind)
             found[number] = best_first(some, k)
         return found
 
@@ -191,10 +219,14 @@ def _found(index: Index, server: Milvus, name: str, wanted: Mapping[str, Any]) -
         if about and about.get("key") == key and about.get("encoder") == encoder:
             found[collection] = about
     if not found:
+        which = " --dense NAME" if kind == VECTORS else ""
         raise SourceNotFound(
             f"{index.folder} was not sent to {server.address} ({kind}): shoulders upload {index.folder} --to "
-            f"{server.address}"
+            f"{server.address}{which}"
         )
     if len(found) > 1:
-        raise UsageError(f"{index.folder} was sent to {', '.join(found)} at {server.address}: name one (--collection)")
+        raise UsageError(
+            f"{index.folder} was sent to {', '.join(found)} at {server.address}: name one (--collection; "
+            "evidence.collection in a recipe)"
+        )
     return next(iter(found.items()))

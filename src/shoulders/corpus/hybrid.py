@@ -8,8 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from shoulders.corpus.searching import Scored, Searcher, best_first, fingerprint_of
-from shoulders.errors import UsageError
+from shoulders.corpus.searching import (
+    DENSE,
+    HYBRID,
+    RETRIEVERS,
+    SPARSE,
+    Scored,
+    Searcher,
+    best_first,
+    fingerprint_of,
+)
+from shoulders.errors import UnknownName, UsageError
 
 DEPTH = 1000  # candidates of each list
 WEIGHTS = tuple(float(weight) for weight in range(1, 11))  # the paper's, for scores of DPR's size
@@ -62,6 +71,27 @@ class RankFusion:
         depth = max(k, self.depth)
         lists = zip(self.dense.search(queries, depth), self.sparse.search(queries, depth), strict=True)
         return [best_first(fused(both), k) for both in lists]
+
+
+def retriever_of_kind(
+    kind: str, dense: Callable[[], Searcher], sparse: Callable[[], Searcher], weight: float = 1.0
+) -> Searcher:
+    """The retriever of a kind, over what searches the two ways; either is opened only if it takes part.
+
+    Args:
+        kind: "sparse", "dense", "hybrid" (the sum of their scores), or "rrf" (of their ranks).
+        weight: of sparse scores in the hybrid sum.
+
+    Raises:
+        UnknownName: there is no such kind.
+    """
+    if kind not in RETRIEVERS:
+        raise UnknownName("retriever", kind, RETRIEVERS)
+    if kind == SPARSE:
+        return sparse()
+    if kind == DENSE:
+        return dense()
+    return HybridSearcher(dense(), sparse(), weight) if kind == HYBRID else RankFusion(dense(), sparse())
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ manifest.json      format, analyser, cutting, counts, engine; written last
 passages.sqlite    documents and passages (WAL)
 tantivy/           the sparse engine
 dense/NAME/        vectors of a dense retriever, if there are any (`shoulders.corpus.vectors`)
+milvus/KEY.sqlite  what a server was sent, a file for each collection (`shoulders.corpus.uploads`)
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from shoulders.corpus.searching import Scored, Searcher
 from shoulders.corpus.sparse import SparseSearcher
 from shoulders.corpus.store import PassageStore
 from shoulders.errors import SourceNotFound, UsageError
-from shoulders.files import read_json
+from shoulders.files import check_format, read_json
 
 MANIFEST, PASSAGES, SPARSE = "manifest.json", "passages.sqlite", "tantivy"
 FORMAT, VERSION = "shoulders-index", 1
@@ -96,10 +97,5 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise SourceNotFound(f"the index {folder} is not finished: run the same `shoulders index` command again")
         raise SourceNotFound(f"{folder} is no index (it has no {MANIFEST}): build one with `shoulders index`")
     manifest = read_json(folder / MANIFEST)
-    found = (manifest.get("format"), manifest.get("version"))
-    if found != (FORMAT, VERSION):
-        raise UsageError(
-            f"{folder} is of format {found[0]!r} version {found[1]}, this version of shoulders reads {FORMAT!r} "
-            f"version {VERSION}: build it again in a new folder"
-        )
+    check_format(manifest, (FORMAT, VERSION), folder, "build it again in a new folder")
     return manifest

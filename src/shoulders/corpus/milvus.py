@@ -25,6 +25,16 @@ NUMBER, VECTOR, ABOUT = "passage", "vector", "shoulders"
 TOKEN_VARIABLE = "MILVUS_TOKEN"  # noqa: S105 (the variable's name)
 LIMIT = 16_384  # of the passages of one answer and of the numbers of one request: Milvus's own
 QUERIES = 100  # of one request
+FLAT, HNSW, IVF_FLAT, IVF_SQ8 = "FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8"
+CELLS = 1024  # of an "IVF_" index
+BUILT: dict[str, dict[str, int]] = {  # how Milvus's indexes over dense vectors are made
+    FLAT: {},
+    HNSW: {"M": 16, "efConstruction": 200},
+    IVF_FLAT: {"nlist": CELLS},
+    IVF_SQ8: {"nlist": CELLS},
+}
+PROBED = 64  # cells
+BREADTH = 128  # passages that a search of HNSW keeps in view at least
 SCHEMES = ("http", "https", "tcp")
 MESSAGE = re.compile(r"message=(.*?)\)?>?(?:, <.*)?$", re.DOTALL)
 UNREACHABLE, TOKEN, FULL = (
@@ -95,12 +105,12 @@ class Milvus:
         with self._told():
             self._client.alter_collection_properties(collection, {ABOUT: json.dumps(about)}, timeout=self.timeout)
 
-    def create(self, collection: str, about: Mapping[str, Any], dimension: int = 0, kind: str = "FLAT") -> None:
+    def create(self, collection: str, about: Mapping[str, Any], dimension: int = 0, kind: str = FLAT) -> None:
         """A new collection.
 
         Args:
             dimension: of dense vectors; 0: they are sparse.
-            kind: of the index over dense vectors.
+            kind: of the index over dense vectors, one of `BUILT`.
         """
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field(NUMBER, DataType.INT64, is_primary=True)
@@ -109,7 +119,10 @@ class Milvus:
         else:
             schema.add_field(VECTOR, DataType.SPARSE_FLOAT_VECTOR)
         indexes = MilvusClient.prepare_index_params()
-        indexes.add_index(VECTOR, index_type=kind if dimension else "SPARSE_INVERTED_INDEX", metric_type="IP")
+        if dimension:
+            indexes.add_index(VECTOR, index_type=kind, metric_type="IP", params=BUILT[kind])
+        else:
+            indexes.add_index(VECTOR, index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
         with self._told():
             self._client.create_collection(
                 collection, schema=schema, index_params=indexes, properties={ABOUT: json.dumps(about)}
@@ -151,8 +164,13 @@ class Milvus:
             rows = self._client.query(collection, "", output_fields=["count(*)"], consistency_level="Strong")
         return int(rows[0]["count(*)"])
 
-    def search(self, collection: str, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
-        """For each vector at most k passages of the largest inner product; equal ones in no order."""
+    def search(self, collection: str, vectors: Sequence[Vector], k: int, kind: str = FLAT) -> list[list[Scored]]:
+        """For each vector at most k passages of the largest inner product; equal ones in no order.
+
+        Args:
+            kind: that the collection was created with.
+        """
+        how = {HNSW: {"ef": max(BREADTH, 2 * k)}, IVF_FLAT: {"nprobe": PROBED}, IVF_SQ8: {"nprobe": PROBED}}
         found: list[list[Scored]] = []
         for start in range(0, len(vectors), QUERIES):
             with self._told():
@@ -162,7 +180,7 @@ class Milvus:
                     anns_field=VECTOR,
                     limit=k,
                     output_fields=[NUMBER],
-                    search_params={"metric_type": "IP", "params": {}},
+                    search_params={"metric_type": "IP", "params": how.get(kind, {})},
                     timeout=self.timeout,
                 )
             found += [[Scored(int(hit[NUMBER]), float(hit["distance"])) for hit in hits] for hits in some]
@@ -181,8 +199,8 @@ class Milvus:
         known = f"{str(error).lower()} {getattr(error, 'code', '')}"
         if any(word in known for word in TOKEN):
             return UsageError(
-                f"{self.address} refuses the token ({reason}): put the right one, or USER:PASSWORD, into the variable "
-                "that --token-env names"
+                f"{self.address} refuses the token ({reason}): put the right one, or USER:PASSWORD, into the "
+                f"environment variable {TOKEN_VARIABLE} (or another that --token-env names)"
             )
         if any(word in known for word in FULL):
             return SaveFailed(f"{self.address} is full ({reason}): free space there, then run the same command again")
@@ -219,8 +237,8 @@ def checked_address(address: str) -> str:
         raise UsageError(f"{address!r} is no address of Milvus: http://HOST:19530, https://HOST or tcp://HOST:19530")
     if parts.username or parts.password:
         raise UsageError(
-            f"the address of {parts.hostname} holds a password, and addresses are shown and kept: put it into an "
-            "environment variable as USER:PASSWORD and name that (--token-env)"
+            f"the address of {parts.hostname} holds a password, and addresses are shown and kept: put it into "
+            f"the environment variable {TOKEN_VARIABLE} as USER:PASSWORD (or into another that --token-env names)"
         )
     return address
 

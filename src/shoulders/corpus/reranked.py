@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Self, final
 
@@ -16,6 +17,7 @@ from shoulders.data.evidence import FOLDS, Passage
 from shoulders.data.packing import Packed, PackedEvidence
 from shoulders.data.questions import without_wording
 from shoulders.errors import SourceNotFound, UsageError
+from shoulders.ranking.interpolation import interpolated
 from shoulders.ranking.named import ranker_named
 from shoulders.ranking.scoring import Pair, Ranker
 from shoulders.ranking.storage import DESCRIPTION, model_folder
@@ -91,11 +93,13 @@ class Reranked:
         source: retrieves the passages, and packs them.
         rankers: that order them.
         store: keeps their scores.
+        weight: of the retriever's scores beside the re-ranker's (`interpolated`); 0, as in the paper: these alone.
     """
 
     source: PackedEvidence
     rankers: Rankers
     store: ScoreStore
+    weight: float = 0.0
 
     @property
     def passes(self) -> int:
@@ -104,8 +108,9 @@ class Reranked:
 
     @property
     def fingerprint(self) -> str:
-        """Of the source, and of the ranker of each half and of all others."""
-        parts = [self.source.fingerprint, *(self.rankers.of(fold).fingerprint for fold in ("", *FOLDS))]
+        """Of the source, of the ranker of each half and of all others, and of the retriever's weight if it has one."""
+        weight = [self.weight] if self.weight else []
+        parts = [self.source.fingerprint, *(self.rankers.of(fold).fingerprint for fold in ("", *FOLDS)), *weight]
         return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:
@@ -123,8 +128,12 @@ class Reranked:
             for passage in passages
         ]
         scores = iter(self.store.scores(self.rankers.of(fold), pairs))
-        rated = [[replace(passage, score=next(scores)) for passage in passages] for passages in found]
-        return [sorted(passages, key=lambda passage: -passage.score) for passages in rated]
+        return [self._ordered(passages, list(islice(scores, len(passages)))) for passages in found]
+
+    def _ordered(self, passages: Sequence[Passage], scores: Sequence[float]) -> list[Passage]:
+        together = interpolated(scores, [passage.score for passage in passages], self.weight)
+        rated = [replace(passage, score=score) for passage, score in zip(passages, together, strict=True)]
+        return sorted(rated, key=lambda passage: -passage.score)
 
     def packed(self, question: Question, passages: Sequence[Passage]) -> Packed:
         """The question after the passages that fit, best first, and these passages."""

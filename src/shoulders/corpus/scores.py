@@ -1,15 +1,15 @@
 """Scores of passages kept in a file: a pair is scored once for all epochs, runs and measurements."""
 
-import sqlite3
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from hashlib import blake2b
 from pathlib import Path
 from typing import final
 
-from shoulders.files import database_errors
+from shoulders.files import database_errors, open_database, transaction
 from shoulders.ranking.scoring import AT_ONCE, Pair, Ranker
 
+TABLE = "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL NOT NULL) WITHOUT ROWID;"
 IN_A_QUERY = 10_000  # SQLite takes at most 32,766 values in one statement
 
 
@@ -29,12 +29,7 @@ class ScoreStore:
         self.path = path.expanduser()
         with self._told():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = sqlite3.connect(self.path, timeout=60)
-            with self._file:
-                self._file.execute("PRAGMA journal_mode=WAL")
-                self._file.execute(
-                    "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL NOT NULL) WITHOUT ROWID"
-                )
+            self._file = open_database(self.path, TABLE)
 
     def scores(self, ranker: Ranker, pairs: Sequence[Pair]) -> list[float]:
         """A score for each pair. The ranker scores those that it never scored; they are kept as they come."""
@@ -58,7 +53,7 @@ class ScoreStore:
         return found
 
     def _put(self, scores: dict[bytes, float]) -> None:
-        with self._told(), self._file:
+        with self._told(), transaction(self._file):
             self._file.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", scores.items())
 
     def _told(self) -> AbstractContextManager[None]:

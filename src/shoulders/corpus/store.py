@@ -1,6 +1,5 @@
 """Passages and the documents they were cut from, in an SQLite file."""
 
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from shoulders.files import database_errors
+from shoulders.files import database_errors, open_database, transaction
 
 TABLES = """
 CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -27,9 +26,7 @@ CREATE TABLE passages (
 CREATE INDEX passages_of ON passages (document);
 CREATE INDEX passages_like ON passages (hash, copy, terms);
 CREATE TABLE pending (passage INTEGER PRIMARY KEY);
-PRAGMA user_version = 1;
 """
-CACHE = -128 * 1024  # KiB
 AT_ONCE = 10_000  # SQLite takes at most 32,766 values in one statement
 
 
@@ -95,14 +92,8 @@ class PassageStore:
     def __init__(self, path: Path, *, write: bool = False) -> None:
         self.path = path
         with self._told():
-            place = f"{path.absolute().as_uri()}?mode={'rwc' if write else 'ro'}"
-            self._file = sqlite3.connect(place, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
-            self._file.execute(f"PRAGMA cache_size = {CACHE}")
-            if write:
-                self._file.execute("PRAGMA journal_mode = WAL")
-                self._file.execute("PRAGMA synchronous = FULL")  # the engines must never know more than this file
-                if not self._one("PRAGMA user_version"):
-                    self._file.executescript(f"BEGIN; {TABLES} COMMIT;")
+            self._file = open_database(path, TABLES, write=write)
+            self._file.execute("PRAGMA synchronous = FULL")  # the engines must never know more than this file
             self._one("SELECT count(*) FROM state")
 
     def close(self) -> None:
@@ -113,14 +104,8 @@ class PassageStore:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """All changes within, or none."""
-        with self._told():
-            self._file.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._file.execute("ROLLBACK")
-                raise
-            self._file.execute("COMMIT")
+        with self._told(), transaction(self._file):
+            yield
 
     def state(self, key: str) -> str:
         """A value kept beside the passages; "" if there is none."""

@@ -25,15 +25,16 @@ from shoulders.corpus.analyser import Analyser
 from shoulders.corpus.exact import PYSERINI, check_bm25
 from shoulders.corpus.index import CHANGED, Index
 from shoulders.corpus.lock import sole_writer
-from shoulders.corpus.milvus import Milvus, Vector
+from shoulders.corpus.milvus import BUILT, FLAT, Milvus, Vector
 from shoulders.corpus.uploads import FOLDER, PASSAGES, ROWS, SUFFIX, UploadState
-from shoulders.errors import UsageError
-from shoulders.files import save_failed
+from shoulders.errors import UnknownName, UsageError
+from shoulders.files import check_format, save_failed
 
 FORMAT, VERSION = "shoulders-collection", 1
 BM25, VECTORS = "bm25", "vectors"
 BATCH = 2000  # passages of one request: 1.5 MB of weights, 6 MB of vectors of 768
 DRIFT = 1e-3  # by so much the mean length may move before all weights are sent anew
+ENGINE = "engine"  # key of the kind of Milvus's index over dense vectors
 ROUND, COLLECTION, KIND, INDEX = "round", "collection", "kind", "index"
 
 OnSent = Callable[[int, int], None]
@@ -107,18 +108,23 @@ def upload_weights(
 
 
 def upload_vectors(
-    index: Index, vectors: Vectors, target: Target, kind: str = "FLAT", on_sent: OnSent = lambda *_: None
+    index: Index, vectors: Vectors, target: Target, kind: str = "", on_sent: OnSent = lambda *_: None
 ) -> Sent:
     """Send dense vectors; if there are some already, those that are new, and delete those that are gone.
 
     Args:
-        kind: of Milvus's index over them: FLAT compares all; HNSW, IVF_SQ8 and others find less, sooner.
+        kind: of Milvus's index over them: "FLAT" compares all; "HNSW", "IVF_FLAT" and "IVF_SQ8" find less, sooner. ""
+            for the one that is there already, or "FLAT".
 
     Raises:
-        As `upload_weights`.
+        UnknownName: there is no such kind.
+        As `upload_weights`; a collection's kind cannot be changed.
     """
+    if kind and kind not in BUILT:
+        raise UnknownName("kind of Milvus's index", kind, BUILT)
     about = {"kind": VECTORS, "encoder": vectors.fingerprint, "dimension": vectors.dimension}
-    with _begun(index.folder, target, about, kind) as upload:
+    wanted = {**about, ENGINE: kind} if kind else about
+    with _begun(index.folder, target, wanted, {ENGINE: FLAT}) as upload:
         return upload.run_vectors(vectors, index, on_sent)
 
 
@@ -130,12 +136,7 @@ def states(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], target: str) -> None:
     """Raise `UsageError` if a collection holds other things than those wanted."""
-    found = (about.get("format"), about.get("version"))
-    if found != (FORMAT, VERSION):
-        raise UsageError(
-            f"{target} is of format {found[0]!r} version {found[1]}, this version of shoulders uses {FORMAT!r} version "
-            f"{VERSION}: upload to another (--collection)"
-        )
+    check_format(about, (FORMAT, VERSION), target, "upload to another (--collection)")
     for key, value in wanted.items():
         if key == "analyser" and about.get("kind") == BM25:
             Analyser().check(about.get(key) or {}, target)
@@ -154,7 +155,15 @@ def index_fingerprint(index: Index) -> str:
 
 
 @contextmanager
-def _begun(folder: Path, target: Target, about: Mapping[str, Any], kind: str = "") -> Iterator["_Upload"]:
+def _begun(
+    folder: Path, target: Target, about: Mapping[str, Any], usual: Mapping[str, Any] | None = None
+) -> Iterator["_Upload"]:
+    """What sends to a collection, which is made if it is not there.
+
+    Args:
+        about: that a collection must be.
+        usual: what a new one is, where `about` does not say.
+    """
     try:
         (folder / FOLDER).mkdir(exist_ok=True)
     except OSError as error:
@@ -162,13 +171,20 @@ def _begun(folder: Path, target: Target, about: Mapping[str, Any], kind: str = "
     with sole_writer(folder / FOLDER):
         known = target.server.about(target.collection)
         if known is None:
-            known = {"format": FORMAT, "version": VERSION, "key": token_hex(8), "finished": False, **about}
+            known = {
+                "format": FORMAT,
+                "version": VERSION,
+                "key": token_hex(8),
+                "finished": False,
+                **(usual or {}),
+                **about,
+            }
             part = folder / FOLDER / f"{known['key']}.part"
             with UploadState(part, write=True) as state:
                 state.set_value(COLLECTION, target.collection)
                 state.set_value(KIND, about["kind"])
             os.replace(part, part.with_suffix(SUFFIX))
-            target.server.create(target.collection, known, about.get("dimension", 0), kind)
+            target.server.create(target.collection, known, known.get("dimension", 0), known.get(ENGINE, FLAT))
         check_about(known, about, str(target))
         path = folder / FOLDER / f"{known['key']}{SUFFIX}"
         if not path.exists():

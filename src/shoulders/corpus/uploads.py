@@ -3,7 +3,6 @@
 A collection has a key of its own, drawn when it is made; its file here is named by that key.
 """
 
-import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 from numpy.typing import NDArray
 
-from shoulders.files import database_errors
+from shoulders.files import database_errors, open_database, transaction
 
 FOLDER, SUFFIX = "milvus", ".sqlite"
 TABLES = """
@@ -20,7 +19,6 @@ CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE terms (number INTEGER PRIMARY KEY, term TEXT NOT NULL UNIQUE, passages INTEGER NOT NULL);
 CREATE TABLE sent (passage INTEGER PRIMARY KEY, round INTEGER NOT NULL);
 CREATE TABLE uncertain (passage INTEGER PRIMARY KEY);
-PRAGMA user_version = 1;
 """
 AT_ONCE = 10_000  # SQLite takes at most 32,766 values in one statement
 PASSAGES, ROWS = "passages", "rows"
@@ -48,13 +46,7 @@ class UploadState:
     def __init__(self, path: Path, *, write: bool = False) -> None:
         self.path = path
         with self._told():
-            place = f"{path.absolute().as_uri()}?mode={'rwc' if write else 'ro'}"
-            self._file = sqlite3.connect(place, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
-            if write:
-                self._file.execute("PRAGMA journal_mode = WAL")
-                self._file.execute("PRAGMA cache_size = -131072")  # KiB
-                if not self._file.execute("PRAGMA user_version").fetchone()[0]:
-                    self._file.executescript(f"BEGIN; {TABLES} COMMIT;")
+            self._file = open_database(path, TABLES, write=write)
             self._file.execute("SELECT count(*) FROM state").fetchone()
 
     def close(self) -> None:
@@ -158,14 +150,8 @@ class UploadState:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        with self._told():
-            self._file.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._file.execute("ROLLBACK")
-                raise
-            self._file.execute("COMMIT")
+        with self._told(), transaction(self._file):
+            yield
 
     def _told(self) -> AbstractContextManager[Any]:
         return database_errors(self.path, "record of an upload", "INDEX, copied elsewhere")

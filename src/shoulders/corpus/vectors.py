@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from shoulders.corpus.index import MANIFEST, RUN, Index
 from shoulders.corpus.lock import sole_writer
 from shoulders.corpus.store import PassageStore
-from shoulders.errors import CorruptFile, DataError, SourceNotFound, UnknownName, UsageError
-from shoulders.files import read_json, save_failed, whole_file, write_json
+from shoulders.errors import CorruptFile, DataError, HubUnreachable, SourceNotFound, UnknownName, UsageError
+from shoulders.files import check_format, lasting, read_json, save_failed, whole_file, write_json
 from shoulders.ranking.bi_encoder import BiEncoder
 from shoulders.ranking.reading import Reading, reading_from
 
@@ -157,8 +157,28 @@ def vectors_in(index: Path, name: str = "") -> Path:
     if name and name not in names:
         raise UnknownName(f"vectors in {index} named", name, names)
     if not name and len(names) > 1:
-        raise UsageError(f"{index} holds vectors of {len(names)} retrievers ({', '.join(names)}): name one")
+        raise UsageError(
+            f"{index} holds vectors of {len(names)} retrievers ({', '.join(names)}): name one "
+            "(--dense NAME; evidence.dense=NAME in a recipe)"
+        )
     return index / DENSE / (name or names[0])
+
+
+def encoder_of(vectors: VectorStore) -> BiEncoder:
+    """The retriever that made some vectors, by the name that is kept with them.
+
+    Raises:
+        SourceNotFound: it is not there any more.
+    """
+    try:
+        return BiEncoder.load(vectors.encoder, pooling=vectors.reading.pooling)
+    except (SourceNotFound, HubUnreachable) as error:
+        index = vectors.folder.parent.parent
+        raise SourceNotFound(
+            f"{error}. The vectors {vectors.folder.name!r} of the index {index} were made by {vectors.encoder!r}. "
+            "Put it back there, search other vectors (--dense NAME; evidence.dense=NAME in a recipe), or make new "
+            f"ones: shoulders encode {index} --retriever NAME"
+        ) from error
 
 
 def _follow(
@@ -170,7 +190,7 @@ def _follow(
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "encoder": {"name": encoder.name, "fingerprint": fingerprint, "reading": asdict(encoder.reading)},
+        "encoder": {"name": lasting(encoder.name), "fingerprint": fingerprint, "reading": asdict(encoder.reading)},
         "dimension": encoder.dimension,
         "type": dtype,
         "run": store.state(RUN),
@@ -241,12 +261,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).exists():
         raise SourceNotFound(f"{folder} holds no vectors: make them with `shoulders encode`")
     manifest = read_json(folder / MANIFEST)
-    found = (manifest.get("format"), manifest.get("version"))
-    if found != (FORMAT, VERSION):
-        raise UsageError(
-            f"{folder} is of format {found[0]!r} version {found[1]}, this version of shoulders reads {FORMAT!r} "
-            f"version {VERSION}: delete the folder and make them again (shoulders encode)"
-        )
+    check_format(manifest, (FORMAT, VERSION), folder, "delete the folder and make them again (shoulders encode)")
     return manifest
 
 

@@ -19,18 +19,21 @@ def answer_tokens(text: str) -> list[str]:
     return [token.lower() for token in TOKEN.findall(normalize("NFD", text))]
 
 
-def span_of(answer: str, text: str) -> tuple[int, int] | None:
-    """Where the tokens of an answer first stand in a row in a text: its characters from, and up to; None if nowhere."""
+def placed_tokens(text: str) -> tuple[list[str], list[tuple[int, int]]]:
+    """The tokens of `answer_tokens`, and for each where it is in the text: its characters from, and up to."""
     plain = normalize("NFD", text)
     found = list(TOKEN.finditer(plain))
-    wanted = answer_tokens(answer)
-    first = _place(wanted, [token[0].lower() for token in found])
-    if first == NEVER:
-        return None
-    start, end = found[first].start(), found[first + len(wanted) - 1].end()
     # Marks are put in order among themselves only, and stand in one token: what is before and after them is not moved.
     origin = [number for number, letter in enumerate(text) for _ in normalize("NFD", letter)]
-    return origin[start], origin[end - 1] + 1
+    return [one[0].lower() for one in found], [(origin[one.start()], origin[one.end() - 1] + 1) for one in found]
+
+
+def span_of(answer: str, text: str) -> tuple[int, int] | None:
+    """Where the tokens of an answer first stand in a row in a text: its characters from, and up to; None if nowhere."""
+    tokens, places = placed_tokens(text)
+    wanted = answer_tokens(answer)
+    first = _place(wanted, tokens)
+    return None if first == NEVER else (places[first][0], places[first + len(wanted) - 1][1])
 
 
 def has_answer(answers: Sequence[str], text: str) -> bool:

@@ -1,7 +1,7 @@
 """How well retrieved passages are put in order: what a retriever or a re-ranker is selected by while it trains."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import mean
 from typing import Any
 
@@ -11,10 +11,28 @@ from shoulders.data.matching import NEVER, first_with_answer
 from shoulders.data.questions import without_wording
 from shoulders.errors import DataError
 from shoulders.evaluation.retrieval import RANKS, recall_at
+from shoulders.ranking.interpolation import interpolated
 from shoulders.records import Example
 
 Ordered = Callable[[Sequence[str], Sequence[Sequence[Hit]]], list[list[float]]]  # a score for each passage
 AMONG = 10  # the reciprocal of a rank beyond counts as 0
+
+
+@dataclass(frozen=True, slots=True)
+class OrderScores:
+    """How good an order of passages is.
+
+    Attributes:
+        reciprocal_rank: mean reciprocal rank of the first passage with an answer, among 10, in percent (MRR@10).
+        recall: by number of passages, percentage of the questions with an answer in one of the first of them.
+    """
+
+    reciprocal_rank: float
+    recall: Mapping[int, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as plain JSON values; numbers of passages are texts."""
+        return {**asdict(self), "recall": {str(k): value for k, value in self.recall.items()}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +41,30 @@ class RankingScores:
 
     Attributes:
         questions: with an answer in one of the passages found; the others cannot be told apart by any order.
-        reciprocal_rank: mean reciprocal rank of the first passage with an answer, among 10, in percent (MRR@10).
-        recall: by number of passages, percentage of these questions with an answer in one of the first of them.
-        found_reciprocal_rank, found_recall: the same of the retriever's own order.
+        found: the retriever's own order.
+        ordered: the one that is measured.
+        interpolated: by weight of the retriever's scores beside its own, the order of both (`interpolated`).
     """
 
     questions: int
-    reciprocal_rank: float
-    recall: Mapping[int, float]
-    found_reciprocal_rank: float
-    found_recall: Mapping[int, float]
+    found: OrderScores
+    ordered: OrderScores
+    interpolated: Mapping[float, OrderScores] = field(default_factory=dict)
+
+    @property
+    def best_weight(self) -> float:
+        """The weight of the highest MRR@10, of equal ones the smallest; 0 where none was tried."""
+        tried = self.interpolated
+        return max(sorted(tried), key=lambda weight: tried[weight].reciprocal_rank, default=0.0)
 
     def as_json(self) -> dict[str, Any]:
-        """The record as plain JSON values; numbers of passages are texts."""
-        content = asdict(self)
-        for key in ("recall", "found_recall"):
-            content[key] = {str(k): value for k, value in content[key].items()}
-        return content
+        """The record as plain JSON values."""
+        found = {f"found_{key}": value for key, value in self.found.as_json().items()}
+        content = {"questions": self.questions, **self.ordered.as_json(), **found}
+        if not self.interpolated:
+            return content
+        weights = {str(weight): scores.as_json() for weight, scores in self.interpolated.items()}
+        return {**content, "retriever_weights": weights, "best_retriever_weight": self.best_weight}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +94,26 @@ def asked(examples: Sequence[Example], index: Index, depth: int, searcher: Searc
     return some
 
 
-def ranking(questions: Sequence[Asked], ordered: Ordered) -> RankingScores:
-    """Measure an order of passages."""
+def ranking(questions: Sequence[Asked], ordered: Ordered, weights: Sequence[float] = ()) -> RankingScores:
+    """Measure an order of passages.
+
+    Args:
+        weights: of the retriever's scores, to measure the order of both together by.
+    """
     scores = ordered([one.question for one in questions], [one.hits for one in questions])
-    before = [_first(one.answers, one.hits) for one in questions]
-    after = [_first(one.answers, _by(one.hits, some)) for one, some in zip(questions, scores, strict=True)]
-    return RankingScores(len(questions), _reciprocal(after), _recall(after), _reciprocal(before), _recall(before))
+    found = [[hit.score for hit in one.hits] for one in questions]
+
+    def with_weight(weight: float) -> OrderScores:
+        pairs = zip(scores, found, strict=True)
+        return _measured(questions, [interpolated(some, theirs, weight) for some, theirs in pairs])
+
+    together = {weight: with_weight(weight) for weight in weights}
+    return RankingScores(len(questions), _measured(questions, found), _measured(questions, scores), together)
+
+
+def _measured(questions: Sequence[Asked], scores: Sequence[Sequence[float]]) -> OrderScores:
+    first = [_first(one.answers, _by(one.hits, some)) for one, some in zip(questions, scores, strict=True)]
+    return OrderScores(_reciprocal(first), {rank: recall_at(first, rank) for rank in RANKS})
 
 
 def _first(answers: Sequence[str], hits: Sequence[Hit]) -> int:
@@ -87,7 +126,3 @@ def _by(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
 
 def _reciprocal(first: Sequence[int]) -> float:
     return 100 * mean(1 / (place + 1) if place < AMONG else 0.0 for place in first)
-
-
-def _recall(first: Sequence[int]) -> dict[int, float]:
-    return {rank: recall_at(first, rank) for rank in RANKS}

@@ -1,7 +1,6 @@
 """Sampled answers kept in a file: drawn once, used by every epoch, run and measurement."""
 
 import json
-import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -9,8 +8,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import final
 
-from shoulders.files import database_errors
+from shoulders.files import database_errors, open_database, transaction
 from shoulders.pipeline import Answer
+
+TABLE = "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answers TEXT NOT NULL);"
 
 
 @final
@@ -32,10 +33,7 @@ class AnswerStore:
         with self._told():
             if path:
                 Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)
-            self._file = sqlite3.connect(Path(path).expanduser() if path else ":memory:", timeout=60)
-            with self._file:
-                self._file.execute("PRAGMA journal_mode=WAL")
-                self._file.execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answers TEXT NOT NULL)")
+            self._file = open_database(Path(path).expanduser() if path else None, TABLE)
 
     def get(self, key: str) -> list[Answer]:
         """The answers under a key; none where nothing was put."""
@@ -46,7 +44,7 @@ class AnswerStore:
     def put(self, answers: Mapping[str, Sequence[Answer]]) -> None:
         """Keep answers under their keys, in the place of what was there."""
         rows = [(_short(key), json.dumps([asdict(one) for one in some])) for key, some in answers.items()]
-        with self._told(), self._file:
+        with self._told(), transaction(self._file):
             self._file.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
 
     def _told(self) -> AbstractContextManager[None]:

@@ -11,6 +11,7 @@ from transformers.utils.hub import cached_file
 
 from shoulders.backbone.sources import hub_errors, locate
 from shoulders.errors import CorruptFile, UnknownName, UsageError
+from shoulders.files import check_format
 from shoulders.ranking.towers import DPR, Text
 
 CLS, MEAN = "cls", "mean"
@@ -121,12 +122,8 @@ def reading_from(values: Any, what: str) -> Reading:
 
 
 def _our_place(name: str, content: Any) -> Place:
-    found = (content.get("format"), content.get("version")) if isinstance(content, dict) else (None, None)
-    if found != (FORMAT, VERSION):
-        raise UsageError(
-            f"{name} is of format {found[0]!r} version {found[1]}, this version of shoulders reads {FORMAT!r} "
-            f"version {VERSION}: train it again"
-        )
+    content = content if isinstance(content, dict) else {}
+    check_format(content, (FORMAT, VERSION), name, "train it again")
     reading = reading_from(content.get("reading"), f"{name}/{OURS}")
     question, passage = (SHARED, SHARED) if content.get("shared") else (QUESTION, PASSAGE)
     return Place((name, question), (name, passage), reading)

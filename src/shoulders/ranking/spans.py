@@ -4,13 +4,12 @@ Source: Karpukhin et al. 2020, sections 6.1 and 6.2; `dpr/data/reader_data.py`.
 """
 
 from collections.abc import Sequence
-from unicodedata import normalize
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shoulders.data.matching import TOKEN, answer_tokens
+from shoulders.data.matching import answer_tokens, placed_tokens
 
 Span = tuple[int, int]  # first place and the one after the last
 MOST = 10  # occurrences that are trained on
@@ -22,7 +21,7 @@ def answer_spans(answers: Sequence[str], text: str, most: int = MOST) -> list[Sp
 
     They are looked for as `has_answer` does: a text that has an answer has a span.
     """
-    words, places = _words(text)
+    words, places = placed_tokens(text)
     wanted = {tuple(found) for answer in answers if (found := answer_tokens(answer))}
     spans = {
         (places[start][0], places[start + len(answer) - 1][1])
@@ -64,15 +63,3 @@ def whole_words(span: Span, text: str) -> Span:
     while first < last < len(text) and text[last - 1].isalnum() and text[last].isalnum():
         last += 1
     return first, last
-
-
-def _words(text: str) -> tuple[list[str], list[Span]]:
-    """The tokens that `answer_tokens` finds, and the characters of the text that each is of.
-
-    Decomposing a text as a whole only reorders the marks within a word of one decomposed letter by letter.
-    """
-    letters = [normalize("NFD", letter) for letter in text]
-    origin = [number for number, letter in enumerate(letters) for _ in letter]
-    whole = normalize("NFD", text)
-    found = list(TOKEN.finditer(whole))
-    return [one.group().lower() for one in found], [(origin[one.start()], origin[one.end() - 1] + 1) for one in found]

@@ -13,8 +13,17 @@ from typing import Any
 
 from torch import Tensor
 
-from shoulders.errors import CorruptFile, SourceNotFound, UsageError
-from shoulders.files import BEST, read_json, read_tensors, recovered, whole_folder, write_json, write_tensors
+from shoulders.errors import CorruptFile, SourceNotFound
+from shoulders.files import (
+    BEST,
+    check_format,
+    read_json,
+    read_tensors,
+    recovered,
+    whole_folder,
+    write_json,
+    write_tensors,
+)
 from shoulders.ranking.seen import Seen
 from shoulders.ranking.towers import Tower
 
@@ -91,12 +100,7 @@ def read_reranker(folder: Path) -> Stored:
     if not (folder / DESCRIPTION).exists():
         raise SourceNotFound(f"there is no re-ranker in {folder}: {DESCRIPTION} is missing")
     content = read_json(folder / DESCRIPTION)
-    found = (content.get("format"), content.get("version"))
-    if found != (FORMAT, VERSION):
-        raise UsageError(
-            f"{folder} is of format {found[0]!r} version {found[1]}, this version of shoulders reads {FORMAT!r} "
-            f"version {VERSION}: train the re-ranker again, or use the version that wrote it"
-        )
+    check_format(content, (FORMAT, VERSION), folder, "train the re-ranker again, or use the version that wrote it")
     try:
         seen = Seen.from_tensor(read_tensors(folder / SEEN)[QUESTIONS])
         about = About(content["encoder"], content["recipe"], content["measured"], seen)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
@@ -19,12 +19,9 @@ from shoulders.evidence.store import AnswerStore
 from shoulders.pipeline import Answering, Sampling
 from shoulders.recipes.folders import scaffold_folder, scaffold_named
 from shoulders.recipes.recipe import ORACLE, PASSAGES, EvidenceChoice, Recipe, recipe_from_json
+from shoulders.recipes.retrievers import searcher_of
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.storage import read_origin
-
-if TYPE_CHECKING:
-    from shoulders.corpus.index import Index
-    from shoulders.corpus.searching import Searcher
 
 SCORES = "scores.sqlite"  # in the cache folder
 SAMPLED_AT_ONCE = 16_384  # positions; branches are short, and only their keys and values are held
@@ -65,35 +62,15 @@ def _retrieved(recipe: Recipe, lm: FrozenLM, prompt: int) -> PackedEvidence:
     except ImportError as error:
         raise SourceNotFound(f"an index needs {error.name}: pip install 'shoulders[search]'") from None
     index = Index(Path(choice.index).expanduser())
-    retrieved = Retrieved(index, choice.passages, packer, _searcher(choice, index))
+    retrieved = Retrieved(index, choice.passages, packer, searcher_of(choice, index))
     if choice.kind == ORACLE:
         return Oracle(retrieved, choice.distractors)
     return _reranked(choice, retrieved, lm) if choice.reranker else retrieved
 
 
-def _searcher(choice: EvidenceChoice, index: "Index") -> "Searcher":
-    """What searches the index: here, or on a server."""
-    from shoulders.corpus.retrievers import retriever_of
-
-    if not choice.engine:
-        return retriever_of(index, choice.retriever, choice.dense, choice.weight)
-    try:
-        from shoulders.corpus.distributed import server_retriever
-        from shoulders.corpus.milvus import shared
-    except ImportError as error:
-        raise SourceNotFound(f"evidence.engine needs {error.name}: pip install 'shoulders[distributed]'") from None
-    searcher = server_retriever(index, shared(choice.engine), choice.retriever, choice.collection, choice.dense)
-    if searcher.stale:
-        raise UsageError(
-            f"what is at {choice.engine} is not all of {index.folder} as it is now: shoulders upload {index.folder} "
-            f"--to {choice.engine}"
-        )
-    return searcher
-
-
 def _reranked(choice: EvidenceChoice, found: PackedEvidence, lm: FrozenLM) -> PackedEvidence:
     store = ScoreStore(Path(choice.store) if choice.store else cache_folder() / SCORES)
-    return Reranked(found, Rankers.named(choice.reranker, device=str(lm.device)), store)
+    return Reranked(found, Rankers.named(choice.reranker, device=str(lm.device)), store, choice.retriever_weight)
 
 
 def _candidates(choice: EvidenceChoice, lm: FrozenLM) -> Candidates:

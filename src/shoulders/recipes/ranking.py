@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from shoulders.corpus.searching import SPARSE
 from shoulders.data.tasks import DEV
 from shoulders.errors import UnknownName, UsageError
 from shoulders.files import flat
 from shoulders.recipes.recipe import SuiteChoice, as_json, with_values
+from shoulders.recipes.retrievers import check_retriever
 from shoulders.training.plan import TrainPlan
 
 RETRIEVER, RERANKER = "retriever", "reranker"
@@ -46,7 +48,9 @@ class RankingRecipe:
         dtype: of the matrix products (`Tower.load`).
         length: tokens of a question with a passage, and of a retriever's passage.
         index: folder of the passages.
-        depth: passages found for a question (by BM25), of which
+        retriever, weight, dense, engine, collection: what finds passages, as `EvidenceChoice` has it: a re-ranker is
+            best trained on what it will order.
+        depth: passages found for a question, of which
         negatives: so many without an answer are drawn.
         suite: the questions; `suite.fold` trains on a half of them (cross-fitting).
     """
@@ -58,6 +62,11 @@ class RankingRecipe:
     dtype: str = "auto"
     length: int = 350
     index: str = ""
+    retriever: str = SPARSE
+    weight: float = 1.0
+    dense: str = ""
+    engine: str = ""
+    collection: str = ""
     depth: int = 100
     negatives: int = 23
     suite: SuiteChoice = field(default_factory=SuiteChoice)
@@ -67,6 +76,7 @@ class RankingRecipe:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UnknownName("kind", self.kind, KINDS)
+        check_retriever(self)
         if self.length < 8:
             raise UsageError(f"length={self.length} leaves no room for a question and a passage: 350 is DPR's")
 

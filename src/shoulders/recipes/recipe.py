@@ -10,15 +10,16 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from shoulders.corpus.searching import RETRIEVERS, SPARSE
+from shoulders.corpus.searching import SPARSE
 from shoulders.data.batching import Lengths
 from shoulders.data.evidence import check_fold
 from shoulders.data.mixture import CAP
 from shoulders.data.tasks import Skip, Task
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
-from shoulders.files import flat, read_json
+from shoulders.files import flat, lasting, read_json
 from shoulders.pipeline import Sampling
+from shoulders.recipes.retrievers import check_retriever
 from shoulders.scaffolds.recursion import RecursionShape
 from shoulders.scaffolds.weaving import Placement
 from shoulders.training.plan import TrainPlan
@@ -31,6 +32,7 @@ CANDIDATES, RETRIEVED, ORACLE = "candidates", "retrieved", "oracle"
 PASSAGES = (RETRIEVED, ORACLE)  # of an index
 EVIDENCE = ("", CANDIDATES, *PASSAGES)
 Record = TypeVar("Record")
+FOLDERS = ("index", "evidence.index", "evidence.reranker", "scaffold.start")  # values that may name one
 SELF = "self"  # the language model as its own encoder
 
 
@@ -182,12 +184,14 @@ class EvidenceChoice:
         dense: name of the vectors (`shoulders encode`), if the index has several.
         engine: address of a Milvus that the index was sent to (`shoulders upload`), to search it there; its token is in
             the environment (MILVUS_TOKEN).
-        collection: of that server, if the index was sent to several.
+        collection: of that server, if the index was sent to several; of a hybrid two, "SPARSE,DENSE".
         passages: retrieved for a question, best first, before they are packed.
         truncate: cut the first passage that does not fit any more, instead of leaving it out (the paper: left out).
         reranker: orders them anew: a re-ranker that was trained here, a cross-encoder, or a folder with the re-rankers
             that were trained on either half of the training examples and on all (a, b, all); empty for none. Their
             scores are kept in `store`, or in the cache folder without one.
+        retriever_weight: of the retriever's scores beside the re-ranker's, both standardised over the passages of a
+            question; 0, as in the paper: the re-ranker alone. `shoulders train reranker` says what did best.
         distractors: of "oracle": retrieved passages that follow the annotated ones, `passages` at most.
     """
 
@@ -209,29 +213,39 @@ class EvidenceChoice:
     passages: int = 20
     truncate: bool = False
     reranker: str = ""
+    retriever_weight: float = 0.0
     distractors: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in EVIDENCE:
             raise UnknownName("evidence.kind", self.kind, EVIDENCE)
-        if self.retriever not in RETRIEVERS:
-            raise UnknownName("evidence.retriever", self.retriever, RETRIEVERS)
-        if not 0 <= self.weight < math.inf:
-            raise UsageError(f"evidence.weight is {self.weight}: it cannot be negative, and 1 to 10 are usual")
+        check_retriever(self, "evidence.")
         Sampling(self.count, self.temperature, self.seed)
         if self.longest < 1:
             raise UsageError(f"evidence.longest is {self.longest}: a candidate has at least 1 token")
         if self.passages < 1:
             raise UsageError(f"evidence.passages is {self.passages}: retrieve at least 1, 20 are usual")
+        if not 0 <= self.distractors <= self.passages:
+            raise UsageError(
+                f"evidence.distractors is {self.distractors}: from 0 to as many as are retrieved, evidence.passages="
+                f"{self.passages}"
+            )
+        self._check_order()
+
+    def _check_order(self) -> None:
         if self.kind == ORACLE and self.reranker:
             raise UsageError(
                 f"evidence.reranker={self.reranker} has nothing to order with evidence.kind=oracle, whose passages are "
                 "annotated: leave it empty, or evidence.kind=retrieved"
             )
-        if not 0 <= self.distractors <= self.passages:
+        if not 0 <= self.retriever_weight < math.inf:
             raise UsageError(
-                f"evidence.distractors is {self.distractors}: from 0 to as many as are retrieved, evidence.passages="
-                f"{self.passages}"
+                f"evidence.retriever_weight is {self.retriever_weight}: it cannot be negative, and 0 to 1 are usual"
+            )
+        if self.retriever_weight and not self.reranker:
+            raise UsageError(
+                f"evidence.retriever_weight={self.retriever_weight} counts beside a re-ranker's scores, and there is "
+                "none: name one (evidence.reranker), or leave it 0"
             )
 
 
@@ -332,6 +346,8 @@ def read_recipe(path: Path) -> Recipe:
 def with_overrides(recipe: Record, overrides: Iterable[str]) -> Record:
     """The recipe with `key=value` texts applied, e.g. `training.steps=100`, `scaffold.length=20`.
 
+    Where a value names a folder that is there, its absolute path is kept: a run is used from other folders too.
+
     Raises:
         UnknownName: no such key; the nearest is suggested.
         UsageError: no `=`, or the value does not fit the key.
@@ -341,7 +357,8 @@ def with_overrides(recipe: Record, overrides: Iterable[str]) -> Record:
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"{text!r} is not key=value, e.g. training.steps=100")
-        values[key.strip()] = value
+        key = key.strip()
+        values[key] = lasting(value) if key in FOLDERS else value
     return with_values(recipe, values)
 
 

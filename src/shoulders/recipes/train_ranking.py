@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from shoulders.corpus.index import Hit, Index
+from shoulders.corpus.reranked import ALL
+from shoulders.corpus.searching import Searcher
 from shoulders.corpus.supervision import Supervision
 from shoulders.data.evidence import FOLDS
 from shoulders.data.tasks import Task
@@ -20,6 +22,7 @@ from shoulders.evaluation.ranking import Asked, RankingScores, asked, ranking
 from shoulders.evaluation.results import RESULTS
 from shoulders.files import read_json, write_json
 from shoulders.ranking.bi_encoder import BiEncoder
+from shoulders.ranking.interpolation import WEIGHTS
 from shoulders.ranking.reranker import Reranker
 from shoulders.ranking.scoring import Pair
 from shoulders.ranking.seen import Seen
@@ -28,11 +31,11 @@ from shoulders.recipes.build import suite_parts, training_mixture
 from shoulders.recipes.folders import BEST
 from shoulders.recipes.jobs import Job
 from shoulders.recipes.ranking import RERANKER, RankingRecipe, ranking_recipe_from_json
+from shoulders.recipes.retrievers import searcher_of
 from shoulders.recipes.running import RunFolder, Watch
 from shoulders.training.checkpoint import Progress
 from shoulders.training.ranking import RerankerLoss, RetrieverLoss, SupervisedSource, ranking_loss
 
-ALL = "all"  # the folder of the re-ranker that is trained on both halves
 UNIT_SCALE = 20.0  # of scores of vectors of length one (sentence-transformers)
 
 
@@ -72,22 +75,25 @@ def train_ranking(recipe: RankingRecipe, folder: Path, *, resume: bool = False, 
 
     Raises:
         UsageError: no index is named, or the folder holds another run, or one that is not to be resumed.
+        SourceNotFound, UsageError: what finds the passages is not there (`searcher_of`).
         DataError: no question has a passage to learn from, or to be measured on.
     """
     if not recipe.index:
         raise UsageError("passages are learnt from an index: build one (shoulders index), then index=FOLDER")
     run = RunFolder.opened(folder, recipe.as_json(), _kept, resume=resume)
     index, tasks = Index(Path(recipe.index).expanduser()), suite_parts(recipe.suite).trained
-    measured_on = _development(recipe, index, tasks)
+    searcher = searcher_of(recipe, index)
+    measured_on = _development(recipe, index, searcher, tasks)
     torch.manual_seed(recipe.training.seed)
     model = _reranker(recipe) if recipe.kind == RERANKER else _retriever(recipe)
-    source = _source(recipe, index, tasks, model.loss)
+    supervision = Supervision(index, recipe.depth, recipe.negatives, recipe.training.seed, searcher)
+    source = _source(recipe, supervision, tasks, model.loss)
     seen = Seen.of(source.questions)
     last: list[RankingScores] = []
 
     def score() -> float:
-        last[:] = [ranking(measured_on, model.ordered)]
-        return last[0].reciprocal_rank
+        last[:] = [ranking(measured_on, model.ordered, WEIGHTS if recipe.kind == RERANKER else ())]
+        return last[0].ordered.reciprocal_rank
 
     def keep(_score: float, step: int) -> None:
         measured = {"step": step, **last[0].as_json()}
@@ -131,19 +137,18 @@ def _kept(path: Path) -> Mapping[str, Any]:
     return ranking_recipe_from_json(read_json(path)).as_json()
 
 
-def _development(recipe: RankingRecipe, index: Index, tasks: Sequence[Task]) -> list[Asked]:
+def _development(recipe: RankingRecipe, index: Index, searcher: Searcher, tasks: Sequence[Task]) -> list[Asked]:
     plan, suite = recipe.development, recipe.suite
     wanted = EvaluationPlan(split=plan.split, limit=plan.limit, wordings=1)
     chosen = chosen_examples(tasks, wanted, suite.without(tasks), skip=suite.skip)
-    return asked([example for one in chosen.asked for example in one.examples], index, plan.depth)
+    return asked([example for one in chosen.asked for example in one.examples], index, plan.depth, searcher)
 
 
 def _source(
-    recipe: RankingRecipe, index: Index, tasks: Sequence[Task], loss: RerankerLoss | RetrieverLoss
+    recipe: RankingRecipe, supervision: Supervision, tasks: Sequence[Task], loss: RerankerLoss | RetrieverLoss
 ) -> SupervisedSource:
     suite, plan = recipe.suite, recipe.training
     mixture = training_mixture(suite, tasks, plan.seed)
-    supervision = Supervision(index, recipe.depth, recipe.negatives, plan.seed)
     at_once = plan.positions_at_once if recipe.kind == RERANKER else None
     return SupervisedSource(mixture, suite.fold, supervision, plan.batch_size, loss.cost, at_once)
 
