@@ -334,6 +334,23 @@ def recipes(
 
 
 @app.command()
+def check(
+    suite: Annotated[str, typer.Argument(help="a suite, as suite.source names it: a folder, qa:..., p3:..., hub:...")],
+    tasks: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="look at these tasks only", show_default=False),
+    ] = None,
+) -> None:
+    """Look through a suite before it is trained on: broken lines, failing templates, repeated ids.
+
+    Every record is read and rendered in every template. Ids are the records' `id` fields, compared within a split.
+    """
+    from shoulders.cli.check import run
+
+    run(suite, tasks or [])
+
+
+@app.command()
 def plan(
     recipe: Annotated[str, typer.Argument(help="a recipe's name or a recipe.json; or 'index' for an evidence corpus")],
     overrides: Overrides = None,
