@@ -266,7 +266,7 @@ def _seen(
         for run in runs[: len(runs) * (len(runs) > 1)]:
             axes.plot(*zip(*run, strict=True), **look, linewidth=0.6, alpha=0.6)
         told = name if len(runs) == 1 else f"{name}: mean of {len(runs)} seeds"
-        axes.plot(*zip(*mean, strict=True), **_line(number), marker="o", markersize=3, label=_wrapped(told))
+        axes.plot(*zip(*mean, strict=True), **look, marker="o", markersize=3, label=_wrapped(told))
     for number, (name, level) in enumerate(levels.items(), start=len(curves)):
         axes.axhline(
             level, color=_line(number)["color"], linestyle="--", linewidth=1, label=_wrapped(f"{name}: {level:.1f}")
