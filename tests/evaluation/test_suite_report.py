@@ -232,6 +232,7 @@ def test_many_methods_and_splits_are_drawn(measured, tmp_path):
         for split in ("validation", "test")
         for length in range(10, 18)
     ]
+    runs.append(measured("level", kind="bare", split="validation"))
     page, told = write_suite_report(runs, [], tmp_path)
     assert [line.split(":")[0] for line in told.splitlines()] == ["On validation", "On test"]
     assert page.read_text().count("table 9 of the paper") == 2

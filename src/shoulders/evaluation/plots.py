@@ -267,10 +267,9 @@ def _seen(
             axes.plot(*zip(*run, strict=True), **look, linewidth=0.6, alpha=0.6)
         told = name if len(runs) == 1 else f"{name}: mean of {len(runs)} seeds"
         axes.plot(*zip(*mean, strict=True), **look, marker="o", markersize=3, label=_wrapped(told))
-    for number, (name, level) in enumerate(levels.items(), start=len(curves)):
-        axes.axhline(
-            level, color=_line(number)["color"], linestyle="--", linewidth=1, label=_wrapped(f"{name}: {level:.1f}")
-        )
+    for name, level in levels.items():
+        look = {"color": _line(names.index(name))["color"], "linestyle": "--", "linewidth": 1}
+        axes.axhline(level, **look, label=_wrapped(f"{name}: {level:.1f}"))
     axes.set_xlabel("training examples seen")
     axes.set_ylabel("average development score")
     figure.legend(loc="outside lower left", frameon=False)
