@@ -1,6 +1,15 @@
 """The command line's application, which the modules of commands add theirs to."""
 
+from typing import Annotated, Optional
+
 import typer
+
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 (typer reads it)
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="recipe values to change, e.g. training.steps=200", show_default=False
+    ),
+]
 
 app = typer.Typer(
     no_args_is_help=True,
