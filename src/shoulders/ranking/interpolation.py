@@ -6,7 +6,7 @@ Not in the paper, whose re-ranker alone orders the passages.
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 
-WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # tried on development questions
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)  # tried on development questions
 
 
 def interpolated(scores: Sequence[float], found: Sequence[float], weight: float) -> list[float]:
