@@ -57,7 +57,7 @@ def main() -> None:
             together = measured.interpolated[chosen]
             for what, one in {"found": measured.found, "re-ranked": measured.ordered, "both": together}.items():
                 print(named, name, what, f"MRR@10 {one.reciprocal_rank:.1f}", dict(one.recall), flush=True)
-    about = {"kind": "reranking", "reranker": reranker.fingerprint(), "depth": arguments.depth, "sets": found}
+    about = {"kind": "reranking", "reranker": reranker.fingerprint, "depth": arguments.depth, "sets": found}
     write_json(arguments.out, {**about, **circumstances()})
 
 
