@@ -135,3 +135,13 @@ def test_retrievers_by_name(evidence, name):
 def test_methods_by_name(kind, rival, trained, name):
     content = {"recipe": {"rival": {"kind": rival}}, "scaffold": {"kind": kind}, "trained": trained}
     assert method_of(content) == name
+
+
+def test_the_retrievers_scores_beside_the_re_rankers_are_told(measured, tmp_path):
+    right = [f"red {n}" for n in range(4)]
+    plain = measured("plain", [*right[:2], "x", "x"], retrieval=(50.0, 3.0))
+    both = measured("both", right, {"reranker": "runs/re", "retriever_weight": 2.0}, (75.0, 3.0))
+    page, told = write_reader_report([plain, both], tmp_path / "r")
+    rows = rows_of(page.read_text(), "## Readers on test: 4 examples")
+    assert [row["re-ranker"] for row in rows] == ["no", "yes, with 2 x the retriever's"]
+    assert "Re-ranking what BM25 finds: EM +50.0" in told

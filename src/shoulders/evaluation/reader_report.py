@@ -29,7 +29,11 @@ METHODS = {
     "full": "fine-tuned",
     "extractive": "extractive reader",
 }
-APART = ("reranker", "store")  # values of evidence that tell a run from the same one without a re-ranker
+APART = (
+    "reranker",
+    "retriever_weight",
+    "store",
+)  # values of evidence that tell a run from the same one without a re-ranker
 WORDS = ("run", "method", "LM", "retriever", "re-ranker")  # columns
 
 
@@ -183,7 +187,7 @@ def _page(table: Table) -> str:
         "method": [row.method for row in rows],
         "LM": [row.backbone for row in rows],
         "retriever": [row.retriever for row in rows],
-        "re-ranker": ["yes" if row.reranked else NONE if row.recall is None else "no" for row in rows],
+        "re-ranker": [_reranker(row) for row in rows],
         "recall @ input": [percent(row.recall) for row in rows],
         "passages": [percent(row.packed) for row in rows],
         "trained parameters": [number(row.result.content.get("trained")) for row in rows],
@@ -195,6 +199,14 @@ def _page(table: Table) -> str:
     examples = rows[0].result.content["examples"]
     title = f"## Readers on {table.split}: {examples:,} examples (tables 2 and 3 of the paper)"
     return f"{title}\n\n{markdown(columns, WORDS)}"
+
+
+def _reranker(row: Row) -> str:
+    """Whether a re-ranker ordered the passages, and how much the retriever's scores counted beside its own."""
+    if not row.reranked:
+        return NONE if row.recall is None else "no"
+    weight = row.result.content["recipe"]["evidence"].get("retriever_weight")
+    return f"yes, with {weight:g} x the retriever's" if weight else "yes"
 
 
 def _bars(table: Table) -> list[plots.Bar]:
