@@ -30,6 +30,7 @@ from shoulders.evaluation.results import Result, read_result
 from shoulders.evaluation.statistics import average_interval, difference_interval
 from shoulders.files import write_json
 from shoulders.recipes.build import TaskParts, load_backbone
+from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.folders import BEST, CHECKPOINTS
 from shoulders.recipes.jobs import measure, task_parts
 from shoulders.recipes.recipe import Recipe, with_overrides
@@ -113,7 +114,9 @@ def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
         content, trained = _rival(run, lm, folder, parts)
     else:
         scaffold, trained = trained_scaffold(run, lm, folder, parts.trained)
-        content = result(recipe, lm, scaffold, measure(recipe, lm, scaffold, recipe.test, parts.tested))
+        evidence = new_evidence(recipe, lm, scaffold.length)
+        scores = measure(recipe, lm, scaffold, recipe.test, parts.tested, evidence=evidence)
+        content = result(recipe, lm, scaffold, scores, evidence=evidence)
     for row in content["wordings"]:
         row["samples"] = []  # the texts of a data set stay where they are
     log = read_log(folder)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from tiny import save_numbers
 
+CLUSTERS = {"adding": "Sums", "counting": "Sums", "parity": "Classes"}  # of the tasks of a small suite
+
 
 def small_values(model: str, suite: Path, **more: object) -> list[str]:
     """Eight steps of the bundled recipes on some numbers."""

@@ -18,15 +18,8 @@ from shoulders.recipes.registry import recipe_named
 from shoulders.recipes.rivals import load_rival, read_rival, train_rival
 from shoulders.recipes.run import train
 from shoulders.scaffolds.base import Bare, Scaffold
-from small_values import save_suite, small_values
+from small_values import CLUSTERS, small_values
 from tiny import TEXTS
-
-CLUSTERS = {"adding": "Sums", "counting": "Sums", "parity": "Classes"}
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory):
-    return save_suite(tmp_path_factory.mktemp("suite"), CLUSTERS)
 
 
 @pytest.fixture

@@ -16,14 +16,7 @@ from shoulders.recipes.registry import recipe_named
 from shoulders.recipes.run import train
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.rivals import RIVALS
-from small_values import save_suite, small_values
-
-CLUSTERS = {"adding": "Sums", "counting": "Sums", "parity": "Classes"}
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory):
-    return save_suite(tmp_path_factory.mktemp("suite"), CLUSTERS)
+from small_values import CLUSTERS, small_values
 
 
 @pytest.fixture

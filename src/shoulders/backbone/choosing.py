@@ -2,12 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The token ids that end an answer when one of them is generated; chat models have several."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    found = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    return tuple(dict.fromkeys(token for token in found if isinstance(token, int)))
+
+
+def until_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """The tokens before the first that ends an answer."""
+    return list(takewhile(lambda token: token not in ends, ids))
 
 
 @dataclass(frozen=True, slots=True)

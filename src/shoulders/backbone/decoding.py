@@ -8,7 +8,7 @@ same way and no scaffold has a decoder of its own.
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +19,7 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList,
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from shoulders.backbone.choosing import Choice, Generated
+from shoulders.backbone.choosing import Choice, Generated, until_end
 from shoulders.backbone.frozen import SCORED_AT_ONCE, FrozenLM, pad_right
 from shoulders.backbone.memory import Memory
 from shoulders.records import IGNORE, LMInput
@@ -95,7 +95,7 @@ def generate(
         streamer=streamer,
         tokenizer=lm.tokenizer,  # what `stop_strings` are found with
     )
-    return [_until_end(row, lm.ends) for row in sequences[:, 1:].tolist()]
+    return [until_end(row, lm.ends) for row in sequences[:, 1:].tolist()]
 
 
 def likeliest(lm: FrozenLM, scaffold: Reads, given: LMInput, *, longest: int) -> list[Generated]:
@@ -240,7 +240,3 @@ class _Decoder(PreTrainedModel, GenerationMixin):
         owner = torch.arange(len(states), device=states.device).repeat_interleave(branches)
         memory.select(owner)
         return states[owner]
-
-
-def _until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
-    return list(takewhile(lambda token: token not in ends, ids))

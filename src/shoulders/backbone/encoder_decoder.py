@@ -21,7 +21,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from shoulders.backbone import fingerprint
-from shoulders.backbone.choosing import Choice, Generated
+from shoulders.backbone.choosing import Choice, Generated, ends_of, until_end
 from shoulders.backbone.devices import pick_device, pick_dtype
 from shoulders.backbone.encoder import positions_read
 from shoulders.backbone.frozen import pad_right
@@ -84,10 +84,8 @@ class FrozenEncoderDecoder:
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """The token ids that end an answer when one of them is generated."""
-        own = getattr(self.model.generation_config, "eos_token_id", None)
-        found = [self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
-        return tuple(dict.fromkeys(token for token in found if isinstance(token, int)))
+        """The token ids that end an answer (`choosing.ends_of`)."""
+        return ends_of(self.model, self.tokenizer)
 
     def source_ids(self, text: str, longest: int) -> tuple[list[int], bool]:
         """Token ids of an input, at most `longest` and as many as the encoder reads, and whether it was cut."""
@@ -158,7 +156,7 @@ class FrozenEncoderDecoder:
             num_beams=1,
             logits_processor=LogitsProcessorList([choice]),
         )
-        return choice.generated([self._until_end(row) for row in sequences[:, 1:].tolist()])
+        return choice.generated([until_end(row, self.ends) for row in sequences[:, 1:].tolist()])
 
     def fingerprint(self) -> str:
         """Which model this is, whatever type it is held in."""
@@ -167,7 +165,3 @@ class FrozenEncoderDecoder:
     def _padded(self, rows: Sequence[list[int]]) -> Tokens:
         pad = self.tokenizer.pad_token_id
         return pad_right(list(rows), pad if isinstance(pad, int) else 0).to(self.device)
-
-    def _until_end(self, ids: list[int]) -> list[int]:
-        end = next((place for place, token in enumerate(ids) if token in self.ends), len(ids))
-        return ids[:end]

@@ -19,6 +19,7 @@ from transformers import (
 
 from shoulders.backbone import attention, fingerprint
 from shoulders.backbone.checks import check_serves
+from shoulders.backbone.choosing import ends_of
 from shoulders.backbone.devices import pick_device, pick_dtype
 from shoulders.backbone.heads import Head, head_of, token_table
 from shoulders.backbone.memory import Memory, PassMemory
@@ -115,11 +116,8 @@ class FrozenLM:
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """The token ids that end an answer when one of them is generated; chat models have several."""
-        own = getattr(self.model.generation_config, "eos_token_id", None)
-        several = own if isinstance(own, list) else [own]
-        found = [self.tokenizer.eos_token_id, *several]
-        return tuple(dict.fromkeys(token for token in found if isinstance(token, int)))
+        """The token ids that end an answer (`choosing.ends_of`)."""
+        return ends_of(self.model, self.tokenizer)
 
     @cached_property
     def recurrent(self) -> bool:

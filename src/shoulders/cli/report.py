@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shoulders.cli.common import BARE, load_both, recipe_of
 from shoulders.cli.show import console, measuring, need, quiet_libraries
@@ -18,8 +18,8 @@ from shoulders.evaluation.reader_report import write_reader_report
 from shoulders.evaluation.recursion_report import write_recursion_report
 from shoulders.evaluation.report import headline, write_report
 from shoulders.evaluation.results import RESULTS, Result, read_result, short_names
-from shoulders.evaluation.samples import Samples, read_samples
-from shoulders.evaluation.suite_numbers import Forgotten, read_forgotten
+from shoulders.evaluation.samples import read_samples
+from shoulders.evaluation.suite_numbers import read_forgotten
 from shoulders.evaluation.suite_report import write_suite_report
 from shoulders.evaluation.text_report import read_text_result, write_text_report
 from shoulders.recipes.evidence import new_evidence
@@ -29,6 +29,8 @@ from shoulders.recipes.rivals import rival_folder
 from shoulders.training.log import read_log
 
 Report = Callable[[Sequence[Path], Path], tuple[Path, str]]  # of some paths into a folder: its page, and what it says
+Other = TypeVar("Other")
+
 PROMPTS = "prompts"
 EXAMPLES = 10  # of each template that prompts are generated for, if the recipe does not say
 
@@ -55,13 +57,7 @@ def comparison(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
 
 def recursion(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
     """Runs of one and of several passes; files of samples among them are told by what they hold."""
-    results: list[Result] = []
-    samples: list[Samples] = []
-    for path, name in zip(paths, short_names(paths), strict=True):
-        if found := read_samples(path, name):
-            samples.append(found)
-        else:
-            results.append(read_run(path, name))
+    results, samples = _parted(paths, read_samples)
     return write_recursion_report(results, samples, out)
 
 
@@ -72,13 +68,7 @@ def reader(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
 
 def suite(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
     """Methods on a suite; files of what `shoulders forget` measured among them are told by what they hold."""
-    results: list[Result] = []
-    forgotten: list[Forgotten] = []
-    for path, name in zip(paths, short_names(paths), strict=True):
-        if found := read_forgotten(path, name):
-            forgotten.append(found)
-        else:
-            results.append(read_run(path, name))
+    results, forgotten = _parted(paths, read_forgotten)
     return write_suite_report(results, forgotten, out)
 
 
@@ -115,6 +105,18 @@ def text(paths: Sequence[Path], out: Path) -> tuple[Path, str]:
 
 
 KINDS: dict[str, Report] = {"reader": reader, "recursion": recursion, "suite": suite, "text": text}
+
+
+def _parted(paths: Sequence[Path], read: Callable[[Path, str], Other | None]) -> tuple[list[Result], list[Other]]:
+    """Runs, and the files among them of another kind, which `read` knows."""
+    results: list[Result] = []
+    others: list[Other] = []
+    for path, name in zip(paths, short_names(paths), strict=True):
+        if found := read(path, name):
+            others.append(found)
+        else:
+            results.append(read_run(path, name))
+    return results, others
 
 
 def read_runs(paths: Sequence[Path]) -> list[Result]:

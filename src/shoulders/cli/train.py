@@ -29,7 +29,7 @@ from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.jobs import check_tested, measure, measure_text, task_parts
 from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.rivals import train_rival
-from shoulders.recipes.run import BEST, keep_test_scores, result, text_result, train, trained_parameters, training_cost
+from shoulders.recipes.run import BEST, keep_test_scores, result, text_result, train, trained_parameters, training_told
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.checkpoint import Progress
 
@@ -67,13 +67,13 @@ def train_and_measure(recipe: Recipe, lm: FrozenLM, parts: TaskParts, folder: Pa
     if not PartialState().is_main_process:
         return
     _print_training(trained_parameters(scaffold), progress)
-    cost = {**training_cost(folder, lm), "trained_on": progress.counts}
+    told = training_told(folder, lm, progress)
     if parts.tested:
-        _measure_tasks(recipe, lm, scaffold, parts.tested, evidence, folder, cost)
+        _measure_tasks(recipe, lm, scaffold, parts.tested, evidence, folder, told)
     else:
         numbers = measure_text(recipe, lm, scaffold)
         console.print(f"perplexity {numbers.perplexity:.2f} on {numbers.tokens:,} held-out tokens")
-        write_json(folder / RESULTS, {**text_result(recipe, lm, scaffold, numbers, str(folder / BEST)), **cost})
+        write_json(folder / RESULTS, {**text_result(recipe, lm, scaffold, numbers, str(folder / BEST)), **told})
     console.print(f"kept in {folder / BEST}; try: shoulders ask {folder / BEST}")
 
 
@@ -85,10 +85,10 @@ def _run_rival(
         progress = train_rival(recipe, lm, folder, tasks=parts.trained, evidence=evidence, resume=resume, watch=watch)
     if not PartialState().is_main_process:
         return
-    cost = {**training_cost(folder, lm), "trained_on": progress.counts}
+    told = training_told(folder, lm, progress)
     content = measured(folder / BEST, recipe, lm, parts.tested, evidence)
     _print_training(content["trained"], progress)
-    write_json(folder / RESULTS, {**content, **cost})
+    write_json(folder / RESULTS, {**content, **told})
     console.print(f"kept in {folder / BEST}; try: shoulders ask {folder}")
 
 
@@ -109,13 +109,13 @@ def _measure_tasks(
     tasks: Sequence[Task],
     evidence: Evidence | None,
     folder: Path,
-    cost: Mapping[str, Any],
+    told: Mapping[str, Any],
 ) -> None:
     with measuring(f"measuring on {recipe.test.split}") as watch:
         scores = measure(recipe, lm, scaffold, recipe.test, tasks, watch.on_done, evidence)
     console.print(scores_table(recipe.name, {"score": scores}))
     print_skipped(scores)
-    content = {**result(recipe, lm, scaffold, scores, str(folder / BEST), evidence), **cost}
+    content = {**result(recipe, lm, scaffold, scores, str(folder / BEST), evidence), **told}
     print_retrieval(content)
     write_json(folder / RESULTS, content)
     keep_test_scores(scaffold, lm, folder / BEST, recipe.test.split, scores)

@@ -87,15 +87,16 @@ def run_folder(path: Path, recipe: Recipe, *, resume: bool) -> RunFolder:
     return RunFolder.opened(path, recipe.as_json(), lambda kept: read_recipe(kept).as_json(), resume=resume)
 
 
-def training_cost(folder: Path, lm: FrozenLM) -> dict[str, Any]:
-    """What the training in a run's folder took, told as soon as it is over.
+def training_told(folder: Path, lm: FrozenLM, progress: Progress) -> dict[str, Any]:
+    """What the training in a run's folder took, and what became of the examples it read; told as soon as it is over.
 
     Seconds are those of the steps, without development scores; memory is that of the process that took the last step,
     at its highest: models, optimizer, scores and the writing of checkpoints.
     """
     steps = read_log(folder)
     total = {name: sum(step[name] for step in steps) for name in ("seconds", "positions")}
-    return {"cost": {"steps": len(steps), **total, "peak_bytes": peak_memory(lm.device)}}
+    cost = {"steps": len(steps), **total, "peak_bytes": peak_memory(lm.device)}
+    return {"cost": cost, "trained_on": progress.counts}
 
 
 def result(
