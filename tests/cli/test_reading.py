@@ -271,7 +271,8 @@ def test_a_threshold_says_what_it_was_chosen_over(reader, says, shoulders, tmp_p
     assert json.loads((reader / "best" / "threshold.json").read_text())["evidence"]["fingerprint"] != few
     says(("12", -1.0))
     assert "note:" not in shoulders("ask", reader, "Parks of Rome?")[2]
-    build([str(tmp_path / "cities.jsonl")], tmp_path / "other", Cutting())
+    (tmp_path / "more.jsonl").write_text(json.dumps({"id": "Bern", "title": "Bern", "text": "Bern has 14 parks."}))
+    build([str(tmp_path / name) for name in ("cities.jsonl", "more.jsonl")], tmp_path / "other", Cutting())
     says(("12", -1.0))
     told = " ".join(shoulders("ask", reader, "Parks of Rome?", "--index", tmp_path / "other")[2].split())
     assert f"and what is read now is {tmp_path / 'other'} (" in told

@@ -354,3 +354,15 @@ def test_retrieved_passages_are_evidence(folder, tmp_path, lm):
     assert [passage.score for passage in found] == sorted((passage.score for passage in found), reverse=True)
     with pytest.raises(UsageError, match="0 passages asked for"):
         Retrieved(index, 0, packer).find([question])
+
+
+def test_a_fingerprint_does_not_hang_on_the_clock(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": "1", "text": "Rome has parks."}\n')
+    build([str(tmp_path / "a.jsonl")], tmp_path / "index", Cutting())
+    first = Index(tmp_path / "index").fingerprint
+    manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
+    (tmp_path / "index" / "manifest.json").write_text(json.dumps({**manifest, "time": "2001-01-01T00:00:00+00:00"}))
+    assert Index(tmp_path / "index").fingerprint == first
+    (tmp_path / "a.jsonl").write_text('{"id": "1", "text": "Oslo has parks."}\n')
+    build([str(tmp_path / "a.jsonl")], tmp_path / "index", Cutting())
+    assert Index(tmp_path / "index").fingerprint != first

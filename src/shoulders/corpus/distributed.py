@@ -16,7 +16,7 @@ from shoulders.corpus.hybrid import retriever_of_kind
 from shoulders.corpus.index import Index
 from shoulders.corpus.milvus import FLAT, LIMIT, Milvus, Vector
 from shoulders.corpus.searching import DENSE, SPARSE, Scored, Searcher, best_first
-from shoulders.corpus.uploading import BM25, ENGINE, INDEX, VECTORS, check_about, index_fingerprint, states
+from shoulders.corpus.uploading import BM25, ENGINE, INDEX, VECTORS, check_about, states
 from shoulders.corpus.uploads import PASSAGES, UploadState
 from shoulders.corpus.vectors import VectorStore, encoder_of, vectors_in
 from shoulders.errors import SourceNotFound, UsageError
@@ -183,7 +183,7 @@ class _Collection:
         server.load(self.name)
         self.state = UploadState(path)
         self.fingerprint = f"{self.about['key']}/{self.about.get('index', '')}"
-        self.stale = not self.about["finished"] or self.state.value(INDEX) != index_fingerprint(index)
+        self.stale = not self.about["finished"] or self.state.value(INDEX) != index.fingerprint
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
         if k > LIMIT:

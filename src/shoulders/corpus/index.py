@@ -7,8 +7,10 @@ dense/NAME/        vectors of a dense retriever, if there are any (`shoulders.co
 milvus/KEY.sqlite  what a server was sent, a file for each collection (`shoulders.corpus.uploads`)
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, final
 
@@ -63,6 +65,13 @@ class Index:
     def passages(self) -> int:
         """Passages that can be found, when it was last finished."""
         return self.manifest["counts"]["passages"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Another one after every `shoulders index` that changed a passage, whatever the clock says."""
+        said = {key: value for key, value in self.manifest.items() if key != "time"}
+        parts = [said, self.store.state(CHANGED)]
+        return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def search(self, queries: Sequence[str], k: int, searcher: Searcher | None = None) -> list[list[Hit]]:
         """For each query at most k passages that have a term of it, best first.

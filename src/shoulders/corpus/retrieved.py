@@ -38,7 +38,7 @@ class Retrieved:
     def fingerprint(self) -> str:
         """Of what is said about the index, the number of passages, the retriever, and how they are packed."""
         how = [self.packer.room, self.packer.truncate]
-        parts = [self.index.manifest, self.k, fingerprint_of(self.searcher), how]
+        parts = [self.index.fingerprint, self.k, fingerprint_of(self.searcher), how]
         return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import blake2b
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Protocol, final
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from shoulders.corpus.analyser import Analyser
 from shoulders.corpus.exact import PYSERINI, check_bm25
-from shoulders.corpus.index import CHANGED, Index
+from shoulders.corpus.index import Index
 from shoulders.corpus.lock import sole_writer
 from shoulders.corpus.milvus import BUILT, FLAT, Milvus, Vector
 from shoulders.corpus.uploads import FOLDER, PASSAGES, ROWS, SUFFIX, UploadState
@@ -145,13 +144,6 @@ def check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], target: str
                 f"{target} has {key} {about.get(key)!r}, and not {value!r}: name another collection (--collection), or "
                 "what it was made with"
             )
-
-
-def index_fingerprint(index: Index) -> str:
-    """Another one after every `shoulders index` that changed a passage, whatever the clock says."""
-    said = {key: value for key, value in index.manifest.items() if key != "time"}
-    parts = [said, index.store.state(CHANGED)]
-    return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 @contextmanager
@@ -305,7 +297,7 @@ class _Upload:
                 "send the index to another one (--collection)"
             )
         counts = {PASSAGES: int(self.state.value(PASSAGES) or 0), ROWS: rows}
-        fingerprint = index_fingerprint(index)
+        fingerprint = index.fingerprint
         mean = json.loads(self.state.value(ROUND) or "[0, 0]")[1]
         time = datetime.now(UTC).isoformat(timespec="seconds")
         told = {"finished": True, "counts": counts, "mean_length": mean, "index": fingerprint, "time": time}
