@@ -5,13 +5,13 @@
 The grid file names a recipe and its overrides for each run, with seeds and training lengths; values common to all
 stand in `common`. Each finished run leaves `results/NAME.json` (scores by example, recipe, provenance) beside the grid
 file, and is not run again. The summary, with intervals, goes to `summary.md`, curves to `curves.png`. Run folders with
-checkpoints go to `runs/` (not in git), so a killed run goes on where it was.
+checkpoints go to `runs/` (not in git), so a killed run goes on where it was. A peak of memory is that of the process:
+where it is to be compared, run each cell by a command of its own.
 """
 
 import argparse
 import itertools
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ from shoulders.recipes.jobs import measure, task_parts
 from shoulders.recipes.recipe import Recipe, with_overrides
 from shoulders.recipes.registry import recipe_named
 from shoulders.recipes.rivals import measure_rival, read_rival, train_rival
-from shoulders.recipes.run import result, train
+from shoulders.recipes.run import result, train, training_told
 from shoulders.recipes.running import Watch
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.training.log import read_log
@@ -111,47 +111,42 @@ def cells(grid: Mapping[str, Any]) -> Iterator[Run]:
 def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
     recipe, parts = run.recipe, task_parts(run.recipe)
     if recipe.rival.kind:
-        content, trained = _rival(run, lm, folder, parts)
+        content, told = _rival(run, lm, folder, parts)
     else:
-        scaffold, trained = trained_scaffold(run, lm, folder, parts.trained)
+        scaffold, told = trained_scaffold(run, lm, folder, parts.trained)
         evidence = new_evidence(recipe, lm, scaffold.length)
         scores = measure(recipe, lm, scaffold, recipe.test, parts.tested, evidence=evidence)
         content = result(recipe, lm, scaffold, scores, evidence=evidence)
     for row in content["wordings"]:
         row["samples"] = []  # the texts of a data set stay where they are
     log = read_log(folder)
-    content["training"] = {
-        **training_of(log, trained),
-        "development": {line["number"]: line["score"] for line in log if "score" in line},
-    }
+    development = {line["number"]: line["score"] for line in log if "score" in line}
+    content |= {**told, "training": {**training_of(log), "development": development}}
     print(f"{run.name}: {content['average']:.2f} {content['average_interval']}", flush=True)
     return content
 
 
-def trained_scaffold(run: Run, lm: FrozenLM, folder: Path, tasks: Sequence[Task]) -> tuple[Scaffold, float]:
-    """The run's scaffold, and the seconds that its training took; goes on where a killed one was."""
+def trained_scaffold(run: Run, lm: FrozenLM, folder: Path, tasks: Sequence[Task]) -> tuple[Scaffold, dict[str, Any]]:
+    """The run's scaffold, and what its training took (`training_told`); goes on where a killed one was."""
     if run.recipe.scaffold.kind == "bare":
-        return Bare(), 0.0
-    begun = time.perf_counter()
+        return Bare(), {}
     resume = (folder / CHECKPOINTS).exists()
-    scaffold, _ = train(run.recipe, lm, folder, tasks=tasks, resume=resume, watch=Watch(on_step=_print))
-    return scaffold, time.perf_counter() - begun
+    scaffold, progress = train(run.recipe, lm, folder, tasks=tasks, resume=resume, watch=Watch(on_step=_print))
+    return scaffold, training_told(folder, lm, progress)
 
 
-def _rival(run: Run, lm: FrozenLM, folder: Path, parts: TaskParts) -> tuple[dict[str, Any], float]:
+def _rival(run: Run, lm: FrozenLM, folder: Path, parts: TaskParts) -> tuple[dict[str, Any], dict[str, Any]]:
     """As `trained_scaffold`, of what is trained in the place of one; and what was measured of it."""
-    begun = time.perf_counter()
     resume = (folder / CHECKPOINTS).exists()
-    train_rival(run.recipe, lm, folder, tasks=parts.trained, resume=resume, watch=Watch(on_step=_print))
-    trained = time.perf_counter() - begun
+    progress = train_rival(run.recipe, lm, folder, tasks=parts.trained, resume=resume, watch=Watch(on_step=_print))
+    told = training_told(folder, lm, progress)
     _, content = measure_rival(read_rival(folder / BEST), run.recipe, lm, parts.tested, lambda _done, _all: None)
-    return content, trained
+    return content, told
 
 
-def training_of(log: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, Any]:
-    """What a result keeps of its training: time, positions, losses."""
+def training_of(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a result keeps of its training beside what it took: positions, losses."""
     return {
-        "seconds": seconds,
         "positions": sum(line["positions"] for line in log),
         "losses": [round(line["loss"], 4) for line in log],
     }

@@ -28,9 +28,9 @@ def main() -> None:
 
 
 def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
-    scaffold, seconds = trained_scaffold(run, lm, folder, [])
+    scaffold, told = trained_scaffold(run, lm, folder, [])
     content = text_result(run.recipe, lm, scaffold, measure_text(run.recipe, lm, scaffold), run.name)
-    content["training"] = training_of(read_log(folder), seconds)
+    content |= {**told, "training": training_of(read_log(folder))}
     print(f"{run.name}: {content['perplexity']:.2f}", flush=True)
     return content
 
