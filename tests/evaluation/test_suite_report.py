@@ -125,6 +125,28 @@ def test_tables_of_methods_with_seeds(measured, tmp_path):
         assert f"]({name})" in text
 
 
+def test_training_examples_stand_beside_each_data_set(measured, tmp_path):
+    counts = {"ask": {"read": 50, "discarded": 2, "not meant": 3, "truncated": 4, "capped": 1000}, "say": {"read": 7}}
+    runs = [
+        measured("a", WORSE, "bare"),
+        measured("b", trained_on=counts),
+        measured("c", rival="lora", trained_on=counts),
+    ]
+
+    def columns(runs, name):
+        page, _ = write_suite_report(runs, [], tmp_path / name)
+        rows = rows_of(page.read_text(), "## By data set on test")
+        return {key: [row[key] for row in rows] for key in rows[0] if key.startswith("trained on")}
+
+    assert columns(runs, "same") == {"trained on": ["45", "7", "0"]}
+    other = measured("d", rival="full", trained_on={"tell": {"read": 9}})
+    assert columns([*runs[:2], other], "others") == {
+        "trained on, prompt tuning": ["45", "7", "0"],
+        "trained on, full fine-tuning": ["0", "0", "9"],
+    }
+    assert columns(runs[:1], "bare") == {}
+
+
 def test_one_run_differs_from_another_as_in_the_usual_report(measured):
     one, other = measured("one", RIGHT), measured("other", WORSE, "input_prompt")
     table = suite_tables([one, other])[0]

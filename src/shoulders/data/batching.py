@@ -7,7 +7,7 @@ from typing import Any, TypeVar, final
 import torch
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.counts import CAPPED, Counts, left_out, tally, totals
+from shoulders.data.counts import CAPPED, TRUNCATED, Counts, left_out, tally, totals
 from shoulders.data.evidence import FOLDS, Evidence, fold_of, with_evidence
 from shoulders.data.mixture import Mixture
 from shoulders.errors import BadRow, DataError, TemplateFailed, UsageError
@@ -152,7 +152,7 @@ class Stream:
             tally(self.counts, example.task, "discarded")
             return None
         if len(row.ids) > room:
-            tally(self.counts, example.task, "truncated")
+            tally(self.counts, example.task, TRUNCATED)
             return truncated(row, room)
         return row
 

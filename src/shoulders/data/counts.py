@@ -5,6 +5,8 @@ from collections.abc import Mapping
 READ = "read"  # all that were drawn; beside it stand those that were left out or cut
 CAPPED = "capped"  # examples that every epoch leaves out, because its data set is larger than the cap
 
+TRUNCATED = "truncated"  # read, and used with its input cut
+
 Counts = dict[str, dict[str, int]]
 
 
@@ -26,6 +28,11 @@ def totals(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
         for what, number in of_name.items():
             tally(found, "", what, number)
     return found.get("", {})
+
+
+def used(of_name: Mapping[str, int]) -> int:
+    """Examples of one data set that were read and not left out."""
+    return of_name.get(READ, 0) - sum(n for what, n in of_name.items() if what not in {READ, CAPPED, TRUNCATED})
 
 
 def left_out(counts: Mapping[str, Mapping[str, int]]) -> str:

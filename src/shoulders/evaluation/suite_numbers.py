@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from shoulders.data.counts import used
 from shoulders.data.tasks import DEV
 from shoulders.errors import UsageError
 from shoulders.evaluation.methods import BARE, kind_of
@@ -116,6 +117,11 @@ class Row:
     def seen(self) -> int | None:
         """Training examples, one that came twice counted twice; None where nothing is trained."""
         return self.runs[0].seen if self.content["trained"] else None
+
+    @property
+    def trained_on(self) -> dict[str, int]:
+        """Training examples by data set, of the first run; empty where nothing was trained, or results do not say."""
+        return {name: used(counts) for name, counts in self.content.get("trained_on", {}).items()}
 
     @property
     def seconds(self) -> float | None:

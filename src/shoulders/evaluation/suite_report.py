@@ -154,10 +154,19 @@ def _data_sets(rows: Sequence[Row]) -> str:
         "metric": [one.metric for one in first],
         "templates": [number(len(one.templates)) for one in first],
         "examples": [number(one.examples) for one in first],
+        **_trained_on(rows, [one.name for one in first]),
     }
     for row in rows:
         columns[row.name] = [_spread(one) for one in row.data_sets]
     return markdown(columns, WORDS)
+
+
+def _trained_on(rows: Sequence[Row], data_sets: Sequence[str]) -> dict[str, list[str]]:
+    """Training examples of each data set: one column where all methods saw as many, else one for each method."""
+    told = {row.name: [number(row.trained_on.get(name, 0)) for name in data_sets] for row in rows if row.trained_on}
+    if len({tuple(counts) for counts in told.values()}) == 1:
+        return {"trained on": next(iter(told.values()))}
+    return {f"trained on, {name}": counts for name, counts in told.items()}
 
 
 def _spread(one: DataSet) -> str:
@@ -207,6 +216,7 @@ def _row_as_json(row: Row) -> dict[str, Any]:
         "data_sets": [asdict(one) for one in row.data_sets],
         "trained": row.content["trained"],
         "seen": row.seen,
+        "trained_on": row.trained_on,
         "seconds": row.seconds,
         "peak_bytes": row.peak_bytes,
         "perplexity_ratio": row.ratios,
