@@ -48,3 +48,12 @@ def folder(tmp_path):
     for city in CITIES:
         (made / f"{city}.txt").write_text(f"{city} is a capital. People of {city} are proud of it.")
     return made
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A Milvus of a test's own."""
+    from shoulders.corpus.milvus import Milvus  # an extra
+
+    with Milvus(str(tmp_path / "own.db")) as server:
+        yield server

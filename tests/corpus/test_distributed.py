@@ -17,12 +17,12 @@ from shoulders.corpus.distributed import MilvusBM25, MilvusVectors
 from shoulders.corpus.exact import ExactBM25
 from shoulders.corpus.index import Index
 from shoulders.corpus.lock import sole_writer
-from shoulders.corpus.milvus import LIMIT, Milvus, checked_address
+from shoulders.corpus.milvus import LIMIT, Milvus
 from shoulders.corpus.passages import Cutting
 from shoulders.corpus.searching import Scored, best_first
 from shoulders.corpus.uploading import Target, states, upload_vectors, upload_weights
 from shoulders.corpus.uploads import UploadState
-from shoulders.errors import SaveFailed, SourceNotFound, UsageError
+from shoulders.errors import SourceNotFound, UsageError
 
 K = 20
 
@@ -53,13 +53,6 @@ def sent(index, server):
     target = Target(server, "texts")
     upload_weights(index, target)
     return target
-
-
-@pytest.fixture
-def own(tmp_path):
-    """A server of a test's own."""
-    with Milvus(str(tmp_path / "own.db")) as server:
-        yield server
 
 
 @pytest.fixture
@@ -368,50 +361,3 @@ def test_somebody_else_wrote_into_the_collection(folder, tmp_path, own):
     own.upsert("cities", {10**6: {1: 1.0}})
     with pytest.raises(UsageError, match="holds 11 passages, 10 were sent from here"):
         upload_weights(index, Target(own, "cities"))
-
-
-@pytest.mark.parametrize(
-    ("address", "said"),
-    [
-        ("wiki", "NAME.db"),
-        ("ftp://x", "http://HOST:19530, https://HOST or tcp://HOST"),
-        ("http://root:secret@host:19530", "the address of host holds a password"),
-    ],
-)
-def test_addresses(address, said):
-    with pytest.raises(UsageError, match=said) as caught:
-        checked_address(address)
-    assert "secret" not in str(caught.value)
-
-
-def test_nobody_answers():
-    with pytest.raises(SourceNotFound, match=r"no Milvus answers at http://localhost:1 .*: start one there"):
-        Milvus("http://localhost:1", timeout=2)
-
-
-def test_a_file_that_is_open_elsewhere_or_cannot_be_made(own, tmp_path):
-    with pytest.raises(UsageError, match=r"own\.db is open in another process"):
-        Milvus(str(tmp_path / "own.db"))
-    (tmp_path / "file.db").write_text("")
-    with pytest.raises(SaveFailed, match=r"cannot use .*file\.db as a collection"):
-        Milvus(str(tmp_path / "file.db"))
-
-
-@pytest.mark.parametrize(
-    ("reason", "kind", "said"),
-    [
-        ("auth check failure, please check username and password are correct", UsageError, "refuses the token"),
-        ("[Errno 28] No space left on device", SaveFailed, "own.db is full"),
-        ("server unavailable: <_MultiThreadedRendezvous", SourceNotFound, "no Milvus answers at"),
-        ("vector dimension mismatch, expected 4", UsageError, "refuses: vector dimension mismatch, expected 4$"),
-    ],
-)
-def test_what_a_server_refuses(own, monkeypatch, reason, kind, said):
-    from pymilvus import MilvusException
-
-    def refuse(*_, **__):
-        raise MilvusException(code=65535, message=reason)
-
-    monkeypatch.setattr(own._client, "delete", refuse)
-    with pytest.raises(kind, match=said):
-        own.delete("x", [1])
