@@ -14,6 +14,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from shoulders.backbone.decoding import generate
 from shoulders.data.readers import open_suite
@@ -21,11 +23,15 @@ from shoulders.errors import ContextFull, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, evaluate
 from shoulders.harness import ShouldersLM
 from shoulders.pipeline import Answering, answer, rank
+from shoulders.recipes.recipe import with_overrides
+from shoulders.recipes.registry import recipe_named
+from shoulders.recipes.rivals import train_rival
 from shoulders.records import LMInput, Question
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt
+from small_values import small_values
 from tiny import TEXTS, save_numbers
 
 PAIRS = [
@@ -175,6 +181,26 @@ def test_a_model_is_found_by_the_folder_of_its_scaffold(lm, prompt, tmp_path):
         ShouldersLM()
     with pytest.raises(UsageError, match="name the backbone"):
         ShouldersLM(SoftPrompt(from_vocabulary(lm)(5)))
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_rival_of_a_scaffold_says_what_its_own_library_reads_it_to_say(lm, tmp_path, kind):
+    save_numbers(tmp_path / "suite" / "numbers", range(40), range(40, 50), range(50, 62))
+    values = [*small_values(lm.name, tmp_path / "suite"), f"rival.kind={kind}", "rival.learning_rate=0.01"]
+    recipe = with_overrides(recipe_named("bundled_soft_prompt"), values)
+    train_rival(recipe, lm, tmp_path / "run")
+    found = ShouldersLM(str(tmp_path / "run"), dtype="float32", device="cpu")
+    best = str(tmp_path / "run" / "best")
+    kept = AutoModelForCausalLM if kind == "full" else AutoPeftModelForCausalLM
+    model = kept.from_pretrained(best, dtype=torch.float32)
+    model = model.merge_and_unload() if kind == "lora" else model
+    pairs = asked("loglikelihood", *[pair for pair in PAIRS if len(pair[0]) < 100])  # a prompt's room is left free
+    wanted = HFLM(pretrained=model, tokenizer=lm.tokenizer, device="cpu", batch_size=4).loglikelihood(pairs)
+    said = [one for one, _ in found.loglikelihood(pairs)]
+    assert said == pytest.approx([one for one, _ in wanted], rel=1e-4)
+    assert said != pytest.approx([one for one, _ in ShouldersLM(backbone=lm).loglikelihood(pairs)], rel=1e-2)
+    assert found.get_model_info()["scaffold_kind"] == kind
+    assert found.get_model_info()["backbone_fingerprint"] == lm.fingerprint()
 
 
 @pytest.mark.slow  # the harness reads all of its own tasks first

@@ -17,10 +17,12 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.batching import Encoded
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.pipeline import POSITIONS_AT_ONCE, Answering, in_groups
-from shoulders.recipes.folders import BARE, scaffold_folder, scaffold_named
+from shoulders.recipes.folders import BARE
+from shoulders.recipes.named import Named
+from shoulders.recipes.rivals import Adapted
 from shoulders.records import LMInput, Question
-from shoulders.scaffolds.base import Bare, Scaffold
-from shoulders.scaffolds.storage import read_origin
+from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.storage import Origin
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -42,14 +44,14 @@ Request = tuple[tuple[str, str], list[int], list[int]]  # context and continuati
 @register_model("shoulders")
 @final
 class ShouldersLM(TemplateLM):
-    """A frozen model behind a scaffold, or the bare one.
+    """A frozen model behind a scaffold, the bare one, or a rival that was trained in a scaffold's place.
 
     Continuations of one context share one reading of it, and requests of similar length a batch. A prompt takes
     `length` positions of the context, and contexts that do not fit beside it lose their beginning, as everywhere in the
     harness; none of its positions is scored. The encoder of ID-PT reads the context of a request.
 
     Args:
-        scaffold: a run's or scaffold's folder or hub name, "bare", or the scaffold itself.
+        scaffold: a run's, scaffold's or rival's folder or hub name, "bare", or the scaffold itself.
         backbone: the frozen model, or where it is (`sources`); the one that the scaffold names, if it is left out.
         dtype: as in `FrozenLM.load`.
         device: likewise; the harness asks for CUDA where nobody has said anything, which is taken for "auto".
@@ -58,7 +60,7 @@ class ShouldersLM(TemplateLM):
             `shoulders evaluate`; the harness leaves it out.
 
     Raises:
-        UsageError: there is neither a scaffold nor a backbone.
+        UsageError: there is neither a scaffold nor a backbone, or the name is that of something that answers nothing.
         SourceNotFound, HubUnreachable, CorruptFile, WrongBackbone: as `FrozenLM.load` and `Scaffold.load`.
     """
 
@@ -75,13 +77,20 @@ class ShouldersLM(TemplateLM):
         max_batch_size: int | None = None,  # noqa: ARG002
     ) -> None:
         super().__init__()
-        name = scaffold_folder(scaffold) if isinstance(scaffold, str) else ""
+        named = Named.of(scaffold) if isinstance(scaffold, str) else None
         place = "auto" if device is None or (device.startswith("cuda") and not torch.cuda.is_available()) else device
         if isinstance(backbone, str):
-            backbone = FrozenLM.load(backbone or _backbone_of(name, scaffold), dtype=dtype, device=place)
-        self.lm = backbone
-        self.scaffold = scaffold_named(name, self.lm) if name else cast(Scaffold, scaffold)
-        self.name = name
+            origin = named.origin if named else cast(Scaffold, scaffold).origin
+            backbone = FrozenLM.load(backbone or _backbone_of(origin), dtype=dtype, device=place)
+        found = named.around(backbone) if named else Adapted(backbone, cast(Scaffold, scaffold))
+        self.lm, self.scaffold = found.lm, found.scaffold
+        self.info = {
+            "model_dtype": str(self.lm.dtype),
+            "backbone": backbone.name,
+            "backbone_fingerprint": backbone.fingerprint(),
+            "scaffold": named.name if named else "",
+            "scaffold_kind": named.rival.recipe.rival.kind if named and named.rival else self.scaffold.kind,
+        }
         self.tokenizer = self.lm.tokenizer
         self.positions_at_once, self.end = positions_at_once, end
         self._device = self.lm.device
@@ -109,13 +118,7 @@ class ShouldersLM(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What results say of the model."""
-        return {
-            "model_dtype": str(self.lm.dtype),
-            "backbone": self.lm.name,
-            "backbone_fingerprint": self.lm.fingerprint(),
-            "scaffold": self.name,
-            "scaffold_kind": self.scaffold.kind,
-        }
+        return self.info
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as the tokenizer writes it."""
@@ -232,13 +235,10 @@ class ShouldersLM(TemplateLM):
         return Answering(positions_at_once=self.positions_at_once)
 
 
-def _backbone_of(name: str, scaffold: str | Scaffold) -> str:
+def _backbone_of(origin: Origin | None) -> str:
     """The backbone that a scaffold was trained around."""
-    if name == BARE or isinstance(scaffold, Bare):
-        raise UsageError("the bare model has no scaffold to name its backbone: --model_args backbone=NAME")
-    origin = scaffold.origin if isinstance(scaffold, Scaffold) else read_origin(name)
     if origin is None:
-        raise UsageError("the scaffold does not say what it was trained around: name the backbone")
+        raise UsageError("neither the bare model nor a new scaffold can name the backbone: --model_args backbone=NAME")
     return origin.backbone
 
 

@@ -1,7 +1,7 @@
 """What a name stands for that answers questions: the bare model, a scaffold around it, or a rival of one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -55,7 +55,7 @@ class Named:
         return self.origin.recipe if self.origin else {}
 
     def around(self, lm: FrozenLM) -> Adapted:
-        """What answers, loaded.
+        """What answers, loaded, in the number type and on the device of the backbone.
 
         Args:
             lm: the backbone.
@@ -64,7 +64,10 @@ class Named:
             SourceNotFound, CorruptFile, WrongBackbone: as `Scaffold.load` and `load_rival`.
         """
         if self.rival:
-            return load_rival(self.rival, self.rival.recipe, lm)
+            held = replace(
+                self.rival.recipe.backbone, dtype=str(lm.dtype).removeprefix("torch."), device=str(lm.device)
+            )
+            return load_rival(self.rival, replace(self.rival.recipe, backbone=held), lm)
         return Adapted(lm, scaffold_named(self.name, lm))
 
 
