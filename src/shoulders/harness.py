@@ -84,13 +84,7 @@ class ShouldersLM(TemplateLM):
             backbone = FrozenLM.load(backbone or _backbone_of(origin), dtype=dtype, device=place)
         found = named.around(backbone) if named else Adapted(backbone, cast(Scaffold, scaffold))
         self.lm, self.scaffold = found.lm, found.scaffold
-        self.info = {
-            "model_dtype": str(self.lm.dtype),
-            "backbone": backbone.name,
-            "backbone_fingerprint": backbone.fingerprint(),
-            "scaffold": named.name if named else "",
-            "scaffold_kind": named.rival.recipe.rival.kind if named and named.rival else self.scaffold.kind,
-        }
+        self.backbone, self.named = backbone, named
         self.tokenizer = self.lm.tokenizer
         self.positions_at_once, self.end = positions_at_once, end
         self._device = self.lm.device
@@ -118,7 +112,14 @@ class ShouldersLM(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What results say of the model."""
-        return self.info
+        named = self.named
+        return {
+            "model_dtype": str(self.lm.dtype),
+            "backbone": self.backbone.name,
+            "backbone_fingerprint": self.backbone.fingerprint(),
+            "scaffold": named.name if named else "",
+            "scaffold_kind": named.rival.recipe.rival.kind if named and named.rival else self.scaffold.kind,
+        }
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as the tokenizer writes it."""
