@@ -21,10 +21,11 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.pairs import in_turn, ratio, report, same
-from shoulders.backbone.decoding import generate
+from shoulders.backbone.choosing import Choice
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.states import StateStore
 from shoulders.data.batching import Encoded
+from shoulders.engine.decode import generate
 from shoulders.evaluation.provenance import circumstances
 from shoulders.records import LMInput, Question
 from shoulders.scaffolds.base import Bare, Scaffold
@@ -74,16 +75,19 @@ def bench_decoding(lm: FrozenLM, rounds: int) -> dict[str, list[float]]:
 def bench_candidates(lm: FrozenLM, rounds: int) -> dict[str, list[float]]:
     """(b): seconds of the candidates of a batch of questions."""
     given, scaffold = _questions(lm, ASKED), Bare()
-    settings = {"do_sample": True, "top_k": 0}
+
+    def drawn(branches: int, length: int = CANDIDATE) -> None:
+        draws = torch.rand(ASKED * branches, length, dtype=torch.float64)
+        _generated(lm, scaffold, given, length, branches=branches, choice=Choice(lm.ends, draws))
 
     def one_reading() -> None:
-        _generated(lm, scaffold, given, CANDIDATE, num_return_sequences=CANDIDATES, **settings)
+        drawn(CANDIDATES)
 
     def separate() -> None:
         for _ in range(CANDIDATES):
-            _generated(lm, scaffold, given, CANDIDATE, **settings)
+            drawn(1)
 
-    _generated(lm, scaffold, given, 2, num_return_sequences=CANDIDATES, **settings)
+    drawn(CANDIDATES, 2)
     return in_turn("candidates", {"one reading": one_reading, "separate": separate}, rounds)
 
 
@@ -131,7 +135,7 @@ def _questions(lm: FrozenLM, rows: int) -> LMInput:
 
 def _generated(lm: FrozenLM, scaffold: Scaffold, given: LMInput, length: int, **settings: Any) -> None:
     """Continuations that are all of this length."""
-    found = generate(lm, scaffold, given, longest=length, min_new_tokens=length, **settings)
+    found = generate(lm, scaffold, given, longest=length, shortest=length, **settings)
     assert {len(ids) for ids in found} == {length}
 
 

@@ -17,8 +17,8 @@ from lm_eval.tasks import TaskManager
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 
-from shoulders.backbone.decoding import generate
 from shoulders.data.readers import open_suite
+from shoulders.engine.decode import generate
 from shoulders.errors import ContextFull, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, evaluate
 from shoulders.harness import ShouldersLM

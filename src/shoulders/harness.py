@@ -11,10 +11,11 @@ from typing import Any, cast, final
 
 import torch
 
-from shoulders.backbone import decoding
-from shoulders.backbone.decoding import Scored
+from shoulders.backbone.choosing import Choice
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.batching import Encoded
+from shoulders.engine import decode
+from shoulders.engine.decode import Scored
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.pipeline import POSITIONS_AT_ONCE, Answering, in_groups
 from shoulders.recipes.folders import BARE
@@ -188,7 +189,7 @@ class ShouldersLM(TemplateLM):
 
         def read(given: LMInput, chosen: Sequence[int]) -> list[list[Scored]]:
             some = [[requests[number][2] for number in several[row]] for row in chosen]
-            return decoding.score(self.lm, self.scaffold, given, some, positions_at_once=self.positions_at_once)
+            return decode.score(self.lm, self.scaffold, given, some, positions_at_once=self.positions_at_once)
 
         scores = in_groups(rows, self.lm, self.scaffold, self._how, extra, read)
         found = {
@@ -212,12 +213,21 @@ class ShouldersLM(TemplateLM):
         rows = [Encoded(Question(text), ids, 0) for text, ids in zip(texts, kept, strict=True)]
 
         def read(given: LMInput, _: Sequence[int]) -> list[str]:
-            ids = decoding.generate(
-                self.lm, self.scaffold, given, longest=longest, stop_strings=stops or None, **settings
-            )
+            ids = self._continued(given, longest, stops, settings)
             return [postprocess_generated_text(self.lm.text(row), stops, None) for row in ids]
 
         return in_groups(rows, self.lm, self.scaffold, self._how, [longest] * len(rows), read)
+
+    def _continued(self, given: LMInput, longest: int, stops: list[str], settings: dict[str, Any]) -> list[list[int]]:
+        """Token ids after each row: by our loop where it has the settings, else by transformers'."""
+        if not settings.keys() <= {"do_sample", "temperature", "top_k", "top_p"}:
+            return decode.generate_with_transformers(
+                self.lm, self.scaffold, given, longest=longest, stop_strings=stops or None, **settings
+            )
+        sampling = {name: value for name, value in settings.items() if name != "do_sample"}
+        draws = torch.rand(given.embeds.shape[0], longest, dtype=torch.float64) if settings.get("do_sample") else None
+        choice = Choice(self.lm.ends, draws, **sampling)
+        return decode.generate(self.lm, self.scaffold, given, longest=longest, stops=stops, choice=choice)
 
     def _kept(self, context: list[int], after: int, what: str) -> list[int]:
         """The end of a context, as much of it as fits before `after` positions."""

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shoulders.backbone import decoding
 from shoulders.backbone.choosing import Generated
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.batching import Encoded, by_length, encode, question_batch, truncated
+from shoulders.engine import decode
 from shoulders.errors import ContextFull, UsageError
 from shoulders.records import LMInput, Question
 from shoulders.scaffolds.base import Scaffold
@@ -106,7 +106,7 @@ def answered(
     rows = [_fitting(question, lm, scaffold, how.longest, how) for question in questions]
 
     def read(given: LMInput, _: Sequence[int]) -> list[Answer]:
-        return [_as_text(one, lm) for one in decoding.likeliest(lm, scaffold, given, longest=how.longest)]
+        return [_as_text(one, lm) for one in decode.likeliest(lm, scaffold, given, longest=how.longest)]
 
     return in_groups(rows, lm, scaffold, how, [how.longest] * len(rows), read)
 
@@ -129,7 +129,7 @@ def sample(
 
     def read(given: LMInput, numbers: Sequence[int]) -> list[list[Answer]]:
         draws = torch.stack([sampling.draws(questions[number], how.longest) for number in numbers])
-        several = decoding.sampled(lm, scaffold, given, draws, temperature=sampling.temperature)
+        several = decode.sampled(lm, scaffold, given, draws, temperature=sampling.temperature)
         return [[_as_text(one, lm) for one in some] for some in several]
 
     return in_groups(rows, lm, scaffold, how, branches, read)
@@ -165,7 +165,7 @@ def rank(
 
     def read(given: LMInput, numbers: Sequence[int]) -> list[list[float]]:
         some = [options[number] for number in numbers]
-        scored = decoding.score(lm, scaffold, given, some, positions_at_once=how.positions_at_once)
+        scored = decode.score(lm, scaffold, given, some, positions_at_once=how.positions_at_once)
         return [[one.log_likelihood for one in values] for values in scored]
 
     return in_groups(rows, lm, scaffold, how, branches, read)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from shoulders.backbone.decoding import generate, likeliest, sampled, score
 from shoulders.data.batching import encode, question_batch
+from shoulders.engine.decode import generate, likeliest, sampled, score
 from shoulders.errors import UsageError
 from shoulders.pipeline import Answering, Sampling, answered, sample
 from shoulders.records import Question
@@ -130,7 +130,7 @@ def test_what_has_ended_is_not_decoded_any_further(lm, questions, monkeypatch):
 
         monkeypatch.setattr(type(lm), "states", counting)
         found = sampled(lm, scaffold, read, draws)
-        monkeypatch.setattr("shoulders.backbone.decoding.WORTH_MOVING", -1)
+        monkeypatch.setattr("shoulders.engine.decode.WORTH_MOVING", -1)
         kept = sampled(lm, scaffold, read, draws)
     finally:
         del lm.__dict__["ends"]

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from shoulders.backbone.contexts import Contexts, context_bytes, plain_layers
-from shoulders.backbone.memory import PassMemory
+from shoulders.backbone.contexts import Contexts, context_bytes
+from shoulders.backbone.memory import PassMemory, plain
 from shoulders.backbone.rows import DATA
 from shoulders.backbone.states import StateStore
 from shoulders.errors import SaveFailed, UsageError
@@ -23,7 +23,7 @@ def after(lm, known, texts):
     """States of the tokens that follow each text, over what is known of the texts."""
     longest = max(map(len, texts))
     mask = torch.tensor([[column >= longest - len(text) for column in range(longest)] for text in texts])
-    memory = PassMemory.holding(lm.config, known, longest, None if mask.all() else mask)
+    memory = PassMemory.holding(known, longest, None if mask.all() else mask)
     new = torch.ones(len(texts), len(AFTER), dtype=torch.bool)
     return lm.states(lm.embed(torch.tensor([AFTER] * len(texts))), None if mask.all() else new, memory)
 
@@ -92,7 +92,7 @@ def test_another_backbone_type_and_positions_have_a_place_of_their_own(tiny_lm, 
 
 def test_layers_that_keep_more_than_keys_and_values_are_refused(tiny_lm, tmp_path):
     lm = tiny_lm("qwen3_5")
-    assert not plain_layers(lm)
+    assert not plain(lm.config)
     with pytest.raises(UsageError, match=r"qwen3_5.*linear attention: leave training\.contexts empty"):
         Contexts(lm, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,11 +1,11 @@
 import pytest
 import torch
 from transformers import GenerationConfig
-from transformers.generation.streamers import BaseStreamer
 
-from shoulders.backbone.decoding import generate, score
+from shoulders.backbone.choosing import Choice
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.batching import encode, question_batch
+from shoulders.engine.decode import Decode, decode, generate, generate_with_transformers, score, stream
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.soft_prompt import SoftPrompt
@@ -20,7 +20,7 @@ def test_beams_are_those_of_the_model_itself(any_lm, questions):
     for question in questions[:2]:
         ids = torch.tensor([any_lm.ids(question.text)])
         settings = {"num_beams": 3, "length_penalty": 0.0, "early_stopping": True}
-        found = generate(any_lm, Bare(), given(any_lm, Bare(), [question]), longest=5, **settings)
+        found = generate_with_transformers(any_lm, Bare(), given(any_lm, Bare(), [question]), longest=5, **settings)
         own = any_lm.model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, pad_token_id=any_lm.end,
             eos_token_id=any_lm.end, do_sample=False, **settings,
@@ -57,9 +57,8 @@ def test_samples_share_one_reading_of_the_question(lm, questions, monkeypatch):
         return states(self, embeds, *rest)
 
     monkeypatch.setattr(type(lm), "states", counting)
-    found = generate(
-        lm, prompt, given(lm, prompt, questions), longest=5, do_sample=True, temperature=1.0, num_return_sequences=16
-    )
+    draws = Choice(lm.ends, torch.rand(64, 5))
+    found = generate(lm, prompt, given(lm, prompt, questions), longest=5, branches=16, choice=draws)
     assert len(found) == 64
     assert rows_read == [4]
     assert len({tuple(ids) for ids in found[:16]}) > 1
@@ -71,7 +70,7 @@ def test_sampling_follows_the_models_own_distribution(lm, questions):
     one = given(lm, prompt, questions[:1])
     with torch.no_grad():
         wanted = (lm.logits(prompt.states(lm, one)[0, -1])).softmax(-1)
-    found = generate(lm, prompt, one, longest=1, do_sample=True, top_k=0, num_return_sequences=4000)
+    found = generate(lm, prompt, one, longest=1, branches=4000, choice=Choice(lm.ends, torch.rand(4000, 1)))
     counts = torch.zeros(lm.vocabulary)
     for ids in found:
         counts[ids[0] if ids else lm.end] += 1
@@ -82,20 +81,29 @@ def test_sampling_follows_the_models_own_distribution(lm, questions):
 
 
 def test_tokens_are_streamed_as_they_come(lm, questions):
-    class Keeper(BaseStreamer):
-        def __init__(self):
-            self.seen, self.ended = [], False
+    longest = 0
+    for question in questions:
+        asked = given(lm, Bare(), [question])
+        (ids,) = generate(lm, Bare(), asked, longest=9)
+        rows = Decode(lm, Bare(), asked, longest=9)
+        lengths = [len(rows.ids[0]) for _ in decode([rows], lm)]
+        assert lengths[: len(ids)] == list(range(1, len(ids) + 1))
+        pieces = list(stream(lm, Bare(), asked, longest=9))
+        assert "".join(pieces) == lm.text(ids)
+        longest = max(longest, len(pieces))
+    assert longest > 1
 
-        def put(self, value):
-            self.seen.extend(value.flatten().tolist())
 
-        def end(self):
-            self.ended = True
-
-    keeper = Keeper()
-    found = generate(lm, Bare(), given(lm, Bare(), questions[:1]), longest=5, streamer=keeper)
-    assert keeper.ended
-    assert keeper.seen[1 : 1 + len(found[0])] == found[0]
+def test_a_stop_text_ends_a_row(lm, questions):
+    asked = given(lm, Bare(), questions)
+    whole = generate(lm, Bare(), asked, longest=9)
+    stop = next(lm.text(ids)[2:4] for ids in whole if len(lm.text(ids)) > 5)
+    stopped = generate(lm, Bare(), asked, longest=9, stops=[stop])
+    assert stopped != whole
+    for found, ids in zip(stopped, whole, strict=True):
+        assert found == ids[: len(found)]
+        assert found == ids or stop in lm.text(found)
+        assert stop not in lm.text(found[:-1])
 
 
 def test_many_choices_are_scored_in_slices_that_fit(any_lm, questions):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from shoulders.backbone.memory import Memory
 from shoulders.data.batching import encode, question_batch, training_batch
 from shoulders.pipeline import Answering, answer, rank
 from shoulders.records import Question
@@ -71,7 +72,7 @@ def test_cached_decoding_equals_uncached(any_lm, tiny_encoder, questions):
             row = encode(question, any_lm, target)
             batch = training_batch([row], any_lm, scaffold)
             whole = scaffold.states(any_lm, batch.given)[:, len(row.ids) - 1 :]
-            memory = scaffold.memory(any_lm)
+            memory = Memory()
             given = question_batch([row], any_lm, scaffold)
             parts = [scaffold.states(any_lm, given, memory)[:, -1:]]
             for token in row.target[:-1]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from shoulders.backbone.adapters import add_prefix, read_adapter
+from shoulders.backbone.memory import Memory
 from shoulders.data.batching import encode, question_batch
 from shoulders.errors import CorruptFile, UsageError
 from shoulders.pipeline import Answering, answer
@@ -37,7 +38,7 @@ def test_read_step_by_step_is_read_at_once_and_padding_makes_no_difference(tiny_
     for number, question in enumerate(questions):
         ids = torch.tensor([lm.ids(question.text)])
         alone = prefix.states(lm, LMInput(lm.embed(ids), None, (0,)))
-        memory = prefix.memory(lm)
+        memory = Memory()
         given = LMInput(lm.embed(ids[:, :2]), None, (0,))
         parts = [prefix.states(lm, given, memory)]
         parts += [prefix.states(lm, given.continued(lm.embed(one[:, None])), memory) for one in ids[:, 2:].T]

@@ -4,12 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers.generation.streamers import BaseStreamer
 
 from shoulders.backbone.blocks import _layers
-from shoulders.backbone.decoding import generate
 from shoulders.backbone.encoder import embedding_norm
 from shoulders.data.batching import encode, question_batch, training_batch
+from shoulders.engine.decode import Decode, decode, generate, generate_with_transformers
 from shoulders.errors import UsageError
 from shoulders.pipeline import Answering, answer
 from shoulders.recipes.build import new_scaffold
@@ -19,6 +18,7 @@ from shoulders.recipes.recipe import ScaffoldChoice
 from shoulders.records import LMInput, Question
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.initialise import from_vocabulary
+from shoulders.scaffolds.program import Blocks, fulfil
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 from tiny import TEXTS
@@ -43,7 +43,7 @@ def test_a_gate_at_zero_is_one_pass(any_lm):
 @torch.no_grad()
 def test_a_connector_that_passes_embeddings_through_is_one_pass(any_lm, monkeypatch):
     scaffold = Recursion(any_lm, RecursionShape(layers=1))
-    monkeypatch.setattr(scaffold.connectors[0], "forward", lambda _states, instead_of, *_: instead_of)
+    monkeypatch.setattr(scaffold.connectors[0], "placed", lambda _moved, instead_of: instead_of)
     read = given(any_lm, scaffold)
     assert torch.equal(scaffold.states(any_lm, read), Bare().states(any_lm, read))
 
@@ -64,11 +64,11 @@ def test_two_passes_are_what_their_parts_do_one_after_the_other(any_lm):
 def test_vectors_start_with_the_length_of_what_they_stand_for(lm):
     read = given(lm, Bare())
     before = Recursion(lm, RecursionShape(passes=1, before=True))
-    moved = before.connectors[0](read.embeds, read.embeds)
+    (moved,) = fulfil([Blocks(before.connectors[0], read.embeds, read.embeds)], lm)
     assert moved.norm(dim=-1).mean().item() == pytest.approx(embedding_norm(lm), rel=0.05)
     after = Recursion(lm, RecursionShape(passes=1, after=True))
     states = lm.states(read.embeds)
-    moved = after.connectors[0](states, states)
+    (moved,) = fulfil([Blocks(after.connectors[0], states, states)], lm)
     assert moved.norm(dim=-1).mean().item() == pytest.approx(states.norm(dim=-1).mean().item(), rel=0.1)
 
 
@@ -94,7 +94,8 @@ def test_beams_through_two_passes_are_those_of_a_search_without_memory(any_lm):
     scaffold = Recursion(any_lm, RecursionShape(layers=1))
     rows = [encode(Question(text), any_lm) for text in (TEXTS[0], TEXTS[2])]
     settings = {"num_beams": 3, "length_penalty": 0.0, "early_stopping": True}
-    found = generate(any_lm, scaffold, question_batch(rows, any_lm, scaffold), longest=4, **settings)
+    asked = question_batch(rows, any_lm, scaffold)
+    found = generate_with_transformers(any_lm, scaffold, asked, longest=4, **settings)
     compared = 0
     for row, ids in zip(rows, found, strict=True):
         beams = best_beams(any_lm, scaffold, row.ids, width=3, longest=4)
@@ -120,20 +121,14 @@ def best_beams(lm, scaffold, ids, width, longest):
 
 
 def test_tokens_are_streamed_through_two_passes(lm):
-    seen = []
-
-    class Keeper(BaseStreamer):
-        def put(self, value):
-            seen.extend(value.flatten().tolist())
-
-        def end(self):
-            seen.append(None)
-
     scaffold = Recursion(lm, RecursionShape(layers=1))
     asked = question_batch([encode(Question(TEXTS[0]), lm)], lm, scaffold)
-    (ids,) = generate(lm, scaffold, asked, longest=5, streamer=Keeper())
-    assert seen[1 : 1 + len(ids)] == ids
-    assert seen[-1] is None
+    (ids,) = generate(lm, scaffold, asked, longest=5)
+    rows = Decode(lm, scaffold, asked, longest=5)
+    lengths = [len(rows.ids[0]) for _ in decode([rows], lm)]
+    assert len(ids) > 2
+    assert lengths[: len(ids)] == list(range(1, len(ids) + 1))
+    assert rows.ids[0] == ids
 
 
 @pytest.mark.parametrize(("layers", "share"), [(1, 1 / 32), (2, 1 / 16)])

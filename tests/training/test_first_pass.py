@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from shoulders.backbone.memory import Memory
 from shoulders.backbone.states import StateStore
 from shoulders.data.text import PackedText
 from shoulders.errors import SaveFailed, UsageError
@@ -108,7 +109,7 @@ def test_a_decode_and_a_later_pass_do_not_use_states_of_the_first(lm):
     wrong = replace(given, first=torch.full_like(embeds, 7.0))
     right = scaffold.states(lm, given)
     assert not torch.allclose(scaffold.states(lm, wrong), right)
-    torch.testing.assert_close(scaffold.states(lm, wrong, scaffold.memory(lm)), right, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scaffold.states(lm, wrong, Memory()), right, rtol=1e-4, atol=1e-4)
     for other in (
         Recursion(lm, RecursionShape(layers=1, before=True)),
         Recursion(lm, RecursionShape(layers=1), SoftPrompt(from_vocabulary(lm)(2))),

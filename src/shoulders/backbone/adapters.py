@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
 from shoulders.backbone.frozen import FrozenLM
@@ -68,7 +69,7 @@ def add_prefix(lm: FrozenLM, length: int) -> Any:
     Raises:
         UsageError: PEFT cannot put a prefix before this model, or some of its layers would lose sight of it.
     """
-    if any(getattr(layer, "is_sliding", False) for layer in PassMemory(lm.config).cache.layers):
+    if any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=lm.config).layers):
         # Shorter texts of a batch are padded between the prefix and themselves.
         raise UsageError(f"{lm.name!r} has layers that see a window of the text, and padding would push the prefix out")
     peft = peft_library()
@@ -76,8 +77,8 @@ def add_prefix(lm: FrozenLM, length: int) -> Any:
     try:
         adapted = peft.get_peft_model(lm.model, config)
         with torch.no_grad():
-            found = PassMemory(lm.config)
-            found.cache, found.seen = adapted.get_prompt(1), length
+            found = PassMemory(adapted.get_prompt(1))
+            found.seen = length
             lm.states(lm.embed(torch.zeros(1, 1, dtype=torch.long, device=lm.device)), memory=found)
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise UsageError(f"PEFT has no prefix tuning for {lm.name!r}: {first_line(error)}") from error

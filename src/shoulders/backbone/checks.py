@@ -32,7 +32,7 @@ def check_serves(model: PreTrainedModel) -> None:
     with _unfit(model):
         embeds = model.get_input_embeddings()(ids).to(model.dtype)
         whole = read(stack, embeds)
-        memory = PassMemory(model.config.get_text_config(decoder=True))
+        memory = PassMemory()
         parts = [read(stack, part, memory=memory) for part in embeds.split([3, 1, 1], dim=1)]
         mask = torch.tensor([[False, False, True, True, True, True, True]], device=model.device)
         padded = read(stack, torch.cat([embeds[:, :2], embeds], dim=1), mask)[:, 2:]

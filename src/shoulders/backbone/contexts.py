@@ -18,10 +18,10 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer
 
 from shoulders.backbone.frozen import FrozenLM, pad_right
-from shoulders.backbone.memory import PassMemory
+from shoulders.backbone.memory import PassMemory, plain
 from shoulders.backbone.rows import POSITIONS_AT_ONCE, RowFile, in_batches, key_of
 from shoulders.errors import UsageError
 from shoulders.records import KeysValues
@@ -121,11 +121,6 @@ class Contexts:
         return KeysValues(tuple(layers))
 
 
-def plain_layers(lm: FrozenLM) -> bool:
-    """Whether keys and values, in a window or not, are all that each layer of the backbone keeps of a text."""
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in lm.memory().passes[0].cache.layers)
-
-
 def context_bytes(lm: FrozenLM, length: int) -> int:
     """Of the keys and values of a text of so many tokens; the backbone may be on the meta device.
 
@@ -156,13 +151,13 @@ class _Layer:
 @torch.no_grad()
 def _layers(lm: FrozenLM) -> list[_Layer]:
     """Found by reading one token: configurations of different families name these sizes differently."""
-    if not plain_layers(lm):
+    if not plain(lm.config):
         raise UsageError(
             f"{lm.name} ({lm.config.model_type}) has layers that keep more of a text than keys and values, such as "
             "linear attention: leave training.contexts empty"
         )
     read = _read(lm, torch.zeros(1, 1, dtype=torch.long, device=lm.device))
-    windows = [getattr(layer, "sliding_window", 0) for layer in lm.memory().passes[0].cache.layers]
+    windows = [getattr(layer, "sliding_window", 0) for layer in DynamicCache(config=lm.config).layers]
     return [
         _Layer(keys.shape[1], keys.shape[-1], values.shape[-1], window)
         for (keys, values), window in zip(read, windows, strict=True)
@@ -210,11 +205,10 @@ class _Reading(DynamicCache):
 
 def _read(lm: FrozenLM, ids: Int[Tensor, "B T"]) -> Row:
     """Keys and values (B, heads, T, width) of texts with padding at the end."""
-    memory = PassMemory(lm.config)
-    memory.cache = _Reading(len(memory.cache.layers))
+    cache = _Reading(len(DynamicCache(config=lm.config).layers))
     with suppress(_AllRead):
-        lm.states(lm.embed(ids), memory=memory)
-    return [(layer.keys, layer.values) for layer in memory.cache.layers]  # type: ignore[attr-defined]
+        lm.states(lm.embed(ids), memory=PassMemory(cache))
+    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[attr-defined]
 
 
 def _as_bytes(row: Row) -> NDArray[np.uint8]:

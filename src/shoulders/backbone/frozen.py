@@ -1,6 +1,8 @@
 """The giant: one frozen causal language model behind a handful of verbs."""
 
+from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import cached_property
 from typing import Self, final
 
@@ -22,8 +24,8 @@ from shoulders.backbone.checks import check_serves
 from shoulders.backbone.choosing import ends_of
 from shoulders.backbone.devices import pick_device, pick_dtype
 from shoulders.backbone.heads import Head, head_of, token_table
-from shoulders.backbone.memory import Memory, PassMemory
-from shoulders.backbone.passes import read
+from shoulders.backbone.memory import PassMemory, recurrent
+from shoulders.backbone.passes import StackInput, read, read_together
 from shoulders.backbone.sources import hub_errors, is_encoder_decoder, locate
 from shoulders.errors import ContextFull, SourceNotFound
 from shoulders.records import IGNORE, Tokens
@@ -122,7 +124,7 @@ class FrozenLM:
     @cached_property
     def recurrent(self) -> bool:
         """Whether some layers carry a state that they change in place (linear attention), not keys and values."""
-        return self.memory().passes[0].recurrent
+        return recurrent(self.config)
 
     def embed(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Token embeddings."""
@@ -142,6 +144,12 @@ class FrozenLM:
             memory: keys and values of what came before; is extended by these positions.
         """
         return read(self.model.base_model, embeds.to(self.dtype), mask, memory)
+
+    def states_together(self, parts: Sequence[StackInput]) -> list[Float[Tensor, "B T D"]]:
+        """Final hidden states of several batches from one forward; each row's are those that it has alone."""
+        return read_together(
+            self.model.base_model, [replace(part, embeds=part.embeds.to(self.dtype)) for part in parts]
+        )
 
     def logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Scores of every token of the vocabulary."""
@@ -167,10 +175,6 @@ class FrozenLM:
     def loss(self, states: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
         """Mean cross-entropy over the scored positions of the batch."""
         return self.nll(states, labels).sum() / (labels != IGNORE).sum()
-
-    def memory(self) -> Memory:
-        """An empty memory for a decode of one pass."""
-        return Memory([self.config])
 
     def fingerprint(self) -> str:
         """Which model this is, whatever type it is held in: a hash over all its weights. Kept with every scaffold."""

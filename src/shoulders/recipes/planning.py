@@ -11,6 +11,7 @@ from shoulders.backbone.contexts import context_bytes
 from shoulders.backbone.devices import DTYPES
 from shoulders.backbone.encoder import Encoder, FrozenEncoder
 from shoulders.backbone.frozen import UNLIMITED, FrozenLM
+from shoulders.backbone.memory import Memory
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.recipes.build import shape_of
 from shoulders.recipes.counting import counted, kept_bytes
@@ -191,7 +192,7 @@ class _Sizes:
     def answer(self, scaffold: Scaffold) -> int:
         """Operations of one answer: the input is read once, then token by token."""
         scaffold.requires_grad_(False)
-        memory = scaffold.memory(self.lm)
+        memory = Memory()
 
         def read() -> None:
             states = scaffold.states(self.lm, self._given(self.input_length, scaffold), memory)
@@ -205,11 +206,11 @@ class _Sizes:
 
     def cache_bytes(self, scaffold: Scaffold) -> int:
         """Keys and values after an answer's last token."""
-        memory = scaffold.memory(self.lm)
+        memory = Memory()
         length = self.input_length + self.output_length - 1
         with torch.no_grad():
             scaffold.states(self.lm, self._given(length, scaffold), memory)
-        layers: list[Any] = [layer for one in memory.passes for layer in one.cache.layers]
+        layers: list[Any] = [layer for one in memory for layer in one.cache_for(self.lm.config).layers]
         return sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None)
 
     def _weights(self, scaffold: Scaffold) -> list[Tensor]:

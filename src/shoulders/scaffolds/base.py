@@ -16,6 +16,7 @@ from shoulders.backbone.memory import Memory
 from shoulders.errors import CorruptFile, UnknownName, UsageError
 from shoulders.files import whole_folder
 from shoulders.records import LMInput
+from shoulders.scaffolds.program import Pass, Program, direct
 from shoulders.scaffolds.storage import CONFIG, MODEL_CARD, Fetching, Origin, Stored, fetch, read_files, write_files
 from shoulders.scaffolds.weaving import Placement
 
@@ -69,19 +70,20 @@ class Scaffold(
         return 2 if isinstance(self.encoder, FrozenLM) else 1
 
     @abstractmethod
-    def states(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
-        """For each text position the final hidden state that predicts the text position after it.
+    def program(self, given: LMInput, memory: Memory | None = None) -> Program:
+        """Ask for passes (`scaffolds.program`) and return, for each text position, the state that predicts the next.
 
         With a memory that has not started, reads the text into it; with one that has, continues it. A whole sequence at
-        once and the same one step by step agree to rounding.
+        once and the same one step by step agree to rounding. Without a memory nothing is kept.
 
         With `given.before` the text before the slot is not read again: states of positions that come before the one
         whose next stands at the slot are zeros, and nothing there can be scored.
         """
 
-    def memory(self, lm: FrozenLM) -> Memory:
-        """An empty memory for one decode: keys and values for each pass."""
-        return lm.memory()
+    @final
+    def states(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
+        """Run the program over a batch, with gradients, and return its states."""
+        return direct(self.program(given, memory), lm)
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
@@ -97,7 +99,7 @@ class Scaffold(
         return [{"params": list(self.parameters()), "lr": rate}]
 
     def forward(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
-        """`states`, by the name that wrappers of modules (distributed training) call."""
+        """Call `states`, by the name that wrappers of modules (distributed training) call."""
         return self.states(lm, given, memory)
 
     def made_for(
@@ -197,12 +199,9 @@ class Bare(Scaffold, kind="bare"):
         """None is taken, beside those that are to be left free."""
         return self.room
 
-    def states(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
-        """The backbone's own states."""
-        if memory is None:
-            return lm.states(given.embeds, given.mask)
-        memory.length += given.embeds.shape[1]
-        return lm.states(given.embeds, given.mask, memory.passes[0])
+    def program(self, given: LMInput, memory: Memory | None = None) -> Program:
+        """Ask for one pass over the text as it is."""
+        return (yield Pass(given.embeds, given.mask, None if memory is None else memory.single))
 
     def description(self) -> dict[str, Any]:
         """The room."""

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from shoulders.backbone.blocks import copy_layers, new_blocks
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.memory import PassMemory
-from shoulders.backbone.passes import read
 
 
 @final
@@ -41,25 +40,21 @@ class Connector(nn.Module):
         if residual:
             self.gate = nn.Parameter(torch.zeros(()))
 
-    def forward(
-        self,
-        states: Float[Tensor, "B T D"],
-        instead_of: Float[Tensor, "B T D"],
-        mask: Bool[Tensor, "B T"] | None = None,
-        memory: PassMemory | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """The vectors for the next pass.
+    def placed(self, moved: Float[Tensor, "B T D"], instead_of: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Return the vectors for the next pass.
 
         Args:
-            states: final states of the pass before.
+            moved: what the blocks made of the final states of the pass before.
             instead_of: what would stand there without a Connector.
-            mask, memory: as in `FrozenLM.states`.
         """
-        moved = read(self.blocks, states, mask, memory, self._weights(states.dtype, memory)) * self.scale
+        moved = moved * self.scale
         return moved if self.gate is None else instead_of + self.gate.to(moved.dtype) * moved
 
-    def _weights(self, dtype: torch.dtype, memory: PassMemory | None) -> Mapping[str, Tensor] | None:
-        """The blocks' weights in the type they are multiplied in; a decode carries them in its memory."""
+    def weights(self, dtype: torch.dtype, memory: PassMemory | None) -> Mapping[str, Tensor] | None:
+        """Return the blocks' weights in the type they are multiplied in; a decode carries them in its memory.
+
+        None where they have that type already.
+        """
         if memory is not None and memory.weights is not None:
             return memory.weights
         if all(weight.dtype == dtype for weight in self.blocks.parameters()):

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from shoulders.backbone.encoder import Encoder, FrozenEncoder, embedding_norm
@@ -15,7 +15,8 @@ from shoulders.errors import ContextFull, UsageError, WrongBackbone
 from shoulders.records import LMInput, Tokens
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.perceiver import AttentionBlock
-from shoulders.scaffolds.weaving import Placement, prompted_states
+from shoulders.scaffolds.program import Encode, Pass, Program
+from shoulders.scaffolds.weaving import Placement, prompted
 
 SOURCE_AT_LEAST = 8  # tokens of the input, special ones included, that an encoder has to have room for
 
@@ -114,7 +115,12 @@ class InputPrompt(Scaffold, kind="input_prompt"):
         return self.shape.length
 
     def prompt(self, source: Tokens) -> Float[Tensor, "B P D"]:
-        """p(x): the prompt for each source, in fp32."""
+        """Return p(x), the prompt for each source, in fp32."""
+        request = self._reading(source)
+        return self._written(request.encoder.states(request.embeds, request.mask), request.mask)
+
+    def _reading(self, source: Tokens) -> Encode:
+        """Return the request that the encoder reads the sources behind its learned prompt."""
         encoder = self._reader
         embeds = encoder.embed(source.ids)
         rows, learned = len(source.ids), self.encoder_prompt
@@ -122,16 +128,25 @@ class InputPrompt(Scaffold, kind="input_prompt"):
         mask = None
         if source.mask is not None:
             mask = torch.cat([source.mask.new_ones(rows, len(learned)), source.mask], dim=1)
-        encoded = encoder.states(read, mask).to(learned.dtype)
-        vectors = self.across(self.queries.expand(rows, -1, -1), encoded, mask)
+        return Encode(encoder, read, mask)
+
+    def _written(self, encoded: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"] | None) -> Float[Tensor, "B P D"]:
+        """Return the prompts written for what the encoder has read."""
+        vectors = self.across(self.queries.expand(len(encoded), -1, -1), encoded.to(self.queries.dtype), mask)
         for layer in self.layers:
             vectors = layer(vectors)
         prompt = self.project(self.norm(vectors)) * (self.norm_of_vectors / self.project.out_features**0.5)
         return prompt if self.base is None else self.base + prompt
 
-    def states(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
-        """States of the text positions of one pass that also reads the generated prompts."""
-        return prompted_states(lm, lambda: self._prompt_of(given), given, memory)
+    def program(self, given: LMInput, memory: Memory | None = None) -> Program:
+        """Ask the encoder to read each source, and for one pass that also reads the prompts written for them."""
+        if memory is not None and memory.started:
+            return (yield Pass(given.embeds, given.mask, memory.single))
+        if given.source is None:
+            raise ValueError("an input-dependent prompt needs the source it depends on (LMInput.source)")
+        reading = self._reading(given.source)
+        prompt = self._written((yield reading), reading.mask)
+        return (yield from prompted(prompt, given, memory))
 
     def learning_rates(self, rate: float, base_rate: float | None = None) -> list[dict[str, Any]]:
         """The generator at `rate`, the shared prompt at `base_rate`: a prompt wants a rate hundreds of times higher."""
@@ -169,11 +184,6 @@ class InputPrompt(Scaffold, kind="input_prompt"):
     def _reader(self) -> Encoder:
         assert self.encoder is not None
         return self.encoder
-
-    def _prompt_of(self, given: LMInput) -> Float[Tensor, "B P D"]:
-        if given.source is None:
-            raise ValueError("an input-dependent prompt needs the source it depends on (LMInput.source)")
-        return self.prompt(given.source)
 
 
 def _encoder_like(lm: FrozenLM, name: str) -> FrozenEncoder:

@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, Self, final
 
-from jaxtyping import Float
-from torch import Tensor
-
 from shoulders.backbone.adapters import add_prefix
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.memory import Memory, PassMemory
 from shoulders.records import LMInput
 from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.program import Pass, Program
 
 
 @final
@@ -32,17 +30,12 @@ class PrefixTuning(Scaffold, kind="prefix_tuning"):
         """Positions of the prefix."""
         return self.prefix.embedding.num_embeddings
 
-    def states(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
-        """States of a text that finds the prefix in every layer's memory."""
-        one = lm.memory().passes[0] if memory is None else memory.passes[0]
-        if memory is None or not memory.started:
-            self._begin(one, given.embeds.shape[0])
-        if memory is not None:
-            memory.length += given.embeds.shape[1]
-        return lm.states(given.embeds, given.mask, one)
-
-    def _begin(self, one: PassMemory, rows: int) -> None:
-        one.cache, one.seen = self._keys_and_values(rows), self.length
+    def program(self, given: LMInput, memory: Memory | None = None) -> Program:
+        """Ask for one pass over a text that finds the prefix in every layer's memory."""
+        one = PassMemory() if memory is None else memory.single
+        if not one.seen:
+            one.cache, one.seen = self._keys_and_values(given.embeds.shape[0]), self.length
+        return (yield Pass(given.embeds, given.mask, one))
 
     def description(self) -> dict[str, Any]:
         """The length."""

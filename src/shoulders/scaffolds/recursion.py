@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from shoulders.backbone.encoder import embedding_norm
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.memory import Memory, PassMemory
+from shoulders.backbone.memory import Memory
 from shoulders.errors import UsageError
 from shoulders.records import LMInput
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.connector import Connector
+from shoulders.scaffolds.program import Blocks, Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,26 +105,19 @@ class Recursion(Scaffold, kind="recursion"):
         """Those of the shape, each at the price of its inner scaffold."""
         return self.shape.passes * self.inner.passes
 
-    def memory(self, lm: FrozenLM) -> Memory:
-        """Keys and values of each pass, then those of each Connector's place."""
-        blocks = [self._connector(number).blocks.config for number in range(len(self.shape.places))]
-        return Memory([*[lm.config] * self.shape.passes, *blocks])
-
-    def states(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
-        """States of the text positions of the last pass, or of the Connector after it."""
+    def program(self, given: LMInput, memory: Memory | None = None) -> Program:
+        """Ask for each pass, and for the Connectors before, between and after them; return the last states."""
         vectors = states = given.embeds
         place = 0
         if self.shape.before:
-            vectors, place = self._connected(place, vectors, vectors, given, memory), 1
+            vectors, place = (yield self._connected(place, vectors, vectors, given, memory)), 1
         for number in range(self.shape.passes):
-            part = None if memory is None else memory.of_pass(number)
-            states = self._passed(lm, given, vectors, part)
+            inner = None if memory is None else memory.of_pass(number)
+            states = yield from self._passed(given, vectors, inner)
             if number + 1 < self.shape.passes:
-                vectors, place = self._connected(place, states, given.embeds, given, memory), place + 1
+                vectors, place = (yield self._connected(place, states, given.embeds, given, memory)), place + 1
         if self.shape.after:
-            states = self._connected(place, states, states, given, memory)
-        if memory is not None:
-            memory.length += given.embeds.shape[1]
+            states = yield self._connected(place, states, states, given, memory)
         return states
 
     def learning_rates(self, rate: float, base_rate: float | None = None) -> list[dict[str, Any]]:
@@ -148,14 +142,12 @@ class Recursion(Scaffold, kind="recursion"):
         made = Scaffold.kinds[inner["kind"]].rebuilt(inner["description"], lm)
         return cls(lm, RecursionShape(**description["shape"]), made, description["norms"])
 
-    def _passed(
-        self, lm: FrozenLM, given: LMInput, vectors: Float[Tensor, "B T D"], memory: Memory | None
-    ) -> Float[Tensor, "B T D"]:
-        """States of one pass over the vectors; those of the text's own are taken as they are where they are known."""
+    def _passed(self, given: LMInput, vectors: Float[Tensor, "B T D"], memory: Memory | None) -> Program:
+        """Ask for one pass over the vectors, unless they are the text's own and its states are known."""
         known = given.first if vectors is given.embeds and isinstance(self.inner, Bare) and memory is None else None
         if known is not None:
             return known
-        return self.inner.states(lm, replace(given, embeds=vectors, first=None), memory)
+        return (yield from self.inner.program(replace(given, embeds=vectors, first=None), memory))
 
     def _connector(self, place: int) -> Connector:
         found = self.connectors[0 if self.shape.shared else place]
@@ -169,9 +161,9 @@ class Recursion(Scaffold, kind="recursion"):
         instead_of: Float[Tensor, "B T D"],
         given: LMInput,
         memory: Memory | None,
-    ) -> Float[Tensor, "B T D"]:
-        kept: PassMemory | None = None if memory is None else memory.passes[self.shape.passes + place]
-        return self._connector(place)(states, instead_of, given.mask, kept)
+    ) -> Blocks:
+        kept = None if memory is None else memory.between(place)
+        return Blocks(self._connector(place), states, instead_of, given.mask, kept)
 
 
 def check_first_pass(scaffold: Scaffold) -> None:

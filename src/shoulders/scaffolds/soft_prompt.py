@@ -11,7 +11,8 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.memory import Memory
 from shoulders.records import LMInput
 from shoulders.scaffolds.base import Scaffold
-from shoulders.scaffolds.weaving import Placement, prompted_states
+from shoulders.scaffolds.program import Pass, Program
+from shoulders.scaffolds.weaving import Placement, prompted
 
 
 @final
@@ -35,10 +36,11 @@ class SoftPrompt(Scaffold, kind="soft_prompt"):
         """P, the number of vectors."""
         return self.prompt.shape[0]
 
-    def states(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
-        """States of the text positions of one pass that also reads the prompt."""
-        rows = given.embeds.shape[0]
-        return prompted_states(lm, lambda: self.prompt.expand(rows, -1, -1), given, memory)
+    def program(self, given: LMInput, memory: Memory | None = None) -> Program:
+        """Ask for one pass that also reads the prompt."""
+        if memory is not None and memory.started:
+            return (yield Pass(given.embeds, given.mask, memory.single))
+        return (yield from prompted(self.prompt.expand(given.embeds.shape[0], -1, -1), given, memory))
 
     def description(self) -> dict[str, Any]:
         """Length and placement."""

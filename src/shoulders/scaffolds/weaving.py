@@ -1,15 +1,14 @@
-"""Placing a prompt into a batch of texts, and running the result through the frozen model."""
+"""Placing a prompt into a batch of texts, and asking for the pass that reads both."""
 
-from collections.abc import Callable
 from enum import StrEnum
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.memory import Memory, PassMemory
-from shoulders.records import LMInput
+from shoulders.records import KeysValues, LMInput
+from shoulders.scaffolds.program import Pass, Program
 
 
 class Placement(StrEnum):
@@ -47,53 +46,26 @@ def weave_mask(mask: Bool[Tensor, "B T"], length: int, slot: tuple[int, ...]) ->
     return weave(ones, mask[..., None].to(ones.dtype), slot)[0][..., 0].bool()
 
 
-def prompted_states(
-    lm: FrozenLM,
-    prompt_of: Callable[[], Float[Tensor, "B P D"]],
-    given: LMInput,
-    memory: Memory | None,
-) -> Float[Tensor, "B T D"]:
-    """States of the text positions of one pass with a prompt in its slot; what `Scaffold.states` promises."""
-    one = None
-    if memory is not None:
-        begun, one = memory.started, memory.passes[0]
-        memory.length += given.embeds.shape[1]
-        if begun:
-            return lm.states(given.embeds, given.mask, one)
-    elif given.before is not None or _trains_after_text(lm, given):
-        return _states_after(lm, prompt_of(), given, given.slot[0])
-    prompt = prompt_of()
+def prompted(prompt: Float[Tensor, "B P D"], given: LMInput, memory: Memory | None) -> Program:
+    """Ask for one pass with a prompt in its slot; return what `Scaffold.program` promises."""
+    if given.before is not None:
+        return (yield from _after_known_text(prompt, given, given.before))
+    one = None if memory is None else memory.single
     if prompt.shape[1] == 0:
-        return lm.states(given.embeds, given.mask, one)
+        return (yield Pass(given.embeds, given.mask, one))
     woven, predicting = weave(prompt, given.embeds, given.slot)
     mask = None if given.mask is None else weave_mask(given.mask, prompt.shape[1], given.slot)
-    states = lm.states(woven, mask, one)
+    states = yield Pass(woven, mask, one, constant=min(given.slot, default=0))
     return states.gather(1, predicting[..., None].expand(-1, -1, states.shape[-1]))
 
 
-def _trains_after_text(lm: FrozenLM, given: LMInput) -> bool:
-    return torch.is_grad_enabled() and len(set(given.slot)) == 1 and given.slot[0] > 0 and not lm.recurrent
-
-
-def _states_after(lm: FrozenLM, prompt: Float[Tensor, "B P D"], given: LMInput, slot: int) -> Float[Tensor, "B T D"]:
-    """Training with the prompt after a text: the text is read once, without gradients or stored activations.
-
-    Nothing that trains stands before the slot, so the states of those positions are constants; gradients start at the
-    prompt, which attends to the text's keys and values. Where these are known, the text is not read at all, and zeros
-    stand in the place of its states.
-    """
-    length = prompt.shape[1]
-    text, text_mask = given.embeds[:, :slot], None if given.mask is None else given.mask[:, :slot]
-    if given.before is None:
-        memory = lm.memory().passes[0]
-        with torch.no_grad():
-            before = lm.states(text, text_mask, memory)
-    else:
-        memory = PassMemory.holding(lm.config, given.before, slot, text_mask)
-        before = torch.zeros_like(text)
+def _after_known_text(prompt: Float[Tensor, "B P D"], given: LMInput, before: KeysValues) -> Program:
+    """Ask for a pass over the prompt and what follows it; zeros stand in the place of the states of the text before."""
+    slot, length = given.slot[0], prompt.shape[1]
+    memory = PassMemory.holding(before, slot, None if given.mask is None else given.mask[:, :slot])
     rest = torch.cat([prompt.to(given.embeds.dtype), given.embeds[:, slot:]], dim=1)
     ones = torch.ones(prompt.shape[:2], dtype=torch.bool, device=prompt.device)
     mask = None if given.mask is None else torch.cat([ones, given.mask[:, slot:]], dim=1)
-    after = lm.states(rest, mask, memory)
+    after = yield Pass(rest, mask, memory)
     # The state before the slot is replaced by the last prompt vector's: it is what predicts the position at the slot.
-    return torch.cat([before[:, :-1], after[:, length - 1 :]], dim=1)
+    return torch.cat([torch.zeros_like(given.embeds[:, : slot - 1]), after[:, length - 1 :]], dim=1)

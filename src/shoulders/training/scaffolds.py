@@ -7,8 +7,9 @@ from typing import final
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from shoulders.backbone.contexts import Contexts, plain_layers
+from shoulders.backbone.contexts import Contexts
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.memory import plain
 from shoulders.backbone.states import StateStore
 from shoulders.data.batching import Encoded, Stream, by_length, training_batch
 from shoulders.data.counts import Counts
@@ -82,7 +83,7 @@ def scaffold_loss(
         check_first_pass(scaffold)
     if contexts is not None:
         check_contexts(scaffold)
-    elif reads_before(scaffold) and plain_layers(lm):
+    elif reads_before(scaffold) and plain(lm.config):
         contexts = Contexts(lm)
 
     def loss(module: nn.Module, rows: Sequence[Encoded]) -> Tensor:

@@ -1,0 +1,1 @@
+"""Drivers of programs: rows of different scaffolds in one batch, and generation over them."""

@@ -1,0 +1,343 @@
+"""Generation and scoring through scaffolds: one reading of each text, then steps or branches from its memory.
+
+The loop is ours: `Decode` holds the rows of one scaffold, and `decode` continues several of them, of different
+scaffolds, a token at a time in shared passes. Rows that have ended leave; others may join between two steps.
+Beam search stays with transformers' loop, over the same programs.
+"""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from shoulders.backbone.choosing import Choice, Generated, until_end
+from shoulders.backbone.frozen import SCORED_AT_ONCE, FrozenLM, pad_right
+from shoulders.backbone.memory import Memory
+from shoulders.engine.together import together
+from shoulders.records import IGNORE, LMInput
+from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.program import Program
+
+WORTH_MOVING = 0.75  # of the rows in a memory; a smaller share of them that goes on is copied into a smaller one
+CHARACTER = 4  # bytes of the longest character in UTF-8
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A given continuation of a text.
+
+    Attributes:
+        log_likelihood: summed over its tokens.
+        greedy: whether each of them is the likeliest, so that greedy decoding would give it.
+    """
+
+    log_likelihood: float
+    greedy: bool
+
+
+@final
+class Decode:
+    """Rows of one scaffold that are continued a token at a time.
+
+    Args:
+        given: the texts, left-padded.
+        longest: tokens to generate at most.
+        shortest: tokens to generate before one may end a row.
+        choice: chooses the tokens; the likeliest ones by default.
+        branches: continuations of each text; they share its reading and stand next to each other.
+        stops: texts that end a row when they have been generated; they stay in its tokens.
+
+    Attributes:
+        ids: the tokens of each row so far, the end token left out.
+    """
+
+    def __init__(
+        self,
+        lm: FrozenLM,
+        scaffold: Scaffold,
+        given: LMInput,
+        *,
+        longest: int,
+        shortest: int = 0,
+        choice: Choice | None = None,
+        branches: int = 1,
+        stops: Sequence[str] = (),
+    ) -> None:
+        self.lm, self.scaffold, self.given = lm, scaffold, given
+        self.longest, self.shortest = longest, shortest
+        self.branches, self.stops = branches, tuple(stops)
+        self.choice = choice or Choice(lm.ends)
+        rows = given.embeds.shape[0] * branches
+        self.ids: list[list[int]] = [[] for _ in range(rows)]
+        self._memory = Memory()
+        self._rows = torch.arange(rows, device=lm.device)  # that the memory holds
+        self._last: Int[Tensor, "M"] | None = None  # their newest tokens
+        self._open = torch.ones(rows, dtype=torch.bool, device=lm.device)
+        self._steps = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether every row has ended."""
+        return self._steps >= self.longest or not bool(self._open.any())
+
+    def program(self) -> Program:
+        """Return what has to be run for the next token of each row."""
+        if self._last is None:
+            return self.scaffold.program(self.given, self._memory)
+        self._drop_ended()
+        embeds = self.lm.embed(self._last[:, None])
+        return self.scaffold.program(self.given.continued(embeds), self._memory)
+
+    def take(self, states: Float[Tensor, "M T D"]) -> None:
+        """Choose the next token of each row from the states that its program returned."""
+        states = states[:, -1]
+        if self._last is None and self.branches > 1:
+            owner = torch.arange(len(states), device=states.device).repeat_interleave(self.branches)
+            self._memory.select(owner)
+            states = states[owner]
+        going = self._open[self._rows]
+        rows = self._rows[going]
+        logits = self.lm.logits(states[going])
+        if self._steps < self.shortest:
+            logits[:, list(self.lm.ends)] = -torch.inf
+        tokens = self.choice.choose(logits, rows)
+        self._last = torch.full_like(self._rows, self.lm.end)
+        self._last[going] = tokens
+        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            self._add(row, token)
+        self._steps += 1
+
+    def generated(self) -> list[Generated]:
+        """Return the rows with how sure the model was of each."""
+        return self.choice.generated(self.ids)
+
+    def _add(self, row: int, token: int) -> None:
+        if token in self.lm.ends:
+            self._open[row] = False
+            return
+        self.ids[row].append(token)
+        if self.stops:
+            # A token is a byte at least: so many of the last ones hold any stop text that has just been completed.
+            reach = max(len(stop.encode()) for stop in self.stops) + CHARACTER
+            text = self.lm.text(self.ids[row][-reach:])
+            self._open[row] = not any(stop in text for stop in self.stops)
+
+    def _drop_ended(self) -> None:
+        """Take rows that have ended out of the memory, once they are enough to be worth the copy."""
+        assert self._last is not None
+        kept = self._open[self._rows].nonzero()[:, 0]
+        if len(kept) <= WORTH_MOVING * len(self._rows):
+            self._memory.select(kept)
+            self._rows, self._last = self._rows[kept], self._last[kept]
+
+
+@torch.inference_mode()
+def decode(several: Sequence[Decode], lm: FrozenLM) -> Iterator[None]:
+    """Continue rows of several scaffolds until all have ended, in shared passes; yield after every token.
+
+    The sequence may be a list that rows are appended to between two tokens.
+    """
+    while active := [rows for rows in several if not rows.done]:
+        for rows, states in zip(active, together([rows.program() for rows in active], lm), strict=True):
+            rows.take(states)
+        yield
+
+
+def generate(lm: FrozenLM, scaffold: Scaffold, given: LMInput, *, longest: int, **settings: Any) -> list[list[int]]:
+    """Return the token ids generated after each row of `given`, the end token left out.
+
+    Args:
+        longest: tokens to generate at most.
+        settings: see `Decode`; greedy by default.
+    """
+    rows = Decode(lm, scaffold, given, longest=longest, **settings)
+    for _ in decode([rows], lm):
+        pass
+    return rows.ids
+
+
+def likeliest(lm: FrozenLM, scaffold: Scaffold, given: LMInput, *, longest: int) -> list[Generated]:
+    """Return the greedy continuation of each row, and how sure the model was of it."""
+    choice = Choice(lm.ends)
+    return choice.generated(generate(lm, scaffold, given, longest=longest, choice=choice))
+
+
+def sampled(
+    lm: FrozenLM, scaffold: Scaffold, given: LMInput, draws: Float[Tensor, "B N L"], *, temperature: float = 1.0
+) -> list[list[Generated]]:
+    """Return N continuations of each row of at most L tokens, from one reading of it.
+
+    Args:
+        draws: uniform on [0, 1): the same ones give the same continuations, whatever else is in the batch.
+        temperature: 1 follows the model's own distribution.
+    """
+    rows, count, longest = draws.shape
+    choice = Choice(lm.ends, draws.flatten(0, 1), temperature)
+    flat = choice.generated(generate(lm, scaffold, given, longest=longest, branches=count, choice=choice))
+    return [flat[row * count : (row + 1) * count] for row in range(rows)]
+
+
+def stream(lm: FrozenLM, scaffold: Scaffold, given: LMInput, *, longest: int, **settings: Any) -> Iterator[str]:
+    """Yield the text generated after a single row, piece by piece; whole characters only."""
+    rows = Decode(lm, scaffold, given, longest=longest, **settings)
+    said = ""
+    for _ in decode([rows], lm):
+        text = lm.text(rows.ids[0])
+        if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > len(said):
+            yield text[len(said) :]
+            said = text
+    if len(rest := lm.text(rows.ids[0])) > len(said):
+        yield rest[len(said) :]
+
+
+@torch.inference_mode()
+def score(
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    given: LMInput,
+    continuations: Sequence[Sequence[list[int]]],
+    *,
+    positions_at_once: int = 1 << 30,
+) -> list[list[Scored]]:
+    """Return the log-likelihood of each row's continuations; the rows' own texts are read once.
+
+    Args:
+        given: B rows, left-padded.
+        continuations: for each row its continuations as token ids (any number of them, none empty).
+        positions_at_once: keys and values held for branches at a time, in positions: each has a copy of its row's.
+    """
+    memory = Memory()
+    last = scaffold.states(lm, given, memory)[:, -1:]
+    owners = [row for row, some in enumerate(continuations) for _ in some]
+    flat = [ids for some in continuations for ids in some]
+    longest = max((len(ids) for ids in flat), default=0)
+    at_once = max(1, positions_at_once // (memory.seen + longest))
+    found: list[Scored] = []
+    for start in range(0, len(flat), at_once):
+        end = start + at_once
+        branches = memory if end >= len(flat) else deepcopy(memory)
+        found += _branch_scores(lm, scaffold, given, last, branches, owners[start:end], flat[start:end])
+    values = iter(found)
+    return [list(islice(values, len(some))) for some in continuations]
+
+
+def _branch_scores(
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    given: LMInput,
+    last: Float[Tensor, "B 1 D"],
+    memory: Memory,
+    owners: list[int],
+    continuations: list[list[int]],
+) -> list[Scored]:
+    """Return the scores of continuations that branch off the rows of a memory, which is used up."""
+    owner = torch.tensor(owners, device=lm.device)
+    labels = pad_right(continuations, IGNORE).ids.to(lm.device)
+    memory.select(owner)
+    states = last[owner]
+    if labels.shape[1] > 1:
+        read, mask = labels[:, :-1], labels[:, :-1] != IGNORE
+        step = given.continued(lm.embed(read.masked_fill(~mask, lm.end)), mask)
+        states = torch.cat([states, scaffold.states(lm, step, memory)], dim=1)
+    return _scored(lm, states, labels)
+
+
+def _scored(lm: FrozenLM, states: Float[Tensor, "N T D"], labels: Int[Tensor, "N T"]) -> list[Scored]:
+    """Return the scores of each row's labels as `FrozenLM.nll` counts them, and whether greedy decoding gives them."""
+    wanted = labels != IGNORE
+    rows = wanted.nonzero()[:, 0]
+    sums = torch.zeros(len(labels), device=labels.device)
+    greedy = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+    pieces = zip(*(part.split(SCORED_AT_ONCE) for part in (rows, states[wanted], labels[wanted])), strict=True)
+    for row, hidden, tokens in pieces:
+        logits = lm.logits(hidden).float()
+        sums.index_add_(0, row, -F.cross_entropy(logits, tokens, reduction="none"))
+        greedy[row[logits.argmax(-1) != tokens]] = False
+    return [Scored(*one) for one in zip(sums.tolist(), greedy.tolist(), strict=True)]
+
+
+@torch.inference_mode()
+def generate_with_transformers(
+    lm: FrozenLM, scaffold: Scaffold, given: LMInput, *, longest: int, **settings: Any
+) -> list[list[int]]:
+    """Return what transformers' own generation loop generates after each row: beams, penalties and the rest of it.
+
+    Args:
+        settings: of transformers' GenerationConfig, e.g. num_beams, repetition_penalty, num_return_sequences.
+    """
+    # The loop only counts these: the texts themselves are in `given`.
+    start = torch.full((given.embeds.shape[0], 1), lm.end, dtype=torch.long, device=lm.device)
+    config = GenerationConfig(
+        max_new_tokens=longest,
+        eos_token_id=list(lm.ends),
+        pad_token_id=lm.end,
+        use_cache=True,
+        **{"do_sample": False, **settings},
+    )
+    sequences: Tensor = _Decoder(lm, scaffold, given).generate(  # type: ignore[attr-defined] (of GenerationMixin)
+        start,
+        attention_mask=torch.ones_like(start),
+        generation_config=config,
+        past_key_values=_MemoryCache(),
+        tokenizer=lm.tokenizer,  # what `stop_strings` are found with
+    )
+    return [until_end(row, lm.ends) for row in sequences[:, 1:].tolist()]
+
+
+class _MemoryCache(Cache):
+    """A `Memory` in a shape that transformers' generation accepts as its cache."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.memory = Memory()
+
+    def get_seq_length(self, *_: Any, **__: Any) -> int:
+        return self.memory.seen
+
+    def reorder_cache(self, beam_idx: Int[Tensor, "B"]) -> None:
+        self.memory.select(beam_idx)
+
+
+class _Decoder(PreTrainedModel, GenerationMixin):
+    """What transformers' generation loop takes for a model: it has no weights and keeps nothing of the backbone."""
+
+    # It computes no attention itself, so whatever the backbone's configuration asks for is fine.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+
+    def __init__(self, lm: FrozenLM, scaffold: Scaffold, given: LMInput) -> None:
+        super().__init__(lm.config)
+        self._lm, self._given = lm, given
+        self._states = lambda part, memory: scaffold.states(lm, part, memory)  # a module would become a child
+        self.generation_config = GenerationConfig()
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # nor has it experts: a mixture's choice of them is the backbone's own
+
+    @property
+    def device(self) -> torch.device:
+        return self._lm.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._lm.dtype
+
+    def forward(self, input_ids: Int[Tensor, "B N"], past_key_values: _MemoryCache, **_: Any) -> CausalLMOutputWithPast:
+        memory = past_key_values.memory
+        if memory.started:
+            states = self._states(self._given.continued(self._lm.embed(input_ids[:, -1:])), memory)
+        else:  # every text is read once; beams branch off its memory afterwards
+            states = self._states(self._given, memory)[:, -1:]
+            owner = torch.arange(len(input_ids), device=states.device) // (len(input_ids) // len(states))
+            if len(owner) > len(states):
+                memory.select(owner)
+                states = states[owner]
+        return CausalLMOutputWithPast(logits=self._lm.logits(states), past_key_values=past_key_values)

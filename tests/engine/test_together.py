@@ -1,0 +1,145 @@
+"""Rows of different scaffolds in one batch are the rows that each scaffold has alone."""
+
+import pytest
+import torch
+
+from shoulders.backbone.choosing import Choice
+from shoulders.backbone.memory import Memory
+from shoulders.data.batching import encode, question_batch, training_batch
+from shoulders.engine.decode import Decode, decode, generate
+from shoulders.engine.together import together
+from shoulders.records import Question
+from shoulders.scaffolds.base import Bare
+from shoulders.scaffolds.initialise import from_vocabulary
+from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
+from shoulders.scaffolds.recursion import Recursion, RecursionShape
+from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.weaving import Placement
+from tiny import TEXTS
+
+SMALL = InputPromptShape(length=5, encoder_length=3, head_width=8)
+STEPS = 8
+
+
+def several(lm, tiny_encoder):
+    """Scaffolds of all kinds, prompt lengths, placements and depths; some stand twice to share what they train."""
+    prompt = SoftPrompt(from_vocabulary(lm)(6))
+    twice = Recursion(lm, RecursionShape(layers=1))
+    encoder = tiny_encoder("bert")
+    return [
+        Bare(),
+        prompt,
+        SoftPrompt(from_vocabulary(lm, seed=1)(3), Placement.INFIX),
+        SoftPrompt(from_vocabulary(lm, seed=2)(9), Placement.SUFFIX),
+        InputPrompt(encoder, lm.width, SMALL),
+        InputPrompt(encoder, lm.width, SMALL, placement=Placement.SUFFIX),
+        InputPrompt(lm, lm.width, SMALL),
+        Recursion(lm, RecursionShape(passes=1, layers=2, before=True, after=True)),
+        twice,
+        Recursion(lm, RecursionShape(passes=3, layers=2, shared=True), SoftPrompt(from_vocabulary(lm)(4))),
+        prompt,
+        twice,
+    ]
+
+
+def asked(lm, scaffolds):
+    """A batch of its own for each scaffold: questions of different lengths, two of them where it stands first."""
+    for number, scaffold in enumerate(scaffolds):
+        questions = [Question(TEXTS[number % len(TEXTS)], evidence="The sun is a star. " if number % 2 else "")]
+        if number % 3 == 0:
+            questions.append(Question(TEXTS[(number + 1) % len(TEXTS)]))
+        yield question_batch([encode(question, lm) for question in questions], lm, scaffold)
+
+
+class Recorded(Choice):
+    """The likeliest tokens, and the logits that they were chosen by."""
+
+    def choose(self, logits, rows):
+        self.logits = [*getattr(self, "logits", []), logits]
+        return super().choose(logits, rows)
+
+
+@torch.inference_mode()
+def test_scaffolds_share_a_batch_and_each_row_is_the_row_alone(any_lm, tiny_encoder):
+    scaffolds = several(any_lm, tiny_encoder)
+    batches = list(asked(any_lm, scaffolds))
+
+    def rows(scaffold, given):
+        # No token ends a row, so that every row is compared over all steps.
+        return Decode(any_lm, scaffold, given, longest=STEPS + 1, shortest=STEPS + 1, choice=Recorded(any_lm.ends))
+
+    mixed = [rows(*pair) for pair in zip(scaffolds, batches, strict=True)]
+    assert len(list(decode(mixed, any_lm))) == STEPS + 1
+    for together_, scaffold, given in zip(mixed, scaffolds, batches, strict=True):
+        alone = rows(scaffold, given)
+        for _ in decode([alone], any_lm):
+            pass
+        assert together_.ids == alone.ids
+        assert len(alone.choice.logits) == STEPS + 1
+        for found, wanted in zip(together_.choice.logits, alone.choice.logits, strict=True):
+            finite = torch.isfinite(wanted)
+            torch.testing.assert_close(found[finite], wanted[finite], rtol=1e-4, atol=1e-4)
+
+
+def test_passes_of_all_scaffolds_are_one_forward(lm, tiny_encoder, monkeypatch):
+    """The longest recursion has three passes: so many forwards of the backbone, whatever else is in the batch."""
+    scaffolds = [one for one in several(lm, tiny_encoder) if one.encoder is not lm]
+    batches = list(asked(lm, scaffolds))
+    rows = []
+    forward = type(lm.model.base_model).forward
+
+    def counting(self, *arguments, **named):
+        if self is lm.model.base_model:
+            rows.append(len(named["inputs_embeds"]))
+        return forward(self, *arguments, **named)
+
+    monkeypatch.setattr(type(lm.model.base_model), "forward", counting)
+    with torch.no_grad():
+        together([one.program(given, Memory()) for one, given in zip(scaffolds, batches, strict=True)], lm)
+    every = sum(len(given.embeds) for given in batches)
+    assert len(rows) == 3
+    assert rows[0] == every
+    assert rows[2] < rows[1] < every
+
+
+def test_gradients_of_a_mixed_batch_are_those_alone(lm, tiny_encoder):
+    """Training without memories: what each scaffold learns does not depend on who shares the pass."""
+    scaffolds = [one for one in several(lm, tiny_encoder)[:10] if not isinstance(one, Bare)]
+    batches = [
+        training_batch([encode(Question(TEXTS[n % 4]), lm, "Paris"), encode(Question("Two?"), lm, "four")], lm, one)
+        for n, one in enumerate(scaffolds)
+    ]
+    states = together([one.program(batch.given) for one, batch in zip(scaffolds, batches, strict=True)], lm)
+    for scaffold, batch, mixed in zip(scaffolds, batches, states, strict=True):
+        weights = [weight for weight in scaffold.parameters() if weight.numel()]
+        found = torch.autograd.grad(lm.loss(mixed, batch.labels), weights, retain_graph=True)
+        wanted = torch.autograd.grad(lm.loss(scaffold.states(lm, batch.given), batch.labels), weights)
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_rows_join_and_leave_between_steps(any_lm, questions):
+    """A row that joins later, and rows that end earlier, change nothing for the others."""
+    first, second = SoftPrompt(from_vocabulary(any_lm)(4)), Recursion(any_lm, RecursionShape(layers=1))
+    given = [
+        question_batch([encode(q, any_lm)], any_lm, one) for q, one in zip(questions, (first, second), strict=False)
+    ]
+    rows = [Decode(any_lm, first, given[0], longest=4)]
+    for step, _ in enumerate(decode(rows, any_lm)):
+        if step == 1:
+            rows.append(Decode(any_lm, second, given[1], longest=6))
+    assert rows[0].ids == generate(any_lm, first, given[0], longest=4)
+    assert rows[1].ids == generate(any_lm, second, given[1], longest=6)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5"])
+def test_layers_that_keep_a_state_run_one_after_the_other(tiny_lm, questions, family):
+    lm = tiny_lm(family)
+    scaffolds = [Bare(), SoftPrompt(from_vocabulary(lm)(4))]
+    batches = [question_batch([encode(q, lm)], lm, one) for q, one in zip(questions[1:], scaffolds, strict=False)]
+    mixed = [Decode(lm, one, given, longest=4) for one, given in zip(scaffolds, batches, strict=True)]
+    for _ in decode(mixed, lm):
+        pass
+    assert [rows.ids for rows in mixed] == [
+        generate(lm, one, given, longest=4) for one, given in zip(scaffolds, batches, strict=True)
+    ]
