@@ -25,7 +25,7 @@ def methods() -> None:
     (table,) = json.loads(RECORD.read_text(encoding="utf-8"))["tables"]
     rows = {row["method"]: row["average"] for row in table["methods"]}
     figure, axes = plt.subplots(figsize=(7.5, 2.9), layout="constrained")
-    for place, (name, label) in enumerate(reversed(SHOWN.items())):
+    for place, name in enumerate(reversed(SHOWN)):
         value, low, high = (rows[name][key] for key in ("value", "low", "high"))
         colour = "#b8b8b8" if name in CHANGED else "#9dc3e6" if name == "bare LM" else FROZEN
         axes.barh(place, value, xerr=[[value - low], [high - value]], color=colour, ecolor="#444444", capsize=3)
