@@ -4,8 +4,9 @@ import json
 import pytest
 
 from shoulders.data.batching import encode
+from shoulders.data.lines import read_json_lines
 from shoulders.data.p3 import CLUSTERS, cluster_of, metrics_of
-from shoulders.data.readers import folder_task, open_suite, p3_task, read_json_lines
+from shoulders.data.readers import folder_task, open_suite, p3_task
 from shoulders.data.tasks import RenderedTask, check_placement, class_labels, gold_answers
 from shoulders.errors import BadRow, DataError, HubUnreachable, SourceNotFound, UnknownName, UsageError
 from shoulders.evaluation.metrics import ACCURACY, EM, F1, ROUGE_L, metrics_for

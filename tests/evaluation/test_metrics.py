@@ -1,5 +1,6 @@
 import pytest
 
+from shoulders.errors import DataError
 from shoulders.evaluation.metrics import (
     ACCURACY,
     BLEU_4,
@@ -33,7 +34,7 @@ def test_normalisation_is_squads(text, normal):
 def test_exact_match_takes_the_best_gold():
     assert exact_match("the Beatles.", ["Queen", "Beatles"]) == 1.0
     assert exact_match("Beatle", ["Beatles"]) == 0.0
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(DataError, match="at least one"):
         exact_match("x", [])
 
 
@@ -78,4 +79,4 @@ def test_the_metric_of_a_wording_comes_from_its_metadata():
     assert metrics_for(("Squad",), choices=False)[0] is F1
     assert metrics_for(("BLEU", "ROUGE"), choices=False) == (ROUGE_L, BLEU_4)
     assert metrics_for((), choices=False) == (EM, F1)
-    assert set(METRICS) == {"accuracy", "em", "f1", "rouge_l", "bleu"}
+    assert set(METRICS) == {"accuracy", "em", "f1", "triviaqa_em", "triviaqa_f1", "rouge_l", "bleu"}
