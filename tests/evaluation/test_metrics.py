@@ -1,6 +1,9 @@
-import pytest
+import string
 
-from shoulders.errors import DataError
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
 from shoulders.evaluation.metrics import (
     ACCURACY,
     BLEU_4,
@@ -8,9 +11,12 @@ from shoulders.evaluation.metrics import (
     F1,
     METRICS,
     ROUGE_L,
+    TRIVIA_EM,
+    TRIVIA_F1,
     exact_match,
     metrics_for,
     normalise,
+    normalise_trivia,
     rouge_l,
     token_f1,
 )
@@ -31,10 +37,49 @@ def test_normalisation_is_squads(text, normal):
     assert normalise(text) == normal
 
 
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("well-known", "well known"),  # a space stands for punctuation, where SQuAD's script has nothing
+        ("U.S.A.", "u s"),  # and so the last letter is an article
+        ("the_Beatles", "beatles"),
+        ("\u2018Rock \u2019n\u2019 Roll\u00b4 `", "rock n roll"),
+        ("\u201cquoted\u201d", "\u201cquoted\u201d"),
+        ("A  theatre, an apple", "theatre apple"),
+    ],
+)
+def test_normalisation_of_trivia_qa_is_its_own_scripts(text, normal):
+    assert normalise_trivia(text) == normal
+
+
+def test_trivia_qa_has_metrics_of_its_own():
+    assert metrics_for(("Trivia QA",), choices=False) == (TRIVIA_EM, TRIVIA_F1)
+    assert TRIVIA_EM.measure("well known", ["Well-Known"]) == (1.0,)
+    assert EM.measure("well known", ["Well-Known"]) == (0.0,)
+    assert TRIVIA_F1.measure("known", ["Well-Known"]) == (pytest.approx(2 / 3),)
+
+
+NOTHING = st.text(st.sampled_from(string.punctuation + " \n"), max_size=3) | st.sampled_from(["the", "A", "an a"])
+
+
+@given(NOTHING, st.lists(NOTHING | st.text(max_size=4), min_size=1, max_size=3), st.sampled_from([EM, TRIVIA_EM]))
+@example("", [""], EM)
+@example(" ", ["the", "!"], EM)
+@example("A", ["a"], EM)
+def test_a_gold_of_nothing_makes_nothing_right(prediction, golds, metric):
+    """A text of articles and punctuation alone is itself and no other; an empty one is never right."""
+    (right,) = metric.measure(prediction, golds)
+    written = " ".join(prediction.lower().split())
+    assert right == float(bool(written) and written in {" ".join(gold.lower().split()) for gold in golds})
+    (f1,) = {EM: F1, TRIVIA_EM: TRIVIA_F1}[metric].measure(prediction, golds)
+    assert f1 >= right
+    assert f1 == 0 or written
+
+
 def test_exact_match_takes_the_best_gold():
     assert exact_match("the Beatles.", ["Queen", "Beatles"]) == 1.0
     assert exact_match("Beatle", ["Beatles"]) == 0.0
-    with pytest.raises(DataError, match="at least one"):
+    with pytest.raises(ValueError, match="at least one"):
         exact_match("x", [])
 
 

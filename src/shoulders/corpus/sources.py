@@ -170,7 +170,7 @@ def _table_items(file: _File) -> Iterator[Document | Skipped]:
     with _reading(file) as (raw, stream, trouble):
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="\n")
         lines = _until_trouble(text, trouble)
-        header = _fields(next(lines, ""), len(COLUMNS))
+        header = [name.strip('"') for name in next(lines, "").rstrip("\r\n").split("\t")]
         named = set(COLUMNS) <= set(header)
         if not named and not trouble:
             trouble.append(f"its first line does not name the columns {', '.join(COLUMNS)}")

@@ -46,7 +46,7 @@ def question_record(row: Row) -> dict[str, Any]:
         return _web_questions(row)
     if {"question", "positive_ctxs"} <= set(row):
         return _dpr(row)
-    if {"input", "output"} <= set(row):
+    if {"input", "output"} <= set(row) and "question" not in row:
         return _record(row["input"], texts_of(row["output"], "output"), row.get("id"))
     if row.get("is_impossible") is True:
         raise ValueError("`answers`: the question is marked as impossible to answer (is_impossible)")
@@ -78,7 +78,7 @@ def _dpr(row: Row) -> dict[str, Any]:
 
 
 def _own(row: Row) -> dict[str, Any]:
-    given = {field: row[field] for field in ("answer", "answers") if not missing(row.get(field))}
+    given = {field: row[field] for field in ("answer", "answers") if not _empty(row.get(field))}
     if not given:
         raise ValueError("it needs a `question` and its `answers`")
     answers = tuple(dict.fromkeys(text for field, value in given.items() for text in texts_of(value, field)))
@@ -98,6 +98,10 @@ def _record(question: Any, answers: tuple[str, ...], number: Any, gold: Any = No
 def missing(value: Any) -> bool:
     """Whether a field is as good as absent: null, or NaN, as pandas writes what is not there."""
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _empty(value: Any) -> bool:
+    return missing(value) or value in ("", [], {})
 
 
 def texts_of(value: Any, field: str) -> tuple[str, ...]:
@@ -139,7 +143,8 @@ def one_text(value: Any, field: str) -> str:
         return value.strip()
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
-    said = {True: "true", False: "false"}[value] if isinstance(value, bool) else f"a {type(value).__name__}"
+    said = "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"
+    said = str(value).lower() if isinstance(value, bool | float) else said
     raise ValueError(f"`{field}` is {said}, neither text nor number")
 
 
@@ -191,7 +196,7 @@ def read_qrels(path: Path) -> dict[str, list[str]]:
         if not parts or (number == 1 and parts[0] == "query-id"):
             continue
         try:
-            query, *_, document, score = parts[:1] + parts[-2:] if len(parts) in {3, 4} else ()
+            query, document, score = parts if len(parts) == 3 else (parts[0], *parts[2:])
             relevant = float(score) > 0
         except ValueError:
             raise BadRow(f"{path}, line {number}: it is no query, document and score: {line[:60]!r}") from None

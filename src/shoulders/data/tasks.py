@@ -253,6 +253,15 @@ def check_placement(tasks: Sequence[Task], placement: Placement) -> None:
         )
 
 
+def check_answered(example: Example) -> None:
+    """Raise `UsageError` for a question without answers, of which retrieval alone can make something."""
+    if not example.references:
+        raise UsageError(
+            f"task {example.task!r} names the documents of its questions and no answers: retrievers and re-rankers are "
+            "trained and measured on it, answers are not"
+        )
+
+
 def check_wordings(tasks: Sequence[Task], wordings: Sequence[str]) -> None:
     """Raise `UnknownName` for a wording, as "task/wording", that no task has."""
     known = {f"{task.name}/{wording}" for task in tasks for wording in task.wordings}

@@ -129,7 +129,7 @@ def _template(entry: Mapping[str, Any]) -> Template:
     metadata = entry.get("metadata") or {}
     choices = entry.get("answer_choices")
     metrics = metadata.get("metrics") or ()
-    metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    metrics = tuple(map(str.strip, metrics.split(","))) if isinstance(metrics, str) else tuple(metrics)
     if not all(isinstance(metric, str) for metric in metrics):
         raise TypeError(f"metrics of template {entry['name']!r} are {list(metrics)}: names are wanted")
     original = metadata.get("original_task")
@@ -215,7 +215,8 @@ class _Elements(NodeTransformer):
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        if isinstance(node.arg, nodes.Slice | nodes.Const) or isinstance(getattr(node.arg, "node", None), nodes.Const):
+        literal = node.arg.node if isinstance(node.arg, nodes.Neg) else node.arg
+        if isinstance(literal, nodes.Slice | nodes.Const):
             return node
         return nodes.Filter(node.node, "_element", [node.arg], [], None, None, lineno=node.lineno)
 
