@@ -32,8 +32,10 @@ from shoulders.errors import BadRow, DataError
 Row = Mapping[str, Any]
 
 GOLD = "gold_passage_ids"  # the field that names the annotated documents
-TRIVIAQA = "Data"  # the field of TriviaQA's files that holds the questions
-PLACES = {TRIVIAQA: "Data.item", "data": "data.item.paragraphs.item.qas.item"}  # where a .json has its questions
+PLACES = {
+    "Data": "Data.item",
+    "data": "data.item.paragraphs.item.qas.item",
+}  # where TriviaQA's and SQuAD's files have their questions
 ALIASES = (("value", "Value"), ("aliases", "Aliases"), ("HumanAnswers",), ("text",), ("answer",))  # of an answer object
 DESCRIPTION = re.compile(r'\(description (?:"((?:[^"\\]|\\.)*)"|([^()"]+))\)')
 
