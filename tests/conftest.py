@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers.utils import logging
 
 from shoulders.backbone.encoder import FrozenEncoder
@@ -20,6 +21,8 @@ from shoulders.records import Question
 from tiny import FAMILIES, TEXTS, save_encoder, save_lm
 
 logging.disable_progress_bar()
+settings.register_profile("shoulders", deadline=None)  # a busy machine is no failure
+settings.load_profile("shoulders")
 
 
 @pytest.fixture(scope="session")

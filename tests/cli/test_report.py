@@ -13,7 +13,7 @@ from tiny import NUMBERS, TEXTS, save_numbers
 def values(lm, tmp_path):
     """Questions whose answers are generated and scored by exact match."""
     suite = save_numbers(tmp_path / "suite" / "numbers", range(20), range(20, 26), range(26, 32))
-    (suite / "templates.yaml").write_text(NUMBERS.replace("[Squad]", "[Trivia QA]"))
+    (suite / "templates.yaml").write_text(NUMBERS.replace("[Squad]", "[Accuracy]"))
     return [
         f"backbone.name={lm.name}", "backbone.dtype=float32", f"suite.source={suite}", "training.batch_size=4",
         "suite.without_templates=numbers/choose", "scaffold.length=3", "scaffold.recursion.layers=1",

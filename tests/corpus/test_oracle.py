@@ -57,5 +57,5 @@ def test_distractors_follow_and_are_others(retrieved):
 def test_questions_without_annotations_are_refused(retrieved):
     with pytest.raises(UsageError, match="no passage is annotated for 'How many parks has Rome"):
         Oracle(retrieved).find([asked("d1"), asked()])
-    with pytest.raises(UsageError, match="has none of the documents d9, d10 that are annotated"):
-        Oracle(retrieved).find([asked("d9", "d10")])
+    with pytest.raises(UsageError, match="does not have the documents d9, d10 that are annotated"):
+        Oracle(retrieved).find([asked("d9", "d1", "d10")])

@@ -23,7 +23,8 @@ def test_files_of_questions_are_a_task_whose_every_answer_counts(tmp_path):
     example = task.example("validation", "question", 0)
     assert example.question.whole == "Question: Where?\nAnswer:"
     assert (example.target, example.references) == ("Rome", ("Rome", "Roma"))
-    assert task.example("train", "question", 0).target == "Ann Lee"
+    taught = task.example("train", "question", 0)
+    assert (taught.target, taught.references) == ("Ann Lee", ("Ann Lee", "Ann", "A."))
     assert task.example("test", "question", 0).references == ("now",)
     assert other.split_names("question") == ("validation",)
     assert [one.name for one in open_suite(f"qa:{tmp_path}/trivia,{tmp_path}/other", ["other"])] == ["other"]
@@ -34,12 +35,14 @@ def test_what_is_missing_or_broken_is_named(tmp_path):
         open_suite(f"qa:{tmp_path}/none")
     write(tmp_path / "a.train.jsonl", {"question": "Who?", "answers": ["Ann"]}, {"question": " ", "answers": ["x"]})
     (task,) = open_suite(f"qa:{tmp_path}/a")
-    with pytest.raises(BadRow, match=r"a\.train\.jsonl, line 2: it needs a `question` and a list of `answers`"):
+    with pytest.raises(BadRow, match=r"a\.train\.jsonl, line 2: it needs a `question`;.*suite.skip_bad_rows=true"):
         task.example("train", "question", 1)
-    write(tmp_path / "b.train.jsonl", {"question": "Who?", "answers": "Ann"})
+    write(tmp_path / "b.train.jsonl", {"question": "Who?", "answers": False}, {"question": "Who?", "answer": None})
     (task,) = open_suite(f"qa:{tmp_path}/b")
-    with pytest.raises(BadRow, match="line 1"):
+    with pytest.raises(BadRow, match="line 1: `answers` is false, neither text nor number"):
         task.example("train", "question", 0)
+    with pytest.raises(BadRow, match="line 2: it needs a `question` and its `answers`"):
+        task.example("train", "question", 1)
     with pytest.raises(DataError, match=r"2 tasks of .* are called 'a': name each once"):
         open_suite(f"qa:{tmp_path}/a,{tmp_path}/a")
     write(tmp_path / "c.train.jsonl", {"question": "Who?", "answers": ["Ann"]})

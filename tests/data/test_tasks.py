@@ -4,10 +4,20 @@ import json
 import pytest
 
 from shoulders.data.batching import encode
+from shoulders.data.checking import problems
+from shoulders.data.lines import read_json_lines
 from shoulders.data.p3 import CLUSTERS, cluster_of, metrics_of
-from shoulders.data.readers import folder_task, open_suite, p3_task, read_json_lines
+from shoulders.data.readers import folder_task, open_suite, p3_task
 from shoulders.data.tasks import RenderedTask, check_placement, class_labels, gold_answers
-from shoulders.errors import BadRow, DataError, HubUnreachable, SourceNotFound, UnknownName, UsageError
+from shoulders.errors import (
+    BadRow,
+    DataError,
+    HubUnreachable,
+    SourceNotFound,
+    TemplateFailed,
+    UnknownName,
+    UsageError,
+)
 from shoulders.evaluation.metrics import ACCURACY, EM, F1, ROUGE_L, metrics_for
 from shoulders.recipes.paper import T0PP
 from shoulders.records import Question
@@ -108,6 +118,10 @@ def test_class_labels_are_the_choices_that_stay_the_same():
         ({"answer": {"aliases": ["a", "c"], "value": "a"}}, "c", ("a", "c")),
         ({"output": [{"answer": "yes"}, {"answer": "yeah"}]}, "yeah", ("yes", "yeah")),
         ({"answer": ["a"]}, "z", ("z",)),
+        ({"answers": [1930, 1931, "later"]}, "1931", ("1930", "1931", "later")),
+        ({"answer": {"value": "a", "aliases": ["c"]}}, "a", ("a", "c")),
+        ({"output": [{"answer": "yes"}, {"provenance": []}]}, "yes", ("yes",)),
+        ({"answers": [True], "answer": "a"}, "a", ("a",)),
         ({"label": 1}, "z", ("z",)),
     ],
 )
@@ -145,6 +159,33 @@ def test_p3_is_read_by_its_schema(tmp_path):
     (tmp_path / "toy_other_first.jsonl").write_text('{"inputs": "a"}\n')
     with pytest.raises(DataError, match="toy_other_first, train has no column 'inputs_pretokenized'"):
         p3_task("toy_other", str(tmp_path))
+
+
+def test_rows_of_p3_that_cannot_be_right_are_named():
+    """A target that is none of the choices, as a hidden label leaves it, and columns that hold nothing."""
+    rows = [p3_row("q", "tool", ["tool", " game"]), p3_row("q", "utility", ["tool", "game"]),
+            p3_row("q", "a", ["a", None]), p3_row(None, "a"), p3_row("q", "game", ["tool", " game"])]  # fmt: skip
+    task = RenderedTask("toys", "Other", {"which": {"test": rows}})
+    assert [task.example("test", "which", row).target for row in (0, 4)] == ["tool", "game"]
+    assert task.example("test", "which", 3) is None
+    said = r"template 'which' of task 'toys' on example test:1: its target 'utility' is not among its answer choices"
+    with pytest.raises(TemplateFailed, match=rf"{said}.*suite\.skip_failing=true"):
+        task.example("test", "which", 1)
+    with pytest.raises(TemplateFailed, match="is empty"):
+        task.example("test", "which", 2)
+    (problem,) = problems(task)
+    assert (problem.what, problem.count) == ("template failed", 2)
+
+
+def test_annotated_ids_are_texts_in_any_task(folder):
+    """Numbers, one alone, and what is none."""
+    rows = [{**ROWS[0], "gold_passage_ids": ids} for ids in ([17, "a"], 17, "17", None, [True])]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = folder_task(folder)
+    found = [task.example("test", "ask", row).question.gold for row in range(4)]
+    assert found == [("17", "a"), ("17",), ("17",), ()]
+    with pytest.raises(BadRow, match="example test:4 of task 'sums': `gold_passage_ids` is true, neither text nor"):
+        task.example("test", "ask", 4)
 
 
 def test_a_hugging_face_data_set_with_templates(folder, tmp_path):

@@ -1,6 +1,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from shoulders.data.templates import Template, read_templates
 from shoulders.errors import TemplateFailed
@@ -137,4 +139,89 @@ def test_answer_choices_that_are_no_text_are_named(tmp_path, text, shown):
     path = tmp_path / "templates.yaml"
     path.write_text(YAML.replace("No ||| Yes", text))
     with pytest.raises(TemplateFailed, match=f"answer_choices of template 'alive' is {shown}, not text"):
+        read_templates(path)
+
+
+def test_random_is_drawn_by_the_seed_and_nothing_else_is_drawn_at_all():
+    """Jinja's own filter, as `choice`."""
+    drawn = template("{{ ['a','b','c','d','e','f','g','h'] | random }} ||| {{ x | random }}")
+    first = [drawn.render({"x": ["p", "q"]}, str(seed)) for seed in range(30)]
+    assert first == [drawn.render({"x": ["p", "q"]}, str(seed)) for seed in range(30)]
+    assert len({one.text for one in first}) > 4
+    with pytest.raises(TemplateFailed, match="'lipsum' is undefined"):
+        template("{{ lipsum() }} ||| x").render({}, "0")
+
+
+@given(st.sets(st.sampled_from("abc")), st.text("abc", min_size=1, max_size=1))
+@example(set(), "a")
+def test_a_condition_on_an_absent_field_is_false_and_printing_it_fails(present, asked):
+    """Any template over any part of its fields."""
+    record = {name: name.upper() for name in present}
+    condition = template(
+        f"{{% if {asked} %}}has{{% elif not {asked} %}}lacks{{% endif %}} ||| {{{{ {asked} or '-' }}}}"
+    )
+    found = condition.render(record, "0")
+    assert (found.text, found.target) == (("has", asked.upper()) if asked in present else ("lacks", "-"))
+    for used in (
+        "{{ %s }} ||| x",
+        "q ||| {{ %s }}",
+        "{%% for x in %s %%}{{x}}{%% endfor %%} q ||| x",
+        "{{ %s.in }} ||| x",
+    ):
+        if asked not in present:
+            with pytest.raises(TemplateFailed, match=f"'{asked}' is undefined"):
+                template(used % asked).render(record, "0")
+
+
+@given(st.integers(-9, 9), st.sampled_from(["answer_choices[label]", "['x', 'y'][label]", "answer_choices[0 + label]"]))
+@example(-1, "answer_choices[label]")
+def test_a_label_takes_its_own_choice_or_none(label, jinja):
+    """-1 says that the label is hidden; Python would take the last choice for it."""
+    rendered = template(f"q ||| {{{{ {jinja} }}}}", "x ||| y")
+    if label in {0, 1}:
+        assert rendered.render({"label": label}, "0").target == "xy"[label]
+    else:
+        said = "a label below 0 says that the answer is hidden" if label < 0 else "has no element"
+        with pytest.raises(TemplateFailed, match=said):
+            rendered.render({"label": label}, "0")
+
+
+def test_a_template_may_count_from_the_end_itself():
+    found = template("{{ words[-1] }} {{ words[-2:][0] }} {{ by[-1] }} ||| {{ text.split()[-1] }}")
+    record = {"words": ["a", "b", "c"], "by": {-1: "minus"}, "text": "p q"}
+    assert (found.render(record, "0").text, found.render(record, "0").target) == ("c b minus", "q")
+    assert template("q ||| {{ {-1: 'hidden', 0: 'no'}[label] }}").render({"label": -1}, "0").target == "hidden"
+
+
+@given(st.one_of(st.lists(st.text(max_size=4)), st.dictionaries(st.text(max_size=3), st.integers()), st.none()))
+def test_what_is_no_text_is_no_target(value):
+    """A list is never taught as Python writes it; in an input it stands as PromptSource has it."""
+    for jinja in ("q ||| {{ value }}", "q ||| It is {{ value }}.", "q ||| {{ value | upper }}{{ value }}"):
+        with pytest.raises(TemplateFailed, match="is no text but a list, an object or null"):
+            template(jinja).render({"value": value}, "0")
+    with pytest.raises(TemplateFailed, match=r"its answer choice .* is no text"):
+        template("q ||| a", "a ||| {{ value }}").render({"value": value}, "0")
+    found = template("In {{ value }} ||| {{ (value or ['x']) | length }}").render({"value": value}, "0")
+    assert found.text.split() == f"In {value}".split()
+
+
+@pytest.mark.parametrize(("text", "names"), [("ROUGE", ("ROUGE",)), ("ROUGE, Trivia QA", ("ROUGE", "Trivia QA"))])
+def test_metrics_may_be_one_text(tmp_path, text, names):
+    path = tmp_path / "templates.yaml"
+    path.write_text(YAML.replace("metrics:\n      - Accuracy", f"metrics: {text}").replace("name: what", "name: 5"))
+    assert [(one.name, one.metrics) for one in read_templates(path)] == [("5", ()), ("alive", names)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("metrics:\n      - Accuracy", "metrics: [1]", r"metrics of template 'alive' are \[1\]: names are wanted"),
+        ("metrics:\n      - Accuracy", "metrics: 5", "not iterable"),
+        ("original_task: true", "original_task: 'no'", "original_task of template 'alive' is 'no': true or false"),
+    ],
+)
+def test_metadata_of_another_kind_is_named(tmp_path, old, new, said):
+    path = tmp_path / "templates.yaml"
+    path.write_text(YAML.replace(old, new))
+    with pytest.raises(TemplateFailed, match=said):
         read_templates(path)

@@ -1,4 +1,8 @@
+import string
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from shoulders.evaluation.metrics import (
     ACCURACY,
@@ -7,9 +11,12 @@ from shoulders.evaluation.metrics import (
     F1,
     METRICS,
     ROUGE_L,
+    TRIVIA_EM,
+    TRIVIA_F1,
     exact_match,
     metrics_for,
     normalise,
+    normalise_trivia,
     rouge_l,
     token_f1,
 )
@@ -28,6 +35,45 @@ from shoulders.evaluation.metrics import (
 )
 def test_normalisation_is_squads(text, normal):
     assert normalise(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("well-known", "well known"),  # a space stands for punctuation, where SQuAD's script has nothing
+        ("U.S.A.", "u s"),  # and so the last letter is an article
+        ("the_Beatles", "beatles"),
+        ("\u2018Rock \u2019n\u2019 Roll\u00b4 `", "rock n roll"),
+        ("\u201cquoted\u201d", "\u201cquoted\u201d"),
+        ("A  theatre, an apple", "theatre apple"),
+    ],
+)
+def test_normalisation_of_trivia_qa_is_its_own_scripts(text, normal):
+    assert normalise_trivia(text) == normal
+
+
+def test_trivia_qa_has_metrics_of_its_own():
+    assert metrics_for(("Trivia QA",), choices=False) == (TRIVIA_EM, TRIVIA_F1)
+    assert TRIVIA_EM.measure("well known", ["Well-Known"]) == (1.0,)
+    assert EM.measure("well known", ["Well-Known"]) == (0.0,)
+    assert TRIVIA_F1.measure("known", ["Well-Known"]) == (pytest.approx(2 / 3),)
+
+
+NOTHING = st.text(st.sampled_from(string.punctuation + " \n"), max_size=3) | st.sampled_from(["the", "A", "an a"])
+
+
+@given(NOTHING, st.lists(NOTHING | st.text(max_size=4), min_size=1, max_size=3), st.sampled_from([EM, TRIVIA_EM]))
+@example("", [""], EM)
+@example(" ", ["the", "!"], EM)
+@example("A", ["a"], EM)
+def test_a_gold_of_nothing_makes_nothing_right(prediction, golds, metric):
+    """A text of articles and punctuation alone is itself and no other; an empty one is never right."""
+    (right,) = metric.measure(prediction, golds)
+    written = " ".join(prediction.lower().split())
+    assert right == float(bool(written) and written in {" ".join(gold.lower().split()) for gold in golds})
+    (f1,) = {EM: F1, TRIVIA_EM: TRIVIA_F1}[metric].measure(prediction, golds)
+    assert f1 >= right
+    assert f1 == 0 or written
 
 
 def test_exact_match_takes_the_best_gold():
@@ -78,4 +124,4 @@ def test_the_metric_of_a_wording_comes_from_its_metadata():
     assert metrics_for(("Squad",), choices=False)[0] is F1
     assert metrics_for(("BLEU", "ROUGE"), choices=False) == (ROUGE_L, BLEU_4)
     assert metrics_for((), choices=False) == (EM, F1)
-    assert set(METRICS) == {"accuracy", "em", "f1", "rouge_l", "bleu"}
+    assert set(METRICS) == {"accuracy", "em", "f1", "triviaqa_em", "triviaqa_f1", "rouge_l", "bleu"}

@@ -81,7 +81,7 @@ def test_a_task_scores_the_median_of_unequal_wordings():
 
 
 def test_every_reference_counts_as_right(lm, monkeypatch):
-    template = Template("ask", "a", "{{q}} ||| {{answers[0]}}", None, ("Trivia QA",))
+    template = Template("ask", "a", "{{q}} ||| {{answers[0]}}", None, ("Accuracy",))
     records = [{"q": "Who sang Let it be?", "answers": ["The Beatles", "Fab Four"]}]
     monkeypatch.setattr(protocol, "answered", lambda questions, *_: [Answer("fab four", -0.1, 1.0)] * len(questions))
     scores = evaluate([TemplatedTask("t", "c", {"ask": template}, {"test": records})], lm, Bare(), PLAN)

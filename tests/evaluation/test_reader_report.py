@@ -19,7 +19,7 @@ from shoulders.recipes.run import result
 from shoulders.scaffolds.base import Bare
 
 DASH = "\N{EN DASH}"
-ASK = Template("ask", "a", "{{q}} ||| {{a}}", None, ("Trivia QA",))
+ASK = Template("ask", "a", "{{q}} ||| {{a}}", None, ("Accuracy",))
 COUNTED = Template("ask", "a", "{{q}} ||| {{a}}", None, ("Squad",))
 
 

@@ -31,7 +31,7 @@ CHOOSE = Template("choose", "c", "{{q}} ||| {{answer_choices[0]}}", "yes ||| no"
 
 
 def questions(*, choices=False, rows=4) -> list[TemplatedTask]:
-    ask = CHOOSE if choices else Template("ask", "a", "{{q}} ||| {{a}}", None, ("Trivia QA",))
+    ask = CHOOSE if choices else Template("ask", "a", "{{q}} ||| {{a}}", None, ("Accuracy",))
     splits = {split: [{"q": f"{split} {n}?", "a": f"{n}"} for n in range(rows)] for split in ("validation", "test")}
     return [TemplatedTask("quiz", "Closed-book QA", {ask.name: ask}, splits)]
 

@@ -34,7 +34,7 @@ def tasks(split, names):
     for name in names:
         cluster, wordings = SUITE[name]
         made = {
-            one: Template(one, one, f"{name} {one} {{{{q}}}} ||| {{{{a}}}}", None, ("Trivia QA",)) for one in wordings
+            one: Template(one, one, f"{name} {one} {{{{q}}}} ||| {{{{a}}}}", None, ("Accuracy",)) for one in wordings
         }
         yield TemplatedTask(name, cluster, made, {split: rows})
 

@@ -45,7 +45,7 @@ class Oracle:
         """The annotated passages of each question, of endless trust, and as many others as are asked for.
 
         Raises:
-            UsageError: a question has no annotation, or the index none of the documents that it names.
+            UsageError: a question has no annotation, or names a document that the index does not have.
         """
         annotated = [self._annotated(question) for question in questions]
         found = self.retrieved.find(questions, fold) if self.distractors else [[] for _ in questions]
@@ -66,12 +66,14 @@ class Oracle:
                 f"no passage is annotated for {question.text!r}: evidence.kind=oracle needs the gold_passage_ids of "
                 "every question, evidence.kind=retrieved none"
             )
-        passages = index.store.of_documents(question.gold)
-        if not passages:
+        found = {document: index.store.of_documents([document]) for document in question.gold}
+        if unknown := [document for document, passages in found.items() if not passages]:
             raise UsageError(
-                f"{index.folder} has none of the documents {', '.join(question.gold)} that are annotated for "
-                f"{question.text!r}: name the index of the passages that the annotations are of (evidence.index)"
+                f"{index.folder} does not have the documents {', '.join(unknown)} that are annotated for "
+                f"{question.text!r} (gold_passage_ids): name the index of the passages that the annotations are of "
+                "(evidence.index)"
             )
+        passages = [passage for some in found.values() for passage in some]
         return [Passage(passage.text, math.inf, passage.title) for passage in passages]
 
 

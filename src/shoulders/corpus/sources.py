@@ -3,11 +3,10 @@
     PATH                  a file, or a folder with all below it: .txt, .md, .html, .pdf, .jsonl[.gz], .tsv[.gz]
     hub:NAME[:CONFIG]     the training part of a Hugging Face data set, streamed
 
-Records of JSON Lines and of the hub have a `text`, and may have a `title` and an `id`. A .tsv is DPR's: columns `id`,
-`text` and `title`, each row a passage already.
+Records of JSON Lines and of the hub have a `text`, and may have a `title` and an `id` (or `_id`, as in BEIR's
+corpus.jsonl). A .tsv is DPR's: columns `id`, `text` and `title`, each line a row, and each row a passage already.
 """
 
-import csv
 import gzip
 import io
 import zlib
@@ -17,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, AnyStr, BinaryIO, cast
 
+import regex
+
 from shoulders.backbone.sources import hub_errors
 from shoulders.corpus.files import WHOLE, clean, read_text
+from shoulders.data.formats import id_of, one_text
 from shoulders.data.lines import json_object
 from shoulders.data.readers import datasets_library
 from shoulders.errors import DataError, SourceNotFound, first_line
@@ -27,6 +29,7 @@ LINES, TABLES = (".jsonl", ".jsonl.gz"), (".tsv", ".tsv.gz")
 KNOWN = WHOLE + LINES + TABLES
 HUB = "hub:"
 COLUMNS = ("id", "text", "title")
+FIELD = regex.compile(r'(?<![^\t])(?:"((?:[^"]++|"")*+)"(?=\t|$)|[^\t]*)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ class _File:
 
     def record(self, values: Mapping[str, Any], line: int, read: int, *, passage: bool) -> Document | Skipped:
         place, read = f"{self.path}, line {line}", self.before + read
-        return _document(values, f"{self.id}#{values.get('id', line)}", place, read, passage=passage)
+        return _document(values, f"{self.id}#", line, place, read, passage=passage)
 
 
 def _file_items(file: _File) -> Iterator[Document | Skipped]:
@@ -165,30 +168,29 @@ def _json_items(file: _File) -> Iterator[Document | Skipped]:
 
 def _table_items(file: _File) -> Iterator[Document | Skipped]:
     with _reading(file) as (raw, stream, trouble):
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
-        rows = csv.reader(_until_trouble(text, trouble), delimiter="\t")
-        header = next(_whole_rows(rows), "")
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="\n")
+        lines = _until_trouble(text, trouble)
+        header = [name.strip('"') for name in next(lines, "").rstrip("\r\n").split("\t")]
         named = set(COLUMNS) <= set(header)
         if not named and not trouble:
             trouble.append(f"its first line does not name the columns {', '.join(COLUMNS)}")
-        for row in _whole_rows(rows) if named else ():
-            if isinstance(row, str) or len(row) != len(header):
-                reason = row if isinstance(row, str) else f"{len(row)} columns in place of {len(header)}"
-                yield file.skipped(reason, line=rows.line_num, read=raw.tell())
-            else:
-                yield file.record(dict(zip(header, row, strict=True)), rows.line_num, raw.tell(), passage=True)
+        for number, line in enumerate(lines if named else (), start=2):
+            row = _fields(line, len(header))
+            if len(row) == len(header):
+                yield file.record(dict(zip(header, row, strict=True)), number, raw.tell(), passage=True)
+            elif line.strip():
+                yield file.skipped(f"{len(row)} columns in place of {len(header)}", line=number, read=raw.tell())
     yield from (file.skipped(reason) for reason in trouble)
 
 
-def _whole_rows(rows: Iterator[list[str]]) -> Iterator[list[str] | str]:
-    """Rows of a table; for one that cannot be read the reason."""
-    while True:
-        try:
-            yield next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield str(error)
+def _fields(line: str, columns: int) -> list[str]:
+    """The fields of a table's line; quotes belong to the text unless they enclose a field, doubled ones in it."""
+    line = line.rstrip("\r\n")
+    plain = line.split("\t")
+    if '"' not in line:
+        return plain
+    quoted = [one[0] if one[1] is None else one[1].replace('""', '"') for one in FIELD.finditer(line)]
+    return quoted if len(quoted) == columns else plain
 
 
 @contextmanager
@@ -227,16 +229,25 @@ def _hub_source(name: str, *, as_is: bool) -> Source:
                 text = values.get("text")
                 read += len(text.encode("utf-8", "replace")) if isinstance(text, str) else 0
                 place = f"{name}, row {number}"
-                yield _document(values, str(values.get("id", number)), place, read, passage=as_is)
+                yield _document(values, "", number, place, read, passage=as_is)
 
     return Source(name, (about and about.num_bytes) or 0, items)
 
 
-def _document(values: Mapping[str, Any], key: str, place: str, read: int, *, passage: bool) -> Document | Skipped:
-    text, title = values.get("text"), values.get("title") or ""
+def _document(
+    values: Mapping[str, Any], begin: str, number: int, place: str, read: int, *, passage: bool
+) -> Document | Skipped:
+    """A record as a document; without an id (`id`, or BEIR's `_id`) of its own its number stands for one."""
+    text = values.get("text")
     if not isinstance(text, str):
         return Skipped(place, "there is no `text` in it", read)
+    try:
+        own = id_of(values.get("id"), "id") or id_of(values.get("_id"), "_id")
+        title = one_text(values.get("title"), "title")
+    except ValueError as error:
+        return Skipped(place, str(error), read)
+    key = f"{begin}{own or number}"
     text = clean(text).strip()
     if not text:
         return Skipped(place, "its text is empty", read, lost=False)
-    return Document(clean(key), " ".join(clean(str(title)).split()), text, place, read, passage)
+    return Document(clean(key), " ".join(clean(title).split()), text, place, read, passage)

@@ -30,8 +30,8 @@ class Supervision:
     """Draws passages for questions from the first `depth` that a retriever finds.
 
     The positive is one of the annotated passages that hold an answer, where the data set names any, else one of those
-    found that hold an answer (distant supervision); negatives are found and hold none. Which are drawn depends on the
-    seed and the example's position alone.
+    found that hold an answer (distant supervision); negatives are found and hold none. Where no answer is known, the
+    annotated passages alone are positive. Which are drawn depends on the seed and the example's position alone.
 
     Attributes:
         negatives: drawn for a question at most.
@@ -77,4 +77,5 @@ class Supervision:
 
     def _gold(self, example: Example) -> list[Titled]:
         stored = self.index.store.of_documents(example.question.gold)
-        return [(one.title, one.text) for one in stored if has_answer(example.references, one.text)]
+        answers = example.references
+        return [(one.title, one.text) for one in stored if not answers or has_answer(answers, one.text)]

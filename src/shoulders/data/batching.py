@@ -10,6 +10,7 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.counts import CAPPED, TRUNCATED, Counts, left_out, tally, totals
 from shoulders.data.evidence import FOLDS, Evidence, fold_of, with_evidence
 from shoulders.data.mixture import Mixture
+from shoulders.data.tasks import check_answered
 from shoulders.errors import BadRow, DataError, TemplateFailed, UsageError
 from shoulders.records import IGNORE, Batch, Example, LMInput, Question
 from shoulders.scaffolds.base import Scaffold
@@ -146,6 +147,7 @@ class Stream:
         return None
 
     def _usable(self, example: Example) -> Encoded | None:
+        check_answered(example)
         row = encode(example.question, self.lm, example.target)
         room = self.room - len(row.target)
         if len(row.ids) > self.lengths.input or len(row.target) > self.lengths.target or room < 1:

@@ -7,6 +7,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from shoulders.data.formats import missing
 from shoulders.data.tasks import BAD_ROW, FAILED, Records, Task, TemplatedTask
 from shoulders.errors import BadRow, TemplateFailed
 
@@ -77,8 +78,10 @@ def _repeated(records: Records) -> Sequence[tuple[int, int]]:
             value = records[number].get(ID)
         except BadRow:
             continue
-        if value is not None:
-            hashes.append(int.from_bytes(blake2b(repr(value).encode(), digest_size=8).digest(), "little"))
+        if not missing(value):
+            hashes.append(
+                int.from_bytes(blake2b(str(value).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+            )
             numbers.append(number)
     keys, places = np.array(hashes, dtype=np.uint64), np.array(numbers, dtype=np.int64)
     order = np.argsort(keys, kind="stable")
@@ -88,5 +91,5 @@ def _repeated(records: Records) -> Sequence[tuple[int, int]]:
     return sorted((pair for pair in found if _id(records, pair[0]) == _id(records, pair[1])), key=lambda pair: pair[1])
 
 
-def _id(records: Records, number: int) -> object:
-    return records[number].get(ID)
+def _id(records: Records, number: int) -> str:
+    return str(records[number].get(ID))

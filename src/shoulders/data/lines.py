@@ -1,4 +1,4 @@
-"""JSON Lines files, from the beginning to the end or one object at a time, however large."""
+"""JSON Lines files and arrays in JSON files, from the beginning to the end or one object at a time."""
 
 import gzip
 import json
@@ -6,11 +6,14 @@ import os
 import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Generic, TypeVar, final
+from typing import IO, Any, BinaryIO, Generic, TypeVar, cast, final
+
+import ijson
 
 from shoulders.data.unpacking import unpacked
 from shoulders.errors import BadRow, DataError
@@ -18,6 +21,7 @@ from shoulders.errors import BadRow, DataError
 Made = TypeVar("Made")
 
 BLOCK = 1 << 14  # bytes between two places that are kept: what is read to get at one object, at most
+ARRAYS = (".json", ".json.gz")  # what files that hold an array are called
 BROKEN = (ValueError, EOFError, OSError, zlib.error)  # what a file, or what packs it, can be
 
 
@@ -143,9 +147,112 @@ def _made(path: Path, number: int, line: bytes, make: Callable[[dict[str, Any]],
 def json_object(line: str) -> dict[str, Any]:
     """The object that a line holds, or `ValueError`."""
     try:
-        value = json.loads(line)
+        return _object(json.loads(line))
     except RecursionError:  # data can be nested without end, too
         raise ValueError("nested too deep") from None
+
+
+def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"not a JSON object but {type(value).__name__}")
     return value
+
+
+def read_array(path: Path, places: Mapping[str, str]) -> Iterator[Any]:
+    """Read the items of the array that a JSON file is or holds, one at a time; unpacked if its name ends in .gz.
+
+    Args:
+        places: for files that are an object, by a field of it where the items are, as ijson writes it.
+
+    Raises:
+        DataError: there is no such array in it, or it cannot be read to its end.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as packed:
+            file = cast(BinaryIO, packed)
+            place = _place(_from_start(file), places)
+            if place is None:
+                fields = ", ".join(repr(field) for field in places)
+                raise DataError(f"{path} holds no array of records, neither by itself nor as one of {fields or '-'}")
+            yield from ijson.items(_from_start(file), place, use_float=True)
+    except (ijson.JSONError, *BROKEN) as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _from_start(file: BinaryIO) -> BinaryIO:
+    """The file where its JSON begins, after a byte order mark if it has one."""
+    file.seek(0)
+    file.seek(len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0)
+    return file
+
+
+def _place(file: BinaryIO, places: Mapping[str, str]) -> str | None:
+    for prefix, event, value in ijson.parse(file):
+        if not prefix and event == "start_array":
+            return "item"
+        if not prefix and event == "map_key" and value in places:
+            return places[value]
+    return None
+
+
+@final
+class JsonArray(Generic[Made]):
+    """What is made of the objects of an array in a JSON file, by number.
+
+    The file is read once, as a stream, when the first thing is asked; what is made of its objects stays in memory.
+
+    Args:
+        make, places: as `JsonLines` and `read_array` have them.
+    """
+
+    def __init__(self, path: Path, make: Callable[[dict[str, Any]], Made], places: Mapping[str, str]) -> None:
+        self.path, self._make, self._places = path, make, places
+
+    def __len__(self) -> int:
+        """Objects in all.
+
+        Raises:
+            DataError: the file cannot be read to its end.
+        """
+        return len(self._items)
+
+    def __getitem__(self, number: int) -> Made:
+        """One object.
+
+        Raises:
+            IndexError: there are not so many.
+            BadRow: it is not an object, or not one to make something of, with file and number, from 1.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        made, wrong = self._items[number]
+        if made is None:
+            raise BadRow(f"{self.path}, record {number + 1}: {wrong}")
+        return made
+
+    @cached_property
+    def _items(self) -> list[tuple[Made | None, str]]:
+        return [self._tried(value) for value in read_array(self.path, self._places)]
+
+    def _tried(self, value: Any) -> tuple[Made | None, str]:
+        try:
+            return self._make(_object(value)), ""
+        except ValueError as error:
+            return None, str(error)
+
+
+def json_records(
+    path: Path, make: Callable[[dict[str, Any]], Made], places: Mapping[str, str] = {}
+) -> JsonLines[Made] | JsonArray[Made]:
+    """What is made of the objects of a file, by number: of an array if its name ends in .json, else of its lines."""
+    return JsonArray(path, make, places) if path.name.endswith(ARRAYS) else JsonLines(path, make)
+
+
+def first_record(path: Path, places: Mapping[str, str] = {}) -> dict[str, Any]:
+    """The first object of such a file; {} where there is none, or it is broken, which is for its reader to say."""
+    try:
+        found = read_array(path, places) if path.name.endswith(ARRAYS) else read_json_lines(path)
+        return _object(next(iter(found), {}))
+    except (ValueError, DataError):
+        return {}

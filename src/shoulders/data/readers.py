@@ -4,7 +4,9 @@ A suite is named by one text:
 
     bundled                              facts about the world, shipped with the package
     PATH                                 a task folder (card.json, templates.yaml, SPLIT.jsonl[.gz]) or a folder of them
-    qa:PATH/NAME,...                     questions and answers: NAME.train.jsonl[.gz], NAME.dev.jsonl, NAME.test.jsonl
+                                         (a SPLIT.json[.gz] is an array of records)
+    qa:PATH/NAME,...                     questions and answers: NAME.train.jsonl[.gz], NAME.dev.jsonl, NAME.test.jsonl,
+                                         or a file or folder that a data set is published as (shoulders.data.formats)
     p3:super_glue_rte,ag_news            data sets of bigscience/P3, all wordings of each
     hub:PATH[:CONFIG]@templates.yaml     a Hugging Face data set, rendered by a PromptSource file
 """
@@ -18,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from shoulders.backbone.sources import hub_errors
-from shoulders.data.lines import JsonLines, read_json_lines
+from shoulders.data.lines import first_record, json_records
 from shoulders.data.p3 import OTHER, cluster_of, metrics_of
-from shoulders.data.questions import ENDINGS, QA, question_task
+from shoulders.data.questions import ENDINGS, QA, question_name, question_task
 from shoulders.data.tasks import DEV, TEST, TRAIN, Records, RenderedTask, Task, TemplatedTask
 from shoulders.data.templates import Template, read_templates
-from shoulders.errors import BadRow, DataError, SourceNotFound, UnknownName
+from shoulders.errors import DataError, SourceNotFound, UnknownName
 from shoulders.files import read_json
 
 P3, P3_COLUMNS = "bigscience/P3", ("inputs_pretokenized", "targets_pretokenized")
@@ -50,10 +52,8 @@ def _opened(source: str, names: Sequence[str]) -> Sequence[Task]:
         return [p3_task(name) for name in _chosen(names, source.removeprefix("p3:").split(","), source)]
     if source.startswith(QA):
         prefixes = source.removeprefix(QA).split(",")
-        found = {Path(prefix).name: prefix for prefix in prefixes}
-        return [
-            question_task(found[name]) for name in _chosen(names, [Path(prefix).name for prefix in prefixes], source)
-        ]
+        found = {question_name(prefix): prefix for prefix in prefixes}
+        return [question_task(found[name]) for name in _chosen(names, [*map(question_name, prefixes)], source)]
     if source.startswith("hub:"):
         spec = source.removeprefix("hub:")
         _chosen(names, [hub_name(spec)], source)
@@ -86,7 +86,7 @@ def bundled_folder() -> Path:
 
 
 def folder_task(folder: Path) -> TemplatedTask:
-    """A task kept as a folder: `templates.yaml`, `train`, `validation` and `test` `.jsonl[.gz]`, and `card.json`.
+    """A task kept as a folder: `templates.yaml`, `train`, `validation` and `test` `.jsonl` or `.json`, and `card.json`.
 
     The card's `name`, `cluster` and `evidence` (a field of the records) are used, everything else in it is kept.
     Records stay in their files, and are read one by one.
@@ -99,10 +99,10 @@ def folder_task(folder: Path) -> TemplatedTask:
     files = {split: file for split in (TRAIN, DEV, TEST) if (file := _file_of(folder, split))}
     templates = _by_name(read_templates(folder / "templates.yaml"))
     name, evidence = str(card.get("name", folder.name)), str(card.get("evidence", ""))
-    fields = {field for file in files.values() for field in _first_fields(file)} if evidence else set[str]()
+    fields = {field for file in files.values() for field in first_record(file)} if evidence else set[str]()
     if evidence and fields and evidence not in fields:
         raise UnknownName(f"field of task {name!r} (evidence in its card.json) called", evidence, fields)
-    splits = {split: JsonLines(file, dict) for split, file in files.items()}
+    splits = {split: json_records(file, dict) for split, file in files.items()}
     return TemplatedTask(name, str(card.get("cluster", OTHER)), templates, splits, card, evidence)
 
 
@@ -180,11 +180,3 @@ def _by_name(templates: Sequence[Template]) -> dict[str, Template]:
 
 def _file_of(folder: Path, split: str) -> Path | None:
     return next((file for ending in ENDINGS if (file := folder / f"{split}{ending}").exists()), None)
-
-
-def _first_fields(file: Path) -> Sequence[str]:
-    """Fields of the first record; none where that is broken, which is for whoever reads it to say."""
-    try:
-        return list(next(read_json_lines(file), {}))
-    except BadRow:
-        return []

@@ -1,10 +1,12 @@
 """Tasks: records in splits, seen through several wordings each."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, final
+from typing import Any, Protocol, TypeVar, final
 
-from shoulders.data.templates import Template
+from shoulders.data.formats import GOLD, ids_of, texts_of
+from shoulders.data.templates import Template, check_choices
 from shoulders.errors import BadRow, DataError, TemplateFailed, UnknownName, UsageError
 from shoulders.records import Example, Question
 from shoulders.scaffolds.weaving import Placement
@@ -24,9 +26,10 @@ class Records(Protocol):
         ...
 
 
+R = TypeVar("R", bound=Records)
+
 TRAIN, DEV, TEST = "train", "validation", "test"
 FAILED, BAD_ROW = "template failed", "bad row"  # why an example is left out
-GOLD = "gold_passage_ids"  # the field that names the annotated documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,19 +132,17 @@ class TemplatedTask:
 
     def rows(self, split: str, wording: str) -> int:  # noqa: ARG002 (the same for every wording)
         """Records of a split."""
-        return len(_split(self.name, self.splits, split))
+        return len(records_of(self.name, self.splits, split))
 
     def example(self, split: str, wording: str, row: int) -> Example | None:
         """One record in one wording."""
         place = f"{split}:{row}"
         try:
-            record = _split(self.name, self.splits, split)[row]
+            record = records_of(self.name, self.splits, split)[row]
+            gold = _gold_ids(self.name, place, record)
             rendered = self.templates[wording].render(record, seed=f"{self.name}/{wording}/{place}")
         except TemplateFailed as error:
-            raise TemplateFailed(
-                f"template {wording!r} of task {self.name!r} on example {place}: {error}; mend it, leave the template "
-                "out (suite.without_templates), or let such examples be left out and counted (suite.skip_failing=true)"
-            ) from error
+            raise _failed(error, self.name, wording, place) from error
         except BadRow as error:
             raise BadRow(
                 f"{error}; mend the line, or let such lines be left out and counted (suite.skip_bad_rows=true)"
@@ -149,8 +150,7 @@ class TemplatedTask:
         if rendered is None:
             return None
         references = (rendered.target,) if rendered.choices else gold_answers(record, rendered.target)
-        question = question_of(rendered.text, record.get(self.evidence))
-        question = replace(question, gold=tuple(record.get(GOLD) or ()))
+        question = replace(question_of(rendered.text, record.get(self.evidence)), gold=gold)
         return Example(self.name, wording, place, question, rendered.target, references, rendered.choices)
 
     def metrics(self, wording: str) -> tuple[str, ...]:
@@ -188,16 +188,25 @@ class RenderedTask:
 
     def rows(self, split: str, wording: str) -> int:
         """Rows of the wording's table."""
-        return len(_split(f"{self.name}/{wording}", self.tables[wording], split))
+        return len(records_of(f"{self.name}/{wording}", self.tables[wording], split))
 
     def example(self, split: str, wording: str, row: int) -> Example | None:
-        """One row; None where input or target is empty."""
-        record = _split(f"{self.name}/{wording}", self.tables[wording], split)[row]
-        text, target = record["inputs_pretokenized"].strip(), record["targets_pretokenized"].strip()
+        """One row; None where input or target is empty.
+
+        Raises:
+            TemplateFailed: its target is not among its choices.
+        """
+        record = records_of(f"{self.name}/{wording}", self.tables[wording], split)[row]
+        text, target = ((record[column] or "").strip() for column in ("inputs_pretokenized", "targets_pretokenized"))
         if not text or not target:
             return None
-        choices = tuple(choice.strip() for choice in record.get("answer_choices") or ()) or None
-        return Example(self.name, wording, f"{split}:{row}", Question(text), target, (target,), choices)
+        choices = tuple((choice or "").strip() for choice in record.get("answer_choices") or ()) or None
+        place = f"{split}:{row}"
+        try:
+            check_choices(choices, target)
+        except TemplateFailed as error:
+            raise _failed(error, self.name, wording, place) from error
+        return Example(self.name, wording, place, Question(text), target, (target,), choices)
 
     def metrics(self, wording: str) -> tuple[str, ...]:  # noqa: ARG002
         """Those of the data set, for all its wordings."""
@@ -206,6 +215,20 @@ class RenderedTask:
     def original(self, wording: str) -> bool:  # noqa: ARG002
         """P3 does not say; every wording is evaluated."""
         return True
+
+
+def _failed(error: TemplateFailed, task: str, wording: str, place: str) -> TemplateFailed:
+    return TemplateFailed(
+        f"template {wording!r} of task {task!r} on example {place}: {error}; mend it, leave the template out "
+        "(suite.without_templates), or let such examples be left out and counted (suite.skip_failing=true)"
+    )
+
+
+def _gold_ids(task: str, place: str, record: Record) -> tuple[str, ...]:
+    try:
+        return ids_of(record.get(GOLD), GOLD)
+    except ValueError as error:
+        raise BadRow(f"example {place} of task {task!r}: {error}") from error
 
 
 def question_of(text: str, evidence: Any) -> Question:
@@ -227,6 +250,15 @@ def check_placement(tasks: Sequence[Task], placement: Placement) -> None:
         raise UsageError(
             f"scaffold.placement=infix puts the prompt between evidence and question, and no task ({names}) names its "
             'evidence: add "evidence": "FIELD" to its card.json, or choose prefix or suffix'
+        )
+
+
+def check_answered(example: Example) -> None:
+    """Raise `UsageError` for a question without answers, of which retrieval alone can make something."""
+    if not example.references:
+        raise UsageError(
+            f"task {example.task!r} names the documents of its questions and no answers: retrievers and re-rankers are "
+            "trained and measured on it, answers are not"
         )
 
 
@@ -257,7 +289,12 @@ def class_labels(tasks: Sequence[Task], split: str = TRAIN, looked_at: int = 8) 
     return list(found)
 
 
-def _split(task: str, splits: Mapping[str, Records], name: str) -> Records:
+def records_of(task: str, splits: Mapping[str, R], name: str) -> R:
+    """The records of a split.
+
+    Raises:
+        UnknownName, DataError: there is no such split, or nothing in it.
+    """
     if name not in splits:
         raise UnknownName(f"split of task {task!r} called", name, splits)
     if not len(splits[name]):
@@ -271,19 +308,9 @@ def gold_answers(record: Record, target: str) -> tuple[str, ...]:
     Knows the fields of the open question answering sets: `answers` (NQ, WebQuestions), `answers.text` (SQuAD),
     `answer.aliases` (TriviaQA), `output[].answer` (KILT), `answer` as a list.
     """
-    for value in (record.get("answers"), record.get("answer"), record.get("output")):
-        golds = _texts(value)
-        if target in golds:
-            return golds
+    for name in ("answers", "answer", "output"):
+        with suppress(ValueError):  # what a field of this name holds is the template's business
+            golds = texts_of(record.get(name), name)
+            if target in golds:
+                return golds
     return (target,)
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if isinstance(value, Mapping):
-        inner = value.get("text") or value.get("aliases") or value.get("answer") or ()
-        return _texts(inner)
-    if isinstance(value, str):
-        return (value.strip(),)
-    if isinstance(value, list | tuple):
-        return tuple(dict.fromkeys(text for item in value for text in _texts(item)))
-    return ()

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+TRIVIA_PUNCTUATION = frozenset(string.punctuation + "\u2018\u2019\u00b4`")
+
 Measure = Callable[[str, Sequence[str]], tuple[float, ...]]
 
 
@@ -37,16 +39,31 @@ def normalise(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
-def exact_match(prediction: str, golds: Sequence[str]) -> float:
-    """1.0 if any gold answer equals the prediction, both normalised. Source: SQuAD v1.1 evaluate-v1.1.py."""
+def normalise_trivia(text: str) -> str:
+    """Lower case, spaces for punctuation and quotes, no articles, single spaces. Source: triviaqa_evaluation.py."""
+    kept = "".join(" " if letter in TRIVIA_PUNCTUATION else letter for letter in text.lower())
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+def exact_match(prediction: str, golds: Sequence[str], normal: Callable[[str], str] = normalise) -> float:
+    """1.0 if any gold answer equals the prediction, both normalised. Source: SQuAD v1.1 evaluate-v1.1.py.
+
+    A text that is nothing but articles and punctuation is compared as it is, which the script would hold for equal to
+    every other such text and to none: an empty prediction is never right.
+    """
     _need(golds)
-    return float(any(normalise(prediction) == normalise(gold) for gold in golds))
+    found = _compared(prediction, normal)
+    return float(any(bool(found) and found == _compared(gold, normal) for gold in golds))
 
 
-def token_f1(prediction: str, golds: Sequence[str]) -> float:
+def token_f1(prediction: str, golds: Sequence[str], normal: Callable[[str], str] = normalise) -> float:
     """The best harmonic mean of precision and recall of tokens over the golds. Source: SQuAD v1.1 evaluate-v1.1.py."""
     _need(golds)
-    return max(_f1(normalise(prediction).split(), normalise(gold).split()) for gold in golds)
+    return max(_f1(_compared(prediction, normal).split(), _compared(gold, normal).split()) for gold in golds)
+
+
+def _compared(text: str, normal: Callable[[str], str]) -> str:
+    return normal(text) or " ".join(text.lower().split())
 
 
 def _f1(found: list[str], wanted: list[str]) -> float:
@@ -107,13 +124,15 @@ def _mean(function: Callable[[str, Sequence[str]], float], name: str) -> Metric:
 ACCURACY = _mean(lambda found, golds: float(found == golds[0]), "accuracy")
 EM = _mean(exact_match, "em")
 F1 = _mean(token_f1, "f1")
+TRIVIA_EM = _mean(lambda found, golds: exact_match(found, golds, normalise_trivia), "triviaqa_em")
+TRIVIA_F1 = _mean(lambda found, golds: token_f1(found, golds, normalise_trivia), "triviaqa_f1")
 ROUGE_L = _mean(rouge_l, "rouge_l")
 BLEU_4 = Metric("bleu", bleu_statistics, _bleu_total)
 
 # PromptSource's names; the first metric of a list is the one that a wording is scored by.
 GENERATED: dict[str, tuple[Metric, ...]] = {
     "Squad": (F1, EM),
-    "Trivia QA": (EM, F1),
+    "Trivia QA": (TRIVIA_EM, TRIVIA_F1),
     "Accuracy": (EM, F1),
     "ROUGE": (ROUGE_L,),
     "BLEU": (BLEU_4,),
@@ -133,4 +152,6 @@ def metrics_for(names: Sequence[str], *, choices: bool) -> tuple[Metric, ...]:
     return tuple(found) or (EM, F1)
 
 
-METRICS: dict[str, Metric] = {metric.name: metric for metric in (ACCURACY, EM, F1, ROUGE_L, BLEU_4)}
+METRICS: dict[str, Metric] = {
+    metric.name: metric for metric in (ACCURACY, EM, F1, TRIVIA_EM, TRIVIA_F1, ROUGE_L, BLEU_4)
+}

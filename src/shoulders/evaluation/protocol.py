@@ -12,7 +12,7 @@ from typing import Protocol, final
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.evidence import Evidence, with_evidence
 from shoulders.data.mixture import permuted
-from shoulders.data.tasks import DEV, Skip, Task, check_wordings
+from shoulders.data.tasks import DEV, Skip, Task, check_answered, check_wordings
 from shoulders.errors import BadRow, DataError, TemplateFailed, UnknownName, UsageError
 from shoulders.evaluation.metrics import Metric, metrics_for
 from shoulders.evaluation.statistics import Measured
@@ -273,6 +273,8 @@ def scored(
 ) -> Scores:
     """Scores of answers, whatever gives them; the rest is as in `evaluate`."""
     chosen = chosen_examples(tasks, plan, without, skip=skip)
+    for one in chosen.asked:
+        check_answered(one.examples[0])
     answers = answer_all([example for one in chosen.asked for example in one.examples])
     scores, start = [], 0
     for one in chosen.asked:

@@ -69,29 +69,45 @@ class RankingScores:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question with the passages that were found for it."""
+    """A question with the passages that were found for it.
+
+    Attributes:
+        answers: a passage that holds one of them is right; where none is known,
+        judged: are the texts that are.
+    """
 
     question: str
     answers: tuple[str, ...]
     hits: Sequence[Hit]
+    judged: frozenset[str] = frozenset()
 
 
 def asked(examples: Sequence[Example], index: Index, depth: int, searcher: Searcher | None = None) -> list[Asked]:
-    """The examples with an answer in one of the first `depth` passages that are found.
+    """The examples with an answer, or a relevant document, in one of the first `depth` passages that are found.
 
     Raises:
         DataError: there is no such example.
     """
     queries = [without_wording(example.question.text) for example in examples]
     found = index.search(queries, depth, searcher)
-    every = [Asked(*one) for one in zip(queries, (e.references for e in examples), found, strict=True)]
-    some = [one for one in every if _first(one.answers, one.hits) != NEVER]
+    every = [
+        Asked(query, example.references, hits, _judged(example, index))
+        for query, example, hits in zip(queries, examples, found, strict=True)
+    ]
+    some = [one for one in every if _first(one, one.hits) != NEVER]
     if not some:
         raise DataError(
-            f"of {len(examples)} questions none has an answer in the first {depth} passages of {index.folder}: is it "
-            "the index of these questions?"
+            f"of {len(examples)} questions none has an answer, or a document judged relevant, in the first {depth} "
+            f"passages of {index.folder}: is it the index of these questions?"
         )
     return some
+
+
+def _judged(example: Example, index: Index) -> frozenset[str]:
+    """The texts of a question's annotated documents, where that is all that is known of it."""
+    if example.references:
+        return frozenset()
+    return frozenset(one.text for one in index.store.of_documents(example.question.gold))
 
 
 def ranking(questions: Sequence[Asked], ordered: Ordered, weights: Sequence[float] = ()) -> RankingScores:
@@ -112,12 +128,15 @@ def ranking(questions: Sequence[Asked], ordered: Ordered, weights: Sequence[floa
 
 
 def _measured(questions: Sequence[Asked], scores: Sequence[Sequence[float]]) -> OrderScores:
-    first = [_first(one.answers, _by(one.hits, some)) for one, some in zip(questions, scores, strict=True)]
+    first = [_first(one, _by(one.hits, some)) for one, some in zip(questions, scores, strict=True)]
     return OrderScores(_reciprocal(first), {rank: recall_at(first, rank) for rank in RANKS})
 
 
-def _first(answers: Sequence[str], hits: Sequence[Hit]) -> int:
-    return first_with_answer(answers, [hit.text for hit in hits])
+def _first(asked: Asked, hits: Sequence[Hit]) -> int:
+    """The place of the first right passage; NEVER if there is none."""
+    if asked.answers:
+        return first_with_answer(asked.answers, [hit.text for hit in hits])
+    return next((place for place, hit in enumerate(hits) if hit.text in asked.judged), NEVER)
 
 
 def _by(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoulders.data.matching import NEVER
+from shoulders.data.tasks import check_answered
 from shoulders.errors import UsageError
 from shoulders.evaluation.metrics import exact_match
 from shoulders.evaluation.protocol import Asked, OnDone
@@ -58,8 +59,10 @@ def recall(asked: Sequence[Asked], samples: Samples, counts: Sequence[int], on_d
     An answer is right if it equals a gold answer, both normalised (exact match).
 
     Raises:
-        UsageError: a count below 1, or none.
+        UsageError: a count below 1, or none; questions without answers.
     """
+    for one in asked:
+        check_answered(one.examples[0])
     counts = sorted(set(counts))
     if not counts or counts[0] < 1:
         raise UsageError(f"recall among {counts[0] if counts else 'no'} samples: ask for 1 at least, e.g. 1,8,16,64")
