@@ -1,0 +1,1 @@
+"""Runs: training, measuring and keeping what was trained."""
