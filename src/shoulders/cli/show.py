@@ -208,11 +208,15 @@ def print_retrieval(content: Mapping[str, Any]) -> None:
     found = content["retrieval"]
     if not found:
         return
-    ranks = ", ".join(f"{k}: {value:.1f}%" for k, value in found["recall"].items())
-    console.print(
-        f"recall of the passages found, at {ranks}; of those that are read ({found['packed']:.1f} on average): "
-        f"{found['recall_at_input']:.1f}%"
-    )
+    rows = [("", found["recall"], found["recall_at_input"])]
+    if by_dpr := found.get("recall_by_dpr"):
+        rows.append(("by DPR's rule, ", by_dpr, found["recall_at_input_by_dpr"]))
+    for rule, recall, at_input in rows if rows[0][1:] != rows[-1][1:] else rows[:1]:
+        ranks = ", ".join(f"{k}: {value:.1f}%" for k, value in recall.items())
+        console.print(
+            f"{rule}recall of the passages found, at {ranks}; of those that are read ({found['packed']:.1f} on "
+            f"average): {at_input:.1f}%",
+        )
     if (supported := found.get("supported")) is not None:
         console.print(f"answers that stand in a passage that was read: {supported:.1f}%")
     if found["without"] or found["too_long"]:
