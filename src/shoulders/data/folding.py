@@ -9,12 +9,7 @@ IDEOGRAPHIC = r"\p{Han}\p{Hiragana}\p{Bopomofo}\p{Yi}"
 SOUTH_EAST_ASIAN = r"\p{LB=SA}"  # Thai, Lao, Khmer, Burmese and their neighbours: Unicode's UAX 14 calls them complex
 KATAKANA = r"\p{Katakana}\u30fc\u3099\u309a"  # with the sign of a long vowel, and the marks of kana
 IGNORABLE = r"[\p{Default_Ignorable_Code_Point}--\u200b]"  # soft hyphens, joiners; U+200B stands between words
-CHANGES_MEANING = (
-    "<super",
-    "<sub",
-    "<circle",
-    "<fraction",
-)  # the forms that are more than another look: 10\u2076, 3\u00bd
+CHANGES_MEANING = ("<super", "<sub", "<circle", "<fraction")  # more than another look: 10\u2076, 3\u00bd
 SIGNS = {
     **dict.fromkeys("\u2018\u2019\u201a\u201b\u2039\u203a\u02b9\u02bb\u02bc\u2032\u00b4", "'"),
     **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\u301d\u301e\u301f", '"'),
