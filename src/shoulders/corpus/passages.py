@@ -16,7 +16,7 @@ from shoulders.errors import UsageError
 # Khmer or Burmese with their marks. Nothing longer than 1,000 characters is one word.
 EACH = rf"{IDEOGRAPHIC}\p{{Katakana}}"
 WORD = regex.compile(
-    rf"[{EACH}]\p{{M}}*|(?:[{SOUTH_EAST_ASIAN}]\p{{M}}*){{1,3}}|[^\s\u200b{EACH}{SOUTH_EAST_ASIAN}]{{1,1000}}"
+    rf"[^\s\u200b{EACH}{SOUTH_EAST_ASIAN}]{{1,1000}}|[{EACH}]\p{{M}}*|(?:[{SOUTH_EAST_ASIAN}]\p{{M}}*){{1,3}}"
 )
 ABBREVIATED = regex.compile(r"\b(?:\p{Lu}|Mr|Mrs|Ms|Dr|St|Prof|Gen|Col|Capt|Rev|No|vs|cf|al)\.[^\S\n]*\Z")
 NEAR = 20  # characters before a sentence's end in which an abbreviation is looked for
