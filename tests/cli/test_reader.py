@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from commands import run
 from shoulders.backbone.fingerprint import identity
 from shoulders.cli.main import app
+from shoulders.cli.show import print_retrieval
 from shoulders.corpus.building import build
 from shoulders.corpus.passages import Cutting
 from shoulders.data.evidence import Passage
@@ -242,3 +243,14 @@ def test_recall_counts_only_what_is_read(lm):
     assert (found.recall_at_input, found.packed, found.without, found.too_long) == (0.0, 0, 4, 4)
     with pytest.raises(UsageError, match="0 questions"):
         retrieval([], Found(lm, room, passages), 3)
+
+
+def test_dprs_own_rule_is_named_beside_ours(lm, capsys):
+    passages = [Passage("日本の首都は東京です。", 1.0), Passage("in Ocean\u2019s Eleven", 1.0)]
+    examples = [Example("task", "wording", gold, Question("?"), gold, (gold,)) for gold in ("東京", "Ocean's Eleven")]
+    found = retrieval(examples, Found(lm, 500, passages), 2, ["東京", "twelve"]).as_json()
+    assert (found["recall"], found["recall_at_input"]) == ({"1": 50.0, "2": 100.0}, 100.0)
+    assert (found["recall_by_dpr"], found["recall_at_input_by_dpr"]) == ({"1": 0.0, "2": 0.0}, 0.0)
+    assert found["supported"] == 50.0
+    print_retrieval({"retrieval": found})
+    assert "by DPR's rule, recall of the passages found, at 1: 0.0%, 2: 0.0%;" in capsys.readouterr().out

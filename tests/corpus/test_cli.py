@@ -100,7 +100,15 @@ def test_bad_input_to_search(refused, index, folder, tmp_path):
     assert "is no index" in refused("search", folder, "Rome")
     assert "is no index" in refused("search", tmp_path / "nowhere", "Rome")
     manifest = json.loads((index / "manifest.json").read_text())
-    for change, said in (({"format": "faiss"}, "is of format 'faiss'"), ({"analyser": {}}, "was analysed by None")):
+    older = {"analyser": {**manifest["analyser"], "version": 1}}
+    for change, said in (
+        ({"format": "faiss"}, "is of format 'faiss'"),
+        ({"analyser": {}}, "was analysed by None"),
+        (
+            older,
+            "was analysed by 'english' version 1, this version of shoulders analyses by 'english' version 2: build",
+        ),
+    ):
         (index / "manifest.json").write_text(json.dumps({**manifest, **change}))
         assert said in refused("search", index, "Rome")
 

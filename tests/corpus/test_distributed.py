@@ -341,8 +341,8 @@ def test_collections_that_do_not_fit(index, sent, folder, tmp_path, monkeypatch)
     sent.server._client.create_collection("foreign", dimension=4)
     with pytest.raises(UsageError, match=r"'foreign' at .* was not made by `shoulders upload`"):
         upload_weights(index, Target(sent.server, "foreign"))
-    monkeypatch.setattr(type(index.analyser), "VERSION", 2)
-    with pytest.raises(UsageError, match=r"analysed by 'english' version 1, .* by 'english' version 2"):
+    monkeypatch.setattr(type(index.analyser), "VERSION", 3)
+    with pytest.raises(UsageError, match=r"analysed by 'english' version 2, .* by 'english' version 3"):
         MilvusBM25(index, sent.server)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rankers import ANSWERS, PASSAGES
-from shoulders.data.matching import has_answer
+from shoulders.data.matching import has_span
 from shoulders.ranking.spans import answer_spans, best_span, token_spans, whole_words
 
 TEXT = PASSAGES[0][1]
@@ -34,7 +34,7 @@ def test_no_more_than_ten_are_trained_on():
 )
 def test_answers_are_looked_for_as_recall_counts_them(answer, text, found):
     spans = answer_spans([answer], text)
-    assert bool(spans) == has_answer([answer], text)
+    assert bool(spans) == has_span([answer], text)
     assert [text[first:last] for first, last in spans] == ([found] if found else [])
 
 
@@ -59,3 +59,7 @@ def test_spans_grow_to_whole_words():
     assert whole_words((7, 9), text) == (3, 11)
     assert whole_words((3, 11), text) == (3, 11)
     assert whole_words((0, 2), text) == (0, 2)
+    assert whole_words((4, 5), "首都は北京です") == (4, 5)  # no words to grow to
+    assert whole_words((0, 1), "น้ำ") == (0, 3)
+    assert whole_words((2, 3), "a 👩\u200d🚀") == (2, 5)
+    assert whole_words((2, 3), "a  b") == (2, 3)

@@ -12,7 +12,7 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli import passages
 from shoulders.cli.show import console, measuring, need, print_retrieval
 from shoulders.data.lines import read_json_lines
-from shoulders.data.matching import has_answer
+from shoulders.data.matching import has_span
 from shoulders.data.packing import PackedEvidence
 from shoulders.data.readers import bundled_folder
 from shoulders.evaluation.protocol import Prediction, Scores
@@ -105,4 +105,4 @@ def _right(scores: Scores) -> float:
 
 
 def _holds(prediction: Prediction) -> bool:
-    return has_answer(prediction.example.references, prediction.text)
+    return has_span(prediction.example.references, prediction.text)

@@ -208,11 +208,10 @@ def print_retrieval(content: Mapping[str, Any]) -> None:
     found = content["retrieval"]
     if not found:
         return
-    ranks = ", ".join(f"{k}: {value:.1f}%" for k, value in found["recall"].items())
-    console.print(
-        f"recall of the passages found, at {ranks}; of those that are read ({found['packed']:.1f} on average): "
-        f"{found['recall_at_input']:.1f}%"
-    )
+    _print_recall("", found["recall"], found["recall_at_input"], found["packed"])
+    by_dpr = found.get("recall_by_dpr"), found.get("recall_at_input_by_dpr")
+    if by_dpr[0] and by_dpr != (found["recall"], found["recall_at_input"]):
+        _print_recall("by DPR's rule, ", *by_dpr, found["packed"])
     if (supported := found.get("supported")) is not None:
         console.print(f"answers that stand in a passage that was read: {supported:.1f}%")
     if found["without"] or found["too_long"]:
@@ -222,6 +221,14 @@ def print_retrieval(content: Mapping[str, Any]) -> None:
             style="yellow",
             soft_wrap=True,
         )
+
+
+def _print_recall(rule: str, recall: Mapping[str, float], at_input: float, packed: float) -> None:
+    ranks = ", ".join(f"{k}: {value:.1f}%" for k, value in recall.items())
+    console.print(
+        f"{rule}recall of the passages found, at {ranks}; of those that are read ({packed:.1f} on average): "
+        f"{at_input:.1f}%"
+    )
 
 
 def need(module: str, extra: str) -> Any:

@@ -28,6 +28,7 @@ from shoulders.errors import DataError, SaveFailed
 from shoulders.files import save_failed, write_json
 
 ANALYSER = "analyser"
+LIBRARIES = ("shoulders", "tantivy", "PyStemmer", "regex", "unicode-segmentation-rs")  # that make terms and passages
 CHARACTERS, DOCUMENTS, SECONDS = 16_000_000, 20_000, 10  # a batch is full at the first of these
 REMEMBERED = 100_000  # passages of a batch whose terms are not worked out twice
 NAMED = 20  # of what was skipped
@@ -253,7 +254,7 @@ class _Build:
             "statistics": {"terms_per_passage": counts.terms / counts.passages if counts.passages else 0},
             "sources": self.store.sources(),
             "sparse": ENGINE,
-            "versions": {name: version(name) for name in ("shoulders", "tantivy", "PyStemmer", "regex")},
+            "versions": {name: version(name) for name in LIBRARIES},
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_json(self.folder / MANIFEST, manifest)

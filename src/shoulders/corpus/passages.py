@@ -7,17 +7,20 @@ from typing import final
 from unicodedata import normalize
 
 import regex
+from unicode_segmentation_rs import unicode_sentences
 
+from shoulders.data.folding import IDEOGRAPHIC, LOOKS, SOUTH_EAST_ASIAN
 from shoulders.errors import UsageError
 
-# Scripts that are written without spaces count by the character; nothing longer than 1,000 characters is one word.
-SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}"
-WORD = regex.compile(rf"[{SPACELESS}]|[^\s{SPACELESS}]{{1,1000}}")
-ABBREVIATED = r"(?<!\b(?:\p{Lu}|Mr|Mrs|Ms|Dr|St|Prof|Gen|Col|Capt|Rev|No|vs|cf|al)\.)"
-SENTENCE_END = regex.compile(
-    rf"[.!?\u2026]+[\p{{Pe}}\p{{Pf}}\"']*{ABBREVIATED}(?=\s+[\p{{Ps}}\p{{Pi}}\"']*[\p{{Lu}}\p{{Lo}}\p{{N}}])"
-    r"|[\u3002\uff01\uff1f]+|\n\s*(?=\n)"
+# What counts as a word of a passage in scripts without spaces: an ideograph or kana, and three characters of Thai, Lao,
+# Khmer or Burmese with their marks. Nothing longer than 1,000 characters is one word.
+EACH = rf"{IDEOGRAPHIC}\p{{Katakana}}"
+WORD = regex.compile(
+    rf"[^\s\u200b{EACH}{SOUTH_EAST_ASIAN}]{{1,1000}}|[{EACH}]\p{{M}}*|(?:[{SOUTH_EAST_ASIAN}]\p{{M}}*){{1,3}}"
 )
+ABBREVIATED = regex.compile(r"\b(?:\p{Lu}|Mr|Mrs|Ms|Dr|St|Prof|Gen|Col|Capt|Rev|No|vs|cf|al)\.[^\S\n]*\Z")
+NEAR = 20  # characters before a sentence's end in which an abbreviation is looked for
+LINE_BREAK = regex.compile(r"(?<!\n\s*)\n(?!\s*\n)")  # inside a paragraph
 
 
 @final
@@ -70,13 +73,20 @@ class Cutting:
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
-    start = 0
-    for stop in SENTENCE_END.finditer(text):
-        yield start, stop.end()
-        start = stop.end()
+    """Sentences by UAX 29, not ended by an abbreviation, nor by a line's end alone."""
+    plain = regex.sub(r"\p{Cs}", "\ufffd", text)  # half a surrogate pair is no text to the library
+    plain = LINE_BREAK.sub(" ", plain.replace("\r", " "))
+    start, end = 0, 0
+    for sentence in unicode_sentences(plain):  # those of signs alone are not among them, and go with the one before
+        begin = plain.index(sentence, end)
+        if begin > start and not ABBREVIATED.search(plain, max(start, end - NEAR), end):
+            yield start, begin
+            start = begin
+        end = begin + len(sentence)
     yield start, len(text)
 
 
 def same_text(text: str) -> bytes:
-    """What two passages share if they differ in letter case, width of characters or white space only."""
-    return blake2b(" ".join(normalize("NFKC", text).casefold().split()).encode(), digest_size=16).digest()
+    """What two passages share if they differ in letter case, the look of letters (full width) or white space only."""
+    plain = normalize("NFD", normalize("NFD", text.translate(LOOKS)).casefold())
+    return blake2b(" ".join(plain.split()).encode(errors="surrogatepass"), digest_size=16).digest()

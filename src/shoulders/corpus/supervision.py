@@ -7,7 +7,7 @@ from typing import final
 
 from shoulders.corpus.index import Index
 from shoulders.corpus.searching import Searcher
-from shoulders.data.matching import has_answer
+from shoulders.data.matching import has_span
 from shoulders.data.questions import without_wording
 from shoulders.errors import UsageError
 from shoulders.records import Example
@@ -67,7 +67,7 @@ class Supervision:
     def _drawn(self, query: str, example: Example, found: Sequence[Titled], position: int) -> Supervised | None:
         draw = random.Random(f"{self.seed}/{position}")
         gold = self._gold(example)
-        with_answer = [has_answer(example.references, text) for _, text in found]
+        with_answer = [has_span(example.references, text) for _, text in found]
         positives = gold or [one for one, has in zip(found, with_answer, strict=True) if has]
         negatives = [one for one, has in zip(found, with_answer, strict=True) if not has and one not in gold]
         if not positives or not negatives:
@@ -78,4 +78,4 @@ class Supervision:
     def _gold(self, example: Example) -> list[Titled]:
         stored = self.index.store.of_documents(example.question.gold)
         answers = example.references
-        return [(one.title, one.text) for one in stored if not answers or has_answer(answers, one.text)]
+        return [(one.title, one.text) for one in stored if not answers or has_span(answers, one.text)]

@@ -1,45 +1,72 @@
-"""Whether an answer stands in a passage, as DPR decides it, and where.
+"""Whether an answer stands in a passage, and where: by the project's rule, and by DPR's own.
 
-Source: Karpukhin et al. 2020, `dpr/data/qa_validation.py`.
+By the project's rule (`has_span`) an answer stands where its letters do, however they are written: accents count, while
+case, composition, full width, ligatures, typographic quotation marks and dashes do not. Words are matched whole; in
+scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character with its marks is one, but for
+katakana. DPR's rule (`has_answer`) divides at spaces and punctuation alone, for figures beside published ones.
+
+Source of DPR's: Karpukhin et al. 2020, `dpr/data/qa_validation.py`. Words: UAX 29; characters: its grapheme clusters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from unicodedata import normalize
 
 import regex
 
+from shoulders.data.folding import ANSWERS, IDEOGRAPHIC, IGNORABLE, KATAKANA, SOUTH_EAST_ASIAN
 from shoulders.errors import UsageError
 
-TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
+Rule = Callable[[Sequence[str], str], bool]  # whether one of the answers stands in a text
+TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")  # DPR's
+ASCII_TOKEN = regex.compile(r"[a-z0-9]+|[!-~]")  # what PART finds in plain English, faster
+SPACELESS = rf"{IDEOGRAPHIC}{SOUTH_EAST_ASIAN}"
+LETTER = r"\p{L}\p{N}\p{M}"
+PART = regex.compile(
+    rf"[[{SPACELESS}]&&[\p{{L}}\p{{N}}]](?:{IGNORABLE}*[\p{{M}}\u30fc])*"
+    rf"|[{KATAKANA}](?:{IGNORABLE}*[{KATAKANA}\p{{M}}])*"
+    rf"|[[{LETTER}]--[{SPACELESS}{KATAKANA}]](?:{IGNORABLE}*[[{LETTER}]--[{SPACELESS}{KATAKANA}]])*"
+    r"|(?![\p{Z}\p{C}])\X",
+    regex.V1,
+)
+UNSEEN = regex.compile(IGNORABLE, regex.V1)
 NEVER = -1
 
 
 def answer_tokens(text: str) -> list[str]:
-    """The tokens by which an answer is looked for."""
+    """The tokens by which DPR looks for an answer."""
     return [token.lower() for token in TOKEN.findall(normalize("NFD", text))]
 
 
-def placed_tokens(text: str) -> tuple[list[str], list[tuple[int, int]]]:
-    """The tokens of `answer_tokens`, and for each where it is in the text: its characters from, and up to."""
-    plain = normalize("NFD", text)
-    found = list(TOKEN.finditer(plain))
-    # Marks are put in order among themselves only, and stand in one token: what is before and after them is not moved.
-    origin = [number for number, letter in enumerate(text) for _ in normalize("NFD", letter)]
-    return [one[0].lower() for one in found], [(origin[one.start()], origin[one.end() - 1] + 1) for one in found]
+def has_answer(answers: Sequence[str], text: str) -> bool:
+    """Whether an answer stands in a passage's text by DPR's rule: its tokens in a row (its title does not count)."""
+    tokens = answer_tokens(text)
+    return any(True for answer in answers for _ in _places(answer_tokens(answer), tokens))
+
+
+def has_span(answers: Sequence[str], text: str) -> bool:
+    """Whether one of the answers stands in a passage's text by the project's rule (its title does not count)."""
+    return any(True for _ in spans_of(answers, text))
 
 
 def span_of(answer: str, text: str) -> tuple[int, int] | None:
-    """Where the tokens of an answer first stand in a row in a text: its characters from, and up to; None if nowhere."""
-    tokens, places = placed_tokens(text)
-    wanted = answer_tokens(answer)
-    first = _place(wanted, tokens)
-    return None if first == NEVER else (places[first][0], places[first + len(wanted) - 1][1])
+    """Where an answer first stands in a text: its characters from, and up to; None if nowhere."""
+    return next(spans_of([answer], text), None)
 
 
-def has_answer(answers: Sequence[str], text: str) -> bool:
-    """Whether the tokens of one of the answers stand in a row in a passage's text (its title does not count)."""
-    tokens = answer_tokens(text)
-    return any(_place(answer_tokens(answer), tokens) != NEVER for answer in answers)
+def spans_of(answers: Sequence[str], text: str) -> Iterator[tuple[int, int]]:
+    """Where the answers stand in a text, one after the other: characters of the text as it is, from and up to."""
+    folded = UNSEEN.sub("", _folded(text))
+    wanted = {parts: None for answer in answers if (parts := _parts(answer)[0])}
+    possible = [parts for parts in wanted if all(part in folded for part in parts)]
+    parts, places = _parts(text) if possible else ((), [])
+    for answer in possible:
+        for first in _places(answer, parts):
+            yield places[first][0], places[first + len(answer) - 1][1]
+
+
+def word_places(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text are, and its other signs, each alone: characters from, and up to."""
+    return _parts(text)[1]
 
 
 def has_match(patterns: Sequence[str], text: str) -> bool:
@@ -55,13 +82,31 @@ def has_match(patterns: Sequence[str], text: str) -> bool:
     return any(pattern.search(normalize("NFD", text)) for pattern in compiled)
 
 
-def first_with_answer(answers: Sequence[str], texts: Sequence[str]) -> int:
+def first_with_answer(answers: Sequence[str], texts: Sequence[str], rule: Rule = has_span) -> int:
     """The number of the first passage that has an answer, from 0; NEVER if none has."""
-    return next((number for number, text in enumerate(texts) if has_answer(answers, text)), NEVER)
+    return next((number for number, text in enumerate(texts) if rule(answers, text)), NEVER)
 
 
-def _place(part: list[str], whole: list[str]) -> int:
-    """Where a part first stands in a row in the whole; NEVER if nowhere, or if there is nothing to look for."""
+def _folded(text: str) -> str:
+    return text.lower() if text.isascii() else normalize("NFD", text.translate(ANSWERS))
+
+
+def _parts(text: str) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
+    """Words and signs, folded, and where each is in the text as it is."""
+    folded = _folded(text)
+    if text.isascii():
+        found = list(ASCII_TOKEN.finditer(folded))
+        return tuple(one[0] for one in found), [one.span() for one in found]
+    # Marks are put in order among themselves only, and stand in one part: what is before and after them is not moved.
+    origin = [number for number, letter in enumerate(text) for _ in ANSWERS[ord(letter)]]
+    some = [
+        (part, origin[one.start() : one.end()]) for one in PART.finditer(folded) if (part := UNSEEN.sub("", one[0]))
+    ]
+    return tuple(part for part, _ in some), [(min(place), max(place) + 1) for _, place in some]
+
+
+def _places(part: Sequence[str], whole: Sequence[str]) -> Iterator[int]:
+    """Where a part stands in a row in the whole."""
     size = len(part)
     starts = range(len(whole) - size + 1) if size else ()
-    return next((start for start in starts if whole[start : start + size] == part), NEVER)
+    return (start for start in starts if whole[start : start + size] == part)

@@ -22,10 +22,10 @@ class Support:
 
 
 def support(answer: str, passages: Sequence[Passage]) -> Support | None:
-    """The first passage whose text holds the answer's tokens in a row, and where; None if there is none.
+    """The first passage whose text holds the answer, and where; None if there is none.
 
-    Answers are looked for as recall does it (`matching.has_answer`), titles do not count. An answer without a token
-    stands nowhere.
+    Answers are looked for as recall does it (`matching.has_span`), titles do not count. An answer without a letter or
+    sign stands nowhere.
     """
     for number, passage in enumerate(passages):
         if span := span_of(answer, passage.text):

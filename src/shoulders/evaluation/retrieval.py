@@ -4,11 +4,11 @@ Source: Karpukhin et al. 2020, `dpr/data/qa_validation.py`; the paper, table 2.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import mean
 from typing import Any
 
-from shoulders.data.matching import first_with_answer
+from shoulders.data.matching import Rule, first_with_answer, has_answer, has_span
 from shoulders.data.packing import PackedEvidence
 from shoulders.data.support import support
 from shoulders.errors import UsageError
@@ -29,6 +29,8 @@ class Retrieval:
         without: examples for which no passage was read.
         too_long: passages left out because they fit no context, not even alone.
         supported: percentage of the answers given that stand in one of the passages that were read; None without any.
+        recall_by_dpr, recall_at_input_by_dpr: by DPR's rule of where an answer stands (`matching.has_answer`), for
+            figures beside published ones; all others are by `matching.has_span`.
     """
 
     recall: Mapping[int, float]
@@ -37,10 +39,13 @@ class Retrieval:
     without: int
     too_long: int
     supported: float | None = None
+    recall_by_dpr: Mapping[int, float] = field(default_factory=dict)
+    recall_at_input_by_dpr: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON values; numbers of passages are texts."""
-        return {**asdict(self), "recall": {str(k): value for k, value in self.recall.items()}}
+        by_rank = {"recall": self.recall, "recall_by_dpr": self.recall_by_dpr}
+        return {**asdict(self), **{key: {str(k): one for k, one in some.items()} for key, some in by_rank.items()}}
 
 
 def retrieval(
@@ -55,8 +60,8 @@ def retrieval(
     Raises:
         UsageError: there is no example.
     """
-    first: list[int] = []
-    read: list[int] = []
+    first: dict[Rule, list[int]] = {has_span: [], has_answer: []}
+    read: dict[Rule, list[int]] = {has_span: [], has_answer: []}
     packed: list[int] = []
     supported = 0
     too_long = 0
@@ -66,14 +71,17 @@ def retrieval(
         sought = source.find([one.question for one in some])
         for example, passages, answer in zip(some, sought, given, strict=True):
             found = source.packed(example.question, passages)
-            first.append(first_with_answer(example.references, [passage.text for passage in passages]))
-            read.append(first_with_answer(example.references, [passage.text for passage in found.passages]))
+            for texts, numbers in ((passages, first), (found.passages, read)):
+                for rule, of_rule in numbers.items():
+                    of_rule.append(first_with_answer(example.references, [one.text for one in texts], rule))
             packed.append(len(found.passages))
             too_long += found.too_long
             supported += support(answer, found.passages) is not None
-    recall = {rank: recall_at(first, rank) for rank in sorted({*RANKS, k}) if rank <= k}
+    ranks = [rank for rank in sorted({*RANKS, k}) if rank <= k]
+    recall, by_dpr = ({rank: recall_at(numbers, rank) for rank in ranks} for numbers in first.values())
+    at_input, at_input_by_dpr = (recall_at(numbers, k) for numbers in read.values())
     share = 100 * supported / len(examples) if answers is not None else None
-    return Retrieval(recall, recall_at(read, k), mean(packed), packed.count(0), too_long, share)
+    return Retrieval(recall, at_input, mean(packed), packed.count(0), too_long, share, by_dpr, at_input_by_dpr)
 
 
 def recall_at(first: Sequence[int], k: int) -> float:

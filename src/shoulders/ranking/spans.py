@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shoulders.data.matching import answer_tokens, placed_tokens
+from shoulders.data.matching import spans_of, word_places
 
 Span = tuple[int, int]  # first place and the one after the last
 MOST = 10  # occurrences that are trained on
@@ -19,17 +19,9 @@ LONGEST = 10  # tokens of an extracted answer
 def answer_spans(answers: Sequence[str], text: str, most: int = MOST) -> list[Span]:
     """Where the answers stand in a text, in characters, from its beginning on.
 
-    They are looked for as `has_answer` does: a text that has an answer has a span.
+    They are looked for as `has_span` does: a text that has an answer has a span.
     """
-    words, places = placed_tokens(text)
-    wanted = {tuple(found) for answer in answers if (found := answer_tokens(answer))}
-    spans = {
-        (places[start][0], places[start + len(answer) - 1][1])
-        for answer in wanted
-        for start in range(len(words) - len(answer) + 1)
-        if tuple(words[start : start + len(answer)]) == answer
-    }
-    return sorted(spans)[:most]
+    return sorted(set(spans_of(answers, text)))[:most]
 
 
 def token_spans(spans: Sequence[Span], offsets: Sequence[Span]) -> list[Span]:
@@ -56,10 +48,7 @@ def best_span(start: Float[Tensor, "S"], end: Float[Tensor, "S"], longest: int =
 
 
 def whole_words(span: Span, text: str) -> Span:
-    """The span of characters, made longer where it ends inside a word."""
+    """The span of characters, made longer where it ends inside a word, or a character of several code points."""
     first, last = span
-    while 0 < first < last and text[first - 1].isalnum() and text[first].isalnum():
-        first -= 1
-    while first < last < len(text) and text[last - 1].isalnum() and text[last].isalnum():
-        last += 1
-    return first, last
+    inside = [place for place in word_places(text) if place[0] < last and place[1] > first]
+    return (min(first, inside[0][0]), max(last, inside[-1][1])) if inside else span

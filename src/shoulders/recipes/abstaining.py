@@ -7,7 +7,7 @@ from typing import Any
 
 from shoulders.adaptive.abstaining import Judged, Outcome, Threshold, best_threshold, outcome
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.matching import has_answer
+from shoulders.data.matching import has_span
 from shoulders.data.tasks import Task
 from shoulders.errors import UsageError
 from shoulders.evaluation.metrics import exact_match, token_f1
@@ -86,7 +86,7 @@ def _judged(example: Example, found: ReadAnswer) -> Judged:
     return Judged(
         found.confidence,
         stands=found.support is not None,
-        answerable=any(has_answer(golds, passage.text) for passage in found.read),
+        answerable=any(has_span(golds, passage.text) for passage in found.read),
         em=exact_match(found.text, golds),
         f1=token_f1(found.text, golds),
     )
