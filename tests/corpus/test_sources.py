@@ -40,7 +40,7 @@ def test_files_of_all_kinds(tmp_path):
     )
     page = "<html><head><title> A &amp;\n B </title><script>x()</script></head><body><p>One</p><p>t<b>w</b>o<style>p{}"
     (tmp_path / "page.html").write_text(f"{page}</style><ul><li>three<li>four</ul>a<br>b&#1;c</body>")
-    latin = '<meta charset="latin-1"><p>Málaga</p>'
+    latin = '<meta charset="latin1"><p>Málaga</p>'
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "old.htm").write_bytes(latin.encode("latin-1"))
     save_pdf(tmp_path / "paper.pdf")
