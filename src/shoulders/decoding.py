@@ -20,7 +20,7 @@ MARKED = {
     "utf-16-be": "utf-16",
 }
 CONTROLS = bytes({*range(0x20), 0x7F} - {*b"\t\n\v\f\r\x1b"})  # those that text has no use for
-BINARY = 0.1  # a greater part of a text is never control characters
+BINARY = 0.05  # a greater part of a text is never control characters
 CERTAIN = 6  # continuation bytes of valid UTF-8: another encoding gives them by chance once in a million texts
 BROKEN = 0.05  # of the characters beyond ASCII, at most so many are lost in a text that is still worth reading
 # Languages' letters fit an encoding this much, and any other that gives other letters by so much less. Of 1,078 samples
@@ -88,7 +88,7 @@ def _marked(content: bytes) -> Decoded | None:
             if (whole := _strict(content, encoding)) is not None:
                 return Decoded(whole, 0)
             text = content.decode(encoding, "replace")
-            if (broken := text.count("\ufffd")) > 1 + BROKEN * len(text):
+            if (broken := text.count("\ufffd")) > BROKEN * len(text):
                 raise DataError(f"it begins with the mark of {encoding}, but is something else: {WAY_OUT}")
             return Decoded(text, broken)
     return None

@@ -236,7 +236,7 @@ def _line() -> str:
         line.encode()  # where the locale is C, Python passes other bytes on as surrogates
     except UnicodeError as error:
         raise UsageError(f"what is piped in is not UTF-8 ({error}): convert it first (iconv -t utf-8)") from error
-    return line
+    return line.removeprefix("\ufeff")
 
 
 def _read(path: Path | None) -> str:

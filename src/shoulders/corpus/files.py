@@ -41,7 +41,7 @@ BLOCKS = (
 )
 BOXES = "audio,button,canvas,input,marquee,meter,object,progress,rt,select,td,textarea,th,video"
 APART = {tag: space for tags, space in ((BLOCKS, "\n\n"), (BOXES, " ")) for tag in tags.split(",")}
-CHARSET = regex.compile(r"charset\s*=\s*(?|\"([^\"]*)\"|'([^']*)'|([^\s;\"']+))", regex.IGNORECASE)
+CHARSET = regex.compile(r"charset\s*=\s*[\"']?([^\s;\"']+)", regex.IGNORECASE)
 XML_ENCODING = regex.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([^\"']*)[\"']")
 # What the Standard's encodings are called in Python where it is not what they are called there.
 SUPERSETS = {"gbk": "gb18030", "utf-16le": "utf-8", "utf-16be": "utf-8", "x-user-defined": "cp1252"}
@@ -108,7 +108,7 @@ def _markdown(content: bytes) -> Titled:
     text, lost = _decoded(content)
     title, text = _front_matter(clean(text))
     page = LexborHTMLParser(_commonmark().render(text))
-    headings = (_text_of(heading).strip() or _text_of(heading, pictures=True).strip() for heading in page.css(HEADINGS))
+    headings = (_text_of(heading) or _text_of(heading, pictures=True) for heading in page.css(HEADINGS))
     return Titled(title or next(filter(None, headings), ""), _text_of(page.body, pictures=True), lost)
 
 
@@ -176,7 +176,7 @@ def _text_of(root: LexborNode | None, *, pictures: bool = False) -> str:
             apart = APART.get(node.tag or "", "")
             parts += [apart, _instead(node, pictures=pictures)]
             todo += [apart, *reversed(_children(node))]
-    return "".join(parts)
+    return "".join(parts).strip()
 
 
 def _instead(node: LexborNode, *, pictures: bool) -> str:

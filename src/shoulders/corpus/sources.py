@@ -12,8 +12,8 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -246,26 +246,23 @@ def _reading(file: _File, newline: str) -> Iterator[tuple[BinaryIO, Iterator[str
     except OSError as error:
         yield cast(BinaryIO, io.BytesIO()), iter(()), [error.strerror or first_line(error)]
         return
-    with raw, gzip.open(raw) if file.path.suffix.lower() == ".gz" else raw as stream:
-        yield raw, _until_trouble(_text_lines(cast(io.BufferedReader, stream), newline), trouble), trouble
+    packed = file.path.suffix.lower() == ".gz"
+    with raw, gzip.open(raw) if packed else raw as stream, closing(_text_lines(stream, newline, trouble)) as lines:
+        yield raw, lines, trouble
 
 
-def _text_lines(stream: io.BufferedReader, newline: str) -> Iterator[str]:
-    text = io.TextIOWrapper(stream, line_encoding(stream.peek(4)), "surrogateescape", newline)
+def _text_lines(stream: io.BufferedReader | gzip.GzipFile, newline: str, trouble: list[str]) -> Generator[str]:
+    number, text = 0, None
     try:
-        yield from text
-    finally:
-        text.detach()  # which else would close the stream
-
-
-def _until_trouble(lines: Iterator[str], trouble: list[str]) -> Iterator[str]:
-    number = 0
-    try:
-        for line in lines:
+        text = io.TextIOWrapper(stream, line_encoding(stream.peek(4)), "surrogateescape", newline)
+        for line in text:
             number += 1
             yield line
     except (OSError, EOFError, UnicodeError, zlib.error) as error:
         trouble.append(f"it cannot be read beyond line {number}: {first_line(error)}")
+    finally:
+        if text:
+            text.detach()  # which else would close the file with itself
 
 
 def _hub_source(name: str, *, as_is: bool) -> Source:
