@@ -1,5 +1,6 @@
 """The text of pages, Markdown and PDFs: all of it, its words apart, nothing else."""
 
+import re
 from functools import cache
 
 import pytest
@@ -124,7 +125,7 @@ def test_no_word_of_markdown_is_lost(told, blocks):
     content = "\n\n".join(block.format(" ".join(some_words)) for block, some_words in blocks)
     _, text, lost = told("a.md", content)
     wanted = [word for _, some_words in blocks for word in some_words]
-    found = iter(text.replace("<script>", " ").replace("</script>", " ").split())
+    found = iter(re.findall("[a-z]+", text))  # a fence that is not closed shows what follows as it is
     assert [word for word in wanted if word not in found] == []  # in their order
     assert lost == []
 

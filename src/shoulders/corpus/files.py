@@ -41,6 +41,7 @@ BLOCKS = (
 )
 BOXES = "audio,button,canvas,input,marquee,meter,object,progress,rt,select,td,textarea,th,video"
 APART = {tag: space for tags, space in ((BLOCKS, "\n\n"), (BOXES, " ")) for tag in tags.split(",")}
+META = regex.compile(rb"<meta\b[^>]*charset[^>]*>?", regex.IGNORECASE)
 CHARSET = regex.compile(r"charset\s*=\s*[\"']?([^\s;\"']+)", regex.IGNORECASE)
 XML_ENCODING = regex.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([^\"']*)[\"']")
 # What the Standard's encodings are called in Python where it is not what they are called there.
@@ -146,12 +147,12 @@ def _html(content: bytes) -> Titled:
 def _declared(content: bytes) -> str:
     """Python's name of the encoding that a page says it has; "" if it says none that there is."""
     labels: list[str] = []
-    if b"charset" in content.lower():
-        for meta in LexborHTMLParser(content.decode("latin-1")).css("meta"):
-            about = meta.attributes
-            labels.append(about.get("charset") or "")
-            if (about.get("http-equiv") or "").lower() == "content-type":
-                labels += CHARSET.findall(about.get("content") or "")
+    head = content[: max((meta.end() for meta in META.finditer(content)), default=0)]
+    for meta in LexborHTMLParser(head.decode("latin-1")).css("meta"):  # none of a comment, a script or a title
+        about = meta.attributes
+        labels.append(about.get("charset") or "")
+        if (about.get("http-equiv") or "").lower() == "content-type":
+            labels += CHARSET.findall(about.get("content") or "")
     labels += [label.decode("latin-1") for label in XML_ENCODING.findall(content, endpos=1024)]
     known = [encoding for label in labels if (encoding := webencodings.lookup(label))]
     if known and known[0].name == "replacement":

@@ -105,7 +105,7 @@ def open_source(name: str, *, as_is: bool = False) -> Source:
         raise SourceNotFound(f"there is no file or folder {name!r} (a data set of the hub is named {HUB}NAME)")
     if not files:
         what = "holds no file that can be read" if path.is_dir() else "is none of the files that can be read"
-        raise SourceNotFound(f"{name} {what}: {', '.join(KNOWN)}")
+        raise SourceNotFound(f"{readable(name)} {what}: {', '.join(KNOWN)}")
     root = path if path.is_dir() else path.parent
     sizes = [_size(file) for file in files]
 
