@@ -81,7 +81,7 @@ def line_encoding(head: bytes) -> str:
 
 
 def _marked(content: bytes) -> Decoded | None:
-    """Text with a byte order mark; None without."""
+    """Return a text that has a byte order mark; None without one."""
     for mark, encoding in MARKS.items():
         if content.startswith(mark):
             content = content.removeprefix(mark)
@@ -95,7 +95,7 @@ def _marked(content: bytes) -> Decoded | None:
 
 
 def _as_said(content: bytes, declared: str) -> str | None:
-    """The text in the declared encoding or as UTF-8, whichever the bytes agree with; None if with neither."""
+    """Return the text in the declared encoding or as UTF-8, whichever the bytes agree with; None if with neither."""
     unmarked = _strict(content, "utf-8")
     if unmarked is not None and len(content) - len(unmarked) >= CERTAIN:
         return unmarked
@@ -111,7 +111,7 @@ def _strict(content: bytes, encoding: str) -> str | None:
 
 
 def _told(content: bytes) -> str | None:
-    """The text in the one encoding that makes a language of the bytes; None if there is none, or more."""
+    """Return the text in the one encoding that makes a language of the bytes; None if there is none, or more."""
     from charset_normalizer import from_bytes  # slow to import, and seldom needed
 
     matches = [*from_bytes(content)]

@@ -86,7 +86,7 @@ def test_a_page_with_a_broken_character_is_read_and_the_loss_named(told):
     content = b"<meta charset=utf-8><p>" + "für ".encode() * 30 + b"M\xfcnchen"
     _, text, lost = told("a.html", content)
     assert text.endswith("für M\ufffdnchen")
-    assert lost == [("", "1 characters could not be read and are U+FFFD now")]
+    assert lost == [("", "1 of its characters could not be read and are U+FFFD now")]
 
 
 @some
@@ -130,6 +130,10 @@ def test_no_word_of_markdown_is_lost(told, blocks):
     assert lost == []
 
 
+def test_what_looks_like_a_field_after_a_rule_is_text(told):
+    assert told("a.md", "---\n\nNote: the bridge is closed.\n\n---\n")[1] == "Note: the bridge is closed."
+
+
 @pytest.mark.parametrize(
     ("content", "title"),
     [
@@ -141,6 +145,7 @@ def test_no_word_of_markdown_is_lost(told, blocks):
         ("---\ntitle: 'From: the matter'\ntags: [a]\n---\n# Heading\n", "From: the matter"),
         ("---\ntags: [a]\n...\n# Heading\n", "Heading"),
         ("---\n\nNo matter.\n\n---\n\nThen text.\n", "a"),
+        ("---\n\nNote: a rule\n\n---\n\n# Heading\n", "Heading"),
         ("---\nkey: [broken\n---\n", "key: [broken"),
         ("text only", "a"),
     ],

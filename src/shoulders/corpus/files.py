@@ -47,7 +47,7 @@ XML_ENCODING = regex.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([^\"']*)[\"']")
 # What the Standard's encodings are called in Python where it is not what they are called there.
 SUPERSETS = {"gbk": "gb18030", "utf-16le": "utf-8", "utf-16be": "utf-8", "x-user-defined": "cp1252"}
 
-FRONT_MATTER = regex.compile(r"\A---[ \t]*\n(.*?\n)(?:---|\.\.\.)[ \t]*(?:\n|\Z)", regex.DOTALL)
+FRONT_MATTER = regex.compile(r"\A---[ \t]*\n(?!\s*\n)(.*?\n)(?:---|\.\.\.)[ \t]*(?:\n|\Z)", regex.DOTALL)
 HEADINGS = "h1,h2,h3,h4,h5,h6"
 # Elements that would take the text after them with them; as text, like GitHub Flavored Markdown 6.11.
 SWALLOWING = regex.compile(
@@ -75,7 +75,7 @@ def clean(text: str) -> str:
 
 
 def readable(path: str | Path) -> str:
-    """The name of a file as text; bytes of it that are not UTF-8 become their numbers."""
+    """Return the name of a file as text; bytes of it that are not UTF-8 become their numbers."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -96,9 +96,9 @@ def read_text(path: Path) -> Titled:
 
 
 def _decoded(content: bytes, declared: str = "") -> tuple[str, Sequence[tuple[str, str]]]:
-    """The text, and what of it is lost."""
+    """Return the text, and what of it is lost."""
     text, broken = decode(content, declared)
-    return text, [("", f"{broken:,} characters could not be read and are U+FFFD now")] if broken else []
+    return text, [("", f"{broken:,} of its characters could not be read and are U+FFFD now")] if broken else []
 
 
 def _plain(content: bytes) -> Titled:
@@ -126,7 +126,7 @@ def _markup(_: Any, tokens: Sequence[Any], at: int, *__: Any) -> str:
 
 
 def _front_matter(text: str) -> tuple[str, str]:
-    """The title that YAML before the text gives it, and the text; without such YAML, all of it."""
+    """Return the title that YAML before a text gives it, and the text; without such YAML, all of it."""
     matter = FRONT_MATTER.match(text)
     about: Any = None
     with suppress(yaml.YAMLError, ValueError, RecursionError):  # a rule, then text
@@ -145,7 +145,7 @@ def _html(content: bytes) -> Titled:
 
 
 def _declared(content: bytes) -> str:
-    """Python's name of the encoding that a page says it has; "" if it says none that there is."""
+    """Return Python's name of the encoding that a page says it has; "" if it says none that there is."""
     labels: list[str] = []
     head = content[: max((meta.end() for meta in META.finditer(content)), default=0)]
     for meta in LexborHTMLParser(head.decode("latin-1")).css("meta"):  # none of a comment, a script or a title
@@ -161,7 +161,7 @@ def _declared(content: bytes) -> str:
 
 
 def _text_of(root: LexborNode | None, *, pictures: bool = False) -> str:
-    """What is seen of an element, words of two boxes kept apart; if wanted, the words that stand for pictures too."""
+    """Return what is seen of an element, words of two boxes apart; if wanted, what stands for pictures too."""
     if root is None:
         return ""
     hidden = {node.mem_id for node in root.css(HIDDEN)}
@@ -181,14 +181,14 @@ def _text_of(root: LexborNode | None, *, pictures: bool = False) -> str:
 
 
 def _instead(node: LexborNode, *, pictures: bool) -> str:
-    """What an element that holds no text stands for."""
+    """Return what an element without text stands for."""
     if node.tag == "img" and pictures:
         return node.attributes.get("alt") or ""
     return "\n" if node.tag == "br" else ""
 
 
 def _children(node: LexborNode) -> list[LexborNode]:
-    """What is in an element; what is written above text (ruby) after the text."""
+    """Return what is in an element; what is written above text (ruby) comes after the text."""
     found, child = [], node.child
     while child is not None:
         found.append(child)

@@ -121,7 +121,7 @@ def open_source(name: str, *, as_is: bool = False) -> Source:
 
 
 def _files(root: Path, refused: Callable[[OSError], None]) -> list[Path]:
-    """The files below a folder that can be read, hidden ones left out (`.git`, `._x` of macOS)."""
+    """Return the files below a folder that can be read, hidden ones left out (`.git`, `._x` of macOS)."""
     found: list[Path] = []
     for folder, folders, names in os.walk(root, onerror=refused):
         folders[:] = [one for one in folders if not one.startswith(".") and one != BESIDE]
@@ -131,7 +131,7 @@ def _files(root: Path, refused: Callable[[OSError], None]) -> list[Path]:
 
 
 def _is_file(path: Path) -> bool:
-    """No pipe or device; what cannot be looked at is for whoever opens it to name."""
+    """Return whether it is no pipe or device; what cannot be looked at is for whoever opens it to name."""
     try:
         return path.is_file() or not path.exists()
     except OSError:
@@ -231,7 +231,7 @@ def _whole_rows(rows: Iterator[list[str]]) -> Iterator[list[str] | str]:
 
 
 def _decoded(text: str) -> str:
-    """The text, or `ValueError` if the file's encoding does not have some of its bytes."""
+    """Return the text, or raise `ValueError` if the file's encoding does not have some of its bytes."""
     if UNDECODED.search(text):
         raise ValueError(f"it is not UTF-8: {WAY_OUT}")
     return text
