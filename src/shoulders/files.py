@@ -16,7 +16,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UsageError
+from shoulders.decoding import decode_whole
+from shoulders.errors import CorruptFile, DataError, SaveFailed, SourceNotFound, UsageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DATABASE_CACHE = -128 * 1024  # KiB of an SQLite file
@@ -137,10 +138,10 @@ def read_json(path: Path) -> dict[str, Any]:
         CorruptFile: it is not one.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(decode_whole(path.read_bytes()))
     except OSError as error:
         raise SourceNotFound(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, DataError) as error:
         raise CorruptFile(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise CorruptFile(f"{path} holds no JSON object")

@@ -10,6 +10,8 @@ import sys
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shoulders.corpus import building
 from shoulders.corpus.building import build
@@ -366,3 +368,33 @@ def test_a_fingerprint_does_not_hang_on_the_clock(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"id": "1", "text": "Oslo has parks."}\n')
     build([str(tmp_path / "a.jsonl")], tmp_path / "index", Cutting())
     assert Index(tmp_path / "index").fingerprint != first
+
+
+FILES = {  # what may be in a folder, and whether it can be read
+    "a.txt": (b"readable words", True),
+    "b.txt": ("Müller, Größe".encode("latin-1"), False),
+    "c.pdf": (b"%PDF-1.7\n1 0 obj <</Type/Catalog/Pages 1 0 R>>", False),
+    "d.jsonl": (b'{"text": "readable words"}\n', True),
+    "e.jsonl": (b'{"text": "cut', False),
+    "f.tsv.gz": (b"no gzip", False),
+    "g.html": ("<meta charset=koi8-r><p>readable words".encode("utf-16"), True),
+    "h.html": (b"<meta charset=utf-8><p>\xff\xfe\xfd", False),
+    "i.md": (bytes(range(256)), False),
+    "j.tsv": (b"id\ttext\ttitle\n1\t\xff\t\n", False),
+}
+
+
+@settings(max_examples=12, deadline=None, database=None)
+@given(st.lists(st.sampled_from(sorted(FILES)), min_size=1, unique=True), st.binary(max_size=80))
+def test_any_mix_of_files_leaves_a_finished_index(tmp_path_factory, names, noise):
+    folder = tmp_path_factory.mktemp("mix")
+    (folder / "z.txt").write_text("some readable words")
+    for kind in ("txt", "md", "html", "pdf", "jsonl", "jsonl.gz", "tsv"):
+        (folder / f"noise.{kind}").write_bytes(noise)
+    for name in names:
+        (folder / name).write_bytes(FILES[name][0])
+    built = made([folder], folder / "index")
+    assert not Index(folder / "index").unfinished
+    assert built.counts.documents >= 1 + sum(FILES[name][1] for name in names)
+    named = " ".join(one.place for one in built.skipped)
+    assert [name for name in names if not FILES[name][1] and name not in named] == []

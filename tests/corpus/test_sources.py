@@ -2,33 +2,18 @@ import csv
 import gzip
 import io
 import json
+import os
+import struct
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pypdf import PdfWriter
 
+from pdfs import save_pdf
+from shoulders.corpus import sources
 from shoulders.corpus.sources import Document, Skipped, _fields, open_source
 from shoulders.errors import HubUnreachable, SourceNotFound
-
-WRITTEN = b"BT /F1 12 Tf 20 200 Td (Words in a portable docu-) Tj 0 -20 Td (ment, on two lines.) Tj ET"
-
-
-def save_pdf(path):
-    objects = [
-        b"<</Type/Catalog/Pages 2 0 R>>",
-        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
-        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 300]/Contents 4 0 R/Resources<</Font<</F1 5 0 R>>>>>>",
-        b"<</Length %d>>stream\n%s\nendstream" % (len(WRITTEN), WRITTEN),
-        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
-    ]
-    content, places = b"%PDF-1.4\n", []
-    for number, one in enumerate(objects, start=1):
-        places.append(len(content))
-        content += b"%d 0 obj%s endobj\n" % (number, one)
-    table = b"".join(b"%010d 00000 n \n" % place for place in places)
-    end = b"trailer<</Root 1 0 R/Size 6>>\nstartxref\n%d\n%%%%EOF" % len(content)
-    path.write_bytes(content + b"xref\n0 6\n0000000000 65535 f \n" + table + end)
 
 
 def read(name, **how):
@@ -44,10 +29,10 @@ def test_files_of_all_kinds(tmp_path):
     )
     page = "<html><head><title> A &amp;\n B </title><script>x()</script></head><body><p>One</p><p>t<b>w</b>o<style>p{}"
     (tmp_path / "page.html").write_text(f"{page}</style><ul><li>three<li>four</ul>a<br>b&#1;c</body>")
-    latin = '<meta charset="latin-1"><p>Málaga</p>'
+    latin = '<meta charset="latin1"><p>Málaga</p>'
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "old.htm").write_bytes(latin.encode("latin-1"))
-    save_pdf(tmp_path / "paper.pdf")
+    save_pdf(tmp_path / "paper.pdf", [["Words in a portable docu-", "ment, on two lines."]])
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     documents, skipped = read(tmp_path)
     assert skipped == []
@@ -178,6 +163,76 @@ def test_a_truncated_file_gives_what_can_be_read(tmp_path, name):
     assert skipped[-1].lost
     assert "it cannot be read beyond line" in skipped[-1].reason
     assert len(skipped) <= 2  # the line that was cut, too
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_lines_and_tables_with_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "a.jsonl").write_bytes('{"id": 1, "text": "Größe"}\n\n{"id": 2, "text": "zwei"}\n'.encode(encoding))
+    (tmp_path / "b.tsv").write_bytes("id\ttext\ttitle\n1\tGröße\tT\n".encode(encoding))
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress('{"id": 1, "text": "Größe"}'.encode(encoding)))
+    documents, skipped = read(tmp_path)
+    assert skipped == []
+    assert [(d.id, d.text) for d in documents] == [
+        ("a.jsonl#1", "Größe"), ("a.jsonl#2", "zwei"), ("b.tsv#1", "Größe"), ("c.jsonl.gz#1", "Größe")
+    ]  # fmt: skip
+
+
+def test_files_joined_with_their_marks(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(2 * '\ufeff{"text": "one"}\n'.encode() + "\ufeff\n".encode())
+    documents, skipped = read(tmp_path / "a.jsonl")
+    assert [document.text for document in documents] == ["one", "one"]
+    assert [one.place.rsplit(", ")[1] for one in skipped] == ["line 3"]
+
+
+def test_a_line_that_is_not_of_the_encoding_is_named(tmp_path):
+    rows = "id\ttext\ttitle\n1\tcafé\tT\n2\tplain\tT\n"
+    (tmp_path / "a.tsv").write_bytes(rows.encode("latin-1"))
+    (tmp_path / "b.jsonl").write_bytes('{"text": "café"}\n{"text": "plain"}\n'.encode("latin-1"))
+    (tmp_path / "c.jsonl").write_bytes('{"text": "one"}\n'.encode("utf-16")[:-1])  # cut off
+    documents, skipped = read(tmp_path)
+    assert [document.text for document in documents] == ["plain", "plain"]
+    assert [(one.place.rsplit("/")[-1], one.reason.partition(":")[0], one.lost) for one in skipped] == [
+        ("a.tsv, line 2", "it is not UTF-8", True),
+        ("b.jsonl, line 1", "it is not UTF-8", True),
+        ("c.jsonl", "it cannot be read beyond line 0", True),
+    ]
+
+
+def test_hidden_files_are_none_of_a_folder(tmp_path):
+    for name in ("a.txt", "._a.txt", ".git/b.txt", "__MACOSX/._a.txt", "__MACOSX/c.txt", "sub/.d.md", "sub/e.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+    assert [document.id for document in read(tmp_path)[0]] == ["a.txt", "sub/e.txt"]
+    assert [document.id for document in read(tmp_path / "sub" / ".d.md")[0]] == [".d.md"]  # named by itself
+
+
+def test_names_that_are_not_utf_8_stay_apart(tmp_path):
+    for name, content in ((b"caf\xe8.txt", b"\xe8"), (b"caf\xe9.txt", b"text")):
+        (tmp_path / os.fsdecode(name)).write_bytes(content)
+    documents, skipped = read(tmp_path)
+    assert [(d.id, d.title) for d in documents] == [("caf\\xe9.txt", "caf\\xe9")]
+    assert [one.place.rsplit("/")[-1] for one in skipped] == ["caf\\xe8.txt"]
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
+    os.mkfifo(tmp_path / "pipe.txt")  # opened, it would wait for ever
+    ((one,),) = [read(tmp_path)[1]]
+    assert (one.place, one.reason) == (str(tmp_path / "a.txt"), "No such file or directory")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), MemoryError(), RecursionError("deep"), struct.error("short")])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.tsv"])
+def test_whatever_a_library_raises_costs_one_file(tmp_path, monkeypatch, error, name):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(sources, "read_text" if name == "a.txt" else "_text_lines", fails)
+    (tmp_path / name).write_text("text")
+    documents, (skipped,) = read(tmp_path)
+    assert documents == []
+    assert skipped.reason.startswith(f"it cannot be read ({type(error).__name__}: ")
+    assert skipped.lost
 
 
 def test_an_endless_quotation_does_not_swallow_the_table(tmp_path):

@@ -6,6 +6,8 @@ import os
 import tracemalloc
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shoulders.data.lines import JsonLines, read_json_lines
 from shoulders.errors import BadRow, DataError, SaveFailed
@@ -38,6 +40,17 @@ def test_a_file_without_an_object_is_empty(tmp_path):
     assert len(JsonLines(tmp_path / "a.jsonl", dict)) == 0
 
 
+@given(st.lists(st.sampled_from(['{"n": 1}', '\ufeff{"n": 1}', "", "\ufeff", "  "])), st.sampled_from(["\n", "\r\n"]))
+@settings(max_examples=40, deadline=None, database=None)
+def test_byte_order_marks_are_no_part_of_a_line(tmp_path_factory, lines, end):
+    """At the beginning, and where files with one were joined."""
+    path = tmp_path_factory.mktemp("marks") / "rows.jsonl"
+    path.write_bytes(end.join(lines).encode())
+    found = JsonLines(path, dict)
+    assert [found[number] for number in range(len(found))] == [{"n": 1}] * sum("n" in line for line in lines)
+    assert list(read_json_lines(path)) == [found[number] for number in range(len(found))]
+
+
 def test_nothing_of_a_file_stays_in_memory(tmp_path):
     """20 MB of records, and what is kept of them is some tens of kilobytes."""
     written(tmp_path / "large.jsonl", 80_000)
@@ -56,7 +69,7 @@ def test_nothing_of_a_file_stays_in_memory(tmp_path):
     [
         (b'{"n": ', "Expecting value"),
         (b"[1]", "not a JSON object but list"),
-        (b'{"n": "\xff"}', "can't decode byte 0xff"),
+        (b'{"n": "\xff"}', r"can't decode byte 0xff.*: convert it \(iconv"),
         (b"[" * 100_000, "nested too deep"),
         (b'{"n": 0}', "n must not be 0"),
     ],

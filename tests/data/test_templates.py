@@ -51,6 +51,15 @@ def test_promptsource_yaml_is_read_as_it_is(tmp_path):
     assert (rendered.text, rendered.target, rendered.choices) == ("Is a tree alive?", "Yes", ("No", "Yes"))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_templates_with_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "templates.yaml").write_bytes(YAML.encode(encoding))
+    assert [template.name for template in read_templates(tmp_path / "templates.yaml")] == ["alive", "what"]
+    (tmp_path / "templates.yaml").write_bytes(f"{YAML}\n# é".encode("latin-1"))
+    with pytest.raises(TemplateFailed, match="is not a PromptSource template file: it is not UTF-8"):
+        read_templates(tmp_path / "templates.yaml")
+
+
 def test_a_template_that_is_not_meant_for_a_record_renders_nothing(tmp_path):
     path = tmp_path / "templates.yaml"
     path.write_text(YAML)

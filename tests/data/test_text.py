@@ -58,6 +58,16 @@ def test_what_is_no_text_is_refused(folder):
         documents[2]
 
 
+def test_the_encoding_of_a_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Größe".encode("utf-8-sig"))
+    (tmp_path / "b.txt").write_bytes("Größe".encode("utf-16"))
+    (tmp_path / "c.txt").write_bytes("Größe".encode("latin-1"))
+    texts = open_text(str(tmp_path))
+    assert [texts[0], texts[1]] == ["Größe", "Größe"]
+    with pytest.raises(DataError, match=r"c\.txt: it is not UTF-8"):
+        texts[2]
+
+
 def test_blank_documents_are_passed_over(lm):
     texts = [text for one in TEXTS for text in (" ", one)]
     packed = PackedText(Documents(len(texts), texts.__getitem__), lm, length=8, seed=1)

@@ -14,7 +14,8 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli import passages
 from shoulders.cli.show import console, counted_passes, errors, notes, quiet_libraries, say
 from shoulders.data.questions import in_wording
-from shoulders.errors import SourceNotFound, UsageError
+from shoulders.decoding import decode_whole
+from shoulders.errors import DataError, SourceNotFound, UsageError
 from shoulders.pipeline import Answering, answer, choose
 from shoulders.recipes.adaptive import stage_named
 from shoulders.recipes.evidence import evidence_of
@@ -235,13 +236,13 @@ def _line() -> str:
         line.encode()  # where the locale is C, Python passes other bytes on as surrogates
     except UnicodeError as error:
         raise UsageError(f"what is piped in is not UTF-8 ({error}): convert it first (iconv -t utf-8)") from error
-    return line
+    return line.removeprefix("\ufeff")
 
 
 def _read(path: Path | None) -> str:
     if path is None:
         return ""
     try:
-        return path.read_text(encoding="utf-8").strip() + "\n\n"
-    except (OSError, UnicodeDecodeError) as error:
+        return decode_whole(path.read_bytes()).strip() + "\n\n"
+    except (OSError, DataError) as error:
         raise SourceNotFound(f"cannot read {path}: {error}") from error

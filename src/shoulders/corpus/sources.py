@@ -9,27 +9,31 @@ corpus.jsonl). A .tsv is DPR's: columns `id`, `text` and `title`, each line a ro
 
 import gzip
 import io
+import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, AnyStr, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import regex
 
 from shoulders.backbone.sources import hub_errors
-from shoulders.corpus.files import WHOLE, clean, read_text
+from shoulders.corpus.files import WHOLE, clean, read_text, readable
 from shoulders.data.formats import id_of, one_text
 from shoulders.data.lines import json_object
 from shoulders.data.readers import datasets_library
+from shoulders.decoding import WAY_OUT, line_encoding
 from shoulders.errors import DataError, SourceNotFound, first_line
 
 LINES, TABLES = (".jsonl", ".jsonl.gz"), (".tsv", ".tsv.gz")
 KNOWN = WHOLE + LINES + TABLES
 HUB = "hub:"
 COLUMNS = ("id", "text", "title")
+BESIDE = "__MACOSX"  # a folder that macOS packs beside what was meant
 FIELD = regex.compile(r'(?<![^\t])(?:"((?:[^"]++|"")*+)"(?=\t|$)|[^\t]*)')
+UNDECODED = regex.compile(r"[\udc80-\udcff]")  # bytes that a line's encoding does not have, as Python passes them on
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Skipped:
     """What a source holds and gives no document.
 
     Attributes:
-        lost: it could not be read, so nobody knows which documents are in it; otherwise it is empty.
+        lost: it could not be read, so nobody knows which documents are in it; otherwise it is empty, or part of one.
     """
 
     place: str
@@ -93,26 +97,53 @@ def open_source(name: str, *, as_is: bool = False) -> Source:
     if name.startswith(HUB):
         return _hub_source(name, as_is=as_is)
     path = Path(name).expanduser().resolve()
+    closed: list[OSError] = []
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.name.lower().endswith(KNOWN) and file.is_file()]
-        if not files:
-            raise SourceNotFound(f"{name} holds no file that can be read: {', '.join(KNOWN)}")
-    elif path.is_file() and path.name.lower().endswith(KNOWN):
-        files = [path]
-    elif path.exists():
-        raise SourceNotFound(f"{name} is none of the files that can be read: {', '.join(KNOWN)}")
+        files = _files(path, closed.append)
     else:
+        files = [path] if path.is_file() and path.name.lower().endswith(KNOWN) else []
+    if not path.exists():
         raise SourceNotFound(f"there is no file or folder {name!r} (a data set of the hub is named {HUB}NAME)")
+    if not files:
+        what = "holds no file that can be read" if path.is_dir() else "is none of the files that can be read"
+        raise SourceNotFound(f"{readable(name)} {what}: {', '.join(KNOWN)}")
     root = path if path.is_dir() else path.parent
-    sizes = [file.stat().st_size for file in files]
+    sizes = [_size(file) for file in files]
 
     def items() -> Iterator[Document | Skipped]:
+        for error in closed:
+            yield Skipped(readable(error.filename), error.strerror or first_line(error), 0)
         before = 0
         for file, size in zip(files, sizes, strict=True):
-            yield from _file_items(_File(file, clean(file.relative_to(root).as_posix()), before, size, as_is))
+            yield from _file_items(_File(file, clean(readable(file.relative_to(root).as_posix())), before, size, as_is))
             before += size
 
-    return Source(str(path), sum(sizes), items)
+    return Source(readable(path), sum(sizes), items)
+
+
+def _files(root: Path, refused: Callable[[OSError], None]) -> list[Path]:
+    """Return the files below a folder that can be read, hidden ones left out (`.git`, `._x` of macOS)."""
+    found: list[Path] = []
+    for folder, folders, names in os.walk(root, onerror=refused):
+        folders[:] = [one for one in folders if not one.startswith(".") and one != BESIDE]
+        files = [Path(folder, one) for one in names if not one.startswith(".") and one.lower().endswith(KNOWN)]
+        found += [file for file in files if _is_file(file)]
+    return sorted(found)
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether it is no pipe or device; what cannot be looked at is for whoever opens it to name."""
+    try:
+        return path.is_file() or not path.exists()
+    except OSError:
+        return True
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,41 +155,46 @@ class _File:
     as_is: bool
 
     def skipped(self, reason: str, *, line: int = 0, read: int | None = None, lost: bool = True) -> Skipped:
-        place = f"{self.path}, line {line}" if line else str(self.path)
+        place = readable(self.path) + (f", line {line}" if line else "")
         return Skipped(place, reason, self.before + (self.size if read is None else read), lost)
 
     def record(self, values: Mapping[str, Any], line: int, read: int, *, passage: bool) -> Document | Skipped:
-        place, read = f"{self.path}, line {line}", self.before + read
+        place, read = f"{readable(self.path)}, line {line}", self.before + read
         return _document(values, f"{self.id}#", line, place, read, passage=passage)
 
 
 def _file_items(file: _File) -> Iterator[Document | Skipped]:
     name = file.path.name.lower()
-    if name.endswith(LINES):
-        yield from _json_items(file)
-    elif name.endswith(TABLES):
-        yield from _table_items(file)
-    else:
-        yield _whole(file)
-
-
-def _whole(file: _File) -> Document | Skipped:
+    reader = _json_items if name.endswith(LINES) else _table_items if name.endswith(TABLES) else _whole
     try:
-        title, text = read_text(file.path)
+        yield from reader(file)
+    except Exception as error:  # whatever a library makes of a broken file, the others are read
+        yield file.skipped(f"it cannot be read ({type(error).__name__}: {first_line(error)})")
+
+
+def _whole(file: _File) -> Iterator[Document | Skipped]:
+    try:
+        title, text, lost = read_text(file.path)
     except DataError as error:
-        return file.skipped(str(error))
-    if not text.strip():
-        return file.skipped("there is no text in it", lost=False)
-    return Document(file.id, title, text, str(file.path), file.before + file.size)
+        yield file.skipped(str(error))
+        return
+    for where, reason in lost:
+        yield Skipped(
+            ", ".join(filter(None, [readable(file.path), where])), reason, file.before + file.size, lost=False
+        )
+    if text.strip():
+        yield Document(file.id, title, text, readable(file.path), file.before + file.size)
+    else:
+        yield file.skipped("there is no text in it", lost=False)
 
 
 def _json_items(file: _File) -> Iterator[Document | Skipped]:
-    with _reading(file) as (raw, lines, trouble):
-        for number, line in enumerate(_until_trouble(lines, trouble), start=1):
+    with _reading(file, "\n") as (raw, lines, trouble):
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                values = json_object(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                values = json_object(_decoded(line))
             except (ValueError, RecursionError) as error:
                 yield file.skipped(first_line(error), line=number, read=raw.tell())
             else:
@@ -167,16 +203,16 @@ def _json_items(file: _File) -> Iterator[Document | Skipped]:
 
 
 def _table_items(file: _File) -> Iterator[Document | Skipped]:
-    with _reading(file) as (raw, stream, trouble):
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="\n")
-        lines = _until_trouble(text, trouble)
+    with _reading(file, "\n") as (raw, lines, trouble):
         header = [name.strip('"') for name in next(lines, "").rstrip("\r\n").split("\t")]
         named = set(COLUMNS) <= set(header)
         if not named and not trouble:
             trouble.append(f"its first line does not name the columns {', '.join(COLUMNS)}")
         for number, line in enumerate(lines if named else (), start=2):
             row = _fields(line, len(header))
-            if len(row) == len(header):
+            if UNDECODED.search(line):
+                yield file.skipped(f"it is not UTF-8: {WAY_OUT}", line=number, read=raw.tell())
+            elif len(row) == len(header):
                 yield file.record(dict(zip(header, row, strict=True)), number, raw.tell(), passage=True)
             elif line.strip():
                 yield file.skipped(f"{len(row)} columns in place of {len(header)}", line=number, read=raw.tell())
@@ -193,27 +229,39 @@ def _fields(line: str, columns: int) -> list[str]:
     return quoted if len(quoted) == columns else plain
 
 
+def _decoded(text: str) -> str:
+    """Return the text, or raise `ValueError` if the file's encoding does not have some of its bytes."""
+    if UNDECODED.search(text):
+        raise ValueError(f"it is not UTF-8: {WAY_OUT}")
+    return text
+
+
 @contextmanager
-def _reading(file: _File) -> Iterator[tuple[BinaryIO, BinaryIO, list[str]]]:
-    """The file, what is packed in it, and a list for the reason why it could not be read to its end."""
+def _reading(file: _File, newline: str) -> Iterator[tuple[BinaryIO, Iterator[str], list[str]]]:
+    """The file, the lines of what is packed in it, and a list for the reason why it could not be read to its end."""
     trouble: list[str] = []
     try:
         raw = file.path.open("rb")
     except OSError as error:
-        yield cast(BinaryIO, io.BytesIO()), cast(BinaryIO, io.BytesIO()), [error.strerror or first_line(error)]
+        yield cast(BinaryIO, io.BytesIO()), iter(()), [error.strerror or first_line(error)]
         return
-    with raw, gzip.open(raw) if file.path.suffix.lower() == ".gz" else raw as stream:
-        yield raw, cast(BinaryIO, stream), trouble
+    packed = file.path.suffix.lower() == ".gz"
+    with raw, gzip.open(raw) if packed else raw as stream, closing(_text_lines(stream, newline, trouble)) as lines:
+        yield raw, lines, trouble
 
 
-def _until_trouble(lines: Iterable[AnyStr], trouble: list[str]) -> Iterator[AnyStr]:
-    number = 0
+def _text_lines(stream: io.BufferedReader | gzip.GzipFile, newline: str, trouble: list[str]) -> Generator[str]:
+    number, text = 0, None
     try:
-        for line in lines:
+        text = io.TextIOWrapper(stream, line_encoding(stream.peek(4)), "surrogateescape", newline)
+        for line in text:
             number += 1
             yield line
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, UnicodeError, zlib.error) as error:
         trouble.append(f"it cannot be read beyond line {number}: {first_line(error)}")
+    finally:
+        if text:
+            text.detach()  # which else would close the file with itself
 
 
 def _hub_source(name: str, *, as_is: bool) -> Source:

@@ -16,6 +16,7 @@ from typing import IO, Any, BinaryIO, Generic, TypeVar, cast, final
 import ijson
 
 from shoulders.data.unpacking import unpacked
+from shoulders.decoding import WAY_OUT
 from shoulders.errors import BadRow, DataError
 
 Made = TypeVar("Made")
@@ -38,7 +39,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
         with opener(path, "rb") as lines:
             for line in lines:
                 number += 1
-                if line.strip():
+                if not _blank(line):
                     yield _made(path, number, line, dict)
     except BROKEN as error:
         raise DataError(f"{path}, line {number}: {error}") from error
@@ -101,7 +102,7 @@ class JsonLines(Generic[Made]):
             with self._file.open("rb") as lines:
                 state = _state(lines)
                 for number, line in enumerate(lines, start=1):
-                    if line.strip():
+                    if not _blank(line):
                         if at // BLOCK != block:
                             block = at // BLOCK
                             blocks.objects.append(count)
@@ -123,13 +124,17 @@ class JsonLines(Generic[Made]):
                 if _state(lines) == state:
                     lines.seek(blocks.starts[block])
                     for at, line in enumerate(lines, start=blocks.lines[block]):
-                        if line.strip():
+                        if not _blank(line):
                             if not before:
                                 return at, line
                             before -= 1
         except OSError as error:
             raise DataError(f"{self.path}: {error}") from error
         raise DataError(f"{self.path} was changed while it was being read: start again")
+
+
+def _blank(line: bytes) -> bool:
+    return not line.removeprefix(BOM_UTF8).strip()
 
 
 def _state(file: IO[bytes]) -> tuple[int, int]:
@@ -140,6 +145,8 @@ def _state(file: IO[bytes]) -> tuple[int, int]:
 def _made(path: Path, number: int, line: bytes, make: Callable[[dict[str, Any]], Made]) -> Made:
     try:
         return make(json_object(line.decode()))
+    except UnicodeDecodeError as error:
+        raise BadRow(f"{path}, line {number}: {error}: {WAY_OUT}") from error
     except ValueError as error:
         raise BadRow(f"{path}, line {number}: {error}") from error
 
@@ -147,7 +154,9 @@ def _made(path: Path, number: int, line: bytes, make: Callable[[dict[str, Any]],
 def json_object(line: str) -> dict[str, Any]:
     """The object that a line holds, or `ValueError`."""
     try:
-        return _object(json.loads(line))
+        return _object(
+            json.loads(line.removeprefix("\ufeff"))
+        )  # a byte order mark; joined files have some in their middle
     except RecursionError:  # data can be nested without end, too
         raise ValueError("nested too deep") from None
 

@@ -18,7 +18,8 @@ from jinja2 import nodes
 from jinja2.sandbox import SandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from shoulders.errors import SourceNotFound, TemplateFailed
+from shoulders.decoding import decode_whole
+from shoulders.errors import DataError, SourceNotFound, TemplateFailed
 
 SEPARATOR = "|||"
 PIPES = "3ed2dface8203c4c9dfb1a5dc58e41e0"  # stands for ||| inside the data, so that it does not separate
@@ -104,11 +105,11 @@ def read_templates(path: Path) -> list[Template]:
         TemplateFailed: the file is not such YAML.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        content = yaml.load(decode_whole(path.read_bytes()), Loader=_Loader)  # noqa: S506 (a SafeLoader)
         found = [_template(entry) for entry in content["templates"].values()]
     except OSError as error:
         raise SourceNotFound(f"cannot read the templates {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (yaml.YAMLError, DataError, KeyError, TypeError, AttributeError) as error:
         raise TemplateFailed(f"{path} is not a PromptSource template file: {error}") from error
     return sorted(found, key=lambda template: (template.name, template.id))
 

@@ -15,6 +15,7 @@ from shoulders.backbone.sources import hub_errors
 from shoulders.data.lines import JsonLines
 from shoulders.data.mixture import permuted
 from shoulders.data.readers import datasets_library
+from shoulders.decoding import decode_whole
 from shoulders.errors import DataError, SourceNotFound
 from shoulders.records import Batch, LMInput
 
@@ -87,9 +88,16 @@ def _joined(parts: Sequence[Documents]) -> Documents:
 
 def _documents(file: Path) -> Documents:
     if file.name.endswith(PLAIN):
-        return Documents(1, lambda _: file.read_text(encoding="utf-8", errors="replace"))
+        return Documents(1, lambda _: _plain(file))
     lines = JsonLines(file, _text)
     return Documents(len(lines), lines.__getitem__)
+
+
+def _plain(file: Path) -> str:
+    try:
+        return decode_whole(file.read_bytes())
+    except (OSError, DataError) as error:
+        raise DataError(f"{file}: {error}") from error
 
 
 def _hub_documents(spec: str) -> Documents:

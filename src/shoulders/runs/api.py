@@ -98,9 +98,7 @@ def train(
 
         groups = scaffold.learning_rates(how.learning_rate, how.base_learning_rate)
         checkpoints = None if folder is None else folder / "checkpoints"
-        fit(
-            scaffold, scaffold_loss(lm, scaffold), source, how, groups=groups, folder=checkpoints, hooks=Hooks(tell)
-        )
+        fit(scaffold, scaffold_loss(lm, scaffold), source, how, groups=groups, folder=checkpoints, hooks=Hooks(tell))
     run = TrainedRun(scaffold.eval().made_for(lm, {"training": asdict(how)}), lm, tuple(losses))
     if folder is not None:
         run.save(folder / "best")
