@@ -107,7 +107,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """One JSON object, readable by people, in place only when it is whole."""
     text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+        # A file name that is no UTF-8 is half characters to Python; written as JSON's escapes they are read as before.
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
@@ -166,6 +167,11 @@ def check_format(content: Mapping[str, Any], wanted: tuple[str, int], what: obje
             f"{what} is of format {found[0]!r} version {found[1]}, this version of shoulders reads {wanted[0]!r} "
             f"version {wanted[1]}: {way_out}"
         )
+
+
+def legible(path: str | Path) -> str:
+    """Return a path as text that can be kept and shown: bytes of a file name that are no UTF-8 become `\\xNN`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def lasting(name: str) -> str:

@@ -51,7 +51,7 @@ def test_what_peft_cannot_hold_is_refused(lm, tmp_path):
 
 def test_other_adapters_are_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    with pytest.raises(UsageError, match="type LORA, not PROMPT_TUNING"):
+    with pytest.raises(UsageError, match="peft type LORA, not PROMPT_TUNING"):
         from_peft(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING"}')
     (tmp_path / "adapter_model.safetensors").write_bytes(b"junk")

@@ -4,6 +4,7 @@ transformers makes up the weights that a checkpoint lacks and passes over those 
 both are refused, by name, for every kind of model.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ def load_whole(kind: Any, name: str, folder: str, *, body: bool = False, **setti
         SourceNotFound, HubUnreachable: as `hub_errors`.
         CorruptFile: a tensor is missing, has another shape, or has no place in the model.
     """
-    with hub_errors(name):
+    with hub_errors(name), _unreported():
         model, found = kind.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
     missing, unexpected = set(found["missing_keys"]), set(found["unexpected_keys"])
     if body:
@@ -81,6 +82,17 @@ def load_whole(kind: Any, name: str, folder: str, *, body: bool = False, **setti
         missing = {key for key in missing if POOLER not in key}
     _check(name, f"a {type(model).__name__}", missing, found["mismatched_keys"], unexpected)
     return model
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Silence transformers' table of tensors that did not fit, which advises to train what it made up."""
+    log, of_others = logging.getLogger("transformers.modeling_utils"), lambda record: "LOAD REPORT" not in record.msg
+    log.addFilter(of_others)
+    try:
+        yield
+    finally:
+        log.removeFilter(of_others)
 
 
 def _within(model: PreTrainedModel, key: str) -> bool:

@@ -9,6 +9,7 @@ from pypdf import PdfReader
 from selectolax.lexbor import LexborHTMLParser
 
 from shoulders.errors import DataError, first_line
+from shoulders.files import legible
 
 PLAIN, MARKDOWN, HTML, PDF = (".txt",), (".md",), (".html", ".htm"), (".pdf",)
 WHOLE = PLAIN + MARKDOWN + HTML + PDF  # a file of these is one document
@@ -58,7 +59,7 @@ def read_text(path: Path) -> Titled:
             found = reader(content)
     except OSError as error:
         raise DataError(error.strerror or first_line(error)) from error
-    title = " ".join(clean(found.title).split()) or path.stem
+    title = " ".join(clean(found.title).split()) or legible(path.stem)
     return Titled(title, clean(found.text))
 
 

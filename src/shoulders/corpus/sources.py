@@ -22,6 +22,7 @@ from shoulders.corpus.files import WHOLE, clean, read_text
 from shoulders.data.lines import json_object
 from shoulders.data.readers import datasets_library
 from shoulders.errors import DataError, SourceNotFound, first_line
+from shoulders.files import legible
 
 LINES, TABLES = (".jsonl", ".jsonl.gz"), (".tsv", ".tsv.gz")
 KNOWN = WHOLE + LINES + TABLES
@@ -106,10 +107,10 @@ def open_source(name: str, *, as_is: bool = False) -> Source:
     def items() -> Iterator[Document | Skipped]:
         before = 0
         for file, size in zip(files, sizes, strict=True):
-            yield from _file_items(_File(file, clean(file.relative_to(root).as_posix()), before, size, as_is))
+            yield from _file_items(_File(file, clean(legible(file.relative_to(root).as_posix())), before, size, as_is))
             before += size
 
-    return Source(str(path), sum(sizes), items)
+    return Source(legible(path), sum(sizes), items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +121,15 @@ class _File:
     size: int
     as_is: bool
 
+    def place(self, line: int = 0) -> str:
+        return f"{legible(self.path)}, line {line}" if line else legible(self.path)
+
     def skipped(self, reason: str, *, line: int = 0, read: int | None = None, lost: bool = True) -> Skipped:
-        place = f"{self.path}, line {line}" if line else str(self.path)
-        return Skipped(place, reason, self.before + (self.size if read is None else read), lost)
+        return Skipped(self.place(line), reason, self.before + (self.size if read is None else read), lost)
 
     def record(self, values: Mapping[str, Any], line: int, read: int, *, passage: bool) -> Document | Skipped:
-        place, read = f"{self.path}, line {line}", self.before + read
-        return _document(values, f"{self.id}#{values.get('id', line)}", place, read, passage=passage)
+        key = f"{self.id}#{values.get('id', line)}"
+        return _document(values, key, self.place(line), self.before + read, passage=passage)
 
 
 def _file_items(file: _File) -> Iterator[Document | Skipped]:
@@ -146,7 +149,7 @@ def _whole(file: _File) -> Document | Skipped:
         return file.skipped(str(error))
     if not text.strip():
         return file.skipped("there is no text in it", lost=False)
-    return Document(file.id, title, text, str(file.path), file.before + file.size)
+    return Document(file.id, title, text, file.place(), file.before + file.size)
 
 
 def _json_items(file: _File) -> Iterator[Document | Skipped]:

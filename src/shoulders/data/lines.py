@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import zlib
 from array import array
 from bisect import bisect_right
@@ -18,6 +19,8 @@ from shoulders.errors import BadRow, DataError
 Made = TypeVar("Made")
 
 BLOCK = 1 << 14  # bytes between two places that are kept: what is read to get at one object, at most
+HALVES = re.compile(rb"\\u[dD][89a-fA-F]")  # escapes, two of which make a character
+HALF = re.compile(r"[\ud800-\udfff]")
 BROKEN = (ValueError, EOFError, OSError, zlib.error)  # what a file, or what packs it, can be
 
 
@@ -135,7 +138,10 @@ def _state(file: IO[bytes]) -> tuple[int, int]:
 
 def _made(path: Path, number: int, line: bytes, make: Callable[[dict[str, Any]], Made]) -> Made:
     try:
-        return make(json_object(line.decode()))
+        values = json_object(line.decode())
+        if HALVES.search(line) and (half := HALF.search(json.dumps(values, ensure_ascii=False))):
+            raise ValueError(f"{ascii(half[0])[1:-1]} is half a character: write both halves, or leave it out")
+        return make(values)
     except ValueError as error:
         raise BadRow(f"{path}, line {number}: {error}") from error
 
