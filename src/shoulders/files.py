@@ -170,7 +170,7 @@ def check_format(content: Mapping[str, Any], wanted: tuple[str, int], what: obje
 
 
 def legible(path: str | Path) -> str:
-    """Return a path as text that can be kept and shown: bytes of a file name that are no UTF-8 become `\\xNN`."""
+    """Return a path as text that can be kept and shown: each byte of a name that is no UTF-8 as its number."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

@@ -1,7 +1,7 @@
 """Adapters of PEFT: LoRA inside a copy of the backbone, a prefix before a text in every layer. Needs PEFT."""
 
 from pathlib import Path
-from pickle import UnpicklingError  # noqa: S403 (an error that PEFT passes on)
+from pickle import UnpicklingError
 from typing import Any
 
 import torch

@@ -41,9 +41,7 @@ def hub_errors(name: str) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:  # whatever a library makes of a broken configuration, or of one that it lacks parts for
-        raise SourceNotFound(
-            f"{name!r} cannot be loaded ({type(error).__name__}): {first_line(error)}"
-        ) from error
+        raise SourceNotFound(f"{name!r} cannot be loaded ({type(error).__name__}): {first_line(error)}") from error
 
 
 def load_tokenizer(name: str, folder: str, kind: Any = AutoTokenizer, **settings: Any) -> PreTrainedTokenizerBase:
@@ -97,8 +95,8 @@ def _unreported() -> Iterator[None]:
 
 def _within(model: PreTrainedModel, key: str) -> bool:
     """Whether a tensor belongs to the encoder itself, and not to a head beside it."""
-    parts = {model.base_model_prefix, *(part for part, _ in model.named_children())} - {"pooler"}
-    return key.split(".")[0] in parts
+    parts = {model.base_model_prefix, *(part for part, _ in model.named_children())}
+    return POOLER not in key and key.split(".")[0] in parts
 
 
 def _check(name: str, what: str, missing: Iterable[str], mismatched: Iterable[Any], unexpected: Iterable[str]) -> None:
@@ -123,7 +121,7 @@ def _check(name: str, what: str, missing: Iterable[str], mismatched: Iterable[An
 
 
 def _counted(tensors: list[str], one: str, several: str) -> str:
-    """How many tensors something is wrong with, and the first of them; "" if there are none."""
+    """How many tensors something is wrong with, and the first three of them; "" if there are none."""
     if len(tensors) > 1:
-        return f"{len(tensors)} tensors {several} ({tensors[0]} first)"
+        return f"{len(tensors)} tensors {several} ({', '.join(tensors[:3])}{', ...' if len(tensors) > 3 else ''})"
     return f"{tensors[0]} {one}" if tensors else ""

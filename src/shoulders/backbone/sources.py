@@ -42,7 +42,7 @@ def locate(name: str) -> str:
     elif ":" in name and name.endswith(".gguf") and not Path(name).exists():
         repo, file = name.split(":", 1)
         with hub_errors(name):
-            found = [Path(hf_hub_download(repo, part)) for part in part_names(file)][0]
+            found, *_ = [Path(hf_hub_download(repo, part)) for part in part_names(file)]
     elif Path(name).expanduser().exists():
         found = Path(name).expanduser()
     elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
@@ -112,9 +112,9 @@ def _convert(parts: list[Path], folder: Path) -> None:
         raise SourceNotFound(f"reading {parts[0].name} needs the gguf extra: pip install 'shoulders[gguf]'")
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         gguf = parts[0] if len(parts) == 1 else join(parts, Path(scratch) / parts[0].name)
-        arguments = {"gguf_file": gguf.name}
-        tokenizer = load_tokenizer(str(parts[0]), str(gguf.parent), **arguments)
-        loaded = load_whole(AutoModelForCausalLM, str(parts[0]), str(gguf.parent), dtype=torch.float32, **arguments)
+        name, place, file = str(parts[0]), str(gguf.parent), gguf.name
+        tokenizer = load_tokenizer(name, place, gguf_file=file)
+        loaded = load_whole(AutoModelForCausalLM, name, place, dtype=torch.float32, gguf_file=file)
     # A model read from GGUF refuses save_pretrained; the same weights in a fresh model of its configuration do not.
     config = loaded.config
     if hasattr(config, "quantization_config"):

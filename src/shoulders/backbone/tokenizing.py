@@ -49,14 +49,14 @@ def tokenized(tokenizer: PreTrainedTokenizerBase, rows: int, *texts: Any, **sett
 
 
 def check_characters(texts: Any) -> None:
-    """Raise `UsageError` for a text with a lone surrogate: what a broken escape, or a byte that is no UTF-8, becomes."""
+    """Raise `UsageError` for a text with a lone surrogate, which broken escapes and bytes that are no UTF-8 become."""
     for text in texts:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise UsageError(
-                f"a text holds {ascii(text[error.start])} as character {error.start + 1}, which is no whole character "
-                f"({ascii(text[max(0, error.start - 20) : error.end + 20])}): it is not UTF-8, convert it first"
+                f"a text holds {text[error.start]!a} as character {error.start + 1}, which is no whole character "
+                f"({text[max(0, error.start - 20) : error.end + 20]!a}): it is not UTF-8, convert it first"
             ) from error
 
 

@@ -55,7 +55,9 @@ def from_peft(folder: Path) -> SoftPrompt:
     config = read_json(folder / CONFIG)
     for key, wanted, known in KINDS:
         if config.get(key) not in known:
-            raise UsageError(f"{folder} holds a PEFT adapter of {key.replace('_', ' ')} {config.get(key)}, not {wanted}")
+            raise UsageError(
+                f"{folder} holds a PEFT adapter of {key.replace('_', ' ')} {config.get(key)}, not {wanted}"
+            )
     if not (folder / WEIGHTS).exists() and (folder / PICKLE).exists():
         raise UsageError(
             f"{folder / PICKLE} is a pickle, which can run any code and is not opened: load the adapter with a newer "
