@@ -174,6 +174,12 @@ def legible(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def check_legible(path: str | Path) -> None:
+    """Raise `SourceNotFound` for a path that is no UTF-8, which safetensors opens no file by."""
+    if legible(path) != str(path):
+        raise SourceNotFound(f"{legible(path)} is a name that is no UTF-8, and weights cannot be read by it: rename it")
+
+
 def lasting(name: str) -> str:
     """A name that means the same in another folder: a path that is there made absolute, others as they are.
 
@@ -244,7 +250,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         CorruptFile: it is truncated or not safetensors at all.
+        SourceNotFound: its name is no UTF-8.
     """
+    check_legible(path)
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:

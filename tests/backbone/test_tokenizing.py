@@ -47,7 +47,22 @@ TOKENIZERS = {
 }  # fmt: skip
 USUAL = {name: make() for name, make in TOKENIZERS.items()}
 READ = {name: keep_text(deepcopy(usual)) for name, usual in USUAL.items()}
-PIECES = ["</s>", "<s>", "<pad>", "<unk>", "[SEP]", "[CLS]", "[MASK]", "<extra_id_0>", "<", "/s>", "a", " ", "four", "Ω"]
+PIECES = [
+    "</s>",
+    "<s>",
+    "<pad>",
+    "<unk>",
+    "[SEP]",
+    "[CLS]",
+    "[MASK]",
+    "<extra_id_0>",
+    "<",
+    "/s>",
+    "a",
+    " ",
+    "four",
+    "Ω",
+]
 TEXTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_size=6).map("".join)
 many = settings(max_examples=100, deadline=None)
 
@@ -75,8 +90,6 @@ def test_a_text_without_special_tokens_is_read_as_before_and_by_what_is_saved(na
         assert READ[name](text).input_ids == usual(text).input_ids == saved(text).input_ids
     assert saved.all_special_ids == usual.all_special_ids
     assert saved("a </s>").input_ids == usual("a </s>").input_ids  # elsewhere it stays the special token
-
-
 
 
 @many

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 
 import pytest
 from pypdf import PdfWriter
@@ -80,6 +81,21 @@ def test_what_cannot_be_read_is_named_and_the_rest_read(tmp_path):
     assert reasons["f.jsonl.gz"][0].startswith("it cannot be read beyond line 0: Not a gzipped file")
     assert reasons["g.tsv"] == ("its first line does not name the columns id, text, title", True)
     assert set(reasons) == {"b.txt", "c.pdf", "d.pdf", "e.pdf", "f.jsonl.gz", "g.tsv", "h.html"}
+
+
+def test_file_names_that_are_no_utf_8_stay_apart_and_can_be_printed(tmp_path):
+    for letter in (b"\xe8", b"\xe9"):
+        with open(os.path.join(os.fsencode(tmp_path), b"caf" + letter + b".txt"), "wb") as file:
+            file.write(b"The cafe opens at eight.")
+        with open(os.path.join(os.fsencode(tmp_path), b"caf" + letter + b".jsonl"), "wb") as file:
+            file.write(b'{"text": ')
+    documents, skipped = read(tmp_path)
+    assert [(document.id, document.title) for document in documents] == [
+        ("caf\\xe8.txt", "caf\\xe8"), ("caf\\xe9.txt", "caf\\xe9")
+    ]  # fmt: skip
+    assert [one.place for one in skipped] == [f"{tmp_path}/caf\\x{letter}.jsonl, line 1" for letter in ("e8", "e9")]
+    for one in (*documents, *skipped):
+        assert one.place.encode()
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

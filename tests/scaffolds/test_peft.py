@@ -128,7 +128,10 @@ def test_lora_of_which_a_part_is_missing_or_not_its_own_is_refused(tiny_lm, tmp_
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     assert read_adapter(lm.copied(), tmp_path)
     first = sorted(tensors)[0]
-    for broken in ({name: value for name, value in tensors.items() if name != first}, tensors | {"other": torch.ones(1)}):
+    for broken in (
+        {name: value for name, value in tensors.items() if name != first},
+        tensors | {"other": torch.ones(1)},
+    ):
         save_file(broken, tmp_path / "adapter_model.safetensors")
         with pytest.raises(CorruptFile, match=f"{first} is missing|other is not its own"):
             read_adapter(lm.copied(), tmp_path)

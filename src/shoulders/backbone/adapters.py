@@ -1,5 +1,6 @@
 """Adapters of PEFT: LoRA inside a copy of the backbone, a prefix before a text in every layer. Needs PEFT."""
 
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -94,7 +95,9 @@ def read_adapter(lm: FrozenLM, folder: Path) -> Any:
     """
     peft = peft_library()
     try:
-        adapted = peft.PeftModel.from_pretrained(lm.model, str(folder))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # they are refused below
+            adapted = peft.PeftModel.from_pretrained(lm.model, str(folder))
         saved, wanted = peft.utils.load_peft_weights(str(folder), "cpu"), peft.get_peft_model_state_dict(adapted)
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError, UnpicklingError) as error:
         raise CorruptFile(f"{folder} holds no adapter for {lm.name!r}: {first_line(error)}") from error

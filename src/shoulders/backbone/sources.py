@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from shoulders.backbone.gguf_parts import join, part_names
 from shoulders.backbone.loading import hub_errors, load_tokenizer, load_whole
 from shoulders.errors import SaveFailed, SourceNotFound, UsageError
+from shoulders.files import check_legible
 
 PACKAGE = "package:"
 CONVERTED = "converted-2"  # in the cache folder; the first kind may hold models whose missing weights were made up
@@ -49,6 +50,7 @@ def locate(name: str) -> str:
         raise SourceNotFound(f"there is no model folder or file {name!r}")
     else:
         return name
+    check_legible(found)
     return str(_converted(found) if found.suffix == ".gguf" else found)
 
 
