@@ -89,7 +89,7 @@ def test_results_of_a_folder_whose_name_is_no_utf_8(shoulders, lm, suite, tmp_pa
     odd.parent.mkdir()
     os.rename(suite, odd)
     asked = ["evaluate", "bare", "--recipe", "bundled_soft_prompt", *values(lm, odd)]
-    code, out, error = shoulders(*asked, "--out", tmp_path / "results.json")
+    code, _, error = shoulders(*asked, "--out", tmp_path / "results.json")
     assert (code, error) == (0, ""), error
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["recipe"]["suite"]["source"] == str(odd)
 

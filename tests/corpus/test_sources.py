@@ -85,10 +85,9 @@ def test_what_cannot_be_read_is_named_and_the_rest_read(tmp_path):
 
 def test_file_names_that_are_no_utf_8_stay_apart_and_can_be_printed(tmp_path):
     for letter in (b"\xe8", b"\xe9"):
-        with open(os.path.join(os.fsencode(tmp_path), b"caf" + letter + b".txt"), "wb") as file:
-            file.write(b"The cafe opens at eight.")
-        with open(os.path.join(os.fsencode(tmp_path), b"caf" + letter + b".jsonl"), "wb") as file:
-            file.write(b'{"text": ')
+        name = os.fsdecode(b"caf" + letter)
+        (tmp_path / f"{name}.txt").write_text("The cafe opens at eight.")
+        (tmp_path / f"{name}.jsonl").write_text('{"text": ')
     documents, skipped = read(tmp_path)
     assert [(document.id, document.title) for document in documents] == [
         ("caf\\xe8.txt", "caf\\xe8"), ("caf\\xe9.txt", "caf\\xe9")
