@@ -9,6 +9,8 @@ import torch
 
 pytest.importorskip("lm_eval")
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
@@ -41,6 +43,8 @@ PAIRS = [
     ("long " * 150, " and cut"),
     ("long " * 150, " and cut by more"),
 ]
+LIKE_TOKENS = ["</s>", "<s>", "<pad>", " four", "a", " ", ">"]
+of_pieces = st.lists(st.sampled_from(LIKE_TOKENS), min_size=1, max_size=4).map("".join)
 
 
 def asked(kind, *arguments):
@@ -75,6 +79,30 @@ def test_rolling_log_likelihoods_are_the_harness_own(lm, theirs):
     found = ShouldersLM(backbone=lm).loglikelihood_rolling(asked("loglikelihood_rolling", *texts))
     wanted = theirs.loglikelihood_rolling(asked("loglikelihood_rolling", *texts))
     assert found == pytest.approx(wanted, rel=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(context=of_pieces.filter(str.strip), continuation=of_pieces)
+def test_texts_with_special_tokens_have_the_harness_own_numbers(tiny_lm, theirs, context, continuation):
+    ours = ShouldersLM(backbone=tiny_lm("llama"))
+    pairs = asked("loglikelihood", (context, continuation), ("", f"a{continuation}"))
+    wanted = [value for pair in theirs.loglikelihood(pairs) for value in pair]
+    assert [value for pair in ours.loglikelihood(pairs) for value in pair] == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+    whole = asked("loglikelihood_rolling", (context,), (f"{context}{continuation}",))
+    assert ours.loglikelihood_rolling(whole) == pytest.approx(theirs.loglikelihood_rolling(whole), rel=1e-4)
+
+
+def test_nothing_said_has_log_likelihood_nought(lm):
+    pairs = [(TEXTS[0], ""), (TEXTS[1], " Mars"), ("", ""), ("", "Mars")]
+    found = ShouldersLM(backbone=lm).loglikelihood(asked("loglikelihood", *pairs))
+    assert found[0] == found[2] == (0.0, True)
+    others = ShouldersLM(backbone=lm).loglikelihood(asked("loglikelihood", pairs[1], pairs[3]))
+    assert [found[1][0], found[3][0]] == pytest.approx([one for one, _ in others], rel=1e-5)
+    assert found[1][0] < 0
+    with_end = ShouldersLM(backbone=lm, end=True).loglikelihood(asked("loglikelihood", *pairs))
+    assert with_end[0][0] < 0 > with_end[2][0]
+    with pytest.raises(UsageError, match="no whole character"):
+        ShouldersLM(backbone=lm).loglikelihood(asked("loglikelihood", (TEXTS[0], "\ud83d")))
 
 
 @pytest.mark.parametrize("until", [[], ["e"], ["\n", " t"]])

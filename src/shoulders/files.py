@@ -108,7 +108,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """One JSON object, readable by people, in place only when it is whole."""
     text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+        # A file name that is no UTF-8 is half characters to Python; written as JSON's escapes they are read as before.
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
@@ -167,6 +168,17 @@ def check_format(content: Mapping[str, Any], wanted: tuple[str, int], what: obje
             f"{what} is of format {found[0]!r} version {found[1]}, this version of shoulders reads {wanted[0]!r} "
             f"version {wanted[1]}: {way_out}"
         )
+
+
+def legible(path: str | Path) -> str:
+    """Return a path as text that can be kept and shown: each byte of a name that is no UTF-8 as its number."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def check_legible(path: str | Path) -> None:
+    """Raise `SourceNotFound` for a path that is no UTF-8, which safetensors opens no file by."""
+    if legible(path) != str(path):
+        raise SourceNotFound(f"{legible(path)} is a name that is no UTF-8, and weights cannot be read by it: rename it")
 
 
 def lasting(name: str) -> str:
@@ -239,7 +251,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         CorruptFile: it is truncated or not safetensors at all.
+        SourceNotFound: its name is no UTF-8.
     """
+    check_legible(path)
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:

@@ -13,6 +13,7 @@ import torch
 
 from shoulders.backbone.choosing import Choice
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.tokenizing import tokenized
 from shoulders.data.batching import Encoded
 from shoulders.engine import decode
 from shoulders.engine.decode import Scored
@@ -137,7 +138,18 @@ class ShouldersLM(TemplateLM):
         """Token ids; special tokens at the beginning as the tokenizer adds them, and none twice."""
         if add_special_tokens is None:
             add_special_tokens = not has_bos_prefix(string, self.lm.tokenizer.decode([self.prefix_token_id]))
-        return self.lm.ids(string) if add_special_tokens else self.lm.tokenizer.encode(string, add_special_tokens=False)
+        tokenizer = self.lm.tokenizer  # which here finds special tokens in texts, as the harness's own models do
+        return tokenized(
+            tokenizer, self.lm.vocabulary, string, add_special_tokens=add_special_tokens, split_special_tokens=False
+        ).input_ids
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihoods of continuations; that of nothing, which the harness's own models do not take, is 0."""
+        something = [request for request in requests if any(request.args)]
+        nothing = [(request.args, [self.prefix_token_id], []) for request in requests if not any(request.args)]
+        found = iter(super().loglikelihood(something, disable_tqdm))
+        others = iter(self._loglikelihood_tokens(nothing))
+        return [next(found if any(request.args) else others) for request in requests]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
         """Log-likelihood of whole texts, in as few windows as the context allows; each token is scored once."""
@@ -181,6 +193,8 @@ class ShouldersLM(TemplateLM):
         """Continuations of the same context are branches of one row."""
         numbers: dict[tuple[str, tuple[int, ...]], list[int]] = {}
         for number, ((text, _), context, ids) in enumerate(requests):
+            if not ids:
+                continue
             kept = self._kept(context, len(ids) - 1, "a continuation")
             numbers.setdefault((text, tuple(kept)), []).append(number)
         rows = [Encoded(Question(text), list(ids), 0) for text, ids in numbers]
@@ -192,11 +206,9 @@ class ShouldersLM(TemplateLM):
             return decode.score(self.lm, self.scaffold, given, some, positions_at_once=self.positions_at_once)
 
         scores = in_groups(rows, self.lm, self.scaffold, self._how, extra, read)
-        found = {
-            number: one
-            for some, row in zip(several, scores, strict=True)
-            for number, one in zip(some, row, strict=True)
-        }
+        found = {number: Scored(0.0, greedy=True) for number, (_, _, ids) in enumerate(requests) if not ids}
+        for some, row in zip(several, scores, strict=True):
+            found.update(zip(some, row, strict=True))
         return [found[number] for number in range(len(requests))]
 
     def _generated(self, texts: Sequence[str], asked: dict[str, Any]) -> list[str]:

@@ -151,10 +151,13 @@ def rank(
     The choices of one question share one reading of it. Source: Sanh et al. 2021, section 5 (not length-normalised).
 
     Raises:
-        UsageError: a question is empty.
+        UsageError: a question is empty, or has no choices.
         ContextFull: a question, the prompt and the longest choice do not fit the context.
     """
     how = how or Answering()
+    for question, some in zip(questions, choices, strict=True):
+        if not some:
+            raise UsageError(f"there are no choices to rank for the question {question.text!r}: give at least one")
     options = [
         [[*lm.continuation_ids(question.whole, choice), lm.end] for choice in some]
         for question, some in zip(questions, choices, strict=True)

@@ -48,7 +48,7 @@ def test_a_broken_gguf_leaves_nothing_behind(tmp_path, monkeypatch):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\0" * 64)
     with pytest.raises(UsageError):
         locate(str(tmp_path / "broken.gguf"))
-    assert not list((tmp_path / "cache").glob("converted/*"))
+    assert not list((tmp_path / "cache").glob("converted-2/*"))
 
 
 def test_a_folder_that_holds_no_model(tmp_path):
@@ -120,9 +120,9 @@ def test_two_processes_convert_at_once(tmp_path, monkeypatch):
 
     def convert(_, folder):
         (folder / "config.json").write_text("{}")
-        place = next(iter((tmp_path / "converted").glob(".model-*"))).name.rsplit("-", 1)[0].lstrip(".")
-        (tmp_path / "converted" / place).mkdir()
-        (tmp_path / "converted" / place / "config.json").write_text("first")
+        place = next(iter((tmp_path / "converted-2").glob(".model-*"))).name.rsplit("-", 1)[0].lstrip(".")
+        (tmp_path / "converted-2" / place).mkdir()
+        (tmp_path / "converted-2" / place / "config.json").write_text("first")
         time.sleep(0)
 
     monkeypatch.setattr(sources, "_convert", convert)

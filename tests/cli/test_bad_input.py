@@ -6,7 +6,9 @@ import os
 import sys
 
 import pytest
+import torch
 
+from shoulders.cli.main import main
 from shoulders.cli.show import print_skipped
 from shoulders.evaluation.protocol import Scores, Skipped
 from shoulders.scaffolds.base import Scaffold
@@ -64,6 +66,55 @@ def test_standard_input_that_holds_no_question(refused, prompt, monkeypatch):
         latin = io.TextIOWrapper(io.BytesIO("Où est Orléans?\n".encode("latin-1")), encoding="utf-8", errors=how)
         monkeypatch.setattr(sys, "stdin", latin)
         assert "what is piped in is not UTF-8" in refused("ask", prompt)
+
+
+def test_questions_and_names_that_are_no_utf_8(refused, shoulders, prompt, tmp_path):
+    """As Python passes such bytes on from the command line."""
+    odd = os.fsdecode(b"caf\xe9")
+    assert "'\\udce9' as character 4" in refused("ask", prompt, odd)
+    code, out, error = shoulders("ask", prompt, odd, "Name a planet.", "--longest", 3)
+    assert (code, "Name a planet." in out, "not answered: 1 of the questions" in error) == (2, True, True)
+    (tmp_path / odd).mkdir()
+    for arguments in (["ask", tmp_path / odd, "hi"], ["ask", "bare", "hi", "--backbone", tmp_path / odd],
+                      ["convert", tmp_path / odd, tmp_path / "new"], ["search", tmp_path / odd, "hi"]):  # fmt: skip
+        assert "caf" in refused(*arguments).encode().decode()
+    os.rename(prompt, tmp_path / odd / "prompt")
+    assert "caf\\xe9/prompt/model.safetensors is a name that is no UTF-8" in refused(
+        "ask", tmp_path / odd / "prompt", "hi"
+    )
+
+
+def test_results_of_a_folder_whose_name_is_no_utf_8(shoulders, lm, suite, tmp_path):
+    odd = tmp_path / os.fsdecode(b"su\xefte") / "numbers"
+    odd.parent.mkdir()
+    os.rename(suite, odd)
+    asked = ["evaluate", "bare", "--recipe", "bundled_soft_prompt", *values(lm, odd)]
+    code, _, error = shoulders(*asked, "--out", tmp_path / "results.json")
+    assert (code, error) == (0, ""), error
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["recipe"]["suite"]["source"] == str(odd)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_that_lacks_a_character_shows_a_sign_in_its_place(prompt, monkeypatch, encoding):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "argv", ["shoulders", "ask", str(prompt), "hi"])
+    monkeypatch.setattr("shoulders.cli.ask.answer", lambda *_: ["Zoë, 北京 \ud83d"])
+    with pytest.raises(SystemExit):
+        main()
+    screen.flush()
+    shown = {"ascii": "Zo?, ?? ?", "latin-1": "Zoë, ?? ?", "utf-8": "Zoë, 北京 ?"}[encoding]
+    assert screen.buffer.getvalue().decode(encoding) == f"{shown}\n"
+
+
+def test_an_adapter_that_does_not_name_its_model(refused, shoulders, prompt, lm, tmp_path):
+    assert shoulders("convert", prompt, tmp_path / "adapter")[0] == 0
+    config = tmp_path / "adapter" / "adapter_config.json"
+    nameless = {**json.loads(config.read_text()), "base_model_name_or_path": None}
+    config.write_text(json.dumps(nameless))
+    assert "name it with --backbone" in refused("convert", tmp_path / "adapter", tmp_path / "back")
+    assert shoulders("convert", tmp_path / "adapter", tmp_path / "back", "--backbone", lm.name)[0] == 0
+    assert torch.equal(Scaffold.load(tmp_path / "back", lm).prompt, Scaffold.load(prompt, lm).prompt)
 
 
 def test_an_empty_question_to_a_tokenizer_that_adds_nothing(refused, tmp_path):

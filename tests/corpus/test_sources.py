@@ -71,6 +71,20 @@ def test_what_cannot_be_read_is_named_and_the_rest_read(tmp_path):
     assert set(reasons) == {"b.txt", "c.pdf", "d.pdf", "e.pdf", "f.jsonl.gz", "g.tsv", "h.html"}
 
 
+def test_file_names_that_are_no_utf_8_stay_apart_and_can_be_printed(tmp_path):
+    for letter in (b"\xe8", b"\xe9"):
+        name = os.fsdecode(b"caf" + letter)
+        (tmp_path / f"{name}.txt").write_text("The cafe opens at eight.")
+        (tmp_path / f"{name}.jsonl").write_text('{"text": ')
+    documents, skipped = read(tmp_path)
+    assert [(document.id, document.title) for document in documents] == [
+        ("caf\\xe8.txt", "caf\\xe8"), ("caf\\xe9.txt", "caf\\xe9")
+    ]  # fmt: skip
+    assert [one.place for one in skipped] == [f"{tmp_path}/caf\\x{letter}.jsonl, line 1" for letter in ("e8", "e9")]
+    for one in (*documents, *skipped):
+        assert one.place.encode()
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_json_lines(tmp_path, suffix):
     rows = [

@@ -6,7 +6,7 @@ import os
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shoulders.data.lines import JsonLines, read_json_lines
@@ -139,3 +139,17 @@ def test_a_cache_that_cannot_be_written_says_how_to_name_another(tmp_path, monke
     monkeypatch.setenv("SHOULDERS_CACHE", os.fspath(tmp_path / "file"))
     with pytest.raises(SaveFailed, match=r"cannot unpack .*rows\.jsonl\.gz to .*another folder in SHOULDERS_CACHE"):
         len(JsonLines(tmp_path / "rows.jsonl.gz", dict))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.characters(exclude_categories=[]), max_size=12), escaped=st.booleans())
+def test_text_is_read_as_it_was_written_or_its_line_is_named(tmp_path, text, escaped):
+    row = json.dumps({"deep": [{"text": text}]}, ensure_ascii=escaped)
+    (tmp_path / "a.jsonl").write_bytes(b'{"n": 1}\n' + row.encode("utf-8", "surrogatepass") + b"\n")
+    broken = any("\ud800" <= letter <= "\udfff" for letter in json.loads(row)["deep"][0]["text"])
+    if broken:
+        with pytest.raises(BadRow, match=r"a\.jsonl, line 2: ") as refused:
+            list(read_json_lines(tmp_path / "a.jsonl"))
+        assert str(refused.value).isascii() or not escaped
+    else:
+        assert JsonLines(tmp_path / "a.jsonl", dict)[1] == json.loads(row)

@@ -160,8 +160,17 @@ def test_weights_that_are_missing_are_not_made_up(plain, tmp_path):
     weights = read_tensors(tmp_path / "model.safetensors")
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CorruptFile, match=r"lacks 1 weights.*encoder\.layer\.1"):
+    with pytest.raises(CorruptFile, match=r"encoder\.layer\.1\.output\.dense\.weight is missing"):
         load(tmp_path)
+
+
+def test_the_pooler_that_published_encoders_of_dpr_have_is_passed_over(dpr, tmp_path):
+    shutil.copytree(dpr / "dpr-ctx_encoder-tiny", tmp_path, dirs_exist_ok=True)
+    weights = read_tensors(tmp_path / "model.safetensors")
+    weights["ctx_encoder.bert_model.pooler.dense.weight"] = torch.zeros(24, 24)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    found, wanted = (load(place).encode_passages(TITLES, TEXTS) for place in (tmp_path, dpr / "dpr-ctx_encoder-tiny"))
+    assert (found == wanted).all()
 
 
 def test_what_is_not_there_is_said(tmp_path):

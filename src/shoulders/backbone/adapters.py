@@ -1,6 +1,8 @@
 """Adapters of PEFT: LoRA inside a copy of the backbone, a prefix before a text in every layer. Needs PEFT."""
 
+import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -92,7 +94,17 @@ def read_adapter(lm: FrozenLM, folder: Path) -> Any:
     Raises:
         CorruptFile: they cannot be read, or are not those of this model.
     """
+    peft = peft_library()
     try:
-        return peft_library().PeftModel.from_pretrained(lm.model, str(folder))
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # they are refused below
+            adapted = peft.PeftModel.from_pretrained(lm.model, str(folder))
+        saved, wanted = peft.utils.load_peft_weights(str(folder), "cpu"), peft.get_peft_model_state_dict(adapted)
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError, UnpicklingError) as error:
         raise CorruptFile(f"{folder} holds no adapter for {lm.name!r}: {first_line(error)}") from error
+    if wrong := sorted(set(saved) ^ set(wanted)):
+        raise CorruptFile(
+            f"{folder} holds no whole adapter for {lm.name!r}: {wrong[0]} is "
+            f"{'not its own' if wrong[0] in saved else 'missing'}, of {len(wrong)} tensors that do not fit"
+        )
+    return adapted

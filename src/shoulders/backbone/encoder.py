@@ -5,13 +5,16 @@ from typing import Protocol, Self, final
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import AutoModel, AutoModelForTextEncoding, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
 from shoulders.backbone import fingerprint
 from shoulders.backbone.devices import pick_device, pick_dtype
 from shoulders.backbone.frozen import UNLIMITED, pad_right
 from shoulders.backbone.heads import token_table
-from shoulders.backbone.sources import hub_errors, locate
+from shoulders.backbone.loading import hub_errors, load_tokenizer, load_whole
+from shoulders.backbone.sources import locate
+from shoulders.backbone.tokenizing import tokenized
 from shoulders.records import Tokens
 
 
@@ -65,16 +68,15 @@ class FrozenEncoder:
         """Load an encoder by hub id, folder or package; of an encoder-decoder model, its encoder.
 
         Raises:
-            SourceNotFound, HubUnreachable: as `FrozenLM.load`.
+            SourceNotFound, HubUnreachable, CorruptFile: as `FrozenLM.load`.
         """
         place = pick_device(device)
         folder = locate(name)
+        tokenizer = load_tokenizer(name, folder)
         with hub_errors(name):
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            try:
-                model = AutoModelForTextEncoding.from_pretrained(folder, dtype=pick_dtype(dtype, place))
-            except ValueError:  # not among the families transformers lists as text encoders
-                model = AutoModel.from_pretrained(folder, dtype=pick_dtype(dtype, place))
+            config = AutoConfig.from_pretrained(folder)
+        kind = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
+        model = load_whole(kind, name, folder, body=True, dtype=pick_dtype(dtype, place))
         if model.config.is_encoder_decoder and hasattr(model, "decoder"):
             model = model.get_encoder()
         return cls(model.to(place), tokenizer, name)
@@ -101,7 +103,7 @@ class FrozenEncoder:
     def source_tokens(self, texts: list[str], reserved: int) -> Tokens:
         """The beginning of each text with the encoder's special tokens, padded at the end."""
         longest = min(self.context - reserved, self.tokenizer.model_max_length)
-        rows = self.tokenizer(texts, truncation=True, max_length=longest).input_ids
+        rows = tokenized(self.tokenizer, self.vocabulary, texts, truncation=True, max_length=longest).input_ids
         pad = self.tokenizer.pad_token_id
         return pad_right(rows, pad if isinstance(pad, int) else 0)
 

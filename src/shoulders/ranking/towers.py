@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoTokenizer,
+    BatchEncoding,
     BertConfig,
     BertModel,
     DPRContextEncoder,
@@ -26,8 +26,11 @@ from shoulders.backbone import fingerprint
 from shoulders.backbone.devices import pick_device, pick_dtype
 from shoulders.backbone.encoder import positions_read
 from shoulders.backbone.frozen import pad_right
-from shoulders.backbone.sources import hub_errors, locate
-from shoulders.errors import CorruptFile, UsageError
+from shoulders.backbone.heads import token_table
+from shoulders.backbone.loading import hub_errors, load_tokenizer, load_whole
+from shoulders.backbone.sources import locate
+from shoulders.backbone.tokenizing import tokenized
+from shoulders.errors import UsageError
 from shoulders.records import Tokens
 
 DPR = "dpr"  # transformers' name of DPR's encoders
@@ -65,13 +68,14 @@ class Tower(nn.Module):
 
         Raises:
             SourceNotFound, HubUnreachable: there is no such model, or it cannot be fetched.
+            CorruptFile: it lacks weights, or has others.
         """
         place = pick_device(device)
         folder = locate(name)
+        tokenizer = load_tokenizer(name, folder, subfolder=subfolder)
         with hub_errors(name):
-            tokenizer = AutoTokenizer.from_pretrained(folder, subfolder=subfolder)
             config = AutoConfig.from_pretrained(folder, subfolder=subfolder)
-            model = _body(folder, config, subfolder)
+        model = _body(name, folder, config, subfolder)
         return cls(model.to(place).eval(), tokenizer, name, pick_dtype(dtype, place))  # type: ignore[arg-type]
 
     def save(self, folder: Path) -> None:
@@ -99,7 +103,11 @@ class Tower(nn.Module):
             second += [other] if other is not None else []
         cut = "only_second" if second else True
         longest = min(longest, self.context)
-        return self.tokenizer(first, second or None, truncation=cut, max_length=longest).input_ids
+        return self.tokens(first, second or None, truncation=cut, max_length=longest).input_ids
+
+    def tokens(self, *texts: Any, **settings: Any) -> BatchEncoding:
+        """Read texts with the tokenizer as they stand (`tokenizing.tokenized`)."""
+        return tokenized(self.tokenizer, token_table(self.model).shape[0], *texts, **settings)
 
     def padded(self, rows: list[list[int]]) -> Tokens:
         """Rows as one batch on the encoder's device."""
@@ -129,36 +137,24 @@ class Tower(nn.Module):
         return torch.autocast(self.device.type, self.compute)
 
 
-def _body(folder: str, config: PreTrainedConfig, subfolder: str) -> PreTrainedModel:
+def _body(name: str, folder: str, config: PreTrainedConfig, subfolder: str) -> PreTrainedModel:
     if config.model_type == DPR:
-        return _body_of_dpr(folder, config, subfolder)
-    model = _whole(AutoModel, folder, subfolder)
+        return _body_of_dpr(name, folder, config, subfolder)
+    model = load_whole(AutoModel, name, folder, body=True, dtype=torch.float32, subfolder=subfolder)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # nothing reads it, and where it was not saved it is random
     return model
 
 
-def _body_of_dpr(folder: str, config: PreTrainedConfig, subfolder: str) -> PreTrainedModel:
+def _body_of_dpr(name: str, folder: str, config: PreTrainedConfig, subfolder: str) -> PreTrainedModel:
     """The BERT of either of DPR's encoders; transformers' AutoModel reads both as the one of questions."""
     if config.projection_dim:
         raise UsageError(f"{folder} projects its vectors to {config.projection_dim} numbers: name one that does not")
-    if "DPRContextEncoder" in (config.architectures or []):
-        inner = _whole(DPRContextEncoder, folder, subfolder).ctx_encoder.bert_model
-    else:
-        inner = _whole(DPRQuestionEncoder, folder, subfolder).question_encoder.bert_model
+    passages = "DPRContextEncoder" in (config.architectures or [])
+    kind = DPRContextEncoder if passages else DPRQuestionEncoder
+    whole = load_whole(kind, name, folder, body=True, dtype=torch.float32, subfolder=subfolder)
+    inner = (whole.ctx_encoder if passages else whole.question_encoder).bert_model
     values = {key: value for key, value in config.to_dict().items() if key in BertConfig().to_dict()}
     body = BertModel(BertConfig(**{**values, "model_type": BertConfig.model_type}), add_pooling_layer=False)
     body.load_state_dict(inner.state_dict())
     return body
-
-
-def _whole(kind: Any, folder: str, subfolder: str) -> Any:
-    """A model all of whose weights are there; transformers makes up what is missing."""
-    model, found = kind.from_pretrained(folder, dtype=torch.float32, subfolder=subfolder, output_loading_info=True)
-    missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)
-    if missing:
-        raise CorruptFile(
-            f"{folder} lacks {len(missing)} weights of a {type(model).__name__} (the first: {missing[0]}): it is no "
-            "encoder of this kind, or was not saved whole"
-        )
-    return model

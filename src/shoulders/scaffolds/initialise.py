@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.tokenizing import tokenized
 from shoulders.errors import UsageError
 
 PromptInit = Callable[[int], Float[Tensor, "P D"]]
@@ -57,7 +58,7 @@ def from_labels(lm: FrozenLM, labels: Sequence[str], seed: int = 0) -> PromptIni
 
 
 def _tokens(lm: FrozenLM, text: str) -> list[int]:
-    ids: list[int] = lm.tokenizer(text, add_special_tokens=False).input_ids
+    ids: list[int] = tokenized(lm.tokenizer, lm.vocabulary, text, add_special_tokens=False).input_ids
     if not ids:
         raise UsageError("a prompt cannot start from an empty text: give it at least one token")
     return ids

@@ -1,0 +1,127 @@
+"""Models and tokenizers by transformers' `from_pretrained`, whole or not at all.
+
+transformers makes up the weights that a checkpoint lacks and passes over those that its model has no place for. Here
+both are refused, by name, for every kind of model.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from shoulders.backbone.tokenizing import keep_text
+from shoulders.errors import CorruptFile, HubUnreachable, SourceNotFound, UsageError, first_line
+
+# Causal masks that GPT-2, GPT-J, GPT-NeoX and their kin once saved with the weights; they are computed now.
+OLD_BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(masked_)?bias$")
+POOLER = "pooler."  # a layer behind an encoder's states, which nothing here reads; many checkpoints have none
+
+
+@contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """Say in one line what is wrong when something cannot be fetched or read by its name."""
+    try:
+        yield
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        raise HubUnreachable(name) from error
+    except HfHubHTTPError as error:
+        raise SourceNotFound(f"the Hugging Face hub has no {name!r} that you may read ({error})") from error
+    except SafetensorError as error:
+        raise CorruptFile(f"the weights of {name!r} are truncated or broken ({error}): fetch them again") from error
+    except (OSError, ValueError) as error:
+        offline = isinstance(error.__cause__, (OfflineModeIsEnabled, LocalEntryNotFoundError))
+        if offline or isinstance(error, ConnectionError) or "connect to" in str(error):
+            raise HubUnreachable(name) from error
+        raise SourceNotFound(f"{name!r} cannot be loaded: {first_line(error)}") from error
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a library makes of a broken configuration, or of one that it lacks parts for
+        raise SourceNotFound(f"{name!r} cannot be loaded ({type(error).__name__}): {first_line(error)}") from error
+
+
+def load_tokenizer(name: str, folder: str, kind: Any = AutoTokenizer, **settings: Any) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a located model, to read what looks like a special token in a text as text.
+
+    Raises:
+        SourceNotFound, HubUnreachable, CorruptFile: as `hub_errors`.
+    """
+    with hub_errors(name):
+        return keep_text(kind.from_pretrained(folder, **settings))
+
+
+def load_whole(kind: Any, name: str, folder: str, *, body: bool = False, **settings: Any) -> Any:
+    """Load a located model all of whose weights are in its checkpoint, and nothing else.
+
+    Tied weights need to be there once only, and what transformers itself declares to be computed need not be there.
+
+    Args:
+        kind: a class with `from_pretrained`.
+        name: what the user calls the model.
+        body: an encoder is wanted for its final states: heads that its checkpoint has beside it are passed over, and a
+            pooler that is not there is left out.
+        settings: of `from_pretrained`.
+
+    Raises:
+        SourceNotFound, HubUnreachable: as `hub_errors`.
+        CorruptFile: a tensor is missing, has another shape, or has no place in the model.
+    """
+    with hub_errors(name), _unreported():
+        model, found = kind.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
+    missing, unexpected = set(found["missing_keys"]), set(found["unexpected_keys"])
+    if body:
+        unexpected = {key for key in unexpected if _within(model, key)}
+        if any(POOLER in key for key in missing) and hasattr(model, "pooler"):
+            model.pooler = None
+        missing = {key for key in missing if POOLER not in key}
+    _check(name, f"a {type(model).__name__}", missing, found["mismatched_keys"], unexpected)
+    return model
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Silence transformers' table of tensors that did not fit, which advises to train what it made up."""
+    log, of_others = logging.getLogger("transformers.modeling_utils"), lambda record: "LOAD REPORT" not in record.msg
+    log.addFilter(of_others)
+    try:
+        yield
+    finally:
+        log.removeFilter(of_others)
+
+
+def _within(model: PreTrainedModel, key: str) -> bool:
+    """Whether a tensor belongs to the encoder itself, and not to a head beside it."""
+    parts = {model.base_model_prefix, *(part for part, _ in model.named_children())}
+    return POOLER not in key and key.split(".")[0] in parts
+
+
+def _check(name: str, what: str, missing: Iterable[str], mismatched: Iterable[Any], unexpected: Iterable[str]) -> None:
+    problems = [
+        _counted(sorted(missing), "is missing", "are missing"),
+        _counted(
+            [f"{key} {tuple(found)} in place of {tuple(wanted)}" for key, found, wanted in sorted(mismatched)],
+            "has another shape",
+            "have other shapes",
+        ),
+        _counted(
+            sorted(key for key in unexpected if not OLD_BUFFERS.search(key)),
+            "has no place in it",
+            "have no place in it",
+        ),
+    ]
+    if any(problems):
+        raise CorruptFile(
+            f"the weights of {name!r} are not those of {what}: {'; '.join(filter(None, problems))}: name a checkpoint "
+            "that was saved whole, by a model of this kind"
+        )
+
+
+def _counted(tensors: list[str], one: str, several: str) -> str:
+    """How many tensors something is wrong with, and the first three of them; "" if there are none."""
+    if len(tensors) > 1:
+        return f"{len(tensors)} tensors {several} ({', '.join(tensors[:3])}{', ...' if len(tensors) > 3 else ''})"
+    return f"{tensors[0]} {one}" if tensors else ""
