@@ -11,6 +11,7 @@ from shoulders.backbone import fingerprint
 from shoulders.backbone.devices import pick_device, pick_dtype
 from shoulders.backbone.frozen import UNLIMITED, pad_right
 from shoulders.backbone.heads import token_table
+from shoulders.backbone.shapes import NoTokenizer, config_named, text_length
 from shoulders.backbone.sources import hub_errors, locate
 from shoulders.records import Tokens
 
@@ -64,10 +65,16 @@ class FrozenEncoder:
     def load(cls, name: str, *, dtype: str = "auto", device: str = "auto") -> Self:
         """Load an encoder by hub id, folder or package; of an encoder-decoder model, its encoder.
 
+        On the device "meta" it has the right shape and no values, and no weights are read.
+
         Raises:
             SourceNotFound, HubUnreachable: as `FrozenLM.load`.
         """
         place = pick_device(device)
+        if place.type == "meta":
+            with place:
+                model = AutoModelForTextEncoding.from_config(config_named(name), dtype=pick_dtype(dtype, place))
+            return cls(model, NoTokenizer(text_length(name)), name)  # type: ignore[arg-type] (no text is read)
         folder = locate(name)
         with hub_errors(name):
             tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -7,6 +7,7 @@ from rich.table import Table
 from shoulders.cli.common import find_recipe
 from shoulders.cli.show import console, quiet_libraries
 from shoulders.recipes.planning import Cost, cost
+from shoulders.scaffolds.base import KINDS
 
 
 def run(name: str, overrides: Sequence[str], input_length: int, output_length: int) -> None:
@@ -14,7 +15,7 @@ def run(name: str, overrides: Sequence[str], input_length: int, output_length: i
     quiet_libraries()
     recipe = find_recipe(name, overrides)
     found = cost(recipe, input_length, output_length)
-    console.print(f"[bold]{recipe.name}[/bold]: {recipe.scaffold.kind} around {recipe.backbone.name}")
+    console.print(f"[bold]{recipe.name}[/bold]: {KINDS[recipe.scaffold.kind].label} around {recipe.backbone.name}")
     console.print(_parameters(found))
     console.print(_memory(found, recipe.training.batch_size))
     if found.context_bytes:

@@ -1,9 +1,9 @@
 """What is put before a question as text: one interface for every source of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Protocol
+from typing import Any, Protocol
 
 from shoulders.errors import UsageError
 from shoulders.records import Example, Question
@@ -49,6 +49,44 @@ class Evidence(Protocol):
 
     def write(self, question: Question, passages: Sequence[Passage]) -> Question:
         """The question as it is asked with what was found for it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceConfig:
+    """What a recipe says of a source of evidence (`evidence.kind`). Each kind has its own, which checks its values."""
+
+    kind: str = field(default="", init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What stands in the context beside evidence, in tokens.
+
+    Attributes:
+        prompt: vectors of the prompt.
+        input: evidence and question at most.
+        answer: at most.
+    """
+
+    prompt: int
+    input: int
+    answer: int
+
+
+class EvidenceKind(Protocol):
+    """A kind of evidence as recipes know it: what they say of it, and how it is made."""
+
+    Config: type[EvidenceConfig]
+
+    def new(self, config: Any, lm: Any, room: Room) -> Evidence:
+        """A source of it.
+
+        Args:
+            config: a `Config` of this kind.
+            lm: the frozen model that reads the evidence.
+            room: that it has to fit into.
+        """
         ...
 
 
