@@ -50,8 +50,8 @@ def measured(lm, monkeypatch):
         scores = evaluate(list(tasks(split, right)), lm, Bare(), plan)
         own = "soft_prompt" if rival else kind
         values = {key: more.pop(key) for key in ("length", "learning_rate", "batch_size") if key in more}
-        sizes = {} if own == "bare" else {"length": values.pop("length", 100)}
-        choice = KINDS[own].Config(**sizes)
+        sizes = {"length": values.pop("length", 100)}
+        choice = KINDS[own].Config(**({} if own == "bare" else sizes))
         training = TrainPlan(seed=seed, **{"batch_size": 4, **values})
         recipe = Recipe(name, scaffold=choice, training=training, rival=RivalChoice(kind=rival), test=plan)
         content = json.loads(json.dumps(result(recipe, lm, Bare(), scores, name)))
