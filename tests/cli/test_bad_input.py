@@ -100,7 +100,10 @@ def test_one_question_that_does_not_fit_does_not_cost_the_others(shoulders, prom
         ("suite.lengths.target=-1", "suite.lengths.target -1"),
         ("scaffold.kind=bare", "nothing to train with scaffold.kind=bare"),
         ("scaffold.length=0", "nothing to train with scaffold.length=0"),
-        ("scaffold.kind=recursion scaffold.recursion.passes=0", "scaffold.recursion.passes is 0: the model runs at least once"),
+        (
+            "scaffold.kind=recursion scaffold.recursion.passes=0",
+            "scaffold.recursion.passes is 0: the model runs at least once",
+        ),
         ("scaffold.kind=bare scaffold.length=4", "value of scaffold.kind=bare (it has scaffold.kind, scaffold.start)"),
         ("scaffold.kind=recursion scaffold.inner=recursion", "passes cannot stand under a recursion"),
         ("scaffold.kind=recursion scaffold.inner.start=x", "name a trained one (scaffold.start)"),

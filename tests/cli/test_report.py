@@ -16,9 +16,9 @@ def values(lm, tmp_path):
     (suite / "templates.yaml").write_text(NUMBERS.replace("[Squad]", "[Trivia QA]"))
     return [
         f"backbone.name={lm.name}", "backbone.dtype=float32", f"suite.source={suite}", "training.batch_size=4",
-        "suite.without_templates=numbers/choose", "scaffold.length=3", "scaffold.inner.length=3", "scaffold.recursion.layers=1",
-        "training.steps=4", "training.evaluate_every=2", "development.limit=3", "development.longest=3",
-        "test.limit=4", "test.longest=3",
+        "suite.without_templates=numbers/choose", "scaffold.length=3", "scaffold.inner.length=3",
+        "scaffold.recursion.layers=1", "training.steps=4", "training.evaluate_every=2", "development.limit=3",
+        "development.longest=3", "test.limit=4", "test.longest=3",
     ]  # fmt: skip
 
 
@@ -65,9 +65,32 @@ def test_a_report_of_no_runs_is_refused(tmp_path, monkeypatch):
 def test_a_suite_is_reported_from_runs_of_several_seeds_and_what_they_forgot(values, tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text(" ".join(TEXTS * 20))
     for seed in (0, 1):
-        run("train", "bundled_soft_prompt", *fitting("bundled_soft_prompt", values), f"training.seed={seed}", "--out", tmp_path / f"s{seed}")
-    run("train", "bundled_soft_prompt", *fitting("bundled_soft_prompt", values), "--rival", "full", "--out", tmp_path / "full")
-    run("evaluate", "bare", *fitting("bundled_soft_prompt", values), "--recipe", "bundled_soft_prompt", "--out", tmp_path / "bare.json")
+        run(
+            "train",
+            "bundled_soft_prompt",
+            *fitting("bundled_soft_prompt", values),
+            f"training.seed={seed}",
+            "--out",
+            tmp_path / f"s{seed}",
+        )
+    run(
+        "train",
+        "bundled_soft_prompt",
+        *fitting("bundled_soft_prompt", values),
+        "--rival",
+        "full",
+        "--out",
+        tmp_path / "full",
+    )
+    run(
+        "evaluate",
+        "bare",
+        *fitting("bundled_soft_prompt", values),
+        "--recipe",
+        "bundled_soft_prompt",
+        "--out",
+        tmp_path / "bare.json",
+    )
     short = ["--text", tmp_path / "text.txt", "text.sequences=2", "text.length=16"]
     for name in ("s0", "full"):
         run("forget", tmp_path / name, *short, "--out", tmp_path / f"{name}-forgot.json")
@@ -98,7 +121,15 @@ def test_generated_prompts_are_reported(lm, tiny_encoder, tmp_path, monkeypatch)
     ]  # fmt: skip
     run("train", "bundled_input_prompt", *own, "--out", tmp_path / "idpt")
     run("train", "bundled_soft_prompt", *fitting("bundled_soft_prompt", own), "--out", tmp_path / "soft")
-    run("train", "bundled_soft_prompt", *fitting("bundled_soft_prompt", own), "--rival", "full", "--out", tmp_path / "full")
+    run(
+        "train",
+        "bundled_soft_prompt",
+        *fitting("bundled_soft_prompt", own),
+        "--rival",
+        "full",
+        "--out",
+        tmp_path / "full",
+    )
     monkeypatch.chdir(tmp_path)
     printed = run("report", "prompts", "idpt", "development.limit=3", "--out", "r")
     assert "idpt: 12 prompts for 2 data sets." in printed

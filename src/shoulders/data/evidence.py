@@ -6,8 +6,10 @@ from hashlib import blake2b
 from typing import Any, Protocol
 
 from shoulders.errors import UsageError
+from shoulders.plugins import Registry
 from shoulders.records import Example, Question
 
+CANDIDATES, RETRIEVED, ORACLE = "candidates", "retrieved", "oracle"  # our own kinds
 FOLDS = ("a", "b")  # halves of the training examples, for cross-fitting
 
 
@@ -88,6 +90,28 @@ class EvidenceKind(Protocol):
             room: that it has to fit into.
         """
         ...
+
+
+def _fault(name: str, found: Any) -> str:
+    """What is wrong with a kind of evidence of another package."""
+    config = getattr(found, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, EvidenceConfig) and callable(getattr(found, "new", None))):
+        return "is no EvidenceKind: it has no Config, a subclass of EvidenceConfig, or no `new`"
+    kind = config().kind
+    return "" if kind in ("", name) else f"has a Config of kind {kind!r}: it is to be {name!r}"
+
+
+# By the name that recipes call them.
+SOURCES: Registry[EvidenceKind] = Registry(
+    "shoulders.evidence",
+    "kind of evidence",
+    {
+        CANDIDATES: "shoulders.recipes.evidence:SAMPLED",
+        RETRIEVED: "shoulders.recipes.evidence:FOUND",
+        ORACLE: "shoulders.recipes.evidence:FOUND",
+    },
+    _fault,
+)
 
 
 def with_evidence(questions: Sequence[Question], evidence: Evidence | None, fold: str = "") -> list[Question]:

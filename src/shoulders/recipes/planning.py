@@ -155,7 +155,10 @@ class _Sizes:
         return work, kept()
 
     def _step(self, scaffold: Scaffold, length: int) -> None:
-        states = scaffold.states(self.lm, self._given(length, scaffold))
+        given = self._given(length, scaffold)
+        if not any(weight.numel() for weight in scaffold.parameters()):  # a prompt of no vectors: back to the text
+            given.embeds.requires_grad_()
+        states = scaffold.states(self.lm, given)
         self.lm.logits(states[:, -self.output_length :]).float().sum().backward()
 
     @torch.no_grad()

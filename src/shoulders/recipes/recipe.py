@@ -12,48 +12,24 @@ from pydantic import TypeAdapter, ValidationError
 
 from shoulders.corpus.searching import SPARSE
 from shoulders.data.batching import Lengths
-from shoulders.data.evidence import EvidenceConfig, EvidenceKind, check_fold
+from shoulders.data.evidence import CANDIDATES, ORACLE, RETRIEVED, SOURCES, EvidenceConfig, check_fold
 from shoulders.data.mixture import CAP
 from shoulders.data.tasks import Skip, Task
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.files import flat, lasting, read_json
 from shoulders.pipeline import Sampling
-from shoulders.plugins import Registry
 from shoulders.recipes.retrievers import check_retriever
 from shoulders.scaffolds.base import KINDS, ScaffoldConfig, recorded
 from shoulders.scaffolds.soft_prompt import SoftPromptConfig
 from shoulders.training.plan import TrainPlan
 from shoulders.training.rivals import RivalChoice
 
-CANDIDATES, RETRIEVED, ORACLE = "candidates", "retrieved", "oracle"
 PASSAGES = (RETRIEVED, ORACLE)  # of an index
 EVIDENCE = ("", CANDIDATES, *PASSAGES)
 Record = TypeVar("Record")
-KINDED = (ScaffoldConfig, EvidenceConfig)  # whose kind says which values they have
-
-
-def _fault(name: str, found: Any) -> str:
-    """What is wrong with a source of evidence of another package."""
-    config = getattr(found, "Config", None)
-    if not (isinstance(config, type) and issubclass(config, EvidenceConfig) and callable(getattr(found, "new", None))):
-        return "is no EvidenceKind: it has no Config, a subclass of EvidenceConfig, or no `new`"
-    if config is not EvidenceChoice and config().kind != name:
-        return f"has a Config of kind {config().kind!r}, not {name!r}"
-    return ""
-
-
-SOURCES: Registry[EvidenceKind] = Registry(
-    "shoulders.evidence",
-    "source of evidence",
-    {
-        CANDIDATES: "shoulders.recipes.evidence:SAMPLED",
-        RETRIEVED: "shoulders.recipes.evidence:FOUND",
-        ORACLE: "shoulders.recipes.evidence:FOUND",
-    },
-    _fault,
-)
 FOLDERS = ("index", "evidence.index", "evidence.reranker", "scaffold.start")  # values that may name one
+KINDED = (ScaffoldConfig, EvidenceConfig)  # whose kind says which values they have
 
 
 @dataclass(frozen=True, slots=True)

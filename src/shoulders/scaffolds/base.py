@@ -362,8 +362,3 @@ class Bare(Scaffold, kind="bare"):
     def new(cls, config: BareConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:  # noqa: ARG003
         """The bare model, without room to leave."""
         return cls()
-
-    @property
-    def trained_before(self) -> str:
-        """Nothing trains."""
-        return ""

@@ -137,7 +137,7 @@ class Recursion(Scaffold, kind="recursion"):
         """What trains before the first pass ends, by its recipe value; empty: the states of that pass are constants."""
         if self.shape.before:
             return "scaffold.recursion.before=true"
-        return f"scaffold.inner={self.inner.kind}" if self.inner.trained_before else ""
+        return "" if isinstance(self.inner, Bare) else f"scaffold.inner={self.inner.kind}"
 
     @property
     def passes(self) -> int:
