@@ -82,7 +82,7 @@ def _share(count: int, whole: int) -> str:
 
 
 def _over(value: int, base: int) -> str:
-    return f"+{100 * (value / base - 1):.1f}%"
+    return f"{100 * (value / base - 1):+.1f}%"
 
 
 def _gb(size: int) -> str:
