@@ -51,7 +51,7 @@ def said(decided):
 
 def test_passes_count_the_frozen_model_also_as_its_own_encoder(lm, tiny_encoder):
     shape = InputPromptShape(length=2, encoder_length=2, layers=1, head_width=8)
-    own, other = (InputPrompt(encoder, lm.width, shape) for encoder in (lm, tiny_encoder("bert")))
+    own, other = (InputPrompt(encoder, lm, shape) for encoder in (lm, tiny_encoder("bert")))
     assert [one.passes for one in (Bare(), SoftPrompt(from_vocabulary(lm)(3)), other, own)] == [1, 1, 1, 2]
     assert [recursion(lm, passes).passes for passes in (1, 2, 3)] == [1, 2, 3]
     assert Recursion(lm, RecursionShape(passes=2, layers=1), own).passes == 4

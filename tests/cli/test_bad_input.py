@@ -151,7 +151,13 @@ def test_one_question_that_does_not_fit_does_not_cost_the_others(shoulders, prom
         ("suite.lengths.target=-1", "suite.lengths.target -1"),
         ("scaffold.kind=bare", "nothing to train with scaffold.kind=bare"),
         ("scaffold.length=0", "nothing to train with scaffold.length=0"),
-        ("scaffold.recursion.passes=0", "scaffold.recursion.passes is 0: the model runs at least once"),
+        (
+            "scaffold.kind=recursion scaffold.recursion.passes=0",
+            "scaffold.recursion.passes is 0: the model runs at least once",
+        ),
+        ("scaffold.kind=bare scaffold.length=4", "value of scaffold.kind=bare (it has scaffold.kind, scaffold.start)"),
+        ("scaffold.kind=recursion scaffold.inner=recursion", "passes cannot stand under a recursion"),
+        ("scaffold.kind=recursion scaffold.inner.start=x", "name a trained one (scaffold.start)"),
         ("suite.fold=c", "suite.fold='c' is no half of the training examples"),
         ("evidence.kind=candidate", "did you mean 'candidates'?"),
         ("evidence.kind=candidates", "candidates are sampled under a first prompt: evidence.scaffold=RUN"),
@@ -159,8 +165,8 @@ def test_one_question_that_does_not_fit_does_not_cost_the_others(shoulders, prom
         ("evidence.temperature=0", "a temperature of 0.0 cannot be sampled at"),
         ("evidence.longest=0", "evidence.longest is 0"),
         ("training.first_pass=states", "scaffold.kind=soft_prompt trains before the first pass ends"),
-        ("scaffold.head_width=0", "scaffold.head_width is 0"),
-        ("scaffold.query_std=nan", "scaffold.query_std is nan"),
+        ("scaffold.kind=input_prompt scaffold.head_width=0", "scaffold.head_width is 0"),
+        ("scaffold.kind=input_prompt scaffold.query_std=nan", "scaffold.query_std is nan"),
         ("scaffold.placement=sufix", "did you mean 'suffix'?"),
         ("training.decay=liner", "did you mean 'linear'?"),
         ("training.learning_rate=nan", "training.learning_rate is nan"),
@@ -180,7 +186,8 @@ def test_one_question_that_does_not_fit_does_not_cost_the_others(shoulders, prom
 )
 def test_training(refused, lm, suite, tmp_path, override, said):
     out = tmp_path / "run"
-    assert said in refused("train", "bundled_soft_prompt", *values(lm, suite), override, "--out", out)
+    own = [value for value in values(lm, suite) if not value.startswith("scaffold.")]
+    assert said in refused("train", "bundled_soft_prompt", *own, *override.split(), "--out", out)
     assert not (out / "best").exists()
 
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from commands import run
+from commands import fitting, run
 from shoulders.backbone.fingerprint import identity
 from shoulders.cli.main import main
 from shoulders.errors import UsageError
@@ -26,11 +26,10 @@ def suite(tmp_path_factory):
 
 
 @pytest.fixture
-def values(lm, suite, tiny_encoder):
+def values(lm, suite):
     return [
         f"backbone.name={lm.name}", "backbone.dtype=float32", f"suite.source={suite}", "training.steps=6",
         "training.batch_size=4", "training.save_every=2", "training.evaluate_every=3", "scaffold.length=4",
-        f"scaffold.encoder={tiny_encoder('bert').name}", "scaffold.encoder_length=3", "scaffold.head_width=8",
         "development.limit=4", "test.limit=6", "test.wordings=0", "test.longest=4", "development.longest=4",
     ]  # fmt: skip
 
@@ -49,9 +48,10 @@ def curves(folder):
     }
 
 
-def test_train_evaluate_ask_report(values, lm, tmp_path):
+def test_train_evaluate_ask_report(values, lm, tiny_encoder, tmp_path):
+    encoder = [f"scaffold.encoder={tiny_encoder('bert').name}", "scaffold.encoder_length=3", "scaffold.head_width=8"]
     for recipe in ("bundled_soft_prompt", "bundled_input_prompt"):
-        printed = run("train", recipe, *values, "--out", tmp_path / recipe)
+        printed = run("train", recipe, *values, *fitting(recipe, encoder), "--out", tmp_path / recipe)
         assert "numbers" in printed
         assert "kept in" in printed
         files = {path.name for path in (tmp_path / recipe).iterdir()}
@@ -73,7 +73,7 @@ def test_train_evaluate_ask_report(values, lm, tmp_path):
     best = tmp_path / "bundled_input_prompt" / "best"
     found = Scaffold.load(best, lm)
     assert results["scaffold"] == {
-        "kind": "input_prompt", "name": str(best), "fingerprint": identity(found),
+        "kind": "input_prompt", "passes": 1, "name": str(best), "fingerprint": identity(found),
         "encoder": {"name": found.encoder.name, "fingerprint": found.encoder.fingerprint()},
     }  # fmt: skip
     assert {"tokenizers", "datasets", "sacrebleu", "rouge-score"} <= set(results["versions"])

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,12 @@ from shoulders.cli.main import app
 from shoulders.cli.show import print_retrieval
 from shoulders.corpus.building import build
 from shoulders.corpus.passages import Cutting
-from shoulders.data.evidence import Passage
+from shoulders.data.evidence import SOURCES, Passage
 from shoulders.data.packing import Packer
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.evaluation import protocol
 from shoulders.evaluation.retrieval import retrieval
 from shoulders.evidence.candidates import FirstPass
-from shoulders.recipes import evidence
 from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.reading import Reader
 from shoulders.recipes.recipe import with_overrides
@@ -86,8 +86,9 @@ def test_a_reader_is_trained_measured_and_asked(values, index, tmp_path, placeme
 
 def test_evidence_is_loaded_once(values, index, tmp_path, monkeypatch):
     loaded = []
-    retrieved = evidence._retrieved
-    monkeypatch.setattr(evidence, "_retrieved", lambda *given: loaded.append(given) or retrieved(*given))
+    found = SOURCES["retrieved"]
+    counting = replace(found, new=lambda *given: loaded.append(given) or found.new(*given))
+    monkeypatch.setitem(SOURCES._known, "retrieved", counting)
     own = [*values, f"evidence.index={index}"]
     run("train", "reader", *own, "--out", tmp_path / "run")
     assert len(loaded) == 1

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from commands import run
+from commands import fitting, run
 from shoulders.errors import CorruptFile, UsageError
 
 
@@ -54,8 +54,8 @@ def test_textual_recursion_samples_trains_is_measured_and_asks(values, tmp_path)
         rows = [{"question": f"What comes after {n}?", "answers": [str(n + 1)]} for n in numbers]
         (tmp_path / f"numbers.{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = [
-        *values, f"suite.source=qa:{tmp_path}/numbers", "scaffold.length=3", "training.evaluate_every=2",
-        "development.longest=3", "test.longest=3",
+        *fitting("closed_book", values), f"suite.source=qa:{tmp_path}/numbers", "scaffold.length=3",
+        "training.evaluate_every=2", "development.longest=3", "test.longest=3",
     ]  # fmt: skip
     run("train", "closed_book", *own, "--out", tmp_path / "p1")
     store = f"evidence.store={tmp_path}/answers.sqlite"
@@ -96,5 +96,6 @@ def test_textual_recursion_samples_trains_is_measured_and_asks(values, tmp_path)
 
 
 def test_recursions_are_planned_without_weights(values):
-    told = run("plan", "bundled_recursion", *values, "--input-length", 20, "--output-length", 4)
-    assert "connectors" in told
+    for recipe in ("bundled_recursion", "lm_connector_lm"):  # with a prompt, and with none
+        told = run("plan", recipe, *values, "--input-length", 20, "--output-length", 4)
+        assert "connectors" in told

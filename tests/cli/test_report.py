@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from commands import run
+from commands import fitting, run
 from shoulders.errors import UsageError
 from tiny import NUMBERS, TEXTS, save_numbers
 
@@ -16,15 +16,15 @@ def values(lm, tmp_path):
     (suite / "templates.yaml").write_text(NUMBERS.replace("[Squad]", "[Accuracy]"))
     return [
         f"backbone.name={lm.name}", "backbone.dtype=float32", f"suite.source={suite}", "training.batch_size=4",
-        "suite.without_templates=numbers/choose", "scaffold.length=3", "scaffold.recursion.layers=1",
-        "training.steps=4", "training.evaluate_every=2", "development.limit=3", "development.longest=3",
-        "test.limit=4", "test.longest=3",
+        "suite.without_templates=numbers/choose", "scaffold.length=3", "scaffold.inner.length=3",
+        "scaffold.recursion.layers=1", "training.steps=4", "training.evaluate_every=2", "development.limit=3",
+        "development.longest=3", "test.limit=4", "test.longest=3",
     ]  # fmt: skip
 
 
 def test_recursion_is_reported_from_runs_and_samples(values, tmp_path, monkeypatch):
     for recipe, name in (("bundled_soft_prompt", "prompt"), ("bundled_recursion", "twice")):
-        run("train", recipe, *values, "--out", tmp_path / name)
+        run("train", recipe, *fitting(recipe, values), "--out", tmp_path / name)
     run("evaluate", tmp_path / "prompt", "test.split=validation", "--out", tmp_path / "dev.json")
     content = json.loads((tmp_path / "prompt" / "results.json").read_text())
     samples = {
@@ -65,9 +65,32 @@ def test_a_report_of_no_runs_is_refused(tmp_path, monkeypatch):
 def test_a_suite_is_reported_from_runs_of_several_seeds_and_what_they_forgot(values, tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text(" ".join(TEXTS * 20))
     for seed in (0, 1):
-        run("train", "bundled_soft_prompt", *values, f"training.seed={seed}", "--out", tmp_path / f"s{seed}")
-    run("train", "bundled_soft_prompt", *values, "--rival", "full", "--out", tmp_path / "full")
-    run("evaluate", "bare", *values, "--recipe", "bundled_soft_prompt", "--out", tmp_path / "bare.json")
+        run(
+            "train",
+            "bundled_soft_prompt",
+            *fitting("bundled_soft_prompt", values),
+            f"training.seed={seed}",
+            "--out",
+            tmp_path / f"s{seed}",
+        )
+    run(
+        "train",
+        "bundled_soft_prompt",
+        *fitting("bundled_soft_prompt", values),
+        "--rival",
+        "full",
+        "--out",
+        tmp_path / "full",
+    )
+    run(
+        "evaluate",
+        "bare",
+        *fitting("bundled_soft_prompt", values),
+        "--recipe",
+        "bundled_soft_prompt",
+        "--out",
+        tmp_path / "bare.json",
+    )
     short = ["--text", tmp_path / "text.txt", "text.sequences=2", "text.length=16"]
     for name in ("s0", "full"):
         run("forget", tmp_path / name, *short, "--out", tmp_path / f"{name}-forgot.json")
@@ -97,8 +120,16 @@ def test_generated_prompts_are_reported(lm, tiny_encoder, tmp_path, monkeypatch)
         "test.longest=3", "training.learning_rate=0.01",
     ]  # fmt: skip
     run("train", "bundled_input_prompt", *own, "--out", tmp_path / "idpt")
-    run("train", "bundled_soft_prompt", *own, "--out", tmp_path / "soft")
-    run("train", "bundled_soft_prompt", *own, "--rival", "full", "--out", tmp_path / "full")
+    run("train", "bundled_soft_prompt", *fitting("bundled_soft_prompt", own), "--out", tmp_path / "soft")
+    run(
+        "train",
+        "bundled_soft_prompt",
+        *fitting("bundled_soft_prompt", own),
+        "--rival",
+        "full",
+        "--out",
+        tmp_path / "full",
+    )
     monkeypatch.chdir(tmp_path)
     printed = run("report", "prompts", "idpt", "development.limit=3", "--out", "r")
     assert "idpt: 12 prompts for 2 data sets." in printed

@@ -128,13 +128,13 @@ def test_a_rival_sees_the_examples_of_the_prompt(values, lm, kind):
     ("scaffold", "taken"),
     [
         (["scaffold.kind=bare"], 0),
-        (["scaffold.kind=soft_prompt"], 4),
+        (["scaffold.kind=soft_prompt", "scaffold.length=4"], 4),
         (["scaffold.kind=recursion"], 0),
-        (["scaffold.kind=recursion", "scaffold.inner=soft_prompt"], 4),
+        (["scaffold.kind=recursion", "scaffold.inner=soft_prompt", "scaffold.inner.length=4"], 4),
     ],
 )
-def test_the_room_of_a_prompt_is_known_without_it(values, lm, scaffold, taken):
-    choice = with_overrides(recipe_named("bundled_soft_prompt"), [*values, *scaffold]).scaffold
+def test_the_room_of_a_prompt_is_known_without_it(lm, scaffold, taken):
+    choice = with_overrides(recipe_named("bundled_soft_prompt"), scaffold).scaffold
     assert choice.taken == new_scaffold(choice, lm, 0).length == taken
 
 

@@ -48,7 +48,7 @@ def examples():
 
 @pytest.fixture
 def generator(lm, tiny_encoder):
-    return InputPrompt(tiny_encoder("bert"), lm.width, InputPromptShape(length=4, encoder_length=3, head_width=8))
+    return InputPrompt(tiny_encoder("bert"), lm, InputPromptShape(length=4, encoder_length=3, head_width=8))
 
 
 def alike(generator, examples, **options):
@@ -144,6 +144,6 @@ def test_what_generates_is_found_and_what_does_not_is_refused(lm, generator):
 
 
 def test_the_frozen_model_as_its_own_encoder_generates_prompts_too(lm, examples):
-    own = InputPrompt(lm, lm.width, InputPromptShape(length=2, encoder_length=3, head_width=8))
+    own = InputPrompt(lm, lm, InputPromptShape(length=2, encoder_length=3, head_width=8))
     found = distances(examples, alike(own, examples))
     assert found[SAME_TEMPLATE].mean > 0

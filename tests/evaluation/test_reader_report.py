@@ -14,9 +14,9 @@ from shoulders.evaluation.reader_report import method_of, retriever_of, write_re
 from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import average_interval, difference_interval
 from shoulders.pipeline import Answer
-from shoulders.recipes.recipe import Recipe, ScaffoldChoice
+from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.run import result
-from shoulders.scaffolds.base import Bare
+from shoulders.scaffolds.base import KINDS, Bare
 
 DASH = "\N{EN DASH}"
 ASK = Template("ask", "a", "{{q}} ||| {{a}}", None, ("Accuracy",))
@@ -32,7 +32,7 @@ def measured(lm, monkeypatch):
         rows = [{"q": f"{split} {n}?", "a": f"red {n}"} for n in range(len(answers))]
         plan = EvaluationPlan(split=split)
         scores = evaluate([TemplatedTask("quiz", "QA", {"ask": template}, {split: rows})], lm, Bare(), plan)
-        recipe = Recipe(name, scaffold=ScaffoldChoice(kind=kind), test=plan)
+        recipe = Recipe(name, scaffold=KINDS[kind].Config(), test=plan)
         content = json.loads(json.dumps(result(recipe, lm, Bare(), scores, name)))
         content["recipe"]["evidence"].update({"kind": "retrieved", **(evidence or {})})
         found = {"recall_at_input": retrieval[0], "packed": retrieval[1]} if retrieval else None

@@ -17,14 +17,15 @@ from shoulders.evaluation.samples import read_samples
 from shoulders.evaluation.statistics import difference_interval
 from shoulders.pipeline import Answer
 from shoulders.recipes.build import new_scaffold
-from shoulders.recipes.recipe import Recipe, ScaffoldChoice
+from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.run import result
-from shoulders.scaffolds.base import Bare
-from shoulders.scaffolds.recursion import RecursionShape
+from shoulders.scaffolds.base import KINDS, Bare, BareConfig
+from shoulders.scaffolds.recursion import RecursionConfig, RecursionShape
+from shoulders.scaffolds.soft_prompt import SoftPromptConfig
 from shoulders.training.plan import TrainPlan
 
-PROMPT = ScaffoldChoice(kind="soft_prompt", length=3)
-TWO_PASSES = ScaffoldChoice(kind="recursion", recursion=RecursionShape(layers=1, residual=True), start="runs/text")
+PROMPT = SoftPromptConfig(length=3)
+TWO_PASSES = RecursionConfig(recursion=RecursionShape(layers=1, residual=True), start="runs/text")
 TRAINING = TrainPlan(steps=10, batch_size=4)
 DASH = "\N{EN DASH}"
 CHOOSE = Template("choose", "c", "{{q}} ||| {{answer_choices[0]}}", "yes ||| no", ("Accuracy",))
@@ -88,7 +89,7 @@ def textual(one, count):
 
 def test_the_table_of_methods(measured, tmp_path):
     """Right on 1, 3 and 2 of four questions; prompt tuning is what the others are over."""
-    bare = measured("bare", [0, 0, 0, 0], ScaffoldChoice(kind="bare"))
+    bare = measured("bare", [0, 0, 0, 0], BareConfig())
     prompt = measured("prompt", [1, 0, 0, 0], log=scored(10.0, 20.0, 20.0))
     twice = measured("twice", [1, 1, 0, 1], TWO_PASSES)
     again = textual(measured("again", [1, 1, 0, 0]), 16)
@@ -138,7 +139,7 @@ def test_without_a_prompt_tuned_row_there_is_nothing_to_be_over(measured, tmp_pa
     ],
 )  # fmt: skip
 def test_methods_are_called_as_the_paper_does(shape, inner, name, passes, layers):
-    recipe = Recipe("x", scaffold=ScaffoldChoice(kind="recursion", recursion=shape, inner=inner)).as_json()
+    recipe = Recipe("x", scaffold=RecursionConfig(recursion=shape, inner=KINDS[inner].Config())).as_json()
     one = Result("x", {"recipe": recipe, "scaffold": {"kind": "recursion"}})
     method = method_of(one)
     assert method.name == name.replace("-", DASH).replace(f"ID{DASH}PT", "ID-PT")

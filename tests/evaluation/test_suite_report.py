@@ -16,9 +16,9 @@ from shoulders.evaluation.statistics import average, difference_interval
 from shoulders.evaluation.suite_numbers import Forgotten, curves, levels, method_names, suite_tables
 from shoulders.evaluation.suite_report import write_suite_report
 from shoulders.pipeline import Answer
-from shoulders.recipes.recipe import Recipe, ScaffoldChoice
+from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.run import result
-from shoulders.scaffolds.base import Bare
+from shoulders.scaffolds.base import KINDS, Bare
 from shoulders.training.plan import TrainPlan
 from shoulders.training.rivals import RivalChoice
 
@@ -50,7 +50,8 @@ def measured(lm, monkeypatch):
         scores = evaluate(list(tasks(split, right)), lm, Bare(), plan)
         own = "soft_prompt" if rival else kind
         values = {key: more.pop(key) for key in ("length", "learning_rate", "batch_size") if key in more}
-        choice = ScaffoldChoice(kind=own, length=values.pop("length", 100))
+        sizes = {"length": values.pop("length", 100)}
+        choice = KINDS[own].Config(**({} if own == "bare" else sizes))
         training = TrainPlan(seed=seed, **{"batch_size": 4, **values})
         recipe = Recipe(name, scaffold=choice, training=training, rival=RivalChoice(kind=rival), test=plan)
         content = json.loads(json.dumps(result(recipe, lm, Bare(), scores, name)))

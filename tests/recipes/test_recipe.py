@@ -10,11 +10,11 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import ContextFull, UnknownName, UsageError
 from shoulders.recipes.build import new_scaffold
 from shoulders.recipes.planning import _Sizes, cost, meta_backbone, meta_scaffold
-from shoulders.recipes.recipe import Recipe, ScaffoldChoice, read_recipe, recipe_from_json, with_overrides
+from shoulders.recipes.recipe import Recipe, read_recipe, recipe_from_json, with_overrides
 from shoulders.recipes.registry import recipe_named, recipes
-from shoulders.scaffolds.base import Bare
-from shoulders.scaffolds.input_prompt import InputPrompt
-from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.base import KINDS, Bare, BareConfig
+from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptConfig
+from shoulders.scaffolds.soft_prompt import SoftPrompt, SoftPromptConfig
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))
@@ -91,13 +91,11 @@ def test_unknown_recipes_get_a_suggestion():
 
 def test_choices_become_scaffolds(lm, tiny_encoder):
     for init, text in (("vocabulary", ""), ("normal", ""), ("text", "a planet"), ("labels", "good|bad")):
-        scaffold = new_scaffold(ScaffoldChoice(length=6, init=init, init_text=text), lm, seed=1)
+        scaffold = new_scaffold(SoftPromptConfig(length=6, init=init, init_text=text), lm, seed=1)
         assert isinstance(scaffold, SoftPrompt)
         assert scaffold.length == 6
-    assert isinstance(new_scaffold(ScaffoldChoice(kind="bare"), lm, 0), Bare)
-    choice = ScaffoldChoice(
-        kind="input_prompt", length=5, encoder=tiny_encoder("bert").name, encoder_length=3, head_width=8
-    )
+    assert isinstance(new_scaffold(BareConfig(), lm, 0), Bare)
+    choice = InputPromptConfig(length=5, encoder=tiny_encoder("bert").name, encoder_length=3, head_width=8)
     made = new_scaffold(choice, lm, 0)
     assert isinstance(made, InputPrompt)
     assert made.encoder.fingerprint() == tiny_encoder("bert").fingerprint()
@@ -106,7 +104,7 @@ def test_choices_become_scaffolds(lm, tiny_encoder):
 
 def test_a_prompt_longer_than_the_context_is_refused(lm):
     with pytest.raises(ContextFull, match=r"needs 202 positions, .* 128: lower scaffold\.length"):
-        new_scaffold(ScaffoldChoice(length=200), lm, 0)
+        new_scaffold(SoftPromptConfig(length=200), lm, 0)
 
 
 def test_the_papers_claims_come_out_of_the_plan():
@@ -163,7 +161,8 @@ def test_planned_memory_is_what_a_step_keeps(family, kind, tiny_lm, tiny_encoder
     """Attention matrices would be most of it at this length; real steps by the fused kernel do not keep them."""
     lm = FrozenLM.load(tiny_lm(family).name, dtype="float32", device="cpu", attention_kernel="sdpa")
     encoder = tiny_encoder("bert").name
-    choice = ScaffoldChoice(kind=kind, length=16, encoder=encoder, encoder_length=8, head_width=8)
+    own = {"encoder": encoder, "encoder_length": 8, "head_width": 8} if kind == "input_prompt" else {}
+    choice = KINDS[kind].Config(length=16, **own)
     meta = meta_backbone(lm.name, torch.float32)
     _, kept = _Sizes(lm, Bare(), 100, 10).step(new_scaffold(choice, lm, seed=0))
     _, planned = _Sizes(meta, Bare(), 100, 10).step(meta_scaffold(choice, meta))

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from commands import run
+from commands import fitting, run
 from shoulders.errors import TrainingDiverged, UnknownName, UsageError
 from shoulders.files import read_json
 from shoulders.recipes import sweep as sweeping
@@ -52,7 +52,7 @@ def losses(folder):
 @pytest.mark.parametrize(("decay", "recipe"), [("linear", "bundled_soft_prompt"), ("none", "bundled_input_prompt")])
 def test_the_best_candidate_goes_on_as_if_never_interrupted(values, tiny_encoder, tmp_path, decay, recipe):
     own = [*values, f"training.decay={decay}", f"scaffold.encoder={tiny_encoder('bert').name}"]
-    own += ["scaffold.encoder_length=3", "scaffold.head_width=8"]
+    own = fitting(recipe, [*own, "scaffold.encoder_length=3", "scaffold.head_width=8"])
     printed = run("sweep", recipe, *own, *GRID, "--out", tmp_path / "sweep")
     content, found = swept(tmp_path / "sweep"), scores(tmp_path / "sweep")
     assert (content["until"], list(found)) == (3, ["01", "02", "03", "04"])

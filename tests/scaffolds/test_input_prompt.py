@@ -35,7 +35,7 @@ def test_parameter_counts_are_the_papers():
 @pytest.mark.parametrize("family", ["t5", "bert", "roberta"])
 def test_generated_prompts_start_with_the_norm_of_token_embeddings(lm, tiny_encoder, family):
     encoder = tiny_encoder(family)
-    scaffold = InputPrompt(encoder, lm.width, SMALL, norm=embedding_norm(lm))
+    scaffold = InputPrompt(encoder, lm, SMALL, norm=embedding_norm(lm))
     tokens = encoder.source_tokens(["Name a planet.", "Two plus two is four, and three is one more."], 3)
     prompt = scaffold.prompt(tokens)
     assert prompt.shape == (2, 5, lm.width)
@@ -45,7 +45,7 @@ def test_generated_prompts_start_with_the_norm_of_token_embeddings(lm, tiny_enco
 def test_generated_vectors_start_distinct_and_alike_for_all_inputs(lm, tiny_encoder):
     """P directions, not P copies of one; inputs differ a little, as table 8 of the paper finds after training."""
     encoder = tiny_encoder("bert")
-    scaffold = InputPrompt(encoder, lm.width, InputPromptShape(length=12, encoder_length=3, head_width=8))
+    scaffold = InputPrompt(encoder, lm, InputPromptShape(length=12, encoder_length=3, head_width=8))
     tokens = encoder.source_tokens(["Name a planet.", "Two plus two is four, and three is one more."], 3)
     directions = torch.nn.functional.normalize(scaffold.prompt(tokens), dim=-1)
     between_vectors = (directions @ directions.mT)[:, ~torch.eye(12, dtype=torch.bool)]
@@ -55,7 +55,7 @@ def test_generated_vectors_start_distinct_and_alike_for_all_inputs(lm, tiny_enco
 
 
 def test_the_encoder_is_neither_trained_nor_saved(lm, tiny_encoder):
-    scaffold = InputPrompt(tiny_encoder("bert"), lm.width, SMALL)
+    scaffold = InputPrompt(tiny_encoder("bert"), lm, SMALL)
     names = set(scaffold.state_dict())
     assert names == {name for name, _ in scaffold.named_parameters()}
     assert {name.split(".")[0] for name in names} == {
@@ -65,7 +65,7 @@ def test_the_encoder_is_neither_trained_nor_saved(lm, tiny_encoder):
 
 def test_prompts_depend_on_the_input_and_on_nothing_else_in_the_batch(lm, tiny_encoder):
     encoder = tiny_encoder("bert")
-    scaffold = InputPrompt(encoder, lm.width, SMALL)
+    scaffold = InputPrompt(encoder, lm, SMALL)
     texts = ["Name a planet.", "Two plus two is four, and three is one more."]
     both = scaffold.prompt(encoder.source_tokens(texts, 3))
     assert not torch.allclose(both[0], both[1], atol=1e-3)
@@ -77,7 +77,7 @@ def test_prompts_depend_on_the_input_and_on_nothing_else_in_the_batch(lm, tiny_e
 def test_with_a_shared_prompt_training_starts_exactly_at_prompt_tuning(lm, tiny_encoder, questions):
     start = from_vocabulary(lm)(5)
     shape = InputPromptShape(length=5, encoder_length=3, head_width=8, base=True)
-    scaffold = InputPrompt(tiny_encoder("bert"), lm.width, shape, start=start)
+    scaffold = InputPrompt(tiny_encoder("bert"), lm, shape, start=start)
     prompt = SoftPrompt(start)
     rows = [encode(question, lm, "Paris") for question in questions]
     losses = [
@@ -93,14 +93,14 @@ def test_with_a_shared_prompt_training_starts_exactly_at_prompt_tuning(lm, tiny_
 
 def test_the_source_is_cut_to_what_the_encoder_can_read(lm, tiny_encoder):
     encoder = tiny_encoder("bert")
-    scaffold = InputPrompt(encoder, lm.width, SMALL)
+    scaffold = InputPrompt(encoder, lm, SMALL)
     tokens = encoder.source_tokens(["Name a planet. " * 60], scaffold.source_room)
     assert tokens.ids.shape[1] == encoder.context - scaffold.source_room
     assert torch.isfinite(scaffold.prompt(tokens)).all()
 
 
 def test_the_language_model_is_its_own_encoder_without_a_second_model(lm, questions):
-    scaffold = InputPrompt(lm, lm.width, SMALL, norm=embedding_norm(lm))
+    scaffold = InputPrompt(lm, lm, SMALL, norm=embedding_norm(lm))
     batch = training_batch([encode(question, lm, "Paris") for question in questions], lm, scaffold)
     before = lm.checksum()
     lm.loss(scaffold.states(lm, batch.given), batch.labels).backward()
@@ -110,7 +110,7 @@ def test_the_language_model_is_its_own_encoder_without_a_second_model(lm, questi
 
 def test_a_head_width_that_does_not_divide_is_refused(lm, tiny_encoder):
     with pytest.raises(UsageError, match="head_width 7 does not divide the encoder's width 24"):
-        InputPrompt(tiny_encoder("bert"), lm.width, InputPromptShape(head_width=7))
+        InputPrompt(tiny_encoder("bert"), lm, InputPromptShape(head_width=7))
 
 
 @pytest.mark.parametrize("encoder", ["bert", "self"])
@@ -119,12 +119,12 @@ def test_an_encoder_prompt_that_leaves_no_room_for_a_text_is_refused(lm, tiny_en
     shape = InputPromptShape(length=4, encoder_length=reader.context - 7, head_width=8)
     message = rf"needs {reader.context + 1} positions, the model has room for {reader.context}: lower encoder_length"
     with pytest.raises(ContextFull, match=message):
-        InputPrompt(reader, lm.width, shape)
+        InputPrompt(reader, lm, shape)
 
 
 def test_an_encoder_without_a_padding_token_reads_a_batch(lm, tiny_encoder):
     encoder = tiny_encoder("bert")
-    scaffold = InputPrompt(encoder, lm.width, SMALL)
+    scaffold = InputPrompt(encoder, lm, SMALL)
     texts = ["Name a planet.", "Two plus two is four, and three is one more."]
     padded = scaffold.prompt(encoder.source_tokens(texts, 3))
     encoder.tokenizer.pad_token, kept = None, encoder.tokenizer.pad_token

@@ -27,9 +27,9 @@ def scaffolds(lm, tiny_encoder):
     yield Bare()
     for placement in Placement:
         yield SoftPrompt(from_vocabulary(lm)(6), placement)
-        yield InputPrompt(tiny_encoder("bert"), lm.width, SMALL, norm=1.0, placement=placement)
-    yield InputPrompt(tiny_encoder("t5"), lm.width, SMALL)
-    yield InputPrompt(lm, lm.width, SMALL)
+        yield InputPrompt(tiny_encoder("bert"), lm, SMALL, norm=1.0, placement=placement)
+    yield InputPrompt(tiny_encoder("t5"), lm, SMALL)
+    yield InputPrompt(lm, lm, SMALL)
     yield from recursions(lm)
 
 

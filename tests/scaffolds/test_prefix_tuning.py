@@ -8,6 +8,10 @@ from shoulders.backbone.memory import Memory
 from shoulders.data.batching import encode, question_batch
 from shoulders.errors import CorruptFile, UsageError
 from shoulders.pipeline import Answering, answer
+from shoulders.recipes.build import new_scaffold
+from shoulders.recipes.planning import meta_backbone, meta_scaffold, parts
+from shoulders.recipes.recipe import with_overrides
+from shoulders.recipes.registry import recipe_named
 from shoulders.records import LMInput
 from shoulders.scaffolds.prefix_tuning import PrefixTuning
 
@@ -70,3 +74,29 @@ def test_a_model_that_peft_cannot_prefix_is_refused(tiny_lm):
         add_prefix(tiny_lm("qwen3_5"), 5)
     with pytest.raises(UsageError, match="a window of the text"):
         add_prefix(tiny_lm("mistral"), 5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["scaffold.kind=prefix_tuning", "scaffold.length=3"],
+        ["scaffold.kind=recursion", "scaffold.inner=prefix_tuning", "scaffold.inner.length=3"],
+    ],
+)
+def test_a_recipe_makes_one_and_plans_it_also_under_a_recursion(lm, values):
+    config = with_overrides(recipe_named("bundled_soft_prompt"), values).scaffold
+    made = new_scaffold(config, lm, seed=0)
+    assert made.length == config.taken == 3
+    planned = parts(meta_scaffold(config, meta_backbone(lm.name, lm.dtype)))
+    assert planned == parts(made)
+    embeds, memory = lm.embed(torch.tensor([[5, 6, 7, 8]])), made.memory(lm)
+    given = LMInput(embeds[:, :3], None, (0,))
+    steps = [made.states(lm, given, memory), made.states(lm, given.continued(embeds[:, 3:]), memory)]
+    whole = made.states(lm, LMInput(embeds, None, (0,)))
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_prefix_of_no_positions_is_refused():
+    with pytest.raises(UsageError, match=r"scaffold\.length is 0: a prefix takes at least 1 position"):
+        with_overrides(recipe_named("bundled_soft_prompt"), ["scaffold.kind=prefix_tuning", "scaffold.length=0"])

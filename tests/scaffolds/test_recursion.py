@@ -14,12 +14,11 @@ from shoulders.pipeline import Answering, answer
 from shoulders.recipes.build import new_scaffold
 from shoulders.recipes.paper import paper_recursion
 from shoulders.recipes.planning import meta_backbone, meta_scaffold, parts
-from shoulders.recipes.recipe import ScaffoldChoice
 from shoulders.records import LMInput, Question
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.program import Blocks, fulfil
-from shoulders.scaffolds.recursion import Recursion, RecursionShape
+from shoulders.scaffolds.recursion import Recursion, RecursionConfig, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 from tiny import TEXTS
 
@@ -171,7 +170,7 @@ def test_one_connector_between_all_passes_or_one_each(lm):
 
 
 def test_a_recipe_starts_from_a_trained_recursion_of_the_same_sizes(lm, tmp_path):
-    choice = ScaffoldChoice(kind="recursion", recursion=RecursionShape(layers=1))
+    choice = RecursionConfig(recursion=RecursionShape(layers=1))
     trained = new_scaffold(choice, lm, seed=3)
     trained.made_for(lm).save_pretrained(tmp_path / "trained")
     again = new_scaffold(replace(choice, start=str(tmp_path / "trained")), lm, seed=4)

@@ -13,7 +13,7 @@ from shoulders.backbone.adapters import add_prefix
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.batching import encode, question_batch
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UnknownName, UsageError, WrongBackbone
-from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.base import KINDS, Bare, Scaffold
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
 from shoulders.scaffolds.prefix_tuning import PrefixTuning
@@ -35,12 +35,12 @@ def test_saved_and_loaded_is_unsaved(lm, tiny_encoder, questions, tmp_path):
     made = [
         Bare(),
         SoftPrompt(from_vocabulary(lm)(5), Placement.SUFFIX),
-        InputPrompt(tiny_encoder("t5"), lm.width, SMALL, norm=2.0, start=from_vocabulary(lm)(5)),
-        InputPrompt(lm, lm.width, InputPromptShape(length=4, encoder_length=2, head_width=8), norm=0.5),
+        InputPrompt(tiny_encoder("t5"), lm, SMALL, norm=2.0, start=from_vocabulary(lm)(5)),
+        InputPrompt(lm, lm, InputPromptShape(length=4, encoder_length=2, head_width=8), norm=0.5),
         Recursion(lm, RecursionShape(passes=3, after=True, residual=True), SoftPrompt(from_vocabulary(lm)(5))),
         PrefixTuning(add_prefix(lm, 5)),
     ]
-    assert {one.kind for one in made} == set(Scaffold.kinds)
+    assert {one.kind for one in made} == set(KINDS.built_in)
     for number, scaffold in enumerate(made):
         for weight in scaffold.parameters():
             weight.add_(torch.randn_like(weight))
@@ -79,7 +79,7 @@ def test_the_same_weights_in_another_type_are_the_same_backbone(tiny_lm, prompt,
 
 def test_another_encoder_is_refused(lm, tiny_encoder, tmp_path):
     encoder = tiny_encoder("bert")
-    InputPrompt(encoder, lm.width, SMALL).made_for(lm).save_pretrained(tmp_path / "s")
+    InputPrompt(encoder, lm, SMALL).made_for(lm).save_pretrained(tmp_path / "s")
     config = tmp_path / "s" / "config.json"
     config.write_text(config.read_text().replace(encoder.name, tiny_encoder("roberta").name))
     with pytest.raises(WrongBackbone, match=r"encoder .* other weights"):

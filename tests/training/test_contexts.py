@@ -67,7 +67,7 @@ def trained(lm, scaffold, store=None, plan=PLAN, folder=None):
 
 def input_prompt(lm, encoder, placement=Placement.SUFFIX):
     torch.manual_seed(3)
-    return InputPrompt(encoder, lm.width, InputPromptShape(4, 3, head_width=8), placement=placement)
+    return InputPrompt(encoder, lm, InputPromptShape(4, 3, head_width=8), placement=placement)
 
 
 @pytest.mark.parametrize("placement", AFTER)

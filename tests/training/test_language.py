@@ -68,7 +68,7 @@ def test_a_resumed_pretraining_is_the_uninterrupted_one(lm, tmp_path):
 
 def test_a_prompt_written_from_the_text_is_refused(lm):
     """It would read the tokens it is to predict."""
-    scaffold = InputPrompt(lm, lm.width, InputPromptShape(length=4, encoder_length=2, head_width=8))
+    scaffold = InputPrompt(lm, lm, InputPromptShape(length=4, encoder_length=2, head_width=8))
     for one in (scaffold, Recursion(lm, RecursionShape(), scaffold)):
         with pytest.raises(UsageError, match="would read the text that it is to predict"):
             language_loss(lm, one)

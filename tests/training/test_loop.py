@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from golden import GOLDEN
 from shoulders.errors import CorruptFile, TrainingDiverged, UsageError
 from shoulders.recipes.build import new_scaffold
-from shoulders.recipes.recipe import ScaffoldChoice
+from shoulders.scaffolds.base import KINDS
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
@@ -42,8 +42,8 @@ def prompts(lm, tiny_encoder):
     yield SoftPrompt(from_vocabulary(lm)(4), "suffix")
     for base in (False, True):
         shape = InputPromptShape(length=4, encoder_length=2, head_width=8, base=base)
-        yield InputPrompt(tiny_encoder("bert"), lm.width, shape, start=from_vocabulary(lm)(4))
-    yield InputPrompt(lm, lm.width, shape, start=from_vocabulary(lm)(4))
+        yield InputPrompt(tiny_encoder("bert"), lm, shape, norm=1.0, start=from_vocabulary(lm)(4))
+    yield InputPrompt(lm, lm, shape, norm=1.0, start=from_vocabulary(lm)(4))
     yield Recursion(lm, RecursionShape(layers=1))
     yield Recursion(lm, RecursionShape(residual=True), SoftPrompt(from_vocabulary(lm)(4)))
 
@@ -78,7 +78,8 @@ def test_losses_fall(lm, tiny_encoder):
 @pytest.mark.parametrize("kind", ["soft_prompt", "input_prompt"])
 def test_a_bf16_backbone_trains_fp32_parameters(tiny_lm, tiny_encoder, kind):
     lm, encoder = tiny_lm("llama", "bfloat16"), tiny_encoder("bert").name
-    choice = ScaffoldChoice(kind=kind, length=4, encoder=encoder, encoder_length=2, head_width=8)
+    own = {"encoder": encoder, "encoder_length": 2, "head_width": 8} if kind == "input_prompt" else {}
+    choice = KINDS[kind].Config(length=4, **own)
     scaffold, frozen = new_scaffold(choice, lm, seed=0), lm.checksum()
     losses = trained(lm, scaffold, replace(PLAN, steps=40, learning_rate=0.1))
     assert lm.dtype == torch.bfloat16

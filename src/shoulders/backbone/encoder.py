@@ -13,6 +13,7 @@ from shoulders.backbone.devices import pick_device, pick_dtype
 from shoulders.backbone.frozen import UNLIMITED, pad_right
 from shoulders.backbone.heads import token_table
 from shoulders.backbone.loading import hub_errors, load_tokenizer, load_whole
+from shoulders.backbone.shapes import NoTokenizer, config_named, text_length
 from shoulders.backbone.sources import locate
 from shoulders.backbone.tokenizing import tokenized
 from shoulders.records import Tokens
@@ -67,10 +68,16 @@ class FrozenEncoder:
     def load(cls, name: str, *, dtype: str = "auto", device: str = "auto") -> Self:
         """Load an encoder by hub id, folder or package; of an encoder-decoder model, its encoder.
 
+        On the device "meta" it has the right shape and no values, and no weights are read.
+
         Raises:
             SourceNotFound, HubUnreachable, CorruptFile: as `FrozenLM.load`.
         """
         place = pick_device(device)
+        if place.type == "meta":
+            with place:
+                model = AutoModelForTextEncoding.from_config(config_named(name), dtype=pick_dtype(dtype, place))
+            return cls(model, NoTokenizer(text_length(name)), name)  # type: ignore[arg-type] (no text is read)
         folder = locate(name)
         tokenizer = load_tokenizer(name, folder)
         with hub_errors(name):

@@ -6,12 +6,12 @@ from pathlib import Path
 from shoulders.adaptive.storage import is_adaptive
 from shoulders.adaptive.storage import read as read_adaptive
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.shapes import SHAPE
 from shoulders.errors import UsageError
 from shoulders.recipes.build import load_backbone
 from shoulders.recipes.folders import BARE, scaffold_named
 from shoulders.recipes.recipe import BackboneChoice, Recipe, read_recipe, recipe_from_json, with_overrides
 from shoulders.recipes.registry import recipe_named
-from shoulders.recipes.shapes import SHAPE
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.storage import Origin, read_origin
 

@@ -8,7 +8,6 @@ from shoulders.errors import SourceNotFound, UsageError
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.peft_format import CONFIG as PEFT_CONFIG
 from shoulders.scaffolds.peft_format import base_of, from_peft, to_peft
-from shoulders.scaffolds.soft_prompt import SoftPrompt
 from shoulders.scaffolds.storage import CONFIG, read_origin
 
 
@@ -23,10 +22,7 @@ def run(source: Path, target: Path, backbone: str | None) -> None:
         prompt.made_for(lm).save_pretrained(target)
     elif (source / CONFIG).exists():
         lm = FrozenLM.load(backbone or read_origin(str(source)).backbone)
-        scaffold = Scaffold.load(source, lm)
-        if not isinstance(scaffold, SoftPrompt):
-            raise UsageError(f"{source} holds a {scaffold.kind}; PEFT's prompt tuning knows soft prompts only")
-        to_peft(scaffold, lm, target)
+        to_peft(Scaffold.load(source, lm), lm, target)
     else:
         raise SourceNotFound(f"{source} holds neither a scaffold ({CONFIG}) nor a PEFT adapter ({PEFT_CONFIG})")
     console.print(f"written to {target}")

@@ -7,6 +7,7 @@ from rich.table import Table
 from shoulders.cli.common import find_recipe
 from shoulders.cli.show import console, quiet_libraries
 from shoulders.recipes.planning import Cost, cost
+from shoulders.scaffolds.base import KINDS
 
 
 def run(name: str, overrides: Sequence[str], input_length: int, output_length: int) -> None:
@@ -14,7 +15,7 @@ def run(name: str, overrides: Sequence[str], input_length: int, output_length: i
     quiet_libraries()
     recipe = find_recipe(name, overrides)
     found = cost(recipe, input_length, output_length)
-    console.print(f"[bold]{recipe.name}[/bold]: {recipe.scaffold.kind} around {recipe.backbone.name}")
+    console.print(f"[bold]{recipe.name}[/bold]: {KINDS[recipe.scaffold.kind].label} around {recipe.backbone.name}")
     console.print(_parameters(found))
     console.print(_memory(found, recipe.training.batch_size))
     if found.context_bytes:
@@ -81,7 +82,7 @@ def _share(count: int, whole: int) -> str:
 
 
 def _over(value: int, base: int) -> str:
-    return f"+{100 * (value / base - 1):.1f}%"
+    return f"{100 * (value / base - 1):+.1f}%"
 
 
 def _gb(size: int) -> str:

@@ -18,7 +18,7 @@ from shoulders.recipes.evidence import evidence_measured, new_evidence, sampler_
 from shoulders.recipes.folders import BARE
 from shoulders.recipes.jobs import task_parts
 from shoulders.recipes.named import Named
-from shoulders.recipes.recipe import PASSAGES
+from shoulders.recipes.recipe import CANDIDATES, EvidenceChoice
 from shoulders.records import Question
 
 
@@ -38,9 +38,10 @@ def run(name: str, overrides: Sequence[str], recipe_name: str | None, counts: st
     suite = recipe.suite
     tasks = task_parts(recipe).tested
     chosen = chosen_examples(tasks, recipe.test, suite.without(tasks), skip=suite.skip).asked
-    choice = replace(recipe.evidence, count=max(wanted))
+    sampled = recipe.evidence if isinstance(recipe.evidence, EvidenceChoice) else EvidenceChoice()
+    choice = replace(sampled, count=max(wanted))
     sampler = sampler_of(choice, lm, folder, AnswerStore(choice.store))
-    passages = new_evidence(recipe, lm, scaffold.length) if choice.kind in PASSAGES else None
+    passages = new_evidence(recipe, lm, scaffold.length) if recipe.evidence.kind != CANDIDATES else None
 
     def samples(questions: Sequence[Question], count: int) -> list[list[Answer]]:
         return sampler.samples(with_evidence(questions, passages), count)

@@ -49,5 +49,6 @@ def _usual(recipe: Recipe) -> Grid:
     """The paper's grid for what the recipe trains."""
     kind = recipe.rival.kind or recipe.scaffold.kind
     if kind not in GRIDS:
-        raise UsageError(f"the paper has no grid for {kind}: name one, --grid rival.learning_rate=1e-4,2e-4,5e-4")
+        rate = "rival.learning_rate" if recipe.rival.kind else "training.learning_rate"
+        raise UsageError(f"the paper has no grid for {kind}: name one, --grid {rate}=1e-4,2e-4,5e-4")
     return GRIDS[kind]

@@ -1,13 +1,15 @@
 """What is put before a question as text: one interface for every source of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Protocol
+from typing import Any, Protocol
 
 from shoulders.errors import UsageError
+from shoulders.plugins import Registry
 from shoulders.records import Example, Question
 
+CANDIDATES, RETRIEVED, ORACLE = "candidates", "retrieved", "oracle"  # our own kinds
 FOLDS = ("a", "b")  # halves of the training examples, for cross-fitting
 
 
@@ -50,6 +52,66 @@ class Evidence(Protocol):
     def write(self, question: Question, passages: Sequence[Passage]) -> Question:
         """The question as it is asked with what was found for it."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceConfig:
+    """What a recipe says of a source of evidence (`evidence.kind`). Each kind has its own, which checks its values."""
+
+    kind: str = field(default="", init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What stands in the context beside evidence, in tokens.
+
+    Attributes:
+        prompt: vectors of the prompt.
+        input: evidence and question at most.
+        answer: at most.
+    """
+
+    prompt: int
+    input: int
+    answer: int
+
+
+class EvidenceKind(Protocol):
+    """A kind of evidence as recipes know it: what they say of it, and how it is made."""
+
+    Config: type[EvidenceConfig]
+
+    def new(self, config: Any, lm: Any, room: Room) -> Evidence:
+        """A source of it.
+
+        Args:
+            config: a `Config` of this kind.
+            lm: the frozen model that reads the evidence.
+            room: that it has to fit into.
+        """
+        ...
+
+
+def _fault(name: str, found: Any) -> str:
+    """What is wrong with a kind of evidence of another package."""
+    config = getattr(found, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, EvidenceConfig) and callable(getattr(found, "new", None))):
+        return "is no EvidenceKind: it has no Config, a subclass of EvidenceConfig, or no `new`"
+    kind = config().kind
+    return "" if kind in ("", name) else f"has a Config of kind {kind!r}: it is to be {name!r}"
+
+
+# By the name that recipes call them.
+SOURCES: Registry[EvidenceKind] = Registry(
+    "shoulders.evidence",
+    "kind of evidence",
+    {
+        CANDIDATES: "shoulders.recipes.evidence:SAMPLED",
+        RETRIEVED: "shoulders.recipes.evidence:FOUND",
+        ORACLE: "shoulders.recipes.evidence:FOUND",
+    },
+    _fault,
+)
 
 
 def with_evidence(questions: Sequence[Question], evidence: Evidence | None, fold: str = "") -> list[Question]:

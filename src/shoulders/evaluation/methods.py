@@ -6,11 +6,13 @@ from typing import Any
 
 from shoulders.errors import CorruptFile, UsageError
 from shoulders.evaluation.results import Result
+from shoulders.scaffolds.base import KINDS
 from shoulders.scaffolds.recursion import RecursionShape
 
 BARE, PROMPT_TUNED, TEXTUAL = "bare", "Prompt-tuned", "Textual-recursive"
-ONE_PASS = {BARE: BARE, "soft_prompt": PROMPT_TUNED, "input_prompt": "ID-PT"}  # by kind of scaffold
-UNDER = {BARE: "", "soft_prompt": " under a soft prompt", "input_prompt": " under ID-PT"}
+# The paper's words for a kind of scaffold, where they are not its label.
+ONE_PASS = {BARE: BARE, "soft_prompt": PROMPT_TUNED}
+UNDER = {BARE: "", "soft_prompt": " under a soft prompt"}
 DASH = "\N{EN DASH}"  # as the paper writes LM-Connector-LM
 ADAPTIVE = {"average", "budget", "rule", "curve"}  # what a result says of adaptive passes
 
@@ -56,8 +58,8 @@ def method_of(result: Result) -> Method:
         )
     shape = RecursionShape(**choice.get("recursion", {})) if kind == "recursion" else None
     candidates = _candidates(recipe)
-    name = _name(kind, choice.get("inner", BARE), shape, candidates)
-    passes = (shape.passes if shape else 1) + bool(candidates)
+    name = _name(kind, choice.get("inner", {}).get("kind", BARE), shape, candidates)
+    passes = result.content.get("scaffold", {}).get("passes", shape.passes if shape else 1) + bool(candidates)
     variant = [part for part in ("residual", "copied", "shared") if shape and getattr(shape, part)]
     return Method(
         name,
@@ -76,6 +78,11 @@ def kind_of(content: Mapping[str, Any]) -> str:
     return content["recipe"]["scaffold"]["kind"] if content["trained"] else BARE
 
 
+def label_of(kind: str) -> str:
+    """What a kind of scaffold is called; by its kind where the package that it comes from is not installed."""
+    return KINDS[kind].label if kind in KINDS else kind
+
+
 def _candidates(recipe: Mapping[str, Any]) -> int:
     """Answers that are sampled for each question; 0 without textual recursion."""
     evidence = recipe.get("evidence") or {}
@@ -83,7 +90,8 @@ def _candidates(recipe: Mapping[str, Any]) -> int:
 
 
 def _name(kind: str, inner: str, shape: RecursionShape | None, candidates: int) -> str:
-    own = f"{_stack(shape)}{UNDER[inner]}" if shape else ONE_PASS[kind]
+    under = UNDER.get(inner, f" under {label_of(inner)}")
+    own = f"{_stack(shape)}{under}" if shape else ONE_PASS.get(kind, label_of(kind))
     if not candidates:
         return own
     beside = "" if own == PROMPT_TUNED else f", {own}"  # the paper's own is prompt-tuned twice

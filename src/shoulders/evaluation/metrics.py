@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from shoulders.plugins import Registry
+
 TRIVIA_PUNCTUATION = frozenset(string.punctuation + "\u2018\u2019\u00b4`")
 
 Measure = Callable[[str, Sequence[str]], tuple[float, ...]]
@@ -142,16 +144,36 @@ GENERATED: dict[str, tuple[Metric, ...]] = {
 def metrics_for(names: Sequence[str], *, choices: bool) -> tuple[Metric, ...]:
     """The metrics of a wording by PromptSource's names for them, the deciding one first.
 
+    A metric of another package (`METRICS`) is meant by its own name, and goes first.
     With answer choices, accuracy of rank classification. Otherwise ROUGE-L goes before BLEU (the paper reports one
     number a data set), and EM with F1 stands in where the names say nothing that can be computed.
     """
     if choices:
         return (ACCURACY,)
     known = [name for name in GENERATED if name in names]
-    found = dict.fromkeys(metric for name in known for metric in GENERATED[name])
-    return tuple(found) or (EM, F1)
+    found = [METRICS[name] for name in names if name not in GENERATED and name in METRICS]
+    found += [metric for name in known for metric in GENERATED[name]]
+    return tuple(dict.fromkeys(found)) or (EM, F1)
 
 
-METRICS: dict[str, Metric] = {
-    metric.name: metric for metric in (ACCURACY, EM, F1, TRIVIA_EM, TRIVIA_F1, ROUGE_L, BLEU_4)
-}
+def _fault(name: str, found: Any) -> str:
+    """What is wrong with a metric of another package."""
+    if not isinstance(found, Metric):
+        return "is no shoulders.evaluation.metrics.Metric"
+    return "" if found.name == name else f"is a metric of the name {found.name!r}"
+
+
+METRICS: Registry[Metric] = Registry(
+    "shoulders.metrics",
+    "metric",
+    {
+        "accuracy": "shoulders.evaluation.metrics:ACCURACY",
+        "bleu": "shoulders.evaluation.metrics:BLEU_4",
+        "em": "shoulders.evaluation.metrics:EM",
+        "f1": "shoulders.evaluation.metrics:F1",
+        "rouge_l": "shoulders.evaluation.metrics:ROUGE_L",
+        "triviaqa_em": "shoulders.evaluation.metrics:TRIVIA_EM",
+        "triviaqa_f1": "shoulders.evaluation.metrics:TRIVIA_F1",
+    },
+    _fault,
+)

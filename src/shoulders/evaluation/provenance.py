@@ -36,6 +36,7 @@ def scaffold_measured(scaffold: Scaffold, name: str | None) -> dict[str, Any]:
     encoder = scaffold.encoder
     return {
         "kind": scaffold.kind,
+        "passes": scaffold.passes,
         "name": name,
         "fingerprint": identity(scaffold),
         "encoder": encoder and {"name": encoder.name, "fingerprint": encoder.fingerprint()},

@@ -8,6 +8,7 @@ from typing import Any
 
 from shoulders.corpus.searching import DENSE, HYBRID, RANKS, SPARSE
 from shoulders.evaluation import plots
+from shoulders.evaluation.methods import label_of
 from shoulders.evaluation.metrics import EM, F1
 from shoulders.evaluation.recursion_numbers import by_split, check_same_metric, metric_of
 from shoulders.evaluation.report import check_comparable, headline
@@ -15,14 +16,13 @@ from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import Interval, average_interval, difference_interval
 from shoulders.evaluation.tables import NONE, called, markdown, number, or_none, origin, percent, signed
 from shoulders.files import save_failed, write_json
+from shoulders.scaffolds.base import KINDS
 
 PAGE, NUMBERS = "reader.md", "reader.json"
 ALT = "score of each reader with its interval, and how often an answer was in what it read"
-METHODS = {
+METHODS = {  # a scaffold of any other kind goes by its label
     "bare": "frozen LM, bare",
     "soft_prompt": "frozen LM, prompt-tuned",
-    "input_prompt": "frozen LM, ID-PT",
-    "recursion": "frozen LM, recursion",
     "adaptive": "frozen LM, adaptive passes",
     "lora": "LoRA",
     "prefix_tuning": "prefix tuning",
@@ -148,7 +148,7 @@ def method_of(content: Mapping[str, Any]) -> str:
     """What read, by the kind of what was trained; kinds from elsewhere go by their own name."""
     rival = (content["recipe"].get("rival") or {}).get("kind")
     kind = rival if rival and content.get("trained") else content["scaffold"]["kind"]
-    return METHODS.get(kind, str(kind))
+    return METHODS.get(kind) or (f"frozen LM, {label_of(kind)}" if kind in KINDS else str(kind))
 
 
 def retriever_of(evidence: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from shoulders.evaluation.protocol import Scores, WordingScore
 from shoulders.evaluation.statistics import Measured, average_interval
 from shoulders.files import read_json
 from shoulders.records import Example
+from shoulders.scaffolds.base import recorded
 
 RESULTS = "results.json"
 SAMPLES = 2  # predictions of each wording that are kept to be looked at
@@ -129,7 +130,9 @@ def read_result(path: Path, name: str = "", log: Sequence[Mapping[str, Any]] = (
     content = read_json(file)
     if not {"average", "wordings", "recipe"} <= set(content):
         raise CorruptFile(f"{file} holds no results of shoulders")
-    return Result(name or short_names([path])[0], content, log)
+    recipe = content["recipe"]
+    recipe = {**recipe, "scaffold": recorded(recipe.get("scaffold") or {})}
+    return Result(name or short_names([path])[0], {**content, "recipe": recipe}, log)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -10,28 +10,20 @@ from typing import Any
 from shoulders.data.counts import used
 from shoulders.data.tasks import DEV
 from shoulders.errors import UsageError
-from shoulders.evaluation.methods import BARE, kind_of
+from shoulders.evaluation.methods import BARE, kind_of, label_of
 from shoulders.evaluation.recursion_numbers import by_split, check_same_metric, metric_of
 from shoulders.evaluation.report import check_comparable
 from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import Average, average
 from shoulders.files import flat, read_json
+from shoulders.scaffolds.base import KINDS
 
-CALLED = {
-    BARE: "bare LM",
-    "soft_prompt": "prompt tuning",
-    "input_prompt": "ID-PT",
-    "adaptive": "adaptive passes",
-    "lora": "LoRA",
-    "prefix_tuning": "prefix tuning",
-    "full": "full fine-tuning",
-}
+CALLED = {"adaptive": "adaptive passes", "lora": "LoRA", "full": "full fine-tuning"}  # scaffolds by their label
 SEED, LENGTH = "training.seed", "scaffold.length"
 RATES = ("training.learning_rate", "training.base_learning_rate", "rival.learning_rate")
 # Values that do not make another method: names, the seed, and how it was measured (the examples are the same).
 BESIDE = ("name", "about", SEED, "test.")
 MEASURED = ("backbone.", "evidence.")  # all that matters where nothing is trained
-PROMPTED = ("soft_prompt", "input_prompt", "prefix_tuning")  # kinds with a prompt of some length
 FORGOTTEN = {"before", "after", "ratio", "unchanged", "text"}
 
 
@@ -313,7 +305,7 @@ def _scaffold(content: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _lengths(rows: Sequence[Row], split: str) -> Lengths | None:
     """Scores by length; None where all prompts are of one."""
-    prompted = [row for row in rows if kind_of(row.content) in PROMPTED]
+    prompted = [row for row in rows if _prompted(kind_of(row.content))]
     values = {row.name: values_of(row.runs[0]) for row in prompted}
     lengths = sorted({own[LENGTH] for own in values.values()})
     if len(lengths) < 2:
@@ -328,11 +320,16 @@ def _lengths(rows: Sequence[Row], split: str) -> Lengths | None:
     return Lengths(list(dict.fromkeys(columns.values())), scores)
 
 
+def _prompted(kind: str) -> bool:
+    """Whether it is a scaffold with a prompt of some length."""
+    return kind in KINDS and any(item.name == "length" for item in fields(KINDS[kind].Config))
+
+
 def _called(result: Result, among: Sequence[Result]) -> str:
     """What a method is, with its encoder, and with its language model where there are several."""
     content = result.content
     kind = kind_of(content)
-    name = CALLED.get(kind, kind)
+    name = CALLED.get(kind) or label_of(kind)
     if encoder := _encoder(content):
         name = f"{name} with {encoder}"
     if len({other.content["backbone"]["fingerprint"] for other in among}) > 1:
@@ -343,7 +340,7 @@ def _called(result: Result, among: Sequence[Result]) -> str:
 def _encoder(content: Mapping[str, Any]) -> str:
     """What reads the input of an input-dependent prompt, shortly."""
     if "scaffold" not in content:  # older results
-        return _short(content["recipe"]["scaffold"]["encoder"]) if kind_of(content) == "input_prompt" else ""
+        return _short(content["recipe"]["scaffold"].get("encoder", "")) if content["trained"] else ""
     encoder = content["scaffold"]["encoder"]
     if not encoder:
         return ""

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from shoulders.data.batching import Lengths
 from shoulders.evaluation.protocol import EvaluationPlan
-from shoulders.recipes.recipe import EvidenceChoice, Recipe, ScaffoldChoice, SuiteChoice
+from shoulders.recipes.recipe import EvidenceChoice, Recipe, SuiteChoice
 from shoulders.recipes.small import BACKBONE
-from shoulders.scaffolds.recursion import RecursionShape
+from shoulders.scaffolds.recursion import RecursionConfig, RecursionShape
+from shoulders.scaffolds.soft_prompt import SoftPromptConfig
 from shoulders.training.plan import TrainPlan
 
 
@@ -20,7 +21,7 @@ def closed_book() -> Recipe:
         name="closed_book",
         about="prompt tuning of SmolLM2-135M on questions (suite.source=qa:PATH/NAME); also p1 of recursion",
         backbone=BACKBONE,
-        scaffold=ScaffoldChoice(kind="soft_prompt", length=16),
+        scaffold=SoftPromptConfig(length=16),
         suite=SuiteChoice(source="qa:questions", lengths=Lengths(input=128, target=32)),
         training=TrainPlan(
             steps=300,
@@ -72,7 +73,7 @@ def _recursion(name: str, what: str, shape: RecursionShape) -> Recipe:
         base,
         name=name,
         about=f"{what}, around SmolLM2-135M on closed-book questions (suite.source=qa:PATH/NAME)",
-        scaffold=ScaffoldChoice(kind="recursion", recursion=shape),
+        scaffold=RecursionConfig(recursion=shape),
         training=replace(
             base.training, learning_rate=1e-3, base_learning_rate=1e-2, betas=(0.9, 0.95), weight_decay=0.1
         ),

@@ -1,15 +1,16 @@
 """From a recipe's choice to a source of evidence."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, final
 
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.sources import cache_folder
 from shoulders.corpus.reranked import Rankers, Reranked
 from shoulders.corpus.scores import ScoreStore
-from shoulders.data.evidence import FOLDS, Evidence
+from shoulders.data.evidence import FOLDS, Evidence, EvidenceConfig, Room
 from shoulders.data.packing import PackedEvidence, Packer
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.evaluation.protocol import Scores
@@ -18,7 +19,7 @@ from shoulders.evidence.candidates import Candidates, FirstPass
 from shoulders.evidence.store import AnswerStore
 from shoulders.pipeline import Answering, Sampling
 from shoulders.recipes.folders import scaffold_folder, scaffold_named
-from shoulders.recipes.recipe import ORACLE, PASSAGES, EvidenceChoice, Recipe, recipe_from_json
+from shoulders.recipes.recipe import CANDIDATES, ORACLE, PASSAGES, SOURCES, EvidenceChoice, Recipe, recipe_from_json
 from shoulders.recipes.retrievers import searcher_of
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.storage import read_origin
@@ -41,21 +42,20 @@ def new_evidence(recipe: Recipe, lm: FrozenLM, prompt: int) -> Evidence | None:
     """
     if not recipe.evidence.kind:
         return None
-    if recipe.evidence.kind in PASSAGES:
-        return _retrieved(recipe, lm, prompt)
-    return _candidates(recipe.evidence, lm)
+    lengths = recipe.suite.lengths
+    # One and the same room in training, measuring and asking: for any answer of the recipe's plans.
+    answer = max(lengths.target, recipe.development.longest, recipe.test.longest)
+    return SOURCES[recipe.evidence.kind].new(recipe.evidence, lm, Room(prompt, lengths.input, answer))
 
 
-def _retrieved(recipe: Recipe, lm: FrozenLM, prompt: int) -> PackedEvidence:
-    """Passages, packed into one and the same room in training, measuring and asking."""
-    choice, lengths = recipe.evidence, recipe.suite.lengths
+def _retrieved(choice: EvidenceChoice, lm: FrozenLM, room: Room) -> PackedEvidence:
+    """Passages, packed into the room."""
     if not choice.index:
         raise UsageError(
             "passages are retrieved from an index: build one (shoulders index), then evidence.index=FOLDER"
         )
-    # whatever a recipe has generated: answers of its plans, or those that `shoulders sample` draws
-    answer = max(lengths.target, recipe.development.longest, recipe.test.longest, choice.longest)
-    packer = Packer.beside(lm, prompt, answer, lengths.input, truncate=choice.truncate)
+    answer = max(room.answer, choice.longest)  # also those that `shoulders sample` draws
+    packer = Packer.beside(lm, room.prompt, answer, room.input, truncate=choice.truncate)
     try:
         from shoulders.corpus.oracle import Oracle
         from shoulders.corpus.retrieved import Index, Retrieved
@@ -73,7 +73,7 @@ def _reranked(choice: EvidenceChoice, found: PackedEvidence, lm: FrozenLM) -> Pa
     return Reranked(found, Rankers.named(choice.reranker, device=str(lm.device)), store, choice.retriever_weight)
 
 
-def _candidates(choice: EvidenceChoice, lm: FrozenLM) -> Candidates:
+def _candidates(choice: EvidenceChoice, lm: FrozenLM, _: Room) -> Candidates:
     if not choice.scaffold:
         raise UsageError("candidates are sampled under a first prompt: evidence.scaffold=RUN, or bare for none")
     store = AnswerStore(choice.store)
@@ -84,6 +84,18 @@ def _candidates(choice: EvidenceChoice, lm: FrozenLM) -> Candidates:
         {fold: sampler_of(choice, lm, name, store) for fold, name in across.items()},
         choice.before,
     )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BuiltIn:
+    """One of our own kinds of evidence, which share their values."""
+
+    new: Callable[[EvidenceChoice, FrozenLM, Room], Evidence]
+    Config: ClassVar[type[EvidenceConfig]] = EvidenceChoice
+
+
+FOUND, SAMPLED = BuiltIn(_retrieved), BuiltIn(_candidates)
 
 
 def evidence_of(recipe: Mapping[str, Any], lm: FrozenLM, prompt: int) -> Evidence | None:
@@ -98,13 +110,15 @@ def evidence_measured(recipe: Recipe, lm: FrozenLM, evidence: Evidence | None) -
         return None
     if choice.kind in PASSAGES:
         return {"kind": choice.kind, "index": choice.index, "fingerprint": evidence.fingerprint}
+    if choice.kind != CANDIDATES:
+        return {"kind": choice.kind, "fingerprint": evidence.fingerprint}
     names = (choice.scaffold, *choice.across)
     return {"kind": choice.kind, "scaffolds": {name: identity(_prompt(name, lm)) for name in names}}
 
 
 def retrieval_measured(recipe: Recipe, evidence: Evidence | None, scores: Scores) -> Retrieval | None:
     """How often an answer was retrieved for the measured examples, and how often read; None if none was retrieved."""
-    if not isinstance(evidence, PackedEvidence):
+    if recipe.evidence.kind not in PASSAGES or not isinstance(evidence, PackedEvidence):
         return None
     predictions = [prediction for row in scores.wordings for prediction in row.predictions]
     examples = [prediction.example for prediction in predictions]

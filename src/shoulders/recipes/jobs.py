@@ -17,8 +17,7 @@ from shoulders.recipes.build import TaskParts, example_source, suite_parts
 from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.recipe import PASSAGES, Recipe
 from shoulders.scaffolds.base import Scaffold
-from shoulders.scaffolds.contexts import check_contexts
-from shoulders.scaffolds.recursion import check_first_pass
+from shoulders.scaffolds.contexts import check_contexts, check_first_pass
 from shoulders.training.language import TextSource, language_loss
 from shoulders.training.loop import LossOf, Source
 from shoulders.training.scaffolds import scaffold_loss
@@ -66,7 +65,7 @@ def job_of(
     if recipe.text.source:
         return _text_job(recipe, lm, scaffold)
     if recipe.evidence.kind not in PASSAGES:  # passages are something to put an infix after
-        check_placement(tasks, recipe.scaffold.placement)
+        check_placement(tasks, scaffold.placement)
     check_measurable(recipe, recipe.development, lm, tasks)
     evidence = evidence or new_evidence(recipe, lm, scaffold.length)
     return Job(
@@ -145,7 +144,7 @@ def check_measurable(recipe: Recipe, plan: EvaluationPlan, lm: FrozenLM, tasks: 
     suite = recipe.suite
     chosen = chosen_examples(tasks, plan, suite.without(tasks), skip=suite.skip)
     if any(example.choices is None for one in chosen.asked for example in one.examples):
-        length = recipe.scaffold.length
+        length = recipe.scaffold.taken
         what = f"a prompt of {length} vectors, a text and an answer of {plan.longest}"
         lm.check_room(what, length + 1 + plan.longest, "lower scaffold.length or the plan's `longest`")
 

@@ -8,8 +8,10 @@ from dataclasses import replace
 
 from shoulders.data.batching import Lengths
 from shoulders.evaluation.protocol import EvaluationPlan
-from shoulders.recipes.recipe import RETRIEVED, BackboneChoice, EvidenceChoice, Recipe, ScaffoldChoice, SuiteChoice
-from shoulders.scaffolds.recursion import RecursionShape
+from shoulders.recipes.recipe import RETRIEVED, BackboneChoice, EvidenceChoice, Recipe, SuiteChoice
+from shoulders.scaffolds.input_prompt import InputPromptConfig
+from shoulders.scaffolds.recursion import RecursionConfig, RecursionShape
+from shoulders.scaffolds.soft_prompt import SoftPromptConfig
 from shoulders.training.plan import TrainPlan
 
 # The training sets of T0++ (Sanh et al. 2021) as bigscience/P3 names them, as far as table 7 of the paper lists them:
@@ -42,7 +44,7 @@ def paper_prompt_tuning() -> Recipe:
         name="paper_prompt_tuning",
         about="prompt tuning on P3 as in the paper, section 2.2: the baseline of figure 3 and table 9",
         backbone=BackboneChoice(name="shape:j1-large", dtype="bfloat16"),
-        scaffold=ScaffoldChoice(kind="soft_prompt", length=400),  # ~1.6M parameters (2.1)
+        scaffold=SoftPromptConfig(length=400),  # ~1.6M parameters (2.1)
         suite=SuiteChoice(source=f"p3:{T0PP}"),
         training=TrainPlan(
             steps=1_250_000,  # 125K steps are 10% of T0++'s training at batch 32 (2.2)
@@ -67,8 +69,7 @@ def paper_idpt() -> Recipe:
         base,
         name="paper_idpt",
         about="input-dependent prompt tuning (ID-PT) on P3 as in the paper, section 2: figure 2, table 1, figure 3",
-        scaffold=ScaffoldChoice(
-            kind="input_prompt",
+        scaffold=InputPromptConfig(
             length=400,  # the best of {100, 200, 300, 400} (2.3, table 9)
             encoder="google-t5/t5-base",
             encoder_length=430,  # 330K parameters at width 768 (2.1)
@@ -90,7 +91,7 @@ def paper_closed_book() -> Recipe:
         base,
         name="paper_closed_book",
         about="prompt tuning on closed-book NQ as in the paper, section 4.1: table 4's first row, and p1 of table 5",
-        scaffold=ScaffoldChoice(kind="soft_prompt"),  # 4.1 gives no length; Lester et al. 2021: 100
+        scaffold=SoftPromptConfig(),  # 4.1 gives no length; Lester et al. 2021: 100
         suite=SuiteChoice(source="hub:nq_open@templates.yaml"),
         training=replace(base.training, steps=100_000),  # where it has converged (figure 6)
     )
@@ -132,7 +133,7 @@ def paper_recursion() -> Recipe:
         base,
         name="paper_recursion",
         about="LM-Connector-LM on closed-book NQ as in the paper, section 4.2: the last rows of tables 4 and 6",
-        scaffold=ScaffoldChoice(kind="recursion", recursion=RecursionShape(passes=2, layers=2)),
+        scaffold=RecursionConfig(recursion=RecursionShape(passes=2, layers=2)),
         training=replace(
             base.training,
             steps=100_000,  # table 4; 10,000 in table 6

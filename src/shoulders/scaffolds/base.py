@@ -1,8 +1,8 @@
 """What stands around the frozen model: the only thing that trains, and exactly what is saved."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
 
@@ -13,14 +13,100 @@ from torch import Tensor, nn
 from shoulders.backbone.encoder import Encoder
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.memory import Memory
-from shoulders.errors import CorruptFile, UnknownName, UsageError
+from shoulders.errors import CorruptFile, UsageError
 from shoulders.files import whole_folder
+from shoulders.plugins import Registry
 from shoulders.records import LMInput
 from shoulders.scaffolds.program import Pass, Program, direct
 from shoulders.scaffolds.storage import CONFIG, MODEL_CARD, Fetching, Origin, Stored, fetch, read_files, write_files
 from shoulders.scaffolds.weaving import Placement
 
 REPOSITORY = "https://github.com/shoulders-lm/shoulders"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaffoldConfig:
+    """What a recipe says of a scaffold (`scaffold.length=20`). Each kind has its own, which checks its values.
+
+    Attributes:
+        kind: of the scaffold; the config of each kind sets it as the default.
+        start: run, folder or hub name of a trained scaffold of the same kind and sizes to start from instead; for an
+            input prompt over a `base`, also of a soft prompt, that the base starts as.
+    """
+
+    kind: str = field(default="", init=False)
+    start: str = ""
+
+    @property
+    def taken(self) -> int:
+        """Positions of the context that its prompt takes."""
+        return 0
+
+    @property
+    def untrainable(self) -> str:
+        """Why there is nothing to train; empty where there is something."""
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What a new scaffold may ask of the data that it is to be trained on.
+
+    Attributes:
+        class_labels: reads the answers that the tasks offer for every example.
+    """
+
+    class_labels: Callable[[], Sequence[str]] = tuple
+
+
+NO_DATA = TrainingData()
+
+
+def _fault(name: str, found: Any) -> str:
+    """What is wrong with a scaffold of another package."""
+    if not (isinstance(found, type) and issubclass(found, Scaffold)):
+        return "is no subclass of shoulders.Scaffold"
+    if found.kind != name or found.Config().kind != name:
+        return f"has kind {found.kind!r}, its Config kind {found.Config().kind!r}: both are to be {name!r}"
+    return ""
+
+
+# By the name that recipes and saved folders call them.
+KINDS: Registry[type["Scaffold"]] = Registry(
+    "shoulders.scaffolds",
+    "kind of scaffold",
+    {
+        "bare": "shoulders.scaffolds.base:Bare",
+        "input_prompt": "shoulders.scaffolds.input_prompt:InputPrompt",
+        "prefix_tuning": "shoulders.scaffolds.prefix_tuning:PrefixTuning",
+        "recursion": "shoulders.scaffolds.recursion:Recursion",
+        "soft_prompt": "shoulders.scaffolds.soft_prompt:SoftPrompt",
+    },
+    _fault,
+)
+
+
+# Values of a scaffold that older recipes record whatever its kind is.
+_OF_ALL_KINDS = {
+    *("length", "placement", "init", "init_text", "encoder", "encoder_length", "layers", "head_width", "query_std"),
+    *("base", "recursion", "inner"),
+}
+
+
+def recorded(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's scaffold, as JSON, as it is recorded today: of an older one the values that its kind has.
+
+    Where an older one has an inner scaffold, the values beside it are those of the inner one.
+    """
+    kind = content.get("kind", "soft_prompt")
+    if kind not in KINDS:
+        return dict(content)
+    known = {item.name for item in fields(KINDS[kind].Config)}
+    own = {key: value for key, value in content.items() if key in known or key not in _OF_ALL_KINDS}
+    if "inner" in known and isinstance(content.get("inner"), str):
+        beside = {key: value for key, value in content.items() if key not in ("start", "inner")}
+        own["inner"] = recorded({**beside, "kind": content["inner"]})
+    return own
 
 
 class Scaffold(
@@ -40,7 +126,9 @@ class Scaffold(
     `load` reads one from a folder or the hub; `save_pretrained`, `from_pretrained`, `push_to_hub` are Hugging Face's.
 
     Attributes:
-        kind: its name on disk.
+        kind: its name in recipes and on disk.
+        label: what reports and plots call it.
+        Config: what a recipe says of it, a frozen dataclass.
         placement: where a prompt stands; decides how rows are padded around it.
         encoder: what reads the source of an input-dependent scaffold; None for all others.
         source_room: positions of the encoder that the scaffold itself takes.
@@ -48,7 +136,9 @@ class Scaffold(
     """
 
     kind: ClassVar[str] = ""
-    kinds: ClassVar[dict[str, type["Scaffold"]]] = {}
+    label: ClassVar[str] = ""
+    Config: ClassVar[type[ScaffoldConfig]] = ScaffoldConfig
+    may_differ: ClassVar[frozenset[str]] = frozenset()  # in a trained scaffold to start from: keys of its description
     placement: Placement = Placement.PREFIX
     encoder: Encoder | None = None
     source_room: int = 0
@@ -57,7 +147,20 @@ class Scaffold(
     def __init_subclass__(cls, *, kind: str = "", **rest: Any) -> None:
         super().__init_subclass__(**rest)
         cls.kind = kind
-        Scaffold.kinds[kind] = cls
+        if kind:
+            KINDS.add(kind, cls)
+
+    @classmethod
+    @abstractmethod
+    def new(cls, config: Any, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:
+        """A scaffold at the start of its training.
+
+        Args:
+            config: a `Config` of this class.
+            lm: the frozen model; on the meta device (`shoulders plan`) it has shapes and no values, nor a tokenizer.
+            seed: of what is drawn; PyTorch's own generator is seeded already.
+            data: that it is to be trained on.
+        """
 
     @property
     @abstractmethod
@@ -94,6 +197,34 @@ class Scaffold(
     def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:
         """A scaffold of this description, its weights yet to be filled in."""
 
+    @property
+    def reads_before(self) -> bool:
+        """Whether the frozen model alone reads the text before the prompt, so that its keys and values can be stored.
+
+        (`training.contexts`)
+        """
+        return False
+
+    @property
+    def trained_before(self) -> str:
+        """What trains before the first pass ends, by recipe value; empty: its states are the bare model's own.
+
+        Those can be stored (`training.first_pass`).
+        """
+        return f"scaffold.kind={self.kind}"
+
+    def started_from(self, trained: "Scaffold", name: str) -> "Scaffold":
+        """What training starts with where a trained scaffold is to go on (`scaffold.start`): that, if it is like this.
+
+        Raises:
+            UsageError: it is of another kind or has other sizes; the message names both.
+        """
+        own, other = ({"kind": one.kind, **one.description()} for one in (self, trained))
+        for key in own:
+            if key not in self.may_differ and own[key] != other.get(key):
+                raise UsageError(f"scaffold.start={name} has {key} {other.get(key)}, the recipe asks for {own[key]}")
+        return trained
+
     def learning_rates(self, rate: float, base_rate: float | None = None) -> list[dict[str, Any]]:  # noqa: ARG002
         """Optimizer groups: the parameters at `rate`, those of a prompt under others at `base_rate` if it is given."""
         return [{"params": list(self.parameters()), "lr": rate}]
@@ -123,11 +254,10 @@ class Scaffold(
     @staticmethod
     def _loaded(folder: Path, lm: FrozenLM) -> "Scaffold":
         stored = read_files(folder)
-        if stored.kind not in Scaffold.kinds:
-            raise UnknownName("kind of scaffold", stored.kind, Scaffold.kinds)
+        kind = KINDS[stored.kind]
         stored.origin.check(lm)
         try:
-            scaffold = Scaffold.kinds[stored.kind].rebuilt(stored.description, lm)
+            scaffold = kind.rebuilt(stored.description, lm)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptFile(
                 f"the description in {folder / CONFIG} is not that of a {stored.kind}: {error!r}"
@@ -182,6 +312,18 @@ class Scaffold(
         return self.origin
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BareConfig(ScaffoldConfig):
+    """Nothing is to be chosen."""
+
+    kind: str = field(default="bare", init=False)
+
+    @property
+    def untrainable(self) -> str:
+        """Nothing trains in the model as it is."""
+        return "scaffold.kind=bare: measure it with `shoulders evaluate bare`"
+
+
 @final
 class Bare(Scaffold, kind="bare"):
     """No scaffold: the language model as it is.
@@ -189,6 +331,9 @@ class Bare(Scaffold, kind="bare"):
     Args:
         room: positions of the context to leave free, so that it reads what a prompt of so many vectors leaves room for.
     """
+
+    label = "bare LM"
+    Config = BareConfig
 
     def __init__(self, room: int = 0) -> None:
         super().__init__()
@@ -211,3 +356,8 @@ class Bare(Scaffold, kind="bare"):
     def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:  # noqa: ARG003
         """Another one."""
         return cls(description.get("room", 0))
+
+    @classmethod
+    def new(cls, config: BareConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:  # noqa: ARG003
+        """The bare model, without room to leave."""
+        return cls()

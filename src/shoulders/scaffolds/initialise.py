@@ -1,6 +1,7 @@
 """What a prompt starts from (Lester et al. 2021, section 3.2, and PEFT's text initialisation): functions passed in."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -8,10 +9,66 @@ from torch import Tensor
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.tokenizing import tokenized
-from shoulders.errors import UsageError
+from shoulders.errors import UnknownName, UsageError
+from shoulders.scaffolds.base import NO_DATA, ScaffoldConfig, TrainingData
+from shoulders.scaffolds.weaving import Placement
 
 PromptInit = Callable[[int], Float[Tensor, "P D"]]
+INITS = ("vocabulary", "text", "labels", "normal")
 FREQUENT = 5000  # rows that a vocabulary sample is drawn from (Lester et al. 2021)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptConfig(ScaffoldConfig):
+    """What a recipe says of any prompt.
+
+    Attributes:
+        length: P, vectors of the prompt.
+        placement: prefix (the paper), infix or suffix.
+        init: what learned vectors start from: "vocabulary", "text", "labels" or "normal".
+        init_text: the text, or the labels separated by "|"; without any, the class labels of the suite.
+    """
+
+    length: int = 100
+    placement: Placement = Placement.PREFIX
+    init: str = "vocabulary"
+    init_text: str = ""
+
+    def __post_init__(self) -> None:
+        if self.length < 0:
+            raise UsageError(f"scaffold.length is {self.length}: it cannot be negative, and 20 to 100 are usual")
+        if self.init not in INITS:
+            raise UnknownName("scaffold.init", self.init, INITS)
+        if self.init == "text" and not self.init_text:
+            raise UsageError("scaffold.init=text needs scaffold.init_text")
+
+    @property
+    def taken(self) -> int:
+        """As many positions as it has vectors."""
+        return self.length
+
+    @property
+    def untrainable(self) -> str:
+        """A prompt of no vectors has nothing to train."""
+        return "" if self.length else "scaffold.length=0: give the prompt a vector at least"
+
+
+def chosen(config: PromptConfig, lm: FrozenLM, seed: int = 0, data: TrainingData = NO_DATA) -> PromptInit:
+    """What the config says that a prompt starts from; on the meta device vectors without values.
+
+    Raises:
+        UsageError: it should start from class labels, and there are none.
+    """
+    if lm.device.type == "meta":
+        return lambda length: torch.empty(length, lm.width, device=lm.device)
+    if config.init == "text":
+        return from_text(lm, config.init_text)
+    if config.init == "labels":
+        labels = config.init_text.split("|") if config.init_text else data.class_labels()
+        if not labels:
+            raise UsageError("no task has class labels to start from: name some, scaffold.init_text='yes|no'")
+        return from_labels(lm, labels, seed)
+    return {"vocabulary": from_vocabulary, "normal": from_normal}[config.init](lm, seed)
 
 
 def from_vocabulary(lm: FrozenLM, seed: int = 0) -> PromptInit:

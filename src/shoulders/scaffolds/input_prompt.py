@@ -1,7 +1,8 @@
 """ID-PT: a prompt written for each input by a small encoder and a trained cross-attention network."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self, final
 
 import torch
@@ -13,11 +14,15 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.memory import Memory
 from shoulders.errors import ContextFull, UsageError, WrongBackbone
 from shoulders.records import LMInput, Tokens
-from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds import initialise
+from shoulders.scaffolds.base import NO_DATA, Scaffold, TrainingData
+from shoulders.scaffolds.initialise import PromptConfig
 from shoulders.scaffolds.perceiver import AttentionBlock
 from shoulders.scaffolds.program import Encode, Pass, Program
+from shoulders.scaffolds.soft_prompt import SoftPrompt
 from shoulders.scaffolds.weaving import Placement, prompted
 
+SELF = "self"  # the language model as its own encoder
 SOURCE_AT_LEAST = 8  # tokens of the input, special ones included, that an encoder has to have room for
 
 
@@ -44,6 +49,38 @@ class InputPromptShape:
     base: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputPromptConfig(PromptConfig):
+    """What a recipe says of an input-dependent prompt: what every prompt has, and its generator.
+
+    Attributes:
+        encoder: a source name, or "self" for the frozen model itself.
+        encoder_length, layers, head_width, query_std, base: see `InputPromptShape`.
+    """
+
+    kind: str = field(default="input_prompt", init=False)
+    encoder: str = "google-t5/t5-base"
+    encoder_length: int = 430
+    layers: int = 2
+    head_width: int = 64
+    query_std: float = 1.0
+    base: bool = False
+
+    def __post_init__(self) -> None:
+        PromptConfig.__post_init__(self)
+        least = {"encoder_length": 0, "layers": 0, "head_width": 1}
+        for name, least_value in least.items():
+            if getattr(self, name) < least_value:
+                raise UsageError(f"scaffold.{name} is {getattr(self, name)}: it must be at least {least_value}")
+        if not 0 <= self.query_std < math.inf:
+            raise UsageError(f"scaffold.query_std is {self.query_std}: it cannot be negative, and 1 is usual")
+
+    @property
+    def shape(self) -> InputPromptShape:
+        """The sizes of the generator."""
+        return InputPromptShape(**{item.name: getattr(self, item.name) for item in fields(InputPromptShape)})
+
+
 @final
 class InputPrompt(Scaffold, kind="input_prompt"):
     """Input-dependent prompt tuning.
@@ -54,9 +91,9 @@ class InputPrompt(Scaffold, kind="input_prompt"):
 
     Args:
         encoder: a `FrozenEncoder`, or the `FrozenLM` itself as its own encoder. Not a child: neither trained nor saved.
-        width: D.
+        lm: the model that reads the prompts; not a child either.
         shape: sizes.
-        norm: the length that generated vectors start with: that of the model's token embeddings (`embedding_norm`).
+        norm: the length that generated vectors start with; None for that of the model's token embeddings.
         start: vectors that the shared prompt starts from, where `shape.base` asks for one.
         placement: prefix (the paper), infix or suffix.
 
@@ -67,18 +104,21 @@ class InputPrompt(Scaffold, kind="input_prompt"):
     Source: the paper, section 2.1 and figure 2; blocks after Jaegle et al. 2021.
     """
 
+    label = "ID-PT"
+    Config = InputPromptConfig
+
     def __init__(
         self,
         encoder: Encoder,
-        width: int,
+        lm: FrozenLM,
         shape: InputPromptShape,
         *,
-        norm: float = 1.0,
+        norm: float | None = None,
         start: Float[Tensor, "P D"] | None = None,
         placement: Placement = Placement.PREFIX,
     ) -> None:
         super().__init__()
-        inner = encoder.width
+        inner, width = encoder.width, lm.width
         if inner % shape.head_width:
             raise UsageError(f"head_width {shape.head_width} does not divide the encoder's width {inner}")
         if shape.encoder_length + SOURCE_AT_LEAST > encoder.context:
@@ -102,7 +142,7 @@ class InputPrompt(Scaffold, kind="input_prompt"):
         # Entries of the projected vectors have variance 1; the constant factor brings the vectors to length `norm`. It
         # stands outside the matrix because Adam's steps are of one size whatever a weight's scale: folded in, the first
         # steps would move prompts by several times the length of a token embedding.
-        self.norm_of_vectors = norm
+        self.norm_of_vectors = embedding_norm(lm) if norm is None else norm
         nn.init.normal_(self.project.weight, std=inner**-0.5)
         self.register_parameter("base", None)
         if shape.base:
@@ -170,7 +210,7 @@ class InputPrompt(Scaffold, kind="input_prompt"):
             WrongBackbone: the encoder by that name has other weights.
         """
         wanted = description["encoder"]
-        encoder = lm if wanted["fingerprint"] == lm.fingerprint() else _encoder_like(lm, wanted["name"])
+        encoder = encoder_named(SELF if wanted["fingerprint"] == lm.fingerprint() else wanted["name"], lm)
         if encoder.fingerprint() != wanted["fingerprint"]:
             raise WrongBackbone(
                 f"the scaffold reads with the encoder {wanted['name']!r} (fingerprint {wanted['fingerprint'][:12]}); "
@@ -178,14 +218,41 @@ class InputPrompt(Scaffold, kind="input_prompt"):
             )
         shape = InputPromptShape(**description["shape"])
         placement = Placement(description["placement"])
-        return cls(encoder, lm.width, shape, norm=description["norm"], placement=placement)
+        return cls(encoder, lm, shape, norm=description["norm"], placement=placement)
 
     @property
     def _reader(self) -> Encoder:
         assert self.encoder is not None
         return self.encoder
 
+    @classmethod
+    def new(cls, config: InputPromptConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:
+        """A generator with its encoder; over a shared prompt that starts as `config.init` says, where it has a base."""
+        start = initialise.chosen(config, lm, seed, data)(config.length) if config.base else None
+        return cls(encoder_named(config.encoder, lm), lm, config.shape, start=start, placement=config.placement)
 
-def _encoder_like(lm: FrozenLM, name: str) -> FrozenEncoder:
-    """The encoder in the type and place of the language model."""
+    @property
+    def reads_before(self) -> bool:
+        """Unless it stands before everything."""
+        return self.length > 0 and self.placement is not Placement.PREFIX
+
+    def started_from(self, trained: Scaffold, name: str) -> Scaffold:
+        """Also over a task's trained prompt, p + g(x): it says at first exactly what p says."""
+        if self.base is None or not isinstance(trained, SoftPrompt):
+            return super().started_from(trained, name)
+        wanted, found = (self.length, self.placement), (trained.length, trained.placement)
+        if found != wanted:
+            raise UsageError(
+                f"scaffold.start={name} is a {found[1].value} of {found[0]} vectors, the recipe asks for a "
+                f"{wanted[1].value} of {wanted[0]}: change scaffold.length or scaffold.placement"
+            )
+        with torch.no_grad():
+            self.base.copy_(trained.prompt)
+        return self
+
+
+def encoder_named(name: str, lm: FrozenLM) -> Encoder:
+    """The encoder in the type and place of the language model; for "self" the language model."""
+    if name == SELF:
+        return lm
     return FrozenEncoder.load(name, dtype=str(lm.dtype).removeprefix("torch."), device=str(lm.device))

@@ -5,6 +5,7 @@ from pathlib import Path
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import CorruptFile, SourceNotFound, UsageError
 from shoulders.files import read_json, read_tensors, whole_folder, write_json, write_tensors
+from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 from shoulders.scaffolds.weaving import Placement
 
@@ -17,12 +18,14 @@ KINDS = (  # of the adapters that are read: a field of CONFIG, what it is to be,
 )
 
 
-def to_peft(prompt: SoftPrompt, lm: FrozenLM, folder: Path) -> None:
+def to_peft(prompt: Scaffold, lm: FrozenLM, folder: Path) -> None:
     """Write a prompt as an adapter that `PeftModel.from_pretrained` loads.
 
     Raises:
-        UsageError: its placement is not the prefix, the only one PEFT has.
+        UsageError: it is no soft prompt, or its placement is not the prefix, the only one PEFT has.
     """
+    if not isinstance(prompt, SoftPrompt):
+        raise UsageError(f"a scaffold of kind {prompt.kind} is no soft prompt, and PEFT's prompt tuning knows no other")
     if prompt.placement is not Placement.PREFIX:
         raise UsageError(f"PEFT places prompts before the text only; this one is a {prompt.placement.value}")
     config = {

@@ -1,7 +1,7 @@
 """LM-Connector-LM: the frozen model run over its own output, in vectors."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self, final
 
 import torch
@@ -13,7 +13,7 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.memory import Memory
 from shoulders.errors import UsageError
 from shoulders.records import LMInput
-from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.base import KINDS, NO_DATA, Bare, BareConfig, Scaffold, ScaffoldConfig, TrainingData
 from shoulders.scaffolds.connector import Connector
 from shoulders.scaffolds.program import Blocks, Program
 
@@ -53,6 +53,42 @@ class RecursionShape:
         return ["before"] * self.before + ["between"] * (self.passes - 1) + ["after"] * self.after
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecursionConfig(ScaffoldConfig):
+    """What a recipe says of several passes.
+
+    Attributes:
+        recursion: order and sizes of passes and Connectors.
+        inner: the scaffold that each pass stands under: its kind (`scaffold.inner=soft_prompt`) and that kind's values
+            (`scaffold.inner.length=8`).
+    """
+
+    kind: str = field(default="recursion", init=False)
+    recursion: RecursionShape = field(default_factory=RecursionShape)
+    inner: ScaffoldConfig = field(default_factory=BareConfig)
+
+    def __post_init__(self) -> None:
+        if self.inner.kind == self.kind:
+            raise UsageError("scaffold.inner=recursion: passes cannot stand under a recursion, add to its own passes")
+        if self.inner.start:
+            raise UsageError(
+                f"scaffold.inner.start={self.inner.start}: a recursion starts as a whole, name a trained one "
+                "(scaffold.start)"
+            )
+
+    @property
+    def taken(self) -> int:
+        """As many positions as the inner scaffold takes in each pass."""
+        return self.inner.taken
+
+    @property
+    def untrainable(self) -> str:
+        """Without a Connector, whatever the inner scaffold lacks."""
+        if self.recursion.places or not self.inner.untrainable:
+            return ""
+        return "scaffold.recursion.passes=1 and no Connector: add one"
+
+
 @final
 class Recursion(Scaffold, kind="recursion"):
     """Several passes through the frozen model, with trained Connectors around and between them.
@@ -66,6 +102,10 @@ class Recursion(Scaffold, kind="recursion"):
 
     Source: the paper, section 4.2, figure 5c and table 6.
     """
+
+    label = "recursion"
+    Config = RecursionConfig
+    may_differ = frozenset({"norms"})
 
     def __init__(
         self,
@@ -139,7 +179,7 @@ class Recursion(Scaffold, kind="recursion"):
     def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:
         """The same passes, with Connectors at a random start."""
         inner = description["inner"]
-        made = Scaffold.kinds[inner["kind"]].rebuilt(inner["description"], lm)
+        made = KINDS[inner["kind"]].rebuilt(inner["description"], lm)
         return cls(lm, RecursionShape(**description["shape"]), made, description["norms"])
 
     def _passed(self, given: LMInput, vectors: Float[Tensor, "B T D"], memory: Memory | None) -> Program:
@@ -165,15 +205,11 @@ class Recursion(Scaffold, kind="recursion"):
         kept = None if memory is None else memory.between(place)
         return Blocks(self._connector(place), states, instead_of, given.mask, kept)
 
-
-def check_first_pass(scaffold: Scaffold) -> None:
-    """Raise `UsageError` for a scaffold whose first pass is not that of the bare model: its states cannot be stored."""
-    trained = scaffold.trained_before if isinstance(scaffold, Recursion) else f"scaffold.kind={scaffold.kind}"
-    if trained:
-        raise UsageError(
-            f"{trained} trains before the first pass ends, so that its states are no constants that could be stored: "
-            "leave training.first_pass empty, or train scaffold.kind=recursion with scaffold.inner=bare"
-        )
+    @classmethod
+    def new(cls, config: RecursionConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:
+        """Passes under a new inner scaffold."""
+        inner = KINDS[config.inner.kind].new(config.inner, lm, seed=seed, data=data)
+        return cls(lm, config.recursion, inner)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """One learned prompt for every input."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self, final
 
 import torch
@@ -10,9 +11,18 @@ from torch import Tensor, nn
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.memory import Memory
 from shoulders.records import LMInput
-from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds import initialise
+from shoulders.scaffolds.base import NO_DATA, Scaffold, TrainingData
+from shoulders.scaffolds.initialise import PromptConfig
 from shoulders.scaffolds.program import Pass, Program
 from shoulders.scaffolds.weaving import Placement, prompted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftPromptConfig(PromptConfig):
+    """What a recipe says of a soft prompt (`PromptConfig`)."""
+
+    kind: str = field(default="soft_prompt", init=False)
 
 
 @final
@@ -25,6 +35,9 @@ class SoftPrompt(Scaffold, kind="soft_prompt"):
 
     Source: Lester et al. 2021, section 2; the paper, figure 1a.
     """
+
+    label = "prompt tuning"
+    Config = SoftPromptConfig
 
     def __init__(self, prompt: Float[Tensor, "P D"], placement: Placement = Placement.PREFIX) -> None:
         super().__init__()
@@ -50,3 +63,13 @@ class SoftPrompt(Scaffold, kind="soft_prompt"):
     def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:
         """A prompt of zeros."""
         return cls(torch.zeros(description["length"], lm.width), Placement(description["placement"]))
+
+    @classmethod
+    def new(cls, config: SoftPromptConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:
+        """A prompt that starts as `config.init` says."""
+        return cls(initialise.chosen(config, lm, seed, data)(config.length), config.placement)
+
+    @property
+    def reads_before(self) -> bool:
+        """Unless it stands before everything."""
+        return self.length > 0 and self.placement is not Placement.PREFIX

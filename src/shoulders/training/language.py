@@ -15,7 +15,7 @@ from shoulders.data.counts import Counts
 from shoulders.data.text import PackedText, text_batch
 from shoulders.errors import UsageError
 from shoulders.scaffolds.base import Scaffold
-from shoulders.scaffolds.recursion import check_first_pass
+from shoulders.scaffolds.contexts import check_first_pass
 from shoulders.training.loop import LossOf
 
 

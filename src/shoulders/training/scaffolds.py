@@ -14,8 +14,7 @@ from shoulders.backbone.states import StateStore
 from shoulders.data.batching import Encoded, Stream, by_length, training_batch
 from shoulders.data.counts import Counts
 from shoulders.scaffolds.base import Scaffold
-from shoulders.scaffolds.contexts import check_contexts, reads_before
-from shoulders.scaffolds.recursion import check_first_pass
+from shoulders.scaffolds.contexts import check_contexts, check_first_pass
 from shoulders.training.loop import LossOf
 
 
@@ -83,7 +82,7 @@ def scaffold_loss(
         check_first_pass(scaffold)
     if contexts is not None:
         check_contexts(scaffold)
-    elif reads_before(scaffold) and plain(lm.config):
+    elif scaffold.reads_before and plain(lm.config):
         contexts = Contexts(lm)
 
     def loss(module: nn.Module, rows: Sequence[Encoded]) -> Tensor:

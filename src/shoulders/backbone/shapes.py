@@ -1,6 +1,7 @@
-"""Configurations that `shoulders plan` knows without a hub: the paper's own models, by shape alone."""
+"""Models by shape alone, for `shoulders plan`: without values, and those of the paper without a hub."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from transformers import AutoConfig, AutoTokenizer, GPT2Config, PreTrainedConfig, T5Config
 
@@ -23,6 +24,13 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
 
 # What the tokenizer of such a model cuts texts to (its tokenizer_config.json).
 TEXT_LENGTHS = {"google-t5/t5-base": 512}
+
+
+@dataclass(frozen=True, slots=True)
+class NoTokenizer:
+    """In the place of a tokenizer where no text is read; only the length that one would cut texts to is known."""
+
+    model_max_length: int = UNLIMITED
 
 
 def text_length(name: str) -> int:
