@@ -12,9 +12,9 @@ from torch import Tensor
 from shoulders.backbone import decoding
 from shoulders.backbone.choosing import Generated
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.batching import Encoded, by_length, encode, question_batch, truncated
+from shoulders.data.batching import Encoded, by_length, encode, question_batch, tokenised, truncated
 from shoulders.errors import ContextFull, UsageError
-from shoulders.records import LMInput, Question
+from shoulders.records import Answer, LMInput, Question
 from shoulders.scaffolds.base import Scaffold
 
 Found = TypeVar("Found")  # what is made of one row
@@ -42,21 +42,6 @@ class Answering:
     def __post_init__(self) -> None:
         if self.longest < 1:
             raise UsageError(f"an answer of at most {self.longest} tokens is none: raise --longest (test.longest)")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer, and how sure the model was of it.
-
-    Attributes:
-        text: what was generated or chosen.
-        log_probability: of its tokens and its end, summed, at temperature 1; of a choice, among the choices.
-        margin: the smallest lead, in log-probability, of a chosen token over the best other one; of a choice, its lead.
-    """
-
-    text: str
-    log_probability: float
-    margin: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +140,9 @@ def rank(
         ContextFull: a question, the prompt and the longest choice do not fit the context.
     """
     how = how or Answering()
+    questions = [tokenised(question, lm) for question in questions]
     options = [
-        [[*lm.continuation_ids(question.whole, choice), lm.end] for choice in some]
+        [[*lm.continuation_ids(question.whole, choice, list(question.ids or ())), lm.end] for choice in some]
         for question, some in zip(questions, choices, strict=True)
     ]
     longest = [max(len(ids) for ids in some) for some in options]

@@ -6,8 +6,8 @@ import pytest
 
 from shoulders.adaptive.stages import RULES, Adaptive, Stage
 from shoulders.errors import UnknownName, UsageError
-from shoulders.pipeline import Answer, Answering, answered, choose, rank
-from shoulders.records import Question
+from shoulders.pipeline import Answering, answered, choose, rank
+from shoulders.records import Answer, Question
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape

@@ -8,9 +8,9 @@ import pytest
 from shoulders.cli import open_book
 from shoulders.corpus.index import Index
 from shoulders.data.batching import Lengths
-from shoulders.pipeline import Answer
 from shoulders.recipes.jobs import measure
 from shoulders.recipes.small import bundled_soft_prompt
+from shoulders.records import Answer
 from shoulders.scaffolds.base import Bare
 
 

@@ -12,7 +12,6 @@ from shoulders.backbone.fingerprint import identity
 from shoulders.cli.main import app
 from shoulders.corpus.building import build
 from shoulders.corpus.passages import Cutting
-from shoulders.data.evidence import Passage
 from shoulders.data.packing import Packer
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.evaluation import protocol
@@ -23,7 +22,7 @@ from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.reading import Reader
 from shoulders.recipes.recipe import with_overrides
 from shoulders.recipes.registry import recipe_named
-from shoulders.records import Example, Question
+from shoulders.records import Example, Passage, Question
 
 CITIES = ("Paris", "Rome", "Oslo", "Quito", "Lima", "Bern")
 

@@ -10,15 +10,12 @@ from shoulders.cli import passages
 from shoulders.cli.show import harmless
 from shoulders.corpus.building import build
 from shoulders.corpus.passages import Cutting
-from shoulders.data.evidence import Passage
 from shoulders.data.questions import in_wording
-from shoulders.data.support import Support
 from shoulders.errors import UsageError
-from shoulders.pipeline import Answer
 from shoulders.recipes.reading import LONGEST, ReadAnswer, Reader
 from shoulders.recipes.recipe import Recipe, recipe_from_json, with_overrides
 from shoulders.recipes.registry import recipe_named
-from shoulders.records import Question
+from shoulders.records import Answer, Passage, Question, Support
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.soft_prompt import SoftPrompt

@@ -11,7 +11,6 @@ from shoulders.corpus.passages import Cutting
 from shoulders.corpus.reranked import CROSS_FITTED, Rankers, Reranked
 from shoulders.corpus.scores import ScoreStore
 from shoulders.data.batching import Lengths
-from shoulders.data.evidence import Passage
 from shoulders.data.packing import Packed
 from shoulders.data.questions import in_wording
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UsageError
@@ -19,7 +18,7 @@ from shoulders.ranking.reranker import Reranker
 from shoulders.ranking.seen import Seen
 from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.recipe import EvidenceChoice, Recipe, SuiteChoice, with_overrides
-from shoulders.records import Question
+from shoulders.records import Passage, Question
 
 PASSAGES = [Passage("one", 3.0), Passage("two two", 2.0), Passage("three three three", 1.0, "T")]
 ASKED = [Question(in_wording("what is it")), Question("who is it?")]

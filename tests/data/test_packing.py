@@ -3,11 +3,10 @@
 import pytest
 
 from shoulders.data.batching import encode
-from shoulders.data.evidence import Passage
 from shoulders.data.packing import Packer
 from shoulders.errors import ContextFull, UsageError
 from shoulders.pipeline import Answering, answer
-from shoulders.records import Question
+from shoulders.records import Passage, Question
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 

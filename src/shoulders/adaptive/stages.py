@@ -12,8 +12,8 @@ from typing import Self
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.evidence import Evidence, with_evidence
 from shoulders.errors import UnknownName, UsageError
-from shoulders.pipeline import Answer, Answering, answered, choose
-from shoulders.records import Question
+from shoulders.pipeline import Answering, answered, choose
+from shoulders.records import Answer, Question
 from shoulders.scaffolds.base import Scaffold
 
 RULES: dict[str, Callable[[Answer], float]] = {

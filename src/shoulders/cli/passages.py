@@ -7,8 +7,8 @@ from typing import Any
 from rich.text import Text
 
 from shoulders.cli.show import harmless, short
-from shoulders.data.evidence import Passage
 from shoulders.recipes.reading import ReadAnswer
+from shoulders.records import Passage
 
 NO_ANSWER = "no answer"
 

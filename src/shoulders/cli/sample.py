@@ -13,13 +13,12 @@ from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.evaluation.recall import recall
 from shoulders.evidence.store import AnswerStore
 from shoulders.files import write_json
-from shoulders.pipeline import Answer
 from shoulders.recipes.evidence import evidence_measured, new_evidence, sampler_of
 from shoulders.recipes.folders import BARE
 from shoulders.recipes.jobs import task_parts
 from shoulders.recipes.named import Named
 from shoulders.recipes.recipe import PASSAGES
-from shoulders.records import Question
+from shoulders.records import Answer, Question
 
 
 def run(name: str, overrides: Sequence[str], recipe_name: str | None, counts: str, out: Path | None) -> None:

@@ -1,29 +1,13 @@
 """What is put before a question as text: one interface for every source of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Protocol
 
 from shoulders.errors import UsageError
-from shoulders.records import Example, Question
+from shoulders.records import Example, Passage, Question
 
 FOLDS = ("a", "b")  # halves of the training examples, for cross-fitting
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """One piece of evidence: a retrieved passage, or a candidate answer.
-
-    Attributes:
-        text: as the language model reads it.
-        score: how far its source trusts it; for a candidate the log-probability of the answer.
-        title: of the document that it is from; a candidate has none.
-    """
-
-    text: str
-    score: float
-    title: str = ""
 
 
 class Evidence(Protocol):

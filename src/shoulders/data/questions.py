@@ -12,11 +12,12 @@ from shoulders.errors import SourceNotFound
 SPLITS = {TRAIN: (TRAIN,), DEV: ("dev", DEV), TEST: (TEST,)}  # what files of a split are called
 ENDINGS = (".jsonl", ".jsonl.gz")
 QA = "qa:"  # begins the name of a suite of such files
-BEFORE, AFTER = "Question: ", "\nAnswer:"
+QUERY = "{query}"  # stands for the question itself in a wording
+QUESTION_WORDING = f"Question: {QUERY}\nAnswer:"
 WORDING = Template(
     name="question",
     id="question",
-    jinja=f"{BEFORE}{{{{question}}}}{AFTER} ||| {{{{answer}}}}",
+    jinja=f"{QUESTION_WORDING.replace(QUERY, '{{question}}')} ||| {{{{answer}}}}",
     metrics=("Trivia QA",),  # exact match first, then token F1 (Lee et al. 2019, section 5; the paper, section 4)
 )
 
@@ -40,17 +41,7 @@ def question_task(prefix: str) -> TemplatedTask:
             splits[split] = JsonLines(file, _record)
     if not splits:
         raise SourceNotFound(f"there are no questions at {prefix!r}: there is no {path.name}.train.jsonl, dev or test")
-    return TemplatedTask(path.name, "Closed-book QA", {WORDING.name: WORDING}, splits)
-
-
-def in_wording(text: str) -> str:
-    """A question as these tasks ask it; one that is asked so already, as it is."""
-    return f"{BEFORE}{without_wording(text)}{AFTER}"
-
-
-def without_wording(text: str) -> str:
-    """The question itself, of a text in the wording of these tasks; any other text as it is."""
-    return text.removeprefix(BEFORE).removesuffix(AFTER)
+    return TemplatedTask(path.name, "Closed-book QA", {WORDING.name: WORDING}, splits, query="question")
 
 
 def _record(row: Mapping[str, Any]) -> Mapping[str, Any]:

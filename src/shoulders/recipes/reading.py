@@ -8,10 +8,9 @@ from typing import Any, Self, final
 
 from shoulders.adaptive.abstaining import Threshold
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.evidence import Passage
 from shoulders.data.packing import PackedEvidence
 from shoulders.data.questions import QA, in_wording
-from shoulders.data.support import Support, support
+from shoulders.data.support import support
 from shoulders.errors import UsageError
 from shoulders.pipeline import Answering, answered, choose
 from shoulders.recipes.evidence import evidence_measured, new_evidence
@@ -20,7 +19,7 @@ from shoulders.recipes.reader import reader
 from shoulders.recipes.recipe import PASSAGES, RETRIEVED, EvidenceChoice, Recipe, recipe_from_json
 from shoulders.recipes.rivals import Adapted
 from shoulders.recipes.thresholds import read_threshold
-from shoulders.records import Question
+from shoulders.records import Passage, Question, Support
 from shoulders.scaffolds.base import Scaffold
 
 LONGEST = 64  # tokens of an answer, where no recipe of passages says how many
