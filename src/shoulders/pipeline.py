@@ -1,6 +1,7 @@
 """The main path: questions in, answers out. Evaluation, the command line and every server call these functions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TypeVar
@@ -8,6 +9,7 @@ from typing import TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import TextIteratorStreamer
 
 from shoulders.backbone import decoding
 from shoulders.backbone.choosing import Generated
@@ -118,6 +120,28 @@ def sample(
         return [[_as_text(one, lm) for one in some] for some in several]
 
     return in_groups(rows, lm, scaffold, how, branches, read)
+
+
+def stream(question: Question, lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None) -> Iterator[str]:
+    """Yield the greedy answer to a question in pieces, as they are generated.
+
+    Raises:
+        UsageError, ContextFull: as `answer`.
+    """
+    how = how or Answering()
+    given = question_batch([_fitting(question, lm, scaffold, how.longest, how)], lm, scaffold)
+    pieces = TextIteratorStreamer(lm.tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+    def run() -> None:
+        try:
+            decoding.generate(lm, scaffold, given, longest=how.longest, streamer=pieces)
+        finally:
+            pieces.end()
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        running = pool.submit(run)
+        yield from pieces
+        running.result()
 
 
 def _as_text(one: Generated, lm: FrozenLM) -> Answer:

@@ -29,7 +29,7 @@ class Question:
     """What a user or an example asks: text that comes first (passages, candidates) and the question itself.
 
     Attributes:
-        text: the question as the language model reads it, in its wording ("Question: Who?\nAnswer:").
+        text: the question as the language model reads it, in its wording ("Question: Who? Answer:").
         evidence: text that comes first.
         gold: ids of the documents that are annotated as holding the answer, where the data set says.
         query: the question as it was typed, or as its data set has it ("Who?"); `text` where it has no wording.
@@ -157,9 +157,7 @@ class Answer:
             "passages": [
                 {**_as_json(passage), "read": rank in places} for rank, passage in enumerate(self.passages, start=1)
             ],
-            "candidates": [
-                {"text": one.text, "log_probability": _finite(one.score)} for one in self.candidates
-            ],
+            "candidates": [{"text": one.text, "log_probability": _finite(one.score)} for one in self.candidates],
         }
 
     def _repr_html_(self) -> str:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from shoulders.recipes.reading import Reader
 from typer.testing import CliRunner
 
 from commands import run
@@ -19,7 +20,6 @@ from shoulders.evaluation.retrieval import retrieval
 from shoulders.evidence.candidates import FirstPass
 from shoulders.recipes import evidence
 from shoulders.recipes.evidence import new_evidence
-from shoulders.recipes.reading import Reader
 from shoulders.recipes.recipe import with_overrides
 from shoulders.recipes.registry import recipe_named
 from shoulders.records import Example, Passage, Question

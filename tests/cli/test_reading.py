@@ -5,6 +5,7 @@ import math
 
 import pytest
 from rich.console import Console
+from shoulders.recipes.reading import LONGEST, ReadAnswer, Reader
 
 from shoulders.cli import passages
 from shoulders.cli.show import harmless
@@ -12,7 +13,6 @@ from shoulders.corpus.building import build
 from shoulders.corpus.passages import Cutting
 from shoulders.data.questions import in_wording
 from shoulders.errors import UsageError
-from shoulders.recipes.reading import LONGEST, ReadAnswer, Reader
 from shoulders.recipes.recipe import Recipe, recipe_from_json, with_overrides
 from shoulders.recipes.registry import recipe_named
 from shoulders.records import Answer, Passage, Question, Support

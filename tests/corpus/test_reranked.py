@@ -14,10 +14,11 @@ from shoulders.data.batching import Lengths
 from shoulders.data.packing import Packed
 from shoulders.data.questions import in_wording
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UsageError
+from shoulders.evidence.choice import EvidenceChoice
 from shoulders.ranking.reranker import Reranker
 from shoulders.ranking.seen import Seen
 from shoulders.recipes.evidence import new_evidence
-from shoulders.recipes.recipe import EvidenceChoice, Recipe, SuiteChoice, with_overrides
+from shoulders.recipes.recipe import Recipe, SuiteChoice, with_overrides
 from shoulders.records import Passage, Question
 
 PASSAGES = [Passage("one", 3.0), Passage("two two", 2.0), Passage("three three three", 1.0, "T")]

@@ -11,10 +11,11 @@ from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.errors import CorruptFile, SaveFailed, UsageError
 from shoulders.evidence.candidates import Candidates, FirstPass, merged
+from shoulders.evidence.choice import EvidenceChoice
 from shoulders.evidence.store import AnswerStore
 from shoulders.pipeline import Answering, Sampling, sample
 from shoulders.recipes.evidence import new_evidence
-from shoulders.recipes.recipe import EvidenceChoice, Recipe
+from shoulders.recipes.recipe import Recipe
 from shoulders.records import Answer, Passage, Question
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.initialise import from_vocabulary

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shoulders.cli.common import BARE, load_both, recipe_of
+from shoulders.answering.models import rival_folder
+from shoulders.cli.common import load_both, recipe_of
 from shoulders.cli.show import console, measuring, need, quiet_libraries
 from shoulders.data.evidence import with_evidence
 from shoulders.data.tasks import DEV
@@ -23,9 +24,9 @@ from shoulders.evaluation.suite_numbers import read_forgotten
 from shoulders.evaluation.suite_report import write_suite_report
 from shoulders.evaluation.text_report import read_text_result, write_text_report
 from shoulders.recipes.evidence import new_evidence
-from shoulders.recipes.folders import scaffold_folder
 from shoulders.recipes.jobs import tasks_of
-from shoulders.recipes.rivals import rival_folder
+from shoulders.scaffolds.loading import BARE
+from shoulders.scaffolds.storage import scaffold_folder
 from shoulders.training.log import read_log
 
 Report = Callable[[Sequence[Path], Path], tuple[Path, str]]  # of some paths into a folder: its page, and what it says

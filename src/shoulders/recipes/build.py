@@ -14,7 +14,6 @@ from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
 from shoulders.data.tasks import TRAIN, Task, check_wordings, class_labels
 from shoulders.errors import UnknownName, UsageError
-from shoulders.recipes.folders import scaffold_folder
 from shoulders.recipes.recipe import SELF, BackboneChoice, Recipe, ScaffoldChoice, SuiteChoice
 from shoulders.scaffolds import initialise
 from shoulders.scaffolds.base import Bare, Scaffold
@@ -22,6 +21,7 @@ from shoulders.scaffolds.initialise import PromptInit
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
 from shoulders.scaffolds.recursion import Recursion
 from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.storage import scaffold_folder
 from shoulders.training.scaffolds import ExampleSource
 
 

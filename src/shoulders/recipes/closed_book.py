@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from shoulders.data.batching import Lengths
 from shoulders.evaluation.protocol import EvaluationPlan
-from shoulders.recipes.recipe import EvidenceChoice, Recipe, ScaffoldChoice, SuiteChoice
+from shoulders.evidence.choice import EvidenceChoice
+from shoulders.recipes.recipe import Recipe, ScaffoldChoice, SuiteChoice
 from shoulders.recipes.small import BACKBONE
 from shoulders.scaffolds.recursion import RecursionShape
 from shoulders.training.plan import TrainPlan

@@ -4,7 +4,6 @@ Source: Karpukhin et al. 2020, section 6; the paper, table 3 (DPR's reader).
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from shoulders.backbone.frozen import FrozenLM
@@ -14,7 +13,6 @@ from shoulders.evaluation.protocol import OnDone, Scores, scored
 from shoulders.ranking.extraction import extract
 from shoulders.ranking.named import reranker_named
 from shoulders.ranking.reranker import Reranker
-from shoulders.ranking.storage import DESCRIPTION, model_folder
 from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.jobs import task_parts
 from shoulders.recipes.recipe import Recipe
@@ -24,11 +22,6 @@ from shoulders.scaffolds.base import Bare
 
 AT_ONCE = 64  # questions, for progress
 EXTRACTIVE = "extractive"
-
-
-def is_extractive(name: str) -> bool:
-    """Whether a folder holds a re-ranker, or a run that trained one."""
-    return (model_folder(Path(name).expanduser()) / DESCRIPTION).exists()
 
 
 def measure_extractive(recipe: Recipe, lm: FrozenLM, name: str, on_done: OnDone) -> tuple[Scores, dict[str, Any]]:
