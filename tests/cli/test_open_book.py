@@ -40,7 +40,7 @@ def test_the_same_questions_are_asked_with_and_without_passages(lm, recipe, tmp_
             Answer(gold if gold in one.evidence else "?", -1.0, 0.0) for gold, one in zip(said, questions, strict=True)
         ]
 
-    for module in ("evaluation.protocol", "recipes.reading"):
+    for module in ("evaluation.protocol", "answering.answerer"):
         monkeypatch.setattr(f"shoulders.{module}.answered", copied)
     closed = {"bare": measure(plain, lm, Bare(), plain.test)}
     for prediction in closed["bare"].wordings[0].predictions:

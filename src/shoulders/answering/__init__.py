@@ -46,6 +46,6 @@ def open(
         lm = lm or FrozenLM.load(backbone or stored.backbone)
         return CascadeAnswerer.load(stored, lm, longest, truncate=truncate)
     info = model_info(name)
-    spec = info.spec.asked(index, longest)
+    spec = info.spec.with_options(index, longest)
     lm = lm or FrozenLM.load(backbone or info.backbone)
     return ModelAnswerer.load(info, lm, spec, truncate=truncate).with_threshold_of(info.name)

@@ -17,7 +17,7 @@ from shoulders.pipeline import Answering, Sampling, answered, choose
 from shoulders.records import Answer, Passage, Question
 from shoulders.scaffolds.base import Scaffold
 
-Asked = str | Question  # what a question may be given as
+QuestionLike = str | Question  # what a question may be given as
 
 
 class Answerer(ABC):
@@ -37,7 +37,7 @@ class Answerer(ABC):
     def reads_passages(self) -> bool:
         """Whether questions are read with passages."""
 
-    def ask(self, question: Asked, choices: Sequence[str] = ()) -> Answer:
+    def ask(self, question: QuestionLike, choices: Sequence[str] = ()) -> Answer:
         """Return the answer to a question, or the most likely of some choices.
 
         Raises:
@@ -46,7 +46,7 @@ class Answerer(ABC):
         return self.ask_all([question], [choices] if choices else ())[0]
 
     @abstractmethod
-    def ask_all(self, questions: Sequence[Asked], choices: Sequence[Sequence[str]] = ()) -> list[Answer]:
+    def ask_all(self, questions: Sequence[QuestionLike], choices: Sequence[Sequence[str]] = ()) -> list[Answer]:
         """Return the answers to several questions, which share batches.
 
         Args:
@@ -54,15 +54,15 @@ class Answerer(ABC):
         """
 
     @abstractmethod
-    def rank(self, question: Asked, choices: Sequence[str]) -> list[float]:
+    def rank(self, question: QuestionLike, choices: Sequence[str]) -> list[float]:
         """Return the log-likelihood of each choice (`pipeline.rank`)."""
 
     @abstractmethod
-    def sample(self, question: Asked, sampling: Sampling | None = None) -> list[Answer]:
+    def sample(self, question: QuestionLike, sampling: Sampling | None = None) -> list[Answer]:
         """Return several answers, drawn from the model's distribution (`pipeline.sample`)."""
 
     @abstractmethod
-    def stream(self, question: Asked) -> Iterator[str]:
+    def stream(self, question: QuestionLike) -> Iterator[str]:
         """Yield the text of the answer in pieces, as they come."""
 
 
@@ -134,7 +134,7 @@ class ModelAnswerer(Answerer):
         """Whether questions are read with passages."""
         return isinstance(self.evidence, PackedEvidence)
 
-    def ask_all(self, questions: Sequence[Asked], choices: Sequence[Sequence[str]] = ()) -> list[Answer]:
+    def ask_all(self, questions: Sequence[QuestionLike], choices: Sequence[Sequence[str]] = ()) -> list[Answer]:
         """Return the answers to several questions, which share batches."""
         given = self._given(questions)
         whole = [one.question for one in given]
@@ -142,26 +142,26 @@ class ModelAnswerer(Answerer):
             said = choose(whole, choices, self.lm, self.scaffold, self.how)
         else:
             said = answered(whole, self.lm, self.scaffold, self.how)
-        return [self._told(one, told, chosen=bool(choices)) for one, told in zip(given, said, strict=True)]
+        return [self._answer(one, told, chosen=bool(choices)) for one, told in zip(given, said, strict=True)]
 
-    def rank(self, question: Asked, choices: Sequence[str]) -> list[float]:
+    def rank(self, question: QuestionLike, choices: Sequence[str]) -> list[float]:
         """Return the log-likelihood of each choice."""
         (one,) = self._given([question])
         return pipeline.rank([one.question], [choices], self.lm, self.scaffold, self.how)[0]
 
-    def sample(self, question: Asked, sampling: Sampling | None = None) -> list[Answer]:
+    def sample(self, question: QuestionLike, sampling: Sampling | None = None) -> list[Answer]:
         """Return several answers, drawn from the model's distribution after one reading of the question."""
         (one,) = self._given([question])
         drawn = pipeline.sample([one.question], self.lm, self.scaffold, sampling or Sampling(), self.how)[0]
-        return [self._told(one, told) for told in drawn]
+        return [self._answer(one, told) for told in drawn]
 
-    def stream(self, question: Asked) -> Iterator[str]:
+    def stream(self, question: QuestionLike) -> Iterator[str]:
         """Yield the text of the answer in pieces, as they are generated."""
         (one,) = self._given([question])
         pieces = pipeline.stream(one.question, self.lm, self.scaffold, self.how)
         yield from _trimmed(pieces, first_line=self.reads_passages)
 
-    def _given(self, questions: Sequence[Asked]) -> list[_Given]:
+    def _given(self, questions: Sequence[QuestionLike]) -> list[_Given]:
         asked = [self.spec.question(one) for one in questions]
         if self.evidence is None:
             return [_Given(one) for one in asked]
@@ -172,7 +172,7 @@ class ModelAnswerer(Answerer):
         packed = [self.evidence.packed(one, some) for one, some in zip(asked, found, strict=True)]
         return [_Given(pack.question, tuple(some), pack.passages) for pack, some in zip(packed, found, strict=True)]
 
-    def _told(self, given: _Given, said: Answer, *, chosen: bool = False) -> Answer:
+    def _answer(self, given: _Given, said: Answer, *, chosen: bool = False) -> Answer:
         """Return an answer with what it was read from."""
         # a bare model that reads goes on with a question of its own
         text = said.text.split("\n", 1)[0].rstrip() if self.reads_passages else said.text

@@ -6,7 +6,7 @@ from typing import Self, final
 
 from shoulders.adaptive.stages import Adaptive, Decided, Stage
 from shoulders.adaptive.storage import StoredCascade
-from shoulders.answering.answerer import Answerer, Asked, ModelAnswerer
+from shoulders.answering.answerer import Answerer, ModelAnswerer, QuestionLike
 from shoulders.answering.models import model_info
 from shoulders.answering.spec import AnswerSpec, spec_from_json
 from shoulders.backbone.frozen import FrozenLM
@@ -37,7 +37,7 @@ class CascadeAnswerer(Answerer):
         Raises:
             SourceNotFound, UsageError, WrongBackbone: as `StoredCascade.load`.
         """
-        spec = spec_from_json(stored.calibration.answering, stored.folder).asked(longest=longest)
+        spec = spec_from_json(stored.calibration.answering, stored.folder).with_options(longest=longest)
         return cls(lm, stored.load(lm, stage_named), Answering(spec.longest, truncate), spec)
 
     @property
@@ -49,7 +49,7 @@ class CascadeAnswerer(Answerer):
         """Return the dearest stage of at most so many passes, asked without those before it (`Adaptive.only`)."""
         return replace(self, adaptive=self.adaptive.only(passes))
 
-    def decide(self, questions: Sequence[Asked], choices: Sequence[Sequence[str]] = ()) -> list[Decided]:
+    def decide(self, questions: Sequence[QuestionLike], choices: Sequence[Sequence[str]] = ()) -> list[Decided]:
         """Return the answer to each question with the stage that gave it, and the passes of all that were asked."""
 
         def ask(stage: Stage, numbers: Sequence[int]) -> list[Answer]:
@@ -58,11 +58,11 @@ class CascadeAnswerer(Answerer):
 
         return self.adaptive.decided(len(questions), ask)
 
-    def ask_all(self, questions: Sequence[Asked], choices: Sequence[Sequence[str]] = ()) -> list[Answer]:
+    def ask_all(self, questions: Sequence[QuestionLike], choices: Sequence[Sequence[str]] = ()) -> list[Answer]:
         """Return the answers to several questions, which share batches in each stage."""
         return [replace(one.answer, passes=one.passes) for one in self.decide(questions, choices)]
 
-    def rank(self, question: Asked, choices: Sequence[str]) -> list[float]:
+    def rank(self, question: QuestionLike, choices: Sequence[str]) -> list[float]:
         """Return the log-likelihood of each choice in the stage that is sure of one."""
         scores: list[float] = []
 
@@ -73,12 +73,12 @@ class CascadeAnswerer(Answerer):
         self.adaptive.decided(1, ask)
         return scores
 
-    def sample(self, question: Asked, sampling: Sampling | None = None) -> list[Answer]:
+    def sample(self, question: QuestionLike, sampling: Sampling | None = None) -> list[Answer]:
         """Return several answers, drawn in the stage that is sure of its greedy one."""
         (decided,) = self.decide([question])
         return self._alone(self.adaptive.stages[decided.stage]).sample(question, sampling)
 
-    def stream(self, question: Asked) -> Iterator[str]:
+    def stream(self, question: QuestionLike) -> Iterator[str]:
         """Yield the answer, in one piece: how sure a stage is is known when it has said all."""
         yield self.ask(question).text
 

@@ -69,7 +69,7 @@ class AnswerSpec:
         """
         return new_source(self.evidence, lm, prompt, self.lengths)
 
-    def asked(self, index: str = "", longest: int | None = None) -> Self:
+    def with_options(self, index: str = "", longest: int | None = None) -> Self:
         """Return the same with passages of another index, and with answers of another length.
 
         Passages are retrieved, also where they were annotated in training: what people ask is annotated nowhere.

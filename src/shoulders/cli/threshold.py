@@ -26,7 +26,7 @@ def run(name: str, overrides: Sequence[str], index: str, *, test: bool) -> None:
         raise UsageError(f"a threshold lies in the folder of its scaffold, and {name!r} has none here: name a run")
     info = model_info(name)
     recipe = with_overrides(recipe_from_json(info.recipe), overrides)
-    spec = answer_spec(recipe).asked(index)
+    spec = answer_spec(recipe).with_options(index)
     if not spec.reads_passages:
         raise UsageError(f"{name} was not trained to read passages, and no index is named: add one (--index FOLDER)")
     recipe = replace(recipe, evidence=spec.evidence)

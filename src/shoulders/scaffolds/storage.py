@@ -28,11 +28,9 @@ Trained parameters around a frozen language model ([shoulders]({{ repo_url }})).
 here and was not changed: its fingerprint is `{{ fingerprint }}`.
 
 ```python
-from shoulders import FrozenLM, Question, Scaffold, answer
+import shoulders
 
-lm = FrozenLM.load("{{ backbone }}")
-scaffold = Scaffold.load("THIS_REPOSITORY", lm)
-print(answer([Question("...")], lm, scaffold))
+print(shoulders.open("THIS_REPOSITORY").ask("...").text)
 ```
 
 Trained parameters: {{ parameters }}. Scores and the whole recipe are in `config.json`.
