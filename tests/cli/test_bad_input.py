@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from shoulders.cli.show import print_skipped
+from shoulders.cli.scores import print_skipped
 from shoulders.evaluation.protocol import Scores, Skipped
 from shoulders.records import Answer
 from shoulders.scaffolds.base import Scaffold

@@ -8,7 +8,7 @@ from statistics import mean, median
 import pytest
 from rich.console import Console
 
-from shoulders.cli.show import scores_table
+from shoulders.cli.scores import scores_table
 from shoulders.data.tasks import RenderedTask, Skip, TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.errors import DataError, TemplateFailed, UnknownName, UsageError

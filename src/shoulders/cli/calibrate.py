@@ -11,7 +11,8 @@ from shoulders.adaptive.storage import Calibration, check_place, save
 from shoulders.answering.cascade import stage_named
 from shoulders.answering.models import model_info
 from shoulders.cli.common import recipe_of, weights_of
-from shoulders.cli.show import console, counted_passes, measuring, quiet_libraries
+from shoulders.cli.scores import measuring
+from shoulders.cli.show import console, counted_passes, quiet_libraries
 from shoulders.errors import UsageError, WrongBackbone
 from shoulders.evaluation.provenance import circumstances
 from shoulders.recipes.adaptive import calibrate

@@ -11,7 +11,8 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli.ask import typed
 from shoulders.cli.open_book import open_book
 from shoulders.cli.report import read_run
-from shoulders.cli.show import console, measuring, need, quiet_libraries, say, scores_table, watching
+from shoulders.cli.scores import measuring, scores_table, watching
+from shoulders.cli.show import console, need, quiet_libraries, say
 from shoulders.data.tasks import Task
 from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.report import gains, headline, write_report

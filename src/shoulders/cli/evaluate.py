@@ -11,7 +11,8 @@ from shoulders.answering.models import ModelInfo, model_info
 from shoulders.backbone.sources import is_encoder_decoder
 from shoulders.cli.common import check_weights, find_recipe, recipe_of, weights_of
 from shoulders.cli.rivals import measured
-from shoulders.cli.show import console, measuring, print_retrieval, print_skipped, quiet_libraries, scores_table
+from shoulders.cli.scores import measuring, print_retrieval, print_skipped, scores_table
+from shoulders.cli.show import console, quiet_libraries
 from shoulders.evaluation.protocol import Scores
 from shoulders.files import write_json
 from shoulders.ranking.storage import is_reranker

@@ -7,7 +7,8 @@ from pathlib import Path
 from shoulders.answering.models import model_info
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli.common import recipe_of, weights_of
-from shoulders.cli.show import console, measuring, print_skipped, quiet_libraries, scores_table
+from shoulders.cli.scores import measuring, print_skipped, scores_table
+from shoulders.cli.show import console, quiet_libraries
 from shoulders.data.text import open_text
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import Scores

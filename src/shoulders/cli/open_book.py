@@ -11,7 +11,8 @@ from rich.table import Table
 from shoulders.answering.answerer import ModelAnswerer
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli import passages
-from shoulders.cli.show import console, measuring, need, print_retrieval
+from shoulders.cli.scores import measuring, print_retrieval
+from shoulders.cli.show import console, need
 from shoulders.data.lines import read_json_lines
 from shoulders.data.matching import has_answer
 from shoulders.data.readers import bundled_folder

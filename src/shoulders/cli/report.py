@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from shoulders.answering.models import rival_folder
 from shoulders.cli.common import load_both, recipe_of
-from shoulders.cli.show import console, measuring, need, quiet_libraries
+from shoulders.cli.scores import measuring
+from shoulders.cli.show import console, need, quiet_libraries
 from shoulders.data.evidence import with_evidence
 from shoulders.data.tasks import DEV
 from shoulders.errors import UsageError

@@ -5,7 +5,8 @@ from typing import Any
 
 from shoulders.answering.models import RivalInfo
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.cli.show import console, measuring, print_retrieval, print_skipped, scores_table
+from shoulders.cli.scores import measuring, print_retrieval, print_skipped, scores_table
+from shoulders.cli.show import console
 from shoulders.data.evidence import Evidence
 from shoulders.data.tasks import Task
 from shoulders.recipes.jobs import measure_text

@@ -7,7 +7,8 @@ from pathlib import Path
 from shoulders.answering.answerer import ModelAnswerer
 from shoulders.answering.models import model_info
 from shoulders.cli.common import recipe_of, weights_of
-from shoulders.cli.show import console, measuring, quiet_libraries
+from shoulders.cli.scores import measuring
+from shoulders.cli.show import console, quiet_libraries
 from shoulders.data.evidence import with_evidence
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import chosen_examples

@@ -10,7 +10,8 @@ from rich.table import Table
 from shoulders.answering.answerer import ModelAnswerer
 from shoulders.answering.models import model_info
 from shoulders.cli.common import weights_of
-from shoulders.cli.show import console, measuring, quiet_libraries
+from shoulders.cli.scores import measuring
+from shoulders.cli.show import console, quiet_libraries
 from shoulders.errors import UsageError
 from shoulders.recipes.abstaining import Chosen, choose_threshold, judged_answers, keep_threshold, measured_with
 from shoulders.recipes.evidence import answer_spec

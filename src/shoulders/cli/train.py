@@ -10,16 +10,8 @@ from shoulders.answering.models import rival_info
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli.common import find_recipe, weights_of
 from shoulders.cli.rivals import measured
-from shoulders.cli.show import (
-    console,
-    counts_table,
-    measuring,
-    print_retrieval,
-    print_skipped,
-    quiet_libraries,
-    scores_table,
-    watching,
-)
+from shoulders.cli.scores import counts_table, measuring, print_retrieval, print_skipped, scores_table, watching
+from shoulders.cli.show import console, quiet_libraries
 from shoulders.data.counts import left_out
 from shoulders.data.evidence import Evidence
 from shoulders.data.tasks import Task
