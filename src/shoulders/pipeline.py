@@ -16,7 +16,7 @@ from shoulders.backbone.choosing import Generated
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.batching import Encoded, by_length, encode, question_batch, tokenised, truncated
 from shoulders.errors import ContextFull, UsageError
-from shoulders.records import Answer, LMInput, Question
+from shoulders.records import Answer, LMInput, Question, QuestionLike, as_question
 from shoulders.scaffolds.base import Scaffold
 
 Found = TypeVar("Found")  # what is made of one row
@@ -75,7 +75,9 @@ class Sampling:
         return torch.rand(self.count, longest, generator=generator, dtype=torch.float64)
 
 
-def answer(questions: Sequence[Question], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None) -> list[str]:
+def answer(
+    questions: Sequence[QuestionLike], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None
+) -> list[str]:
     """The greedy answer to each question.
 
     Raises:
@@ -86,11 +88,11 @@ def answer(questions: Sequence[Question], lm: FrozenLM, scaffold: Scaffold, how:
 
 
 def answered(
-    questions: Sequence[Question], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None
+    questions: Sequence[QuestionLike], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None
 ) -> list[Answer]:
     """As `answer`, with how sure the model was of each."""
     how = how or Answering()
-    rows = [_fitting(question, lm, scaffold, how.longest, how) for question in questions]
+    rows = [_fitting(as_question(one), lm, scaffold, how.longest, how) for one in questions]
 
     def read(given: LMInput, _: Sequence[int]) -> list[Answer]:
         return [_as_text(one, lm) for one in decoding.likeliest(lm, scaffold, given, longest=how.longest)]
@@ -99,7 +101,7 @@ def answered(
 
 
 def sample(
-    questions: Sequence[Question],
+    questions: Sequence[QuestionLike],
     lm: FrozenLM,
     scaffold: Scaffold,
     sampling: Sampling,
@@ -111,25 +113,25 @@ def sample(
         UsageError, ContextFull: as `answer`.
     """
     how = how or Answering()
-    rows = [_fitting(question, lm, scaffold, how.longest, how) for question in questions]
+    rows = [_fitting(as_question(one), lm, scaffold, how.longest, how) for one in questions]
     branches = [sampling.count * (len(row.ids) + scaffold.length + how.longest) for row in rows]
 
     def read(given: LMInput, numbers: Sequence[int]) -> list[list[Answer]]:
-        draws = torch.stack([sampling.draws(questions[number], how.longest) for number in numbers])
+        draws = torch.stack([sampling.draws(rows[number].question, how.longest) for number in numbers])
         several = decoding.sampled(lm, scaffold, given, draws, temperature=sampling.temperature)
         return [[_as_text(one, lm) for one in some] for some in several]
 
     return in_groups(rows, lm, scaffold, how, branches, read)
 
 
-def stream(question: Question, lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None) -> Iterator[str]:
+def stream(question: QuestionLike, lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None) -> Iterator[str]:
     """Yield the greedy answer to a question in pieces, as they are generated.
 
     Raises:
         UsageError, ContextFull: as `answer`.
     """
     how = how or Answering()
-    given = question_batch([_fitting(question, lm, scaffold, how.longest, how)], lm, scaffold)
+    given = question_batch([_fitting(as_question(question), lm, scaffold, how.longest, how)], lm, scaffold)
     pieces = TextIteratorStreamer(lm.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
     def run() -> None:
@@ -149,7 +151,7 @@ def _as_text(one: Generated, lm: FrozenLM) -> Answer:
 
 
 def rank(
-    questions: Sequence[Question],
+    questions: Sequence[QuestionLike],
     choices: Sequence[Sequence[str]],
     lm: FrozenLM,
     scaffold: Scaffold,
@@ -164,13 +166,13 @@ def rank(
         ContextFull: a question, the prompt and the longest choice do not fit the context.
     """
     how = how or Answering()
-    questions = [tokenised(question, lm) for question in questions]
+    asked = [tokenised(as_question(one), lm) for one in questions]
     options = [
         [[*lm.continuation_ids(question.whole, choice, list(question.ids or ())), lm.end] for choice in some]
-        for question, some in zip(questions, choices, strict=True)
+        for question, some in zip(asked, choices, strict=True)
     ]
     longest = [max(len(ids) for ids in some) for some in options]
-    rows = [_fitting(q, lm, scaffold, room, how) for q, room in zip(questions, longest, strict=True)]
+    rows = [_fitting(question, lm, scaffold, room, how) for question, room in zip(asked, longest, strict=True)]
     branches = [len(some) * length for some, length in zip(options, longest, strict=True)]
 
     def read(given: LMInput, numbers: Sequence[int]) -> list[list[float]]:
@@ -182,7 +184,7 @@ def rank(
 
 
 def choose(
-    questions: Sequence[Question],
+    questions: Sequence[QuestionLike],
     choices: Sequence[Sequence[str]],
     lm: FrozenLM,
     scaffold: Scaffold,

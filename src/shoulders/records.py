@@ -58,6 +58,14 @@ class Question:
         return known.ids if known is not None and known.text == self.whole else None
 
 
+QuestionLike = str | Question  # what a question may be given as
+
+
+def as_question(asked: QuestionLike) -> Question:
+    """Return a question that was given as a string, or as one."""
+    return Question(asked) if isinstance(asked, str) else asked
+
+
 @dataclass(frozen=True, slots=True)
 class Passage:
     """One piece of evidence: a retrieved passage, or a candidate answer.

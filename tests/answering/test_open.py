@@ -16,7 +16,7 @@ from shoulders.corpus.building import build
 from shoulders.corpus.passages import Cutting
 from shoulders.data.batching import Lengths
 from shoulders.data.questions import QUESTION_WORDING
-from shoulders.errors import CorruptFile, UsageError
+from shoulders.errors import ContextFull, CorruptFile, UsageError
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.pipeline import Answering, Sampling, answered, rank, sample
 from shoulders.records import Question
@@ -131,6 +131,30 @@ def test_one_record_says_what_an_answer_comes_from(named, lm, request):
         assert found.as_json()["passages"][0] == {
             "title": "Rome", "text": "In Rome lives a cat.", "score": found.passages[0].score, "read": True
         }  # fmt: skip
+
+
+def test_a_failure_while_an_answer_is_streamed_reaches_its_reader(lm, monkeypatch):
+    answerer = shoulders.open("bare", lm=lm)
+    with pytest.raises(ContextFull):
+        next(answerer.stream("word " * 300))
+
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("shoulders.backbone.decoding.generate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(answerer.stream("Hi"))
+
+
+def test_the_functions_of_the_pipeline_take_strings(lm):
+    how, asked = Answering(3), ["Hi", "Name a planet."]
+    questions = [Question(text) for text in asked]
+    for call in (
+        lambda some: answered(some, lm, Bare(), how),
+        lambda some: rank(some, [CHOICES] * 2, lm, Bare(), how),
+        lambda some: sample(some, lm, Bare(), Sampling(2), how),
+    ):
+        assert call(asked) == call(questions)
 
 
 def test_another_index_and_another_length(lm, index, tmp_path):

@@ -242,3 +242,5 @@ def test_a_recipe_names_its_re_rankers(lm, across, tmp_path):
     assert source.find([Question("what is a")], "a")
     with pytest.raises(UsageError, match="have both seen"):
         source.find([Question("what is a")], "b")
+    with pytest.raises(UsageError, match="training question 'what is a'"):  # whatever its wording
+        source.find([Question("Question: what is a\nAnswer:", query="what is a")], "b")

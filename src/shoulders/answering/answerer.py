@@ -14,10 +14,8 @@ from shoulders.data.evidence import Evidence
 from shoulders.data.packing import PackedEvidence
 from shoulders.data.support import support
 from shoulders.pipeline import Answering, Sampling, answered, choose
-from shoulders.records import Answer, Passage, Question
+from shoulders.records import Answer, Passage, Question, QuestionLike
 from shoulders.scaffolds.base import Scaffold
-
-QuestionLike = str | Question  # what a question may be given as
 
 
 class Answerer(ABC):

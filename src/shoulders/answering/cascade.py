@@ -6,13 +6,13 @@ from typing import Self, final
 
 from shoulders.adaptive.stages import Adaptive, Decided, Stage
 from shoulders.adaptive.storage import StoredCascade
-from shoulders.answering.answerer import Answerer, ModelAnswerer, QuestionLike
+from shoulders.answering.answerer import Answerer, ModelAnswerer
 from shoulders.answering.models import model_info
 from shoulders.answering.spec import AnswerSpec, spec_from_json
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import UsageError
 from shoulders.pipeline import Answering, Sampling, likeliest_choice
-from shoulders.records import Answer
+from shoulders.records import Answer, QuestionLike
 
 
 @final

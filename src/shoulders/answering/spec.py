@@ -15,7 +15,7 @@ from shoulders.data.questions import QUERY, QUESTION_WORDING
 from shoulders.errors import CorruptFile, UsageError
 from shoulders.evidence.choice import PASSAGES, RETRIEVED, EvidenceChoice
 from shoulders.evidence.sources import new_source
-from shoulders.records import Question
+from shoulders.records import Question, QuestionLike, as_question
 
 LONGEST = 64  # tokens of an answer, where nobody said how many
 READ = 512  # tokens of passages and question that are read where nobody was trained to read any
@@ -52,9 +52,9 @@ class AnswerSpec:
         """Whether questions are read with passages of an index."""
         return self.evidence.kind in PASSAGES
 
-    def question(self, asked: str | Question) -> Question:
+    def question(self, asked: QuestionLike) -> Question:
         """Return a question in the wording; one that has a wording already stays as it is."""
-        question = Question(asked) if isinstance(asked, str) else asked
+        question = as_question(asked)
         if question.text != question.query or not question.text.strip():
             return question
         before, after = self.wording.split(QUERY)
