@@ -14,7 +14,7 @@ from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import chosen_examples
 from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.evaluation.recall import recall
-from shoulders.evidence.choice import EvidenceChoice
+from shoulders.evidence.choice import CANDIDATES, EvidenceChoice
 from shoulders.evidence.sources import sampler_of
 from shoulders.evidence.store import AnswerStore
 from shoulders.files import write_json
@@ -37,7 +37,7 @@ def run(name: str, overrides: Sequence[str], recipe_name: str | None, counts: st
     recipe = recipe_of(info.name, recipe_name, overrides)
     lm = weights_of(recipe.backbone)
     spec = answer_spec(recipe)
-    if not spec.reads_passages:  # samples are what candidates are made of
+    if spec.evidence.kind == CANDIDATES:  # they are what is sampled here
         spec = replace(spec, evidence=EvidenceChoice())
     answerer = ModelAnswerer.load(info, lm, spec)
     suite = recipe.suite
