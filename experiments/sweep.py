@@ -24,20 +24,20 @@ import torch
 from numpy.typing import ArrayLike
 from transformers.utils import logging as transformers_logging
 
+from shoulders.answering.models import rival_info
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.tasks import Task
 from shoulders.evaluation.results import Result, read_result
 from shoulders.evaluation.statistics import average_interval, difference_interval
-from shoulders.files import write_json
+from shoulders.files import BEST, write_json
 from shoulders.recipes.build import TaskParts, load_backbone
 from shoulders.recipes.evidence import new_evidence
-from shoulders.recipes.folders import BEST, CHECKPOINTS
 from shoulders.recipes.jobs import measure, task_parts
 from shoulders.recipes.recipe import Recipe, with_overrides
 from shoulders.recipes.registry import recipe_named
-from shoulders.recipes.rivals import measure_rival, read_rival, train_rival
+from shoulders.recipes.rivals import measure_rival, train_rival
 from shoulders.recipes.run import result, train, training_told
-from shoulders.recipes.running import Watch
+from shoulders.recipes.running import CHECKPOINTS, Watch
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.training.log import read_log
 from shoulders.training.loop import Step
@@ -140,7 +140,7 @@ def _rival(run: Run, lm: FrozenLM, folder: Path, parts: TaskParts) -> tuple[dict
     resume = (folder / CHECKPOINTS).exists()
     progress = train_rival(run.recipe, lm, folder, tasks=parts.trained, resume=resume, watch=Watch(on_step=_print))
     told = training_told(folder, lm, progress)
-    _, content = measure_rival(read_rival(folder / BEST), run.recipe, lm, parts.tested, lambda _done, _all: None)
+    _, content = measure_rival(rival_info(folder / BEST), run.recipe, lm, parts.tested, lambda _done, _all: None)
     return content, told
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.batching import Lengths, Stream
-from shoulders.data.evidence import Passage
 from shoulders.data.mixture import Mixture
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
+from shoulders.records import Passage
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.plan import TrainPlan
 from shoulders.training.scaffolds import ExampleSource

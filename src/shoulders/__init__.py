@@ -4,12 +4,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoulders.answering import Answerer, open
+    from shoulders.answering.spec import AnswerSpec
     from shoulders.backbone.encoder import FrozenEncoder
     from shoulders.backbone.frozen import FrozenLM
     from shoulders.errors import UsageError
     from shoulders.pipeline import Answering, Sampling, answer, answered, rank, sample
-    from shoulders.recipes.reading import ReadAnswer, Reader
-    from shoulders.records import Question
+    from shoulders.records import Answer, Question
     from shoulders.scaffolds.base import Bare, Scaffold
     from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
     from shoulders.scaffolds.recursion import Recursion, RecursionShape
@@ -20,6 +21,9 @@ __version__ = "0.1.0"
 
 # Loaded when first used: importing PyTorch takes seconds that `shoulders --help` need not wait for.
 _HOMES = {
+    "Answer": "records",
+    "AnswerSpec": "answering.spec",
+    "Answerer": "answering",
     "Answering": "pipeline",
     "Bare": "scaffolds.base",
     "FrozenEncoder": "backbone.encoder",
@@ -28,8 +32,6 @@ _HOMES = {
     "InputPromptShape": "scaffolds.input_prompt",
     "Placement": "scaffolds.weaving",
     "Question": "records",
-    "ReadAnswer": "recipes.reading",
-    "Reader": "recipes.reading",
     "Recursion": "scaffolds.recursion",
     "RecursionShape": "scaffolds.recursion",
     "Sampling": "pipeline",
@@ -38,10 +40,14 @@ _HOMES = {
     "UsageError": "errors",
     "answer": "pipeline",
     "answered": "pipeline",
+    "open": "answering",
     "rank": "pipeline",
     "sample": "pipeline",
 }
 __all__ = [
+    "Answer",
+    "AnswerSpec",
+    "Answerer",
     "Answering",
     "Bare",
     "FrozenEncoder",
@@ -50,8 +56,6 @@ __all__ = [
     "InputPromptShape",
     "Placement",
     "Question",
-    "ReadAnswer",
-    "Reader",
     "Recursion",
     "RecursionShape",
     "Sampling",
@@ -60,6 +64,7 @@ __all__ = [
     "UsageError",
     "answer",
     "answered",
+    "open",
     "rank",
     "sample",
 ]

@@ -22,6 +22,7 @@ from shoulders.errors import CorruptFile, DataError, SaveFailed, SourceNotFound,
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DATABASE_CACHE = -128 * 1024  # KiB of an SQLite file
 BEST = "best"  # in a run's folder, the best of what it trained
+RECIPE = "recipe.json"  # in a run's folder, all that it depends on
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any, cast, final
 
 import torch
 
+from shoulders.answering.models import LoadedModel, model_info
 from shoulders.backbone.choosing import Choice
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.tokenizing import tokenized
@@ -19,11 +20,9 @@ from shoulders.engine import decode
 from shoulders.engine.decode import Scored
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.pipeline import POSITIONS_AT_ONCE, Answering, in_groups
-from shoulders.recipes.folders import BARE
-from shoulders.recipes.named import Named
-from shoulders.recipes.rivals import Adapted
 from shoulders.records import LMInput, Question
 from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.loading import BARE
 from shoulders.scaffolds.storage import Origin
 
 try:
@@ -79,14 +78,14 @@ class ShouldersLM(TemplateLM):
         max_batch_size: int | None = None,  # noqa: ARG002
     ) -> None:
         super().__init__()
-        named = Named.of(scaffold) if isinstance(scaffold, str) else None
+        info = model_info(scaffold) if isinstance(scaffold, str) else None
         place = "auto" if device is None or (device.startswith("cuda") and not torch.cuda.is_available()) else device
         if isinstance(backbone, str):
-            origin = named.origin if named else cast(Scaffold, scaffold).origin
+            origin = info.origin if info else cast(Scaffold, scaffold).origin
             backbone = FrozenLM.load(backbone or _backbone_of(origin), dtype=dtype, device=place)
-        found = named.around(backbone) if named else Adapted(backbone, cast(Scaffold, scaffold))
+        found = info.load(backbone) if info else LoadedModel(backbone, cast(Scaffold, scaffold))
         self.lm, self.scaffold = found.lm, found.scaffold
-        self.backbone, self.named = backbone, named
+        self.backbone, self.info = backbone, info
         self.tokenizer = self.lm.tokenizer
         self.positions_at_once, self.end = positions_at_once, end
         self._device = self.lm.device
@@ -114,13 +113,13 @@ class ShouldersLM(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What results say of the model."""
-        named = self.named
+        info = self.info
         return {
             "model_dtype": str(self.lm.dtype),
             "backbone": self.backbone.name,
             "backbone_fingerprint": self.backbone.fingerprint(),
-            "scaffold": named.name if named else "",
-            "scaffold_kind": named.rival.recipe.rival.kind if named and named.rival else self.scaffold.kind,
+            "scaffold": info.name if info else "",
+            "scaffold_kind": info.rival.kind if info and info.rival else self.scaffold.kind,
         }
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

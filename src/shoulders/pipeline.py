@@ -1,6 +1,6 @@
 """The main path: questions in, answers out. Evaluation, the command line and every server call these functions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TypeVar
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from shoulders.backbone.choosing import Generated
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.batching import Encoded, by_length, encode, question_batch, truncated
+from shoulders.data.batching import Encoded, by_length, encode, question_batch, tokenised, truncated
 from shoulders.engine import decode
 from shoulders.errors import ContextFull, UsageError
-from shoulders.records import LMInput, Question
+from shoulders.records import Answer, LMInput, Question, QuestionLike, as_question
 from shoulders.scaffolds.base import Scaffold
 
 Found = TypeVar("Found")  # what is made of one row
@@ -42,21 +42,6 @@ class Answering:
     def __post_init__(self) -> None:
         if self.longest < 1:
             raise UsageError(f"an answer of at most {self.longest} tokens is none: raise --longest (test.longest)")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer, and how sure the model was of it.
-
-    Attributes:
-        text: what was generated or chosen.
-        log_probability: of its tokens and its end, summed, at temperature 1; of a choice, among the choices.
-        margin: the smallest lead, in log-probability, of a chosen token over the best other one; of a choice, its lead.
-    """
-
-    text: str
-    log_probability: float
-    margin: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +73,9 @@ class Sampling:
         return torch.rand(self.count, longest, generator=generator, dtype=torch.float64)
 
 
-def answer(questions: Sequence[Question], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None) -> list[str]:
+def answer(
+    questions: Sequence[QuestionLike], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None
+) -> list[str]:
     """The greedy answer to each question.
 
     Raises:
@@ -99,11 +86,11 @@ def answer(questions: Sequence[Question], lm: FrozenLM, scaffold: Scaffold, how:
 
 
 def answered(
-    questions: Sequence[Question], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None
+    questions: Sequence[QuestionLike], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None
 ) -> list[Answer]:
     """As `answer`, with how sure the model was of each."""
     how = how or Answering()
-    rows = [_fitting(question, lm, scaffold, how.longest, how) for question in questions]
+    rows = [_fitting(as_question(one), lm, scaffold, how.longest, how) for one in questions]
 
     def read(given: LMInput, _: Sequence[int]) -> list[Answer]:
         return [_as_text(one, lm) for one in decode.likeliest(lm, scaffold, given, longest=how.longest)]
@@ -112,7 +99,7 @@ def answered(
 
 
 def sample(
-    questions: Sequence[Question],
+    questions: Sequence[QuestionLike],
     lm: FrozenLM,
     scaffold: Scaffold,
     sampling: Sampling,
@@ -124,15 +111,26 @@ def sample(
         UsageError, ContextFull: as `answer`.
     """
     how = how or Answering()
-    rows = [_fitting(question, lm, scaffold, how.longest, how) for question in questions]
+    rows = [_fitting(as_question(one), lm, scaffold, how.longest, how) for one in questions]
     branches = [sampling.count * (len(row.ids) + scaffold.length + how.longest) for row in rows]
 
     def read(given: LMInput, numbers: Sequence[int]) -> list[list[Answer]]:
-        draws = torch.stack([sampling.draws(questions[number], how.longest) for number in numbers])
+        draws = torch.stack([sampling.draws(rows[number].question, how.longest) for number in numbers])
         several = decode.sampled(lm, scaffold, given, draws, temperature=sampling.temperature)
         return [[_as_text(one, lm) for one in some] for some in several]
 
     return in_groups(rows, lm, scaffold, how, branches, read)
+
+
+def stream(question: QuestionLike, lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None) -> Iterator[str]:
+    """Yield the greedy answer to a question in pieces, as they are generated.
+
+    Raises:
+        UsageError, ContextFull: as `answer`.
+    """
+    how = how or Answering()
+    given = question_batch([_fitting(as_question(question), lm, scaffold, how.longest, how)], lm, scaffold)
+    yield from decode.stream(lm, scaffold, given, longest=how.longest)
 
 
 def _as_text(one: Generated, lm: FrozenLM) -> Answer:
@@ -140,7 +138,7 @@ def _as_text(one: Generated, lm: FrozenLM) -> Answer:
 
 
 def rank(
-    questions: Sequence[Question],
+    questions: Sequence[QuestionLike],
     choices: Sequence[Sequence[str]],
     lm: FrozenLM,
     scaffold: Scaffold,
@@ -155,15 +153,16 @@ def rank(
         ContextFull: a question, the prompt and the longest choice do not fit the context.
     """
     how = how or Answering()
-    for question, some in zip(questions, choices, strict=True):
+    asked = [tokenised(as_question(one), lm) for one in questions]
+    for question, some in zip(asked, choices, strict=True):
         if not some:
             raise UsageError(f"there are no choices to rank for the question {question.text!r}: give at least one")
     options = [
-        [[*lm.continuation_ids(question.whole, choice), lm.end] for choice in some]
-        for question, some in zip(questions, choices, strict=True)
+        [[*lm.continuation_ids(question.whole, choice, list(question.ids or ())), lm.end] for choice in some]
+        for question, some in zip(asked, choices, strict=True)
     ]
     longest = [max(len(ids) for ids in some) for some in options]
-    rows = [_fitting(q, lm, scaffold, room, how) for q, room in zip(questions, longest, strict=True)]
+    rows = [_fitting(question, lm, scaffold, room, how) for question, room in zip(asked, longest, strict=True)]
     branches = [len(some) * length for some, length in zip(options, longest, strict=True)]
 
     def read(given: LMInput, numbers: Sequence[int]) -> list[list[float]]:
@@ -175,7 +174,7 @@ def rank(
 
 
 def choose(
-    questions: Sequence[Question],
+    questions: Sequence[QuestionLike],
     choices: Sequence[Sequence[str]],
     lm: FrozenLM,
     scaffold: Scaffold,

@@ -4,7 +4,10 @@ Shape letters, one glossary for the whole project: B batch, T text positions, P 
 (what an encoder reads), D width of the language model, E width of the encoder, V vocabulary, C answer choices.
 """
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
+from html import escape
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,21 +17,178 @@ IGNORE = -100  # label of a position that is not scored, as everywhere in Huggin
 
 
 @dataclass(frozen=True, slots=True)
+class Tokenised:
+    """A text with its token ids, as `FrozenLM.ids` gives them."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """What a user or an example asks: text that comes first (passages, candidates) and the question itself.
 
     Attributes:
+        text: the question as the language model reads it, in its wording ("Question: Who? Answer:").
+        evidence: text that comes first.
         gold: ids of the documents that are annotated as holding the answer, where the data set says.
+        query: the question as it was typed, or as its data set has it ("Who?"); `text` where it has no wording.
+        tokenised: `whole` with its token ids, where they are known already.
     """
 
     text: str
     evidence: str = ""
     gold: tuple[str, ...] = ()
+    query: str = ""
+    tokenised: Tokenised | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.query:
+            object.__setattr__(self, "query", self.text)
 
     @property
     def whole(self) -> str:
         """The text the language model reads, evidence first."""
         return f"{self.evidence}{self.text}"
+
+    @property
+    def ids(self) -> tuple[int, ...] | None:
+        """The token ids of `whole`, where they are known."""
+        known = self.tokenised
+        return known.ids if known is not None and known.text == self.whole else None
+
+
+QuestionLike = str | Question  # what a question may be given as
+
+
+def as_question(asked: QuestionLike) -> Question:
+    """Return a question that was given as a string, or as one."""
+    return Question(asked) if isinstance(asked, str) else asked
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One piece of evidence: a retrieved passage, or a candidate answer.
+
+    Attributes:
+        text: as the language model reads it.
+        score: how far its source trusts it; for a candidate the log-probability of the answer.
+        title: of the document that it is from; a candidate has none.
+    """
+
+    text: str
+    score: float
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Where an answer stands in what was read.
+
+    Attributes:
+        number: of the passage, from 0, in the order in which they were read.
+        start, end: the characters of the answer in the passage's text, from and up to.
+    """
+
+    number: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer, how sure the model was of it, and what it was read from.
+
+    Attributes:
+        text: what was generated or chosen, sure or not.
+        log_probability: of its tokens and its end, summed, at temperature 1; of a choice, among the choices.
+        margin: the smallest lead, in log-probability, of a chosen token over the best other one; of a choice, its lead.
+        passages: that were retrieved, best first, with their scores.
+        read: those of them that the model read, in their order; the last one may have been cut.
+        support: which of these the answer stands in first, and where.
+        candidates: that the model had sampled before and read, with their log-probabilities.
+        least: probability below which the answer counts as none; 0 where no threshold was chosen.
+        passes: through the frozen model that it took; 0 where nobody counted.
+    """
+
+    text: str
+    log_probability: float
+    margin: float
+    passages: tuple[Passage, ...] = ()
+    read: tuple[Passage, ...] = ()
+    support: Support | None = None
+    candidates: tuple[Passage, ...] = ()
+    least: float = 0.0
+    passes: int = 0
+
+    @property
+    def probability(self) -> float:
+        """Of all that was generated, 0 to 1; of a choice, its share among the choices."""
+        return math.exp(self.log_probability)
+
+    @property
+    def answer(self) -> str | None:
+        """The answer; None for "no answer": the model is not sure enough, or says nothing."""
+        return self.text if self.text and self.probability >= self.least else None
+
+    @property
+    def passage(self) -> Passage | None:
+        """The first passage that was read and has the answer."""
+        return self.read[self.support.number] if self.support else None
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """The characters of the answer in the text of its passage, from and up to."""
+        return (self.support.start, self.support.end) if self.support else None
+
+    @property
+    def places(self) -> dict[int, int]:
+        """By rank of a passage among those retrieved (from 1), its number among those read (from 0)."""
+        places: dict[int, int] = {}
+        for rank, passage in enumerate(self.passages, start=1):
+            if len(places) < len(self.read) and _begins(passage, self.read[len(places)]):
+                places[rank] = len(places)
+        return places
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as plain JSON values: an infinite number is null."""
+        places = self.places
+        return {
+            "answer": self.answer,
+            "said": self.text,
+            "probability": self.probability,
+            "margin": _finite(self.margin),
+            "least": _finite(self.least),
+            "passes": self.passes,
+            "passage": self.passage and _as_json(self.passage),
+            "span": self.span,
+            "passages": [
+                {**_as_json(passage), "read": rank in places} for rank, passage in enumerate(self.passages, start=1)
+            ],
+            "candidates": [{"text": one.text, "log_probability": _finite(one.score)} for one in self.candidates],
+        }
+
+    def _repr_html_(self) -> str:
+        """The answer as a notebook shows it."""
+        said = "<i>no answer</i>" if self.answer is None else f"<b>{escape(self.answer)}</b>"
+        told = f"<p>{said} ({self.probability:.2f})</p>"
+        if self.support is None or self.passage is None:
+            return f"{told}<p>not in the {len(self.read)} passages that were read</p>" if self.passages else told
+        text, start, end = self.passage.text, self.support.start, self.support.end
+        marked = f"{escape(text[:start])}<mark>{escape(text[start:end])}</mark>{escape(text[end:])}"
+        return f"{told}<p><b>{escape(self.passage.title)}</b> {marked}</p>"
+
+
+def _begins(passage: Passage, read: Passage) -> bool:
+    return passage.title == read.title and passage.text.startswith(read.text)
+
+
+def _as_json(passage: Passage) -> dict[str, Any]:
+    return {"title": passage.title, "text": passage.text, "score": _finite(passage.score)}
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,15 @@
 """A cascade of stages: who answers, and what it costs."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from shoulders.adaptive.stages import RULES, Adaptive, Stage
+from shoulders.answering.cascade import CascadeAnswerer
 from shoulders.errors import UnknownName, UsageError
-from shoulders.pipeline import Answer, Answering, answered, choose, rank
-from shoulders.records import Question
+from shoulders.pipeline import Answering, answered, choose, rank
+from shoulders.records import Answer, Question
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
@@ -27,6 +29,10 @@ def recursion(lm, passes):
 @pytest.fixture
 def stages(lm):
     return tuple(Stage.of(one) for one in (SoftPrompt(from_vocabulary(lm)(3)), recursion(lm, 2), recursion(lm, 3)))
+
+
+def cascade(lm, stages, thresholds, rule="probability"):
+    return CascadeAnswerer(lm, Adaptive(stages, thresholds, rule), HOW)
 
 
 def alone(stage, lm):
@@ -59,8 +65,8 @@ def test_passes_count_the_frozen_model_also_as_its_own_encoder(lm, tiny_encoder)
 
 @pytest.mark.parametrize(("threshold", "stage", "spent"), [(-math.inf, 0, 1), (math.inf, 2, 6)])
 def test_with_infinite_thresholds_one_stage_answers_everything(lm, stages, threshold, stage, spent):
-    adaptive = Adaptive(stages, (threshold, threshold))
-    generated, chosen = adaptive.answered(ASKED, lm, HOW), adaptive.chosen(ASKED, CHOICES, lm, HOW)
+    asked = cascade(lm, stages, (threshold, threshold))
+    generated, chosen = asked.decide(ASKED), asked.decide(ASKED, CHOICES)
     assert (said(generated), said(chosen)) == tuple(told(some) for some in alone(stages[stage], lm))
     assert {(one.stage, one.passes) for one in [*generated, *chosen]} == {(stage, spent)}
 
@@ -68,7 +74,7 @@ def test_with_infinite_thresholds_one_stage_answers_everything(lm, stages, thres
 @pytest.mark.parametrize("rule", RULES)
 def test_each_input_stops_where_its_confidence_reaches_the_threshold(lm, stages, rule):
     thresholds = (middle(stages[0], lm, rule), middle(stages[1], lm, rule))
-    found = Adaptive(stages, thresholds, rule).answered(ASKED, lm, HOW)
+    found = cascade(lm, stages, thresholds, rule).decide(ASKED)
     assert {one.stage for one in found} == {0, 1, 2}
     by_stage = [alone(stage, lm)[0] for stage in stages]
     for number, one in enumerate(found):
@@ -80,10 +86,10 @@ def test_each_input_stops_where_its_confidence_reaches_the_threshold(lm, stages,
 
 def test_only_those_that_are_not_sure_are_asked_again(lm, stages):
     watched = Stage(stages[1].scaffold, 2, evidence=(fact := Fact("")))
-    found = Adaptive((stages[0], watched), (middle(stages[0], lm),)).answered(ASKED, lm, HOW)
+    found = cascade(lm, (stages[0], watched), (middle(stages[0], lm),)).decide(ASKED)
     assert fact.asked == [[question for question, one in zip(ASKED, found, strict=True) if one.stage == 1]]
     assert 0 < len(fact.asked[0]) < len(ASKED)
-    Adaptive((stages[0], watched), (-math.inf,)).answered(ASKED, lm, HOW)
+    cascade(lm, (stages[0], watched), (-math.inf,)).decide(ASKED)
     assert len(fact.asked) == 1
 
 
@@ -91,19 +97,19 @@ def test_what_is_put_before_a_question_is_read_in_its_stage_only(lm, stages):
     with_fact = [Question(question.text, evidence="A fact. ") for question in ASKED]
     reading = Stage.of(stages[0].scaffold, "reading", Fact("A fact. "))
     assert reading.passes == stages[0].passes + 1
-    found = Adaptive((stages[0], reading), (math.inf,)).answered(ASKED, lm, HOW)
+    found = cascade(lm, (stages[0], reading), (math.inf,)).decide(ASKED)
     assert said(found) == told(answered(with_fact, lm, stages[0].scaffold, HOW))
     assert said(found) != told(answered(ASKED, lm, stages[0].scaffold, HOW))
 
 
 def test_the_batch_decides_nothing(lm, stages):
-    adaptive = Adaptive(stages, (middle(stages[0], lm), middle(stages[1], lm)))
-    narrow = Answering(HOW.longest, positions_at_once=1)
-    together = adaptive.answered(ASKED, lm, HOW)
-    single = [adaptive.answered([question], lm, narrow)[0] for question in ASKED]
+    asked = cascade(lm, stages, (middle(stages[0], lm), middle(stages[1], lm)))
+    narrow = replace(asked, how=Answering(HOW.longest, positions_at_once=1))
+    together = asked.decide(ASKED)
+    single = [narrow.decide([question])[0] for question in ASKED]
     assert [(one.stage, one.passes) for one in together] == [(one.stage, one.passes) for one in single]
     assert said(together) == told(one.answer for one in single)
-    assert adaptive.answered([], lm, HOW) == []
+    assert asked.decide([]) == []
 
 
 def test_the_confidence_of_a_choice_is_its_share_among_the_choices(lm):
@@ -118,9 +124,9 @@ def test_the_confidence_of_a_choice_is_its_share_among_the_choices(lm):
 
 
 def test_one_stage_by_itself(lm, stages):
-    adaptive = Adaptive(stages, (0.0, 0.0))
+    asked = cascade(lm, stages, (0.0, 0.0))
     for passes, stage in ((1, 0), (2, 1), (3, 2), (9, 2)):
-        found = adaptive.only(passes).answered(ASKED, lm, HOW)
+        found = asked.only(passes).decide(ASKED)
         assert said(found) == told(alone(stages[stage], lm)[0])
         assert {one.passes for one in found} == {stages[stage].passes}
     with pytest.raises(UsageError, match="no stage answers with 1 passes, they cost 2, 3"):

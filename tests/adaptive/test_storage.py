@@ -11,9 +11,11 @@ import torch
 from shoulders.adaptive.calibration import Point
 from shoulders.adaptive.stages import Adaptive, Stage
 from shoulders.adaptive.storage import ADAPTIVE, Calibration, fingerprint, is_adaptive, read, save
+from shoulders.answering.cascade import CascadeAnswerer, stage_named
+from shoulders.answering.spec import AnswerSpec
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UsageError, WrongBackbone
+from shoulders.evidence.choice import EvidenceChoice
 from shoulders.pipeline import Answering
-from shoulders.recipes.adaptive import stage_named
 from shoulders.records import Question
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.initialise import from_vocabulary
@@ -52,7 +54,8 @@ def test_saved_and_loaded_is_unsaved(lm, adaptive, runs):
     assert [stage.passes for stage in again.stages] == [1, 1, 2]
     assert fingerprint(again) == fingerprint(adaptive)
     asked = [Question(f"What is {n}?") for n in range(6)]
-    assert again.answered(asked, lm, Answering(4)) == adaptive.answered(asked, lm, Answering(4))
+    found, wanted = (CascadeAnswerer(lm, one, Answering(4)).decide(asked) for one in (again, adaptive))
+    assert found == wanted
 
 
 def test_the_file_is_plain_json(adaptive, runs):
@@ -107,8 +110,8 @@ def test_a_stage_of_the_same_weights_and_other_passes_is_refused(lm, adaptive, r
 
 def test_a_stage_whose_candidates_come_from_another_prompt_is_refused(lm, adaptive, runs):
     """Textual recursion: the threshold was chosen for what one first prompt samples."""
-    choice = {"kind": "candidates", "scaffold": str(runs / "soft"), "count": 2, "longest": 3}
-    second = SoftPrompt(from_vocabulary(lm, 5)(2)).made_for(lm, {"evidence": choice})
+    choice = EvidenceChoice("candidates", str(runs / "soft"), count=2, longest=3)
+    second = SoftPrompt(from_vocabulary(lm, 5)(2)).made_for(lm, answering=AnswerSpec(evidence=choice).as_json())
     second.save_pretrained(runs / "textual")
     stages = (stage_named("bare", lm), stage_named(str(runs / "textual"), lm))
     assert [stage.passes for stage in stages] == [1, 2]
@@ -137,7 +140,8 @@ def test_another_backbone_is_refused(tiny_lm, adaptive, runs):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format": 2}, "format 2, this version reads up to 1"),
+        ({"format": 3}, "format 3, this version reads 2: update shoulders"),
+        ({"format": 1}, "format 1, this version reads 2: calibrate again"),
         ({"stages": [{"name": "x"}]}, "does not describe a cascade"),
         ({"chosen": {"thresholds": ["many"], "passes": 1.0, "score": 1.0}}, "does not describe a cascade"),
         ({"curve": None}, "does not describe a cascade"),

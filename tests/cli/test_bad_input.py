@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from shoulders.cli.main import main
-from shoulders.cli.show import print_skipped
+from shoulders.cli.scores import print_skipped
 from shoulders.evaluation.protocol import Scores, Skipped
+from shoulders.records import Answer
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.soft_prompt import SoftPrompt
@@ -54,7 +55,7 @@ def test_asking(refused, prompt, arguments, said):
 
 def test_answers_are_printed_as_they_are(shoulders, prompt, monkeypatch):
     odd = ":heart: [bold]x[/bold]\tend " + "word " * 40 + "https://x.y"
-    monkeypatch.setattr("shoulders.cli.ask.answer", lambda *_: [odd])
+    monkeypatch.setattr("shoulders.answering.answerer.answered", lambda *_: [Answer(odd, -1.0, 1.0)])
     assert shoulders("ask", prompt, "hi")[1] == odd + "\n"
     assert shoulders("ask", prompt, "[red]a :heart:", "b")[1] == f"[red]a :heart:\n  {odd}\nb\n  {odd}\n"
 

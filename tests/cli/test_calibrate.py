@@ -7,11 +7,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from shoulders.adaptive.storage import read
+from shoulders.answering import open as open_model
 from shoulders.cli.main import app
 from shoulders.evaluation.results import read_result
-from shoulders.pipeline import Answering
-from shoulders.recipes.adaptive import stage_named
 from shoulders.recipes.recipe import with_overrides
 from shoulders.recipes.registry import recipe_named
 from shoulders.records import Question
@@ -81,9 +79,9 @@ def test_calibrated_measured_reported_and_asked(runs, worked, lm, rule):
     assert set(json.loads((runs / "report" / "scores.json").read_text())) == {"soft", "auto"}
 
     asked = Question("What comes after 3?")
-    found = read(runs / "auto").load(lm, stage_named).answered([asked], lm, Answering(4))[0]
+    found = open_model(str(runs / "auto"), lm=lm, longest=4).ask(asked)
     answered, note = worked("ask", "auto", asked.text, "--longest", 4)
-    assert answered == found.answer.text + "\n"
+    assert answered == found.text + "\n"
     assert note == {1: "1 pass\n", 3: "3 passes\n", 6: "6 passes\n"}[found.passes]
 
 

@@ -8,9 +8,9 @@ import pytest
 from shoulders.cli import open_book
 from shoulders.corpus.index import Index
 from shoulders.data.batching import Lengths
-from shoulders.pipeline import Answer
 from shoulders.recipes.jobs import measure
 from shoulders.recipes.small import bundled_soft_prompt
+from shoulders.records import Answer
 from shoulders.scaffolds.base import Bare
 
 
@@ -40,7 +40,7 @@ def test_the_same_questions_are_asked_with_and_without_passages(lm, recipe, tmp_
             Answer(gold if gold in one.evidence else "?", -1.0, 0.0) for gold, one in zip(said, questions, strict=True)
         ]
 
-    for module in ("evaluation.protocol", "recipes.reading"):
+    for module in ("evaluation.protocol", "answering.answerer"):
         monkeypatch.setattr(f"shoulders.{module}.answered", copied)
     closed = {"bare": measure(plain, lm, Bare(), plain.test)}
     for prediction in closed["bare"].wordings[0].predictions:

@@ -9,22 +9,23 @@ import pytest
 from typer.testing import CliRunner
 
 from commands import run
+from shoulders.answering import open as open_model
+from shoulders.answering.models import model_info
 from shoulders.backbone.fingerprint import identity
 from shoulders.cli.main import app
-from shoulders.cli.show import print_retrieval
+from shoulders.cli.scores import print_retrieval
 from shoulders.corpus.building import build
 from shoulders.corpus.passages import Cutting
-from shoulders.data.evidence import SOURCES, Passage
+from shoulders.data.evidence import SOURCES
 from shoulders.data.packing import Packer
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.evaluation import protocol
 from shoulders.evaluation.retrieval import retrieval
 from shoulders.evidence.candidates import FirstPass
-from shoulders.recipes.evidence import new_evidence
-from shoulders.recipes.reading import Reader
-from shoulders.recipes.recipe import with_overrides
+from shoulders.recipes.evidence import answer_spec, new_evidence
+from shoulders.recipes.recipe import recipe_from_json, with_overrides
 from shoulders.recipes.registry import recipe_named
-from shoulders.records import Example, Question
+from shoulders.records import Example, Passage, Question
 
 CITIES = ("Paris", "Rome", "Oslo", "Quito", "Lima", "Bern")
 
@@ -67,6 +68,8 @@ def test_a_reader_is_trained_measured_and_asked(values, index, tmp_path, placeme
     assert result["evidence"]["kind"] == "retrieved"
     assert result["evidence"]["index"] == str(index)
     assert f"read ({result['retrieval']['packed']:.1f} on average): 100.0%" in " ".join(told.split())
+    kept = recipe_from_json(json.loads((tmp_path / "run" / "recipe.json").read_text()))
+    assert model_info(str(tmp_path / "run")).spec == answer_spec(kept)
     if placement == "prefix":
         told = run("evaluate", tmp_path / "run", "--out", tmp_path / "again.json")
         again = json.loads((tmp_path / "again.json").read_text())
@@ -103,20 +106,20 @@ def test_evidence_is_loaded_once(values, index, tmp_path, monkeypatch):
 def test_a_rival_reads_and_has_a_threshold(values, index, lm, tmp_path, kind):
     own = [*values, f"evidence.index={index}", "rival.learning_rate=0.1"]
     run("train", "reader", *own, "--rival", kind, "--out", tmp_path / "run")
-    reader = Reader.load(str(tmp_path / "run"), lm=lm)
+    reader = open_model(str(tmp_path / "run"), lm=lm)
     assert (identity(reader.lm.model) == identity(lm.model)) == (kind == "prefix_tuning")
     question = "How many parks has Lima?"
     found = reader.ask(question)
     assert any(passage.title == "On Lima" for passage in found.read)
     told = json.loads(run("ask", tmp_path / "run", question, "--json").splitlines()[-1])
-    assert (told["said"], told["confidence"]) == (found.text, pytest.approx(found.confidence, rel=0.05))
+    assert (told["said"], told["probability"]) == (found.text, pytest.approx(found.probability, rel=0.05))
     run("threshold", tmp_path / "run")
     kept = json.loads((tmp_path / "run" / "best" / "threshold.json").read_text())
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert kept["scaffold"]["fingerprint"] == results["scaffold"]["fingerprint"]
     assert kept["scaffold"]["kind"] == kind
     assert kept["backbone"]["fingerprint"] == lm.fingerprint()
-    assert Reader.load(str(tmp_path / "run"), lm=lm).threshold is not None
+    assert open_model(str(tmp_path / "run"), lm=lm).spec.threshold is not None
 
 
 def test_answers_are_sampled_after_the_passages_that_are_measured_with(values, index, tmp_path, monkeypatch):
@@ -188,7 +191,7 @@ def test_a_question_is_searched_for_without_the_words_around_it(lm, values, inde
     recipe = with_overrides(recipe_named("reader"), [*values, f"evidence.index={index}"])
     source = new_evidence(recipe, lm, 3)
     assert source is not None
-    (found,) = source.find([Question("Question: How many parks has Lima?\nAnswer:")])
+    (found,) = source.find([Question("Question: How many parks has Lima?\nAnswer:", query="How many parks has Lima?")])
     assert found[0].title == "On Lima"
     assert all(passage.title for passage in found)
 

@@ -6,19 +6,17 @@ import math
 import pytest
 from rich.console import Console
 
+from shoulders.answering import open as open_model
+from shoulders.answering.spec import LONGEST
 from shoulders.cli import passages
 from shoulders.cli.show import harmless
 from shoulders.corpus.building import build
 from shoulders.corpus.passages import Cutting
-from shoulders.data.evidence import Passage
-from shoulders.data.questions import in_wording
-from shoulders.data.support import Support
 from shoulders.errors import UsageError
-from shoulders.pipeline import Answer
-from shoulders.recipes.reading import LONGEST, ReadAnswer, Reader
+from shoulders.recipes.evidence import answer_spec
 from shoulders.recipes.recipe import Recipe, recipe_from_json, with_overrides
 from shoulders.recipes.registry import recipe_named
-from shoulders.records import Question
+from shoulders.records import Answer, Passage, Question, Support
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.soft_prompt import SoftPrompt
@@ -47,7 +45,9 @@ def says(monkeypatch):
             known = [answer for word, answer in by_word.items() if word in question.text]
             return Answer(*(known or [answers[len(asked) - 1]])[0], 0.0)
 
-        monkeypatch.setattr("shoulders.recipes.reading.answered", lambda some, *_: [one(question) for question in some])
+        monkeypatch.setattr(
+            "shoulders.answering.answerer.answered", lambda some, *_: [one(question) for question in some]
+        )
         return asked
 
     return say
@@ -112,7 +112,7 @@ def test_typed_in_and_as_json(ask, says, monkeypatch):
     out, error = ask("bare", "--json")
     first, second = (json.loads(line) for line in out.splitlines())
     assert error == ""
-    assert (first["question"], first["answer"], first["confidence"]) == ("Parks of Rome?", "12", pytest.approx(0.25))
+    assert (first["question"], first["answer"], first["probability"]) == ("Parks of Rome?", "12", pytest.approx(0.25))
     assert first["passage"]["title"] == "Rome"
     assert first["passage"]["text"][slice(*first["span"])] == "12"
     assert [passage["read"] for passage in first["passages"]] == [True, True, False]
@@ -138,8 +138,8 @@ def test_what_passages_hold_is_shown_and_not_obeyed(ask, says, shoulders, index)
 
 
 def test_the_answer_is_highlighted():
-    found = ReadAnswer(
-        "13", 0.5, (Passage("\tOslo has 13 parks", 1.0),), (Passage("\tOslo has 13", 1.0),), Support(0, 10, 12)
+    found = Answer(
+        "13", -1.0, 0.0, (Passage("\tOslo has 13 parks", 1.0),), (Passage("\tOslo has 13", 1.0),), Support(0, 10, 12)
     )
     console = Console(force_terminal=True, color_system="standard", width=200)
     with console.capture() as capture:
@@ -150,24 +150,22 @@ def test_the_answer_is_highlighted():
 
 def test_in_a_notebook_markup_of_passages_is_text():
     passage = Passage("<i>Oslo</i> has 13", 1.0, "<b>")
-    shown = ReadAnswer("13", 0.5, (passage,), (passage,), Support(0, 16, 18))._repr_html_()
+    shown = Answer("13", -1.0, 0.0, (passage,), (passage,), Support(0, 16, 18))._repr_html_()
     assert "&lt;i&gt;Oslo&lt;/i&gt; has <mark>13</mark>" in shown
     assert "<b>&lt;b&gt;</b>" in shown
 
 
 def test_from_python(lm, index, says, prompt):
     says(("12", -1.0), ("13", -1.0), ("13", -1.0))
-    reader = Reader.load(str(prompt), str(index), lm)
+    reader = open_model(str(prompt), index=str(index), lm=lm)
     one = reader.ask("Parks of Rome?")
     assert one.passage is not None
     assert one.span is not None
     assert one.passage.text[slice(*one.span)] == one.answer == "12"
-    assert one.packed == len(one.read) <= len(one.found)
+    assert 0 < len(one.read) <= len(one.passages)
     assert [two.text for two in reader.ask_all(["Parks of Oslo?", "Parks of Rome?"])] == ["13", "13"]
-    with pytest.raises(UsageError, match="was not trained to read passages, and no index is named"):
-        Reader.load(str(prompt))
-    with pytest.raises(UsageError, match="names no backbone"):
-        Reader.load("bare", str(index))
+    with pytest.raises(UsageError, match="bare model has no scaffold to name its backbone"):
+        open_model("bare", index=str(index))
 
 
 def test_bad_indexes_are_refused(refused, prompt, tmp_path, index, lm):
@@ -194,7 +192,9 @@ def reader(lm, index, tmp_path):
             "test.longest=3",
         ],
     )  # fmt: skip
-    SoftPrompt(from_vocabulary(lm)(2)).made_for(lm, recipe.as_json()).save_pretrained(tmp_path / "reader" / "best")
+    SoftPrompt(from_vocabulary(lm)(2)).made_for(
+        lm, recipe.as_json(), answering=answer_spec(recipe).as_json()
+    ).save_pretrained(tmp_path / "reader" / "best")
     return tmp_path / "reader"
 
 
@@ -283,16 +283,16 @@ def test_passages_leave_room_for_as_much_as_is_answered(reader, lm, longest):
     """At the limit of the context, and with no more than the recipe measures unless it is asked for."""
     scaffold = Scaffold.load(str(reader / "best"), lm)
     recipe = with_overrides(recipe_from_json(scaffold.origin.recipe), ["suite.lengths.input=1000"])
-    scaffold.made_for(lm, recipe.as_json()).save_pretrained(reader / "best")
-    found = Reader.load(str(reader), lm=lm, longest=longest)
+    scaffold.made_for(lm, recipe.as_json(), answering=answer_spec(recipe).as_json()).save_pretrained(reader / "best")
+    found = open_model(str(reader), lm=lm, longest=longest)
     assert found.how.longest == (longest or recipe.test.longest)
     room = max(found.how.longest, recipe.suite.lengths.target, recipe.evidence.longest)
     assert found.evidence.packer.room == lm.context - scaffold.length - room
     question = Question("Parks of Rome?")
     read = found.ask(question)
-    assert 0 < read.packed < len(read.found)  # one more would not fit
+    assert 0 < len(read.read) < len(read.passages)  # one more would not fit
     if longest is None:  # the answer takes the room that is left; 64 tokens would not fit
-        whole = found.evidence.packed(Question(in_wording(question.text)), read.found).question.whole
+        whole = found.evidence.packed(found.spec.question(question), read.passages).question.whole
         assert len(lm.ids(whole)) > lm.context - scaffold.length - LONGEST
 
 
@@ -305,8 +305,8 @@ def test_a_reader_of_annotated_passages_is_asked_over_its_index(reader, says, lm
     scaffold = Scaffold.load(str(reader / "best"), lm)
     recipe = recipe_from_json({**scaffold.origin.recipe})
     recipe = with_overrides(recipe, ["evidence.kind=oracle"])
-    scaffold.made_for(lm, recipe.as_json()).save_pretrained(reader / "best")
+    scaffold.made_for(lm, recipe.as_json(), answering=answer_spec(recipe).as_json()).save_pretrained(reader / "best")
     says(("12", -1.0))
-    found = Reader.load(str(reader), lm=lm).ask("Parks of Rome?")
+    found = open_model(str(reader), lm=lm).ask("Parks of Rome?")
     assert found.passage is not None
     assert found.passage.title == "Rome"

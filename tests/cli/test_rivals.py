@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from commands import run
-from shoulders.data.evidence import Passage
 from shoulders.data.packing import Packer
 from shoulders.errors import CorruptFile, SourceNotFound, UnknownName, UsageError, WrongBackbone
 from shoulders.evidence.candidates import FirstPass
@@ -16,6 +15,7 @@ from shoulders.recipes.build import new_scaffold
 from shoulders.recipes.jobs import job_of, tasks_of
 from shoulders.recipes.recipe import with_overrides
 from shoulders.recipes.registry import recipe_named
+from shoulders.records import Passage
 from shoulders.training.rivals import new_rival
 from tiny import TEXTS, save_numbers
 

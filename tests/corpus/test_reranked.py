@@ -11,18 +11,17 @@ from shoulders.corpus.passages import Cutting
 from shoulders.corpus.reranked import CROSS_FITTED, Rankers, Reranked
 from shoulders.corpus.scores import ScoreStore
 from shoulders.data.batching import Lengths
-from shoulders.data.evidence import Passage
 from shoulders.data.packing import Packed
-from shoulders.data.questions import in_wording
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UsageError
+from shoulders.evidence.choice import EvidenceChoice
 from shoulders.ranking.reranker import Reranker
 from shoulders.ranking.seen import Seen
 from shoulders.recipes.evidence import new_evidence
-from shoulders.recipes.recipe import EvidenceChoice, Recipe, SuiteChoice, with_overrides
-from shoulders.records import Question
+from shoulders.recipes.recipe import Recipe, SuiteChoice, with_overrides
+from shoulders.records import Passage, Question
 
 PASSAGES = [Passage("one", 3.0), Passage("two two", 2.0), Passage("three three three", 1.0, "T")]
-ASKED = [Question(in_wording("what is it")), Question("who is it?")]
+ASKED = [Question("Question: what is it\nAnswer:", query="what is it"), Question("who is it?")]
 
 
 class Finds:
@@ -230,7 +229,7 @@ def test_a_recipe_names_its_re_rankers(lm, across, tmp_path):
     recipe = with_overrides(recipe, ["development.longest=3", "test.longest=3"])
     plain = new_evidence(recipe, lm, 0)
     source = new_evidence(with_overrides(recipe, [f"evidence.reranker={across}"]), lm, 0)
-    question = Question(in_wording("what is a in Oslo"))
+    question = Question("Question: what is a in Oslo\nAnswer:", query="what is a in Oslo")
     assert source.fingerprint != plain.fingerprint
     weighed = new_evidence(
         with_overrides(recipe, [f"evidence.reranker={across}", "evidence.retriever_weight=0.3"]), lm, 0
@@ -243,3 +242,5 @@ def test_a_recipe_names_its_re_rankers(lm, across, tmp_path):
     assert source.find([Question("what is a")], "a")
     with pytest.raises(UsageError, match="have both seen"):
         source.find([Question("what is a")], "b")
+    with pytest.raises(UsageError, match="training question 'what is a'"):  # whatever its wording
+        source.find([Question("Question: what is a\nAnswer:", query="what is a")], "b")

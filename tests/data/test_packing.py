@@ -1,13 +1,14 @@
 """The context is filled to the last token and never beyond it."""
 
+from dataclasses import replace
+
 import pytest
 
 from shoulders.data.batching import encode
-from shoulders.data.evidence import Passage
 from shoulders.data.packing import Packer
 from shoulders.errors import ContextFull, UsageError
 from shoulders.pipeline import Answering, answer
-from shoulders.records import Question
+from shoulders.records import Passage, Question
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 
@@ -46,6 +47,21 @@ def test_no_passage_more_would_fit(lm, room):
     packed = Packer(lm, room).pack(QUESTION, many)
     assert packed.passages == tuple(many[: max(fitting, default=0)])
     assert packed.question.whole == written(packed.passages)
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+@pytest.mark.parametrize("room", [3, 25, 60, 100, 1000])
+def test_what_was_tokenised_to_pack_is_not_tokenised_again(lm, monkeypatch, room, truncate):
+    packed = Packer(lm, room, truncate=truncate).pack(QUESTION, [*PASSAGES, Passage("word " * 500, 0.0)]).question
+    fresh = encode(Question(packed.text, packed.evidence), lm, "Oslo")
+    assert packed.ids == tuple(fresh.ids)
+    counted = []
+    ids = lm.ids
+    monkeypatch.setattr(lm, "ids", lambda text: counted.append(text) or ids(text))
+    assert encode(packed, lm, "Oslo").target == fresh.target
+    assert packed.whole not in counted
+    changed = replace(packed, text=f"{packed.text} not")  # another text has other tokens
+    assert (changed.ids, encode(changed, lm).ids) == (None, ids(changed.whole))
 
 
 def test_titles_are_counted(lm):

@@ -22,6 +22,7 @@ def test_files_of_questions_are_a_task_whose_every_answer_counts(tmp_path):
     assert task.split_names("question") == ("train", "validation", "test")
     example = task.example("validation", "question", 0)
     assert example.question.whole == "Question: Where?\nAnswer:"
+    assert example.question.query == "Where?"  # what passages are searched for by
     assert (example.target, example.references) == ("Rome", ("Rome", "Roma"))
     taught = task.example("train", "question", 0)
     assert (taught.target, taught.references) == ("Ann Lee", ("Ann Lee", "Ann", "A."))

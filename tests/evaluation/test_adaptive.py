@@ -5,6 +5,7 @@ import math
 import pytest
 
 from shoulders.adaptive.stages import Adaptive, Stage
+from shoulders.answering.cascade import CascadeAnswerer
 from shoulders.data.readers import open_suite
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
@@ -42,16 +43,14 @@ def measured(lm, stages, tasks):
 def test_scores_are_those_of_the_cascades_own_answers(lm, stages, measured):
     """Asked for real, with the thresholds that were calibrated: the same answers, passes and score."""
     chosen = measured.calibrated(2.0)
-    adaptive = Adaptive(stages, chosen.thresholds)
+    cascade = CascadeAnswerer(lm, Adaptive(stages, chosen.thresholds), HOW)
     scores = measured.scores(measured.stops(chosen.thresholds).tolist())
     passes = []
     for row in scores.wordings:
         examples = [prediction.example for prediction in row.predictions]
         questions = [example.question for example in examples]
-        if examples[0].choices is None:
-            found = adaptive.answered(questions, lm, HOW)
-        else:
-            found = adaptive.chosen(questions, [example.choices for example in examples], lm, HOW)
+        choices = () if examples[0].choices is None else [example.choices for example in examples]
+        found = cascade.decide(questions, choices)
         assert [one.answer.text for one in found] == [prediction.text for prediction in row.predictions]
         passes += [one.passes for one in found]
     assert sum(passes) / len(passes) == pytest.approx(chosen.passes)

@@ -8,7 +8,7 @@ from statistics import mean, median
 import pytest
 from rich.console import Console
 
-from shoulders.cli.show import scores_table
+from shoulders.cli.scores import scores_table
 from shoulders.data.tasks import RenderedTask, Skip, TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.errors import DataError, TemplateFailed, UnknownName, UsageError
@@ -19,8 +19,8 @@ from shoulders.evaluation.provenance import circumstances
 from shoulders.evaluation.report import gains, headline, markdown, write_report
 from shoulders.evaluation.results import Result, read_result, scores_as_json, short_names
 from shoulders.evaluation.statistics import Measured, average_interval, difference_interval
-from shoulders.pipeline import Answer, rank
-from shoulders.records import Example, Question
+from shoulders.pipeline import rank
+from shoulders.records import Answer, Example, Question
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.soft_prompt import SoftPrompt

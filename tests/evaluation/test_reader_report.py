@@ -13,9 +13,9 @@ from shoulders.evaluation.protocol import EvaluationPlan, evaluate
 from shoulders.evaluation.reader_report import method_of, retriever_of, write_reader_report
 from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import average_interval, difference_interval
-from shoulders.pipeline import Answer
 from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.run import result
+from shoulders.records import Answer
 from shoulders.scaffolds.base import KINDS, Bare
 
 DASH = "\N{EN DASH}"

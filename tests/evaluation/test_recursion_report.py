@@ -15,10 +15,10 @@ from shoulders.evaluation.recursion_report import write_recursion_report
 from shoulders.evaluation.results import Result, short_names
 from shoulders.evaluation.samples import read_samples
 from shoulders.evaluation.statistics import difference_interval
-from shoulders.pipeline import Answer
 from shoulders.recipes.build import new_scaffold
 from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.run import result
+from shoulders.records import Answer
 from shoulders.scaffolds.base import KINDS, Bare, BareConfig
 from shoulders.scaffolds.recursion import RecursionConfig, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPromptConfig

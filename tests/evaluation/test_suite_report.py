@@ -15,9 +15,9 @@ from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import average, difference_interval
 from shoulders.evaluation.suite_numbers import Forgotten, curves, levels, method_names, suite_tables
 from shoulders.evaluation.suite_report import write_suite_report
-from shoulders.pipeline import Answer
 from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.run import result
+from shoulders.records import Answer
 from shoulders.scaffolds.base import KINDS, Bare
 from shoulders.training.plan import TrainPlan
 from shoulders.training.rivals import RivalChoice

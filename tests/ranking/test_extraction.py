@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from rankers import PASSAGES, QUESTION, save_bert
-from shoulders.data.evidence import Passage
 from shoulders.errors import UsageError
 from shoulders.ranking.extraction import best_spans, extract
 from shoulders.ranking.reranker import Group, Pair, Reranker
+from shoulders.records import Passage
 
 FOUND = [Passage(text, 0.0, title) for title, text in PASSAGES]
 

@@ -149,7 +149,7 @@ def test_saved_and_loaded_is_the_same(reranker, tmp_path):
     assert loaded.frozen().scores(GROUP.pairs) == reranker.frozen().scores(GROUP.pairs)
     assert loaded.fingerprint() == reranker.fingerprint()
     assert (loaded.about, loaded.rows.length) == (about, reranker.rows.length)
-    assert "Question: Who was the  FIRST king of Norway?\nAnswer:" in loaded.seen
+    assert "Who was the  FIRST king of Norway!" in loaded.seen
     assert "who was the second king of norway" not in loaded.seen
     reranker.save(tmp_path / "run", about)  # in its own place
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from commands import run
+from shoulders.answering.models import rival_info
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import UnknownName, UsageError
 from shoulders.files import read_json
@@ -15,7 +16,7 @@ from shoulders.recipes.forgetting import outside
 from shoulders.recipes.jobs import measure
 from shoulders.recipes.recipe import SuiteChoice, with_overrides
 from shoulders.recipes.registry import recipe_named
-from shoulders.recipes.rivals import load_rival, read_rival, train_rival
+from shoulders.recipes.rivals import load_rival, train_rival
 from shoulders.recipes.run import train
 from shoulders.scaffolds.base import Bare, Scaffold
 from small_values import CLUSTERS, small_values
@@ -130,11 +131,11 @@ def test_full_fine_tuning_on_a_new_task_changes_the_answers_to_the_others(values
     rate = ["rival.kind=full", "rival.learning_rate=0.01"]
     first = with_overrides(recipe_named("bundled_soft_prompt"), [*values, *rate])
     train_rival(first, lm, tmp_path / "adding")
-    tuned = load_rival(read_rival(tmp_path / "adding" / "best"), first, lm)
+    tuned = load_rival(rival_info(tmp_path / "adding" / "best"), first, lm)
     before = said(tuned.lm, Bare(), questions)
     second = with_overrides(first, [f"backbone.name={tmp_path / 'adding' / 'best'}", "suite.tasks=parity"])
     train_rival(second, tuned.lm, tmp_path / "parity")
     assert said(tuned.lm, Bare(), questions) == before  # a copy was trained
-    extended = load_rival(read_rival(tmp_path / "parity" / "best"), second, tuned.lm)
+    extended = load_rival(rival_info(tmp_path / "parity" / "best"), second, tuned.lm)
     assert extended.lm.checksum() != tuned.lm.checksum()
     assert said(extended.lm, Bare(), questions) != before

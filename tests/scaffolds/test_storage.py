@@ -117,7 +117,7 @@ def test_broken_or_newer_configurations_are_named(lm, prompt, tmp_path):
     whole = config.read_text()
     for text, error in (
         (whole[:-20], CorruptFile),
-        (whole.replace('"format": 1', '"format": 99'), CorruptFile),
+        (whole.replace('"format": 2', '"format": 99'), CorruptFile),
         (whole.replace('"backbone"', '"back"'), CorruptFile),
         (whole.replace("soft_prompt", "hard_prompt"), UnknownName),
     ):

@@ -9,11 +9,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Self
 
-from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.evidence import Evidence, with_evidence
+from shoulders.data.evidence import Evidence
 from shoulders.errors import UnknownName, UsageError
-from shoulders.pipeline import Answer, Answering, answered, choose
-from shoulders.records import Question
+from shoulders.records import Answer
 from shoulders.scaffolds.base import Scaffold
 
 RULES: dict[str, Callable[[Answer], float]] = {
@@ -82,38 +80,6 @@ class Adaptive:
                     f"{other.passes}: put the cheaper one first"
                 )
 
-    def answered(self, questions: Sequence[Question], lm: FrozenLM, how: Answering | None = None) -> list[Decided]:
-        """The greedy answer to each question.
-
-        Raises:
-            UsageError, ContextFull: as `pipeline.answer`.
-        """
-
-        def ask(stage: Stage, numbers: Sequence[int]) -> list[Answer]:
-            asked = with_evidence([questions[number] for number in numbers], stage.evidence)
-            return answered(asked, lm, stage.scaffold, how)
-
-        return self._decided(len(questions), ask)
-
-    def chosen(
-        self,
-        questions: Sequence[Question],
-        choices: Sequence[Sequence[str]],
-        lm: FrozenLM,
-        how: Answering | None = None,
-    ) -> list[Decided]:
-        """The most likely of each question's choices.
-
-        Raises:
-            UsageError, ContextFull: as `pipeline.rank`.
-        """
-
-        def ask(stage: Stage, numbers: Sequence[int]) -> list[Answer]:
-            asked = with_evidence([questions[number] for number in numbers], stage.evidence)
-            return choose(asked, [choices[number] for number in numbers], lm, stage.scaffold, how)
-
-        return self._decided(len(questions), ask)
-
     def only(self, passes: int) -> Self:
         """The dearest stage of at most so many passes, asked without those before it.
 
@@ -126,7 +92,12 @@ class Adaptive:
             raise UsageError(f"no stage answers with {passes} passes, they cost {costs}: ask for --passes auto or more")
         return replace(self, stages=(found[-1],), thresholds=())
 
-    def _decided(self, count: int, ask: Callable[[Stage, Sequence[int]], list[Answer]]) -> list[Decided]:
+    def decided(self, count: int, ask: Callable[[Stage, Sequence[int]], list[Answer]]) -> list[Decided]:
+        """Return the answer to each of so many questions, asked stage by stage until one is sure of it.
+
+        Args:
+            ask: answers the questions of these numbers in a stage.
+        """
         found: dict[int, Decided] = {}
         left, spent = list(range(count)), 0
         for number, stage in enumerate(self.stages):

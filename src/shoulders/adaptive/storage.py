@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from shoulders.files import check_replaceable, read_json, recovered, whole_folde
 from shoulders.scaffolds.base import Bare
 
 ADAPTIVE = "adaptive.json"
-FORMAT = 1
+FORMAT = 2
 StageNamed = Callable[[str, FrozenLM], Stage]
 
 
@@ -42,6 +42,7 @@ class Calibration:
         chosen: the thresholds, and what they cost and reached on the development part.
         curve: of the development part, cheapest first.
         recipe: that says what was measured, and what is to be measured by `shoulders evaluate`.
+        answering: how the cascade is asked (`shoulders.answering.AnswerSpec`).
     """
 
     rule: str
@@ -49,10 +50,11 @@ class Calibration:
     chosen: Point
     curve: Sequence[Point]
     recipe: Mapping[str, Any]
+    answering: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredCascade:
     """A cascade as read from disk, its scaffolds not loaded."""
 
     folder: Path
@@ -119,6 +121,7 @@ def save(
         "chosen": _as_json(calibration.chosen),
         "curve": [_as_json(point) for point in calibration.curve],
         "recipe": dict(calibration.recipe),
+        "answering": dict(calibration.answering),
         **circumstances,
     }
     with whole_folder(folder, ADAPTIVE) as scratch:
@@ -139,28 +142,30 @@ def is_adaptive(name: str | Path) -> bool:
     return (recovered(Path(name).expanduser()) / ADAPTIVE).exists()
 
 
-def read(folder: Path) -> Stored:
+def read(folder: Path) -> StoredCascade:
     """What `save` wrote.
 
     Raises:
-        SourceNotFound, CorruptFile: there is none, or it is broken or of a newer format.
+        SourceNotFound, CorruptFile: there is none, or it is broken or of another format.
     """
     folder = recovered(folder.expanduser())
     content = read_json(folder / ADAPTIVE)
     try:
-        if content["format"] > FORMAT:
-            raise CorruptFile(
-                f"{folder} has format {content['format']}, this version reads up to {FORMAT}: update shoulders"
-            )
+        if content["format"] != FORMAT:
+            way_out = "update shoulders" if content["format"] > FORMAT else "calibrate again (shoulders calibrate)"
+            raise CorruptFile(f"{folder} has format {content['format']}, this version reads {FORMAT}: {way_out}")
         calibration = Calibration(
             content["rule"],
             content["budget"],
             _point(content["chosen"]),
             [_point(point) for point in content["curve"]],
             content["recipe"],
+            content["answering"],
         )
         stages = [StoredStage(**stage) for stage in content["stages"]]
-        return Stored(folder, content["backbone"]["name"], content["backbone"]["fingerprint"], stages, calibration)
+        return StoredCascade(
+            folder, content["backbone"]["name"], content["backbone"]["fingerprint"], stages, calibration
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFile(f"{folder / ADAPTIVE} does not describe a cascade: {error!r}; calibrate again") from error
 

@@ -17,6 +17,7 @@ from shoulders.errors import CorruptFile, SourceNotFound, UsageError, first_line
 
 CONFIG = "adapter_config.json"  # PEFT's own names
 ALL_LINEAR = "all-linear"
+LORA, PREFIX, FULL = "lora", "prefix_tuning", "full"  # kinds of rivals; those of all weights need no adapter
 
 
 def peft_library() -> Any:

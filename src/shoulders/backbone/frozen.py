@@ -190,9 +190,13 @@ class FrozenLM:
         # An end that stands there was added by the tokenizer: in the text itself it is read as characters.
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
-    def continuation_ids(self, text: str, continuation: str) -> list[int]:
-        """Token ids of what is said after `text`, a space between the two, as the whole would be tokenised."""
-        before, whole = self.ids(text), self.ids(f"{text} {continuation}")
+    def continuation_ids(self, text: str, continuation: str, before: list[int] | None = None) -> list[int]:
+        """Token ids of what is said after `text`, a space between the two, as the whole would be tokenised.
+
+        Args:
+            before: those of `text`, if they are known.
+        """
+        before, whole = self.ids(text) if before is None else before, self.ids(f"{text} {continuation}")
         if whole[: len(before)] == before:
             return whole[len(before) :]
         return tokenized(self.tokenizer, self.vocabulary, f" {continuation}", add_special_tokens=False).input_ids

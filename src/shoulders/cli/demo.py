@@ -6,24 +6,27 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from shoulders.answering.answerer import ModelAnswerer
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.cli.ask import Request, one_answer, typed
+from shoulders.cli.ask import typed
 from shoulders.cli.open_book import open_book
 from shoulders.cli.report import read_run
-from shoulders.cli.show import console, measuring, need, quiet_libraries, say, scores_table, watching
+from shoulders.cli.scores import measuring, scores_table, watching
+from shoulders.cli.show import console, need, quiet_libraries, say
 from shoulders.data.tasks import Task
 from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.report import gains, headline, write_report
 from shoulders.evaluation.results import RESULTS
 from shoulders.files import write_json
+from shoulders.pipeline import Answering
 from shoulders.recipes.build import load_backbone, load_tasks
 from shoulders.recipes.jobs import measure
 from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.run import BEST, keep_test_scores, result, train, trained_parameters
 from shoulders.recipes.small import bundled_input_prompt, bundled_soft_prompt
-from shoulders.records import Question
 from shoulders.scaffolds.base import Bare, Scaffold
 
+LONGEST = 32  # tokens of an answer
 BARE, SOFT, INPUT = "bare model", "soft prompt", "ID-PT"
 
 
@@ -112,4 +115,5 @@ def _answer(scores: Mapping[str, Scores], scaffolds: Mapping[str, Scaffold], lm:
     for text in typed():
         say(text)
         for name in (best, BARE):
-            say(f"  {name}: {one_answer(Question(text), lm, scaffolds[name], Request(longest=32))}")
+            answerer = ModelAnswerer(lm, scaffolds[name], Answering(LONGEST))
+            say(f"  {name}: {answerer.ask(text).text}")

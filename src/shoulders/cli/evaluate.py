@@ -5,21 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from shoulders.adaptive.storage import is_adaptive, read
+from shoulders.answering.answerer import ModelAnswerer
+from shoulders.answering.cascade import stage_named
+from shoulders.answering.models import ModelInfo, model_info
 from shoulders.backbone.sources import is_encoder_decoder
-from shoulders.cli.common import BARE, check_weights, find_recipe, load_both, recipe_of, weights_of
+from shoulders.cli.common import check_weights, find_recipe, recipe_of, weights_of
 from shoulders.cli.rivals import measured
-from shoulders.cli.show import console, measuring, print_retrieval, print_skipped, quiet_libraries, scores_table
+from shoulders.cli.scores import measuring, print_retrieval, print_skipped, scores_table
+from shoulders.cli.show import console, quiet_libraries
 from shoulders.evaluation.protocol import Scores
 from shoulders.files import write_json
-from shoulders.recipes.adaptive import adaptive_result, measure_stages, stage_named
+from shoulders.ranking.storage import is_reranker
+from shoulders.recipes.adaptive import adaptive_result, measure_stages
 from shoulders.recipes.encoder_decoder import measure_encoder_decoder
-from shoulders.recipes.evidence import new_evidence
-from shoulders.recipes.extractive import is_extractive, measure_extractive
-from shoulders.recipes.folders import scaffold_folder
+from shoulders.recipes.evidence import answer_spec
+from shoulders.recipes.extractive import measure_extractive
 from shoulders.recipes.jobs import measure, task_parts
-from shoulders.recipes.recipe import Recipe, with_overrides
-from shoulders.recipes.rivals import read_rival, rival_folder
+from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.run import result
+from shoulders.scaffolds.loading import BARE
 
 READER = "reader"  # the recipe that a re-ranker is measured by
 
@@ -27,29 +31,33 @@ READER = "reader"  # the recipe that a re-ranker is measured by
 def run(name: str, overrides: Sequence[str], recipe_name: str | None, out: Path | None) -> None:
     """Measure a scaffold, a cascade, or the bare model, by a recipe's `test` plan."""
     quiet_libraries()
-    if folder := rival_folder(name):
-        kept = read_rival(folder).recipe
-        recipe = find_recipe(recipe_name, overrides) if recipe_name else with_overrides(kept, overrides)
-        _write(out, measured(folder, recipe, weights_of(recipe.backbone), task_parts(recipe).tested))
-        return
-    if is_extractive(name):
+    if is_reranker(Path(name)):
         _run_extractive(name, find_recipe(recipe_name or READER, overrides), out)
         return
-    name = scaffold_folder(name)
     recipe = recipe_of(name, recipe_name, overrides)
     if is_adaptive(name):
         _run_adaptive(name, recipe, out)
+        return
+    info = model_info(name)
+    if info.rival:
+        _write(out, measured(info.rival, recipe, weights_of(recipe.backbone), task_parts(recipe).tested))
         return
     check_weights(recipe.backbone)
     if name == BARE and is_encoder_decoder(recipe.backbone.name):
         _run_encoder_decoder(recipe, out)
         return
-    lm, scaffold = load_both(name, recipe)
-    evidence = new_evidence(recipe, lm, scaffold.length)
+    _run_scaffold(info, recipe, out)
+
+
+def _run_scaffold(info: ModelInfo, recipe: Recipe, out: Path | None) -> None:
+    """Measure a scaffold, or the bare model."""
+    lm = weights_of(recipe.backbone)
+    asked = ModelAnswerer.load(info, lm, answer_spec(recipe))
+    scaffold, evidence = asked.scaffold, asked.evidence
     with measuring(f"measuring on {recipe.test.split}") as watch:
         scores = measure(recipe, lm, scaffold, recipe.test, on_done=watch.on_done, evidence=evidence)
-    _print_scores(name, recipe, scores)
-    content = result(recipe, lm, scaffold, scores, None if name == BARE else name, evidence)
+    _print_scores(info.name, recipe, scores)
+    content = result(recipe, lm, scaffold, scores, None if info.name == BARE else info.name, evidence)
     print_retrieval(content)
     _write(out, content)
 

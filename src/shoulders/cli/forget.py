@@ -4,20 +4,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from shoulders.answering.models import model_info
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.cli.common import load_both, recipe_of, weights_of
-from shoulders.cli.show import console, measuring, print_skipped, quiet_libraries, scores_table
+from shoulders.cli.common import recipe_of, weights_of
+from shoulders.cli.scores import measuring, print_skipped, scores_table
+from shoulders.cli.show import console, quiet_libraries
 from shoulders.data.text import open_text
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.provenance import provenance, scaffold_measured
+from shoulders.evidence.choice import EvidenceChoice
 from shoulders.files import write_json
 from shoulders.recipes.build import load_tasks
-from shoulders.recipes.folders import scaffold_folder
 from shoulders.recipes.forgetting import BeforeAfter, Forgetting, forgetting, outside
 from shoulders.recipes.jobs import check_measurable, measure, measured_sequences
-from shoulders.recipes.recipe import EvidenceChoice, Recipe, SuiteChoice, with_overrides
-from shoulders.recipes.rivals import load_rival, read_rival, rival_folder, rival_measured
+from shoulders.recipes.recipe import Recipe, SuiteChoice, with_overrides
+from shoulders.recipes.rivals import load_rival, rival_measured
 from shoulders.scaffolds.base import Scaffold
 
 
@@ -27,29 +29,28 @@ def run(name: str, text: str, tasks: str, overrides: Sequence[str], out: Path | 
     if not text and not tasks:
         raise UsageError("there is nothing to measure: name held-out text (--text), a suite (--tasks), or both")
     documents = open_text(text) if text else None
-    stored = read_rival(folder) if (folder := rival_folder(name)) else None
-    name = name if stored else scaffold_folder(name)
-    trained = stored.recipe if stored else recipe_of(name, None, [])
+    info = model_info(name)
+    trained = recipe_of(info.name, None, [])
     # Everything but what is asked: a suite of its own, and nothing to read beside the questions.
     asked = replace(trained, suite=SuiteChoice(source=tasks), evidence=EvidenceChoice()) if tasks else trained
     recipe = with_overrides(asked, overrides)
-    if stored:
-        lm = weights_of(recipe.backbone)
-        rival = load_rival(stored, recipe, lm)
-        adapted, scaffold, about = rival.lm, rival.scaffold, rival_measured(stored, rival)
+    lm = weights_of(recipe.backbone)
+    if info.rival:
+        found = load_rival(info.rival, recipe, lm)
+        about = rival_measured(info.rival, found)
     else:
-        lm, scaffold = load_both(name, recipe)
-        adapted, about = lm, {"scaffold": scaffold_measured(scaffold, name)}
-    found = forgetting(
+        found = info.load(lm)
+        about = {"scaffold": scaffold_measured(found.scaffold, info.name)}
+    measured = forgetting(
         lm,
-        adapted,
-        scaffold,
+        found.lm,
+        found.scaffold,
         sequences=measured_sequences(recipe, lm, documents) if documents else [],
         scores_of=_scores_of(recipe, lm, trained) if tasks else None,
     )
-    _tell(found)
+    _tell(measured)
     if out:
-        write_json(out, {**found.as_json(), "text": text or None, **about, **provenance(recipe.as_json(), lm)})
+        write_json(out, {**measured.as_json(), "text": text or None, **about, **provenance(recipe.as_json(), lm)})
         console.print(f"written to {out}")
 
 

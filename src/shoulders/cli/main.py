@@ -175,7 +175,7 @@ def ask(  # noqa: PLR0913, PLR0917 (what it can be told)
     context: Annotated[Optional[Path], typer.Option(help="a text file to read before each question")] = None,  # noqa: UP045
     longest: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="tokens of an answer at most [default: those that a reader is measured with, else 64]"),
+        typer.Option(help="tokens of an answer at most [default: as many as it was measured with, else 64]"),
     ] = None,
     truncate: Annotated[bool, typer.Option(help="cut inputs that do not fit instead of refusing them")] = False,
     passes: Annotated[

@@ -8,19 +8,20 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from shoulders.answering.answerer import ModelAnswerer
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli import passages
-from shoulders.cli.show import console, measuring, need, print_retrieval
+from shoulders.cli.scores import measuring, print_retrieval
+from shoulders.cli.show import console, need
 from shoulders.data.lines import read_json_lines
 from shoulders.data.matching import has_span
-from shoulders.data.packing import PackedEvidence
 from shoulders.data.readers import bundled_folder
 from shoulders.evaluation.protocol import Prediction, Scores
+from shoulders.evidence.choice import RETRIEVED, EvidenceChoice
 from shoulders.pipeline import Answering
-from shoulders.recipes.evidence import new_evidence, retrieval_measured
+from shoulders.recipes.evidence import answer_spec, retrieval_measured
 from shoulders.recipes.jobs import measure
-from shoulders.recipes.reading import Reader
-from shoulders.recipes.recipe import RETRIEVED, EvidenceChoice, Recipe
+from shoulders.recipes.recipe import Recipe
 from shoulders.scaffolds.base import Scaffold
 
 ASKED, TEXTS = "country_facts", "fact_sheets"  # the task whose questions are asked, and the one whose texts are read
@@ -76,15 +77,14 @@ def open_book(
         table.add_row(name, *(f"{_right(scores):.1f}%" for scores in (closed[name], read[name])))
     console.print(table)
     name = list(scaffolds)[-1]
-    evidence = new_evidence(recipe, lm, scaffolds[name].length)
-    assert isinstance(evidence, PackedEvidence)
+    spec, scaffold = answer_spec(recipe), scaffolds[name]
+    evidence = spec.source(lm, scaffold.length)
     found = retrieval_measured(recipe, evidence, read[name])
     print_retrieval({"retrieval": found and found.as_json()})
-    answering = Answering(recipe.test.longest)
-    _show_one(name, Reader(lm, scaffolds[name], evidence, answering, worded=False), read[name])
+    _show_one(name, ModelAnswerer(lm, scaffold, Answering(spec.longest), spec, evidence), read[name])
 
 
-def _show_one(name: str, reader: Reader, scores: Scores) -> None:
+def _show_one(name: str, reader: ModelAnswerer, scores: Scores) -> None:
     """The first right answer with the passage that it stands in, or else the first answer."""
     predictions = _predictions(scores)
     shown = next((one for one in predictions if _holds(one)), predictions[0])

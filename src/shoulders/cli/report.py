@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shoulders.cli.common import BARE, load_both, recipe_of
-from shoulders.cli.show import console, measuring, need, quiet_libraries
+from shoulders.answering.models import model_info, rival_folder
+from shoulders.cli.common import recipe_of, weights_of
+from shoulders.cli.scores import measuring
+from shoulders.cli.show import console, need, quiet_libraries
 from shoulders.data.evidence import with_evidence
 from shoulders.data.tasks import DEV
 from shoulders.errors import UsageError
@@ -23,9 +25,9 @@ from shoulders.evaluation.suite_numbers import read_forgotten
 from shoulders.evaluation.suite_report import write_suite_report
 from shoulders.evaluation.text_report import read_text_result, write_text_report
 from shoulders.recipes.evidence import new_evidence
-from shoulders.recipes.folders import scaffold_folder
 from shoulders.recipes.jobs import tasks_of
-from shoulders.recipes.rivals import rival_folder
+from shoulders.scaffolds.loading import BARE
+from shoulders.scaffolds.storage import scaffold_folder
 from shoulders.training.log import read_log
 
 Report = Callable[[Sequence[Path], Path], tuple[Path, str]]  # of some paths into a folder: its page, and what it says
@@ -85,7 +87,8 @@ def prompts(arguments: Sequence[str], out: Path) -> tuple[Path, str]:
         raise UsageError(f"{name} generates no prompts: name an ID-PT scaffold (input_prompt)")
     place = scaffold_folder(name)
     recipe = recipe_of(place, None, overrides)
-    lm, scaffold = load_both(place, recipe)
+    lm = weights_of(recipe.backbone)
+    scaffold = model_info(place).load(lm).scaffold
     generator = generator_of(scaffold)
     plan = replace(recipe.development, split=DEV, limit=recipe.development.limit or EXAMPLES, wordings=0)
     suite, tasks = recipe.suite, tasks_of(recipe)

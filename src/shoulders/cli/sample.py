@@ -4,47 +4,51 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shoulders.cli.common import load_both, recipe_of
-from shoulders.cli.show import console, measuring, quiet_libraries
+from shoulders.answering.answerer import ModelAnswerer
+from shoulders.answering.models import model_info
+from shoulders.cli.common import recipe_of, weights_of
+from shoulders.cli.scores import measuring
+from shoulders.cli.show import console, quiet_libraries
 from shoulders.data.evidence import with_evidence
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import chosen_examples
 from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.evaluation.recall import recall
+from shoulders.evidence.choice import CANDIDATES, EvidenceChoice
+from shoulders.evidence.sources import sampler_of
 from shoulders.evidence.store import AnswerStore
 from shoulders.files import write_json
-from shoulders.pipeline import Answer
-from shoulders.recipes.evidence import evidence_measured, new_evidence, sampler_of
-from shoulders.recipes.folders import BARE
+from shoulders.recipes.evidence import answer_spec, evidence_measured
 from shoulders.recipes.jobs import task_parts
-from shoulders.recipes.named import Named
-from shoulders.recipes.recipe import CANDIDATES, EvidenceChoice
-from shoulders.records import Question
+from shoulders.records import Answer, Question
+from shoulders.scaffolds.loading import BARE
 
 
 def run(name: str, overrides: Sequence[str], recipe_name: str | None, counts: str, out: Path | None) -> None:
     """Sample answers to the questions of a recipe's `test` plan, and say how often a right one is among them."""
     quiet_libraries()
-    named = Named.of(name)
-    if named.rival:
+    info = model_info(name)
+    if info.rival:
         raise UsageError(
-            f"{name} holds a rival ({named.rival.recipe.rival.kind}), and answers are sampled from the frozen model "
+            f"{name} holds a rival ({info.rival.kind}), and answers are sampled from the frozen model "
             "under a scaffold: name one, or bare"
         )
-    folder = named.name
     wanted = parsed_counts(counts)
-    recipe = recipe_of(folder, recipe_name, overrides)
-    lm, scaffold = load_both(folder, recipe)
+    recipe = recipe_of(info.name, recipe_name, overrides)
+    lm = weights_of(recipe.backbone)
+    spec = answer_spec(recipe)
+    if spec.evidence.kind == CANDIDATES:  # they are what is sampled here
+        spec = replace(spec, evidence=EvidenceChoice())
+    answerer = ModelAnswerer.load(info, lm, spec)
     suite = recipe.suite
     tasks = task_parts(recipe).tested
     chosen = chosen_examples(tasks, recipe.test, suite.without(tasks), skip=suite.skip).asked
     sampled = recipe.evidence if isinstance(recipe.evidence, EvidenceChoice) else EvidenceChoice()
     choice = replace(sampled, count=max(wanted))
-    sampler = sampler_of(choice, lm, folder, AnswerStore(choice.store))
-    passages = new_evidence(recipe, lm, scaffold.length) if recipe.evidence.kind != CANDIDATES else None
+    sampler = sampler_of(choice, lm, info.name, AnswerStore(choice.store))
 
     def samples(questions: Sequence[Question], count: int) -> list[list[Answer]]:
-        return sampler.samples(with_evidence(questions, passages), count)
+        return sampler.samples(with_evidence(questions, answerer.evidence), count)
 
     with measuring(f"sampling {max(wanted)} answers") as watch:
         found = recall(chosen, samples, wanted, watch.on_done)
@@ -53,8 +57,8 @@ def run(name: str, overrides: Sequence[str], recipe_name: str | None, counts: st
     if out:
         about = {
             "split": recipe.test.split,
-            "scaffold": scaffold_measured(scaffold, None if name == BARE else name),
-            "evidence": evidence_measured(recipe, lm, passages),
+            "scaffold": scaffold_measured(answerer.scaffold, None if name == BARE else name),
+            "evidence": evidence_measured(recipe, lm, answerer.evidence),
         }
         write_json(out, {**found.as_json(), **about, **provenance(recipe.as_json(), lm)})
         console.print(f"written to {out}", markup=False)

@@ -7,7 +7,8 @@ from pathlib import Path
 from accelerate import PartialState
 
 from shoulders.cli.common import find_recipe, weights_of
-from shoulders.cli.show import console, quiet_libraries, watching
+from shoulders.cli.scores import watching
+from shoulders.cli.show import console, quiet_libraries
 from shoulders.cli.train import default_folder, rivalled, train_and_measure
 from shoulders.errors import UsageError
 from shoulders.recipes.jobs import task_parts

@@ -1,19 +1,23 @@
 """`shoulders threshold`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from shoulders.cli.common import BARE, weights_of
-from shoulders.cli.show import console, measuring, quiet_libraries
+from shoulders.answering.answerer import ModelAnswerer
+from shoulders.answering.models import model_info
+from shoulders.cli.common import weights_of
+from shoulders.cli.scores import measuring
+from shoulders.cli.show import console, quiet_libraries
 from shoulders.errors import UsageError
 from shoulders.recipes.abstaining import Chosen, choose_threshold, judged_answers, keep_threshold, measured_with
+from shoulders.recipes.evidence import answer_spec
 from shoulders.recipes.jobs import task_parts
-from shoulders.recipes.named import Named
-from shoulders.recipes.reading import Reader, over_index
 from shoulders.recipes.recipe import recipe_from_json, with_overrides
+from shoulders.scaffolds.loading import BARE
 
 
 def run(name: str, overrides: Sequence[str], index: str, *, test: bool) -> None:
@@ -21,10 +25,14 @@ def run(name: str, overrides: Sequence[str], index: str, *, test: bool) -> None:
     quiet_libraries()
     if name == BARE or not Path(name).expanduser().is_dir():
         raise UsageError(f"a threshold lies in the folder of its scaffold, and {name!r} has none here: name a run")
-    named = Named.of(name)
-    recipe = over_index(named, with_overrides(recipe_from_json(named.recipe), overrides), index)
+    info = model_info(name)
+    recipe = with_overrides(recipe_from_json(info.recipe), overrides)
+    spec = answer_spec(recipe).with_options(index)
+    if not spec.reads_passages:
+        raise UsageError(f"{name} was not trained to read passages, and no index is named: add one (--index FOLDER)")
+    recipe = replace(recipe, evidence=spec.evidence)
     lm = weights_of(recipe.backbone)
-    reader = Reader.of(named, recipe, lm)
+    reader = ModelAnswerer.load(info, lm, spec)
     judged = []
     parts = task_parts(recipe)
     plans = [(recipe.development, parts.trained), *([(recipe.test, parts.tested)] if test else [])]
@@ -35,7 +43,7 @@ def run(name: str, overrides: Sequence[str], index: str, *, test: bool) -> None:
     others = [measured_with(chosen.threshold, some) for some in judged[1:]]
     console.print(_table([(plan.split, one) for (plan, _), one in zip(plans, (chosen, *others), strict=True)]))
     _tell(chosen)
-    path = keep_threshold(Path(named.name).expanduser(), reader, recipe, lm, chosen, others)
+    path = keep_threshold(Path(info.name).expanduser(), reader, recipe, lm, chosen, others)
     console.print(f"kept in {path}", markup=False, soft_wrap=True)
 
 

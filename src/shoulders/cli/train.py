@@ -6,19 +6,12 @@ from typing import Any
 
 from accelerate import PartialState
 
+from shoulders.answering.models import rival_info
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli.common import find_recipe, weights_of
 from shoulders.cli.rivals import measured
-from shoulders.cli.show import (
-    console,
-    counts_table,
-    measuring,
-    print_retrieval,
-    print_skipped,
-    quiet_libraries,
-    scores_table,
-    watching,
-)
+from shoulders.cli.scores import counts_table, measuring, print_retrieval, print_skipped, scores_table, watching
+from shoulders.cli.show import console, quiet_libraries
 from shoulders.data.counts import left_out
 from shoulders.data.evidence import Evidence
 from shoulders.data.tasks import Task
@@ -86,7 +79,7 @@ def _run_rival(
     if not PartialState().is_main_process:
         return
     told = training_told(folder, lm, progress)
-    content = measured(folder / BEST, recipe, lm, parts.tested, evidence)
+    content = measured(rival_info(folder / BEST), recipe, lm, parts.tested, evidence)
     _print_training(content["trained"], progress)
     write_json(folder / RESULTS, {**content, **told})
     console.print(f"kept in {folder / BEST}; try: shoulders ask {folder}")

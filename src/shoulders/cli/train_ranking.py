@@ -8,7 +8,8 @@ from accelerate import PartialState
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from shoulders.cli.show import console, need, quiet_libraries, watching
+from shoulders.cli.scores import watching
+from shoulders.cli.show import console, need, quiet_libraries
 from shoulders.files import read_json
 from shoulders.recipes.ranking import KINDS, RERANKER, RankingRecipe, ranking_recipe_from_json, ranking_recipes
 from shoulders.recipes.recipe import with_overrides

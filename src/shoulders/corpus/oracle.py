@@ -11,10 +11,9 @@ from hashlib import blake2b
 from typing import final
 
 from shoulders.corpus.retrieved import Retrieved
-from shoulders.data.evidence import Passage
 from shoulders.data.packing import Packed
 from shoulders.errors import UsageError
-from shoulders.records import Question
+from shoulders.records import Passage, Question
 
 
 @final

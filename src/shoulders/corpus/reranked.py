@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Self, final
 
 from shoulders.corpus.scores import ScoreStore
-from shoulders.data.evidence import FOLDS, Passage
+from shoulders.data.evidence import FOLDS
 from shoulders.data.packing import Packed, PackedEvidence
-from shoulders.data.questions import without_wording
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.ranking.interpolation import interpolated
 from shoulders.ranking.named import ranker_named
 from shoulders.ranking.scoring import Pair, Ranker
 from shoulders.ranking.storage import DESCRIPTION, model_folder
-from shoulders.records import Question
+from shoulders.records import Passage, Question
 
 ALL = "all"
 CROSS_FITTED = (*FOLDS, ALL)  # folders of re-rankers, by what each was trained on
@@ -119,7 +118,7 @@ class Reranked:
         Raises:
             UsageError: a question of a training half was seen by the re-ranker that would rank it.
         """
-        asked = [without_wording(question.text) for question in questions]
+        asked = [question.query for question in questions]
         self.rankers.check_unseen(asked, fold)
         found = self.source.find(questions, fold)
         pairs = [

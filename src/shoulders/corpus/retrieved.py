@@ -8,10 +8,8 @@ from typing import final
 
 from shoulders.corpus.index import Index
 from shoulders.corpus.searching import Searcher, fingerprint_of
-from shoulders.data.evidence import Passage
 from shoulders.data.packing import Packed, Packer
-from shoulders.data.questions import without_wording
-from shoulders.records import Question
+from shoulders.records import Passage, Question
 
 
 @final
@@ -42,12 +40,12 @@ class Retrieved:
         return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:
-        """The k passages of each question, searched for without the words that the wording puts around a question.
+        """The k passages of each question, searched for by its query: without the words of its wording.
 
         Retrieval is not trained, so folds are all the same.
         """
         del fold
-        found = self.index.search([without_wording(question.text) for question in questions], self.k, self.searcher)
+        found = self.index.search([question.query for question in questions], self.k, self.searcher)
         return [[Passage(hit.text, hit.score, hit.title) for hit in hits] for hits in found]
 
     def packed(self, question: Question, passages: Sequence[Passage]) -> Packed:

@@ -8,7 +8,6 @@ from typing import final
 from shoulders.corpus.index import Index
 from shoulders.corpus.searching import Searcher
 from shoulders.data.matching import has_span
-from shoulders.data.questions import without_wording
 from shoulders.errors import UsageError
 from shoulders.records import Example
 
@@ -59,7 +58,7 @@ class Supervision:
         Args:
             positions: of the examples in the order of training.
         """
-        queries = [without_wording(example.question.text) for example in examples]
+        queries = [example.question.query for example in examples]
         found = self.index.search(queries, self.depth, self.searcher)
         passages = [[(hit.title, hit.text) for hit in hits] for hits in found]
         return [self._drawn(*one) for one in zip(queries, examples, passages, positions, strict=True)]

@@ -12,7 +12,7 @@ from shoulders.data.evidence import FOLDS, Evidence, fold_of, with_evidence
 from shoulders.data.mixture import Mixture
 from shoulders.data.tasks import check_answered
 from shoulders.errors import BadRow, DataError, TemplateFailed, UsageError
-from shoulders.records import IGNORE, Batch, Example, LMInput, Question
+from shoulders.records import IGNORE, Batch, Example, LMInput, Question, Tokenised
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.weaving import Placement
 
@@ -54,10 +54,18 @@ class Encoded:
 
 def encode(question: Question, lm: FrozenLM, target: str | None = None) -> Encoded:
     """Token ids of a question and, for training, of its answer with the end token."""
-    ids = lm.ids(question.whole)
+    ids = list(tokenised(question, lm).ids or ())
     at = len(lm.ids(question.evidence)) if question.evidence else 0
-    answer = [*lm.continuation_ids(question.whole, target), lm.end] if target is not None else []
+    answer = [*lm.continuation_ids(question.whole, target, ids), lm.end] if target is not None else []
     return Encoded(question, ids, min(at, len(ids)), answer)
+
+
+def tokenised(question: Question, lm: FrozenLM) -> Question:
+    """Return the question with its token ids, which are worked out where it does not carry them already."""
+    if question.ids is not None:
+        return question
+    whole = question.whole
+    return replace(question, tokenised=Tokenised(whole, tuple(lm.ids(whole))))
 
 
 def truncated(row: Encoded, longest: int) -> Encoded:

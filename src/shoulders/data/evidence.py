@@ -7,25 +7,10 @@ from typing import Any, Protocol
 
 from shoulders.errors import UsageError
 from shoulders.plugins import Registry
-from shoulders.records import Example, Question
+from shoulders.records import Example, Passage, Question
 
 CANDIDATES, RETRIEVED, ORACLE = "candidates", "retrieved", "oracle"  # our own kinds
 FOLDS = ("a", "b")  # halves of the training examples, for cross-fitting
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """One piece of evidence: a retrieved passage, or a candidate answer.
-
-    Attributes:
-        text: as the language model reads it.
-        score: how far its source trusts it; for a candidate the log-probability of the answer.
-        title: of the document that it is from; a candidate has none.
-    """
-
-    text: str
-    score: float
-    title: str = ""
 
 
 class Evidence(Protocol):
@@ -106,9 +91,9 @@ SOURCES: Registry[EvidenceKind] = Registry(
     "shoulders.evidence",
     "kind of evidence",
     {
-        CANDIDATES: "shoulders.recipes.evidence:SAMPLED",
-        RETRIEVED: "shoulders.recipes.evidence:FOUND",
-        ORACLE: "shoulders.recipes.evidence:FOUND",
+        CANDIDATES: "shoulders.evidence.sources:SAMPLED",
+        RETRIEVED: "shoulders.evidence.sources:FOUND",
+        ORACLE: "shoulders.evidence.sources:FOUND",
     },
     _fault,
 )

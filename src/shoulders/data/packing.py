@@ -11,9 +11,10 @@ from typing import Protocol, final, runtime_checkable
 import regex
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.evidence import Evidence, Passage
+from shoulders.data.batching import tokenised
+from shoulders.data.evidence import Evidence
 from shoulders.errors import ContextFull, UsageError
-from shoulders.records import Question
+from shoulders.records import Passage, Question
 
 WORD = regex.compile(r"\S+")
 JOINT = 2  # tokens that a passage may take more among others than alone: line ends are told apart before a word
@@ -89,40 +90,56 @@ class Packer:
         The first that does not fit any more ends it: a shorter one further down is trusted less, and is not tried. One
         that would not fit alone is passed over, so that it does not leave the context empty.
         """
-        sure = self._surely(question, passages)
+        written, sure = self._surely(question, passages)
         read = list(passages[:sure])
         too_long = 0
         for passage in passages[sure:]:
-            if self._fits(question, [*read, passage]):
+            longer = self._tokenised(question, [*read, passage])
+            if self._fits(longer):
                 read.append(passage)
+                written = longer
                 continue
             if self.truncate:
                 read += self._cut(question, read, passage)
+                written = self._tokenised(question, read)
                 break
-            if self._fits(question, [passage]):
+            if self._fits(self._tokenised(question, [passage])):
                 break
             too_long += 1
-        return Packed(_with(question, read), tuple(read), too_long)
+        return Packed(written, tuple(read), too_long)
 
-    def _fits(self, question: Question, passages: Sequence[Passage]) -> bool:
-        return len(self.lm.ids(_with(question, passages).whole)) <= self.room
+    def _tokenised(self, question: Question, passages: Sequence[Passage]) -> Question:
+        """Return the question after the passages with its token ids, whether they fit or not."""
+        return tokenised(_with(question, passages), self.lm)
 
-    def _surely(self, question: Question, passages: Sequence[Passage]) -> int:
-        """How many passages fit by the sum of their own tokens, so that the whole is counted near the end only."""
-        left = self.room - len(self.lm.ids(question.whole))
+    def _fits(self, question: Question) -> bool:
+        return len(question.ids or ()) <= self.room
+
+    def _surely(self, question: Question, passages: Sequence[Passage]) -> tuple[Question, int]:
+        """The question after the passages that fit by the sum of their own tokens, and how many they are.
+
+        So the whole is counted near the end only.
+        """
+        plain = self._tokenised(question, [])
+        left = self.room - len(plain.ids or ())
         count = 0
         for passage in passages:
             left -= len(self.lm.ids(_written(passage))) + JOINT
             if left < 0:
                 break
             count += 1
-        return count if self._fits(question, passages[:count]) else 0
+        found = self._tokenised(question, passages[:count]) if count else plain
+        return (found, count) if self._fits(found) else (plain, 0)
 
     def _cut(self, question: Question, read: Sequence[Passage], passage: Passage) -> list[Passage]:
         """The beginning of a passage that still fits; nothing where not one word does."""
         ends = [word.end() for word in WORD.finditer(passage.text)]
         cut = [replace(passage, text=passage.text[:end]) for end in ends]
-        count = bisect_left(cut, True, key=lambda shorter: not self._fits(question, [*read, shorter]))
+
+        def too_long(shorter: Passage) -> bool:
+            return not self._fits(self._tokenised(question, [*read, shorter]))
+
+        count = bisect_left(cut, True, key=too_long)
         return cut[count - 1 : count] if count else []
 
 

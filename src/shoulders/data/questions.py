@@ -19,11 +19,12 @@ ENDINGS = (".jsonl", ".jsonl.gz", *ARRAYS)
 SPLIT = re.compile(rf"(?:^|[._-])({'|'.join(SPLITS)})(?=[._-])")
 QUERIES = "queries.jsonl"  # of a folder of BEIR
 QA = "qa:"  # begins the name of a suite of such files
-BEFORE, AFTER = "Question: ", "\nAnswer:"
+QUERY = "{query}"  # stands for the question itself in a wording
+QUESTION_WORDING = f"Question: {QUERY}\nAnswer:"
 WORDING = Template(
     name="question",
     id="question",
-    jinja=f"{BEFORE}{{{{question}}}}{AFTER} ||| {{{{answer}}}}",
+    jinja=f"{QUESTION_WORDING.replace(QUERY, '{{question}}')} ||| {{{{answer}}}}",
     metrics=("Accuracy",),  # exact match first, then token F1 (Lee et al. 2019, section 5; the paper, section 4)
 )
 
@@ -58,7 +59,7 @@ def question_task(prefix: str) -> Task:
     trivia = any(is_triviaqa(first_record(file, PLACES)) for file in files.values())
     wording = replace(WORDING, metrics=("Trivia QA",)) if trivia else WORDING
     splits = {split: json_records(file, question_record, PLACES) for split, file in files.items()}
-    return TemplatedTask(path.name, "Closed-book QA", {wording.name: wording}, splits)
+    return TemplatedTask(path.name, "Closed-book QA", {wording.name: wording}, splits, query="question")
 
 
 def _exact(path: Path) -> dict[str, Path]:
@@ -116,7 +117,8 @@ class JudgedTask:
     def example(self, split: str, wording: str, row: int) -> Example | None:
         """A question with its documents, without answers and with nothing to teach."""
         record = records_of(self.name, self.splits, split)[row]
-        question = Question(in_wording(record["question"]), gold=tuple(record[GOLD]))
+        query = record["question"]
+        question = Question(QUESTION_WORDING.replace(QUERY, query), gold=tuple(record[GOLD]), query=query)
         return Example(self.name, wording, f"{split}:{row}", question, "", ())
 
     def metrics(self, wording: str) -> tuple[str, ...]:  # noqa: ARG002
@@ -140,13 +142,3 @@ def _judged_task(folder: Path) -> JudgedTask:
     if not splits:
         raise SourceNotFound(f"{folder} holds no judgements (qrels/SPLIT.tsv) for the queries in {QUERIES}")
     return JudgedTask(folder.name, splits)
-
-
-def in_wording(text: str) -> str:
-    """A question as these tasks ask it; one that is asked so already, as it is."""
-    return f"{BEFORE}{without_wording(text)}{AFTER}"
-
-
-def without_wording(text: str) -> str:
-    """The question itself, of a text in the wording of these tasks; any other text as it is."""
-    return text.removeprefix(BEFORE).removesuffix(AFTER)

@@ -1,24 +1,9 @@
 """Which of the passages that were read an answer is in, and where."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from shoulders.data.evidence import Passage
 from shoulders.data.matching import span_of
-
-
-@dataclass(frozen=True, slots=True)
-class Support:
-    """Where an answer stands in what was read.
-
-    Attributes:
-        number: of the passage, from 0, in the order in which they were read.
-        start, end: the characters of the answer in the passage's text, from and up to.
-    """
-
-    number: int
-    start: int
-    end: int
+from shoulders.records import Passage, Support
 
 
 def support(answer: str, passages: Sequence[Passage]) -> Support | None:

@@ -112,6 +112,7 @@ class TemplatedTask:
     Attributes:
         card: what is known of the data set.
         evidence: the field that is evidence in every question: what a template renders up to its end comes first.
+        query: the field that is the question without a wording; "" if there is none.
     """
 
     name: str
@@ -120,6 +121,7 @@ class TemplatedTask:
     splits: Mapping[str, Records]
     card: Mapping[str, Any] = field(default_factory=dict)
     evidence: str = ""
+    query: str = ""
 
     @property
     def wordings(self) -> tuple[str, ...]:
@@ -150,7 +152,9 @@ class TemplatedTask:
         if rendered is None:
             return None
         references = (rendered.target,) if rendered.choices else gold_answers(record, rendered.target)
-        question = replace(question_of(rendered.text, record.get(self.evidence)), gold=gold)
+        question = question_of(rendered.text, record.get(self.evidence))
+        query = str(record[self.query]) if self.query else question.text
+        question = replace(question, gold=gold, query=query)
         return Example(self.name, wording, place, question, rendered.target, references, rendered.choices)
 
     def metrics(self, wording: str) -> tuple[str, ...]:

@@ -6,8 +6,8 @@ from typing import final
 
 from shoulders.backbone.encoder_decoder import FrozenEncoderDecoder
 from shoulders.data.batching import by_length
-from shoulders.pipeline import Answer, Answering, Found, check_asked, likeliest_choice
-from shoulders.records import Question
+from shoulders.pipeline import Answering, Found, check_asked, likeliest_choice
+from shoulders.records import Answer, Question
 
 
 @final

@@ -16,8 +16,8 @@ from shoulders.data.tasks import DEV, Skip, Task, check_answered, check_wordings
 from shoulders.errors import BadRow, DataError, TemplateFailed, UnknownName, UsageError
 from shoulders.evaluation.metrics import Metric, metrics_for
 from shoulders.evaluation.statistics import Measured
-from shoulders.pipeline import POSITIONS_AT_ONCE, Answer, Answering, answered, choose
-from shoulders.records import Example, Question
+from shoulders.pipeline import POSITIONS_AT_ONCE, Answering, answered, choose
+from shoulders.records import Answer, Example, Question
 from shoulders.scaffolds.base import Scaffold
 
 

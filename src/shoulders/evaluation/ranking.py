@@ -8,7 +8,6 @@ from typing import Any
 from shoulders.corpus.index import Hit, Index
 from shoulders.corpus.searching import Searcher
 from shoulders.data.matching import NEVER, first_with_answer
-from shoulders.data.questions import without_wording
 from shoulders.errors import DataError
 from shoulders.evaluation.retrieval import RANKS, recall_at
 from shoulders.ranking.interpolation import interpolated
@@ -88,7 +87,7 @@ def asked(examples: Sequence[Example], index: Index, depth: int, searcher: Searc
     Raises:
         DataError: there is no such example.
     """
-    queries = [without_wording(example.question.text) for example in examples]
+    queries = [example.question.query for example in examples]
     found = index.search(queries, depth, searcher)
     every = [
         Asked(query, example.references, hits, _judged(example, index))

@@ -11,8 +11,7 @@ from shoulders.evaluation.metrics import exact_match
 from shoulders.evaluation.protocol import Asked, OnDone
 from shoulders.evaluation.results import examples_hash
 from shoulders.evaluation.retrieval import recall_at
-from shoulders.pipeline import Answer
-from shoulders.records import Question
+from shoulders.records import Answer, Question
 
 SAMPLES = "samples"  # what the kind of file is called
 TOGETHER = 64  # questions between two reports of progress

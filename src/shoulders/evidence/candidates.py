@@ -7,11 +7,10 @@ from hashlib import blake2b
 from typing import Protocol, final
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.evidence import Passage
 from shoulders.errors import UsageError
 from shoulders.evidence.store import AnswerStore
-from shoulders.pipeline import Answer, Answering, Sampling, sample
-from shoulders.records import Question
+from shoulders.pipeline import Answering, Sampling, sample
+from shoulders.records import Answer, Passage, Question
 from shoulders.scaffolds.base import Scaffold
 
 HEADING, ANSWER = "Candidates:", "Answer:"

@@ -3,13 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 from typing import final
 
 from shoulders.files import database_errors, open_database, transaction
-from shoulders.pipeline import Answer
+from shoulders.records import Answer
 
 TABLE = "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answers TEXT NOT NULL);"
 
@@ -39,16 +38,20 @@ class AnswerStore:
         """The answers under a key; none where nothing was put."""
         with self._told():
             row = self._file.execute("SELECT answers FROM answers WHERE key = ?", (_short(key),)).fetchone()
-        return [Answer(**one) for one in json.loads(row[0])] if row else []
+        return [Answer(*one) for one in json.loads(row[0])] if row else []
 
     def put(self, answers: Mapping[str, Sequence[Answer]]) -> None:
         """Keep answers under their keys, in the place of what was there."""
-        rows = [(_short(key), json.dumps([asdict(one) for one in some])) for key, some in answers.items()]
+        rows = [(_short(key), json.dumps([_kept(one) for one in some])) for key, some in answers.items()]
         with self._told(), transaction(self._file):
             self._file.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
 
     def _told(self) -> AbstractContextManager[None]:
         return database_errors(self.path, "store of answers", "evidence.store")
+
+
+def _kept(one: Answer) -> tuple[str, float, float]:
+    return one.text, one.log_probability, one.margin
 
 
 def _short(key: str) -> bytes:

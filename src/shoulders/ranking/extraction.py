@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 
 from shoulders.data.batching import by_length
-from shoulders.data.evidence import Passage
 from shoulders.errors import UsageError
 from shoulders.ranking.reranker import Reranker
 from shoulders.ranking.rows import Row
 from shoulders.ranking.scoring import OnScored, Pair, positions_at_once
 from shoulders.ranking.spans import Span, best_span, whole_words
+from shoulders.records import Passage
 
 
 @dataclass(frozen=True, slots=True)

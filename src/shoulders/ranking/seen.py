@@ -14,13 +14,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from shoulders.data.matching import answer_tokens
-from shoulders.data.questions import without_wording
 
 
 @final
 @dataclass(frozen=True)
 class Seen:
-    """A set of questions as 8-byte hashes. Case, punctuation, white space and the suite's wording do not matter.
+    """A set of questions as 8-byte hashes. Case, punctuation and white space do not matter.
 
     Two of 100,000 questions share a hash with a probability of 3 in ten thousand millions; then one is refused that
     was not seen.
@@ -50,8 +49,8 @@ class Seen:
 
 
 def words_of(question: str) -> str:
-    """What two questions share that are the same: their words, whatever case, punctuation and wording."""
-    return " ".join(token for token in answer_tokens(without_wording(question)) if token[0].isalnum())
+    """What two questions share that are the same: their words, whatever case and punctuation."""
+    return " ".join(token for token in answer_tokens(question) if token[0].isalnum())
 
 
 def _hash(question: str) -> int:

@@ -88,6 +88,11 @@ def model_folder(folder: Path) -> Path:
     return inner if (inner / DESCRIPTION).exists() else folder
 
 
+def is_reranker(folder: Path) -> bool:
+    """Return whether a folder holds a re-ranker, or a run that trained one."""
+    return (model_folder(folder.expanduser()) / DESCRIPTION).exists()
+
+
 def read_reranker(folder: Path) -> Stored:
     """What `write_reranker` wrote beside the encoder.
 

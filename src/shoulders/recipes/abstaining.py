@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from shoulders.adaptive.abstaining import Judged, Outcome, Threshold, best_threshold, outcome
+from shoulders.answering.answerer import ModelAnswerer
+from shoulders.answering.models import LoadedModel
+from shoulders.answering.threshold import FORMAT, THRESHOLD
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.matching import has_span
 from shoulders.data.tasks import Task
@@ -15,11 +18,8 @@ from shoulders.evaluation.protocol import EvaluationPlan, OnDone, chosen_example
 from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.files import write_json
 from shoulders.recipes.evidence import evidence_measured
-from shoulders.recipes.reading import ReadAnswer, Reader
 from shoulders.recipes.recipe import Recipe
-from shoulders.recipes.rivals import Adapted
-from shoulders.recipes.thresholds import FORMAT, THRESHOLD
-from shoulders.records import Example
+from shoulders.records import Answer, Example
 
 TOGETHER = 32  # questions between two reports of progress
 
@@ -52,7 +52,7 @@ def measured_with(threshold: Threshold, judged: Sequence[Judged]) -> Chosen:
 
 
 def judged_answers(
-    reader: Reader,
+    reader: ModelAnswerer,
     recipe: Recipe,
     plan: EvaluationPlan,
     tasks: Sequence[Task],
@@ -81,10 +81,10 @@ def judged_answers(
     return judged
 
 
-def _judged(example: Example, found: ReadAnswer) -> Judged:
+def _judged(example: Example, found: Answer) -> Judged:
     golds = example.references
     return Judged(
-        found.confidence,
+        found.probability,
         stands=found.support is not None,
         answerable=any(has_span(golds, passage.text) for passage in found.read),
         em=exact_match(found.text, golds),
@@ -93,7 +93,7 @@ def _judged(example: Example, found: ReadAnswer) -> Judged:
 
 
 def keep_threshold(
-    folder: Path, reader: Reader, recipe: Recipe, lm: FrozenLM, chosen: Chosen, others: Sequence[Chosen] = ()
+    folder: Path, reader: ModelAnswerer, recipe: Recipe, lm: FrozenLM, chosen: Chosen, others: Sequence[Chosen] = ()
 ) -> Path:
     """Keep a threshold in the scaffold's or rival's folder with where it comes from; returns the file.
 
@@ -114,7 +114,7 @@ def keep_threshold(
         "scaffold": {
             **scaffold_measured(reader.scaffold, str(folder)),
             "kind": recipe.rival.kind or reader.scaffold.kind,
-            "fingerprint": Adapted(reader.lm, reader.scaffold).fingerprint(),
+            "fingerprint": LoadedModel(reader.lm, reader.scaffold).fingerprint(),
         },
         **provenance(recipe.as_json(), lm),
     }

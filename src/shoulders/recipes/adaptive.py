@@ -13,23 +13,12 @@ from shoulders.evaluation.adaptive import StagedScores
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores
 from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.evaluation.results import scores_as_json
-from shoulders.recipes.evidence import evidence_of
-from shoulders.recipes.folders import scaffold_named
+from shoulders.evidence.choice import EvidenceChoice
+from shoulders.recipes.evidence import answer_spec
 from shoulders.recipes.jobs import measure, tasks_of
-from shoulders.recipes.recipe import EvidenceChoice, Recipe
+from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.run import trained_parameters
 from shoulders.scaffolds.base import Bare
-
-
-def stage_named(name: str, lm: FrozenLM) -> Stage:
-    """The scaffold of that name, or the bare model, with the evidence that its questions are read with.
-
-    Raises:
-        SourceNotFound, CorruptFile, WrongBackbone: as `scaffold_named`.
-    """
-    scaffold = scaffold_named(name, lm)
-    recipe = scaffold.origin.recipe if scaffold.origin else {}
-    return Stage.of(scaffold, name, evidence_of(recipe, lm, scaffold.length))
 
 
 def calibrate(
@@ -52,7 +41,9 @@ def calibrate(
     measured = measure_stages(recipe, lm, stages, recipe.development, tasks_of(recipe), rule, on_done)
     chosen = measured.calibrated(budget)
     adaptive = Adaptive(tuple(stages), chosen.thresholds, rule)
-    return adaptive, Calibration(rule, budget, chosen, measured.curve(), recipe.as_json())
+    return adaptive, Calibration(
+        rule, budget, chosen, measured.curve(), recipe.as_json(), answer_spec(recipe).as_json()
+    )
 
 
 def measure_stages(

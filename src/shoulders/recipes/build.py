@@ -12,9 +12,9 @@ from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
 from shoulders.data.tasks import TRAIN, Task, check_wordings, class_labels
 from shoulders.errors import UnknownName, UsageError
-from shoulders.recipes.folders import scaffold_folder
 from shoulders.recipes.recipe import BackboneChoice, Recipe, SuiteChoice
 from shoulders.scaffolds.base import KINDS, Scaffold, ScaffoldConfig, TrainingData
+from shoulders.scaffolds.storage import scaffold_folder
 from shoulders.training.scaffolds import ExampleSource
 
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from shoulders.data.batching import Lengths
 from shoulders.evaluation.protocol import EvaluationPlan
-from shoulders.recipes.recipe import EvidenceChoice, Recipe, SuiteChoice
+from shoulders.evidence.choice import EvidenceChoice
+from shoulders.recipes.recipe import Recipe, SuiteChoice
 from shoulders.recipes.small import BACKBONE
 from shoulders.scaffolds.recursion import RecursionConfig, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPromptConfig

@@ -4,34 +4,24 @@ Source: Karpukhin et al. 2020, section 6; the paper, table 3 (DPR's reader).
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.evidence import Passage
 from shoulders.data.packing import PackedEvidence
-from shoulders.data.questions import without_wording
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import OnDone, Scores, scored
-from shoulders.pipeline import Answer
 from shoulders.ranking.extraction import extract
 from shoulders.ranking.named import reranker_named
 from shoulders.ranking.reranker import Reranker
-from shoulders.ranking.storage import DESCRIPTION, model_folder
 from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.jobs import task_parts
 from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.run import result, trained_parameters
-from shoulders.records import Example
+from shoulders.records import Answer, Example, Passage
 from shoulders.scaffolds.base import Bare
 
 AT_ONCE = 64  # questions, for progress
 EXTRACTIVE = "extractive"
-
-
-def is_extractive(name: str) -> bool:
-    """Whether a folder holds a re-ranker, or a run that trained one."""
-    return (model_folder(Path(name).expanduser()) / DESCRIPTION).exists()
 
 
 def measure_extractive(recipe: Recipe, lm: FrozenLM, name: str, on_done: OnDone) -> tuple[Scores, dict[str, Any]]:
@@ -73,6 +63,6 @@ def measure_extractive(recipe: Recipe, lm: FrozenLM, name: str, on_done: OnDone)
 def _extracted(reranker: Reranker, examples: Sequence[Example], found: Sequence[Sequence[Passage]]) -> list[Answer]:
     """The best span of each question's passages; "" where there is no passage. How sure it is is not told."""
     asked = [number for number, passages in enumerate(found) if passages]
-    queries = [without_wording(examples[number].question.text) for number in asked]
+    queries = [examples[number].question.query for number in asked]
     texts = dict(zip(asked, extract(reranker, queries, [found[number] for number in asked]), strict=True))
     return [Answer(texts.get(number, ""), 0.0, 0.0) for number in range(len(examples))]

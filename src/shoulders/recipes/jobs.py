@@ -13,9 +13,10 @@ from shoulders.data.text import Documents, PackedText, held_out, open_text
 from shoulders.errors import UsageError
 from shoulders.evaluation.perplexity import Perplexity, perplexity
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen_examples, evaluate
+from shoulders.evidence.choice import PASSAGES
 from shoulders.recipes.build import TaskParts, example_source, suite_parts
 from shoulders.recipes.evidence import new_evidence
-from shoulders.recipes.recipe import PASSAGES, Recipe
+from shoulders.recipes.recipe import Recipe
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.contexts import check_contexts, check_first_pass
 from shoulders.training.language import TextSource, language_loss

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from shoulders.data.batching import Lengths
 from shoulders.evaluation.protocol import EvaluationPlan
-from shoulders.recipes.recipe import RETRIEVED, BackboneChoice, EvidenceChoice, Recipe, SuiteChoice
+from shoulders.evidence.choice import RETRIEVED, EvidenceChoice
+from shoulders.recipes.recipe import BackboneChoice, Recipe, SuiteChoice
 from shoulders.scaffolds.input_prompt import InputPromptConfig
 from shoulders.scaffolds.recursion import RecursionConfig, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPromptConfig

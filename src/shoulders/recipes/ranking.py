@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from shoulders.answering.models import RETRIEVER
 from shoulders.corpus.searching import SPARSE
 from shoulders.data.tasks import DEV
 from shoulders.errors import UnknownName, UsageError
+from shoulders.evidence.choice import check_retriever
 from shoulders.files import flat
 from shoulders.recipes.recipe import SuiteChoice, as_json, with_values
-from shoulders.recipes.retrievers import check_retriever
 from shoulders.training.plan import TrainPlan
 
-RETRIEVER, RERANKER = "retriever", "reranker"
+RERANKER = "reranker"
 KINDS = (RETRIEVER, RERANKER)
 
 

@@ -7,8 +7,9 @@ wrote.
 from dataclasses import replace
 
 from shoulders.data.batching import Lengths
+from shoulders.evidence.choice import RETRIEVED, EvidenceChoice
 from shoulders.recipes.closed_book import closed_book
-from shoulders.recipes.recipe import RETRIEVED, EvidenceChoice, Recipe
+from shoulders.recipes.recipe import Recipe
 
 
 def reader() -> Recipe:

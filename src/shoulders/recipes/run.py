@@ -14,9 +14,9 @@ from shoulders.evaluation.perplexity import Perplexity
 from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.provenance import provenance, scaffold_measured
 from shoulders.evaluation.results import scores_as_json
+from shoulders.files import BEST
 from shoulders.recipes.build import new_scaffold
-from shoulders.recipes.evidence import evidence_measured, new_evidence, retrieval_measured
-from shoulders.recipes.folders import BEST
+from shoulders.recipes.evidence import answer_spec, evidence_measured, new_evidence, retrieval_measured
 from shoulders.recipes.jobs import job_of, tasks_of
 from shoulders.recipes.recipe import Recipe, read_recipe
 from shoulders.recipes.running import RunFolder, Watch
@@ -76,7 +76,7 @@ def train_until(
 
     def keep(score: float, step: int) -> None:
         about = {"development": {"average": score, "step": step}}
-        scaffold.made_for(lm, recipe.as_json(), about).save_pretrained(folder / BEST)
+        scaffold.made_for(lm, recipe.as_json(), about, answer_spec(recipe).as_json()).save_pretrained(folder / BEST)
 
     groups = scaffold.learning_rates(recipe.training.learning_rate, recipe.training.base_learning_rate)
     return run.fit(scaffold, job, recipe.training, keep, watch, groups, until)
@@ -146,7 +146,7 @@ def keep_test_scores(scaffold: Scaffold, lm: FrozenLM, folder: Path, split: str,
     full = scores_as_json(scores)
     kept = {key: full[key] for key in ("average", "average_interval", "examples", "tasks", "unmeasured")}
     about = {**origin.scores, "test": {"split": split, **kept}}
-    scaffold.made_for(lm, origin.recipe, about).save_pretrained(folder)
+    scaffold.made_for(lm, origin.recipe, about, origin.answering).save_pretrained(folder)
 
 
 def trained_parameters(trained: nn.Module) -> int:

@@ -11,13 +11,14 @@ from torch import nn
 
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import OnDone
-from shoulders.files import write_json
-from shoulders.recipes.folders import CHECKPOINTS, RECIPE
+from shoulders.files import RECIPE, write_json
 from shoulders.recipes.jobs import Job
 from shoulders.training.checkpoint import Progress, checkpoints
 from shoulders.training.log import RunLog
 from shoulders.training.loop import Hooks, OnStep, Step, fit
 from shoulders.training.plan import TrainPlan
+
+CHECKPOINTS = "checkpoints"  # folder in a run's
 
 
 @dataclass(frozen=True, slots=True)

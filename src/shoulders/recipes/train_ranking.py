@@ -20,7 +20,8 @@ from shoulders.evaluation.protocol import EvaluationPlan, chosen_examples
 from shoulders.evaluation.provenance import circumstances
 from shoulders.evaluation.ranking import Asked, RankingScores, asked, ranking
 from shoulders.evaluation.results import RESULTS
-from shoulders.files import read_json, write_json
+from shoulders.evidence.sources import searcher_of
+from shoulders.files import BEST, read_json, write_json
 from shoulders.ranking.bi_encoder import BiEncoder
 from shoulders.ranking.interpolation import WEIGHTS
 from shoulders.ranking.reranker import Reranker
@@ -28,10 +29,8 @@ from shoulders.ranking.scoring import Pair
 from shoulders.ranking.seen import Seen
 from shoulders.ranking.storage import About
 from shoulders.recipes.build import suite_parts, training_mixture
-from shoulders.recipes.folders import BEST
 from shoulders.recipes.jobs import Job
 from shoulders.recipes.ranking import RERANKER, RankingRecipe, ranking_recipe_from_json
-from shoulders.recipes.retrievers import searcher_of
 from shoulders.recipes.running import RunFolder, Watch
 from shoulders.training.checkpoint import Progress
 from shoulders.training.ranking import RerankerLoss, RetrieverLoss, SupervisedSource, ranking_loss

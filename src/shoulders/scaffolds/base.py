@@ -234,10 +234,14 @@ class Scaffold(
         return self.states(lm, given, memory)
 
     def made_for(
-        self, lm: FrozenLM, recipe: Mapping[str, Any] | None = None, scores: Mapping[str, Any] | None = None
+        self,
+        lm: FrozenLM,
+        recipe: Mapping[str, Any] | None = None,
+        scores: Mapping[str, Any] | None = None,
+        answering: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Note the backbone it was trained around, and how; saving needs to know."""
-        self.origin = Origin(lm.name, lm.fingerprint(), lm.width, recipe or {}, scores or {})
+        """Note the backbone it was trained around, how, and how it is asked; saving needs to know."""
+        self.origin = Origin(lm.name, lm.fingerprint(), lm.width, recipe or {}, scores or {}, answering or {})
         return self
 
     @staticmethod

@@ -1,7 +1,7 @@
 """A scaffold on disk: a folder with the trained weights (safetensors) and what they are (JSON). Never a pickle."""
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from torch import Tensor
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.sources import hub_errors
 from shoulders.errors import CorruptFile, SourceNotFound, WrongBackbone
-from shoulders.files import read_json, read_tensors, recovered, write_json, write_tensors
+from shoulders.files import BEST, read_json, read_tensors, recovered, write_json, write_tensors
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-FORMAT = 1
+FORMAT = 2
 
 MODEL_CARD = """---
 {{ card_data }}
@@ -28,11 +28,9 @@ Trained parameters around a frozen language model ([shoulders]({{ repo_url }})).
 here and was not changed: its fingerprint is `{{ fingerprint }}`.
 
 ```python
-from shoulders import FrozenLM, Question, Scaffold, answer
+import shoulders
 
-lm = FrozenLM.load("{{ backbone }}")
-scaffold = Scaffold.load("THIS_REPOSITORY", lm)
-print(answer([Question("...")], lm, scaffold))
+print(shoulders.open("THIS_REPOSITORY").ask("...").text)
 ```
 
 Trained parameters: {{ parameters }}. Scores and the whole recipe are in `config.json`.
@@ -49,6 +47,7 @@ class Origin:
         width: D of that model.
         recipe: the whole recipe of the run, if there was one.
         scores: what was measured, if anything was.
+        answering: how it is asked (`shoulders.answering.AnswerSpec`), if anyone said.
     """
 
     backbone: str
@@ -56,6 +55,7 @@ class Origin:
     width: int
     recipe: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
+    answering: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, lm: FrozenLM) -> None:
         """Raise `WrongBackbone` unless `lm` is the model that the scaffold was trained around."""
@@ -95,6 +95,7 @@ def write_files(folder: Path, stored: Stored) -> None:
             "backbone": {"name": origin.backbone, "fingerprint": origin.fingerprint, "width": origin.width},
             "recipe": dict(origin.recipe),
             "scores": dict(origin.scores),
+            "answering": dict(origin.answering),
             "versions": versions(),
         },
     )
@@ -105,24 +106,37 @@ def read_files(folder: Path) -> Stored:
 
     Raises:
         SourceNotFound: there is no scaffold in the folder.
-        CorruptFile: a file is truncated, broken, or of a newer format.
+        CorruptFile: a file is truncated, broken, or of another format.
     """
+    config, origin = _read_config(folder)
+    try:
+        return Stored(config["kind"], config["description"], origin, read_tensors(recovered(folder) / WEIGHTS))
+    except KeyError as error:
+        raise _not_a_configuration(folder, error) from error
+
+
+def _read_config(folder: Path) -> tuple[Mapping[str, Any], Origin]:
+    """Read the configuration in a scaffold's folder, whole, and what it says of the backbone; no weights are read."""
     folder = recovered(folder)
     if not (folder / CONFIG).exists():
         raise SourceNotFound(f"there is no scaffold in {folder}: {CONFIG} is missing")
     config = read_json(folder / CONFIG)
     try:
-        if config["format"] > FORMAT:
-            raise CorruptFile(
-                f"{folder} has format {config['format']}, this version reads up to {FORMAT}: update shoulders"
-            )
-        backbone = config["backbone"]
-        origin = Origin(
-            backbone["name"], backbone["fingerprint"], backbone["width"], config["recipe"], config["scores"]
-        )
-        return Stored(config["kind"], config["description"], origin, read_tensors(folder / WEIGHTS))
+        if config["format"] != FORMAT:
+            way_out = "update shoulders" if config["format"] > FORMAT else "train it anew (shoulders train)"
+            raise CorruptFile(f"{folder} has format {config['format']}, this version reads {FORMAT}: {way_out}")
+        names = ("recipe", "scores", "answering")
+        return config, Origin(**_backbone(config["backbone"]), **{name: config[name] for name in names})
     except (KeyError, TypeError) as error:
-        raise CorruptFile(f"{folder / CONFIG} is not a scaffold's configuration: {error!r}") from error
+        raise _not_a_configuration(folder, error) from error
+
+
+def _backbone(kept: Mapping[str, Any]) -> dict[str, Any]:
+    return {"backbone": kept["name"], "fingerprint": kept["fingerprint"], "width": kept["width"]}
+
+
+def _not_a_configuration(folder: Path, error: Exception) -> CorruptFile:
+    return CorruptFile(f"{folder / CONFIG} is not a scaffold's configuration: {error!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +150,11 @@ class Fetching:
     force_download: bool = False
 
 
-def fetch(name: str | Path, how: Fetching | None = None) -> Path:
+def fetch(name: str | Path, how: Fetching | None = None, files: Sequence[str] = (CONFIG, WEIGHTS)) -> Path:
     """The folder of a scaffold named by path or hub repository.
+
+    Args:
+        files: that are fetched from the hub.
 
     Raises:
         SourceNotFound, HubUnreachable: it is not there.
@@ -149,12 +166,21 @@ def fetch(name: str | Path, how: Fetching | None = None) -> Path:
         raise SourceNotFound(f"there is no scaffold folder {str(name)!r}")
     with hub_errors(str(name)):
         options = asdict(how or Fetching())
-        return Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS], **options))
+        return Path(snapshot_download(str(name), allow_patterns=list(files), **options))
 
 
 def read_origin(name: str | Path) -> Origin:
-    """What a scaffold, named by path or hub repository, was trained around."""
-    return read_files(fetch(name)).origin
+    """What a scaffold, named by path or hub repository, was trained around; its weights are not read."""
+    return _read_config(fetch(name, files=[CONFIG]))[1]
+
+
+def scaffold_folder(name: str) -> str:
+    """Return the folder of a run's best scaffold for that of the run, and any other name as it is."""
+    folder = Path(name).expanduser()
+    if (folder / CONFIG).exists():
+        return name
+    inner = recovered(folder / BEST)
+    return str(inner) if (inner / CONFIG).exists() else name
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shoulders.backbone.adapters import ALL_LINEAR, add_lora, add_prefix
+from shoulders.backbone.adapters import ALL_LINEAR, FULL, LORA, PREFIX, add_lora, add_prefix
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import UnknownName, UsageError
 from shoulders.records import LMInput
@@ -22,7 +22,6 @@ from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.prefix_tuning import PrefixTuning
 from shoulders.training.plan import DECAYS, HIGHEST_RATE, TrainPlan
 
-LORA, PREFIX, FULL = "lora", "prefix_tuning", "full"
 # LoRA: Dettmers et al. 2023 (QLoRA), for models up to 13B. A prefix without an MLP: of the order that Liu et al. 2022
 # (P-Tuning v2) use. All weights: the middle of Devlin et al. 2019, appendix A.3.
 RATES = {LORA: 2e-4, PREFIX: 1e-2, FULL: 3e-5}

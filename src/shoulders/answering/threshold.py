@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, final
 
 from shoulders.adaptive.abstaining import Threshold
+from shoulders.answering.models import LoadedModel
 from shoulders.errors import CorruptFile, UsageError
 from shoulders.files import read_json
-from shoulders.recipes.rivals import Adapted
 
 THRESHOLD = "threshold.json"
 FORMAT = 2
@@ -20,25 +20,31 @@ class KeptThreshold:
     """A threshold, and which passages it was chosen over.
 
     Attributes:
-        evidence: index and fingerprint of these, as `evidence_measured` gives them.
+        evidence: index and fingerprint of these.
     """
 
     threshold: Threshold
     evidence: Mapping[str, Any]
 
-    def doubt(self, evidence: Mapping[str, Any]) -> str:
-        """Why it may not fit these passages; empty if it was chosen over the same, found and packed the same way."""
-        if evidence["fingerprint"] == self.evidence["fingerprint"]:
+    def doubt(self, index: str, fingerprint: str) -> str:
+        """Return why it may not fit these passages; "" if it was chosen over the same, found and packed the same way.
+
+        Args:
+            index: folder of the passages.
+            fingerprint: of the source of evidence.
+        """
+        if fingerprint == self.evidence["fingerprint"]:
             return ""
-        chosen, asked = (f"{one['index']} ({one['fingerprint'][:12]})" for one in (self.evidence, evidence))
+        asked = {"index": index, "fingerprint": fingerprint}
+        before, now = (f"{one['index']} ({one['fingerprint'][:12]})" for one in (self.evidence, asked))
         return (
-            f"the threshold for 'no answer' was chosen over {chosen}, and what is read now is {asked}: another index, "
+            f"the threshold for 'no answer' was chosen over {before}, and what is read now is {now}: another index, "
             "or passages found or packed in another way; choose it again (shoulders threshold)"
         )
 
 
-def read_threshold(name: str, found: Adapted) -> KeptThreshold | None:
-    """The threshold that lies in the folder of what answers; None if none was chosen.
+def read_threshold(name: str, model: LoadedModel) -> KeptThreshold | None:
+    """Return the threshold that lies in the folder of what answers; None if none was chosen.
 
     Raises:
         CorruptFile: it is broken, or of another format.
@@ -59,6 +65,6 @@ def read_threshold(name: str, found: Adapted) -> KeptThreshold | None:
         chosen_for = content["scaffold"]["fingerprint"]
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFile(f"{path} holds no threshold: {error!r}; choose it again (shoulders threshold)") from error
-    if chosen_for != found.fingerprint():
+    if chosen_for != model.fingerprint():
         raise UsageError(f"{path} was chosen for another scaffold: choose it again (shoulders threshold), or delete it")
     return kept

@@ -1,0 +1,101 @@
+"""A calibrated cascade as an answerer: a question goes on to a dearer stage only if the answer so far is not sure."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self, final
+
+from shoulders.adaptive.stages import Adaptive, Decided, Stage
+from shoulders.adaptive.storage import StoredCascade
+from shoulders.answering.answerer import Answerer, ModelAnswerer
+from shoulders.answering.models import model_info
+from shoulders.answering.spec import AnswerSpec, spec_from_json
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.errors import UsageError
+from shoulders.pipeline import Answering, Sampling, likeliest_choice
+from shoulders.records import Answer, QuestionLike
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CascadeAnswerer(Answerer):
+    """Stages around one frozen model, cheapest first, and when an input goes on to the next.
+
+    Attributes:
+        how: answers are generated.
+        spec: wording; evidence is each stage's own.
+    """
+
+    lm: FrozenLM
+    adaptive: Adaptive
+    how: Answering
+    spec: AnswerSpec = field(default_factory=AnswerSpec)
+
+    @classmethod
+    def load(cls, stored: StoredCascade, lm: FrozenLM, longest: int | None = None, *, truncate: bool = False) -> Self:
+        """Return the cascade that lies in a folder, around its backbone.
+
+        Raises:
+            SourceNotFound, UsageError, WrongBackbone: as `StoredCascade.load`.
+        """
+        spec = spec_from_json(stored.calibration.answering, stored.folder).with_options(longest=longest)
+        return cls(lm, stored.load(lm, stage_named), Answering(spec.longest, truncate), spec)
+
+    @property
+    def reads_passages(self) -> bool:
+        """Whether a stage reads questions with passages."""
+        return any(self._alone(stage).reads_passages for stage in self.adaptive.stages)
+
+    def only(self, passes: int) -> Self:
+        """Return the dearest stage of at most so many passes, asked without those before it (`Adaptive.only`)."""
+        return replace(self, adaptive=self.adaptive.only(passes))
+
+    def decide(self, questions: Sequence[QuestionLike], choices: Sequence[Sequence[str]] = ()) -> list[Decided]:
+        """Return the answer to each question with the stage that gave it, and the passes of all that were asked."""
+
+        def ask(stage: Stage, numbers: Sequence[int]) -> list[Answer]:
+            some = [choices[number] for number in numbers] if choices else ()
+            return self._alone(stage).ask_all([questions[number] for number in numbers], some)
+
+        return self.adaptive.decided(len(questions), ask)
+
+    def ask_all(self, questions: Sequence[QuestionLike], choices: Sequence[Sequence[str]] = ()) -> list[Answer]:
+        """Return the answers to several questions, which share batches in each stage."""
+        return [replace(one.answer, passes=one.passes) for one in self.decide(questions, choices)]
+
+    def rank(self, question: QuestionLike, choices: Sequence[str]) -> list[float]:
+        """Return the log-likelihood of each choice in the stage that is sure of one."""
+        scores: list[float] = []
+
+        def ask(stage: Stage, _: Sequence[int]) -> list[Answer]:
+            scores[:] = self._alone(stage).rank(question, choices)
+            return [likeliest_choice(choices, scores)]
+
+        self.adaptive.decided(1, ask)
+        return scores
+
+    def sample(self, question: QuestionLike, sampling: Sampling | None = None) -> list[Answer]:
+        """Return several answers, drawn in the stage that is sure of its greedy one."""
+        (decided,) = self.decide([question])
+        return self._alone(self.adaptive.stages[decided.stage]).sample(question, sampling)
+
+    def stream(self, question: QuestionLike) -> Iterator[str]:
+        """Yield the answer, in one piece: how sure a stage is is known when it has said all."""
+        yield self.ask(question).text
+
+    def _alone(self, stage: Stage) -> ModelAnswerer:
+        return ModelAnswerer(self.lm, stage.scaffold, self.how, self.spec, stage.evidence)
+
+
+def stage_named(name: str, lm: FrozenLM) -> Stage:
+    """Return the scaffold of that name, or the bare model, with the evidence that its questions are read with.
+
+    Raises:
+        SourceNotFound, CorruptFile, WrongBackbone: as `ModelInfo.load`.
+    """
+    info = model_info(name)
+    if info.rival:
+        raise UsageError(
+            f"{name} holds a rival ({info.rival.kind}), and stages stand around one frozen model: name scaffolds"
+        )
+    scaffold = info.load(lm).scaffold
+    return Stage.of(scaffold, name, info.spec.source(lm, scaffold.length))

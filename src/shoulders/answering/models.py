@@ -1,0 +1,196 @@
+"""What a name stands for that answers: the bare model, a scaffold around it, or a rival of one. No recipe is needed."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+from shoulders.adaptive.storage import is_adaptive
+from shoulders.answering.spec import AnswerSpec, spec_from_json
+from shoulders.backbone.adapters import FULL, PREFIX, read_adapter
+from shoulders.backbone.fingerprint import identity
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.corpus.reranked import ALL
+from shoulders.errors import CorruptFile, UsageError
+from shoulders.files import BEST, RECIPE, read_json, recovered, write_json
+from shoulders.ranking.storage import is_reranker
+from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.loading import BARE, scaffold_named
+from shoulders.scaffolds.prefix_tuning import PrefixTuning
+from shoulders.scaffolds.storage import Origin, read_origin, scaffold_folder, versions
+
+RIVAL, RIVAL_FORMAT = "rival.json", 2
+RETRIEVER = "retriever"  # kind of a run that trained one
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A frozen model, or a rival in its place, and the scaffold that it is read through."""
+
+    lm: FrozenLM
+    scaffold: Scaffold
+
+    def fingerprint(self) -> str:
+        """Of what was trained: the weights of the model, where nothing stands around it."""
+        return identity(self.lm.model if isinstance(self.scaffold, Bare) else self.scaffold)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RivalInfo:
+    """What is kept beside the weights of a rival.
+
+    Attributes:
+        folder: that holds it.
+        kind: "lora", "prefix_tuning" or "full".
+        room: positions of the context that the prompt it is compared with takes.
+        trained: numbers that training moved.
+        origin: the backbone it was made from, its recipe, its scores, and how it is asked.
+    """
+
+    folder: Path
+    kind: str
+    room: int
+    trained: int
+    origin: Origin
+
+    def write(self) -> None:
+        """Keep it in its folder."""
+        content = {"kind": self.kind, "room": self.room, "trained": self.trained, "origin": asdict(self.origin)}
+        write_json(self.folder / RIVAL, {"format": RIVAL_FORMAT, **content, "versions": versions()})
+
+    def load(self, lm: FrozenLM, room: int | None = None, attention: str = "auto") -> LoadedModel:
+        """Return what was trained, in the number type and on the device of the backbone.
+
+        Args:
+            lm: the backbone that it was made from; its weights stay as they are.
+            room: positions of the context to leave free; None: those of its own recipe.
+            attention: kernel of a model of its own (`FrozenLM.load`).
+
+        Raises:
+            WrongBackbone: it was made from another one.
+            CorruptFile: the weights cannot be read.
+        """
+        self.origin.check(lm)
+        bare = Bare(self.room if room is None else room)
+        if self.kind == FULL:
+            dtype = str(lm.dtype).removeprefix("torch.")
+            own = FrozenLM.load(str(self.folder), dtype=dtype, device=str(lm.device), attention_kernel=attention)
+            return LoadedModel(own, bare)
+        if self.kind == PREFIX:
+            return LoadedModel(lm, PrefixTuning(read_adapter(lm, self.folder)).to(lm.device))
+        copy = lm.copied()
+        read_adapter(copy, self.folder)
+        return LoadedModel(copy, bare)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a name stands for, as its JSON files say: no weight is read.
+
+    Attributes:
+        name: its folder or hub name, that of a run's best; "bare".
+        origin: the backbone that it was trained around or made from, and how; None for the bare model.
+        rival: its files, if it is a rival.
+    """
+
+    name: str
+    origin: Origin | None = None
+    rival: RivalInfo | None = None
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """All that its training depended on, as it is kept; nothing for the bare model."""
+        return self.origin.recipe if self.origin else {}
+
+    @property
+    def spec(self) -> AnswerSpec:
+        """How it is asked."""
+        return spec_from_json(self.origin.answering if self.origin else {}, self.name)
+
+    @property
+    def backbone(self) -> str:
+        """The name of its backbone.
+
+        Raises:
+            UsageError: it is the bare model, which names none.
+        """
+        if self.origin is None:
+            raise UsageError(
+                "the bare model has no scaffold to name its backbone: add --backbone NAME (in Python "
+                "shoulders.open('bare', backbone=NAME), or lm=)"
+            )
+        return self.origin.backbone
+
+    def load(self, lm: FrozenLM) -> LoadedModel:
+        """Return it around its backbone, in the number type and on the device of that.
+
+        Raises:
+            SourceNotFound, CorruptFile, WrongBackbone: as `Scaffold.load` and `RivalInfo.load`.
+        """
+        return self.rival.load(lm) if self.rival else LoadedModel(lm, scaffold_named(self.name, lm))
+
+
+def model_info(name: str) -> ModelInfo:
+    """Return what a run's folder, a scaffold's or rival's own, a hub name, or "bare" stands for.
+
+    Raises:
+        UsageError: it is something else: what orders passages, or several scaffolds.
+        SourceNotFound, HubUnreachable, CorruptFile: it is not there, or broken.
+    """
+    if name == BARE:
+        return ModelInfo(name)
+    if folder := rival_folder(name):
+        rival = rival_info(folder)
+        return ModelInfo(str(folder), rival.origin, rival)
+    _check_answers(name)
+    name = scaffold_folder(name)
+    return ModelInfo(name, read_origin(name))
+
+
+def rival_folder(name: str) -> Path | None:
+    """Return the folder of a rival that a run's folder or its own names; None where it names something else."""
+    for folder in (Path(name).expanduser(), recovered(Path(name).expanduser() / BEST)):
+        if (folder / RIVAL).exists():
+            return folder
+    return None
+
+
+def rival_info(folder: Path) -> RivalInfo:
+    """Return what is kept of a rival beside its weights.
+
+    Raises:
+        CorruptFile: the file is broken, or of another format.
+    """
+    content = read_json(folder / RIVAL)
+    if content.get("format") != RIVAL_FORMAT:
+        raise CorruptFile(
+            f"{folder / RIVAL} has format {content.get('format', 1)}, this version reads {RIVAL_FORMAT}: train it anew "
+            "(shoulders train --rival)"
+        )
+    try:
+        origin = Origin(**content["origin"])
+        return RivalInfo(folder, content["kind"], content["room"], content["trained"], origin)
+    except (KeyError, TypeError) as error:
+        raise CorruptFile(f"{folder / RIVAL} is not a rival's: {error!r}") from error
+
+
+def _check_answers(name: str) -> None:
+    """Raise `UsageError` for a folder that holds something else, with what it is for."""
+    folder = Path(name).expanduser()
+    if is_adaptive(folder):
+        raise UsageError(f"{name} puts several scaffolds in order of cost: name one of them, a run of its own")
+    if is_reranker(folder) or is_reranker(folder / ALL):
+        raise UsageError(
+            f"{name} holds a re-ranker, which puts passages in order and writes no answers: ask a reader that takes it "
+            f"(shoulders train reader evidence.reranker={name}), or measure the spans that it finds (shoulders "
+            f"evaluate RERANKER evidence.index=FOLDER)"
+        )
+    kept = folder / RECIPE
+    if kept.exists() and read_json(kept).get("kind") == RETRIEVER:
+        raise UsageError(
+            f"{name} holds a retriever, which finds passages and writes no answers: encode an index with it (shoulders "
+            f"encode INDEX --retriever {folder / 'best'}), and ask a reader (evidence.retriever=dense)"
+        )

@@ -1,0 +1,159 @@
+"""From an evidence choice to a source of evidence."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, final
+
+from shoulders.backbone.fingerprint import identity
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.sources import cache_folder
+from shoulders.corpus.reranked import Rankers, Reranked
+from shoulders.corpus.scores import ScoreStore
+from shoulders.data.batching import Lengths
+from shoulders.data.evidence import FOLDS, SOURCES, Evidence, EvidenceConfig, Room
+from shoulders.data.packing import PackedEvidence, Packer
+from shoulders.errors import SourceNotFound, UsageError
+from shoulders.evidence.candidates import Candidates, FirstPass
+from shoulders.evidence.choice import ORACLE, EvidenceChoice, RetrieverChoice
+from shoulders.evidence.store import AnswerStore
+from shoulders.pipeline import Answering, Sampling
+from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.loading import scaffold_named
+from shoulders.scaffolds.storage import read_origin, scaffold_folder
+
+if TYPE_CHECKING:
+    from shoulders.corpus.index import Index
+    from shoulders.corpus.searching import Searcher
+
+SCORES = "scores.sqlite"  # in the cache folder
+SAMPLED_AT_ONCE = 16_384  # positions; branches are short, and only their keys and values are held
+
+
+def new_source(choice: EvidenceConfig, lm: FrozenLM, prompt: int, lengths: Lengths) -> Evidence | None:
+    """Return the source of evidence that is chosen, or none.
+
+    Args:
+        prompt: vectors of the prompt that the evidence is read with.
+        lengths: tokens of a question with its passages at most, and of the longest answer that is read or written.
+
+    Raises:
+        UsageError: the first prompt is missing, or those for cross-fitting were not trained on the two halves; no index
+            is named.
+        SourceNotFound: there is no index, or the libraries to search it are not installed.
+        ContextFull: beside prompt and answer there is no room for a question with passages.
+    """
+    if not choice.kind:
+        return None
+    return SOURCES[choice.kind].new(choice, lm, Room(prompt, lengths.input, lengths.target))
+
+
+def _retrieved(choice: EvidenceChoice, lm: FrozenLM, room: Room) -> PackedEvidence:
+    """Passages, packed into one and the same room in training, measuring and asking."""
+    if not choice.index:
+        raise UsageError(
+            "passages are retrieved from an index: build one (shoulders index), then evidence.index=FOLDER"
+        )
+    packer = Packer.beside(lm, room.prompt, room.answer, room.input, truncate=choice.truncate)
+    try:
+        from shoulders.corpus.oracle import Oracle
+        from shoulders.corpus.retrieved import Index, Retrieved
+    except ImportError as error:
+        raise SourceNotFound(f"an index needs {error.name}: pip install 'shoulders[search]'") from None
+    index = Index(Path(choice.index).expanduser())
+    retrieved = Retrieved(index, choice.passages, packer, searcher_of(choice, index))
+    if choice.kind == ORACLE:
+        return Oracle(retrieved, choice.distractors)
+    return _reranked(choice, retrieved, lm) if choice.reranker else retrieved
+
+
+def _reranked(choice: EvidenceChoice, found: PackedEvidence, lm: FrozenLM) -> PackedEvidence:
+    store = ScoreStore(Path(choice.store) if choice.store else cache_folder() / SCORES)
+    return Reranked(found, Rankers.named(choice.reranker, device=str(lm.device)), store, choice.retriever_weight)
+
+
+def searcher_of(choice: RetrieverChoice, index: "Index") -> "Searcher":
+    """Return what searches an index as it is chosen: here, or on a server.
+
+    Raises:
+        SourceNotFound, UsageError: there are no vectors, or not the encoder that made them; the server does not answer,
+            or was not sent all of the index as it is now.
+    """
+    from shoulders.corpus.retrievers import retriever_of
+
+    if not choice.engine:
+        return retriever_of(index, choice.retriever, choice.dense, choice.weight)
+    try:
+        from shoulders.corpus.distributed import server_retriever
+        from shoulders.corpus.milvus import shared
+    except ImportError as error:
+        raise SourceNotFound(f"a server (engine) needs {error.name}: pip install 'shoulders[distributed]'") from None
+    server = shared(choice.engine)
+    served = server_retriever(index, server, choice.retriever, choice.collection, choice.dense, choice.weight)
+    if served.stale:
+        raise UsageError(
+            f"what is at {choice.engine} is not all of {index.folder} as it is now: shoulders upload {index.folder} "
+            f"--to {choice.engine}"
+        )
+    return served.searcher
+
+
+def _candidates(choice: EvidenceChoice, lm: FrozenLM, _: Room) -> Candidates:
+    if not choice.scaffold:
+        raise UsageError("candidates are sampled under a first prompt: evidence.scaffold=RUN, or bare for none")
+    store = AnswerStore(choice.store)
+    across = _across(choice)
+    return Candidates(
+        sampler_of(choice, lm, choice.scaffold, store),
+        choice.count,
+        {fold: sampler_of(choice, lm, name, store) for fold, name in across.items()},
+        choice.before,
+    )
+
+
+def sampler_of(choice: EvidenceChoice, lm: FrozenLM, name: str, store: AnswerStore) -> FirstPass:
+    """Return what answers are sampled from: the frozen model under the scaffold of that name."""
+    scaffold = first_prompt(name, lm)
+    key = f"{lm.fingerprint()}/{identity(scaffold)}/{choice.temperature}/{choice.longest}/{choice.seed}"
+    how = Answering(choice.longest, truncate=True, positions_at_once=SAMPLED_AT_ONCE)
+    return FirstPass(lm, scaffold, Sampling(choice.count, choice.temperature, choice.seed), how, store, key)
+
+
+def first_prompt(name: str, lm: FrozenLM) -> Scaffold:
+    """Return the scaffold that candidates are sampled under."""
+    try:
+        return scaffold_named(name, lm)
+    except SourceNotFound as error:
+        raise SourceNotFound(
+            f"{error}, and candidates were to be sampled under it: put it back, or name another (evidence.scaffold)"
+        ) from error
+
+
+def _across(choice: EvidenceChoice) -> dict[str, str]:
+    """By fold the scaffold that was trained on the other one."""
+    if not choice.across:
+        return {}
+    if len(choice.across) != len(FOLDS):
+        raise UsageError(f"evidence.across names {len(choice.across)} scaffolds: one trained on each of the folds a, b")
+    trained: dict[str, str] = {}
+    for name in choice.across:
+        fold = (read_origin(scaffold_folder(name)).recipe.get("suite") or {}).get("fold", "")
+        trained[fold] = name
+    if set(trained) != set(FOLDS):
+        raise UsageError(
+            f"evidence.across={','.join(choice.across)} were trained on the folds {', '.join(map(repr, trained))}: "
+            "train one with suite.fold=a and one with suite.fold=b"
+        )
+    return {FOLDS[0]: trained[FOLDS[1]], FOLDS[1]: trained[FOLDS[0]]}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BuiltIn:
+    """One of our own kinds of evidence, which share their values."""
+
+    new: Callable[[EvidenceChoice, FrozenLM, Room], Evidence]
+    Config: ClassVar[type[EvidenceConfig]] = EvidenceChoice
+
+
+FOUND, SAMPLED = BuiltIn(_retrieved), BuiltIn(_candidates)
