@@ -8,9 +8,11 @@ if TYPE_CHECKING:
     from shoulders.answering.spec import AnswerSpec
     from shoulders.backbone.encoder import FrozenEncoder
     from shoulders.backbone.frozen import FrozenLM
+    from shoulders.corpus.index import Index
     from shoulders.errors import UsageError
     from shoulders.pipeline import Answering, Sampling, answer, answered, rank, sample
     from shoulders.records import Answer, Question
+    from shoulders.runs.api import TrainedRun, evaluate, train
     from shoulders.scaffolds.base import Bare, Scaffold
     from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
     from shoulders.scaffolds.recursion import Recursion, RecursionShape
@@ -28,6 +30,7 @@ _HOMES = {
     "Bare": "scaffolds.base",
     "FrozenEncoder": "backbone.encoder",
     "FrozenLM": "backbone.frozen",
+    "Index": "corpus.index",
     "InputPrompt": "scaffolds.input_prompt",
     "InputPromptShape": "scaffolds.input_prompt",
     "Placement": "scaffolds.weaving",
@@ -37,12 +40,15 @@ _HOMES = {
     "Sampling": "pipeline",
     "Scaffold": "scaffolds.base",
     "SoftPrompt": "scaffolds.soft_prompt",
+    "TrainedRun": "runs.api",
     "UsageError": "errors",
     "answer": "pipeline",
     "answered": "pipeline",
+    "evaluate": "runs.api",
     "open": "answering",
     "rank": "pipeline",
     "sample": "pipeline",
+    "train": "runs.api",
 }
 __all__ = [
     "Answer",
@@ -52,6 +58,7 @@ __all__ = [
     "Bare",
     "FrozenEncoder",
     "FrozenLM",
+    "Index",
     "InputPrompt",
     "InputPromptShape",
     "Placement",
@@ -61,12 +68,15 @@ __all__ = [
     "Sampling",
     "Scaffold",
     "SoftPrompt",
+    "TrainedRun",
     "UsageError",
     "answer",
     "answered",
+    "evaluate",
     "open",
     "rank",
     "sample",
+    "train",
 ]
 
 

@@ -21,8 +21,7 @@ from shoulders.engine.decode import Scored
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.pipeline import POSITIONS_AT_ONCE, Answering, in_groups
 from shoulders.records import LMInput, Question
-from shoulders.scaffolds.base import Scaffold
-from shoulders.scaffolds.loading import BARE
+from shoulders.scaffolds.base import BARE, Scaffold
 from shoulders.scaffolds.storage import Origin
 
 try:

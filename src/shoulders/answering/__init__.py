@@ -1,6 +1,7 @@
 """Asking: one door to whatever answers. It needs no recipe, and nothing that trains."""
 
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from shoulders.adaptive.storage import is_adaptive, read
 from shoulders.answering.answerer import Answerer, ModelAnswerer
@@ -12,12 +13,19 @@ from shoulders.errors import UsageError
 __all__ = ["Answerer", "CascadeAnswerer", "ModelAnswerer", "open"]
 
 
+@runtime_checkable
+class HasFolder(Protocol):
+    """An open `Index`; asking without passages needs no library that searches."""
+
+    folder: Path
+
+
 def open(
-    name: str,
+    name: str | Path,
     *,
     lm: FrozenLM | None = None,
     backbone: str | None = None,
-    index: str = "",
+    index: str | Path | HasFolder = "",
     longest: int | None = None,
     truncate: bool = False,
 ) -> Answerer:
@@ -29,7 +37,7 @@ def open(
         name: of a run's folder, a scaffold's or rival's own, one that `shoulders calibrate` wrote, or on the hub.
         lm: the frozen model, if it is loaded already.
         backbone: where it is, if not where the scaffold says; the bare model names none of its own.
-        index: folder of passages to read (`shoulders index`); empty: that it was trained with, if any.
+        index: passages to read, an `Index` or its folder; empty: those that it was trained with, if any.
         longest: tokens of an answer at most; None: as many as it was measured with, 64 where nobody said.
         truncate: cut questions that do not fit the context instead of refusing them.
 
@@ -37,6 +45,8 @@ def open(
         UsageError: no backbone is named, or the name is that of something that answers nothing.
         SourceNotFound, HubUnreachable, CorruptFile, WrongBackbone: it cannot be loaded.
     """
+    name = str(name)
+    index = str(index.folder if isinstance(index, HasFolder) else index)
     if is_adaptive(name):
         if index:
             raise UsageError(

@@ -14,8 +14,7 @@ from shoulders.corpus.reranked import ALL
 from shoulders.errors import CorruptFile, UsageError
 from shoulders.files import BEST, RECIPE, read_json, recovered, write_json
 from shoulders.ranking.storage import is_reranker
-from shoulders.scaffolds.base import Bare, Scaffold
-from shoulders.scaffolds.loading import BARE, scaffold_named
+from shoulders.scaffolds.base import BARE, Bare, Scaffold, scaffold_named
 from shoulders.scaffolds.prefix_tuning import PrefixTuning
 from shoulders.scaffolds.storage import Origin, read_origin, scaffold_folder, versions
 

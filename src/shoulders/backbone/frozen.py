@@ -44,10 +44,10 @@ class FrozenLM:
         context: positions the model was made for.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "") -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.name = name
+        self.name: str = name or str(model.name_or_path)
         self.config = model.config.get_text_config(decoder=True)
         self.width = token_table(model).shape[1]
         self.context = positions_of(self.config, tokenizer)
@@ -82,6 +82,10 @@ class FrozenLM:
         if chosen is None and place.type == "cpu" and attention.suits(model):
             model.set_attn_implementation(attention.register())
         return cls(model.to(place), tokenizer, name)
+
+    def __deepcopy__(self, _: dict[int, object]) -> Self:
+        """Return itself: what is copied around a frozen model shares it (`copied` makes another)."""
+        return self
 
     def copied(self) -> Self:
         """The same model with weights of its own, to change them without touching these."""

@@ -16,7 +16,7 @@ from shoulders.cli.show import console, counted_passes, quiet_libraries
 from shoulders.errors import UsageError, WrongBackbone
 from shoulders.evaluation.provenance import circumstances
 from shoulders.recipes.adaptive import calibrate
-from shoulders.scaffolds.loading import BARE
+from shoulders.scaffolds.base import BARE
 from shoulders.scaffolds.storage import scaffold_folder
 
 MEANT = {"probability": "log-probability", "margin": "margin"}

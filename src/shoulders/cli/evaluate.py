@@ -23,7 +23,7 @@ from shoulders.recipes.extractive import measure_extractive
 from shoulders.recipes.jobs import measure, task_parts
 from shoulders.recipes.recipe import Recipe
 from shoulders.recipes.run import result
-from shoulders.scaffolds.loading import BARE
+from shoulders.scaffolds.base import BARE
 
 READER = "reader"  # the recipe that a re-ranker is measured by
 

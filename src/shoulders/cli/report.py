@@ -26,7 +26,7 @@ from shoulders.evaluation.suite_report import write_suite_report
 from shoulders.evaluation.text_report import read_text_result, write_text_report
 from shoulders.recipes.evidence import new_evidence
 from shoulders.recipes.jobs import tasks_of
-from shoulders.scaffolds.loading import BARE
+from shoulders.scaffolds.base import BARE
 from shoulders.scaffolds.storage import scaffold_folder
 from shoulders.training.log import read_log
 

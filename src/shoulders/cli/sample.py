@@ -21,7 +21,7 @@ from shoulders.files import write_json
 from shoulders.recipes.evidence import answer_spec, evidence_measured
 from shoulders.recipes.jobs import task_parts
 from shoulders.records import Answer, Question
-from shoulders.scaffolds.loading import BARE
+from shoulders.scaffolds.base import BARE
 
 
 def run(name: str, overrides: Sequence[str], recipe_name: str | None, counts: str, out: Path | None) -> None:

@@ -17,7 +17,7 @@ from shoulders.recipes.abstaining import Chosen, choose_threshold, judged_answer
 from shoulders.recipes.evidence import answer_spec
 from shoulders.recipes.jobs import task_parts
 from shoulders.recipes.recipe import recipe_from_json, with_overrides
-from shoulders.scaffolds.loading import BARE
+from shoulders.scaffolds.base import BARE
 
 
 def run(name: str, overrides: Sequence[str], index: str, *, test: bool) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, final
 
 from shoulders.corpus.analyser import Analyser
@@ -48,13 +49,43 @@ class Index:
         CorruptFile: a part of it is broken.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = folder = Path(folder).expanduser()
+        self._scratch: TemporaryDirectory[str] | None = None  # what it lies in, where nobody named a folder
         self.manifest = read_manifest(folder)
         self.analyser = Analyser()
         self.analyser.check(self.manifest.get("analyser") or {}, str(folder))
         self.store = PassageStore(folder / PASSAGES)
         self.sparse = SparseSearcher(folder / SPARSE, self.analyser)
+
+    @classmethod
+    def build(cls, sources: Sequence[str] | str, folder: str | Path | None = None) -> "Index":
+        """Return an index of files, folders, hub data sets (`hub:NAME`), or of texts themselves.
+
+        What is neither a file nor a hub data set is a text. Building again in the same folder brings it up to date.
+
+        Args:
+            folder: to keep it in; None keeps it in a temporary folder, as long as the index is used.
+
+        Raises:
+            SourceNotFound, DataError, SaveFailed: as `building.build`.
+        """
+        from shoulders.corpus.building import build  # which reads indexes itself
+        from shoulders.corpus.passages import Cutting
+
+        names = [sources] if isinstance(sources, str) else list(sources)
+        scratch = TemporaryDirectory(prefix="shoulders-index-")
+        place = Path(scratch.name, "index") if folder is None else Path(folder).expanduser()
+        texts = [name for name in names if not _is_source(name)]
+        if texts:
+            lines = [json.dumps({"id": number, "text": text}) + "\n" for number, text in enumerate(texts)]
+            held = Path(scratch.name, "texts.jsonl")
+            held.write_text("".join(lines), encoding="utf-8")
+            names = [name for name in names if _is_source(name)] + [str(held)]
+        build(names, place, Cutting())
+        index = cls(place)
+        index._scratch = scratch if folder is None else None
+        return index
 
     @property
     def unfinished(self) -> bool:
@@ -91,6 +122,14 @@ class Index:
         stored = self.store.get([one.passage for one in found])  # one that was deleted meanwhile is not in it
         passages = [(stored[one.passage], one.score) for one in found if one.passage in stored]
         return [Hit(passage.id, passage.title, passage.text, score) for passage, score in passages]
+
+
+def _is_source(name: str) -> bool:
+    """Return whether a name is that of something that is read, and no text."""
+    try:
+        return name.startswith("hub:") or Path(name).expanduser().exists()
+    except (OSError, ValueError):  # longer than a name may be, or with a character that none has
+        return False
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

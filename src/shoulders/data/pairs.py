@@ -37,7 +37,7 @@ class GivenExamples:
 
     def metrics(self, wording: str) -> tuple[str, ...]:  # noqa: ARG002
         """Return the metrics of questions with short answers: exact match and token F1."""
-        return ("Trivia QA",)
+        return ("Accuracy",)
 
     def original(self, wording: str) -> bool:  # noqa: ARG002
         """Return that these are the task itself."""

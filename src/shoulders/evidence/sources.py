@@ -18,8 +18,7 @@ from shoulders.evidence.candidates import Candidates, FirstPass
 from shoulders.evidence.choice import ORACLE, EvidenceChoice, RetrieverChoice
 from shoulders.evidence.store import AnswerStore
 from shoulders.pipeline import Answering, Sampling
-from shoulders.scaffolds.base import Scaffold
-from shoulders.scaffolds.loading import scaffold_named
+from shoulders.scaffolds.base import Scaffold, scaffold_named
 from shoulders.scaffolds.storage import read_origin, scaffold_folder
 
 if TYPE_CHECKING:

@@ -18,7 +18,17 @@ from shoulders.files import whole_folder
 from shoulders.plugins import Registry
 from shoulders.records import LMInput
 from shoulders.scaffolds.program import Pass, Program, direct
-from shoulders.scaffolds.storage import CONFIG, MODEL_CARD, Fetching, Origin, Stored, fetch, read_files, write_files
+from shoulders.scaffolds.storage import (
+    CONFIG,
+    MODEL_CARD,
+    Fetching,
+    Origin,
+    Stored,
+    fetch,
+    read_files,
+    scaffold_folder,
+    write_files,
+)
 from shoulders.scaffolds.weaving import Placement
 
 REPOSITORY = "https://github.com/shoulders-lm/shoulders"
@@ -132,7 +142,9 @@ class Scaffold(
         placement: where a prompt stands; decides how rows are padded around it.
         encoder: what reads the source of an input-dependent scaffold; None for all others.
         source_room: positions of the encoder that the scaffold itself takes.
-        origin: the backbone it was made for and how; None until `made_for`.
+        usual_rate: a learning rate to begin with, where nobody names one.
+        backbone: the model that it was made around, where that is known; used and never a child.
+        origin: the backbone it was trained for and how; None until `made_for`.
     """
 
     kind: ClassVar[str] = ""
@@ -142,6 +154,8 @@ class Scaffold(
     placement: Placement = Placement.PREFIX
     encoder: Encoder | None = None
     source_room: int = 0
+    usual_rate: ClassVar[float] = 1e-3
+    backbone: FrozenLM | None = None
     origin: Origin | None = None
 
     def __init_subclass__(cls, *, kind: str = "", **rest: Any) -> None:
@@ -233,6 +247,20 @@ class Scaffold(
         """Call `states`, by the name that wrappers of modules (distributed training) call."""
         return self.states(lm, given, memory)
 
+    def around(self, lm: FrozenLM) -> Self:
+        """Note the model that it stands around, so that it can be saved."""
+        self.backbone = lm
+        return self
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many numbers train, beside those of the frozen model where it is known (as PEFT does)."""
+        trained = sum(weight.numel() for weight in self.parameters())
+        line = f"trainable params: {trained:,}"
+        if self.backbone is not None:
+            every = trained + sum(weight.numel() for weight in self.backbone.model.parameters())
+            line += f" || all params: {every:,} || trainable%: {100 * trained / every:.4f}"
+        print(line)  # noqa: T201
+
     def made_for(
         self,
         lm: FrozenLM,
@@ -311,8 +339,10 @@ class Scaffold(
         return found
 
     def _known_origin(self) -> Origin:
+        if self.origin is None and self.backbone is not None:
+            self.made_for(self.backbone)
         if self.origin is None:
-            raise UsageError("a scaffold is saved with its backbone's fingerprint: call scaffold.made_for(lm) first")
+            raise UsageError("a scaffold is saved with its backbone's fingerprint: call scaffold.around(lm) first")
         return self.origin
 
 
@@ -365,3 +395,15 @@ class Bare(Scaffold, kind="bare"):
     def new(cls, config: BareConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:  # noqa: ARG003
         """The bare model, without room to leave."""
         return cls()
+
+
+BARE = Bare.kind  # names the model without a scaffold
+
+
+def scaffold_named(name: str, lm: FrozenLM) -> Scaffold:
+    """Return the scaffold of that run, folder or hub name around its backbone, or none for "bare".
+
+    Raises:
+        SourceNotFound, HubUnreachable, CorruptFile, WrongBackbone: as `Scaffold.load`.
+    """
+    return Bare() if name == BARE else Scaffold.load(scaffold_folder(name), lm)

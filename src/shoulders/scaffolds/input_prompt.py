@@ -106,6 +106,7 @@ class InputPrompt(Scaffold, kind="input_prompt"):
 
     label = "ID-PT"
     Config = InputPromptConfig
+    usual_rate = 2e-3  # of the generator, with a rate that falls to 0 (experiments/001)
 
     def __init__(
         self,
@@ -118,6 +119,7 @@ class InputPrompt(Scaffold, kind="input_prompt"):
         placement: Placement = Placement.PREFIX,
     ) -> None:
         super().__init__()
+        self.backbone = lm
         inner, width = encoder.width, lm.width
         if inner % shape.head_width:
             raise UsageError(f"head_width {shape.head_width} does not divide the encoder's width {inner}")

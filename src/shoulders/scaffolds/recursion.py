@@ -115,6 +115,7 @@ class Recursion(Scaffold, kind="recursion"):
         norms: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
+        self.backbone = lm
         if shape.layers > lm.config.num_hidden_layers and shape.copied:
             raise UsageError(f"{shape.layers} blocks cannot be copied from a model of {lm.config.num_hidden_layers}")
         self.shape = shape

@@ -38,11 +38,31 @@ class SoftPrompt(Scaffold, kind="soft_prompt"):
 
     label = "prompt tuning"
     Config = SoftPromptConfig
+    usual_rate = 0.05  # with a rate that falls to 0 (experiments/006)
 
     def __init__(self, prompt: Float[Tensor, "P D"], placement: Placement = Placement.PREFIX) -> None:
         super().__init__()
         self.prompt = nn.Parameter(prompt.clone().to(torch.float32))
         self.placement = Placement(placement)
+
+    @classmethod
+    def from_text(
+        cls, lm: FrozenLM, text: str, *, length: int = 16, placement: Placement | str = Placement.PREFIX
+    ) -> Self:
+        """Return a prompt that starts as the embeddings of a text, repeated or cut to its length.
+
+        Args:
+            length: P, vectors of the prompt.
+            placement: "prefix", "infix" (between evidence and question) or "suffix".
+        """
+        return cls(initialise.from_text(lm, text)(length), Placement(placement)).around(lm)
+
+    @classmethod
+    def from_vocabulary(
+        cls, lm: FrozenLM, *, length: int = 16, placement: Placement | str = Placement.PREFIX, seed: int = 0
+    ) -> Self:
+        """Return a prompt that starts as embeddings of frequent tokens, drawn by the seed."""
+        return cls(initialise.from_vocabulary(lm, seed)(length), Placement(placement)).around(lm)
 
     @property
     def length(self) -> int:
