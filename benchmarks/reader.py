@@ -35,16 +35,14 @@ from benchmarks import reranking, sparse
 from benchmarks.pairs import in_turn, ratio, report, same
 from benchmarks.reranking import made_pairs, real_pairs
 from benchmarks.rivals import MODEL, peak_memory, peaks, peft_model
-from shoulders.backbone.contexts import Contexts
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.sources import locate
-from shoulders.data.batching import Encoded
-from shoulders.evaluation.provenance import circumstances
-from shoulders.records import IGNORE, Question
-from shoulders.scaffolds.initialise import from_vocabulary
-from shoulders.scaffolds.soft_prompt import SoftPrompt
-from shoulders.scaffolds.weaving import Placement
-from shoulders.training.scaffolds import scaffold_loss
+from shoulders.engine.batches import Encoded
+from shoulders.engine.precomputed import Contexts
+from shoulders.evaluation.results import circumstances
+from shoulders.records import IGNORE, Placement, Question
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
+from shoulders.training.losses import scaffold_loss
 
 ROWS, CONTEXT, SCORED, PROMPT, BATCHES, RATE = 4, 512, 6, 20, 3, 1e-6
 

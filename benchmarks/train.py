@@ -26,17 +26,16 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.pairs import in_turn, ratio, report, same
 from benchmarks.rivals import MODEL, peak_memory, peaks, peft_model
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.batching import Encoded, Lengths, Stream
 from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
 from shoulders.data.tasks import Skip
-from shoulders.evaluation.provenance import circumstances
+from shoulders.engine.batches import Encoded, Lengths, Stream
+from shoulders.evaluation.results import circumstances
 from shoulders.records import IGNORE, LMInput
-from shoulders.scaffolds.initialise import from_vocabulary
-from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.loop import Hooks, fit
+from shoulders.training.losses import ExampleStep, scaffold_loss
 from shoulders.training.plan import TrainPlan
-from shoulders.training.scaffolds import ExampleStep, scaffold_loss
 
 ROWS, TEXT, SCORED, PROMPT = 8, 128, 6, 20
 EXAMPLES, CHUNK, BATCH, RATE = 512, 128, 32, 0.01
@@ -125,7 +124,7 @@ class _Chunk:
         self.positions_at_once = positions_at_once
 
     def step(self) -> ExampleStep:
-        from shoulders.data.batching import by_length
+        from shoulders.engine.batches import by_length
 
         rows = self.rows[self.position : self.position + BATCH]
         self.position += BATCH

@@ -11,17 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shoulders.corpus.index import Index
-from shoulders.corpus.retrievers import retriever_of
 from shoulders.data.lines import read_json_lines
-from shoulders.data.questions import QA
-from shoulders.evaluation.provenance import circumstances
-from shoulders.evaluation.ranking import Asked, asked, ranking
-from shoulders.files import write_json
-from shoulders.ranking.interpolation import WEIGHTS
-from shoulders.ranking.reranker import Reranker
-from shoulders.ranking.scoring import Pair
+from shoulders.data.readers import QA
+from shoulders.evaluation.recall import FoundFor, asked, ranking
+from shoulders.evaluation.results import circumstances
 from shoulders.records import Example, Question
+from shoulders.retrieval.dense import retriever_of
+from shoulders.retrieval.index import Index
+from shoulders.retrieval.reranker import Reranker
+from shoulders.retrieval.scoring import WEIGHTS, Pair
+from shoulders.store.files import write_json
 
 SETS = ("nq.dev", "nq.test", "squad.dev")
 
@@ -50,7 +49,7 @@ def main() -> None:
         searcher = retriever_of(index, kind, weight=float(weight or 1))
         for name in SETS:
             examples = _examples(arguments.data / f"{name}.jsonl.gz", arguments.limit)
-            some: Sequence[Asked] = asked(examples, index, arguments.depth, searcher)
+            some: Sequence[FoundFor] = asked(examples, index, arguments.depth, searcher)
             measured = ranking(some, scores, WEIGHTS)
             chosen = measured.best_weight if name == SETS[0] else found[f"{named} {SETS[0]}"]["chosen_weight"]
             found[f"{named} {name}"] = {**measured.as_json(), "asked": len(examples), "chosen_weight": chosen}

@@ -18,21 +18,28 @@ from typing import Any
 
 import numpy as np
 
-from shoulders.corpus.building import build
-from shoulders.corpus.dense import DenseSearcher, build_faiss
-from shoulders.corpus.exact import PYSERINI, ExactBM25
-from shoulders.corpus.hybrid import SWEPT_AT, UNIT_WEIGHTS, WEIGHTS, HybridSearcher, RankFusion, choose_weight
-from shoulders.corpus.index import Index
-from shoulders.corpus.passages import Cutting
-from shoulders.corpus.searching import Scored, Searcher
-from shoulders.corpus.sparse import K1, B
-from shoulders.corpus.vectors import encode, name_of
 from shoulders.data.lines import read_json_lines
 from shoulders.data.matching import NEVER, has_answer
-from shoulders.evaluation.provenance import circumstances
-from shoulders.evaluation.retrieval import recall_at
-from shoulders.files import write_json
-from shoulders.ranking.bi_encoder import BiEncoder
+from shoulders.evaluation.recall import recall_at
+from shoulders.evaluation.results import circumstances
+from shoulders.retrieval.bi_encoder import BiEncoder
+from shoulders.retrieval.bm25 import K1, PYSERINI, B, ExactBM25
+from shoulders.retrieval.building import build
+from shoulders.retrieval.dense import DenseSearcher, build_faiss
+from shoulders.retrieval.index import Index
+from shoulders.retrieval.passages import Cutting
+from shoulders.retrieval.search import (
+    SWEPT_AT,
+    UNIT_WEIGHTS,
+    WEIGHTS,
+    HybridSearcher,
+    RankFusion,
+    Scored,
+    Searcher,
+    choose_weight,
+)
+from shoulders.retrieval.vectors import encode, name_of
+from shoulders.store.files import write_json
 
 DEPTHS = (1, 5, 20, 100)
 SETS = ("nq.dev", "nq.test", "squad.dev")

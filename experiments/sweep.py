@@ -29,16 +29,14 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.tasks import Task
 from shoulders.evaluation.results import Result, read_result
 from shoulders.evaluation.statistics import average_interval, difference_interval
-from shoulders.files import BEST, write_json
-from shoulders.recipes.build import TaskParts, load_backbone
-from shoulders.recipes.evidence import new_evidence
-from shoulders.recipes.jobs import measure, task_parts
-from shoulders.recipes.recipe import Recipe, with_overrides
-from shoulders.recipes.registry import recipe_named
-from shoulders.recipes.rivals import measure_rival, train_rival
-from shoulders.recipes.run import result, train, training_told
-from shoulders.recipes.running import CHECKPOINTS, Watch
+from shoulders.paper.rivals import measure_rival, train_rival
+from shoulders.runs.build import TaskParts, load_backbone, new_evidence
+from shoulders.runs.jobs import measure, task_parts
+from shoulders.runs.recipe import Recipe, with_overrides
+from shoulders.runs.registry import recipe_named
+from shoulders.runs.run import CHECKPOINTS, Watch, result, train, training_told
 from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.store.files import BEST, write_json
 from shoulders.training.log import read_log
 from shoulders.training.loop import Step
 

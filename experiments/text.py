@@ -15,9 +15,9 @@ import torch
 
 from experiments.sweep import Run, run_grid, trained_scaffold, training_of, write_summary
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.files import read_json
-from shoulders.recipes.jobs import measure_text
-from shoulders.recipes.run import text_result
+from shoulders.runs.jobs import measure_text
+from shoulders.runs.run import text_result
+from shoulders.store.files import read_json
 from shoulders.training.log import read_log
 
 

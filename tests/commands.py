@@ -2,9 +2,9 @@
 
 from typer.testing import CliRunner
 
-from shoulders.cli.main import app
-from shoulders.files import flat
-from shoulders.recipes.registry import recipe_named
+from shoulders.cli.commands import app
+from shoulders.runs.registry import recipe_named
+from shoulders.store.files import flat
 
 
 def run(*arguments: object, typed: str = "") -> str:

@@ -21,18 +21,17 @@ from transformers import AutoModelForCausalLM
 
 from shoulders.data.readers import open_suite
 from shoulders.engine.decode import generate
+from shoulders.engine.inference import Answering, answer, rank
 from shoulders.errors import ContextFull, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, evaluate
 from shoulders.harness import ShouldersLM
-from shoulders.pipeline import Answering, answer, rank
-from shoulders.recipes.recipe import with_overrides
-from shoulders.recipes.registry import recipe_named
-from shoulders.recipes.rivals import train_rival
+from shoulders.paper.rivals import train_rival
 from shoulders.records import LMInput, Question
+from shoulders.runs.recipe import with_overrides
+from shoulders.runs.registry import recipe_named
 from shoulders.scaffolds.base import Bare
-from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
-from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from small_values import small_values
 from tiny import TEXTS, save_numbers
 

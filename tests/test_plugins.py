@@ -11,20 +11,19 @@ import pytest
 import torch
 
 from commands import run
-from shoulders.data.evidence import SOURCES
+from shoulders.engine.batches import SOURCES
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.metrics import METRICS
-from shoulders.evaluation.reader_report import method_of
-from shoulders.recipes.build import new_scaffold
-from shoulders.recipes.planning import cost
-from shoulders.recipes.recipe import recipe_from_json, with_overrides
-from shoulders.recipes.registry import recipe_named
-from shoulders.recipes.run import train, train_until
+from shoulders.paper.reader_report import method_of
+from shoulders.runs.build import new_scaffold
+from shoulders.runs.cost import cost
+from shoulders.runs.recipe import recipe_from_json, with_overrides
+from shoulders.runs.registry import recipe_named
+from shoulders.runs.run import train, train_until
 from shoulders.scaffolds.base import KINDS, Scaffold, recorded
-from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptConfig
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
-from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from small_values import small_values
 from tiny import NUMBERS, save_numbers
 

@@ -41,10 +41,10 @@ def test_documented_code_runs(page, tmp_path, monkeypatch):
 
 def test_documented_commands_exist():
     """Every `shoulders COMMAND` of the documentation is one, with recipes and values that exist."""
-    from shoulders.cli.main import app
-    from shoulders.recipes.ranking import ranking_recipes
-    from shoulders.recipes.recipe import with_overrides
-    from shoulders.recipes.registry import recipe_named
+    from shoulders.cli.commands import app
+    from shoulders.runs.ranking_recipes import ranking_recipes
+    from shoulders.runs.recipe import with_overrides
+    from shoulders.runs.registry import recipe_named
 
     known = {command.callback.__name__ for command in app.registered_commands}
     seen = set()

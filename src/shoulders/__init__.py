@@ -8,16 +8,15 @@ if TYPE_CHECKING:
     from shoulders.answering.spec import AnswerSpec
     from shoulders.backbone.encoder import FrozenEncoder
     from shoulders.backbone.frozen import FrozenLM
-    from shoulders.corpus.index import Index
+    from shoulders.engine.inference import Answering, Sampling, answer, answered, rank, sample
     from shoulders.errors import UsageError
-    from shoulders.pipeline import Answering, Sampling, answer, answered, rank, sample
-    from shoulders.records import Answer, Question
+    from shoulders.records import Answer, Placement, Question
+    from shoulders.retrieval.index import Index
     from shoulders.runs.api import TrainedRun, evaluate, train
     from shoulders.scaffolds.base import Bare, Scaffold
     from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
     from shoulders.scaffolds.recursion import Recursion, RecursionShape
     from shoulders.scaffolds.soft_prompt import SoftPrompt
-    from shoulders.scaffolds.weaving import Placement
 
 __version__ = "0.1.0"
 
@@ -26,28 +25,28 @@ _HOMES = {
     "Answer": "records",
     "AnswerSpec": "answering.spec",
     "Answerer": "answering",
-    "Answering": "pipeline",
+    "Answering": "engine.inference",
     "Bare": "scaffolds.base",
     "FrozenEncoder": "backbone.encoder",
     "FrozenLM": "backbone.frozen",
-    "Index": "corpus.index",
+    "Index": "retrieval.index",
     "InputPrompt": "scaffolds.input_prompt",
     "InputPromptShape": "scaffolds.input_prompt",
-    "Placement": "scaffolds.weaving",
+    "Placement": "records",
     "Question": "records",
     "Recursion": "scaffolds.recursion",
     "RecursionShape": "scaffolds.recursion",
-    "Sampling": "pipeline",
+    "Sampling": "engine.inference",
     "Scaffold": "scaffolds.base",
     "SoftPrompt": "scaffolds.soft_prompt",
     "TrainedRun": "runs.api",
     "UsageError": "errors",
-    "answer": "pipeline",
-    "answered": "pipeline",
+    "answer": "engine.inference",
+    "answered": "engine.inference",
     "evaluate": "runs.api",
     "open": "answering",
-    "rank": "pipeline",
-    "sample": "pipeline",
+    "rank": "engine.inference",
+    "sample": "engine.inference",
     "train": "runs.api",
 }
 __all__ = [

@@ -10,16 +10,21 @@ from collections.abc import Sequence
 from typing import Any, cast, final
 
 import torch
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from shoulders.answering.models import LoadedModel, model_info
 from shoulders.backbone.choosing import Choice
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.tokenizing import tokenized
-from shoulders.data.batching import Encoded
 from shoulders.engine import decode
+from shoulders.engine.batches import Encoded
 from shoulders.engine.decode import Scored
+from shoulders.engine.inference import POSITIONS_AT_ONCE, Answering, in_groups
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
-from shoulders.pipeline import POSITIONS_AT_ONCE, Answering, in_groups
 from shoulders.records import LMInput, Question
 from shoulders.scaffolds.base import BARE, Scaffold
 from shoulders.scaffolds.storage import Origin

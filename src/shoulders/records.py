@@ -6,6 +6,7 @@ Shape letters, one glossary for the whole project: B batch, T text positions, P 
 
 import math
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from html import escape
 from typing import Any
 
@@ -256,3 +257,11 @@ class Batch:
 
     given: LMInput
     labels: Int[Tensor, "B T"]  # the token to be predicted at each text position; IGNORE where none is scored
+
+
+class Placement(StrEnum):
+    """Where a prompt stands."""
+
+    PREFIX = "prefix"  # before everything (Lester et al. 2021; the paper)
+    INFIX = "infix"  # between the evidence and the question
+    SUFFIX = "suffix"  # after the question: the text is read without gradients, and alike by every scaffold

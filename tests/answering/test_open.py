@@ -7,25 +7,24 @@ import sys
 import pytest
 
 import shoulders
-from shoulders.adaptive.calibration import Point
-from shoulders.adaptive.stages import Adaptive, Stage
-from shoulders.adaptive.storage import Calibration, save
+from shoulders.answering.calibration import Point
 from shoulders.answering.models import RivalInfo, model_info
 from shoulders.answering.spec import AnswerSpec
-from shoulders.corpus.building import build
-from shoulders.corpus.passages import Cutting
-from shoulders.data.batching import Lengths
-from shoulders.data.questions import QUESTION_WORDING
+from shoulders.answering.stages import Adaptive, Calibration, Stage, save
+from shoulders.data.readers import QUESTION_WORDING
+from shoulders.engine.batches import Lengths
+from shoulders.engine.inference import Answering, Sampling, answered, rank, sample
 from shoulders.errors import ContextFull, CorruptFile, UsageError
 from shoulders.evidence.choice import EvidenceChoice
-from shoulders.pipeline import Answering, Sampling, answered, rank, sample
+from shoulders.paper.rivals import new_rival
 from shoulders.records import Question
+from shoulders.retrieval.building import build
+from shoulders.retrieval.passages import Cutting
 from shoulders.scaffolds.base import Bare, Scaffold
-from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
-from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.scaffolds.storage import Origin
-from shoulders.training.rivals import RivalChoice, new_rival
+from shoulders.training.plan import RivalChoice
 
 ASKED = "Who lives in Rome?"
 LONGEST = 5

@@ -4,16 +4,16 @@ import math
 
 import pytest
 
-from shoulders.adaptive.abstaining import Threshold
+from shoulders.answering.calibration import Threshold
 from shoulders.answering.spec import LONGEST, AnswerSpec, spec_from_json
-from shoulders.data.batching import Lengths
-from shoulders.data.questions import QUESTION_WORDING
+from shoulders.data.readers import QUESTION_WORDING
+from shoulders.engine.batches import Lengths
 from shoulders.errors import CorruptFile, UnknownName, UsageError
 from shoulders.evidence.choice import EvidenceChoice
-from shoulders.recipes.evidence import answer_spec
-from shoulders.recipes.recipe import with_overrides
-from shoulders.recipes.registry import recipe_named
 from shoulders.records import Question
+from shoulders.runs.build import answer_spec
+from shoulders.runs.recipe import with_overrides
+from shoulders.runs.registry import recipe_named
 
 WORDED = AnswerSpec(QUESTION_WORDING)
 

@@ -1,15 +1,14 @@
 import pytest
 import torch
 
-from shoulders.data.batching import encode, question_batch
+from shoulders.engine.batches import encode, question_batch
 from shoulders.engine.decode import generate, likeliest, sampled, score
+from shoulders.engine.inference import Answering, Sampling, answered, sample
 from shoulders.errors import UsageError
-from shoulders.pipeline import Answering, Sampling, answered, sample
 from shoulders.records import Question
 from shoulders.scaffolds.base import Bare
-from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
-from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 
 
 def given(lm, scaffold, questions):

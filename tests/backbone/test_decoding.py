@@ -4,11 +4,10 @@ from transformers import GenerationConfig
 
 from shoulders.backbone.choosing import Choice
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.batching import encode, question_batch
+from shoulders.engine.batches import encode, question_batch
 from shoulders.engine.decode import Decode, decode, generate, generate_with_transformers, score, stream
 from shoulders.scaffolds.base import Bare
-from shoulders.scaffolds.initialise import from_vocabulary
-from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from tiny import save_lm
 
 

@@ -25,8 +25,8 @@ from shoulders.backbone.encoder_decoder import FrozenEncoderDecoder
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.sources import locate
 from shoulders.errors import CorruptFile, SourceNotFound, UsageError
-from shoulders.ranking.cross_encoder import CrossEncoder
-from shoulders.ranking.towers import Tower
+from shoulders.retrieval.cross_encoder import CrossEncoder
+from shoulders.retrieval.towers import Tower
 from tiny import GROUPED, save_encoder, save_encoder_decoder, save_lm, tokenizer
 
 WEIGHTS = "model.safetensors"

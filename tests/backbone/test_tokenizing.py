@@ -12,8 +12,8 @@ import rankers
 import tiny
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.tokenizing import keep_text, tokenized
+from shoulders.engine.inference import rank
 from shoulders.errors import UsageError
-from shoulders.pipeline import rank
 from shoulders.records import Question
 from shoulders.scaffolds.base import Bare
 

@@ -13,8 +13,7 @@ from shoulders.cli.scores import print_skipped
 from shoulders.evaluation.protocol import Scores, Skipped
 from shoulders.records import Answer
 from shoulders.scaffolds.base import Scaffold
-from shoulders.scaffolds.initialise import from_vocabulary
-from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from tiny import save_lm, save_numbers, tokenizer
 
 

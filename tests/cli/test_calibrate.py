@@ -8,15 +8,14 @@ import torch
 from typer.testing import CliRunner
 
 from shoulders.answering import open as open_model
-from shoulders.cli.main import app
+from shoulders.cli.commands import app
 from shoulders.evaluation.results import read_result
-from shoulders.recipes.recipe import with_overrides
-from shoulders.recipes.registry import recipe_named
 from shoulders.records import Question
+from shoulders.runs.recipe import with_overrides
+from shoulders.runs.registry import recipe_named
 from shoulders.scaffolds.base import Scaffold
-from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
-from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from tiny import save_numbers
 
 

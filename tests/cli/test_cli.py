@@ -13,8 +13,8 @@ import pytest
 from commands import fitting, run
 from shoulders.backbone.fingerprint import identity
 from shoulders.cli.main import main
+from shoulders.engine.inference import Answering, answer
 from shoulders.errors import UsageError
-from shoulders.pipeline import Answering, answer
 from shoulders.records import Question
 from shoulders.scaffolds.base import Scaffold
 from tiny import save_numbers

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, ViTConfig
 
 from commands import run
-from shoulders.evaluation.report import markdown
+from shoulders.evaluation.report import results_table
 from shoulders.evaluation.results import read_result
 from tiny import save_encoder_decoder, save_numbers, tokenizer
 
@@ -59,7 +59,7 @@ def test_it_is_ranked_and_generates_as_transformers_does(model, lm, suite, tmp_p
     causal = read(tmp_path / "causal.json")
     assert set(found) == set(causal)
     assert found["examples_hash"] == causal["examples_hash"]
-    assert f"| {ranked['task']} | Sums |" in markdown(
+    assert f"| {ranked['task']} | Sums |" in results_table(
         [read_result(tmp_path / f"{name}.json") for name in ("t5", "causal")]
     )
 

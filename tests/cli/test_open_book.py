@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from shoulders.cli import open_book
-from shoulders.corpus.index import Index
-from shoulders.data.batching import Lengths
-from shoulders.recipes.jobs import measure
-from shoulders.recipes.small import bundled_soft_prompt
+from shoulders.cli import demo
+from shoulders.engine.batches import Lengths
 from shoulders.records import Answer
+from shoulders.retrieval.index import Index
+from shoulders.runs.jobs import measure
+from shoulders.runs.registry import bundled_soft_prompt
 from shoulders.scaffolds.base import Bare
 
 
@@ -22,16 +22,16 @@ def recipe():
 
 
 def test_the_facts_answer_the_questions(tmp_path):
-    index = Index(open_book.facts_index(tmp_path))
+    index = Index(demo.facts_index(tmp_path))
     assert index.passages == 2000
     assert "Euro" in index.search(["What is the currency of Ireland?"], 5)[0][0].text.title()
 
 
 def test_the_same_questions_are_asked_with_and_without_passages(lm, recipe, tmp_path, monkeypatch, capsys):
     """A model that knows nothing copies a right answer from what it reads, wherever one is there."""
-    monkeypatch.setattr(open_book, "TOKENS", 500)
+    monkeypatch.setattr(demo, "TOKENS", 500)
     monkeypatch.setattr(lm, "context", 600)  # nothing is computed
-    plain = replace(recipe, suite=replace(recipe.suite, tasks=(open_book.ASKED,)))
+    plain = replace(recipe, suite=replace(recipe.suite, tasks=(demo.ASKED,)))
     right: dict[str, str] = {}
 
     def copied(questions, lm, scaffold, how):
@@ -45,7 +45,7 @@ def test_the_same_questions_are_asked_with_and_without_passages(lm, recipe, tmp_
     closed = {"bare": measure(plain, lm, Bare(), plain.test)}
     for prediction in closed["bare"].wordings[0].predictions:
         right[prediction.example.question.text] = prediction.example.references[-1]
-    open_book.open_book({"bare": Bare()}, closed, recipe, lm, tmp_path)
+    demo.open_book({"bare": Bare()}, closed, recipe, lm, tmp_path)
     printed = " ".join(capsys.readouterr().out.split())
     assert "bare 0.0% 100.0%" in printed
     assert "recall of the passages found, at 1:" in printed

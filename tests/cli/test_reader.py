@@ -12,20 +12,21 @@ from commands import run
 from shoulders.answering import open as open_model
 from shoulders.answering.models import model_info
 from shoulders.backbone.fingerprint import identity
-from shoulders.cli.main import app
+from shoulders.cli.commands import app
 from shoulders.cli.scores import print_retrieval
-from shoulders.corpus.building import build
-from shoulders.corpus.passages import Cutting
-from shoulders.data.evidence import SOURCES
-from shoulders.data.packing import Packer
+from shoulders.engine import inference
+from shoulders.engine.batches import SOURCES
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.evaluation import protocol
-from shoulders.evaluation.retrieval import retrieval
+from shoulders.evaluation.recall import retrieval
 from shoulders.evidence.candidates import FirstPass
-from shoulders.recipes.evidence import answer_spec, new_evidence
-from shoulders.recipes.recipe import recipe_from_json, with_overrides
-from shoulders.recipes.registry import recipe_named
+from shoulders.evidence.packing import Packer
 from shoulders.records import Example, Passage, Question
+from shoulders.retrieval.building import build
+from shoulders.retrieval.passages import Cutting
+from shoulders.runs.build import answer_spec, new_evidence
+from shoulders.runs.recipe import recipe_from_json, with_overrides
+from shoulders.runs.registry import recipe_named
 
 CITIES = ("Paris", "Rome", "Oslo", "Quito", "Lima", "Bern")
 
@@ -126,7 +127,7 @@ def test_answers_are_sampled_after_the_passages_that_are_measured_with(values, i
     own = [*values, f"evidence.index={index}"]
     run("train", "reader", *own, "--out", tmp_path / "run")
     measured, sampled = [], []
-    answered, samples = protocol.answered, FirstPass.samples
+    answered, samples = inference.answered, FirstPass.samples
     monkeypatch.setattr(protocol, "answered", lambda some, *rest: measured.extend(some) or answered(some, *rest))
     monkeypatch.setattr(
         FirstPass, "samples", lambda self, some, count: sampled.extend(some) or samples(self, some, count)
@@ -178,7 +179,7 @@ def test_oracle_passages_are_measured_like_others(values, index, tmp_path):
 
 def test_without_the_search_libraries_it_is_said_how_to_get_them(lm, values, index, monkeypatch):
     recipe = with_overrides(recipe_named("reader"), [*values, f"evidence.index={index}"])
-    for module in [name for name in sys.modules if name.startswith("shoulders.corpus.")]:
+    for module in [name for name in sys.modules if name.startswith("shoulders.retrieval.")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "tantivy", None)
     with pytest.raises(SourceNotFound, match=r"needs tantivy: pip install 'shoulders\[search\]'"):

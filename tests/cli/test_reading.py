@@ -8,18 +8,17 @@ from rich.console import Console
 
 from shoulders.answering import open as open_model
 from shoulders.answering.spec import LONGEST
-from shoulders.cli import passages
+from shoulders.cli import ask as ask_module
 from shoulders.cli.show import harmless
-from shoulders.corpus.building import build
-from shoulders.corpus.passages import Cutting
 from shoulders.errors import UsageError
-from shoulders.recipes.evidence import answer_spec
-from shoulders.recipes.recipe import Recipe, recipe_from_json, with_overrides
-from shoulders.recipes.registry import recipe_named
 from shoulders.records import Answer, Passage, Question, Support
+from shoulders.retrieval.building import build
+from shoulders.retrieval.passages import Cutting
+from shoulders.runs.build import answer_spec
+from shoulders.runs.recipe import Recipe, recipe_from_json, with_overrides
+from shoulders.runs.registry import recipe_named
 from shoulders.scaffolds.base import Scaffold
-from shoulders.scaffolds.initialise import from_vocabulary
-from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 
 ODD = "\x1b[31mRed\x1b[0m <script>alert(1)</script> [bold]\u202epark"
 TEXTS = {"Oslo": "Oslo has 13 parks.", "Rome": "Rome has 12 parks and 13 hills.", "Odd": ODD}
@@ -143,7 +142,7 @@ def test_the_answer_is_highlighted():
     )
     console = Console(force_terminal=True, color_system="standard", width=200)
     with console.capture() as capture:
-        for line in passages.shown(found):
+        for line in ask_module.shown(found):
             console.print(line)
     assert "Oslo has \x1b[1;32m13\x1b[0m" in capture.get()
 

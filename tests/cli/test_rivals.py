@@ -8,15 +8,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from commands import run
-from shoulders.data.packing import Packer
 from shoulders.errors import CorruptFile, SourceNotFound, UnknownName, UsageError, WrongBackbone
 from shoulders.evidence.candidates import FirstPass
-from shoulders.recipes.build import new_scaffold
-from shoulders.recipes.jobs import job_of, tasks_of
-from shoulders.recipes.recipe import with_overrides
-from shoulders.recipes.registry import recipe_named
+from shoulders.evidence.packing import Packer
+from shoulders.paper.rivals import new_rival
 from shoulders.records import Passage
-from shoulders.training.rivals import new_rival
+from shoulders.runs.build import new_scaffold
+from shoulders.runs.jobs import job_of, tasks_of
+from shoulders.runs.recipe import with_overrides
+from shoulders.runs.registry import recipe_named
 from tiny import TEXTS, save_numbers
 
 KINDS = ["lora", "prefix_tuning", "full"]

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from shoulders.data.checking import Problem, problems
 from shoulders.data.readers import folder_task, open_suite
+from shoulders.data.tasks import Problem, problems
 from tiny import NUMBERS
 
 

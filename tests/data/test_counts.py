@@ -6,15 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from shoulders.data.batching import Lengths, Stream
-from shoulders.data.counts import left_out, totals
-from shoulders.data.mixture import Mixture
+from shoulders.data.mixture import Mixture, left_out, totals
 from shoulders.data.readers import folder_task
 from shoulders.data.tasks import Skip, TemplatedTask
 from shoulders.data.templates import Template
+from shoulders.engine.batches import Lengths, Stream
 from shoulders.errors import BadRow, DataError, TemplateFailed
-from shoulders.training import scaffolds
-from shoulders.training.scaffolds import ExampleSource
+from shoulders.training import losses
+from shoulders.training.losses import ExampleSource
 from tiny import NUMBERS
 
 FINE, LONG, CUT, NOT_MEANT, FAILING = range(5)  # kinds of records, by what happens to them
@@ -66,7 +65,7 @@ def test_processes_share_the_same_steps_and_count_the_same(stream, monkeypatch, 
         found, terms = [], set()
         for number, source in enumerate(sources):
             state = SimpleNamespace(process_index=number, num_processes=processes)
-            monkeypatch.setattr(scaffolds, "PartialState", lambda state=state: state)
+            monkeypatch.setattr(losses, "PartialState", lambda state=state: state)
             step = source.step()
             found += [row.question.text for part in step.parts for row in part]
             terms.add(step.terms)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shoulders.data.checking import problems
 from shoulders.data.formats import id_of, ids_of, question_record, read_qrels, texts_of
 from shoulders.data.lines import JsonArray
 from shoulders.data.readers import folder_task, open_suite
+from shoulders.data.tasks import problems
 from shoulders.errors import BadRow, DataError, SourceNotFound, UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, scored
 from tiny import NUMBERS

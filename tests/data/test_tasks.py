@@ -3,12 +3,10 @@ import json
 
 import pytest
 
-from shoulders.data.batching import encode
-from shoulders.data.checking import problems
 from shoulders.data.lines import read_json_lines
-from shoulders.data.p3 import CLUSTERS, cluster_of, metrics_of
-from shoulders.data.readers import folder_task, open_suite, p3_task
-from shoulders.data.tasks import RenderedTask, check_placement, class_labels, gold_answers
+from shoulders.data.readers import CLUSTERS, cluster_of, folder_task, metrics_of, open_suite, p3_task
+from shoulders.data.tasks import RenderedTask, check_placement, class_labels, gold_answers, problems
+from shoulders.engine.batches import encode
 from shoulders.errors import (
     BadRow,
     DataError,
@@ -19,9 +17,8 @@ from shoulders.errors import (
     UsageError,
 )
 from shoulders.evaluation.metrics import ACCURACY, EM, F1, ROUGE_L, metrics_for
-from shoulders.recipes.paper import T0PP
-from shoulders.records import Question
-from shoulders.scaffolds.weaving import Placement
+from shoulders.paper.recipes import T0PP
+from shoulders.records import Placement, Question
 
 TEMPLATES = """
 templates:

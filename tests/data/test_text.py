@@ -5,7 +5,8 @@ import json
 import pytest
 
 from shoulders.data.lines import JsonLines
-from shoulders.data.text import Documents, PackedText, held_out, open_text
+from shoulders.data.text import Documents, held_out, open_text
+from shoulders.engine.batches import PackedText
 from shoulders.errors import ContextFull, DataError, SourceNotFound
 
 TEXTS = [f"Document {n} says {'much ' * n}and ends." for n in range(7)]

@@ -4,17 +4,15 @@ import pytest
 import torch
 
 from shoulders.backbone.choosing import Choice
-from shoulders.backbone.memory import Memory
-from shoulders.data.batching import encode, question_batch, training_batch
+from shoulders.backbone.passes import Memory
+from shoulders.engine.batches import encode, question_batch, training_batch
 from shoulders.engine.decode import Decode, decode, generate
 from shoulders.engine.together import together
-from shoulders.records import Question
+from shoulders.records import Placement, Question
 from shoulders.scaffolds.base import Bare
-from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
-from shoulders.scaffolds.soft_prompt import SoftPrompt
-from shoulders.scaffolds.weaving import Placement
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from tiny import TEXTS
 
 SMALL = InputPromptShape(length=5, encoder_length=3, head_width=8)

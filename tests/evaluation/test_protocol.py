@@ -11,19 +11,18 @@ from rich.console import Console
 from shoulders.cli.scores import scores_table
 from shoulders.data.tasks import RenderedTask, Skip, TemplatedTask
 from shoulders.data.templates import Template
+from shoulders.engine.inference import rank
 from shoulders.errors import DataError, TemplateFailed, UnknownName, UsageError
-from shoulders.evaluation import protocol, provenance
+from shoulders.evaluation import protocol
+from shoulders.evaluation import results as results_module
 from shoulders.evaluation.metrics import ACCURACY
 from shoulders.evaluation.protocol import EvaluationPlan, Prediction, Scores, WordingScore, chosen_examples, evaluate
-from shoulders.evaluation.provenance import circumstances
-from shoulders.evaluation.report import gains, headline, markdown, write_report
-from shoulders.evaluation.results import Result, read_result, scores_as_json, short_names
+from shoulders.evaluation.report import gains, headline, results_table, write_report
+from shoulders.evaluation.results import Result, circumstances, read_result, scores_as_json, short_names
 from shoulders.evaluation.statistics import Measured, average_interval, difference_interval
-from shoulders.pipeline import rank
 from shoulders.records import Answer, Example, Question
 from shoulders.scaffolds.base import Bare
-from shoulders.scaffolds.initialise import from_vocabulary
-from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 
 PLAN = EvaluationPlan(split="test", longest=4)
 
@@ -130,7 +129,7 @@ def test_a_task_without_the_split_is_named_and_not_measured(lm, tmp_path):
     assert scores.unmeasured == ("no test part",)
     assert scores_as_json(scores)["unmeasured"] == ["no test part"]
     told = "nmeasured, because there is no such split: no test part"
-    assert told in markdown([result(scores, "a")])
+    assert told in results_table([result(scores, "a")])
     assert told in write_report([result(scores, "a")], tmp_path).read_text()
     console = Console(file=StringIO(), width=80)
     console.print(scores_table("t", {"score": scores}))
@@ -196,7 +195,7 @@ def test_a_median_over_several_metrics_names_them_all(lm):
     parity, asked = tasks()
     both = replace(parity, templates={**parity.templates, **asked.templates})
     scores = evaluate([both], lm, Bare(), PLAN)
-    assert "| parity | Sums | accuracy, f1 |" in markdown([result(scores, "a")])
+    assert "| parity | Sums | accuracy, f1 |" in results_table([result(scores, "a")])
     console = Console(file=StringIO(), width=80)
     console.print(scores_table("t", {"score": scores}))
     assert "accuracy, f1" in console.file.getvalue()
@@ -240,7 +239,7 @@ def test_a_report_says_what_was_measured(lm, tmp_path):
     assert text.count("data:image/png;base64,") == 3
     assert f"{bare.average:.1f}" in text
     assert "http" not in text.replace("http-equiv", "")  # needs nothing from elsewhere
-    table = markdown(results)
+    table = results_table(results)
     assert table.count("\n| ") >= 5
     assert (tmp_path / "report" / "scores.md").read_text() == table
     best = max(results, key=lambda one: one.content["average"])
@@ -283,7 +282,7 @@ def test_the_commit_is_that_of_the_packages_own_checkout(tmp_path, monkeypatch):
     subprocess.run(commit, cwd=tmp_path, check=True)
     for place, own in ((".venv/lib/shoulders", False), ("src/shoulders", True)):
         (tmp_path / place).mkdir(parents=True)
-        monkeypatch.setattr(provenance, "PACKAGE", tmp_path / place)
+        monkeypatch.setattr(results_module, "PACKAGE", tmp_path / place)
         assert (circumstances()["commit"] is not None) == own
 
 

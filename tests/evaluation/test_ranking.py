@@ -4,20 +4,20 @@ import json
 
 import pytest
 
-from shoulders.corpus.building import build
-from shoulders.corpus.index import Hit, Index
-from shoulders.corpus.passages import Cutting
-from shoulders.corpus.supervision import Supervision
 from shoulders.data.readers import open_suite
 from shoulders.errors import DataError
-from shoulders.evaluation.ranking import Asked, ranking
-from shoulders.evaluation.ranking import asked as found_for
+from shoulders.evaluation.recall import FoundFor, ranking
+from shoulders.evaluation.recall import asked as found_for
+from shoulders.retrieval.building import build
+from shoulders.retrieval.index import Hit, Index
+from shoulders.retrieval.passages import Cutting
+from shoulders.training.rankers import Supervision
 
 
 def asked(place, scores):
     """A question with as many passages as scores, the answer in the one of that place."""
     hits = [Hit(n, "", "gold" if n == place else "other", score) for n, score in enumerate(scores)]
-    return Asked("q", ("gold",), hits)
+    return FoundFor("q", ("gold",), hits)
 
 
 QUESTIONS = [asked(0, [9.0, 5.0, 1.0, 0.0]), asked(3, [9.0, 5.0, 4.0, 0.0])]

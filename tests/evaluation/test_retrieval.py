@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from shoulders.data.matching import NEVER, first_with_answer, has_answer, has_match, has_span, span_of, spans_of
 from shoulders.errors import UsageError
-from shoulders.evaluation.retrieval import recall_at
+from shoulders.evaluation.recall import recall_at
 
 
 @pytest.mark.parametrize(

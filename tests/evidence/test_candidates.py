@@ -3,23 +3,19 @@ from dataclasses import replace
 
 import pytest
 
-from shoulders.data.batching import Lengths, Stream
-from shoulders.data.counts import totals
-from shoulders.data.evidence import FOLDS, fold_of, with_evidence
-from shoulders.data.mixture import Mixture
+from shoulders.data.mixture import FOLDS, Mixture, fold_of, totals
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
+from shoulders.engine.batches import Lengths, Stream, with_evidence
+from shoulders.engine.inference import Answering, Sampling, sample
 from shoulders.errors import CorruptFile, SaveFailed, UsageError
-from shoulders.evidence.candidates import Candidates, FirstPass, merged
+from shoulders.evidence.candidates import AnswerStore, Candidates, FirstPass, merged
 from shoulders.evidence.choice import EvidenceChoice
-from shoulders.evidence.store import AnswerStore
-from shoulders.pipeline import Answering, Sampling, sample
-from shoulders.recipes.evidence import new_evidence
-from shoulders.recipes.recipe import Recipe
 from shoulders.records import Answer, Passage, Question
+from shoulders.runs.build import new_evidence
+from shoulders.runs.recipe import Recipe
 from shoulders.scaffolds.base import Bare
-from shoulders.scaffolds.initialise import from_vocabulary
-from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 
 
 def first_pass(lm, store=None, **changes):

@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from shoulders.backbone.encoder import embedding_norm
-from shoulders.data.batching import encode, training_batch
+from shoulders.backbone.shapes import meta_backbone
+from shoulders.engine.batches import encode, training_batch
 from shoulders.errors import ContextFull, UsageError
-from shoulders.recipes.paper import paper_idpt
-from shoulders.recipes.planning import meta_backbone, meta_scaffold, parts
-from shoulders.scaffolds.initialise import from_vocabulary
+from shoulders.paper.recipes import paper_idpt
+from shoulders.runs.cost import meta_scaffold, parts
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
-from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 
 SMALL = InputPromptShape(length=5, encoder_length=3, head_width=8)
 

@@ -9,13 +9,11 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_m
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from shoulders.backbone.adapters import read_adapter
-from shoulders.data.batching import encode, training_batch
+from shoulders.engine.batches import encode, training_batch
 from shoulders.errors import CorruptFile, SourceNotFound, UsageError
 from shoulders.records import Question
-from shoulders.scaffolds.initialise import from_vocabulary
-from shoulders.scaffolds.peft_format import from_peft, to_peft
-from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.peft import from_peft, read_adapter, to_peft
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 
 
 def logits_of_both(lm, prompt, peft_model):

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from shoulders.backbone.adapters import add_prefix, read_adapter
-from shoulders.backbone.memory import Memory
-from shoulders.data.batching import encode, question_batch
+from shoulders.backbone.passes import Memory
+from shoulders.backbone.shapes import meta_backbone
+from shoulders.engine.batches import encode, question_batch
+from shoulders.engine.inference import Answering, answer
 from shoulders.errors import CorruptFile, UsageError
-from shoulders.pipeline import Answering, answer
-from shoulders.recipes.build import new_scaffold
-from shoulders.recipes.planning import meta_backbone, meta_scaffold, parts
-from shoulders.recipes.recipe import with_overrides
-from shoulders.recipes.registry import recipe_named
 from shoulders.records import LMInput
-from shoulders.scaffolds.prefix_tuning import PrefixTuning
+from shoulders.runs.build import new_scaffold
+from shoulders.runs.cost import meta_scaffold, parts
+from shoulders.runs.recipe import with_overrides
+from shoulders.runs.registry import recipe_named
+from shoulders.scaffolds.peft import PrefixTuning, add_prefix, read_adapter
 
 SUPPORTED = ["llama", "gpt2", "gpt_neox", "qwen2", "qwen3", "opt"]
 

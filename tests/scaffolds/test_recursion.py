@@ -5,21 +5,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from shoulders.backbone.blocks import _layers
 from shoulders.backbone.encoder import embedding_norm
-from shoulders.data.batching import encode, question_batch, training_batch
+from shoulders.backbone.frozen import _layers
+from shoulders.backbone.shapes import meta_backbone
+from shoulders.engine.batches import encode, question_batch, training_batch
 from shoulders.engine.decode import Decode, decode, generate, generate_with_transformers
+from shoulders.engine.inference import Answering, answer
 from shoulders.errors import UsageError
-from shoulders.pipeline import Answering, answer
-from shoulders.recipes.build import new_scaffold
-from shoulders.recipes.paper import paper_recursion
-from shoulders.recipes.planning import meta_backbone, meta_scaffold, parts
+from shoulders.paper.recipes import paper_recursion
 from shoulders.records import LMInput, Question
+from shoulders.runs.build import new_scaffold
+from shoulders.runs.cost import meta_scaffold, parts
 from shoulders.scaffolds.base import Bare
-from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.program import Blocks, fulfil
 from shoulders.scaffolds.recursion import Recursion, RecursionConfig, RecursionShape
-from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from tiny import TEXTS
 
 

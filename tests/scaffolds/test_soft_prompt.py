@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from shoulders.errors import UsageError
-from shoulders.scaffolds.initialise import FREQUENT, from_labels, from_normal, from_text, from_vocabulary
-from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.scaffolds.soft_prompt import FREQUENT, SoftPrompt, from_labels, from_normal, from_text, from_vocabulary
 from shoulders.scaffolds.weaving import weave
 
 

@@ -9,17 +9,15 @@ import textwrap
 import pytest
 import torch
 
-from shoulders.backbone.adapters import add_prefix
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.batching import encode, question_batch
+from shoulders.engine.batches import encode, question_batch
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UnknownName, UsageError, WrongBackbone
+from shoulders.records import Placement
 from shoulders.scaffolds.base import KINDS, Bare, Scaffold
-from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
-from shoulders.scaffolds.prefix_tuning import PrefixTuning
+from shoulders.scaffolds.peft import PrefixTuning, add_prefix
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
-from shoulders.scaffolds.soft_prompt import SoftPrompt
-from shoulders.scaffolds.weaving import Placement
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 
 SMALL = InputPromptShape(length=5, encoder_length=3, head_width=8, base=True)
 
@@ -185,7 +183,7 @@ def test_a_process_killed_while_saving_keeps_the_old_scaffold(lm, prompt, tmp_pa
     prompt.save_pretrained(folder)
     code = f"""
         import os, signal, torch
-        import shoulders.files as files
+        import shoulders.store.files as files
         from shoulders import FrozenLM, SoftPrompt
         lm = FrozenLM.load({lm.name!r}, dtype="float32", device="cpu")
         larger = SoftPrompt(torch.ones(9, lm.width)).made_for(lm)

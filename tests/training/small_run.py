@@ -16,10 +16,9 @@ def killed_run(model: str, folder: Path) -> None:
     from transformers.utils import logging
 
     from shoulders.backbone.frozen import FrozenLM
-    from shoulders.scaffolds.initialise import from_vocabulary
-    from shoulders.scaffolds.soft_prompt import SoftPrompt
+    from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
     from shoulders.training.loop import Hooks, fit
-    from shoulders.training.scaffolds import scaffold_loss
+    from shoulders.training.losses import scaffold_loss
     from toys import PLAN, source
 
     logging.disable_progress_bar()

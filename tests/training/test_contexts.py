@@ -6,22 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from shoulders.backbone.contexts import Contexts
-from shoulders.data.batching import encode, training_batch
+from shoulders.engine.batches import encode, training_batch
+from shoulders.engine.precomputed import Contexts
 from shoulders.errors import SaveFailed, UsageError
-from shoulders.recipes.recipe import with_overrides
-from shoulders.recipes.registry import recipe_named
-from shoulders.recipes.run import train
-from shoulders.records import Question
+from shoulders.records import Placement, Question
+from shoulders.runs.recipe import with_overrides
+from shoulders.runs.registry import recipe_named
+from shoulders.runs.run import train
 from shoulders.scaffolds.base import Bare
-from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
-from shoulders.scaffolds.soft_prompt import SoftPrompt
-from shoulders.scaffolds.weaving import Placement
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.loop import Hooks, fit
+from shoulders.training.losses import scaffold_loss
 from shoulders.training.plan import TrainPlan
-from shoulders.training.scaffolds import scaffold_loss
 from toys import source
 
 AFTER = [Placement.INFIX, Placement.SUFFIX]
@@ -34,15 +32,15 @@ TARGETS = ["Paris", "the Earth", "good", "four, I think"]
 @pytest.fixture
 def reads(monkeypatch):
     """The lengths of texts that are read through the model for their keys and values."""
-    from shoulders.backbone import contexts
+    from shoulders.engine import precomputed
 
-    counted, read = [], contexts._read
+    counted, read = [], precomputed._read
 
     def counting(lm, ids):
         counted.extend([ids.shape[1]] * ids.shape[0])
         return read(lm, ids)
 
-    monkeypatch.setattr(contexts, "_read", counting)
+    monkeypatch.setattr(precomputed, "_read", counting)
     return counted
 
 

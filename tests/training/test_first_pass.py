@@ -6,21 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from shoulders.backbone.memory import Memory
-from shoulders.backbone.states import StateStore
-from shoulders.data.text import PackedText
+from shoulders.backbone.passes import Memory
+from shoulders.engine.batches import PackedText
+from shoulders.engine.precomputed import StateStore
 from shoulders.errors import SaveFailed, UsageError
-from shoulders.recipes.recipe import with_overrides
-from shoulders.recipes.registry import recipe_named
-from shoulders.recipes.run import train
+from shoulders.runs.recipe import with_overrides
+from shoulders.runs.registry import recipe_named
+from shoulders.runs.run import train
 from shoulders.scaffolds.base import Bare
-from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
-from shoulders.scaffolds.soft_prompt import SoftPrompt
-from shoulders.training.language import TextSource, language_loss
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.loop import Hooks, fit
+from shoulders.training.losses import TextSource, language_loss, scaffold_loss
 from shoulders.training.plan import TrainPlan
-from shoulders.training.scaffolds import scaffold_loss
 from toys import in_processes, source
 
 EPOCH = 5  # steps of 8 over the 40 examples

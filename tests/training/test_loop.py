@@ -16,16 +16,14 @@ from safetensors.torch import load_file
 
 from golden import GOLDEN
 from shoulders.errors import CorruptFile, TrainingDiverged, UsageError
-from shoulders.recipes.build import new_scaffold
+from shoulders.runs.build import new_scaffold
 from shoulders.scaffolds.base import KINDS
-from shoulders.scaffolds.initialise import from_vocabulary
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
-from shoulders.scaffolds.soft_prompt import SoftPrompt
-from shoulders.training.checkpoint import checkpoints
-from shoulders.training.loop import Hooks, fit
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
+from shoulders.training.loop import Hooks, checkpoints, fit
+from shoulders.training.losses import scaffold_loss
 from shoulders.training.plan import TrainPlan
-from shoulders.training.scaffolds import scaffold_loss
 from toys import PLAN, in_processes, source
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from shoulders.adaptive.storage import is_adaptive, read
 from shoulders.answering.answerer import Answerer, ModelAnswerer
 from shoulders.answering.cascade import CascadeAnswerer
 from shoulders.answering.models import model_info
+from shoulders.answering.stages import is_adaptive, read
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import UsageError
 

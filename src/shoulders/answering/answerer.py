@@ -5,15 +5,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self, final
 
-from shoulders import pipeline
 from shoulders.answering.models import LoadedModel, ModelInfo
 from shoulders.answering.spec import AnswerSpec
 from shoulders.answering.threshold import read_threshold
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.evidence import Evidence
-from shoulders.data.packing import PackedEvidence
-from shoulders.data.support import support
-from shoulders.pipeline import Answering, Sampling, answered, choose
+from shoulders.data.matching import support
+from shoulders.engine import inference
+from shoulders.engine.batches import Evidence
+from shoulders.engine.inference import Answering, Sampling, answered, choose
+from shoulders.evidence.packing import PackedEvidence
 from shoulders.records import Answer, Passage, Question, QuestionLike
 from shoulders.scaffolds.base import Scaffold
 
@@ -145,18 +145,18 @@ class ModelAnswerer(Answerer):
     def rank(self, question: QuestionLike, choices: Sequence[str]) -> list[float]:
         """Return the log-likelihood of each choice."""
         (one,) = self._given([question])
-        return pipeline.rank([one.question], [choices], self.lm, self.scaffold, self.how)[0]
+        return inference.rank([one.question], [choices], self.lm, self.scaffold, self.how)[0]
 
     def sample(self, question: QuestionLike, sampling: Sampling | None = None) -> list[Answer]:
         """Return several answers, drawn from the model's distribution after one reading of the question."""
         (one,) = self._given([question])
-        drawn = pipeline.sample([one.question], self.lm, self.scaffold, sampling or Sampling(), self.how)[0]
+        drawn = inference.sample([one.question], self.lm, self.scaffold, sampling or Sampling(), self.how)[0]
         return [self._answer(one, told) for told in drawn]
 
     def stream(self, question: QuestionLike) -> Iterator[str]:
         """Yield the text of the answer in pieces, as they are generated."""
         (one,) = self._given([question])
-        pieces = pipeline.stream(one.question, self.lm, self.scaffold, self.how)
+        pieces = inference.stream(one.question, self.lm, self.scaffold, self.how)
         yield from _trimmed(pieces, first_line=self.reads_passages)
 
     def _given(self, questions: Sequence[QuestionLike]) -> list[_Given]:

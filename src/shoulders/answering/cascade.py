@@ -4,14 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self, final
 
-from shoulders.adaptive.stages import Adaptive, Decided, Stage
-from shoulders.adaptive.storage import StoredCascade
 from shoulders.answering.answerer import Answerer, ModelAnswerer
 from shoulders.answering.models import model_info
 from shoulders.answering.spec import AnswerSpec, spec_from_json
+from shoulders.answering.stages import Adaptive, Decided, Stage, StoredCascade
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.engine.inference import Answering, Sampling, likeliest_choice
 from shoulders.errors import UsageError
-from shoulders.pipeline import Answering, Sampling, likeliest_choice
 from shoulders.records import Answer, QuestionLike
 
 

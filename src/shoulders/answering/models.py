@@ -5,18 +5,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-from shoulders.adaptive.storage import is_adaptive
 from shoulders.answering.spec import AnswerSpec, spec_from_json
-from shoulders.backbone.adapters import FULL, PREFIX, read_adapter
+from shoulders.answering.stages import is_adaptive
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.corpus.reranked import ALL
 from shoulders.errors import CorruptFile, UsageError
-from shoulders.files import BEST, RECIPE, read_json, recovered, write_json
-from shoulders.ranking.storage import is_reranker
+from shoulders.evidence.reranked import ALL
+from shoulders.retrieval.reranker import is_reranker
 from shoulders.scaffolds.base import BARE, Bare, Scaffold, scaffold_named
-from shoulders.scaffolds.prefix_tuning import PrefixTuning
+from shoulders.scaffolds.peft import FULL, PREFIX, PrefixTuning, read_adapter
 from shoulders.scaffolds.storage import Origin, read_origin, scaffold_folder, versions
+from shoulders.store.files import BEST, RECIPE, read_json, recovered, write_json
 
 RIVAL, RIVAL_FORMAT = "rival.json", 2
 RETRIEVER = "retriever"  # kind of a run that trained one

@@ -7,13 +7,12 @@ from typing import Any, Self, final
 
 from pydantic import TypeAdapter, ValidationError
 
-from shoulders.adaptive.abstaining import Threshold
+from shoulders.answering.calibration import Threshold
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.batching import Lengths
-from shoulders.data.evidence import SOURCES, Evidence, EvidenceConfig
-from shoulders.data.questions import QUERY, QUESTION_WORDING
+from shoulders.data.readers import QUERY, QUESTION_WORDING
+from shoulders.engine.batches import RETRIEVED, SOURCES, Evidence, EvidenceConfig, Lengths
 from shoulders.errors import CorruptFile, UsageError
-from shoulders.evidence.choice import PASSAGES, RETRIEVED, EvidenceChoice
+from shoulders.evidence.choice import PASSAGES, EvidenceChoice
 from shoulders.evidence.sources import new_source
 from shoulders.records import Question, QuestionLike, as_question
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from shoulders.adaptive.abstaining import Threshold
+from shoulders.answering.calibration import Threshold
 from shoulders.answering.models import LoadedModel
 from shoulders.errors import CorruptFile, UsageError
-from shoulders.files import read_json
+from shoulders.store.files import read_json
 
 THRESHOLD = "threshold.json"
 FORMAT = 2

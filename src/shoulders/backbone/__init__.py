@@ -1,1 +1,1 @@
-"""The frozen models: loading, passes, memory, decoding. The only folder that knows Hugging Face model classes."""
+"""The frozen models: loading, passes, memory. Only here and in retrieval's encoders are Hugging Face's models."""

@@ -9,14 +9,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
 from shoulders.backbone import fingerprint
-from shoulders.backbone.devices import pick_device, pick_dtype
-from shoulders.backbone.frozen import UNLIMITED, pad_right
-from shoulders.backbone.heads import token_table
-from shoulders.backbone.loading import hub_errors, load_tokenizer, load_whole
+from shoulders.backbone.frozen import UNLIMITED, pad_right, token_table
+from shoulders.backbone.loading import load_tokenizer, load_whole
 from shoulders.backbone.shapes import NoTokenizer, config_named, text_length
-from shoulders.backbone.sources import locate
+from shoulders.backbone.sources import locate, pick_device, pick_dtype
 from shoulders.backbone.tokenizing import tokenized
 from shoulders.records import Tokens
+from shoulders.store.files import hub_errors
 
 
 class Encoder(Protocol):

@@ -11,22 +11,15 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import (
-    AutoModelForSeq2SeqLM,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForSeq2SeqLM, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from shoulders.backbone import fingerprint
 from shoulders.backbone.choosing import Choice, Generated, ends_of, until_end
-from shoulders.backbone.devices import pick_device, pick_dtype
 from shoulders.backbone.encoder import positions_read
-from shoulders.backbone.frozen import pad_right
-from shoulders.backbone.heads import token_table
+from shoulders.backbone.frozen import pad_right, token_table
 from shoulders.backbone.loading import load_tokenizer, load_whole
-from shoulders.backbone.sources import locate
+from shoulders.backbone.sources import locate, pick_device, pick_dtype
 from shoulders.backbone.tokenizing import tokenized
 from shoulders.records import IGNORE, Tokens
 

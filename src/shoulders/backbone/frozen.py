@@ -1,30 +1,76 @@
-"""The giant: one frozen causal language model behind a handful of verbs."""
+"""The frozen causal language model: its verbs, its output head, and new blocks of its family and shape."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
-from typing import Self, final
+from typing import Self, cast, final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from shoulders.backbone import attention, fingerprint
-from shoulders.backbone.checks import check_serves
 from shoulders.backbone.choosing import ends_of
-from shoulders.backbone.devices import pick_device, pick_dtype
-from shoulders.backbone.heads import Head, head_of, token_table
 from shoulders.backbone.loading import load_tokenizer, load_whole
-from shoulders.backbone.memory import PassMemory, recurrent
-from shoulders.backbone.passes import StackInput, read, read_together
-from shoulders.backbone.sources import is_encoder_decoder, locate
+from shoulders.backbone.passes import PassMemory, StackInput, check_serves, read, read_together, recurrent
+from shoulders.backbone.sources import is_encoder_decoder, locate, pick_device, pick_dtype
 from shoulders.backbone.tokenizing import tokenized
-from shoulders.errors import ContextFull, SourceNotFound
+from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.records import IGNORE, Tokens
+
+Head = Callable[[Float[Tensor, "... D"]], Float[Tensor, "... V"]]
+
+
+def token_table(model: PreTrainedModel) -> Float[Tensor, "V D"]:
+    """The rows of a model's input embeddings."""
+    return cast(nn.Embedding, model.get_input_embeddings()).weight
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """The function from states to logits of this model; unchecked on the meta device, which has no values.
+
+    Raises:
+        SourceNotFound: none of the known heads gives the model's own logits.
+    """
+    matrix = model.get_output_embeddings()
+    if matrix is None:
+        raise SourceNotFound(f"{type(model).__name__} has no output embeddings: it is not a causal language model")
+    config = model.config.get_text_config(decoder=True)
+    cap = getattr(config, "final_logit_softcapping", None)
+    factor = getattr(config, "logit_scale", None)
+    divisor = getattr(config, "logits_scaling", None)
+    # What the configuration announces comes first: on small logits a cap is hard to tell from none.
+    heads: list[Head] = []
+    if cap:
+        heads.append(lambda states: cap * torch.tanh(matrix(states) / cap))
+    if factor:
+        heads.append(lambda states: matrix(states) * factor)
+    if divisor:
+        heads.append(lambda states: matrix(states) / divisor)
+    heads.append(matrix)
+    if model.device.type == "meta":
+        return heads[0]
+    for head in heads:
+        if _agrees(model, head):
+            return head
+    raise SourceNotFound(
+        f"{type(model).__name__} computes its logits in a way shoulders does not know (not by its output embeddings "
+        "alone, nor scaled or capped): it cannot serve as backbone"
+    )
+
+
+@torch.no_grad()
+def _agrees(model: PreTrainedModel, head: Head) -> bool:
+    ids = torch.tensor([[1, 0, 2]], device=model.device)
+    embeds = model.get_input_embeddings()(ids)
+    own = model(inputs_embeds=embeds, use_cache=False).logits
+    ours = head(model.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state)
+    return torch.allclose(own.float(), ours.float(), rtol=1e-3, atol=1e-3)
+
 
 UNLIMITED = 1 << 30  # positions of a model that has no table of them
 SCORED_AT_ONCE = 1024  # positions whose logits (each a row of V floats) are held at the same time
@@ -246,3 +292,46 @@ def _losses(lm: FrozenLM, states: Float[Tensor, "N D"], labels: Int[Tensor, "N"]
 def _recomputed_losses(lm: FrozenLM, states: Float[Tensor, "N D"], labels: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
     """As `_losses`; the logits are computed again for the backward pass instead of being kept."""
     return checkpoint(_losses, lm, states, labels, use_reentrant=False)
+
+
+def new_blocks(lm: FrozenLM, layers: int) -> PreTrainedModel:
+    """A stack of `layers` blocks like the backbone's, random, in fp32, with a final norm and without a vocabulary.
+
+    With no layers, the final norm alone. Attention and positions are the family's own; dropout is off.
+    """
+    config = block_config(lm.config, layers)
+    kernel = getattr(lm.model.config, "_attn_implementation", None)
+    stack = cast(PreTrainedModel, AutoModel.from_config(config, dtype=torch.float32, attn_implementation=kernel))
+    stack.set_input_embeddings(nn.Identity())  # it reads vectors only, and what never trains must not be there
+    return stack
+
+
+def copy_layers(lm: FrozenLM, stack: PreTrainedModel, numbers: Sequence[int]) -> None:
+    """Let the stack's blocks start as those blocks of the backbone, counted from 0.
+
+    Raises:
+        UsageError: the backbone does not keep its blocks in one list.
+    """
+    source, target = _layers(lm.model.base_model, lm.config), _layers(stack, stack.config)
+    for block, number in zip(target, numbers, strict=True):
+        block.load_state_dict({name: weight.float() for name, weight in source[number].state_dict().items()})
+
+
+def block_config(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The configuration of a stack of so many of a model's first blocks."""
+    smaller = deepcopy(config)
+    depth = config.num_hidden_layers
+    for name, value in config.to_dict().items():
+        if isinstance(value, list) and len(value) == depth:  # one entry a layer: kinds of attention, windows
+            setattr(smaller, name, value[:layers])
+        if "drop" in name and isinstance(value, float):
+            setattr(smaller, name, 0.0)
+    smaller.update({"num_hidden_layers": layers, "vocab_size": 1, "pad_token_id": None})
+    return smaller
+
+
+def _layers(stack: nn.Module, config: PreTrainedConfig) -> nn.ModuleList:
+    for module in stack.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
+            return module
+    raise UsageError(f"{type(stack).__name__} does not keep its {config.num_hidden_layers} blocks in one list")

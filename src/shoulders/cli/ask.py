@@ -1,4 +1,4 @@
-"""`shoulders ask`."""
+"""`shoulders ask`, and what it shows of an answer that was read in passages."""
 
 import json
 import sys
@@ -7,17 +7,64 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.text import Text
+
 import shoulders
-from shoulders.adaptive.storage import is_adaptive
 from shoulders.answering.answerer import Answerer, ModelAnswerer
 from shoulders.answering.cascade import CascadeAnswerer
-from shoulders.cli import passages
-from shoulders.cli.show import console, counted_passes, errors, notes, quiet_libraries, say
-from shoulders.decoding import decode_whole
+from shoulders.answering.stages import is_adaptive
+from shoulders.cli.show import console, counted_passes, errors, harmless, notes, quiet_libraries, say, short
+from shoulders.engine.inference import Answering
 from shoulders.errors import DataError, SourceNotFound, UsageError
-from shoulders.pipeline import Answering
 from shoulders.records import Answer, Question
 from shoulders.scaffolds.storage import scaffold_folder
+from shoulders.store.encodings import decode_whole
+
+NO_ANSWER = "no answer"
+
+
+def said(found: Answer) -> str:
+    """The answer, or that there is none."""
+    return NO_ANSWER if found.answer is None else harmless(found.answer)
+
+
+def shown(found: Answer) -> Iterator[Text]:
+    """The passages that were read, best first; the answer in its passage; how sure the model was; what was not read."""
+    places = found.places
+    last = max(places, default=0)
+    for rank, passage in enumerate(found.passages[:last], start=1):
+        number = places.get(rank)
+        head = f"{rank:3}  {passage.score:7.3f}  {'read' if rank in places else 'too long'}  "
+        yield Text.assemble(head, (harmless(short(passage.title or passage.text)), "bold"))
+        if found.support and found.passage and number == found.support.number:
+            text = Text(harmless(found.passage.text))
+            text.stylize("bold green", found.support.start, found.support.end)
+            yield Text.assemble("     ", text)
+    if more := len(found.passages) - last:
+        yield Text(f"{more} more found and not read (of at most {found.passages[last].score:.3f})")
+    yield Text(_told(found))
+
+
+def _told(found: Answer) -> str:
+    """Where the answer stands, and how sure the model was of it."""
+    sure = f"probability {found.probability:.3f}"
+    if not found.text:
+        return f"the model says nothing; {sure}"
+    if found.answer is None:
+        needs = "none such is given" if found.least > 1 else f"it must be {found.least:.3f}"
+        sure = f"{harmless(short(found.text))!r} is not sure enough: {sure}, {needs}"
+    if found.support is None or found.passage is None:
+        where = (
+            f"in none of the {len(found.read)} passages that were read" if len(found.read) else "no passage was read"
+        )
+        return f"the answer is not in the evidence ({where}); {sure}"
+    start, end = found.support.start, found.support.end
+    title = harmless(short(found.passage.title))
+    called = f", {title}," if title else ""
+    return (
+        f"in passage {found.support.number + 1} of {len(found.read)} read{called} characters {start} to {end}; {sure}"
+    )
+
 
 AUTO = "auto"
 
@@ -107,11 +154,11 @@ def _tell(question: str, answer: Answer, answerer: Answerer, request: Request, *
         say(json.dumps({"question": question, **answer.as_json()}))
         return
     if answerer.reads_passages:
-        for line in passages.shown(answer):
+        for line in shown(answer):
             notes.print(line, soft_wrap=True)
     if answer.candidates:
         notes.print("; ".join(one.text for one in answer.candidates), markup=False, highlight=False)
-    text = passages.said(answer) if answerer.reads_passages else answer.text
+    text = said(answer) if answerer.reads_passages else answer.text
     say(f"{question}\n  {text}" if several else text)
     if request.passes or isinstance(answerer, CascadeAnswerer):
         notes.print(counted_passes(answer.passes))

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from shoulders.adaptive.storage import is_adaptive
-from shoulders.adaptive.storage import read as read_adaptive
 from shoulders.answering.models import model_info
+from shoulders.answering.stages import is_adaptive
+from shoulders.answering.stages import read as read_adaptive
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.shapes import SHAPE
 from shoulders.errors import UsageError
-from shoulders.recipes.build import load_backbone
-from shoulders.recipes.recipe import BackboneChoice, Recipe, read_recipe, recipe_from_json, with_overrides
-from shoulders.recipes.registry import recipe_named
+from shoulders.runs.build import load_backbone
+from shoulders.runs.recipe import BackboneChoice, Recipe, read_recipe, recipe_from_json, with_overrides
+from shoulders.runs.registry import recipe_named
 
 
 def find_recipe(name: str, overrides: Sequence[str]) -> Recipe:

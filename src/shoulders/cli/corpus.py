@@ -1,130 +1,231 @@
-"""The commands around an evidence corpus."""
+"""What the commands on an evidence corpus do: `shoulders index`, `encode`, `upload` and `search`."""
 
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING
 
-import typer
+import regex
+from rich.text import Text
 
-from shoulders.cli.app import app
+from shoulders.cli.show import console, counting, harmless, need, quiet_libraries, reading, short
 from shoulders.errors import UsageError
+from shoulders.retrieval.search import HYBRID, SPARSE
 
-Collection = Annotated[
-    str,
-    typer.Option(
-        help="of the server [default: upload names it after the index's folder]; to search by both ways SPARSE,DENSE"
-    ),
-]
-TokenVariable = Annotated[
-    str,
-    typer.Option(
-        metavar="VAR",
-        help="environment variable that holds the server's token, or USER:PASSWORD [default: MILVUS_TOKEN]",
-    ),
-]
+if TYPE_CHECKING:
+    from shoulders.retrieval.bm25 import Analyser
+    from shoulders.retrieval.index import Hit, Index
+    from shoulders.retrieval.milvus import Milvus
+    from shoulders.retrieval.search import Searcher
+    from shoulders.retrieval.upload import Sent
 
 
-@app.command(rich_help_panel="Evidence corpus")
-def index(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="files, folders, or hub:NAME[:CONFIG]")],
-    out: Annotated[Path, typer.Option(help="folder of the index, made if there is none")],
-    sentences: Annotated[bool, typer.Option("--sentences", help="end passages with a sentence")] = False,
-    as_is: Annotated[bool, typer.Option("--as-is", help="records of .jsonl and hub: are passages already")] = False,
-    prune: Annotated[bool, typer.Option("--prune", help="delete documents that the sources no longer hold")] = False,
-) -> None:
-    """Build an evidence corpus: passages of 100 words, searched by BM25.
+def run_index(names: Sequence[str], out: Path, *, sentences: bool, as_is: bool, prune: bool) -> None:
+    """Build an index, or bring one up to date, and say what was done."""
+    need("tantivy", "search")
+    from shoulders.retrieval.building import NAMED, build
+    from shoulders.retrieval.passages import Cutting
 
-    Reads .txt, .md, .html, .pdf, .jsonl[.gz] (`text`, and `title` and `id` if there are any), DPR's
-    .tsv[.gz] (`id`, `text`, `title`; kept as they are), folders of these, and Hugging Face data sets.
+    if not all(names):
+        raise UsageError("a source without a name: name files, folders or hub:NAME")
+    cutting = Cutting(sentences=sentences)
+    with reading("indexing") as show:
+        built = build(
+            names,
+            out,
+            cutting,
+            as_is=as_is,
+            prune=prune,
+            on_progress=lambda at: show(at.read, at.size, at.documents),
+        )
+    for skipped in built.skipped:
+        console.print(f"skipped {skipped.place}: {skipped.reason}", style="yellow", markup=False, soft_wrap=True)
+    if built.done["skipped"] > NAMED:
+        console.print(f"and {built.done['skipped'] - NAMED:,} more", style="yellow")
+    for name in built.unpruned:
+        told = f"nothing was deleted of {name}: not all of it could be read"
+        console.print(told, style="yellow", markup=False, soft_wrap=True)
+    words = ("added", "replaced", "deleted", "unchanged", "skipped")
+    console.print("documents: " + ", ".join(f"{built.done[word]:,} {word}" for word in words))
+    counts = built.counts
+    told = f"{out}: {counts.passages:,} passages of {counts.documents:,} documents"
+    told += f", {counts.copies:,} more are copies of these" if counts.copies else ""
+    console.print(told, markup=False, soft_wrap=True)
 
-    The same command again brings the index up to date: only what changed is read in. A build that was killed goes on
-    with the same command.
+
+def run_encode(folder: Path, retriever: str, *, name: str, kind: str, pooling: str, dtype: str) -> None:
+    """Make the vectors of an index's passages, and what searches them."""
+    need("tantivy", "search")
+    need("faiss", "search")
+    quiet_libraries()
+    from shoulders.errors import UnknownName
+    from shoulders.retrieval.bi_encoder import BiEncoder
+    from shoulders.retrieval.dense import KINDS, build_faiss
+    from shoulders.retrieval.index import Index
+    from shoulders.retrieval.vectors import encode
+
+    if kind and kind not in KINDS:
+        raise UnknownName("kind of dense index", kind, KINDS)
+    index = Index(folder)
+    encoder = BiEncoder.load(retriever, pooling=pooling)
+    with counting("encoding", "passages") as show:
+        vectors = encode(index, encoder, name, dtype=dtype, on_progress=show)
+    kind = build_faiss(vectors, kind)
+    told = f"{vectors.folder}: {len(vectors):,} vectors of {vectors.dimension} numbers ({vectors.type}), in {kind}"
+    console.print(told, markup=False, soft_wrap=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A server, its collection and the variable that holds its token, as options name them."""
+
+    address: str
+    collection: str = ""
+    token_variable: str = ""
+
+
+def run_upload(folder: Path, engine: Engine, k1: float, b: float) -> None:
+    """Send an index to a server, or what changed of it, and say what was done."""
+    need("tantivy", "search")
+    with connected(engine) as server:
+        from shoulders.retrieval.index import Index
+        from shoulders.retrieval.upload import Target, upload_weights
+
+        index = Index(folder)
+        target = Target(server, engine.collection or _name(folder))
+        with counting("sending", "passages") as on_sent:
+            sent = upload_weights(index, target, k1, b, on_sent)
+    _tell(sent, f"{target}: {sent.passages:,} passages, BM25 with k1 = {k1} and b = {b}")
+
+
+def run_vectors(folder: Path, engine: Engine, dense: str, kind: str) -> None:
+    """Send the vectors of an index of that name, or what changed of them."""
+    need("tantivy", "search")
+    with connected(engine) as server:
+        from shoulders.retrieval.index import Index
+        from shoulders.retrieval.upload import Target, upload_vectors
+        from shoulders.retrieval.vectors import VectorStore, vectors_in
+
+        index, vectors = Index(folder), VectorStore(vectors_in(folder, dense))
+        vectors.check(index.store)
+        target = Target(server, engine.collection or _name(folder, dense))
+        with counting("sending", "passages") as on_sent:
+            sent = upload_vectors(index, vectors, target, kind, on_sent)
+    _tell(sent, f"{target}: {sent.passages:,} vectors of {vectors.dimension} numbers by {vectors.encoder}")
+
+
+def _tell(sent: "Sent", holds: str) -> None:
+    renewed = f", {sent.renewed:,} sent anew (their mean length moved)" if sent.renewed else ""
+    console.print(
+        f"passages: {sent.added:,} added, {sent.deleted:,} deleted, {sent.unchanged:,} unchanged{renewed}\n{holds}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@contextmanager
+def connected(engine: Engine) -> Iterator["Milvus"]:
+    """The server, while within.
+
+    Raises:
+        UsageError: the token's variable is not set.
     """
-    from shoulders.cli.index import run
+    need("pymilvus", "distributed")
+    from shoulders.retrieval.milvus import TOKEN_VARIABLE, Milvus
 
-    run(sources, out, sentences=sentences, as_is=as_is, prune=prune)
+    variable = engine.token_variable
+    if variable and variable not in os.environ:
+        raise UsageError(f"the environment has no variable {variable}: put the server's token into it (--token-env)")
+    with Milvus(engine.address, os.environ.get(variable or TOKEN_VARIABLE, "")) as server:
+        yield server
 
 
-@app.command(rich_help_panel="Evidence corpus")
-def encode(
-    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder of an index (`shoulders index`)")],
-    retriever: Annotated[
-        str, typer.Option(help="a bi-encoder: folder, hub name (DPR: `question|passage`) or package:")
-    ],
-    name: Annotated[str, typer.Option(help="of the vectors in the index [default: the retriever's]")] = "",
-    kind: Annotated[
-        str,
-        typer.Option(
-            help="how they are searched: flat, sq8, ivf-sq8, ivf-pq or ivf-rabitq [default: sq8, from a million "
-            "passages on ivf-sq8]"
-        ),
-    ] = "",
-    pooling: Annotated[str, typer.Option(help="cls or mean [default: what the retriever says, else mean]")] = "",
-    dtype: Annotated[str, typer.Option("--type", help="of the vectors: float16 or float32")] = "float16",
+def _name(folder: Path, *parts: str) -> str:
+    """A name that Milvus takes: letters, digits and underscores, a letter first."""
+    name = regex.sub(r"[^A-Za-z0-9_]+", "_", "_".join([folder.resolve().name, *parts]))[:200]
+    return name if name[:1].isalpha() else f"index_{name}"
+
+
+def run_search(
+    folder: Path,
+    queries: Sequence[str],
+    k: int,
+    retriever: str = SPARSE,
+    *,
+    weight: float | None = None,
+    dense: str = "",
+    engine: Engine | None = None,
 ) -> None:
-    """Make the vectors of an index's passages, for `shoulders search --retriever dense`.
+    """Print the passages that are found for each query, its words highlighted."""
+    need("tantivy", "search")
+    need("faiss", "search")
+    quiet_libraries()
+    from shoulders.retrieval.dense import retriever_of
+    from shoulders.retrieval.index import Index
 
-    The same command again brings them up to date: only new passages are encoded. A run that was killed goes on with the
-    same command.
-    """
-    from shoulders.cli.encode import run
+    if weight is not None and retriever != HYBRID:
+        raise UsageError(
+            f"--weight {weight} counts in a sum of scores, and {retriever} has none: add --retriever {HYBRID}, or "
+            "leave --weight out"
+        )
+    weight = 1.0 if weight is None else weight
+    index = Index(folder)
+    terms = [_terms(query, index.analyser, retriever) for query in queries]
+    if engine is None:
+        _print(index, retriever_of(index, retriever, dense, weight), queries, k, terms, sparse=retriever == SPARSE)
+        return
+    with _on_server(index, engine, retriever, dense, weight) as searcher:
+        _print(index, searcher, queries, k, terms, sparse=retriever == SPARSE)
 
-    run(folder, retriever, name=name, kind=kind, pooling=pooling, dtype=dtype)
+
+@contextmanager
+def _on_server(index: "Index", engine: Engine, retriever: str, dense: str, weight: float) -> Iterator["Searcher"]:
+    with connected(engine) as server:
+        from shoulders.retrieval.distributed import server_retriever
+
+        served = server_retriever(index, server, retriever, engine.collection, dense, weight)
+        if served.stale:
+            told = f"what is at {engine.address} is not all of {index.folder} as it is now: shoulders upload"
+            console.print(told, style="yellow", markup=False, soft_wrap=True)
+        yield served.searcher
 
 
-@app.command(rich_help_panel="Evidence corpus")
-def search(  # noqa: PLR0913, PLR0917 (what it can be told)
-    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder of an index (`shoulders index`)")],
-    queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="questions or words")],
-    k: Annotated[int, typer.Option("-k", help="passages of each query")] = 10,
-    retriever: Annotated[
-        str,
-        typer.Option(help="sparse (BM25), dense, hybrid (sum of their scores) or rrf (of their ranks)"),
-    ] = "sparse",
-    weight: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="of sparse scores in the hybrid sum [default: 1]", show_default=False),
-    ] = None,
-    dense: Annotated[str, typer.Option(help="name of the vectors, if the index has several")] = "",
-    engine: Annotated[str, typer.Option(metavar="URI", help="a Milvus that it was sent to (`shoulders upload`)")] = "",
-    collection: Collection = "",
-    token_env: TokenVariable = "",
+def _print(
+    index: "Index", searcher: "Searcher", queries: Sequence[str], k: int, terms: Sequence[set[str]], *, sparse: bool
 ) -> None:
-    """Find passages of an index by BM25, by vectors (`shoulders encode`), or by both; here, or on a server."""
-    from shoulders.cli.search import run
-    from shoulders.cli.upload import Engine
+    folder = index.folder
+    if index.unfinished:
+        told = (
+            f"{folder} is being brought up to date, or that was interrupted: finish it with the same `shoulders index`"
+        )
+        console.print(told, style="yellow", markup=False, soft_wrap=True)
+    for query, some, hits in zip(queries, terms, index.search(queries, k, searcher), strict=True):
+        if len(queries) > 1:
+            console.print(Text(short(query), style="bold underline"), soft_wrap=True)
+        for rank, hit in enumerate(hits, start=1):
+            console.print(_shown(rank, hit, index.analyser, some), soft_wrap=True)
+        if len(hits) < k:
+            had = "have a word of the query" if sparse else "were found"
+            told = f"{len(hits):,} of {index.passages:,} passages {had}, {k:,} were asked for"
+            none = f"no passage {'has a word of' if sparse else 'was found for'} {short(query)!r}"
+            console.print(told if hits else none, style="yellow", markup=False, soft_wrap=True)
 
-    server = Engine(engine, collection, token_env) if engine else None
-    run(folder, queries, k, retriever, weight=weight, dense=dense, engine=server)
+
+def _terms(query: str, analyser: "Analyser", retriever: str) -> set[str]:
+    found = set(analyser.terms(query))
+    if not found and (retriever == SPARSE or not query.strip()):
+        raise UsageError(f"{short(query)!r} has no word to search for (a, the, of and the like are none)")
+    return found
 
 
-@app.command(rich_help_panel="Evidence corpus")
-def upload(
-    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder of an index (`shoulders index`)")],
-    to: Annotated[str, typer.Option(metavar="URI", help="http://HOST:19530, or a local file that ends in .db")],
-    collection: Collection = "",
-    token_env: TokenVariable = "",
-    k1: Annotated[float, typer.Option(help="of BM25; Pyserini's if none is given")] = 0.9,
-    b: Annotated[float, typer.Option(help="of BM25; Pyserini's if none is given")] = 0.4,
-    dense: Annotated[str, typer.Option(help="send the vectors of that name (`shoulders encode`) instead of BM25")] = "",
-    kind: Annotated[
-        str,
-        typer.Option(
-            help="how vectors are searched: FLAT (all of them), HNSW, IVF_FLAT or IVF_SQ8 [default: FLAT]",
-            show_default=False,
-        ),
-    ] = "",
-) -> None:
-    """Send an index to Milvus: its BM25 weights as sparse vectors, so that every server finds the same, or its vectors.
-
-    The same command again sends what changed. An upload that was killed goes on with the same command. Search it with
-    `shoulders search INDEX ... --engine URI`, read it with `evidence.engine=URI`.
-    """
-    from shoulders.cli.upload import Engine, run, run_vectors
-
-    engine = Engine(to, collection, token_env)
-    if kind and not dense:
-        raise UsageError(f"--kind {kind} is of vectors, and BM25 is sent: add --dense NAME, or leave --kind out")
-    if dense:
-        run_vectors(folder, engine, dense, kind)
-    else:
-        run(folder, engine, k1, b)
+def _shown(rank: int, hit: "Hit", analyser: "Analyser", terms: set[str]) -> Text:
+    head = Text(f"{rank:3}  {hit.score:7.3f}  ")
+    title, text = (Text(harmless(" ".join(part.split()))) for part in (hit.title, hit.text))
+    title.stylize("bold")
+    for part in (title, text):
+        for start, end in analyser.words(part.plain):
+            if terms.intersection(analyser.terms(part.plain[start:end])):
+                part.stylize("bold green", start, end)
+    return Text.assemble(head, title, "\n     ", text)

@@ -7,11 +7,10 @@ from typing import Annotated, Optional
 
 import typer
 
-from shoulders.cli import corpus, tools
-from shoulders.cli.app import Overrides, app
+from shoulders.cli.commands import Overrides, app
 from shoulders.errors import UsageError
 
-__all__ = ["app", "corpus", "main", "tools"]
+__all__ = ["app", "main"]
 
 SkipBadRows = Annotated[
     bool,
@@ -76,9 +75,8 @@ def train(
     Several processes share the steps: `accelerate launch -m shoulders train ...` on GPUs, and on CPUs
     `ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m shoulders train ...`.
     """
-    from shoulders.cli.train import run
-    from shoulders.cli.train_ranking import is_ranking
-    from shoulders.cli.train_ranking import run as rank
+    from shoulders.cli.train import is_ranking, run_train
+    from shoulders.cli.train import run_train_ranking as rank
 
     values = _with_flags(overrides, skip_bad_rows=skip_bad_rows)
     if is_ranking(recipe):
@@ -88,7 +86,7 @@ def train(
     elif cross_fit:
         raise UsageError(f"{recipe} has no re-ranker to cross-fit: shoulders train reranker --cross-fit")
     else:
-        run(recipe, values, out, resume=resume, rival=rival)
+        run_train(recipe, values, out, resume=resume, rival=rival)
 
 
 @app.command()
@@ -115,9 +113,9 @@ def sweep(
     as if it had never paused, and is measured on the test part. The folder gets sweep.json and sweep.md, the table of
     candidates, and a run's folder of each. One that diverges, or does not fit, is noted there and left.
     """
-    from shoulders.cli.sweep import run
+    from shoulders.cli.train import run_sweep
 
-    run(recipe, overrides or [], grid or [], fraction, out, resume=resume, rival=rival)
+    run_sweep(recipe, overrides or [], grid or [], fraction, out, resume=resume, rival=rival)
 
 
 @app.command()
@@ -135,9 +133,9 @@ def evaluate(
 
     What is measured is the recipe's `test`: e.g. `test.split=validation test.limit=100 suite.source=PATH`.
     """
-    from shoulders.cli.evaluate import run
+    from shoulders.cli.evaluate import run_evaluate
 
-    run(scaffold, _with_flags(overrides, skip_bad_rows=skip_bad_rows), recipe, out)
+    run_evaluate(scaffold, _with_flags(overrides, skip_bad_rows=skip_bad_rows), recipe, out)
 
 
 @app.command()
@@ -155,7 +153,7 @@ def forget(
     A scaffold leaves the frozen model bit by bit as it was, so nothing; the weights of a rival have moved. How much
     text is read: `text.sequences=64 text.length=256`; how much of which tasks: `suite.tasks=a,b test.limit=200`.
     """
-    from shoulders.cli.forget import run as measure
+    from shoulders.cli.evaluate import run_forget as measure
 
     measure(run, text, tasks, overrides or [], out)
 
@@ -230,9 +228,9 @@ def calibrate(
     Measures every run on the recipe's `development` part and chooses, within the budget, the thresholds of the best
     score. The passes of all runs that a question went through count.
     """
-    from shoulders.cli.calibrate import run
+    from shoulders.cli.calibrate import run_calibrate
 
-    run(arguments, budget, rule, recipe, out)
+    run_calibrate(arguments, budget, rule, recipe, out)
 
 
 @app.command()
@@ -250,9 +248,9 @@ def threshold(
     passages read and for the others apart, so that F1 is best where "no answer" is right for a question none of whose
     answers was read. Choose again for another index: `shoulders ask` says so where it reads what was not chosen for.
     """
-    from shoulders.cli.threshold import run
+    from shoulders.cli.calibrate import run_threshold
 
-    run(scaffold, overrides or [], index, test=test)
+    run_threshold(scaffold, overrides or [], index, test=test)
 
 
 @app.command()
@@ -313,9 +311,9 @@ def sample(
     `evidence` (temperature, longest, seed), and `evidence.store=FILE` keeps the samples for a textual recursion over
     the same scaffold.
     """
-    from shoulders.cli.sample import run
+    from shoulders.cli.evaluate import run_sample
 
-    run(scaffold, overrides or [], recipe, samples, out)
+    run_sample(scaffold, overrides or [], recipe, samples, out)
 
 
 def main() -> None:

@@ -9,23 +9,21 @@ from shoulders.answering.models import model_info, rival_folder
 from shoulders.cli.common import recipe_of, weights_of
 from shoulders.cli.scores import measuring
 from shoulders.cli.show import console, need, quiet_libraries
-from shoulders.data.evidence import with_evidence
 from shoulders.data.tasks import DEV
+from shoulders.engine.batches import with_evidence
 from shoulders.errors import UsageError
-from shoulders.evaluation.prompts import generator_of
-from shoulders.evaluation.prompts_report import write_prompts_report
+from shoulders.evaluation.perplexity import read_text_result, write_text_report
 from shoulders.evaluation.protocol import chosen_examples
-from shoulders.evaluation.provenance import provenance, scaffold_measured
-from shoulders.evaluation.reader_report import write_reader_report
-from shoulders.evaluation.recursion_report import write_recursion_report
+from shoulders.evaluation.recall import read_samples
 from shoulders.evaluation.report import headline, write_report
-from shoulders.evaluation.results import RESULTS, Result, read_result, short_names
-from shoulders.evaluation.samples import read_samples
-from shoulders.evaluation.suite_numbers import read_forgotten
-from shoulders.evaluation.suite_report import write_suite_report
-from shoulders.evaluation.text_report import read_text_result, write_text_report
-from shoulders.recipes.evidence import new_evidence
-from shoulders.recipes.jobs import tasks_of
+from shoulders.evaluation.results import RESULTS, Result, provenance, read_result, scaffold_measured, short_names
+from shoulders.paper.prompts_report import generator_of, write_prompts_report
+from shoulders.paper.reader_report import write_reader_report
+from shoulders.paper.recursion_report import write_recursion_report
+from shoulders.paper.suite_numbers import read_forgotten
+from shoulders.paper.suite_report import write_suite_report
+from shoulders.runs.build import new_evidence
+from shoulders.runs.jobs import tasks_of
 from shoulders.scaffolds.base import BARE
 from shoulders.scaffolds.storage import scaffold_folder
 from shoulders.training.log import read_log

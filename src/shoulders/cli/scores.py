@@ -9,11 +9,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from shoulders.cli.show import console
-from shoulders.data.counts import totals
+from shoulders.data.mixture import totals
 from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.results import metrics_of_tasks
 from shoulders.evaluation.statistics import average_interval
-from shoulders.recipes.running import Watch
+from shoulders.runs.run import Watch
 from shoulders.training.loop import Step
 
 

@@ -1,1 +1,1 @@
-"""Tasks, templates, the training mixture and batches."""
+"""Tasks, templates, the training mixture and text. Knows no PyTorch."""

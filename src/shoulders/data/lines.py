@@ -1,14 +1,16 @@
-"""JSON Lines files and arrays in JSON files, from the beginning to the end or one object at a time."""
+"""JSON Lines files, plain or compressed, read from the beginning to the end or one object at a time."""
 
 import gzip
 import json
 import os
 import re
+import tempfile
 import zlib
 from array import array
 from bisect import bisect_right
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +18,57 @@ from typing import IO, Any, BinaryIO, Generic, TypeVar, cast, final
 
 import ijson
 
-from shoulders.data.unpacking import unpacked
-from shoulders.decoding import WAY_OUT
-from shoulders.errors import BadRow, DataError
+from shoulders.errors import BadRow, DataError, SaveFailed
+from shoulders.store.encodings import WAY_OUT
+from shoulders.store.files import in_cache
+
+CHUNK = 1 << 20  # bytes
+
+
+def unpacked(path: Path) -> Path:
+    """A `.gz` file, unpacked: `unpacked/` of the cache folder (`$SHOULDERS_CACHE`, or `~/.cache/shoulders`).
+
+    It is unpacked anew if its size or its time has changed since, and by no more than one of two processes to the end.
+
+    Raises:
+        DataError: there is no such file, it is cut off, or it is not gzip.
+        SaveFailed: the cache folder cannot be written, or its disk is full.
+    """
+    with _reading(path):
+        place = in_cache("unpacked", path)
+    if place.exists():
+        return place
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent)
+        part = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as plain:
+                plain.writelines(_chunks(path))
+            os.replace(part, place)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise SaveFailed(
+            f"cannot unpack {path} to {place}: {error.strerror or error}; free space, or name another folder in "
+            "SHOULDERS_CACHE"
+        ) from error
+    return place
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with _reading(path), gzip.open(path) as packed:
+        while chunk := packed.read(CHUNK):
+            yield chunk
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{path}: {error}") from error
+
 
 Made = TypeVar("Made")
 
@@ -63,7 +113,7 @@ class JsonLines(Generic[Made]):
 
     Nothing of the file is held in memory: 24 bytes are kept for each 16 KiB of it, and an object is read when it is
     asked for. The file is gone through once, when the first thing is asked. A `.gz` file, which cannot be entered in
-    the middle, is unpacked into the cache folder (`shoulders.data.unpacking`).
+    the middle, is unpacked into the cache folder (`shoulders.data.lines`).
 
     Args:
         make: what is wanted of an object; its `ValueError` says what is wrong with one.

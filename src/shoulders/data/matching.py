@@ -1,20 +1,58 @@
-"""Whether an answer stands in a passage, and where: by the project's rule, and by DPR's own.
-
-By the project's rule (`has_span`) an answer stands where its letters do, however they are written: accents count, while
-case, composition, full width, ligatures, typographic quotation marks and dashes do not. Words are matched whole; in
-scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character with its marks is one, but for
-katakana. DPR's rule (`has_answer`) divides at spaces and punctuation alone, for figures beside published ones.
-
-Source of DPR's: Karpukhin et al. 2020, `dpr/data/qa_validation.py`. Words: UAX 29; characters: its grapheme clusters.
-"""
+"""Whether an answer stands in a passage, as DPR decides it, and where."""
 
 from collections.abc import Callable, Iterator, Sequence
-from unicodedata import normalize
+from typing import final
+from unicodedata import combining, decimal, decomposition, normalize
 
 import regex
 
-from shoulders.data.folding import ANSWERS, IDEOGRAPHIC, IGNORABLE, KATAKANA, SOUTH_EAST_ASIAN
 from shoulders.errors import UsageError
+from shoulders.records import Passage, Support
+
+# Scripts without spaces between words: by the character, and those in which marks and several characters make a letter.
+IDEOGRAPHIC = r"\p{Han}\p{Hiragana}\p{Bopomofo}\p{Yi}"
+SOUTH_EAST_ASIAN = r"\p{LB=SA}"  # Thai, Lao, Khmer, Burmese and their neighbours: Unicode's UAX 14 calls them complex
+KATAKANA = r"\p{Katakana}\u30fc\u3099\u309a"  # with the sign of a long vowel, and the marks of kana
+IGNORABLE = r"[\p{Default_Ignorable_Code_Point}--\u200b]"  # soft hyphens, joiners; U+200B stands between words
+CHANGES_MEANING = ("<super", "<sub", "<circle", "<fraction")  # more than another look: 10\u2076, 3\u00bd
+SIGNS = {
+    **dict.fromkeys("\u2018\u2019\u201a\u201b\u2039\u203a\u02b9\u02bb\u02bc\u2032\u00b4", "'"),
+    **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\u301d\u301e\u301f", '"'),
+    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212\ufe58", "-"),
+}
+
+
+@final
+class Folding(dict[int, str]):
+    """What each character becomes, worked out when it is first met: a table for `str.translate`."""
+
+    def __init__(self, fold: Callable[[str], str]) -> None:
+        super().__init__()
+        self._fold = fold
+
+    def __missing__(self, code: int) -> str:
+        folded = self[code] = self._fold(chr(code))
+        return folded
+
+
+def _look(character: str) -> str:
+    """NFD, of what it is another look of; what it is made of may have looks of its own (one sign for m\u00b2)."""
+    tag, _, codes = decomposition(character).rpartition("> ")
+    if not codes or tag in CHANGES_MEANING:
+        return normalize("NFD", character)
+    return normalize("NFD", "".join(_look(chr(int(code, 16))) for code in codes.split()))
+
+
+def _answer(character: str) -> str:
+    signs = SIGNS.get(character) or "".join(SIGNS.get(one, one) for one in _look(character))
+    digits = (one if (value := decimal(one, None)) is None else str(value) for one in signs)
+    return normalize("NFD", "".join(one if combining(one) else one.casefold() for one in digits))
+
+
+# Full width, ligatures, positional and typographic forms are decomposed.
+LOOKS = Folding(_look)
+# Case, the look of letters, decimal digits, quotation marks, apostrophes and dashes are folded; accents are not.
+ANSWERS = Folding(_answer)
 
 Rule = Callable[[Sequence[str], str], bool]  # whether one of the answers stands in a text
 TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")  # DPR's
@@ -110,3 +148,27 @@ def _places(part: Sequence[str], whole: Sequence[str]) -> Iterator[int]:
     size = len(part)
     starts = range(len(whole) - size + 1) if size else ()
     return (start for start in starts if whole[start : start + size] == part)
+
+
+def support(answer: str, passages: Sequence[Passage]) -> Support | None:
+    """The first passage whose text holds the answer, and where; None if there is none.
+
+    Answers are looked for as recall does it (`matching.has_span`), titles do not count. An answer without a letter or
+    sign stands nowhere.
+    """
+    for number, passage in enumerate(passages):
+        if span := span_of(answer, passage.text):
+            return Support(number, *span)
+    return None
+
+
+Span = tuple[int, int]  # first place and the one after the last
+MOST = 10  # occurrences that are trained on
+
+
+def answer_spans(answers: Sequence[str], text: str, most: int = MOST) -> list[Span]:
+    """Where the answers stand in a text, in characters, from its beginning on.
+
+    They are looked for as `has_span` does: a text that has an answer has a span.
+    """
+    return sorted(set(spans_of(answers, text)))[:most]

@@ -1,16 +1,56 @@
-"""The training mixture: examples of all tasks in all wordings, capped, and shuffled together."""
+"""The training mixture: examples of all tasks in all wordings, capped, and shuffled together.
+
+Also its two halves for cross-fitting, and the counts of what became of the examples that were read.
+"""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate
 from typing import final
 
-from shoulders.data.counts import READ, Counts, tally
 from shoulders.data.tasks import Skip, Task, check_wordings
-from shoulders.errors import BadRow, DataError, TemplateFailed
+from shoulders.errors import BadRow, DataError, TemplateFailed, UsageError
 from shoulders.records import Example
+
+READ = "read"  # all that were drawn; beside it stand those that were left out or cut
+CAPPED = "capped"  # examples that every epoch leaves out, because its data set is larger than the cap
+
+TRUNCATED = "truncated"  # read, and used with its input cut
+
+Counts = dict[str, dict[str, int]]
+
+
+def tally(counts: Counts, name: str, what: str, number: int = 1) -> None:
+    """Add to a count of the data set of that name."""
+    of_name = counts.setdefault(name, {})
+    of_name[what] = of_name.get(what, 0) + number
+
+
+def copied(counts: Mapping[str, Mapping[str, int]]) -> Counts:
+    """The same counts, which no longer change with these."""
+    return {name: dict(of_name) for name, of_name in counts.items()}
+
+
+def totals(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Over all data sets."""
+    found: Counts = {}
+    for of_name in counts.values():
+        for what, number in of_name.items():
+            tally(found, "", what, number)
+    return found.get("", {})
+
+
+def used(of_name: Mapping[str, int]) -> int:
+    """Examples of one data set that were read and not left out."""
+    return of_name.get(READ, 0) - sum(n for what, n in of_name.items() if what not in {READ, CAPPED, TRUNCATED})
+
+
+def left_out(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """What was left out or cut, e.g. "3 discarded, 1 bad row"; "none" if nothing was."""
+    return ", ".join(f"{n} {what}" for what, n in totals(counts).items() if n and what != READ) or "none"
+
 
 CAP = 500_000  # training examples of a data set before it is capped (Sanh et al. 2021; the paper, section 2.2)
 
@@ -168,3 +208,17 @@ def permuted(index: int, size: int, key: str) -> int:
 
 def _hash(value: int, turn: int, key: str) -> int:
     return int.from_bytes(blake2b(f"{key}/{turn}/{value}".encode(), digest_size=8).digest(), "little")
+
+
+FOLDS = ("a", "b")  # halves of the training examples, for cross-fitting
+
+
+def fold_of(example: Example) -> str:
+    """The half of the training examples that one belongs to, the same in all its wordings."""
+    return FOLDS[blake2b(f"{example.task}/{example.id}".encode(), digest_size=1).digest()[0] % len(FOLDS)]
+
+
+def check_fold(fold: str) -> None:
+    """Raise `UsageError` for what is no half."""
+    if fold and fold not in FOLDS:
+        raise UsageError(f"suite.fold={fold!r} is no half of the training examples: a, b, or nothing for all of them")

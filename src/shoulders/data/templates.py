@@ -18,8 +18,8 @@ from jinja2 import nodes
 from jinja2.sandbox import SandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from shoulders.decoding import decode_whole
 from shoulders.errors import DataError, SourceNotFound, TemplateFailed
+from shoulders.store.encodings import decode_whole
 
 SEPARATOR = "|||"
 PIPES = "3ed2dface8203c4c9dfb1a5dc58e41e0"  # stands for ||| inside the data, so that it does not separate

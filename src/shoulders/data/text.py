@@ -1,4 +1,4 @@
-"""Plain text for language modelling: documents of files or a hub data set, packed into sequences of one length."""
+"""Plain text for language modelling: the documents of files or of a hub data set."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -7,21 +7,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, final
 
-from jaxtyping import Int
-from torch import Tensor
-
-from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.sources import hub_errors
 from shoulders.data.lines import JsonLines
-from shoulders.data.mixture import permuted
 from shoulders.data.readers import datasets_library
-from shoulders.decoding import decode_whole
 from shoulders.errors import DataError, SourceNotFound
-from shoulders.records import Batch, LMInput
+from shoulders.store.encodings import decode_whole
+from shoulders.store.files import hub_errors
 
 PLAIN = (".txt", ".md")
 LINES = (".jsonl", ".jsonl.gz")
-OFFSETS = 1 << 32  # a position is the place of a document and an offset in it, as one number
 
 
 def open_text(source: str) -> "Documents":
@@ -119,53 +112,3 @@ def _text(record: Mapping[str, Any]) -> str:
     if not isinstance(text, str):
         raise ValueError("it has no `text` field: documents are its values")
     return text
-
-
-def text_batch(ids: Int[Tensor, "B T"], lm: FrozenLM) -> Batch:
-    """Sequences whose every next token is to be predicted, T - 1 of each."""
-    ids = ids.to(lm.device)
-    return Batch(LMInput(lm.embed(ids[:, :-1]), None, (0,) * len(ids)), ids[:, 1:])
-
-
-@final
-class PackedText:
-    """An endless stream of token sequences of one length, without padding, addressed by position.
-
-    Documents follow each other in an order shuffled anew in every epoch, each ended by the end token; sequences are cut
-    wherever they are full. A position leads to its sequence at once, so a resumed run goes on exactly where it was.
-    """
-
-    def __init__(self, documents: Documents, lm: FrozenLM, length: int, seed: int) -> None:
-        if length < 2:
-            raise DataError(f"text.length is {length}: a sequence has at least 2 tokens")
-        lm.check_room("a sequence of text", length, "lower text.length")
-        self.documents, self.lm, self.length, self.seed = documents, lm, length, seed
-        self.position = 0
-        self._read: tuple[int, list[int]] = (-1, [])  # the document that was tokenised last
-
-    @property
-    def epoch(self) -> int:
-        """The position at which every document has been read once."""
-        return len(self.documents) * OFFSETS
-
-    def take(self) -> list[int]:
-        """The next sequence."""
-        place, offset = divmod(self.position, OFFSETS)
-        ids: list[int] = []
-        while len(ids) < self.length:
-            tokens = self._tokens(place)
-            part = tokens[offset : offset + self.length - len(ids)]
-            ids += part
-            offset += len(part)
-            if offset == len(tokens):
-                place, offset = place + 1, 0
-        self.position = place * OFFSETS + offset
-        return ids
-
-    def _tokens(self, place: int) -> list[int]:
-        if self._read[0] != place:
-            epoch, number = divmod(place, len(self.documents))
-            document = permuted(number, len(self.documents), f"{self.seed}/text/{epoch}")
-            text = self.documents[document]
-            self._read = place, [*self.lm.ids(text), self.lm.end] if text.strip() else []
-        return self._read[1]

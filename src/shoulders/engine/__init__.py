@@ -1,1 +1,1 @@
-"""Drivers of programs: rows of different scaffolds in one batch, and generation over them."""
+"""What runs scaffolds around the frozen model: batches, decoding, questions in and answers out."""

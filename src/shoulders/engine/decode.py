@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shoulders.backbone.choosing import Choice, Generated, until_end
 from shoulders.backbone.frozen import SCORED_AT_ONCE, FrozenLM, pad_right
-from shoulders.backbone.memory import Memory
+from shoulders.backbone.passes import Memory
 from shoulders.engine.together import together
 from shoulders.records import IGNORE, LMInput
 from shoulders.scaffolds.base import Scaffold

@@ -1,1 +1,1 @@
-"""Metrics, protocol, intervals and reports."""
+"""Metrics, the protocol of measuring, intervals, results and reports."""

@@ -1,16 +1,21 @@
-"""How well a text is predicted: perplexity by the backbone's own tokens, and bits a byte, which compares backbones."""
+"""How well a text is predicted: perplexity by the backbone's own tokens and bits a byte, and the report on it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.text import text_batch
-from shoulders.pipeline import POSITIONS_AT_ONCE
+from shoulders.engine.batches import text_batch
+from shoulders.engine.inference import POSITIONS_AT_ONCE
+from shoulders.errors import CorruptFile, SourceNotFound, UsageError
+from shoulders.evaluation import plots
+from shoulders.evaluation.results import RESULTS, Result
 from shoulders.scaffolds.base import Scaffold
+from shoulders.store.files import read_json, save_failed, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +61,62 @@ def perplexity(lm: FrozenLM, scaffold: Scaffold, sequences: Sequence[Sequence[in
         nats += lm.nll(scaffold.states(lm, batch.given), batch.labels).sum().item()
     text_bytes = sum(len(lm.text(list(ids[1:])).encode()) for ids in sequences)
     return Perplexity(nats, sum(len(ids) - 1 for ids in sequences), text_bytes)
+
+
+PAGE, NUMBERS = "text.md", "text.json"
+NEEDED = {"perplexity", "bits_per_byte", "tokens", "recipe", "trained"}
+
+
+def read_text_result(path: Path, name: str, log: Sequence[Mapping[str, Any]]) -> Result:
+    """The `results.json` of a run on text, put together with its log.
+
+    Raises:
+        SourceNotFound, CorruptFile: there is none, or it is that of another kind of run.
+    """
+    file = path / RESULTS if path.is_dir() else path
+    if not file.exists():
+        raise SourceNotFound(f"there are no results at {path}: train on text first (shoulders train text_recursion)")
+    content = read_json(file)
+    if not set(content) >= NEEDED:
+        raise CorruptFile(f"{file} holds no perplexity: it is not the result of a run on text")
+    return Result(name, content, log)
+
+
+def write_text_report(results: Sequence[Result], folder: Path) -> tuple[Path, str]:
+    """Write a table, the numbers and the curve into a folder; returns the table's path and the headline.
+
+    Raises:
+        UsageError: none, or measured on different texts.
+        SaveFailed: the folder cannot be written.
+    """
+    if not results:
+        raise UsageError("a report needs at least one measured run")
+    texts = [{**result.content["recipe"]["text"], "tokens": result.content["tokens"]} for result in results]
+    for result, text in zip(results, texts, strict=True):
+        if text != texts[0]:
+            raise UsageError(
+                f"{result.name} and {results[0].name} were measured on different texts: {text}, {texts[0]}"
+            )
+    best = min(results, key=lambda result: result.content["perplexity"])
+    told = f"{best.name} predicts the text best: perplexity {best.content['perplexity']:.2f}."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn = plots.draw_perplexity(results, folder)
+        page = "\n".join([*_table(results), "", told, *(f"\n![perplexity]({name})" for name in drawn), ""])
+        (folder / PAGE).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise save_failed(folder, error) from error
+    write_json(folder / NUMBERS, {result.name: dict(result.content) for result in results})
+    return folder / PAGE, told
+
+
+def _table(results: Sequence[Result]) -> list[str]:
+    lines = ["| run | trained | tokens read | perplexity | bits a byte |", "| --- | ---: | ---: | ---: | ---: |"]
+    for result in results:
+        content = result.content
+        seen = sum(line["positions"] for line in result.log)
+        lines.append(
+            f"| {result.name} | {content['trained']:,} | {seen:,} | {content['perplexity']:.2f} | "
+            f"{content['bits_per_byte']:.4f} |"
+        )
+    return [*lines, f"\n{results[0].content['tokens']:,} held-out tokens."]

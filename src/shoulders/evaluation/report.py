@@ -1,9 +1,9 @@
-"""Measured runs side by side: Markdown, JSON, plots and one HTML page that needs nothing else."""
+"""Measured runs side by side: Markdown tables, JSON, plots and one HTML page that needs nothing else."""
 
 import base64
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,61 @@ import jinja2
 
 from shoulders.errors import UsageError
 from shoulders.evaluation import plots
+from shoulders.evaluation.metrics import EM, F1
 from shoulders.evaluation.results import Result, metrics_of_tasks
 from shoulders.evaluation.statistics import Interval, average_interval, difference_interval
-from shoulders.files import save_failed, write_json
+from shoulders.store.files import save_failed, write_json
+
+ORIGIN = ("recipe", "backbone", "scaffold", "commit", "dirty", "versions", "machine", "time", "examples_hash")
+NONE = "\N{EN DASH}"
+CALLED = {EM.name: "EM", F1.name: "F1"}
+
+
+def markdown(columns: Mapping[str, Sequence[str]], words: Collection[str]) -> str:
+    """A table; columns of numbers stand to the right, those named as words to the left."""
+    lines = [
+        list(columns),
+        ["---" if name in words else "---:" for name in columns],
+        *zip(*columns.values(), strict=True),
+    ]
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+def called(metric: str) -> str:
+    """A metric as the literature writes it."""
+    return CALLED.get(metric, metric)
+
+
+def number(value: int | None) -> str:
+    """A count, or a dash."""
+    return NONE if value is None else f"{value:,}"
+
+
+def percent(value: float | None) -> str:
+    """A percentage or an average, or a dash."""
+    return NONE if value is None else f"{value:.1f}"
+
+
+def gigabytes(value: int | None) -> str:
+    """Bytes in billions, or a dash."""
+    return NONE if value is None else f"{value / 1e9:.1f}"
+
+
+def or_none(interval: Interval | None) -> str:
+    """A score with its interval, or a dash."""
+    return str(interval) if interval else NONE
+
+
+def signed(gap: Interval | None) -> str:
+    """A difference with its interval, or a dash."""
+    return f"{gap.value:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]" if gap else NONE
+
+
+def origin(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report keeps of where a result comes from."""
+    return {key: content[key] for key in ORIGIN if key in content}
+
 
 PAGE, TABLE, SCORES = "report.html", "scores.md", "scores.json"
 ALT = {
@@ -34,7 +86,7 @@ def write_report(results: Sequence[Result], folder: Path, title: str = "shoulder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         drawn = plots.draw(results, folder)
-        (folder / TABLE).write_text(markdown(results), encoding="utf-8")
+        (folder / TABLE).write_text(results_table(results), encoding="utf-8")
         (folder / PAGE).write_text(_page(results, title, folder, drawn), encoding="utf-8")
     except OSError as error:
         raise save_failed(folder, error) from error
@@ -63,7 +115,7 @@ def gains(results: Sequence[Result], base: Result) -> str:
     return f"Over {base.name}, with 95% intervals: {', '.join(told)}."
 
 
-def markdown(results: Sequence[Result]) -> str:
+def results_table(results: Sequence[Result]) -> str:
     """The scores as a Markdown table."""
     names = [result.name for result in results]
     lines = ["| task | cluster | metric | " + " | ".join(names) + " |", "| --- | --- | --- |" + " ---: |" * len(names)]

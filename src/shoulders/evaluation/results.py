@@ -1,20 +1,109 @@
-"""Scores as JSON and back: what a run leaves behind and a report reads."""
+"""Scores as JSON and back: what a run leaves behind, where it comes from, and what a report reads."""
 
 import hashlib
+import importlib.metadata
 import json
+import os
+import platform
+import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from shoulders.backbone.encoder_decoder import FrozenEncoderDecoder
+from shoulders.backbone.fingerprint import identity
+from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import CorruptFile, SourceNotFound
 from shoulders.evaluation.metrics import METRICS
 from shoulders.evaluation.protocol import Scores, WordingScore
 from shoulders.evaluation.statistics import Measured, average_interval
-from shoulders.files import read_json
 from shoulders.records import Example
-from shoulders.scaffolds.base import recorded
+from shoulders.scaffolds.base import Scaffold, recorded
+from shoulders.store.files import read_json
+
+LIBRARIES = ("shoulders", "torch", "transformers", "accelerate", "safetensors", "tokenizers")
+OPTIONAL = ("datasets", "sacrebleu", "rouge-score")  # they decide on scores where they are installed
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def provenance(recipe: Mapping[str, Any], lm: FrozenLM | FrozenEncoderDecoder) -> dict[str, Any]:
+    """Recipe, model, code, libraries, machine and time of a result."""
+    return {
+        "recipe": dict(recipe),
+        "backbone": {"name": lm.name, "fingerprint": lm.fingerprint(), "dtype": str(lm.dtype).removeprefix("torch.")},
+        **circumstances(),
+    }
+
+
+def scaffold_measured(scaffold: Scaffold, name: str | None) -> dict[str, Any]:
+    """Which scaffold a result belongs to, and which encoder it reads with. `name` is where it lies; None for none."""
+    encoder = scaffold.encoder
+    return {
+        "kind": scaffold.kind,
+        "passes": scaffold.passes,
+        "name": name,
+        "fingerprint": identity(scaffold),
+        "encoder": encoder and {"name": encoder.name, "fingerprint": encoder.fingerprint()},
+    }
+
+
+def circumstances(*libraries: str) -> dict[str, Any]:
+    """Code, versions (also of the named libraries), machine and time of a measurement."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),  # of the code, not of what it writes
+        "versions": _versions(libraries),
+        "machine": machine(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _versions(libraries: Sequence[str]) -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in (*LIBRARIES, *libraries)}
+    for name in OPTIONAL:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What the result was computed on."""
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        found["accelerator"] = torch.cuda.get_device_name()
+    return found
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the checkout that this code runs from; None where there is none.
+
+    A package installed inside somebody else's repository (their .venv) is not in a checkout of its own.
+    """
+    top = _git_output("rev-parse", "--show-toplevel")
+    if top is None or (Path(top) / "src" / "shoulders").resolve() != PACKAGE:
+        return None
+    return _git_output(*arguments)
+
+
+def _git_output(*arguments: str) -> str | None:
+    try:
+        run = subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip()
+
 
 RESULTS = "results.json"
 SAMPLES = 2  # predictions of each wording that are kept to be looked at

@@ -1,1 +1,1 @@
-"""Sources of evidence: text that is put before, or after, a question."""
+"""Text that is put before a question: retrieved passages, or answers that the model sampled itself."""

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from shoulders.corpus.searching import RETRIEVERS, SPARSE
-from shoulders.data.evidence import CANDIDATES, ORACLE, RETRIEVED, EvidenceConfig
+from shoulders.engine.batches import CANDIDATES, ORACLE, RETRIEVED, EvidenceConfig
+from shoulders.engine.inference import Sampling
 from shoulders.errors import UnknownName, UsageError
-from shoulders.pipeline import Sampling
+from shoulders.retrieval.search import RETRIEVERS, SPARSE
 
 PASSAGES = (RETRIEVED, ORACLE)  # of an index
 BUILT_IN = ("", CANDIDATES, *PASSAGES)

@@ -7,23 +7,22 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.sources import cache_folder
-from shoulders.corpus.reranked import Rankers, Reranked
-from shoulders.corpus.scores import ScoreStore
-from shoulders.data.batching import Lengths
-from shoulders.data.evidence import FOLDS, SOURCES, Evidence, EvidenceConfig, Room
-from shoulders.data.packing import PackedEvidence, Packer
+from shoulders.data.mixture import FOLDS
+from shoulders.engine.batches import ORACLE, SOURCES, Evidence, EvidenceConfig, Lengths, Room
+from shoulders.engine.inference import Answering, Sampling
 from shoulders.errors import SourceNotFound, UsageError
-from shoulders.evidence.candidates import Candidates, FirstPass
-from shoulders.evidence.choice import ORACLE, EvidenceChoice, RetrieverChoice
-from shoulders.evidence.store import AnswerStore
-from shoulders.pipeline import Answering, Sampling
+from shoulders.evidence.candidates import AnswerStore, Candidates, FirstPass
+from shoulders.evidence.choice import EvidenceChoice, RetrieverChoice
+from shoulders.evidence.packing import PackedEvidence, Packer
+from shoulders.evidence.reranked import Rankers, Reranked, ScoreStore
 from shoulders.scaffolds.base import Scaffold, scaffold_named
 from shoulders.scaffolds.storage import read_origin, scaffold_folder
+from shoulders.store.files import cache_folder
 
 if TYPE_CHECKING:
-    from shoulders.corpus.index import Index
-    from shoulders.corpus.searching import Searcher
+    from shoulders.retrieval.index import Index
+    from shoulders.retrieval.search import Searcher
+
 
 SCORES = "scores.sqlite"  # in the cache folder
 SAMPLED_AT_ONCE = 16_384  # positions; branches are short, and only their keys and values are held
@@ -55,8 +54,8 @@ def _retrieved(choice: EvidenceChoice, lm: FrozenLM, room: Room) -> PackedEviden
         )
     packer = Packer.beside(lm, room.prompt, room.answer, room.input, truncate=choice.truncate)
     try:
-        from shoulders.corpus.oracle import Oracle
-        from shoulders.corpus.retrieved import Index, Retrieved
+        from shoulders.evidence.retrieved import Oracle, Retrieved
+        from shoulders.retrieval.index import Index
     except ImportError as error:
         raise SourceNotFound(f"an index needs {error.name}: pip install 'shoulders[search]'") from None
     index = Index(Path(choice.index).expanduser())
@@ -78,13 +77,13 @@ def searcher_of(choice: RetrieverChoice, index: "Index") -> "Searcher":
         SourceNotFound, UsageError: there are no vectors, or not the encoder that made them; the server does not answer,
             or was not sent all of the index as it is now.
     """
-    from shoulders.corpus.retrievers import retriever_of
+    from shoulders.retrieval.dense import retriever_of
 
     if not choice.engine:
         return retriever_of(index, choice.retriever, choice.dense, choice.weight)
     try:
-        from shoulders.corpus.distributed import server_retriever
-        from shoulders.corpus.milvus import shared
+        from shoulders.retrieval.distributed import server_retriever
+        from shoulders.retrieval.milvus import shared
     except ImportError as error:
         raise SourceNotFound(f"a server (engine) needs {error.name}: pip install 'shoulders[distributed]'") from None
     server = shared(choice.engine)

@@ -1,1 +1,1 @@
-"""Runs: training, measuring and keeping what was trained."""
+"""Recipes, and what turns one into a trained and measured scaffold."""

@@ -2,7 +2,7 @@
 
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.input_prompt import InputPrompt
-from shoulders.scaffolds.prefix_tuning import PrefixTuning
+from shoulders.scaffolds.peft import PrefixTuning
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 
 __all__ = ["Bare", "InputPrompt", "PrefixTuning", "Scaffold", "SoftPrompt"]

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from shoulders.backbone.encoder import Encoder
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.memory import Memory
+from shoulders.backbone.passes import Memory
 from shoulders.errors import CorruptFile, UsageError
-from shoulders.files import whole_folder
 from shoulders.plugins import Registry
-from shoulders.records import LMInput
+from shoulders.records import LMInput, Placement
 from shoulders.scaffolds.program import Pass, Program, direct
 from shoulders.scaffolds.storage import (
     CONFIG,
@@ -29,7 +28,7 @@ from shoulders.scaffolds.storage import (
     scaffold_folder,
     write_files,
 )
-from shoulders.scaffolds.weaving import Placement
+from shoulders.store.files import whole_folder
 
 REPOSITORY = "https://github.com/shoulders-lm/shoulders"
 
@@ -88,7 +87,7 @@ KINDS: Registry[type["Scaffold"]] = Registry(
     {
         "bare": "shoulders.scaffolds.base:Bare",
         "input_prompt": "shoulders.scaffolds.input_prompt:InputPrompt",
-        "prefix_tuning": "shoulders.scaffolds.prefix_tuning:PrefixTuning",
+        "prefix_tuning": "shoulders.scaffolds.peft:PrefixTuning",
         "recursion": "shoulders.scaffolds.recursion:Recursion",
         "soft_prompt": "shoulders.scaffolds.soft_prompt:SoftPrompt",
     },

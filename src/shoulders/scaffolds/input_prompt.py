@@ -1,4 +1,4 @@
-"""ID-PT: a prompt written for each input by a small encoder and a trained cross-attention network."""
+"""ID-PT: a prompt generated for each input by a small encoder and a trained cross-attention network."""
 
 import math
 from collections.abc import Mapping
@@ -11,16 +11,45 @@ from torch import Tensor, nn
 
 from shoulders.backbone.encoder import Encoder, FrozenEncoder, embedding_norm
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.memory import Memory
+from shoulders.backbone.passes import Memory
 from shoulders.errors import ContextFull, UsageError, WrongBackbone
-from shoulders.records import LMInput, Tokens
-from shoulders.scaffolds import initialise
+from shoulders.records import LMInput, Placement, Tokens
+from shoulders.scaffolds import soft_prompt
 from shoulders.scaffolds.base import NO_DATA, Scaffold, TrainingData
-from shoulders.scaffolds.initialise import PromptConfig
-from shoulders.scaffolds.perceiver import AttentionBlock
 from shoulders.scaffolds.program import Encode, Pass, Program
-from shoulders.scaffolds.soft_prompt import SoftPrompt
-from shoulders.scaffolds.weaving import Placement, prompted
+from shoulders.scaffolds.soft_prompt import PromptConfig, SoftPrompt
+from shoulders.scaffolds.weaving import prompted
+
+
+@final
+class AttentionBlock(nn.Module):
+    """Pre-norm attention and a GELU network, both residual on the query stream: 12 d^2 weights and 13 d others.
+
+    With `across`, keys and values come from another sequence and have a norm of their own (2 d more).
+    """
+
+    def __init__(self, width: int, heads: int, *, across: bool, widening: int = 4) -> None:
+        super().__init__()
+        self.query_norm = nn.LayerNorm(width)
+        self.key_norm = nn.LayerNorm(width) if across else None
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.network_norm = nn.LayerNorm(width)
+        self.network = nn.Sequential(nn.Linear(width, widening * width), nn.GELU(), nn.Linear(widening * width, width))
+
+    def forward(
+        self,
+        queries: Float[Tensor, "B P E"],
+        read: Float[Tensor, "B S E"] | None = None,
+        mask: Bool[Tensor, "B S"] | None = None,
+    ) -> Float[Tensor, "B P E"]:
+        """Queries after one block; they attend to `read` (False in `mask` = padding), or to each other."""
+        normed = self.query_norm(queries)
+        keys = normed if read is None or self.key_norm is None else self.key_norm(read)
+        hidden = None if mask is None else ~mask
+        mixed, _ = self.attention(normed, keys, keys, key_padding_mask=hidden, need_weights=False)
+        queries = queries + mixed
+        return queries + self.network(self.network_norm(queries))
+
 
 SELF = "self"  # the language model as its own encoder
 SOURCE_AT_LEAST = 8  # tokens of the input, special ones included, that an encoder has to have room for
@@ -230,7 +259,7 @@ class InputPrompt(Scaffold, kind="input_prompt"):
     @classmethod
     def new(cls, config: InputPromptConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:
         """A generator with its encoder; over a shared prompt that starts as `config.init` says, where it has a base."""
-        start = initialise.chosen(config, lm, seed, data)(config.length) if config.base else None
+        start = soft_prompt.chosen(config, lm, seed, data)(config.length) if config.base else None
         return cls(encoder_named(config.encoder, lm), lm, config.shape, start=start, placement=config.placement)
 
     @property

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from shoulders.backbone.encoder import Encoder
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.memory import PassMemory
-from shoulders.backbone.passes import StackInput, read_together
-from shoulders.scaffolds.connector import Connector
+from shoulders.backbone.passes import PassMemory, StackInput, read_together
+from shoulders.scaffolds.recursion import Connector
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,8 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.sources import hub_errors
 from shoulders.errors import CorruptFile, SourceNotFound, WrongBackbone
-from shoulders.files import BEST, read_json, read_tensors, recovered, write_json, write_tensors
+from shoulders.store.files import BEST, hub_errors, read_json, read_tensors, recovered, write_json, write_tensors
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FORMAT = 2

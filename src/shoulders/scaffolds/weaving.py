@@ -1,22 +1,12 @@
 """Placing a prompt into a batch of texts, and asking for the pass that reads both."""
 
-from enum import StrEnum
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from shoulders.backbone.memory import Memory, PassMemory
+from shoulders.backbone.passes import Memory, PassMemory
 from shoulders.records import KeysValues, LMInput
 from shoulders.scaffolds.program import Pass, Program
-
-
-class Placement(StrEnum):
-    """Where a prompt stands."""
-
-    PREFIX = "prefix"  # before everything (Lester et al. 2021; the paper)
-    INFIX = "infix"  # between the evidence and the question
-    SUFFIX = "suffix"  # after the question: the text is read without gradients, and alike by every scaffold
 
 
 def weave(

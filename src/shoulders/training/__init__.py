@@ -1,1 +1,1 @@
-"""The training loop, its plan, checkpoints and log."""
+"""The training loop, its plan, log and losses."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from shoulders.errors import SaveFailed
-from shoulders.files import save_failed
+from shoulders.store.files import save_failed
 from shoulders.training.loop import Step
 
 LOG, CURVES = "log.jsonl", "tensorboard"

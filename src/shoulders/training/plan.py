@@ -1,9 +1,10 @@
-"""How a training run goes: one frozen record of numbers."""
+"""How a training run goes, and what a rival of a scaffold is trained by: frozen records of numbers."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from shoulders.errors import UnknownName, UsageError
+from shoulders.scaffolds.peft import ALL_LINEAR, FULL, LORA, PREFIX
 
 DECAYS = ("none", "linear")
 HIGHEST_RATE = 1e3  # of any use; far above it fp32 overflows in the first steps
@@ -79,3 +80,62 @@ class TrainPlan:
         if self.decay == "linear" and done >= rising:
             factor *= max(0.0, (self.steps - done) / max(1, self.steps - rising))
         return factor
+
+
+# LoRA: Dettmers et al. 2023 (QLoRA), for models up to 13B. A prefix without an MLP: of the order that Liu et al. 2022
+# (P-Tuning v2) use. All weights: the middle of Devlin et al. 2019, appendix A.3.
+RATES = {LORA: 2e-4, PREFIX: 1e-2, FULL: 3e-5}
+RIVALS = tuple(RATES)
+EPS = 1e-8  # of Adam in transformers' own trainer
+
+
+@dataclass(frozen=True, slots=True)
+class RivalChoice:
+    """What is trained in the place of a scaffold; the recipe's other values hold for it, those of its optimizer do not.
+
+    Attributes:
+        kind: "lora" (Hu et al. 2022), "prefix_tuning" (Li and Liang 2021; as long as the scaffold's prompt) or "full"
+            (all weights); empty: no rival.
+        learning_rate: the peak rate; 0 for the usual one of its kind (`RATES`).
+        warmup, decay, weight_decay: in the place of the recipe's `training`.
+        rank, alpha: of LoRA; its update is multiplied by alpha / rank.
+        targets: layers that LoRA adapts, by the end of their names; "all-linear": all but the output matrix.
+    """
+
+    kind: str = ""
+    learning_rate: float = 0.0
+    warmup: float = 0.05
+    decay: str = "linear"
+    weight_decay: float = 0.0
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+
+    def __post_init__(self) -> None:
+        if self.kind and self.kind not in RIVALS:
+            raise UnknownName("rival", self.kind, RIVALS)
+        if not self.kind and any(getattr(self, item.name) != item.default for item in fields(self)):
+            raise UsageError(f"rival values need a rival: --rival {'|'.join(RIVALS)}")
+        if self.decay not in DECAYS:
+            raise UnknownName("rival.decay", self.decay, DECAYS)
+        self._check("learning_rate", 0 <= self.learning_rate <= HIGHEST_RATE, f"from 0 (the usual) to {HIGHEST_RATE:g}")
+        self._check("warmup", 0 <= self.warmup <= 1, "it is a share of the steps, between 0 and 1")
+        self._check("weight_decay", 0 <= self.weight_decay < math.inf, "it cannot be negative")
+        self._check("rank", self.rank >= 1, "it must be at least 1")
+        self._check("alpha", 0 < self.alpha < math.inf, "it must be above 0")
+        self._check("targets", bool(self.targets), f"name a layer; {ALL_LINEAR} takes all")
+
+    def _check(self, name: str, fits: bool, rule: str) -> None:
+        if not fits:
+            raise UsageError(f"rival.{name} is {getattr(self, name)}: {rule}")
+
+    def plan(self, training: TrainPlan) -> TrainPlan:
+        """The recipe's plan with the rival's optimizer."""
+        return replace(
+            training,
+            learning_rate=self.learning_rate or RATES[self.kind],
+            warmup=self.warmup,
+            decay=self.decay,
+            weight_decay=self.weight_decay,
+            eps=EPS,
+        )

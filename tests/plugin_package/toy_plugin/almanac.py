@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field, replace
 
-from shoulders.data.evidence import EvidenceConfig, Passage
+from shoulders.engine.batches import EvidenceConfig
 from shoulders.errors import UsageError
+from shoulders.records import Passage
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,317 @@
+"""The stages of a cascade around one frozen model: an input stops once its answer is sure.
+
+Each is dearer than the one before. On disk they are thresholds and names of scaffolds, which stay where they are.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+from shoulders.answering.calibration import Point
+from shoulders.backbone.fingerprint import identity
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.engine.batches import Evidence
+from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UnknownName, UsageError, WrongBackbone
+from shoulders.records import Answer
+from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.store.files import check_replaceable, read_json, recovered, whole_folder, write_json
+
+RULES: dict[str, Callable[[Answer], float]] = {
+    "probability": lambda answer: answer.log_probability,
+    "margin": lambda answer: answer.margin,
+}
+PROBABILITY = "probability"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A scaffold around the frozen model, and what an answer costs there.
+
+    Attributes:
+        scaffold: whose greedy answer it is.
+        passes: through the frozen model, those that its evidence costs among them.
+        name: where the scaffold lies.
+        evidence: that its questions are read with.
+    """
+
+    scaffold: Scaffold
+    passes: int
+    name: str = ""
+    evidence: Evidence | None = None
+
+    @classmethod
+    def of(cls, scaffold: Scaffold, name: str = "", evidence: Evidence | None = None) -> Self:
+        """A scaffold with its evidence, at the price of both."""
+        return cls(scaffold, scaffold.passes + (evidence.passes if evidence else 0), name or scaffold.kind, evidence)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """An answer, the stage that gave it, and the passes of all stages that the input went through."""
+
+    answer: Answer
+    stage: int
+    passes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptive:
+    """Stages in order of cost; an input stops at the first whose confidence reaches its threshold, or at the last.
+
+    Attributes:
+        stages: in order of cost.
+        thresholds: of all stages but the last.
+        rule: what confidence is: "probability" (log-probability of the answer) or "margin" (its smallest lead).
+    """
+
+    stages: tuple[Stage, ...]
+    thresholds: tuple[float, ...]
+    rule: str = PROBABILITY
+
+    def __post_init__(self) -> None:
+        check_rule(self.rule)
+        if len(self.thresholds) != len(self.stages) - 1:
+            raise UsageError(
+                f"there are {len(self.stages)} stages and {len(self.thresholds)} thresholds: every stage but the last "
+                "has one"
+            )
+        for one, other in pairwise(self.stages):
+            if one.passes > other.passes:
+                raise UsageError(
+                    f"stage {one.name!r} costs {one.passes} passes and the one after it, {other.name!r}, "
+                    f"{other.passes}: put the cheaper one first"
+                )
+
+    def only(self, passes: int) -> Self:
+        """The dearest stage of at most so many passes, asked without those before it.
+
+        Raises:
+            UsageError: the cheapest costs more.
+        """
+        found = [stage for stage in self.stages if stage.passes <= passes]
+        if not found:
+            costs = ", ".join(str(stage.passes) for stage in self.stages)
+            raise UsageError(f"no stage answers with {passes} passes, they cost {costs}: ask for --passes auto or more")
+        return replace(self, stages=(found[-1],), thresholds=())
+
+    def decided(self, count: int, ask: Callable[[Stage, Sequence[int]], list[Answer]]) -> list[Decided]:
+        """Return the answer to each of so many questions, asked stage by stage until one is sure of it.
+
+        Args:
+            ask: answers the questions of these numbers in a stage.
+        """
+        found: dict[int, Decided] = {}
+        left, spent = list(range(count)), 0
+        for number, stage in enumerate(self.stages):
+            spent += stage.passes
+            for one, answer in zip(left, ask(stage, left) if left else [], strict=True):
+                if number == len(self.thresholds) or RULES[self.rule](answer) >= self.thresholds[number]:
+                    found[one] = Decided(answer, number, spent)
+            left = [one for one in left if one not in found]
+        return [found[number] for number in range(count)]
+
+
+def check_rule(rule: str) -> None:
+    """Raise `UnknownName` for a rule that is none."""
+    if rule not in RULES:
+        raise UnknownName("rule", rule, RULES)
+
+
+def check_count(stages: int) -> None:
+    """Raise `UsageError` where there is nothing to go on to."""
+    if stages < 2:
+        raise UsageError(
+            f"passes cannot vary over {stages} stage: name at least 2 runs, such as one of 1 pass and one of 2"
+        )
+
+
+ADAPTIVE = "adaptive.json"
+FORMAT = 2
+StageNamed = Callable[[str, FrozenLM], Stage]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStage:
+    """Which scaffold a stage is. A name that begins with a dot is a folder as seen from that of the cascade."""
+
+    name: str
+    kind: str
+    passes: int
+    fingerprint: str
+    evidence: str = ""  # its fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How a cascade was calibrated.
+
+    Attributes:
+        budget: average passes at most.
+        chosen: the thresholds, and what they cost and reached on the development part.
+        curve: of the development part, cheapest first.
+        recipe: that says what was measured, and what is to be measured by `shoulders evaluate`.
+        answering: how the cascade is asked (`shoulders.answering.AnswerSpec`).
+    """
+
+    rule: str
+    budget: float
+    chosen: Point
+    curve: Sequence[Point]
+    recipe: Mapping[str, Any]
+    answering: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCascade:
+    """A cascade as read from disk, its scaffolds not loaded."""
+
+    folder: Path
+    backbone: str
+    fingerprint: str
+    stages: Sequence[StoredStage]
+    calibration: Calibration
+
+    def load(self, lm: FrozenLM, stage_named: StageNamed) -> Adaptive:
+        """The cascade around its backbone.
+
+        Args:
+            stage_named: makes a stage of the scaffold of that name, with its evidence.
+
+        Raises:
+            WrongBackbone: `lm` is another model.
+            SourceNotFound, UsageError: a stage is gone, or is no longer what its threshold was chosen for.
+        """
+        found = lm.fingerprint()
+        if found != self.fingerprint:
+            raise WrongBackbone(
+                f"{self.folder} was calibrated around {self.backbone!r} (fingerprint {self.fingerprint[:12]}); "
+                f"{lm.name!r} has other weights (fingerprint {found[:12]}): load the backbone it was calibrated around"
+            )
+        stages = tuple(self._stage(number, lm, stage_named) for number in range(len(self.stages)))
+        return Adaptive(stages, self.calibration.chosen.thresholds, self.calibration.rule)
+
+    def _stage(self, number: int, lm: FrozenLM, stage_named: StageNamed) -> Stage:
+        stored = self.stages[number]
+        what = f"stage {number + 1} of {self.folder}"
+        name = os.path.normpath(self.folder / stored.name) if stored.name.startswith(".") else stored.name
+        try:
+            stage = stage_named(name, lm)
+        except SourceNotFound as error:
+            raise SourceNotFound(f"{what}: {error}; put it back, or calibrate again (shoulders calibrate)") from error
+        found = replace(_stored(stage, self.folder), name=stored.name)
+        if found != stored:
+            raise UsageError(
+                f"{what}, {name}, is not what its threshold was chosen for ({_told(stored)}; now {_told(found)}): "
+                "calibrate again (shoulders calibrate)"
+            )
+        return stage
+
+
+def save(
+    folder: Path, adaptive: Adaptive, lm: FrozenLM, calibration: Calibration, circumstances: Mapping[str, Any]
+) -> None:
+    """Write the folder as a whole.
+
+    Args:
+        circumstances: of the calibration: code, versions, machine and time.
+
+    Raises:
+        SaveFailed: it cannot be written, or holds something else.
+    """
+    folder = folder.expanduser()
+    check_place(folder, [stage.name for stage in adaptive.stages])
+    content = {
+        "format": FORMAT,
+        "backbone": {"name": lm.name, "fingerprint": lm.fingerprint()},
+        "rule": calibration.rule,
+        "budget": calibration.budget,
+        "stages": [asdict(_stored(stage, folder)) for stage in adaptive.stages],
+        "chosen": _as_json(calibration.chosen),
+        "curve": [_as_json(point) for point in calibration.curve],
+        "recipe": dict(calibration.recipe),
+        "answering": dict(calibration.answering),
+        **circumstances,
+    }
+    with whole_folder(folder, ADAPTIVE) as scratch:
+        write_json(scratch / ADAPTIVE, content)
+
+
+def check_place(folder: Path, stages: Sequence[str]) -> None:
+    """Raise `SaveFailed` for a folder that cannot be replaced, or that a stage lies in."""
+    folder = folder.expanduser()
+    check_replaceable(folder, ADAPTIVE)
+    for name in stages:
+        if Path(name).expanduser().resolve().is_relative_to(folder.resolve()):
+            raise SaveFailed(f"{name} lies in {folder}, which is replaced as a whole: name a new folder (--out)")
+
+
+def is_adaptive(name: str | Path) -> bool:
+    """Whether a folder holds a cascade."""
+    return (recovered(Path(name).expanduser()) / ADAPTIVE).exists()
+
+
+def read(folder: Path) -> StoredCascade:
+    """What `save` wrote.
+
+    Raises:
+        SourceNotFound, CorruptFile: there is none, or it is broken or of another format.
+    """
+    folder = recovered(folder.expanduser())
+    content = read_json(folder / ADAPTIVE)
+    try:
+        if content["format"] != FORMAT:
+            way_out = "update shoulders" if content["format"] > FORMAT else "calibrate again (shoulders calibrate)"
+            raise CorruptFile(f"{folder} has format {content['format']}, this version reads {FORMAT}: {way_out}")
+        calibration = Calibration(
+            content["rule"],
+            content["budget"],
+            _point(content["chosen"]),
+            [_point(point) for point in content["curve"]],
+            content["recipe"],
+            content["answering"],
+        )
+        stages = [StoredStage(**stage) for stage in content["stages"]]
+        return StoredCascade(
+            folder, content["backbone"]["name"], content["backbone"]["fingerprint"], stages, calibration
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFile(f"{folder / ADAPTIVE} does not describe a cascade: {error!r}; calibrate again") from error
+
+
+def fingerprint(adaptive: Adaptive) -> str:
+    """Which cascade this is: a hash over scaffolds, thresholds and rule."""
+    parts = [
+        [identity(stage.scaffold), stage.passes, *([stage.evidence.fingerprint] if stage.evidence else [])]
+        for stage in adaptive.stages
+    ]
+    return hashlib.sha256(json.dumps([parts, adaptive.thresholds, adaptive.rule]).encode()).hexdigest()
+
+
+def _stored(stage: Stage, folder: Path) -> StoredStage:
+    """Folders are kept as seen from the cascade's: a tree of runs that is moved as a whole stays in order."""
+    name, place = stage.name, Path(stage.name).expanduser()
+    if stage.scaffold.kind != Bare.kind and place.is_dir():
+        name = os.path.relpath(place.resolve(), folder.resolve())
+    evidence = stage.evidence.fingerprint if stage.evidence else ""
+    return StoredStage(name, stage.scaffold.kind, stage.passes, identity(stage.scaffold), evidence)
+
+
+def _told(stored: StoredStage) -> str:
+    evidence = f", evidence {stored.evidence[:12]}" if stored.evidence else ""
+    return f"fingerprint {stored.fingerprint[:12]} with {stored.passes} passes{evidence}"
+
+
+def _as_json(point: Point) -> dict[str, Any]:
+    """JSON has no infinity: an infinite threshold is a text."""
+    thresholds = [value if math.isfinite(value) else str(value) for value in point.thresholds]
+    return {"thresholds": thresholds, "passes": point.passes, "score": point.score}
+
+
+def _point(content: Mapping[str, Any]) -> Point:
+    return Point(tuple(float(value) for value in content["thresholds"]), content["passes"], content["score"])

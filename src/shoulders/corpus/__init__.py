@@ -1,1 +1,0 @@
-"""The evidence corpus: documents cut into passages, kept on disk, and searched."""

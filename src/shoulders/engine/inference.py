@@ -1,0 +1,245 @@
+"""The main path: questions in, answers out. Evaluation, the command line and every server call these functions."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shoulders.backbone.choosing import Generated
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.engine import decode
+from shoulders.engine.batches import Encoded, by_length, encode, question_batch, tokenised, truncated
+from shoulders.errors import ContextFull, UsageError
+from shoulders.records import Answer, LMInput, Question, QuestionLike, as_question
+from shoulders.scaffolds.base import Scaffold
+
+Found = TypeVar("Found")  # what is made of one row
+
+LONGEST_ANSWER = 256  # tokens (Sanh et al. 2021; the paper, section 2.2)
+POSITIONS_AT_ONCE = 4096  # of one batch, padding and prompt included
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """How questions are read and answered.
+
+    Attributes:
+        longest: tokens of an answer at most.
+        truncate: cut inputs that do not fit the context instead of refusing them.
+        positions_at_once: size of a batch, in positions.
+        on_cut: is told of each question that was cut.
+    """
+
+    longest: int = LONGEST_ANSWER
+    truncate: bool = False
+    positions_at_once: int = POSITIONS_AT_ONCE
+    on_cut: Callable[[Question], None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        if self.longest < 1:
+            raise UsageError(f"an answer of at most {self.longest} tokens is none: raise --longest (test.longest)")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How several answers to one question are drawn.
+
+    Attributes:
+        count: answers a question.
+        temperature: 1 follows the model's own distribution.
+        seed: of the draws. Those of a question depend on nothing else, and the first of many are those of few.
+    """
+
+    count: int = 16
+    temperature: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UsageError(f"{self.count} candidates are none: ask for at least 1 (evidence.count, --samples)")
+        if not 0 < self.temperature < float("inf"):
+            raise UsageError(
+                f"a temperature of {self.temperature} cannot be sampled at: it must be above 0, 1 is usual"
+            )
+
+    def draws(self, question: Question, longest: int) -> Float[Tensor, "N L"]:
+        """The numbers that decide the answers to a question, uniform on [0, 1)."""
+        digest = blake2b(f"{self.seed}/{question.whole}".encode(), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+        return torch.rand(self.count, longest, generator=generator, dtype=torch.float64)
+
+
+def answer(
+    questions: Sequence[QuestionLike], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None
+) -> list[str]:
+    """The greedy answer to each question.
+
+    Raises:
+        UsageError: a question is empty.
+        ContextFull: a question, the prompt and room for the answer do not fit the context.
+    """
+    return [one.text for one in answered(questions, lm, scaffold, how)]
+
+
+def answered(
+    questions: Sequence[QuestionLike], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None
+) -> list[Answer]:
+    """As `answer`, with how sure the model was of each."""
+    how = how or Answering()
+    rows = [_fitting(as_question(one), lm, scaffold, how.longest, how) for one in questions]
+
+    def read(given: LMInput, _: Sequence[int]) -> list[Answer]:
+        return [_as_text(one, lm) for one in decode.likeliest(lm, scaffold, given, longest=how.longest)]
+
+    return in_groups(rows, lm, scaffold, how, [how.longest] * len(rows), read)
+
+
+def sample(
+    questions: Sequence[QuestionLike],
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    sampling: Sampling,
+    how: Answering | None = None,
+) -> list[list[Answer]]:
+    """Several answers to each question, drawn from the model's distribution after one reading of the question.
+
+    Raises:
+        UsageError, ContextFull: as `answer`.
+    """
+    how = how or Answering()
+    rows = [_fitting(as_question(one), lm, scaffold, how.longest, how) for one in questions]
+    branches = [sampling.count * (len(row.ids) + scaffold.length + how.longest) for row in rows]
+
+    def read(given: LMInput, numbers: Sequence[int]) -> list[list[Answer]]:
+        draws = torch.stack([sampling.draws(rows[number].question, how.longest) for number in numbers])
+        several = decode.sampled(lm, scaffold, given, draws, temperature=sampling.temperature)
+        return [[_as_text(one, lm) for one in some] for some in several]
+
+    return in_groups(rows, lm, scaffold, how, branches, read)
+
+
+def stream(question: QuestionLike, lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None) -> Iterator[str]:
+    """Yield the greedy answer to a question in pieces, as they are generated.
+
+    Raises:
+        UsageError, ContextFull: as `answer`.
+    """
+    how = how or Answering()
+    given = question_batch([_fitting(as_question(question), lm, scaffold, how.longest, how)], lm, scaffold)
+    yield from decode.stream(lm, scaffold, given, longest=how.longest)
+
+
+def _as_text(one: Generated, lm: FrozenLM) -> Answer:
+    return Answer(lm.text(one.ids).strip(), one.log_probability, one.margin)
+
+
+def rank(
+    questions: Sequence[QuestionLike],
+    choices: Sequence[Sequence[str]],
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    how: Answering | None = None,
+) -> list[list[float]]:
+    """Rank classification: the log-likelihood of each choice given its question, summed over its tokens and the end.
+
+    The choices of one question share one reading of it. Source: Sanh et al. 2021, section 5 (not length-normalised).
+
+    Raises:
+        UsageError: a question is empty, or has no choices.
+        ContextFull: a question, the prompt and the longest choice do not fit the context.
+    """
+    how = how or Answering()
+    asked = [tokenised(as_question(one), lm) for one in questions]
+    for question, some in zip(asked, choices, strict=True):
+        if not some:
+            raise UsageError(f"there are no choices to rank for the question {question.text!r}: give at least one")
+    options = [
+        [[*lm.continuation_ids(question.whole, choice, list(question.ids or ())), lm.end] for choice in some]
+        for question, some in zip(asked, choices, strict=True)
+    ]
+    longest = [max(len(ids) for ids in some) for some in options]
+    rows = [_fitting(question, lm, scaffold, room, how) for question, room in zip(asked, longest, strict=True)]
+    branches = [len(some) * length for some, length in zip(options, longest, strict=True)]
+
+    def read(given: LMInput, numbers: Sequence[int]) -> list[list[float]]:
+        some = [options[number] for number in numbers]
+        scored = decode.score(lm, scaffold, given, some, positions_at_once=how.positions_at_once)
+        return [[one.log_likelihood for one in values] for values in scored]
+
+    return in_groups(rows, lm, scaffold, how, branches, read)
+
+
+def choose(
+    questions: Sequence[QuestionLike],
+    choices: Sequence[Sequence[str]],
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    how: Answering | None = None,
+) -> list[Answer]:
+    """The most likely of the choices by `rank`, with how sure the model was of it: probabilities are shares among them.
+
+    Raises:
+        UsageError, ContextFull: as `rank`.
+    """
+    scores = rank(questions, choices, lm, scaffold, how)
+    return [likeliest_choice(options, values) for options, values in zip(choices, scores, strict=True)]
+
+
+def likeliest_choice(choices: Sequence[str], scores: Sequence[float]) -> Answer:
+    """The choice of the highest log-likelihood as an answer."""
+    best = scores.index(max(scores))
+    others = [score for number, score in enumerate(scores) if number != best]
+    margin = scores[best] - max(others, default=-float("inf"))
+    return Answer(choices[best], float(torch.tensor(scores, dtype=torch.float64).log_softmax(0)[best]), margin)
+
+
+def in_groups(
+    rows: Sequence[Encoded],
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    how: Answering,
+    extra: Sequence[int],
+    read: Callable[[LMInput, Sequence[int]], Sequence[Found]],
+) -> list[Found]:
+    """What `read` makes of rows of similar length together, given their numbers too; in the order of the rows.
+
+    Args:
+        extra: positions of each row beside its text and prompt.
+    """
+
+    def positions(number: int) -> int:
+        return scaffold.length + len(rows[number].ids) + extra[number]
+
+    found: dict[int, Found] = {}
+    for group in by_length(range(len(rows)), positions, how.positions_at_once):
+        given = question_batch([rows[number] for number in group], lm, scaffold)
+        found.update(zip(group, read(given, group), strict=True))
+    return [found[number] for number in range(len(rows))]
+
+
+def check_asked(question: Question) -> None:
+    """Raise `UsageError` for a question without a text."""
+    if not question.whole.strip():
+        raise UsageError("a question is empty: there is nothing to answer")
+
+
+def _fitting(question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: int, how: Answering) -> Encoded:
+    check_asked(question)
+    row = encode(question, lm)
+    room = lm.context - scaffold.length - answer_room
+    if len(row.ids) <= room:
+        return row
+    if how.truncate and room > 0:
+        how.on_cut(question)
+        return truncated(row, room)
+    shorter = "ask for a shorter answer (--longest, test.longest; with choices: shorter choices)"
+    raise ContextFull(
+        f"a question of {len(row.ids)} tokens with a prompt of {scaffold.length} and {answer_room} for the answer",
+        wanted=len(row.ids) + scaffold.length + answer_room,
+        room=lm.context,
+        way_out=shorter if how.truncate else f"shorten it, allow truncation, or {shorter}",
+    )

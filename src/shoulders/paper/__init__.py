@@ -1,0 +1,1 @@
+"""What only the replication of the paper needs: its recipes, rivals and tables. Only the command line imports it."""

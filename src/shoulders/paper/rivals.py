@@ -1,0 +1,239 @@
+"""Rivals of a scaffold (LoRA, prefix tuning, full fine-tuning), from the first step to measured scores.
+
+They see the same examples, loss and selection. Those that change weights train a copy of the backbone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from accelerate import PartialState
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shoulders.answering.models import RIVAL, LoadedModel, RivalInfo
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.tasks import Task
+from shoulders.engine.batches import Evidence
+from shoulders.errors import UsageError
+from shoulders.evaluation.protocol import OnDone, Scores
+from shoulders.records import LMInput
+from shoulders.runs.build import answer_spec, new_evidence
+from shoulders.runs.jobs import Job, job_of, measure, tasks_of
+from shoulders.runs.recipe import Recipe, recipe_from_json
+from shoulders.runs.run import Watch, result, run_folder, trained_parameters
+from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.peft import FULL, LORA, PREFIX, PrefixTuning, add_lora, add_prefix, peft_library
+from shoulders.scaffolds.storage import Origin
+from shoulders.store.files import BEST, whole_folder
+from shoulders.training.loop import Progress
+from shoulders.training.plan import RivalChoice
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A model to adapt, in the shape in which scaffolds are trained and measured.
+
+    Attributes:
+        lm: the model that is adapted, or the backbone itself if it does not change.
+        scaffold: what it is read through.
+        trained: its parameters are what moves.
+        refresh: makes `lm` what `trained` is; called before each use.
+        write: puts it into a folder, in the format of the library that made it.
+    """
+
+    lm: FrozenLM
+    scaffold: Scaffold
+    trained: nn.Module
+    refresh: Callable[[], None]
+    write: Callable[[Path], None]
+
+
+def new_rival(choice: RivalChoice, lm: FrozenLM, room: int, seed: int) -> Rival:
+    """A rival at the start of its training; without a prefix it says exactly what the backbone says.
+
+    Args:
+        lm: the backbone, of which a copy is trained.
+        room: positions of the context left free for the prompt it is compared with, or taken by a prefix.
+
+    Raises:
+        SourceNotFound: PEFT is needed, and is not installed.
+        UsageError: the model cannot be adapted so, a prefix has no length, or several processes train a copy that is
+            not in fp32.
+    """
+    torch.manual_seed(seed)
+    if choice.kind == PREFIX:
+        return _prefix(lm, room)
+    copy = lm.copied()
+    if choice.kind == LORA:
+        tuned = add_lora(copy, choice.rank, choice.alpha, choice.targets)
+    else:
+        tuned = copy.model.requires_grad_(True)
+    trained = Weights(copy)
+
+    def write(folder: Path) -> None:
+        tuned.save_pretrained(str(folder))
+        copy.tokenizer.save_pretrained(folder)
+
+    return Rival(copy, Bare(room), trained, trained.refresh, write)
+
+
+def _prefix(lm: FrozenLM, length: int) -> Rival:
+    if length < 1:
+        raise UsageError(
+            "prefix tuning takes as many positions as the scaffold's prompt, and it has none: give it some"
+        )
+    scaffold = PrefixTuning(add_prefix(lm, length)).to(lm.device)
+    return Rival(lm, scaffold, scaffold, lambda: None, lambda folder: scaffold.write(str(folder)))
+
+
+@final
+class Weights(nn.Module):
+    """The weights of a model that train, in fp32.
+
+    Where the model holds one in another type, a master copy is trained, and rounded into the model before it is used:
+    updates that are small beside a weight are not lost. Source: Micikevicius et al. 2018, section 3.1.
+    """
+
+    def __init__(self, lm: FrozenLM) -> None:
+        super().__init__()
+        held = [weight for weight in lm.model.parameters() if weight.requires_grad]
+        self.weights = nn.ParameterList(
+            weight if weight.dtype == torch.float32 else nn.Parameter(weight.detach().float()) for weight in held
+        )
+        self._rounded = [
+            (master, weight) for master, weight in zip(self.weights, held, strict=True) if master is not weight
+        ]
+        if self._rounded and PartialState().num_processes > 1:
+            raise UsageError("several processes fine-tune all weights in fp32 only: backbone.dtype=float32")
+        for master, weight in self._rounded:
+            weight.register_post_accumulate_grad_hook(_handing_to(master))
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Round the master copies into the model."""
+        for master, weight in self._rounded:
+            weight.copy_(master)
+
+    def forward(self, lm: FrozenLM, given: LMInput) -> Float[Tensor, "B T D"]:
+        """States of the model itself; as a module, so that processes can share the training."""
+        return lm.states(given.embeds, given.mask)
+
+
+def _handing_to(master: nn.Parameter) -> Callable[[Tensor], None]:
+    """A hook that adds the gradient of a rounded weight to that of its master copy."""
+
+    def hand_over(weight: Tensor) -> None:
+        assert weight.grad is not None
+        gradient = weight.grad.float()
+        master.grad = gradient if master.grad is None else master.grad + gradient
+        weight.grad = None
+
+    return hand_over
+
+
+def train_rival(
+    recipe: Recipe,
+    lm: FrozenLM,
+    folder: Path,
+    *,
+    tasks: Sequence[Task] | None = None,
+    evidence: Evidence | None = None,
+    resume: bool = False,
+    watch: Watch | None = None,
+    until: int | None = None,
+) -> Progress:
+    """Train the recipe's rival on a copy of the backbone; the run's folder is like a scaffold's (`recipes.run.train`).
+
+    `best/` holds the rival of the best development score, as PEFT (LoRA) or transformers (all weights) saves it.
+
+    Args:
+        lm: the backbone.
+        tasks, evidence: of the recipe, as `recipes.run.train` takes them.
+        until: pause after this step (`recipes.run.train_until`).
+
+    Raises:
+        UsageError: the folder holds another run, or one that is not to be resumed; the rival does not fit the model.
+    """
+    recipe.check_trainable()
+    run = run_folder(folder, recipe, resume=resume)
+    tasks = tasks_of(recipe) if tasks is None else tasks
+    rival = new_rival(recipe.rival, lm, recipe.scaffold.taken, recipe.training.seed)
+    watch = watch or Watch()
+    if tasks:  # candidates are the frozen model's
+        evidence = evidence or new_evidence(recipe, lm, rival.scaffold.length)
+    job = _job(recipe, rival, tasks, watch.on_done, evidence)
+    answering = answer_spec(recipe).as_json()
+    kept = Origin(lm.name, lm.fingerprint(), lm.width, recipe.as_json(), answering=answering)
+
+    def keep(score: float, step: int) -> None:
+        scores = {"development": {"average": score, "step": step}}
+        with whole_folder(folder / BEST, RIVAL) as scratch:
+            rival.write(scratch)
+            origin = replace(kept, scores=scores)
+            count = trained_parameters(rival.trained)
+            RivalInfo(scratch, recipe.rival.kind, recipe.scaffold.taken, count, origin).write()
+
+    return run.fit(rival.trained, job, recipe.rival.plan(recipe.training), keep, watch, until=until)
+
+
+def _job(recipe: Recipe, rival: Rival, tasks: Sequence[Task], on_done: OnDone, evidence: Evidence | None) -> Job:
+    """The recipe's own job, with the model brought up to date before each loss and each score."""
+    job = job_of(recipe, rival.lm, rival.scaffold, tasks, on_done, evidence)
+
+    def loss(module: nn.Module, part: Any) -> Tensor:
+        rival.refresh()
+        return job.loss(module, part)
+
+    def score() -> float:
+        rival.refresh()
+        return job.score()
+
+    return Job(job.source, loss, score)
+
+
+def measure_rival(
+    info: RivalInfo,
+    recipe: Recipe,
+    lm: FrozenLM,
+    tasks: Sequence[Task],
+    on_done: OnDone,
+    evidence: Evidence | None = None,
+) -> tuple[Scores, dict[str, Any]]:
+    """Scores of a rival by a recipe's `test`, and all that `results.json` holds of them.
+
+    Args:
+        lm: the backbone that it was made from.
+    """
+    found = load_rival(info, recipe, lm)
+    evidence = evidence or new_evidence(recipe, lm, found.scaffold.length)  # the frozen model's, as in training
+    scores = measure(recipe, found.lm, found.scaffold, recipe.test, tasks, on_done, evidence)
+    content = result(recipe, lm, found.scaffold, scores, str(info.folder), evidence)
+    return scores, {**content, **rival_measured(info, found)}
+
+
+def load_rival(info: RivalInfo, recipe: Recipe, lm: FrozenLM) -> LoadedModel:
+    """Return what was trained, held as a recipe says, beside the room that the recipe's own prompt would take.
+
+    Args:
+        lm: the backbone that it was made from.
+
+    Raises:
+        WrongBackbone, CorruptFile: as `RivalInfo.load`.
+    """
+    return info.load(lm, recipe.scaffold.taken, recipe.backbone.attention)
+
+
+def rival_measured(info: RivalInfo, found: LoadedModel) -> dict[str, Any]:
+    """What a result says of a rival in the place of a scaffold."""
+    recipe = recipe_from_json(info.origin.recipe)
+    choice, name = recipe.rival, str(info.folder)
+    rate = choice.plan(recipe.training).learning_rate
+    library = {} if choice.kind == FULL else {"peft": peft_library().__version__}
+    return {
+        "trained": info.trained,
+        "rival": {**asdict(choice), "learning_rate": rate, "versions": library},
+        "scaffold": {"kind": choice.kind, "name": name, "fingerprint": found.fingerprint(), "encoder": None},
+    }

@@ -1,1 +1,0 @@
-"""Small trained models that order passages: a retriever's towers, and the re-ranker."""

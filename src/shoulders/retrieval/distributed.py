@@ -1,0 +1,231 @@
+"""Searching an index on Milvus: the same passages and scores as beside the library, whatever the server's shards.
+
+The server only multiplies: terms are our analyser's, weights and statistics our own. Of passages with equal scores the
+lower number comes first here too, as long as no more than `LIMIT` tie for the last place.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, final
+
+import numpy as np
+from jaxtyping import Float32
+
+from shoulders.errors import SourceNotFound, UsageError
+from shoulders.retrieval.index import Index
+from shoulders.retrieval.milvus import FLAT, LIMIT, Milvus, Vector
+from shoulders.retrieval.search import DENSE, SPARSE, Scored, Searcher, best_first, retriever_of_kind
+from shoulders.retrieval.upload import BM25, ENGINE, INDEX, VECTORS, check_about, states
+from shoulders.retrieval.upload_state import PASSAGES, UploadState
+from shoulders.retrieval.vectors import VectorStore, encoder_of, vectors_in
+
+
+class QueryEncoder(Protocol):
+    """What makes vectors of queries that vectors of passages are compared with."""
+
+    def fingerprint(self) -> str:
+        """Of the encoder that the passages' vectors were made by."""
+        ...
+
+    def encode_questions(self, questions: Sequence[str], /) -> Float32[np.ndarray, "N D"]:
+        """The vectors of queries."""
+        ...
+
+
+@final
+class MilvusBM25:
+    """BM25 with the k1 and b that the index was sent with (`upload_weights`).
+
+    Args:
+        collection: "" for the one that the index was sent to.
+
+    Raises:
+        SourceNotFound: the index was not sent there, or the server does not answer.
+        UsageError: the collection is another index's, or was analysed otherwise.
+    """
+
+    def __init__(self, index: Index, server: Milvus, collection: str = "") -> None:
+        self.analyser = index.analyser
+        self._held = _Collection(index, server, collection, {"kind": BM25, "analyser": index.analyser.identity})
+        self.fingerprint, self.stale = self._held.fingerprint, self._held.stale
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
+        """For each query the k passages with the highest scores, of those that have a term of it.
+
+        Raises:
+            UsageError: k is more than Milvus gives.
+            SourceNotFound: the server does not answer.
+        """
+        return self._held.search([self._weighed(query) for query in queries], k)
+
+    def _weighed(self, query: str) -> dict[int, float]:
+        """Lucene's idf times the count, by term."""
+        counts = Counter(self.analyser.terms(query))
+        state = self._held.state
+        known, passages = state.known(counts), int(state.value(PASSAGES) or 0)
+        return {
+            term.number: counts[word] * math.log(1 + (passages - term.passages + 0.5) / (term.passages + 0.5))
+            for word, term in known.items()
+            if term.passages
+        }
+
+
+@final
+class MilvusVectors:
+    """Inner products with the vectors of `upload_vectors`; arguments and errors as of `MilvusBM25`.
+
+    Raises:
+        UsageError: the vectors were made by another encoder than the query's.
+    """
+
+    def __init__(self, index: Index, encoder: QueryEncoder, server: Milvus, collection: str = "") -> None:
+        self._encoder = encoder
+        self._held = _Collection(index, server, collection, {"kind": VECTORS, "encoder": encoder.fingerprint()})
+        self.fingerprint, self.stale = self._held.fingerprint, self._held.stale
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
+        """For each query the k passages with the largest inner products; none for one without a word.
+
+        Raises:
+            UsageError: as of `MilvusBM25`, or the vectors have another dimension.
+        """
+        asked = [number for number, query in enumerate(queries) if query.strip()]
+        vectors: list[Vector] = [{} for _ in queries]
+        if asked:
+            rows = self._encoder.encode_questions([queries[number] for number in asked])
+            self._check(rows.shape[1])
+            for number, row in zip(asked, rows, strict=True):
+                vectors[number] = row
+        return self._held.search(vectors, k)
+
+    def _check(self, dimension: int) -> None:
+        held = self._held.about["dimension"]
+        if dimension != held:
+            raise UsageError(
+                f"the query's vectors have {dimension} dimensions, those at {self._held.server.address} "
+                f"{held}: search with the encoder that made them"
+            )
+
+
+class Served(NamedTuple):
+    """What searches an index on a server, and whether the server was sent all of the index as it is now."""
+
+    searcher: Searcher
+    stale: bool
+
+
+def server_retriever(
+    index: Index, server: Milvus, kind: str, collection: str = "", dense: str = "", weight: float = 1.0
+) -> Served:
+    """What searches an index on a server; `retriever_of_kind` says how.
+
+    Args:
+        collection: that is searched; of "hybrid" and "rrf" two, "SPARSE,DENSE". "" for those that the index was sent
+            to.
+        dense: the name of the index's vectors, if it has several.
+
+    Raises:
+        UnknownName: there is no such kind.
+        SourceNotFound, UsageError: as of `MilvusBM25`; or there are no vectors here, or not the encoder that made them.
+    """
+    names = _collections(kind, collection)
+    stale: list[bool] = []
+
+    def weights() -> Searcher:
+        searcher = MilvusBM25(index, server, names[SPARSE])
+        stale.append(searcher.stale)
+        return searcher
+
+    def vectors() -> Searcher:
+        store = VectorStore(vectors_in(index.folder, dense))
+        searcher = MilvusVectors(index, encoder_of(store), server, names[DENSE])
+        stale.append(searcher.stale)
+        return searcher
+
+    searcher = retriever_of_kind(kind, vectors, weights, weight)
+    return Served(searcher, any(stale))
+
+
+def _collections(kind: str, named: str) -> dict[str, str]:
+    """By what searches it the collection that is named, or ""."""
+    names = [name.strip() for name in named.split(",")]
+    if kind in (SPARSE, DENSE) or not named:
+        return dict.fromkeys((SPARSE, DENSE), named)
+    if len(names) != len((SPARSE, DENSE)):
+        raise UsageError(
+            f"{kind} searches two collections, and {named!r} names {len(names)}: name SPARSE,DENSE (--collection; "
+            "evidence.collection in a recipe), or none where the index was sent to one of each"
+        )
+    return dict(zip((SPARSE, DENSE), names, strict=True))
+
+
+@final
+class _Collection:
+    """A collection that an index was sent to, with its record beside the index.
+
+    Attributes:
+        fingerprint: of the collection and what was in it when it was last brought up to date.
+        stale: it was not sent all of the index as it is now.
+    """
+
+    def __init__(self, index: Index, server: Milvus, name: str, wanted: Mapping[str, Any]) -> None:
+        self.server = server
+        self.name, self.about = _found(index, server, name, wanted)
+        check_about(self.about, wanted, f"the collection {self.name!r} at {server.address}")
+        path = dict(states(index.folder)).get(self.about["key"])
+        if path is None:
+            raise UsageError(
+                f"the collection {self.name!r} at {server.address} was sent from another index than {index.folder}: "
+                "name its own (--collection), or send this one (shoulders upload)"
+            )
+        server.load(self.name)
+        self.state = UploadState(path)
+        self.fingerprint = f"{self.about['key']}/{self.about.get('index', '')}"
+        self.stale = not self.about["finished"] or self.state.value(INDEX) != index.fingerprint
+
+    def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
+        if k > LIMIT:
+            raise UsageError(f"{k:,} passages asked for: Milvus gives {LIMIT:,} at most")
+        asked = [number for number, vector in enumerate(vectors) if len(vector)]
+        found: list[list[Scored]] = [[] for _ in vectors]
+        more = min(k + 1, LIMIT)
+        kind = self.about.get(ENGINE, FLAT)
+        results = self.server.search(self.name, [vectors[number] for number in asked], more, kind)
+        for number, some in zip(asked, results, strict=True):
+            if len(some) > k and some[k].score == some[k - 1].score:  # the cut goes through equal scores
+                (some,) = self.server.search(self.name, [vectors[number]], LIMIT, kind)
+            found[number] = best_first(some, k)
+        return found
+
+
+def _found(index: Index, server: Milvus, name: str, wanted: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The collection of that name, or the one of that kind that the index was sent to."""
+    if name:
+        about = server.about(name)
+        if about is None:
+            raise SourceNotFound(
+                f"there is no collection {name!r} at {server.address}: send the index there (shoulders upload "
+                f"{index.folder} --to {server.address} --collection {name})"
+            )
+        return name, about
+    kind, encoder = wanted["kind"], wanted.get("encoder")
+    found: dict[str, dict[str, Any]] = {}
+    for key, path in states(index.folder):
+        with UploadState(path) as state:
+            collection, theirs = state.value("collection"), state.value("kind")
+        about = server.about(collection) if theirs == kind else None
+        if about and about.get("key") == key and about.get("encoder") == encoder:
+            found[collection] = about
+    if not found:
+        which = " --dense NAME" if kind == VECTORS else ""
+        raise SourceNotFound(
+            f"{index.folder} was not sent to {server.address} ({kind}): shoulders upload {index.folder} --to "
+            f"{server.address}{which}"
+        )
+    if len(found) > 1:
+        raise UsageError(
+            f"{index.folder} was sent to {', '.join(found)} at {server.address}: name one (--collection; "
+            "evidence.collection in a recipe)"
+        )
+    return next(iter(found.items()))

@@ -1,0 +1,148 @@
+"""An index: a folder with passages, what searches them, and a manifest that says what they are.
+
+manifest.json      format, analyser, cutting, counts, engine; written last
+passages.sqlite    documents and passages (WAL)
+tantivy/           the sparse engine
+dense/NAME/        vectors of a dense retriever, if there are any (`shoulders.retrieval.vectors`)
+milvus/KEY.sqlite  what a server was sent, a file for each collection (`shoulders.retrieval.upload_state`)
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, final
+
+from shoulders.errors import SourceNotFound, UsageError
+from shoulders.retrieval.bm25 import Analyser, SparseSearcher
+from shoulders.retrieval.passages import PassageStore
+from shoulders.retrieval.search import Scored, Searcher
+from shoulders.store.files import check_format, read_json
+
+MANIFEST, PASSAGES, SPARSE = "manifest.json", "passages.sqlite", "tantivy"
+FORMAT, VERSION = "shoulders-index", 1
+RUN = "run"  # number of the last command that wrote it
+CHANGED = "changed"  # number of the last one that changed a passage
+UNFINISHED = "unfinished"  # set while a build runs, and left behind by one that was killed
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage that was found."""
+
+    id: int
+    title: str
+    text: str
+    score: float
+
+
+@final
+class Index:
+    """An index opened for searching.
+
+    Raises:
+        SourceNotFound: there is none in the folder, or its first build was interrupted.
+        UsageError: it is of another format, or was analysed otherwise than queries are.
+        CorruptFile: a part of it is broken.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = folder = Path(folder).expanduser()
+        self._scratch: TemporaryDirectory[str] | None = None  # what it lies in, where nobody named a folder
+        self.manifest = read_manifest(folder)
+        self.analyser = Analyser()
+        self.analyser.check(self.manifest.get("analyser") or {}, str(folder))
+        self.store = PassageStore(folder / PASSAGES)
+        self.sparse = SparseSearcher(folder / SPARSE, self.analyser)
+
+    @classmethod
+    def build(cls, sources: Sequence[str] | str, folder: str | Path | None = None) -> "Index":
+        """Return an index of files, folders, hub data sets (`hub:NAME`), or of texts themselves.
+
+        What is neither a file nor a hub data set is a text. Building again in the same folder brings it up to date.
+
+        Args:
+            folder: to keep it in; None keeps it in a temporary folder, as long as the index is used.
+
+        Raises:
+            SourceNotFound, DataError, SaveFailed: as `building.build`.
+        """
+        from shoulders.retrieval.building import build  # which reads indexes itself
+        from shoulders.retrieval.passages import Cutting
+
+        names = [sources] if isinstance(sources, str) else list(sources)
+        scratch = TemporaryDirectory(prefix="shoulders-index-")
+        place = Path(scratch.name, "index") if folder is None else Path(folder).expanduser()
+        texts = [name for name in names if not _is_source(name)]
+        if texts:
+            lines = [json.dumps({"id": number, "text": text}) + "\n" for number, text in enumerate(texts)]
+            held = Path(scratch.name, "texts.jsonl")
+            held.write_text("".join(lines), encoding="utf-8")
+            names = [name for name in names if _is_source(name)] + [str(held)]
+        build(names, place, Cutting())
+        index = cls(place)
+        index._scratch = scratch if folder is None else None
+        return index
+
+    @property
+    def unfinished(self) -> bool:
+        """The last command that wrote it was interrupted, or is still running."""
+        return bool(self.store.state(UNFINISHED))
+
+    @property
+    def passages(self) -> int:
+        """Passages that can be found, when it was last finished."""
+        return self.manifest["counts"]["passages"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Another one after every `shoulders index` that changed a passage, whatever the clock says."""
+        said = {key: value for key, value in self.manifest.items() if key != "time"}
+        parts = [said, self.store.state(CHANGED)]
+        return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def search(self, queries: Sequence[str], k: int, searcher: Searcher | None = None) -> list[list[Hit]]:
+        """For each query at most k passages that have a term of it, best first.
+
+        Args:
+            searcher: what searches; BM25 on tantivy if none is given.
+
+        Raises:
+            UsageError: k is below 1.
+        """
+        if k < 1:
+            raise UsageError(f"{k} passages asked for: 1 at least")
+        found = (searcher or self.sparse).search(queries, k)
+        return [self._hits(some) for some in found]
+
+    def _hits(self, found: Sequence[Scored]) -> list[Hit]:
+        stored = self.store.get([one.passage for one in found])  # one that was deleted meanwhile is not in it
+        passages = [(stored[one.passage], one.score) for one in found if one.passage in stored]
+        return [Hit(passage.id, passage.title, passage.text, score) for passage, score in passages]
+
+
+def _is_source(name: str) -> bool:
+    """Return whether a name is that of something that is read, and no text."""
+    try:
+        return name.startswith("hub:") or Path(name).expanduser().exists()
+    except (OSError, ValueError):  # longer than a name may be, or with a character that none has
+        return False
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What is said about an index.
+
+    Raises:
+        SourceNotFound: there is no index, or none that was ever finished.
+        UsageError: it is of another format.
+        CorruptFile: the manifest is broken.
+    """
+    if not (folder / MANIFEST).exists():
+        if (folder / PASSAGES).exists():
+            raise SourceNotFound(f"the index {folder} is not finished: run the same `shoulders index` command again")
+        raise SourceNotFound(f"{folder} is no index (it has no {MANIFEST}): build one with `shoulders index`")
+    manifest = read_json(folder / MANIFEST)
+    check_format(manifest, (FORMAT, VERSION), folder, "build it again in a new folder")
+    return manifest

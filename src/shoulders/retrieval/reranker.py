@@ -1,0 +1,314 @@
+"""The re-ranker: an encoder that reads a question with a passage and says how relevant it is; in memory and on disk."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Self, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shoulders.data.matching import Span, answer_spans
+from shoulders.errors import CorruptFile, SourceNotFound, UsageError
+from shoulders.retrieval.scoring import (
+    ENCODER,
+    LENGTH,
+    OnScored,
+    Pair,
+    PairReader,
+    PairTokens,
+    Seen,
+    for_scoring,
+    scored,
+    token_spans,
+)
+from shoulders.retrieval.towers import Tower
+from shoulders.store.files import (
+    BEST,
+    check_format,
+    read_json,
+    read_tensors,
+    recovered,
+    whole_folder,
+    write_json,
+    write_tensors,
+)
+
+DESCRIPTION, HEADS, SEEN = "reranker.json", "heads.safetensors", "seen.safetensors"
+FORMAT, VERSION = "shoulders-reranker", 1
+QUESTIONS = "questions"
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """Where a re-ranker comes from.
+
+    Attributes:
+        encoder: the pretrained encoder that it was started from.
+        recipe: of the training, if there was one.
+        measured: what was measured, if anything was.
+        seen: the questions that it was trained on.
+    """
+
+    encoder: str
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    seen: Seen = field(default_factory=Seen)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A re-ranker's files beside its encoder, as read."""
+
+    about: About
+    length: int
+    heads: Mapping[str, Tensor]
+
+
+def write_reranker(folder: Path, tower: Tower, stored: Stored) -> None:
+    """All files of a re-ranker, in place only when they are whole.
+
+    Raises:
+        SaveFailed: the place cannot be written, or holds something else.
+    """
+    about = stored.about
+    with whole_folder(folder, DESCRIPTION) as scratch:
+        tower.save(scratch)
+        write_tensors(scratch / HEADS, stored.heads)
+        write_tensors(scratch / SEEN, {QUESTIONS: about.seen.tensor()})
+        write_json(
+            scratch / DESCRIPTION,
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "encoder": about.encoder,
+                "length": stored.length,
+                "recipe": dict(about.recipe),
+                "measured": dict(about.measured),
+            },
+        )
+
+
+def model_folder(folder: Path) -> Path:
+    """Where a re-ranker lies: a run's folder stands for its best."""
+    inner = recovered(folder / BEST)
+    return inner if (inner / DESCRIPTION).exists() else folder
+
+
+def is_reranker(folder: Path) -> bool:
+    """Return whether a folder holds a re-ranker, or a run that trained one."""
+    return (model_folder(folder.expanduser()) / DESCRIPTION).exists()
+
+
+def read_reranker(folder: Path) -> Stored:
+    """What `write_reranker` wrote beside the encoder.
+
+    Raises:
+        SourceNotFound: there is no re-ranker in the folder.
+        UsageError: it is of another format.
+        CorruptFile: a file is missing, truncated or broken.
+    """
+    folder = recovered(folder)
+    if not (folder / DESCRIPTION).exists():
+        raise SourceNotFound(f"there is no re-ranker in {folder}: {DESCRIPTION} is missing")
+    content = read_json(folder / DESCRIPTION)
+    check_format(content, (FORMAT, VERSION), folder, "train the re-ranker again, or use the version that wrote it")
+    try:
+        seen = Seen.from_tensor(read_tensors(folder / SEEN)[QUESTIONS])
+        about = About(content["encoder"], content["recipe"], content["measured"], seen)
+        return Stored(about, int(content["length"]), read_tensors(folder / HEADS))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFile(f"{folder / DESCRIPTION} is not a re-ranker's description: {error!r}") from error
+
+
+SPREAD = 0.02  # of the heads' weights at the start, as in BERT
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A question of the training set with some of its passages.
+
+    Attributes:
+        passages: title and text of each; the first is the positive one.
+        answers: that are looked for in the positive passage.
+    """
+
+    question: str
+    passages: tuple[tuple[str, str], ...]
+    answers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.passages:
+            raise UsageError(f"there is no passage for {self.question!r}: training needs a positive one at least")
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The question with each passage."""
+        return [Pair(self.question, title, text) for title, text in self.passages]
+
+
+@final
+class Reranker(nn.Module):
+    """An encoder with heads for the beginning and end of an answer, and for relevance.
+
+    Its forward pass is the training loss; `frozen` gives the scores.
+
+    Attributes:
+        rows: makes tokens of pairs.
+        about: where it comes from, and which questions it has seen.
+    """
+
+    def __init__(self, tower: Tower, length: int = LENGTH, dropout: float = 0.1, about: About | None = None) -> None:
+        super().__init__()
+        self.tower, self.about = tower, about or About(tower.name)
+        self.rows = PairReader(tower, length)
+        self.span = nn.Linear(tower.width, 2)
+        self.relevance = nn.Linear(tower.width, 1)
+        if not 0 <= dropout < 1:
+            raise UsageError(f"a dropout of {dropout}: 0 at least and below 1, 0.1 is usual")
+        for part in self.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = dropout
+        self.to(tower.device).eval()
+
+    @classmethod
+    def start(
+        cls, name: str = ENCODER, *, length: int = LENGTH, dropout: float = 0.1, seed: int = 0, dtype: str = "auto"
+    ) -> Self:
+        """A fresh re-ranker on a pretrained encoder (`Tower.load` says how it is named).
+
+        Args:
+            dropout: while training, in every place that the encoder has one.
+            seed: of the heads.
+            dtype: of its matrix products.
+
+        Raises:
+            SourceNotFound, HubUnreachable: there is no such encoder.
+            UsageError: it is unlike BERT: no separator tokens, or no characters for its tokens.
+        """
+        made = cls(Tower.load(name, dtype=dtype), length, dropout)
+        drawn = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for head in (made.span, made.relevance):
+                head.weight.copy_(torch.empty(head.weight.shape).normal_(0, SPREAD, generator=drawn))
+                head.bias.zero_()
+        return made
+
+    @classmethod
+    def load(cls, folder: str | Path, *, dtype: str = "auto", device: str = "auto") -> Self:
+        """The re-ranker of a folder.
+
+        Raises:
+            SourceNotFound, UsageError, CorruptFile: there is none, or one that is broken or of another format.
+        """
+        folder = Path(folder).expanduser()
+        stored = read_reranker(folder)
+        loaded = cls(Tower.load(str(folder), dtype=dtype, device=device), stored.length, about=stored.about)
+        loaded.put_heads(stored.heads, folder)
+        return loaded
+
+    def save(self, folder: Path, about: About) -> None:
+        """Write the re-ranker, with what is to be said about it.
+
+        Raises:
+            SaveFailed: the place cannot be written, or holds something else.
+        """
+        heads = {name: value for name, value in self.state_dict().items() if not name.startswith("tower.")}
+        write_reranker(folder, self.tower, Stored(about, self.rows.length, heads))
+
+    @property
+    def seen(self) -> Seen:
+        """The questions that it was trained on."""
+        return self.about.seen
+
+    def put_heads(self, heads: Mapping[str, Tensor], source: object) -> None:
+        """Take over the weights of trained heads.
+
+        Raises:
+            CorruptFile: they do not fit the encoder.
+        """
+        wanted = {name: value.shape for name, value in self.state_dict().items() if not name.startswith("tower.")}
+        found = {name: value.shape for name, value in heads.items()}
+        if wanted != found:
+            raise CorruptFile(f"the heads of {source} do not fit its encoder ({found}, not {wanted}): train it again")
+        self.load_state_dict(heads, strict=False)
+
+    def forward(self, groups: Sequence[Group]) -> Float[Tensor, ""]:
+        """The training loss, summed over the groups, with dropout whatever mode the module is in.
+
+        Of each group the cross-entropy of the positive passage being the relevant one, minus the log of the summed
+        probabilities of the answers' spans in it: P(start) P(end), each a softmax over the row, as in
+        `dpr/models/reader.py` (but not over padding). A positive passage in which no span is found has the first only.
+        """
+        rows = [row for group in groups for row in self.rows(group.pairs)]
+        with self._dropping_out():
+            states = self.tower.states(self.rows.padded(rows).to(self.tower.device))
+        counts = [len(group.passages) for group in groups]
+        relevance = self.relevance(states[:, 0])[:, 0].split(counts)
+        loss = torch.stack([scores.logsumexp(0) - scores[0] for scores in relevance]).sum()
+        first = 0
+        for group, count in zip(groups, counts, strict=True):
+            row = rows[first]
+            spans = token_spans(answer_spans(group.answers, group.passages[0][1]), row.offsets)
+            if spans:
+                logits = self.span(states[first, : len(row)])
+                loss = loss - _log_probability(logits, [(row.passage + a, row.passage + b) for a, b in spans])
+            first += count
+        return loss
+
+    def frozen(self) -> "FrozenReranker":
+        """What scores passages with the weights as they are now."""
+        return FrozenReranker(self)
+
+    def fingerprint(self) -> str:
+        """Which weights these are, with the length of rows and the type of the matrix products."""
+        heads = self.span.state_dict() | {f"r.{name}": value for name, value in self.relevance.state_dict().items()}
+        parts = [self.tower.fingerprint(), str(self.tower.compute), str(self.rows.length)]
+        digest = blake2b("/".join(parts).encode(), digest_size=16)
+        for name in sorted(heads):
+            digest.update(heads[name].cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    @contextmanager
+    def _dropping_out(self) -> Iterator[None]:
+        self.train()
+        try:
+            yield
+        finally:
+            self.eval()
+
+
+@final
+class FrozenReranker:
+    """A re-ranker's scores. The weights are copied once, in the type of its matrix products."""
+
+    def __init__(self, reranker: Reranker) -> None:
+        self.fingerprint, self.seen = reranker.fingerprint(), reranker.seen
+        self._rows, self._device = reranker.rows, reranker.tower.device
+        self._model = for_scoring(reranker.tower.model, reranker.tower.compute)
+        self._weight, self._bias = (part.detach().clone() for part in reranker.relevance.parameters())
+
+    def scores(self, pairs: Sequence[Pair], on_scored: OnScored = lambda _done, _all: None) -> list[float]:
+        """The relevance of each pair's passage for its question, as a logit."""
+        return scored(pairs, self._rows, self._relevance, self._device, on_scored)
+
+    def _relevance(self, rows: list[PairTokens]) -> Float[Tensor, "B"]:
+        tokens = self._rows.padded(rows).to(self._device)
+        mask = None if len(rows[0]) == len(rows[-1]) else tokens.mask
+        states = self._model(input_ids=tokens.ids, attention_mask=mask).last_hidden_state[:, 0]
+        return nn.functional.linear(states.float(), self._weight, self._bias)[:, 0]
+
+
+def reranker_loss(module: nn.Module, groups: Sequence[Group]) -> Tensor:
+    """The summed loss of a micro-batch of whole groups, as `training.loop.fit` asks for it."""
+    return module(groups)
+
+
+def _log_probability(logits: Float[Tensor, "S 2"], spans: Sequence[Span]) -> Float[Tensor, ""]:
+    """The log of the summed probability of spans of tokens."""
+    start, end = logits.log_softmax(0).unbind(1)
+    firsts, lasts = [first for first, _ in spans], [last - 1 for _, last in spans]
+    return (start[firsts] + end[lasts]).logsumexp(0)

@@ -1,0 +1,218 @@
+"""The text of one file: plain text, Markdown, HTML or PDF, without what is no text in it."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from unicodedata import normalize
+
+import regex
+import webencodings
+import yaml
+from markdown_it import MarkdownIt
+from pypdf import PdfReader
+from selectolax.lexbor import LexborHTMLParser, LexborNode
+
+from shoulders.errors import DataError, first_line
+from shoulders.store.encodings import decode
+from shoulders.store.files import legible
+
+PLAIN, MARKDOWN, HTML, PDF = (".txt",), (".md",), (".html", ".htm"), (".pdf",)
+WHOLE = PLAIN + MARKDOWN + HTML + PDF  # a file of these is one document
+
+# Bidirectional and other invisible marks go; the joiners stay, which decide on spelling (Persian) and on glyphs.
+INVISIBLE = regex.compile(r"[\p{Cf}--[\u200c\u200d]]+", regex.V1)
+CONTROL = regex.compile(r"[[\p{Cc}--[\n\t]]\p{Cs}]+", regex.V1)
+SOFT_HYPHEN = regex.compile(r"\u00ad[ \t]*\n[ \t]*")  # a word broken at the end of a line
+HYPHEN = regex.compile(r"(?<=\p{Ll})[-\u2010][ \t]*\n[ \t]*(?=\p{Ll})")
+PRESENTED = regex.compile(r"[\ufb00-\ufdff\ufe70-\ufefc]+")  # ligatures and letter forms, which PDFs hold for letters
+
+# Sources: HTML Standard, sections 15.3 (rendering; noscript as with scripts) and 13.2.3.2 (encodings); MathML Core 4.
+HIDDEN = (
+    "area,base,basefont,datalist,iframe,link,meta,noembed,noframes,noscript,param,rp,script,style,svg,template,"
+    "title,annotation,annotation-xml,[hidden]:not([hidden=until-found i]),dialog:not([open])"
+)
+BLOCKS = (
+    "address,article,aside,blockquote,body,caption,center,dd,details,dialog,dir,div,dl,dt,fieldset,figcaption,figure,"
+    "footer,form,h1,h2,h3,h4,h5,h6,header,hgroup,hr,legend,li,listing,main,menu,nav,ol,optgroup,option,p,plaintext,pre,"
+    "search,section,summary,table,tbody,tfoot,thead,tr,ul,xmp"
+)
+BOXES = "audio,button,canvas,input,marquee,meter,object,progress,rt,select,td,textarea,th,video"
+APART = {tag: space for tags, space in ((BLOCKS, "\n\n"), (BOXES, " ")) for tag in tags.split(",")}
+META = regex.compile(rb"<meta\b[^>]*charset[^>]*>?", regex.IGNORECASE)
+CHARSET = regex.compile(r"charset\s*=\s*[\"']?([^\s;\"']+)", regex.IGNORECASE)
+XML_ENCODING = regex.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([^\"']*)[\"']")
+# What the Standard's encodings are called in Python where it is not what they are called there.
+SUPERSETS = {"gbk": "gb18030", "utf-16le": "utf-8", "utf-16be": "utf-8", "x-user-defined": "cp1252"}
+
+FRONT_MATTER = regex.compile(r"\A---[ \t]*\n(?!\s*\n)(.*?\n)(?:---|\.\.\.)[ \t]*(?:\n|\Z)", regex.DOTALL)
+HEADINGS = "h1,h2,h3,h4,h5,h6"
+# Elements that would take the text after them with them; as text, like GitHub Flavored Markdown 6.11.
+SWALLOWING = regex.compile(
+    r"<(?=/?(?:title|textarea|style|xmp|iframe|noembed|noframes|script|plaintext|template|noscript|frameset)\b)",
+    regex.IGNORECASE,
+)
+
+
+class Titled(NamedTuple):
+    """A text and what it is called.
+
+    Attributes:
+        lost: what of it could not be read: where in the file, and why.
+    """
+
+    title: str
+    text: str
+    lost: Sequence[tuple[str, str]] = ()
+
+
+def clean(text: str) -> str:
+    """The text without control characters, invisible marks and half characters; line breaks and tabs stay."""
+    text = SOFT_HYPHEN.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    return CONTROL.sub(" ", INVISIBLE.sub("", text))
+
+
+def read_text(path: Path) -> Titled:
+    """The text of a file, and its title: as the file states it, else the file's name.
+
+    Raises:
+        DataError: it cannot be read; the message is the reason without the file's name.
+    """
+    suffix = path.suffix.lower()
+    try:
+        reader = _html if suffix in HTML else _markdown if suffix in MARKDOWN else _plain
+        found = _pdf(path) if suffix in PDF else reader(path.read_bytes())
+    except OSError as error:
+        raise DataError(error.strerror or first_line(error)) from error
+    title = " ".join(clean(found.title).split()) or legible(path.stem)
+    return Titled(title, clean(found.text), found.lost)
+
+
+def _decoded(content: bytes, declared: str = "") -> tuple[str, Sequence[tuple[str, str]]]:
+    """Return the text, and what of it is lost."""
+    text, broken = decode(content, declared)
+    return text, [("", f"{broken:,} of its characters could not be read and are U+FFFD now")] if broken else []
+
+
+def _plain(content: bytes) -> Titled:
+    return Titled("", *_decoded(content))
+
+
+def _markdown(content: bytes) -> Titled:
+    text, lost = _decoded(content)
+    title, text = _front_matter(clean(text))
+    page = LexborHTMLParser(_commonmark().render(text))
+    headings = (_text_of(heading) or _text_of(heading, pictures=True) for heading in page.css(HEADINGS))
+    return Titled(title or next(filter(None, headings), ""), _text_of(page.body, pictures=True), lost)
+
+
+@cache
+def _commonmark() -> MarkdownIt:
+    parser = MarkdownIt("commonmark", {"maxNesting": 100}).enable(["table", "strikethrough"])
+    for rule in ("html_block", "html_inline"):
+        parser.add_render_rule(rule, _markup)
+    return parser
+
+
+def _markup(_: Any, tokens: Sequence[Any], at: int, *__: Any) -> str:
+    return SWALLOWING.sub("&lt;", tokens[at].content)
+
+
+def _front_matter(text: str) -> tuple[str, str]:
+    """Return the title that YAML before a text gives it, and the text; without such YAML, all of it."""
+    matter = FRONT_MATTER.match(text)
+    about: Any = None
+    with suppress(yaml.YAMLError, ValueError, RecursionError):  # a rule, then text
+        about = yaml.safe_load(matter[1]) if matter else None
+    if not matter or not isinstance(about, dict):
+        return "", text
+    title = about.get("title")
+    return ("" if title is None else str(title)), text[matter.end() :]
+
+
+def _html(content: bytes) -> Titled:
+    text, lost = _decoded(content, _declared(content))
+    page = LexborHTMLParser(text)
+    title = page.css_first("title:not(svg title)")
+    return Titled(title.text() if title else "", _text_of(page.body), lost)
+
+
+def _declared(content: bytes) -> str:
+    """Return Python's name of the encoding that a page says it has; "" if it says none that there is."""
+    labels: list[str] = []
+    head = content[: max((meta.end() for meta in META.finditer(content)), default=0)]
+    for meta in LexborHTMLParser(head.decode("latin-1")).css("meta"):  # none of a comment, a script or a title
+        about = meta.attributes
+        labels.append(about.get("charset") or "")
+        if (about.get("http-equiv") or "").lower() == "content-type":
+            labels += CHARSET.findall(about.get("content") or "")
+    labels += [label.decode("latin-1") for label in XML_ENCODING.findall(content, endpos=1024)]
+    known = [encoding for label in labels if (encoding := webencodings.lookup(label))]
+    if known and known[0].name == "replacement":
+        raise DataError("it has an encoding that pages may not have: convert it")
+    return SUPERSETS.get(known[0].name, known[0].codec_info.name) if known else ""
+
+
+def _text_of(root: LexborNode | None, *, pictures: bool = False) -> str:
+    """Return what is seen of an element, words of two boxes apart; if wanted, what stands for pictures too."""
+    if root is None:
+        return ""
+    hidden = {node.mem_id for node in root.css(HIDDEN)}
+    parts: list[str] = []
+    todo: list[LexborNode | str] = [root]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, str):
+            parts.append(node)
+        elif node.is_text_node:
+            parts.append(node.text_content or "")
+        elif node.is_element_node and node.mem_id not in hidden:
+            apart = APART.get(node.tag or "", "")
+            parts += [apart, _instead(node, pictures=pictures)]
+            todo += [apart, *reversed(_children(node))]
+    return "".join(parts).strip()
+
+
+def _instead(node: LexborNode, *, pictures: bool) -> str:
+    """Return what an element without text stands for."""
+    if node.tag == "img" and pictures:
+        return node.attributes.get("alt") or ""
+    return "\n" if node.tag == "br" else ""
+
+
+def _children(node: LexborNode) -> list[LexborNode]:
+    """Return what is in an element; what is written above text (ruby) comes after the text."""
+    found, child = [], node.child
+    while child is not None:
+        found.append(child)
+        child = child.next
+    return sorted(found, key=lambda one: one.tag == "rt") if node.tag == "ruby" else found
+
+
+def _pdf(path: Path) -> Titled:
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)
+    try:
+        reader = PdfReader(path)
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise DataError("it is encrypted")
+        count = len(reader.pages)
+    except (DataError, OSError):
+        raise
+    except Exception as error:  # a broken PDF makes pypdf raise nearly anything
+        raise DataError(f"not a PDF that can be read ({first_line(error)})") from error
+    texts: list[str] = []
+    lost: list[tuple[str, str]] = []
+    for number in range(count):
+        try:
+            texts.append(reader.pages[number].extract_text())
+        except Exception as error:  # one page of it, likewise
+            lost.append((f"page {number + 1}", f"it cannot be read ({first_line(error)})"))
+    if lost and not texts:
+        raise DataError(f"none of its {count} pages can be read; {lost[0][0]}: {lost[0][1]}")
+    title = ""
+    with suppress(Exception):  # the text is there without it
+        title = str((reader.metadata and reader.metadata.title) or "")
+    text = PRESENTED.sub(lambda found: normalize("NFKC", found[0]), "\n".join(texts))
+    return Titled(title, HYPHEN.sub("", text), lost)

@@ -1,0 +1,309 @@
+"""Sending an index to Milvus, and bringing a collection up to date.
+
+What is kept beside the index (`UploadState`) follows the server: it is written before a batch goes out and after the
+server has acknowledged it. Whenever a process is killed, the next one first deletes what may have arrived unseen.
+
+A passage's number is never given to another text, so what changed is a difference of two sets of numbers.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, Protocol, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoulders.errors import UnknownName, UsageError
+from shoulders.retrieval.bm25 import PYSERINI, Analyser, check_bm25
+from shoulders.retrieval.index import Index
+from shoulders.retrieval.milvus import BUILT, FLAT, Milvus, Vector
+from shoulders.retrieval.upload_state import FOLDER, PASSAGES, ROWS, SUFFIX, UploadState
+from shoulders.store.files import check_format, save_failed, sole_writer
+
+FORMAT, VERSION = "shoulders-collection", 1
+BM25, VECTORS = "bm25", "vectors"
+BATCH = 2000  # passages of one request: 1.5 MB of weights, 6 MB of vectors of 768
+DRIFT = 1e-3  # by so much the mean length may move before all weights are sent anew
+ENGINE = "engine"  # key of the kind of Milvus's index over dense vectors
+ROUND, COLLECTION, KIND, INDEX = "round", "collection", "kind", "index"
+
+OnSent = Callable[[int, int], None]
+
+
+class Vectors(Protocol):
+    """Dense vectors of passages, as they are kept."""
+
+    @property
+    def dimension(self) -> int:
+        """Numbers of a vector."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoder that made them."""
+        ...
+
+    def batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Passage numbers [N] and their vectors [N, D]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an index goes: a collection, there already or not, on a server."""
+
+    server: Milvus
+    collection: str
+
+    def __str__(self) -> str:
+        return f"the collection {self.collection!r} at {self.server.address}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What an upload did, in passages; `passages` is what the collection holds now."""
+
+    added: int
+    deleted: int
+    renewed: int
+    unchanged: int
+    passages: int
+
+
+def upload_weights(
+    index: Index, target: Target, k1: float = PYSERINI[0], b: float = PYSERINI[1], on_sent: OnSent = lambda *_: None
+) -> Sent:
+    """Send BM25 weights; if there are some already, what changed.
+
+    A weight is the part of BM25 that depends on the passage, tf (k1 + 1) / (tf + k1 (1 - b + b length / mean)); the idf
+    of a term comes in with the query, from counts over all passages that were sent. So a change of the corpus changes
+    no weight but by the mean length, and that is kept as it was at the first upload until it has moved by more than
+    `DRIFT`; then all weights are sent anew. Until then a score is off by less than that part of it.
+
+    Args:
+        on_sent: is told how many passages are done, of how many.
+
+    Raises:
+        UsageError: the collection is another index's or was made otherwise, or another process is uploading.
+        SourceNotFound: the server does not answer. The same call goes on where it stopped.
+        SaveFailed: there is no room on the server or here.
+    """
+    check_bm25(k1, b)
+    about = {"kind": BM25, "analyser": index.analyser.identity, "k1": k1, "b": b}
+    with _begun(index.folder, target, about) as upload:
+        counts = index.store.counts()
+        mean = max(counts.terms / counts.passages, 1) if counts.passages else 1.0
+        weights = _Weights(index, upload.state, k1, b, upload.round_for(mean))
+        return upload.run_weights(weights, index, on_sent)
+
+
+def upload_vectors(
+    index: Index, vectors: Vectors, target: Target, kind: str = "", on_sent: OnSent = lambda *_: None
+) -> Sent:
+    """Send dense vectors; if there are some already, those that are new, and delete those that are gone.
+
+    Args:
+        kind: of Milvus's index over them: "FLAT" compares all; "HNSW", "IVF_FLAT" and "IVF_SQ8" find less, sooner. ""
+            for the one that is there already, or "FLAT".
+
+    Raises:
+        UnknownName: there is no such kind.
+        As `upload_weights`; a collection's kind cannot be changed.
+    """
+    if kind and kind not in BUILT:
+        raise UnknownName("kind of Milvus's index", kind, BUILT)
+    about = {"kind": VECTORS, "encoder": vectors.fingerprint, "dimension": vectors.dimension}
+    wanted = {**about, ENGINE: kind} if kind else about
+    with _begun(index.folder, target, wanted, {ENGINE: FLAT}) as upload:
+        return upload.run_vectors(vectors, index, on_sent)
+
+
+def states(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The keys of all collections that an index was sent to, and where what was sent is kept."""
+    for path in sorted((folder / FOLDER).glob(f"*{SUFFIX}")):
+        yield path.stem, path
+
+
+def check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], target: str) -> None:
+    """Raise `UsageError` if a collection holds other things than those wanted."""
+    check_format(about, (FORMAT, VERSION), target, "upload to another (--collection)")
+    for key, value in wanted.items():
+        if key == "analyser" and about.get("kind") == BM25:
+            Analyser().check(about.get(key) or {}, target)
+        elif about.get(key) != value:
+            raise UsageError(
+                f"{target} has {key} {about.get(key)!r}, and not {value!r}: name another collection (--collection), or "
+                "what it was made with"
+            )
+
+
+@contextmanager
+def _begun(
+    folder: Path, target: Target, about: Mapping[str, Any], usual: Mapping[str, Any] | None = None
+) -> Iterator["_Upload"]:
+    """What sends to a collection, which is made if it is not there.
+
+    Args:
+        about: that a collection must be.
+        usual: what a new one is, where `about` does not say.
+    """
+    try:
+        (folder / FOLDER).mkdir(exist_ok=True)
+    except OSError as error:
+        raise save_failed(folder / FOLDER, error) from error
+    with sole_writer(folder / FOLDER):
+        known = target.server.about(target.collection)
+        if known is None:
+            known = {
+                "format": FORMAT,
+                "version": VERSION,
+                "key": token_hex(8),
+                "finished": False,
+                **(usual or {}),
+                **about,
+            }
+            part = folder / FOLDER / f"{known['key']}.part"
+            with UploadState(part, write=True) as state:
+                state.set_value(COLLECTION, target.collection)
+                state.set_value(KIND, about["kind"])
+            os.replace(part, part.with_suffix(SUFFIX))
+            target.server.create(target.collection, known, known.get("dimension", 0), known.get(ENGINE, FLAT))
+        check_about(known, about, str(target))
+        path = folder / FOLDER / f"{known['key']}{SUFFIX}"
+        if not path.exists():
+            raise UsageError(
+                f"{target} was sent from another index (its record {known['key']} is not in {folder / FOLDER}): name "
+                "another one (--collection)"
+            )
+        target.server.load(target.collection)
+        with UploadState(path, write=True) as state:
+            yield _Upload(target, state, known)
+
+
+@final
+class _Weights:
+    """Passages as sparse vectors of BM25's weights, without idf. Source: as `ExactBM25`."""
+
+    def __init__(self, index: Index, state: UploadState, k1: float, b: float, mean: float) -> None:
+        self.index, self.state, self.k1, self.b, self.mean = index, state, k1, b, mean
+
+    def of(self, passages: list[int]) -> dict[int, Vector]:
+        """The vectors of passages, those without a term left out."""
+        stored = self.index.store.get(passages)  # one that was deleted meanwhile is not in it
+        counted = {number: Counter(self.index.analyser.terms(one.searched)) for number, one in stored.items()}
+        numbers = self.state.numbered({term for terms in counted.values() for term in terms})
+        return {passage: self._vector(terms, numbers) for passage, terms in counted.items() if terms}
+
+    def _vector(self, terms: Counter[str], numbers: Mapping[str, int]) -> dict[int, float]:
+        norm = self.k1 * (1 - self.b + self.b * terms.total() / self.mean)
+        return {numbers[term]: tf * (self.k1 + 1) / (tf + norm) for term, tf in terms.items()}
+
+
+@final
+class _Upload:
+    """One run of an upload to a collection that nobody else writes."""
+
+    def __init__(self, target: Target, state: UploadState, about: Mapping[str, Any]) -> None:
+        self.server, self.collection, self.target = target.server, target.collection, target
+        self.state, self.about = state, about
+        self.done, self.all = 0, 0
+        self.round = 1
+        doubtful = state.uncertain()
+        for start in range(0, len(doubtful), BATCH):
+            self.server.delete(self.collection, doubtful[start : start + BATCH])
+        state.settle()
+
+    def round_for(self, mean: float) -> float:
+        """The mean length that weights are made with: the one of before, or a new one if it has moved too far."""
+        known = json.loads(self.state.value(ROUND) or "[0, 0]")
+        if not known[1] or abs(mean / known[1] - 1) > DRIFT:
+            known = [known[0] + 1, mean]
+            self.state.set_value(ROUND, json.dumps(known))
+        self.round = known[0]
+        return known[1]
+
+    def run_weights(self, weights: _Weights, index: Index, on_sent: OnSent) -> Sent:
+        """Send what is new, delete what is gone, and send anew what was made with another mean."""
+        numbers = index.store.numbers()
+        sent, rounds = self.state.sent()
+        gone, new = np.setdiff1d(sent, numbers), np.setdiff1d(numbers, sent)
+        old = np.intersect1d(sent[rounds < self.round], numbers)
+        self._expect(len(gone) + len(new) + len(old))
+        self._delete(gone, on_sent)
+        for some in _parts(new):
+            self.state.begin(some)
+            rows = weights.of(some)
+            self.server.upsert(self.collection, rows)
+            terms = Counter(number for row in rows.values() for number in row)
+            self.state.acknowledge(some, len(rows), terms, self.round)
+            self._tell(len(some), on_sent)
+        for some in _parts(old):
+            self.server.upsert(self.collection, weights.of(some))
+            self.state.renew(some, self.round)
+            self._tell(len(some), on_sent)
+        return self._finished(Sent(len(new), len(gone), len(old), len(numbers) - len(new) - len(old), 0), index)
+
+    def run_vectors(self, vectors: Vectors, index: Index, on_sent: OnSent) -> Sent:
+        """Send what is new, and delete what is gone."""
+        numbers = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in vectors.batches())])
+        sent, _ = self.state.sent()
+        gone, new = np.setdiff1d(sent, numbers), np.setdiff1d(numbers, sent)
+        self._expect(len(gone) + len(new))
+        self._delete(gone, on_sent)
+        for ids, rows in vectors.batches() if len(new) else ():
+            wanted = np.flatnonzero(~np.isin(ids, sent))
+            for some in _parts(wanted):
+                passages = ids[some].tolist()
+                self.state.begin(passages)
+                self.server.upsert(self.collection, dict(zip(passages, rows[some], strict=True)))
+                self.state.acknowledge(passages, len(passages), {}, self.round)
+                self._tell(len(passages), on_sent)
+        return self._finished(Sent(len(new), len(gone), 0, len(numbers) - len(new), 0), index)
+
+    def _expect(self, passages: int) -> None:
+        self.all = passages
+        if passages and self.about["finished"]:
+            self.server.tell(self.collection, {**self.about, "finished": False})
+
+    def _tell(self, passages: int, on_sent: OnSent) -> None:
+        self.done += passages
+        on_sent(self.done, self.all)
+
+    def _delete(self, gone: NDArray[np.int64], on_sent: OnSent) -> None:
+        for some in _parts(gone):
+            rows = self.server.get(self.collection, some)
+            terms = Counter(term for row in rows.values() if isinstance(row, Mapping) for term in row)
+            self.state.leave(some, len(rows), terms)
+            self.server.delete(self.collection, some)
+            self.state.settle()
+            self._tell(len(some), on_sent)
+
+    def _finished(self, sent: Sent, index: Index) -> Sent:
+        if self.all:
+            self.server.flush(self.collection)
+        found, rows = self.server.count(self.collection), int(self.state.value(ROWS) or 0)
+        if found != rows:
+            raise UsageError(
+                f"{self.target} holds {found:,} passages, {rows:,} were sent from here: something else writes to it; "
+                "send the index to another one (--collection)"
+            )
+        counts = {PASSAGES: int(self.state.value(PASSAGES) or 0), ROWS: rows}
+        fingerprint = index.fingerprint
+        mean = json.loads(self.state.value(ROUND) or "[0, 0]")[1]
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        told = {"finished": True, "counts": counts, "mean_length": mean, "index": fingerprint, "time": time}
+        self.server.tell(self.collection, {**self.about, **told})
+        self.state.set_value(INDEX, fingerprint)
+        return Sent(sent.added, sent.deleted, sent.renewed, sent.unchanged, counts[PASSAGES])
+
+
+def _parts(numbers: NDArray[np.int64]) -> Iterator[list[int]]:
+    for start in range(0, len(numbers), BATCH):
+        yield numbers[start : start + BATCH].tolist()

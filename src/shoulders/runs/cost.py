@@ -1,0 +1,288 @@
+"""What a recipe costs: operations and bytes, counted on the meta device, so any scale fits into any machine."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from shoulders.backbone.frozen import UNLIMITED, FrozenLM
+from shoulders.backbone.passes import Memory
+from shoulders.backbone.shapes import meta_backbone
+from shoulders.backbone.sources import DTYPES
+from shoulders.engine.precomputed import check_contexts, context_bytes
+from shoulders.errors import ContextFull, UsageError
+from shoulders.records import LMInput, Tokens
+from shoulders.runs.recipe import Recipe
+from shoulders.scaffolds.base import KINDS, Bare, Scaffold, ScaffoldConfig
+from shoulders.scaffolds.soft_prompt import SoftPrompt
+
+
+def counted(run: Callable[[], None]) -> int:
+    """Floating-point operations of a call."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@contextmanager
+def kept_bytes(weights: Sequence[Tensor]) -> Iterator[Callable[[], int]]:
+    """Bytes of the tensors that autograd keeps for the backward pass, each storage once, the weights' left out."""
+    known = {weight.untyped_storage()._cdata for weight in weights}  # noqa: SLF001 (a storage's identity)
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:  # noqa: SLF001
+            kept[storage._cdata] = storage  # noqa: SLF001 (held, so that its identity is not given away)
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor), _AsOnDevices():
+        yield lambda: sum(storage.nbytes() for storage in kept.values())
+
+
+class _AsOnDevices(TorchFunctionMode):
+    """A step on the meta device keeps what it keeps on real ones.
+
+    PyTorch attends there by its plain kernel, which keeps the attention matrices: at 1,000 tokens most of all there is.
+    And transformers needs a cache there (`passes.read`), whose first extension copies keys and values.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and args[0].is_meta and any(one.requires_grad for one in args[:3]):
+            return _Fused.apply(*args[:3], args[3] if len(args) > 3 else kwargs.get("attn_mask"))
+        if func is torch.cat and len(args[0]) == 2 and args[0][0].is_meta and not args[0][0].numel():
+            return args[0][1]
+        return func(*args, **kwargs)
+
+
+class _Fused(torch.autograd.Function):
+    """Shapes, operations and kept tensors of fused attention: inputs, output, and one number a row of the softmax.
+
+    The operations are those of plain attention: the second computation of the scores, by which a fused kernel saves its
+    memory, is no part of the method's work.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        rows, heads, length = query.shape[:-1]
+        scores = query @ _repeated(key, heads).transpose(-2, -1)
+        mixed = scores @ _repeated(value, heads)
+        # Kernels write the heads of a position side by side, so that putting them together later is no copy.
+        mixed = mixed.new_empty(rows, length, heads, value.shape[-1]).transpose(1, 2)
+        ctx.save_for_backward(query, key, value, mask, mixed, query.new_empty(rows, heads, length, dtype=torch.float32))
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    # The decorator hides the argument names that the base class declares.
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        (mixed,) = gradients
+        query, key, value, *_ = ctx.saved_tensors
+        heads = query.shape[1]
+        shares = query.new_empty(*query.shape[:-1], key.shape[-2])
+        for_query, for_key, for_value = ctx.needs_input_grad[:3]
+        if for_query or for_key:
+            _ = mixed @ _repeated(value, heads).transpose(-2, -1)
+        if for_query:
+            _ = shares @ _repeated(key, heads)
+        if for_key:
+            _ = shares.transpose(-2, -1) @ query
+        if for_value:
+            _ = shares.transpose(-2, -1) @ mixed
+        needed = zip((query, key, value), ctx.needs_input_grad, strict=False)
+        return (*(torch.empty_like(one) if wanted else None for one, wanted in needed), None)
+
+
+def _repeated(grouped: Tensor, heads: int) -> Tensor:
+    """Keys or values for each query head."""
+    return grouped.repeat_interleave(heads // grouped.shape[1], 1)
+
+
+ADAM_BYTES = 16  # of a trained parameter: itself, its gradient and two moments, in fp32
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one recipe needs.
+
+    Attributes:
+        trained: trained parameters by part of the scaffold.
+        backbone, encoder: frozen parameters.
+        weights_bytes: of the frozen models.
+        training_bytes: of the trained parameters with gradients and moments.
+        activations_bytes: kept for the backward pass of one micro-batch.
+        cache_bytes: keys and values of one answer.
+        context_bytes: keys and values of one input, where the recipe keeps them on disk (`training.contexts`); else 0.
+        step: floating-point operations of one optimizer step.
+        step_floor: of these, what the frozen model alone needs (forward, and backward to its input).
+        answer: operations of one answer; `answer_bare` without a scaffold; `answer_prompt` with a plain prompt as long.
+    """
+
+    trained: dict[str, int]
+    backbone: int
+    encoder: int
+    weights_bytes: int
+    training_bytes: int
+    activations_bytes: int
+    cache_bytes: int
+    context_bytes: int
+    step: int
+    step_floor: int
+    answer: int
+    answer_bare: int
+    answer_prompt: int
+
+
+def cost(recipe: Recipe, input_length: int, output_length: int) -> Cost:
+    """Count a recipe's parameters, bytes and operations for inputs and answers of a length.
+
+    Raises:
+        UsageError: a length below 1, a model that is no causal language model, or contexts that cannot be kept.
+        ContextFull: prompt, input and answer do not fit the context.
+        SourceNotFound, HubUnreachable: the backbone's or encoder's configuration is not to be had.
+    """
+    if input_length < 1 or output_length < 1:
+        raise UsageError(
+            f"an input of {input_length} and an answer of {output_length} tokens: each has at least 1 (--input-length, "
+            "--output-length)"
+        )
+    lm = meta_backbone(
+        recipe.backbone.name, DTYPES.get(recipe.backbone.dtype, torch.bfloat16), recipe.backbone.attention
+    )
+    scaffold = meta_scaffold(recipe.scaffold, lm)
+    wanted = scaffold.length + input_length + output_length
+    if wanted > lm.context:
+        raise ContextFull(
+            f"a prompt of {scaffold.length}, an input of {input_length} and an answer of {output_length}",
+            wanted=wanted,
+            room=lm.context,
+            way_out="lower scaffold.length or --input-length",
+        )
+    sizes = _Sizes(lm, scaffold, input_length, output_length)
+    prompt = SoftPrompt(torch.zeros(scaffold.length, lm.width, device="meta"))
+    step, kept = sizes.step(scaffold)
+    encoder = 0 if scaffold.encoder is None or scaffold.encoder is lm else _count(scaffold.encoder.model)  # type: ignore[attr-defined]
+    trained = parts(scaffold)
+    rows = max(1, recipe.training.positions_at_once // (scaffold.length + input_length + output_length))
+    bytes_each = torch.empty(0, dtype=lm.dtype).element_size()
+    return Cost(
+        trained=trained,
+        backbone=_count(lm.model),
+        encoder=encoder,
+        weights_bytes=(_count(lm.model) + encoder) * bytes_each,
+        training_bytes=sum(trained.values()) * ADAM_BYTES,
+        activations_bytes=kept * min(rows, recipe.training.batch_size),
+        cache_bytes=sizes.cache_bytes(scaffold),
+        context_bytes=_context_bytes(recipe, lm, scaffold, input_length),
+        step=step * recipe.training.batch_size,
+        step_floor=sizes.step(prompt)[0] * recipe.training.batch_size,
+        answer=sizes.answer(scaffold),
+        answer_bare=sizes.answer(Bare()),
+        answer_prompt=sizes.answer(prompt),
+    )
+
+
+def _context_bytes(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, input_length: int) -> int:
+    if not recipe.training.contexts:
+        return 0
+    check_contexts(scaffold)
+    return context_bytes(lm, input_length)
+
+
+def meta_scaffold(config: ScaffoldConfig, lm: FrozenLM) -> Scaffold:
+    """A scaffold of the right shape without values."""
+    with torch.device("meta"):
+        return KINDS[config.kind].new(config, lm)
+
+
+def parts(scaffold: Scaffold) -> dict[str, int]:
+    """Trained parameters by part."""
+    found: dict[str, int] = {}
+    for name, weight in scaffold.named_parameters():
+        part = name.split(".")[0]
+        found[part] = found.get(part, 0) + weight.numel()
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """One row of the recipe's lengths, to be run through a scaffold and counted."""
+
+    lm: FrozenLM
+    scaffold: Scaffold
+    input_length: int
+    output_length: int
+
+    def step(self, scaffold: Scaffold) -> tuple[int, int]:
+        """Operations of one row's step (forward, scored logits, backward) and the bytes kept for its backward pass."""
+        length = self.input_length + self.output_length - 1
+        with kept_bytes(self._weights(scaffold)) as kept:
+            work = counted(lambda: self._step(scaffold, length))
+        return work, kept()
+
+    def _step(self, scaffold: Scaffold, length: int) -> None:
+        given = self._given(length, scaffold)
+        if not any(weight.numel() for weight in scaffold.parameters()):  # a prompt of no vectors: back to the text
+            given.embeds.requires_grad_()
+        states = scaffold.states(self.lm, given)
+        self.lm.logits(states[:, -self.output_length :]).float().sum().backward()
+
+    @torch.no_grad()
+    def answer(self, scaffold: Scaffold) -> int:
+        """Operations of one answer: the input is read once, then token by token."""
+        scaffold.requires_grad_(False)
+        memory = Memory()
+
+        def read() -> None:
+            states = scaffold.states(self.lm, self._given(self.input_length, scaffold), memory)
+            self.lm.logits(states[:, -1:])
+
+        def next_token() -> None:
+            step = self._given(1, scaffold).continued(self._embeds(1))
+            self.lm.logits(scaffold.states(self.lm, step, memory))
+
+        return counted(read) + (self.output_length - 1) * counted(next_token)
+
+    def cache_bytes(self, scaffold: Scaffold) -> int:
+        """Keys and values after an answer's last token."""
+        memory = Memory()
+        length = self.input_length + self.output_length - 1
+        with torch.no_grad():
+            scaffold.states(self.lm, self._given(length, scaffold), memory)
+        layers: list[Any] = [layer for one in memory for layer in one.cache_for(self.lm.config).layers]
+        return sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None)
+
+    def _weights(self, scaffold: Scaffold) -> list[Tensor]:
+        models = [self.lm.model, scaffold, getattr(scaffold.encoder, "model", self.lm.model)]
+        return [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+
+    def _embeds(self, length: int) -> Tensor:
+        return torch.empty(1, length, self.lm.width, dtype=self.lm.dtype, device=self.lm.device)
+
+    def _given(self, length: int, scaffold: Scaffold) -> LMInput:
+        slot = {"prefix": 0, "infix": 0, "suffix": min(length, self.input_length)}[scaffold.placement.value]
+        source = None
+        if scaffold.encoder is not None:
+            # As `source_tokens` cuts it; the language model as its own encoder has no other limit than its context.
+            longest = UNLIMITED if scaffold.encoder is self.lm else scaffold.encoder.tokenizer.model_max_length  # type: ignore[attr-defined]
+            read = min(self.input_length, scaffold.encoder.context - scaffold.source_room, longest)
+            ids = torch.zeros(1, read, dtype=torch.long, device=self.lm.device)
+            source = Tokens(ids)
+        return LMInput(self._embeds(length), None, (slot,), source)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())

@@ -1,0 +1,180 @@
+"""What a recipe trains on, tasks or text: its source of steps, their loss, and how the development part is scored."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.tasks import Task, check_placement
+from shoulders.data.text import Documents, held_out, open_text
+from shoulders.engine.batches import Evidence, PackedText
+from shoulders.engine.precomputed import Contexts, StateStore, check_contexts, check_first_pass
+from shoulders.errors import UsageError
+from shoulders.evaluation.perplexity import Perplexity, perplexity
+from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen_examples, evaluate
+from shoulders.evidence.choice import PASSAGES
+from shoulders.runs.build import TaskParts, example_source, new_evidence, suite_parts
+from shoulders.runs.recipe import Recipe
+from shoulders.scaffolds.base import Scaffold
+from shoulders.training.loop import LossOf, Source
+from shoulders.training.losses import TextSource, language_loss, scaffold_loss
+
+ONE_IN = 50  # documents of a text without one of its own to measure on
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything the loop needs beside the scaffold; a score is the better the higher."""
+
+    source: Source[Any]
+    loss: LossOf[Any]
+    score: Callable[[], float]
+
+
+def task_parts(recipe: Recipe) -> TaskParts:
+    """The tasks of a recipe (`suite_parts`); none for one that models text."""
+    return TaskParts([], []) if recipe.text.source else suite_parts(recipe.suite)
+
+
+def tasks_of(recipe: Recipe) -> list[Task]:
+    """The tasks that a recipe trains and selects on (`task_parts`)."""
+    return task_parts(recipe).trained
+
+
+def job_of(
+    recipe: Recipe,
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    tasks: Sequence[Task],
+    on_done: OnDone,
+    evidence: Evidence | None = None,
+) -> Job:
+    """The recipe's tasks as a job, or its text; what could not be measured afterwards is refused before.
+
+    Args:
+        evidence: of the recipe, if it is at hand already; where `lm` is one that trains, that of the frozen model.
+
+    Raises:
+        UsageError: a split is missing, the placement has nothing to hold on to, the text is none, or something trains
+            before what is to be stored.
+        SaveFailed: the folder it is to be stored in cannot be written.
+    """
+    if recipe.text.source:
+        return _text_job(recipe, lm, scaffold)
+    if recipe.evidence.kind not in PASSAGES:  # passages are something to put an infix after
+        check_placement(tasks, scaffold.placement)
+    check_measurable(recipe, recipe.development, lm, tasks)
+    evidence = evidence or new_evidence(recipe, lm, scaffold.length)
+    return Job(
+        example_source(recipe, tasks, lm, scaffold, evidence),
+        scaffold_loss(lm, scaffold, _first_pass(recipe, lm, scaffold), _contexts(recipe, lm, scaffold)),
+        lambda: measure(recipe, lm, scaffold, recipe.development, tasks, on_done, evidence).average,
+    )
+
+
+def _text_job(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Job:
+    plan = recipe.training
+    if plan.contexts:
+        raise UsageError(
+            f"training.contexts={plan.contexts} keeps what is read before a prompt; in "
+            f"text.source={recipe.text.source} a prompt stands before everything: leave training.contexts empty"
+        )
+    documents, others = text_parts(recipe)
+    text = PackedText(documents, lm, recipe.text.length, plan.seed)
+    source = TextSource(text, plan.batch_size, plan.positions_at_once, scaffold.length)
+    measured = measured_sequences(recipe, lm, others)
+    loss = language_loss(lm, scaffold, _first_pass(recipe, lm, scaffold))
+    return Job(source, loss, lambda: -perplexity(lm, scaffold, measured).perplexity)
+
+
+def _first_pass(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> StateStore | None:
+    """Where the recipe keeps the states of the first pass."""
+    folder = recipe.training.first_pass
+    if not folder:
+        return None
+    check_first_pass(scaffold)  # before there is a folder
+    return StateStore(folder, lm)
+
+
+def _contexts(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Contexts | None:
+    """Where the recipe keeps what is read before the prompt."""
+    folder = recipe.training.contexts
+    if not folder:
+        return None
+    check_contexts(scaffold)  # before there is a folder
+    return Contexts(lm, folder)
+
+
+def text_parts(recipe: Recipe) -> tuple[Documents, Documents]:
+    """Documents to train on and documents to measure on."""
+    documents = open_text(recipe.text.source)
+    if recipe.text.validation:
+        return documents, open_text(recipe.text.validation)
+    return held_out(documents, ONE_IN)
+
+
+def measure_text(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Perplexity:
+    """Perplexity of a scaffold on the recipe's held-out text, the same sequences every time."""
+    _, documents = text_parts(recipe)
+    return perplexity(lm, scaffold, measured_sequences(recipe, lm, documents))
+
+
+def measured_sequences(recipe: Recipe, lm: FrozenLM, documents: Documents) -> list[list[int]]:
+    """What is measured of a text: no document twice."""
+    text = PackedText(documents, lm, recipe.text.length, seed=0)
+    found = [text.take()]  # also of a text that is too short for it
+    while len(found) < recipe.text.sequences:
+        sequence = text.take()
+        if text.position > text.epoch:
+            break
+        found.append(sequence)
+    return found
+
+
+def check_measurable(recipe: Recipe, plan: EvaluationPlan, lm: FrozenLM, tasks: Sequence[Task]) -> None:
+    """Refuse, before it is trained for, what could not be measured afterwards.
+
+    Raises:
+        UnknownName, DataError: no task has the plan's split, or it is empty.
+        ContextFull: generated answers do not fit the context.
+    """
+    suite = recipe.suite
+    chosen = chosen_examples(tasks, plan, suite.without(tasks), skip=suite.skip)
+    if any(example.choices is None for one in chosen.asked for example in one.examples):
+        length = recipe.scaffold.taken
+        what = f"a prompt of {length} vectors, a text and an answer of {plan.longest}"
+        lm.check_room(what, length + 1 + plan.longest, "lower scaffold.length or the plan's `longest`")
+
+
+def check_tested(recipe: Recipe, lm: FrozenLM, parts: TaskParts) -> None:
+    """Refuse, before it is trained for, what could not be measured in the end (`check_measurable`)."""
+    if parts.tested:
+        check_measurable(recipe, recipe.test, lm, parts.tested)
+
+
+def measure(
+    recipe: Recipe,
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    plan: EvaluationPlan,
+    tasks: Sequence[Task] | None = None,
+    on_done: OnDone = lambda _done, _all: None,
+    evidence: Evidence | None = None,
+) -> Scores:
+    """Scores of a scaffold on the recipe's suite, with its evidence (or the same, if it is at hand already).
+
+    Args:
+        tasks: to measure; None for those that the recipe tests on.
+    """
+    tasks = task_parts(recipe).tested if tasks is None else tasks
+    suite = recipe.suite
+    return evaluate(
+        tasks,
+        lm,
+        scaffold,
+        plan,
+        evidence=evidence or new_evidence(recipe, lm, scaffold.length),
+        without=suite.without(tasks),
+        skip=suite.skip,
+        on_done=on_done,
+    )

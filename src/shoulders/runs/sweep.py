@@ -1,0 +1,265 @@
+"""A search among variants of a recipe: each trains a share of the steps, and the best on the development part goes on.
+
+Source: the paper, section 2.2 (prompt length and learning rate, at 10% of the training).
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.errors import ContextFull, TrainingDiverged, UsageError, first_line
+from shoulders.evaluation.results import provenance
+from shoulders.paper.rivals import train_rival
+from shoulders.runs.build import TaskParts
+from shoulders.runs.jobs import check_tested
+from shoulders.runs.recipe import Recipe, recipe_from_json, with_overrides
+from shoulders.runs.run import Watch, train_until
+from shoulders.store.files import read_json, whole_file, write_json
+from shoulders.training.log import read_log
+
+SWEEP, TABLE = "sweep.json", "sweep.md"
+VARIED = ("scaffold.", "training.", "rival.", "evidence.")  # scores of other suites or models do not compare
+STEPS = "training.steps"
+
+Grid = Mapping[str, Sequence[str]]  # values, as texts, by recipe key
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One variant of the recipe.
+
+    Attributes:
+        name: of its run's folder in that of the sweep.
+        values: of the grid, by recipe key.
+        recipe: of its full run.
+        score: on the development part, where it paused; None before that.
+        seconds: that its steps took until then.
+        failure: why it came no further, if it did not.
+    """
+
+    name: str
+    values: Mapping[str, str]
+    recipe: Recipe
+    score: float | None = None
+    seconds: float = 0.0
+    failure: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing more to find out about it."""
+        return self.score is not None or bool(self.failure)
+
+    def as_json(self) -> dict[str, Any]:
+        """What became of it."""
+        found = {"score": self.score, "seconds": self.seconds, "failure": self.failure}
+        return {"name": self.name, "values": dict(self.values), **found}
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPlan:
+    """What is tried.
+
+    Attributes:
+        recipe: of the full run.
+        grid: recipe values to try, each with each.
+        fraction: of the steps that every candidate trains.
+    """
+
+    recipe: Recipe
+    grid: Grid
+    fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise UsageError(f"--fraction is {self.fraction}: a share of the steps above 0, 1 at most; the paper: 0.1")
+        if not self.grid or not all(self.grid.values()):
+            raise UsageError("there is nothing to choose among: name values, --grid training.learning_rate=1e-3,1e-2")
+        for key in self.grid:
+            if key == STEPS or not key.startswith(VARIED):
+                raise UsageError(
+                    f"{key} cannot be chosen by development score at {self.fraction:.0%} of the steps: a grid is of "
+                    f"values of {', '.join(part.rstrip('.') for part in VARIED)}, {STEPS} apart"
+                )
+
+    @property
+    def until(self) -> int:
+        """The step that every candidate pauses at."""
+        return max(1, round(self.fraction * self.recipe.training.steps))
+
+    def candidates(self) -> list[Candidate]:
+        """All variants, in the order of the grid.
+
+        Raises:
+            UnknownName, UsageError: a key or value does not fit the recipe, or two variants are the same.
+        """
+        found: list[Candidate] = []
+        for number, values in enumerate(itertools.product(*self.grid.values()), start=1):
+            chosen = dict(zip(self.grid, values, strict=True))
+            recipe = with_overrides(self.recipe, [f"{key}={value}" for key, value in chosen.items()])
+            recipe.check_trainable()
+            if any(recipe == other.recipe for other in found):
+                raise UsageError(f"the grid holds {_told(chosen)} twice: name each value once")
+            found.append(Candidate(f"{number:02d}", chosen, recipe))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """Candidates of a sweep, as far as it has come."""
+
+    plan: SweepPlan
+    candidates: Sequence[Candidate]
+
+    @property
+    def best(self) -> Candidate | None:
+        """Of the highest development score, the first of equals; None if there is none yet."""
+        scored = [one for one in self.candidates if one.score is not None]
+        return max(scored, key=lambda one: one.score or 0.0, default=None)
+
+    @property
+    def chosen(self) -> Candidate | None:
+        """The best, once all are done."""
+        return self.best if all(one.done for one in self.candidates) else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Grid and outcomes, as `sweep.json` keeps them."""
+        plan = self.plan
+        return {
+            "grid": {key: list(values) for key, values in plan.grid.items()},
+            "fraction": plan.fraction,
+            "until": plan.until,
+            "candidates": [one.as_json() for one in self.candidates],
+            "chosen": self.chosen and self.chosen.name,
+        }
+
+    def table(self) -> str:
+        """Markdown."""
+        keys, plan = list(self.plan.grid), self.plan
+        lines = [
+            f"| candidate | {' | '.join(keys)} | development score at step {plan.until} | seconds |",
+            "| --- |" + " ---: |" * (len(keys) + 2),
+        ]
+        for one in self.candidates:
+            score = "" if one.score is None else f"{one.score:.2f}"
+            score = f"**{score}**" if one is self.chosen else score or one.failure.replace("|", "\\|")
+            lines.append(f"| {one.name} | {' | '.join(one.values.values())} | {score} | {one.seconds:.0f} |")
+        chosen = f"; {self.chosen.name} goes on" if self.chosen else ""
+        return "\n".join([*lines, "", f"{plan.until} of {plan.recipe.training.steps} steps each{chosen}.", ""])
+
+
+Watching = Callable[[Candidate], AbstractContextManager[Watch]]
+
+
+def sweep(
+    plan: SweepPlan, lm: FrozenLM, parts: TaskParts, folder: Path, watching: Watching, *, resume: bool = False
+) -> Swept:
+    """Train every candidate to its pause, under the learning rates of its full run, and choose.
+
+    The chosen one goes on from there as if it had never paused: `train(chosen.recipe, lm, folder / chosen.name,
+    resume=True)`. A candidate that diverges, or does not fit the memory or the context, is noted, and the others go on.
+
+    Args:
+        parts: the recipe's tasks.
+        folder: gets the table (`sweep.json`, `sweep.md`), and a run's folder of each candidate.
+        watching: opens what is told how a candidate goes.
+        resume: go on with what is not done; neither done nor failed ones run again.
+
+    Raises:
+        UsageError: the folder holds another sweep, or one that is not to be resumed; every candidate failed.
+    """
+    found = _opened(plan, folder, resume=resume)
+    PartialState().wait_for_everyone()  # all have looked into the folder before one writes into it
+    _keep(found, lm, folder)
+    for number, candidate in enumerate(found.candidates):
+        if candidate.done:
+            continue
+        with watching(candidate) as watch:
+            outcome = _outcome(candidate, plan.until, lm, parts, folder / candidate.name, watch, resume=resume)
+        candidates = [*found.candidates[:number], outcome, *found.candidates[number + 1 :]]
+        found = replace(found, candidates=candidates)
+        _keep(found, lm, folder)
+    if found.chosen is None:
+        raise UsageError(f"no candidate came to step {plan.until}; the first: {found.candidates[0].failure}")
+    return found
+
+
+def _outcome(
+    candidate: Candidate, until: int, lm: FrozenLM, parts: TaskParts, folder: Path, watch: Watch, *, resume: bool
+) -> Candidate:
+    """The candidate, trained to its pause."""
+    recipe, failure, score = candidate.recipe, "", None
+    advance = train_rival if recipe.rival.kind else train_until
+    try:
+        check_tested(recipe, lm, parts)
+        score = advance(recipe, lm, folder, until=until, tasks=parts.trained, resume=resume, watch=watch).score
+    except (TrainingDiverged, ContextFull, MemoryError, RuntimeError) as error:
+        if not _of_the_candidate(error):
+            raise
+        failure = first_line(error)
+    if failure and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return replace(candidate, score=score, seconds=sum(step["seconds"] for step in read_log(folder)), failure=failure)
+
+
+def _of_the_candidate(error: BaseException) -> bool:
+    """Whether other candidates may do better. On a CPU PyTorch has no error of its own for a full memory."""
+    full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return full or isinstance(error, TrainingDiverged | ContextFull)
+
+
+def _opened(plan: SweepPlan, folder: Path, *, resume: bool) -> Swept:
+    """A new sweep, or what a killed one has found so far."""
+    candidates = plan.candidates()
+    if not (folder / SWEEP).exists():
+        return Swept(plan, candidates)
+    content = read_json(folder / SWEEP)
+    done = sum(one["score"] is not None or bool(one["failure"]) for one in content["candidates"])
+    if not resume:
+        raise UsageError(
+            f"{folder} holds a sweep, {done} of {len(content['candidates'])} candidates done: go on with --resume, or "
+            "name another --out"
+        )
+    kept = SweepPlan(recipe_from_json(content["recipe"]), content["grid"], content["fraction"])
+    if (kept.recipe, kept.fraction, kept.candidates()) != (plan.recipe, plan.fraction, candidates):
+        raise UsageError(f"{folder} holds a sweep of another recipe or grid (see its {SWEEP}): name another --out")
+    pairs = zip(candidates, content["candidates"], strict=True)
+    return Swept(
+        plan,
+        [replace(one, **{key: was[key] for key in ("score", "seconds", "failure")}) for one, was in pairs],
+    )
+
+
+def _keep(found: Swept, lm: FrozenLM, folder: Path) -> None:
+    if PartialState().is_main_process:
+        write_json(folder / SWEEP, {**found.as_json(), **provenance(found.plan.recipe.as_json(), lm)})
+        with whole_file(folder / TABLE) as part:
+            part.write_text(found.table(), encoding="utf-8")
+
+
+def parsed_grid(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The grid of texts `key=value,value`.
+
+    Raises:
+        UsageError: one is not, or two are of one key.
+    """
+    grid: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        key, equals, values = (part.strip() for part in text.partition("="))
+        found = tuple(value.strip() for value in values.split(",") if value.strip())
+        if not equals or not found:
+            raise UsageError(f"--grid {text!r} is not key=value,value, e.g. scaffold.length=100,200")
+        if key in grid:
+            raise UsageError(f"--grid names {key} twice: put all its values into one")
+        grid[key] = found
+    return grid
+
+
+def _told(values: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in values.items())

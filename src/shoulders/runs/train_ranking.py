@@ -1,0 +1,167 @@
+"""Training a retriever or a re-ranker by its recipe, and cross-fitting a re-ranker."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shoulders.data.mixture import FOLDS
+from shoulders.data.tasks import Task
+from shoulders.errors import UsageError
+from shoulders.evaluation.protocol import EvaluationPlan, chosen_examples
+from shoulders.evaluation.recall import FoundFor, RankingScores, asked, ranking
+from shoulders.evaluation.results import RESULTS, circumstances
+from shoulders.evidence.reranked import ALL
+from shoulders.evidence.sources import searcher_of
+from shoulders.retrieval.bi_encoder import BiEncoder
+from shoulders.retrieval.index import Hit, Index
+from shoulders.retrieval.reranker import About, Reranker
+from shoulders.retrieval.scoring import WEIGHTS, Pair, Seen
+from shoulders.retrieval.search import Searcher
+from shoulders.retrieval.towers import RERANKER
+from shoulders.runs.build import suite_parts, training_mixture
+from shoulders.runs.jobs import Job
+from shoulders.runs.ranking_recipes import RankingRecipe, ranking_recipe_from_json
+from shoulders.runs.run import RunFolder, Watch
+from shoulders.store.files import BEST, read_json, write_json
+from shoulders.training.loop import Progress
+from shoulders.training.rankers import RerankerLoss, RetrieverLoss, SupervisedSource, Supervision, ranking_loss
+
+UNIT_SCALE = 20.0  # of scores of vectors of length one (sentence-transformers)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """What a run ended with.
+
+    Attributes:
+        folder: of the best model.
+        result: what results.json holds: how it orders the development questions' passages, and where it comes from.
+    """
+
+    folder: Path
+    progress: Progress
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What trains, what scores passages with its weights as they are, and what keeps it."""
+
+    loss: RerankerLoss | RetrieverLoss
+    scores: Callable[[Sequence[Pair]], Sequence[float]]
+    save: Callable[[Path, About], None]
+
+    def ordered(self, questions: Sequence[str], hits: Sequence[Sequence[Hit]]) -> list[list[float]]:
+        """A score for each passage of each question."""
+        pairs = [
+            Pair(question, hit.title, hit.text) for question, some in zip(questions, hits, strict=True) for hit in some
+        ]
+        left = iter(self.scores(pairs))
+        return [list(islice(left, len(some))) for some in hits]
+
+
+def train_ranking(recipe: RankingRecipe, folder: Path, *, resume: bool = False, watch: Watch | None = None) -> Ranked:
+    """Train a recipe's model; the best one on the development questions is kept, with how it did.
+
+    Raises:
+        UsageError: no index is named, or the folder holds another run, or one that is not to be resumed.
+        SourceNotFound, UsageError: what finds the passages is not there (`searcher_of`).
+        DataError: no question has a passage to learn from, or to be measured on.
+    """
+    if not recipe.index:
+        raise UsageError("passages are learnt from an index: build one (shoulders index), then index=FOLDER")
+    run = RunFolder.opened(folder, recipe.as_json(), _kept, resume=resume)
+    index, tasks = Index(Path(recipe.index).expanduser()), suite_parts(recipe.suite).trained
+    searcher = searcher_of(recipe, index)
+    measured_on = _development(recipe, index, searcher, tasks)
+    torch.manual_seed(recipe.training.seed)
+    model = _reranker(recipe) if recipe.kind == RERANKER else _retriever(recipe)
+    supervision = Supervision(index, recipe.depth, recipe.negatives, recipe.training.seed, searcher)
+    source = _source(recipe, supervision, tasks, model.loss)
+    seen = Seen.of(source.questions)
+    last: list[RankingScores] = []
+
+    def score() -> float:
+        last[:] = [ranking(measured_on, model.ordered, WEIGHTS if recipe.kind == RERANKER else ())]
+        return last[0].ordered.reciprocal_rank
+
+    def keep(_score: float, step: int) -> None:
+        measured = {"step": step, **last[0].as_json()}
+        model.save(folder / BEST, About(recipe.encoder, recipe.as_json(), measured, seen))
+        content = {"kind": recipe.kind, "development": measured, "training_questions": len(seen)}
+        write_json(folder / RESULTS, {**content, "recipe": recipe.as_json(), **circumstances()})
+
+    job = Job(source, ranking_loss, score)
+    progress = run.fit(model.loss, job, recipe.training, keep, watch or Watch())
+    return Ranked(folder / BEST, progress, read_json(folder / RESULTS))
+
+
+def cross_fit(
+    recipe: RankingRecipe, folder: Path, *, resume: bool = False, watch: Callable[[str], AbstractContextManager[Watch]]
+) -> dict[str, Ranked]:
+    """Re-rankers trained on the halves A and B of the questions, and on all (the paper, section 3.1).
+
+    Each has a folder of its own; one that is done already is not trained again with `resume`.
+
+    Args:
+        watch: who is told of the run of that name.
+
+    Raises:
+        UsageError: as `train_ranking`; the recipe is no re-ranker's, or has a fold already.
+    """
+    if recipe.kind != RERANKER or recipe.suite.fold:
+        what = f"kind={recipe.kind}" if recipe.kind != RERANKER else f"suite.fold={recipe.suite.fold}"
+        raise UsageError(f"cross-fitting trains a re-ranker on each half and on all questions: leave {what} out")
+    folds = {**{fold: fold for fold in FOLDS}, ALL: ""}
+    parts = {name: replace(recipe, suite=replace(recipe.suite, fold=fold)) for name, fold in folds.items()}
+    for name, part in parts.items():  # before any of them is trained
+        RunFolder.opened(folder, part.as_json(), _kept, resume=resume, part=name)
+    found: dict[str, Ranked] = {}
+    for name, part in parts.items():
+        with watch(name) as told:
+            found[name] = train_ranking(part, folder / name, resume=resume and (folder / name).exists(), watch=told)
+    return found
+
+
+def _kept(path: Path) -> Mapping[str, Any]:
+    return ranking_recipe_from_json(read_json(path)).as_json()
+
+
+def _development(recipe: RankingRecipe, index: Index, searcher: Searcher, tasks: Sequence[Task]) -> list[FoundFor]:
+    plan, suite = recipe.development, recipe.suite
+    wanted = EvaluationPlan(split=plan.split, limit=plan.limit, wordings=1)
+    chosen = chosen_examples(tasks, wanted, suite.without(tasks), skip=suite.skip)
+    return asked([example for one in chosen.asked for example in one.examples], index, plan.depth, searcher)
+
+
+def _source(
+    recipe: RankingRecipe, supervision: Supervision, tasks: Sequence[Task], loss: RerankerLoss | RetrieverLoss
+) -> SupervisedSource:
+    suite, plan = recipe.suite, recipe.training
+    mixture = training_mixture(suite, tasks, plan.seed)
+    at_once = plan.positions_at_once if recipe.kind == RERANKER else None
+    return SupervisedSource(mixture, suite.fold, supervision, plan.batch_size, loss.cost, at_once)
+
+
+def _reranker(recipe: RankingRecipe) -> _Model:
+    reranker = Reranker.start(recipe.encoder, length=recipe.length, seed=recipe.training.seed, dtype=recipe.dtype)
+    return _Model(RerankerLoss(reranker), lambda pairs: reranker.frozen().scores(pairs), reranker.save)
+
+
+def _retriever(recipe: RankingRecipe) -> _Model:
+    encoder = BiEncoder.load(recipe.encoder, dtype=recipe.dtype)
+    encoder.reading = replace(encoder.reading, longest=recipe.length)
+
+    def scores(pairs: Sequence[Pair]) -> list[float]:
+        questions = list(dict.fromkeys(pair.question for pair in pairs))
+        vectors = dict(zip(questions, encoder.encode_questions(questions), strict=True))
+        passages = encoder.encode_passages([pair.title for pair in pairs], [pair.text for pair in pairs])
+        return [float(vectors[pair.question] @ passage) for pair, passage in zip(pairs, passages, strict=True)]
+
+    scale = UNIT_SCALE if encoder.reading.normalised else 1.0
+    return _Model(RetrieverLoss(encoder, scale), scores, lambda folder, _about: encoder.save(folder))

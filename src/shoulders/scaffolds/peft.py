@@ -1,0 +1,265 @@
+"""PEFT's methods around a frozen model (LoRA, prefix tuning) and its format for soft prompts. Needs PEFT."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Self, final
+
+import torch
+from safetensors import SafetensorError
+from transformers import DynamicCache
+from transformers.pytorch_utils import Conv1D
+
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.passes import Memory, PassMemory
+from shoulders.backbone.sources import locate
+from shoulders.errors import CorruptFile, SourceNotFound, UsageError, first_line
+from shoulders.records import LMInput, Placement
+from shoulders.scaffolds.base import NO_DATA, Scaffold, ScaffoldConfig, TrainingData
+from shoulders.scaffolds.program import Pass, Program
+from shoulders.scaffolds.soft_prompt import SoftPrompt
+from shoulders.store.files import read_json, read_tensors, whole_folder, write_json, write_tensors
+
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's own names
+ALL_LINEAR = "all-linear"
+LORA, PREFIX, FULL = "lora", "prefix_tuning", "full"  # kinds of rivals; those of all weights need no adapter
+
+
+def peft_library() -> Any:
+    """PEFT, or how to get it.
+
+    Raises:
+        SourceNotFound: it is not installed.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise SourceNotFound("LoRA and prefix tuning are PEFT's: pip install 'shoulders[rivals]'") from None
+    return peft
+
+
+def add_lora(lm: FrozenLM, rank: int, alpha: float, targets: tuple[str, ...]) -> Any:
+    """Put adapters into the linear layers of a model, which changes it; returns PEFT's model around it.
+
+    They start as nothing (B = 0), in fp32 whatever the type of the model. Source: Hu et al. 2022, section 4.1.
+
+    Args:
+        targets: names of layers; `ALL_LINEAR` for all but the output matrix (Dettmers et al. 2023, section 4).
+
+    Raises:
+        UsageError: the model has no such layers.
+    """
+    peft = peft_library()
+    config = peft.LoraConfig(
+        task_type=peft.TaskType.CAUSAL_LM,
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=ALL_LINEAR if targets == (ALL_LINEAR,) else list(targets),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in lm.model.modules()),
+    )
+    try:
+        adapted = peft.get_peft_model(lm.model, config)
+    except ValueError as error:
+        raise UsageError(f"rival.targets={','.join(targets)} does not fit {lm.name!r}: {first_line(error)}") from error
+    config.base_model_name_or_path = _named(lm)
+    return adapted
+
+
+def _named(lm: FrozenLM) -> str:
+    """What PEFT and transformers find the model by: packages are ours, and a relative path would not stay true."""
+    found = locate(lm.name)
+    return str(Path(found).resolve()) if Path(found).exists() else found
+
+
+def add_prefix(lm: FrozenLM, length: int) -> Any:
+    """PEFT's model with a prefix of so many positions; the model itself is not changed.
+
+    Raises:
+        UsageError: PEFT cannot put a prefix before this model, or some of its layers would lose sight of it.
+    """
+    if any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=lm.config).layers):
+        # Shorter texts of a batch are padded between the prefix and themselves.
+        raise UsageError(f"{lm.name!r} has layers that see a window of the text, and padding would push the prefix out")
+    peft = peft_library()
+    config = peft.PrefixTuningConfig(task_type=peft.TaskType.CAUSAL_LM, num_virtual_tokens=length)
+    try:
+        adapted = peft.get_peft_model(lm.model, config)
+        with torch.no_grad():
+            found = PassMemory(adapted.get_prompt(1))
+            found.seen = length
+            lm.states(lm.embed(torch.zeros(1, 1, dtype=torch.long, device=lm.device)), memory=found)
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise UsageError(f"PEFT has no prefix tuning for {lm.name!r}: {first_line(error)}") from error
+    config.base_model_name_or_path = _named(lm)
+    return adapted
+
+
+def read_adapter(lm: FrozenLM, folder: Path) -> Any:
+    """PEFT's model with the adapter it saved in a folder; LoRA changes the model.
+
+    Raises:
+        CorruptFile: they cannot be read, or are not those of this model.
+    """
+    peft = peft_library()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # they are refused below
+            adapted = peft.PeftModel.from_pretrained(lm.model, str(folder))
+        saved, wanted = peft.utils.load_peft_weights(str(folder), "cpu"), peft.get_peft_model_state_dict(adapted)
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError, UnpicklingError) as error:
+        raise CorruptFile(f"{folder} holds no adapter for {lm.name!r}: {first_line(error)}") from error
+    if wrong := sorted(set(saved) ^ set(wanted)):
+        raise CorruptFile(
+            f"{folder} holds no whole adapter for {lm.name!r}: {wrong[0]} is "
+            f"{'not its own' if wrong[0] in saved else 'missing'}, of {len(wrong)} tensors that do not fit"
+        )
+    return adapted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixTuningConfig(ScaffoldConfig):
+    """What a recipe says of a prefix in every layer.
+
+    Attributes:
+        length: positions of the prefix.
+    """
+
+    kind: str = field(default="prefix_tuning", init=False)
+    length: int = 20
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise UsageError(f"scaffold.length is {self.length}: a prefix takes at least 1 position, and 20 are usual")
+
+    @property
+    def taken(self) -> int:
+        """The positions of the prefix."""
+        return self.length
+
+
+@final
+class PrefixTuning(Scaffold, kind="prefix_tuning"):
+    """Trained keys and values in every layer, before the text. Source: Li and Liang 2021, without their MLP.
+
+    Args:
+        adapted: PEFT's model around the backbone (`add_prefix`, `read_adapter`); it is used and never a child.
+    """
+
+    label = "prefix tuning"
+    Config = PrefixTuningConfig
+
+    def __init__(self, adapted: Any) -> None:
+        super().__init__()
+        self.prefix = adapted.prompt_encoder[adapted.active_adapter]
+        self.write = adapted.save_pretrained  # in PEFT's own format
+        self._keys_and_values = adapted.get_prompt
+
+    @property
+    def length(self) -> int:
+        """Positions of the prefix."""
+        return self.prefix.embedding.num_embeddings
+
+    def program(self, given: LMInput, memory: Memory | None = None) -> Program:
+        """Ask for one pass over a text that finds the prefix in every layer's memory."""
+        one = PassMemory() if memory is None else memory.single
+        if not one.seen:
+            one.cache, one.seen = self._keys_and_values(given.embeds.shape[0]), self.length
+        return (yield Pass(given.embeds, given.mask, one))
+
+    def description(self) -> dict[str, Any]:
+        """The length."""
+        return {"length": self.length}
+
+    @classmethod
+    def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:
+        """Another one of that length."""
+        return cls(add_prefix(lm, description["length"]))
+
+    @classmethod
+    def new(cls, config: PrefixTuningConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:  # noqa: ARG003
+        """A prefix as PEFT starts one."""
+        return cls(add_prefix(lm, config.length))
+
+
+CONFIG, WEIGHTS, KEY = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"
+PICKLE = "adapter_model.bin"  # what older versions wrote in place of WEIGHTS
+KINDS = (  # of the adapters that are read: a field of CONFIG, what it is to be, and what that is written as
+    ("peft_type", "PROMPT_TUNING", ("PROMPT_TUNING",)),
+    ("task_type", "CAUSAL_LM", ("CAUSAL_LM", None)),
+    ("num_transformer_submodules", "1", (1, None)),
+)
+
+
+def to_peft(prompt: Scaffold, lm: FrozenLM, folder: Path) -> None:
+    """Write a prompt as an adapter that `PeftModel.from_pretrained` loads.
+
+    Raises:
+        UsageError: it is no soft prompt, or its placement is not the prefix, the only one PEFT has.
+    """
+    if not isinstance(prompt, SoftPrompt):
+        raise UsageError(f"a scaffold of kind {prompt.kind} is no soft prompt, and PEFT's prompt tuning knows no other")
+    if prompt.placement is not Placement.PREFIX:
+        raise UsageError(f"PEFT places prompts before the text only; this one is a {prompt.placement.value}")
+    config = {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": lm.name,
+        "num_virtual_tokens": prompt.length,
+        "token_dim": lm.width,
+        "num_transformer_submodules": 1,
+        "num_layers": lm.config.num_hidden_layers,
+        "num_attention_heads": lm.config.num_attention_heads,
+        "prompt_tuning_init": "RANDOM",
+        "inference_mode": True,
+    }
+    with whole_folder(folder, CONFIG) as scratch:
+        write_json(scratch / CONFIG, config)
+        write_tensors(scratch / WEIGHTS, {KEY: prompt.prompt.detach()})
+
+
+def from_peft(folder: Path) -> SoftPrompt:
+    """Read the prompt of a PEFT prompt-tuning adapter.
+
+    Raises:
+        SourceNotFound: there is no adapter in the folder.
+        UsageError: the adapter is of another method, for another task, or a pickle.
+        CorruptFile: its files are broken, or hold anything else than the prompt.
+    """
+    if not (folder / CONFIG).exists():
+        raise SourceNotFound(f"there is no PEFT adapter in {folder}: {CONFIG} is missing")
+    config = read_json(folder / CONFIG)
+    for key, wanted, known in KINDS:
+        if config.get(key) not in known:
+            raise UsageError(
+                f"{folder} holds a PEFT adapter of {key.replace('_', ' ')} {config.get(key)}, not {wanted}"
+            )
+    if not (folder / WEIGHTS).exists() and (folder / PICKLE).exists():
+        raise UsageError(
+            f"{folder / PICKLE} is a pickle, which can run any code and is not opened: load the adapter with a newer "
+            f"PEFT and save it again, which writes {WEIGHTS}"
+        )
+    weights = read_tensors(folder / WEIGHTS)
+    wanted, found = (config.get("num_virtual_tokens"), config.get("token_dim")), list(weights)
+    if found != [KEY]:
+        raise CorruptFile(f"{folder / WEIGHTS} holds {', '.join(sorted(found)) or 'nothing'}, not {KEY} alone")
+    shape = tuple(weights[KEY].shape)
+    if len(shape) != 2 or any(said not in (None, size) for said, size in zip(wanted, shape, strict=True)):
+        raise CorruptFile(
+            f"{folder / WEIGHTS} holds {KEY} of shape {shape}, {CONFIG} says {wanted[0]} virtual tokens of width "
+            f"{wanted[1]}: save the adapter again"
+        )
+    return SoftPrompt(weights[KEY])
+
+
+def base_of(folder: Path) -> str:
+    """Read which model an adapter was trained around.
+
+    Raises:
+        UsageError: it does not say; PEFT writes null for a model that was not loaded by a name.
+    """
+    found = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(found, str) or not found:
+        raise UsageError(f"the adapter in {folder} does not name its base model: name it with --backbone")
+    return found

@@ -1,0 +1,1 @@
+"""Files on disk: atomic folders, and a cache of rows by key."""

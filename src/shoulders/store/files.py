@@ -1,0 +1,340 @@
+"""Files on disk: whole folders, JSON, tensors and SQLite; the cache folder; locks; errors of the hub.
+
+They are written so that a killed process or a full disk never costs what was there before.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
+from torch import Tensor
+
+from shoulders.errors import CorruptFile, DataError, HubUnreachable, SaveFailed, SourceNotFound, UsageError, first_line
+from shoulders.store.encodings import decode_whole
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DATABASE_CACHE = -128 * 1024  # KiB of an SQLite file
+BEST = "best"  # in a run's folder, the best of what it trained
+RECIPE = "recipe.json"  # in a run's folder, all that it depends on
+
+
+@contextmanager
+def whole_folder(target: Path, marker: str) -> Iterator[Path]:
+    """A scratch folder that takes the target's place once all is written; if anything fails, the target stays.
+
+    Args:
+        target: a folder that may exist already; it is replaced as a whole.
+        marker: a file that tells a folder of this kind. A folder with other content is never replaced.
+
+    Raises:
+        SaveFailed: the disk is full, the place cannot be written, or something else is in it.
+    """
+    check_replaceable(target, marker)
+    backup = _backup(target)
+    try:
+        scratch = _scratch(target)
+    except OSError as error:
+        raise save_failed(target, error) from error
+    try:
+        yield scratch
+        for path in scratch.rglob("*"):
+            _sync(path)
+        if target.exists():
+            shutil.rmtree(backup, ignore_errors=True)
+            os.rename(target, backup)
+        os.rename(scratch, target)
+        _sync(target.parent)
+        shutil.rmtree(backup, ignore_errors=True)
+    except (OSError, SaveFailed) as error:
+        reason = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(reason, OSError):  # not the disk's refusal, and said already
+            raise
+        raise save_failed(target, reason, kept=target.exists() or backup.exists()) from reason
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_replaceable(target: Path, marker: str) -> None:
+    """Raise `SaveFailed` for what `whole_folder` would not replace."""
+    if target.is_file():
+        raise SaveFailed(f"{target} is a file: name a new folder")
+    if target.is_dir() and any(target.iterdir()) and not (target / marker).exists():
+        raise SaveFailed(f"{target} holds other files (no {marker} among them): name a new folder")
+
+
+def recovered(target: Path) -> Path:
+    """The folder; if a process was killed while it was being replaced, the old one is put back first."""
+    backup = _backup(target)
+    if not target.exists() and backup.exists():
+        os.rename(backup, target)
+    return target
+
+
+def _scratch(target: Path) -> Path:
+    """An empty folder beside the target; what a process that was killed left of it there is removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for stale in target.parent.glob(f".{escape(target.name)}.????????.part"):
+        shutil.rmtree(stale, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+
+
+def _backup(target: Path) -> Path:
+    target = target.absolute()  # "." has no name of its own
+    return target.with_name(f".{target.name}.old")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_failed(target: Path, error: OSError, *, kept: bool = False, option: str = "--out") -> SaveFailed:
+    """Why a file or folder could not be written, what is left of the old one, and what to do (with which option)."""
+    way_out = "free space there, or name another place" if error.errno in FULL else "name another place"
+    before = f"; {target} is as it was before" if kept else ""
+    return SaveFailed(f"cannot write {target}: {error.strerror or error}{before}: {way_out} ({option})")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """One JSON object, readable by people, in place only when it is whole."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    with whole_file(path) as part:
+        # A file name that is no UTF-8 is half characters to Python; written as JSON's escapes they are read as before.
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A scratch file that takes the file's place once it is written; if anything fails, what was there stays.
+
+    Raises:
+        SaveFailed: the disk is full, or the place cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        _sync(part)
+        os.replace(part, path)
+    except OSError as error:
+        with suppress(OSError):  # there may be no such folder
+            part.unlink()
+        raise save_failed(path, error, kept=path.exists()) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object.
+
+    Raises:
+        SourceNotFound: there is no such file, or it may not be read.
+        CorruptFile: it is not one.
+    """
+    try:
+        content = json.loads(decode_whole(path.read_bytes()))
+    except OSError as error:
+        raise SourceNotFound(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, DataError) as error:
+        raise CorruptFile(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CorruptFile(f"{path} holds no JSON object")
+    return content
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested JSON objects by dotted key, as the command line names them."""
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            found.update(flat(value, f"{prefix}{name}."))
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def check_format(content: Mapping[str, Any], wanted: tuple[str, int], what: object, way_out: str) -> None:
+    """Raise `UsageError` if the `format` and `version` that a description tells are not those wanted."""
+    found = (content.get("format"), content.get("version"))
+    if found != wanted:
+        raise UsageError(
+            f"{what} is of format {found[0]!r} version {found[1]}, this version of shoulders reads {wanted[0]!r} "
+            f"version {wanted[1]}: {way_out}"
+        )
+
+
+def legible(path: str | Path) -> str:
+    """Return a path as text that can be kept and shown: each byte of a name that is no UTF-8 as its number."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def check_legible(path: str | Path) -> None:
+    """Raise `SourceNotFound` for a path that is no UTF-8, which safetensors opens no file by."""
+    if legible(path) != str(path):
+        raise SourceNotFound(f"{legible(path)} is a name that is no UTF-8, and weights cannot be read by it: rename it")
+
+
+def lasting(name: str) -> str:
+    """A name that means the same in another folder: a path that is there made absolute, others as they are.
+
+    Several may be joined by "|", as the two encoders of a retriever are.
+    """
+    parts = [Path(part).expanduser() for part in name.split("|")]
+    return "|".join(
+        str(path.absolute()) if part and path.exists() else part
+        for part, path in zip(name.split("|"), parts, strict=True)
+    )
+
+
+def open_database(path: Path | None, tables: str, *, write: bool = True) -> sqlite3.Connection:
+    """An SQLite file that one may write and many read at a time; what was committed is kept if the process is killed.
+
+    Nothing is committed together unless it is within a `transaction`.
+
+    Args:
+        path: of the file; None for a database in memory.
+        tables: statements that make what a new one holds.
+        write: it is made if it is not there; else it must be, and cannot be changed.
+    """
+    place = f"{path.absolute().as_uri()}?mode={'rwc' if write else 'ro'}" if path else ":memory:"
+    file = sqlite3.connect(place, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
+    file.execute(f"PRAGMA cache_size = {DATABASE_CACHE}")
+    if write:
+        file.execute("PRAGMA journal_mode = WAL")
+        if not file.execute("PRAGMA user_version").fetchone()[0]:
+            file.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA user_version = 1; COMMIT;")
+    return file
+
+
+@contextmanager
+def transaction(file: sqlite3.Connection) -> Iterator[None]:
+    """All changes within, or none."""
+    file.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        file.execute("ROLLBACK")
+        raise
+    file.execute("COMMIT")
+
+
+@contextmanager
+def database_errors(path: str | Path, what: str, way_out: str) -> Iterator[None]:
+    """Say in one line what is wrong with an SQLite file: full disk, no right to write, locked, or no such file at all.
+
+    Args:
+        what: the file ought to be, e.g. "store of answers".
+        way_out: how another place is named, e.g. "evidence.store".
+    """
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        raise SaveFailed(f"cannot use {path} ({error}): free space there, or name another ({way_out})") from error
+    except sqlite3.DatabaseError as error:
+        raise CorruptFile(f"{path} is no {what} ({error}): name another ({way_out}), or delete it") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file. Written by Python, so that a full disk is an OSError like any other."""
+    path.write_bytes(safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        CorruptFile: it is truncated or not safetensors at all.
+        SourceNotFound: its name is no UTF-8.
+    """
+    check_legible(path)
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CorruptFile(
+            f"{path} is truncated or not a safetensors file ({error}): fetch or train it again"
+        ) from error
+
+
+LOCK = "writer.lock"
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder for writing. The lock ends with the process, however that ends.
+
+    Raises:
+        UsageError: another process holds it; the message says which.
+        SaveFailed: the folder cannot be written.
+    """
+    try:
+        file = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise save_failed(folder, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{folder} is being written by {_holder(folder)}: wait until it is done") from None
+        file.truncate(0)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": started}))
+        file.flush()
+        yield
+
+
+def _holder(folder: Path) -> str:
+    try:
+        holder = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+        return f"process {holder['process']} on {holder['host']} since {holder['since']}"
+    except (OSError, ValueError, KeyError):  # it has the lock and has not written its name yet
+        return "another process"
+
+
+def cache_folder() -> Path:
+    """`$SHOULDERS_CACHE`, or `~/.cache/shoulders`."""
+    return Path(os.environ.get("SHOULDERS_CACHE") or Path.home() / ".cache" / "shoulders")
+
+
+def in_cache(kind: str, source: Path) -> Path:
+    """The place in the cache folder of what is made of a file; another one once its size or time has changed."""
+    stat = source.stat()
+    key = hashlib.sha256(f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    return cache_folder() / kind / f"{source.stem}-{key}"
+
+
+@contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """Say in one line what is wrong when something cannot be fetched or read by its name."""
+    try:
+        yield
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        raise HubUnreachable(name) from error
+    except HfHubHTTPError as error:
+        raise SourceNotFound(f"the Hugging Face hub has no {name!r} that you may read ({error})") from error
+    except SafetensorError as error:
+        raise CorruptFile(f"the weights of {name!r} are truncated or broken ({error}): fetch them again") from error
+    except (OSError, ValueError) as error:
+        offline = isinstance(error.__cause__, (OfflineModeIsEnabled, LocalEntryNotFoundError))
+        if offline or isinstance(error, ConnectionError) or "connect to" in str(error):
+            raise HubUnreachable(name) from error
+        raise SourceNotFound(f"{name!r} cannot be loaded: {first_line(error)}") from error
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a library makes of a broken configuration, or of one that it lacks parts for
+        raise SourceNotFound(f"{name!r} cannot be loaded ({type(error).__name__}): {first_line(error)}") from error

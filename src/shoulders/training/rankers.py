@@ -1,0 +1,247 @@
+"""Training what orders passages: what a retriever and a re-ranker learn from, their steps and their losses."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from accelerate import PartialState
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shoulders.data.matching import has_span
+from shoulders.data.mixture import Counts, Mixture, fold_of, left_out, tally
+from shoulders.engine.batches import by_length
+from shoulders.errors import DataError, UsageError
+from shoulders.records import Example
+from shoulders.retrieval.bi_encoder import BiEncoder, in_batch_loss
+from shoulders.retrieval.index import Index
+from shoulders.retrieval.reranker import Group, Reranker
+from shoulders.retrieval.scoring import words_of
+from shoulders.retrieval.search import Searcher
+
+Titled = tuple[str, str]  # title and text of a passage
+
+
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    """A question with its passages, the positive one first."""
+
+    question: str
+    answers: tuple[str, ...]
+    passages: tuple[Titled, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Supervision:
+    """Draws passages for questions from the first `depth` that a retriever finds.
+
+    The positive is one of the annotated passages that hold an answer, where the data set names any, else one of those
+    found that hold an answer (distant supervision); negatives are found and hold none. Where no answer is known, the
+    annotated passages alone are positive. Which are drawn depends on the seed and the example's position alone.
+
+    Attributes:
+        negatives: drawn for a question at most.
+        searcher: the retriever; BM25 if there is none.
+
+    Source: Karpukhin et al. 2020, sections 3.2 and 6.1; the paper, section 3.1 (1 positive and 23 negatives of 100).
+    """
+
+    index: Index
+    depth: int = 100
+    negatives: int = 23
+    seed: int = 0
+    searcher: Searcher | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.negatives < self.depth:
+            raise UsageError(
+                f"{self.negatives} negatives of {self.depth} passages: at least 1, and fewer than are retrieved "
+                "(negatives, depth)"
+            )
+
+    def of(self, examples: Sequence[Example], positions: Sequence[int]) -> list[Supervised | None]:
+        """The passages of each example; None where no passage has an answer, or all of them have.
+
+        Args:
+            positions: of the examples in the order of training.
+        """
+        queries = [example.question.query for example in examples]
+        found = self.index.search(queries, self.depth, self.searcher)
+        passages = [[(hit.title, hit.text) for hit in hits] for hits in found]
+        return [self._drawn(*one) for one in zip(queries, examples, passages, positions, strict=True)]
+
+    def _drawn(self, query: str, example: Example, found: Sequence[Titled], position: int) -> Supervised | None:
+        draw = random.Random(f"{self.seed}/{position}")
+        gold = self._gold(example)
+        with_answer = [has_span(example.references, text) for _, text in found]
+        positives = gold or [one for one, has in zip(found, with_answer, strict=True) if has]
+        negatives = [one for one, has in zip(found, with_answer, strict=True) if not has and one not in gold]
+        if not positives or not negatives:
+            return None
+        drawn = draw.sample(negatives, min(self.negatives, len(negatives)))
+        return Supervised(query, example.references, (draw.choice(positives), *drawn))
+
+    def _gold(self, example: Example) -> list[Titled]:
+        stored = self.index.store.of_documents(example.question.gold)
+        answers = example.references
+        return [(one.title, one.text) for one in stored if not answers or has_span(answers, one.text)]
+
+
+Cost = Callable[[Supervised], int]
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedStep:
+    """One step's questions with their passages, this process's share divided into micro-batches."""
+
+    parts: Sequence[Sequence[Supervised]]
+    terms: int
+    positions: int
+
+
+@final
+class SupervisedSource:
+    """Steps of `batch_size` questions of a mixture that have a passage with an answer, and one without.
+
+    Attributes:
+        questions: all that may be drawn, as `words_of` gives them.
+
+    Args:
+        fold: the half of the questions that is trained on (cross-fitting: the paper, section 3.1); "" for all. A
+            question whose words stand in the other half too is left out of both.
+        cost: positions that a question's passages take.
+        positions_at_once: of a micro-batch; None keeps a process's share of a step together, whose questions are
+            negatives of each other.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        fold: str,
+        supervision: Supervision,
+        batch_size: int,
+        cost: Cost,
+        positions_at_once: int | None,
+    ) -> None:
+        self.mixture, self.fold, self.supervision = mixture, fold, supervision
+        self.batch_size, self.cost, self.positions_at_once = batch_size, cost, positions_at_once
+        self.position = 0
+        self.counts: Counts = {}
+        self.questions = {words for words, folds in folds_of(mixture).items() if folds == {fold} or not fold}
+
+    def step(self) -> SupervisedStep:
+        """The next step.
+
+        Raises:
+            DataError: a whole epoch went by without a question to learn from.
+        """
+        rows: list[Supervised] = []
+        since = 0
+        while len(rows) < self.batch_size:
+            found = self._next(self.batch_size - len(rows))
+            since = 0 if found else since + self.batch_size - len(rows)
+            rows += found
+            if since >= 2 * len(self.mixture):  # the one at the beginning of an epoch can be at the end of the next
+                told = left_out(self.counts)
+                raise DataError(f"there is no question to learn from ({told}): is the index that of the questions?")
+        state = PartialState()
+        mine = rows[state.process_index :: state.num_processes]
+        parts = [mine] if self.positions_at_once is None else list(by_length(mine, self.cost, self.positions_at_once))
+        return SupervisedStep(parts, len(rows), sum(map(self.cost, mine)))
+
+    def _next(self, count: int) -> list[Supervised]:
+        examples: list[Example] = []
+        positions: list[int] = []
+        for _ in range(count):
+            place, self.position = self.position, self.position + 1
+            example = self.mixture.read(place, self.counts)
+            if example is not None and self._belongs(example):
+                examples.append(example)
+                positions.append(place)
+        drawn = self.supervision.of(examples, positions)
+        for example, one in zip(examples, drawn, strict=True):
+            if one is None:
+                tally(self.counts, example.task, "without a passage to learn from")
+        return [one for one in drawn if one is not None]
+
+    def _belongs(self, example: Example) -> bool:
+        if self.fold and fold_of(example) != self.fold:
+            tally(self.counts, example.task, "of the other fold")
+            return False
+        if words_of(example.question.text) not in self.questions:
+            tally(self.counts, example.task, "in both folds")
+            return False
+        return True
+
+
+@final
+class RetrieverLoss(nn.Module):
+    """A bi-encoder under its training loss: the passages of all questions of a micro-batch are each other's negatives.
+
+    Args:
+        scale: of the scores, as `in_batch_loss` says.
+    """
+
+    def __init__(self, retriever: BiEncoder, scale: float) -> None:
+        super().__init__()
+        self.retriever, self.scale = retriever, scale
+
+    def forward(self, rows: Sequence[Supervised]) -> Float[Tensor, ""]:
+        """The summed loss of some questions, with dropout whatever mode the module is in."""
+        encoder = self.retriever
+        titles, texts = zip(*(passage for row in rows for passage in row.passages), strict=True)
+        firsts = torch.tensor([0, *(len(row.passages) for row in rows)]).cumsum(0)[:-1]
+        encoder.train()
+        try:
+            questions = encoder.question_vectors(
+                encoder.question.padded(encoder.question_rows([row.question for row in rows]))
+            )
+            passages = encoder.passage_vectors(encoder.passage.padded(encoder.passage_rows(titles, texts)))
+        finally:
+            encoder.eval()
+        return in_batch_loss(questions, passages, firsts.to(questions.device), self.scale)
+
+    def cost(self, row: Supervised) -> int:
+        """Positions of a question and its passages."""
+        titles, texts = zip(*row.passages, strict=True)
+        rows = [*self.retriever.question_rows([row.question]), *self.retriever.passage_rows(titles, texts)]
+        return sum(map(len, rows))
+
+
+@final
+class RerankerLoss(nn.Module):
+    """A re-ranker under its training loss."""
+
+    def __init__(self, reranker: Reranker) -> None:
+        super().__init__()
+        self.reranker = reranker
+
+    def forward(self, rows: Sequence[Supervised]) -> Float[Tensor, ""]:
+        """The summed loss of some questions."""
+        return self.reranker([_group(row) for row in rows])
+
+    def cost(self, row: Supervised) -> int:
+        """Positions of a question's passages, as long as the longest."""
+        rows = self.reranker.rows(_group(row).pairs)
+        return len(rows) * max(map(len, rows))
+
+
+def ranking_loss(module: nn.Module, rows: Sequence[Supervised]) -> Tensor:
+    """The summed loss of a micro-batch, as `training.loop.fit` asks for it."""
+    return module(rows)
+
+
+def _group(row: Supervised) -> Group:
+    return Group(row.question, row.passages, row.answers)
+
+
+def folds_of(mixture: Mixture) -> dict[str, set[str]]:
+    """All questions of a mixture, with the halves of the training examples that they stand in."""
+    found: dict[str, set[str]] = {}
+    for place in range(len(mixture)):
+        if (example := mixture.read(place, {})) is not None:
+            found.setdefault(words_of(example.question.text), set()).add(fold_of(example))
+    return found

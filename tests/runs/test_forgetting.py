@@ -1,0 +1,141 @@
+"""What is forgotten: scores on other tasks before and after; and that a new task's scaffold leaves the others alone."""
+
+import hashlib
+
+import pytest
+import torch
+
+from commands import run
+from shoulders.answering.models import rival_info
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.engine.inference import Answering, answered
+from shoulders.errors import UnknownName, UsageError
+from shoulders.paper.rivals import load_rival, train_rival
+from shoulders.runs.build import load_tasks
+from shoulders.runs.forgetting import outside
+from shoulders.runs.jobs import measure
+from shoulders.runs.recipe import SuiteChoice, with_overrides
+from shoulders.runs.registry import recipe_named
+from shoulders.runs.run import train
+from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.store.files import read_json
+from small_values import CLUSTERS, small_values
+from tiny import TEXTS
+
+
+@pytest.fixture
+def values(lm, suite):
+    return [*small_values(lm.name, suite), "suite.tasks=adding"]
+
+
+@pytest.mark.parametrize("kind", ["", "prefix_tuning", "lora", "full"])
+def test_scores_on_other_tasks_before_and_after(values, suite, tmp_path, kind):
+    own = ["rival.learning_rate=0.05", "--rival", kind] if kind else []
+    run("train", "bundled_soft_prompt", *values, *own, "--out", tmp_path / "run")
+    few = ["test.limit=5", "test.wordings=0"]
+    printed = run("forget", tmp_path / "run", "--tasks", suite, *few, "--out", tmp_path / "forget.json")
+    assert "left out, because the run was trained on them: adding" in printed
+    found = read_json(tmp_path / "forget.json")
+    tasks = found["tasks"]
+    assert set(tasks["before"]["tasks"]) == set(tasks["after"]["tasks"]) == {"counting", "parity"}
+    assert tasks["before"]["examples"] == tasks["after"]["examples"] == 20
+    gap = tasks["difference"]
+    assert gap["value"] == pytest.approx(tasks["after"]["average"] - tasks["before"]["average"])
+    frozen = kind in ("", "prefix_tuning")
+    assert (tasks["attached"] is not None) == frozen
+    assert found["unchanged"] == (found["checksums"][0] == found["checksums"][1]) == frozen
+    if frozen:
+        assert tasks["before"] == tasks["after"]
+        assert (gap["value"], gap["low"], gap["high"], tasks["answers_changed"]) == (0, 0, 0, 0)
+        assert "no bit of the model has moved" in " ".join(printed.split())
+    else:
+        assert tasks["answers_changed"] > 0
+        assert gap["low"] <= gap["value"] <= gap["high"]
+    assert {"before", "ratio"} & set(found) == set()
+    assert found["text"] is None
+
+
+def test_text_and_tasks_stand_in_one_result(values, suite, tmp_path):
+    (tmp_path / "text.txt").write_text(" ".join(TEXTS * 20))
+    run("train", "bundled_soft_prompt", *values, "--out", tmp_path / "run")
+    few = ["text.length=32", "text.sequences=4", "suite.tasks=parity", "test.limit=2"]
+    parts = ["--text", tmp_path / "text.txt", "--tasks", suite]
+    run("forget", tmp_path / "run", *parts, *few, "--out", tmp_path / "both.json")
+    found = read_json(tmp_path / "both.json")
+    assert found["before"]["perplexity"] == found["after"]["perplexity"]
+    assert set(found["tasks"]["before"]["tasks"]) == {"parity"}
+    assert found["recipe"]["suite"]["tasks"] == ["parity"]
+
+
+def test_what_cannot_be_measured_is_refused(values, suite, tmp_path):
+    run("train", "bundled_soft_prompt", *values, "--out", tmp_path / "run")
+    with pytest.raises(UsageError, match=r"nothing to measure: name held-out text \(--text\), a suite \(--tasks\)"):
+        run("forget", tmp_path / "run")
+    with pytest.raises(UsageError, match="nothing but tasks that the run was trained on"):
+        run("forget", tmp_path / "run", "--tasks", suite, "suite.tasks=adding")
+    with pytest.raises(UnknownName, match="did you mean 'parity'"):
+        run("forget", tmp_path / "run", "--tasks", suite, "suite.tasks=paritty")
+
+
+@pytest.mark.parametrize(
+    ("trained", "left"),
+    [
+        (["suite.source=SUITE", "suite.tasks=adding,parity"], ["counting"]),
+        (["suite.source=elsewhere", "suite.tasks=adding"], ["counting", "parity"]),
+        (["suite.source=elsewhere"], ["adding", "counting", "parity"]),
+        (["suite.source=SUITE", "suite.held_out=Sums"], ["adding", "counting"]),
+        (["suite.source=SUITE", "suite.tasks=adding,parity", "suite.held_out=parity"], ["counting", "parity"]),
+        (["suite.source=SUITE", "text.source=books"], ["adding", "counting", "parity"]),
+    ],
+)
+def test_tasks_outside_the_suite_are_those_that_were_not_trained_on(suite, trained, left):
+    recipe = with_overrides(recipe_named("bundled_soft_prompt"), [one.replace("SUITE", str(suite)) for one in trained])
+    found, inside = outside(load_tasks(SuiteChoice(source=str(suite))), str(suite), recipe)
+    assert [task.name for task in found] == left
+    assert sorted([*left, *inside]) == sorted(CLUSTERS)
+
+
+def hashes(folder):
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+def said(lm, scaffold, questions):
+    """Answers with their probabilities, bit by bit."""
+    answers = answered(questions, lm, scaffold, Answering(longest=6))
+    return [(one.text, one.log_probability) for one in answers]
+
+
+def scores_of(recipe, lm, scaffold):
+    return [(row.task, row.wording, row.scores) for row in measure(recipe, lm, scaffold, recipe.test).wordings]
+
+
+def test_a_new_task_leaves_every_other_task_s_scaffold_bit_identical(values, lm, questions, tmp_path):
+    """A is trained and kept, then B on another task around the same backbone: nothing of A moves, in file or answer."""
+    first = with_overrides(recipe_named("bundled_soft_prompt"), values)
+    second = with_overrides(first, ["suite.tasks=parity"])
+    one, _ = train(first, lm, tmp_path / "adding")
+    kept, checksum = hashes(tmp_path / "adding"), lm.checksum()
+    answers, scores = said(lm, one, questions), scores_of(first, lm, one)
+    train(second, lm, tmp_path / "parity")
+    assert hashes(tmp_path / "adding") == kept
+    assert lm.checksum() == checksum
+    for model in (lm, FrozenLM.load(lm.name, dtype="float32", device="cpu")):  # also as loaded anew
+        again = Scaffold.load(tmp_path / "adding" / "best", model)
+        assert said(model, again, questions) == said(model, one, questions) == answers
+        assert scores_of(first, model, again) == scores
+    assert not torch.equal(Scaffold.load(tmp_path / "parity" / "best", lm).prompt, one.prompt)
+
+
+def test_full_fine_tuning_on_a_new_task_changes_the_answers_to_the_others(values, lm, questions, tmp_path):
+    """The contrast: one model, fine-tuned on A and then on B, does not answer A as it did."""
+    rate = ["rival.kind=full", "rival.learning_rate=0.01"]
+    first = with_overrides(recipe_named("bundled_soft_prompt"), [*values, *rate])
+    train_rival(first, lm, tmp_path / "adding")
+    tuned = load_rival(rival_info(tmp_path / "adding" / "best"), first, lm)
+    before = said(tuned.lm, Bare(), questions)
+    second = with_overrides(first, [f"backbone.name={tmp_path / 'adding' / 'best'}", "suite.tasks=parity"])
+    train_rival(second, tuned.lm, tmp_path / "parity")
+    assert said(tuned.lm, Bare(), questions) == before  # a copy was trained
+    extended = load_rival(rival_info(tmp_path / "parity" / "best"), second, tuned.lm)
+    assert extended.lm.checksum() != tuned.lm.checksum()
+    assert said(extended.lm, Bare(), questions) != before

@@ -1,0 +1,331 @@
+"""Training retriever and re-ranker: what they learn from, the folds, resuming, and that they learn."""
+
+import json
+import shutil
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from commands import run
+from rankers import save_bert
+from shoulders.data.mixture import Mixture, fold_of, totals
+from shoulders.data.readers import open_suite
+from shoulders.errors import DataError, TemplateFailed, UsageError
+from shoulders.evidence.reranked import Rankers
+from shoulders.retrieval.bi_encoder import BiEncoder
+from shoulders.retrieval.building import build
+from shoulders.retrieval.dense import build_faiss, retriever_of
+from shoulders.retrieval.index import Index
+from shoulders.retrieval.passages import Cutting
+from shoulders.retrieval.reranker import Reranker
+from shoulders.retrieval.vectors import encode
+from shoulders.runs.ranking_recipes import ranking_recipes
+from shoulders.runs.recipe import with_overrides
+from shoulders.runs.run import Watch
+from shoulders.runs.train_ranking import cross_fit, train_ranking
+from shoulders.store.files import read_json, read_tensors
+from shoulders.training.rankers import RerankerLoss, RetrieverLoss, SupervisedSource, Supervision, ranking_loss
+
+CITIES = ("Paris", "Rome", "Oslo", "Quito", "Lima", "Bern", "Cairo", "Hanoi", "Riga", "Accra", "Tunis", "Dakar")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Texts and questions of cities: each has two texts, the answer stands in one of them."""
+    folder = tmp_path_factory.mktemp("parks")
+    rows = []
+    for number, city in enumerate(CITIES, 11):
+        rows.append({"id": f"{city}-parks", "title": city, "text": f"{city} has {number} parks and gardens."})
+        rows.append({"id": f"{city}-parks-too", "title": city, "text": f"Of the parks of {city} some are old."})
+    (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build([str(folder / "texts.jsonl")], folder / "index", Cutting())
+    asked = [
+        {"question": f"How many parks has {city}?", "answers": [str(number)]} for number, city in enumerate(CITIES, 11)
+    ]
+    for part, some in (("train", asked[:10]), ("dev", asked[10:])):
+        (folder / f"parks.{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    save_bert(folder / "bert")
+    return folder
+
+
+def recipe_of(place, name="reranker", *values):
+    """Small enough for a tiny encoder."""
+    own = [
+        f"encoder={place}/bert", "dtype=float32", "length=60", f"index={place}/index", "depth=8", "negatives=3",
+        f"suite.source=qa:{place}/parks", "training.steps=4", "training.batch_size=3", "training.save_every=2",
+        "training.evaluate_every=2", "development.depth=5", "training.positions_at_once=300",
+    ]  # fmt: skip
+    return with_overrides(ranking_recipes()[name], [*own, *values])
+
+
+def source_of(place, fold="", tasks=None, **values):
+    mixture = Mixture(tasks or open_suite(f"qa:{place}/parks"), split="train", seed=0)
+    supervision = Supervision(Index(place / "index"), depth=8, negatives=values.pop("negatives", 3), **values)
+    return SupervisedSource(mixture, fold, supervision, 5, lambda row: len(row.passages), None)
+
+
+def test_the_first_passage_has_the_answer_and_no_other_has(place):
+    rows = source_of(place).step().parts[0]
+    assert len(rows) == 5
+    for row in rows:
+        words = [text.split() for _, text in row.passages]
+        assert row.answers[0] in words[0]
+        assert not any(row.answers[0] in some for some in words[1:])
+        assert 1 <= len(row.passages) - 1 <= 3
+
+
+def test_what_is_drawn_depends_on_seed_and_position_alone(place):
+    one, other = source_of(place), source_of(place)
+    other.position = 4
+    late = other.step().parts[0]
+    assert [row for row in one.step().parts[0] + one.step().parts[0]][4:9] == late
+    assert source_of(place, seed=1).step() != source_of(place, seed=0).step()
+
+
+def test_an_annotated_passage_is_the_positive_one(place, tmp_path):
+    row = {"question": "How many parks has Oslo?", "answers": ["parks"], "gold_passage_ids": ["Oslo-parks-too"]}
+    (tmp_path / "gold.train.jsonl").write_text(json.dumps(row) + "\n")
+    source = source_of(place, tasks=open_suite(f"qa:{tmp_path}/gold"))
+    with pytest.raises(DataError, match="without a passage to learn from"):
+        source.step()  # all that is found has the word, so that nothing is negative
+    row["answers"] = ["gardens"]
+    row["gold_passage_ids"] = ["Oslo-parks-too"]  # annotated, but the answer is not in it: distant supervision
+    (tmp_path / "gold.train.jsonl").write_text(json.dumps(row) + "\n")
+    found = {row.passages[0][1] for row in source_of(place, tasks=open_suite(f"qa:{tmp_path}/gold")).step().parts[0]}
+    assert len(found) > 1  # distributed over all passages that hold it
+    assert all("gardens" in text for text in found)
+    row["gold_passage_ids"] = ["Oslo-parks"]
+    (tmp_path / "gold.train.jsonl").write_text(json.dumps(row) + "\n")
+    found = {row.passages[0][1] for row in source_of(place, tasks=open_suite(f"qa:{tmp_path}/gold")).step().parts[0]}
+    assert found == {"Oslo has 13 parks and gardens."}
+
+
+def test_questions_are_learnt_from_in_one_fold_only(place, tmp_path):
+    rows = [json.loads(line) for line in (place / "parks.train.jsonl").read_text().splitlines()]
+    rows += [{**row, "question": f" how many PARKS has {row['question'].split()[-1]}"} for row in rows[:5]]
+    (tmp_path / "parks.train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = open_suite(f"qa:{tmp_path}/parks")
+    folds = [fold_of(tasks[0].example("train", "question", number)) for number in range(15)]
+    twice = {number for number in range(5) if folds[number] != folds[10 + number]}
+    assert twice, "the two wordings of a question should fall into different halves at least once"
+    a, b = (source_of(place, fold, tasks) for fold in "ab")
+    assert not a.questions & b.questions
+    assert len(a.questions | b.questions) == 10 - len(twice)
+    drawn = {words for _ in range(6) for row in a.step().parts[0] for words in [row.question.lower().split()[-1]]}
+    assert drawn == {question.split()[-1] for question in map("{}?".format, a.questions)}
+    assert totals(a.counts)["in both folds"] > 0
+    assert totals(a.counts)["of the other fold"] > 0
+
+
+@pytest.mark.parametrize("kind", ["reranker", "retriever"])
+def test_training_learns(place, kind):
+    """The loss of the training questions falls; every weight that has a part in it moves."""
+    torch.manual_seed(0)
+    if kind == "reranker":
+        model = RerankerLoss(Reranker.start(f"{place}/bert", length=60, dropout=0.0, dtype="float32"))
+    else:
+        model = RetrieverLoss(BiEncoder.load(f"{place}/bert", dtype="float32"), scale=1.0)
+        for part in model.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+    rows = source_of(place).step().parts[0]
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    losses = []
+    for _ in range(25):
+        loss = ranking_loss(model, rows)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    still = {name for name, weight in model.named_parameters() if torch.equal(weight, before[name])}
+    assert not {name for name in still if "pooler" not in name and "token_type" not in name}
+
+
+def test_in_batch_negatives_are_the_passages_of_all_questions(place):
+    model = RetrieverLoss(BiEncoder.load(f"{place}/bert", dtype="float32"), scale=1.0)
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    rows = source_of(place, negatives=1).step().parts[0]
+    encoder = model.retriever
+    questions = encoder.encode_questions([row.question for row in rows])
+    passages = [passage for row in rows for passage in row.passages]
+    vectors = encoder.encode_passages([title for title, _ in passages], [text for _, text in passages])
+    scores = torch.tensor(questions @ vectors.T)
+    places = torch.tensor([sum(len(other.passages) for other in rows[:number]) for number in range(len(rows))])
+    wanted = torch.nn.functional.cross_entropy(scores, places, reduction="sum")
+    assert model(rows).item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["reranker", "retriever"])
+def test_a_resumed_run_is_an_uninterrupted_one(place, tmp_path, name):
+    whole = train_ranking(recipe_of(place, name), tmp_path / "whole")
+    train_ranking(recipe_of(place, name, "training.decay=none"), tmp_path / "parts")  # another recipe: refused below
+    with pytest.raises(UsageError, match="another recipe"):
+        train_ranking(recipe_of(place, name), tmp_path / "parts", resume=True)
+
+    class Stop(Exception):
+        pass
+
+    def stop(step):
+        if step.number == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_ranking(recipe_of(place, name), tmp_path / "killed", watch=Watch(on_step=stop))
+    resumed = train_ranking(recipe_of(place, name), tmp_path / "killed", resume=True)
+    assert resumed.progress == whole.progress
+    last = "checkpoints/step-00000004/weights.safetensors"
+    one, other = (read_tensors(tmp_path / part / last) for part in ("whole", "killed"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert resumed.result["development"] == whole.result["development"]
+
+
+def test_no_training_question_is_ranked_by_a_reranker_that_saw_it(place, tmp_path):
+    found = cross_fit(recipe_of(place), tmp_path / "rr", watch=lambda _: nullcontext(Watch()))
+    assert set(found) == {"a", "b", "all"}
+    rankers = Rankers.named(str(tmp_path / "rr"), device="cpu")
+    task = open_suite(f"qa:{place}/parks")[0]
+    examples = [task.example("train", "question", number) for number in range(10)]
+    for example in examples:
+        fold = fold_of(example)
+        question = example.question.text
+        assert question not in rankers.of(fold).seen
+        assert question in rankers.of("").seen
+        assert question in rankers.of("ab".replace(fold, "")).seen
+        rankers.check_unseen([question], fold)
+        with pytest.raises(UsageError, match="was trained on"):
+            Rankers.named(str(tmp_path / "rr" / "all"), device="cpu").check_unseen([question], fold)
+    fold = replace(recipe_of(place).suite, fold="a")
+    with pytest.raises(UsageError, match=r"leave suite\.fold=a out"):
+        cross_fit(replace(recipe_of(place), suite=fold), tmp_path / "x", watch=lambda _: nullcontext(Watch()))
+
+
+def test_cross_fitting_from_the_command_line_goes_on_where_it_was(place, tmp_path, refused):
+    recipe = recipe_of(place)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.as_json()))
+    command = ("train", tmp_path / "recipe.json", "--cross-fit", "--out", tmp_path / "rr")
+    told = run(*command)
+    for row in ("as found", "a, step", "b, step", "all, step"):
+        assert row in told
+    measured = read_json(tmp_path / "rr" / "all" / "results.json")["development"]
+    assert measured["retriever_weights"]["0.0"]["reciprocal_rank"] == measured["reciprocal_rank"]
+    best = measured["best_retriever_weight"]
+    assert (f"retriever_weight={best}" in told) is bool(best)
+    kept = {part: (tmp_path / "rr" / part / "results.json").read_bytes() for part in ("a", "b", "all")}
+    run(*command, "--resume")
+    assert kept == {part: (tmp_path / "rr" / part / "results.json").read_bytes() for part in kept}
+    assert f"error: {tmp_path / 'rr'} holds runs (a at step 4): go on with --resume" in refused(*command)
+    other = refused(*command, "training.steps=5", "--resume")
+    assert f"error: {tmp_path / 'rr'} holds a run of another recipe (see its a/recipe.json): name another" in other
+    for part in ("a", "all"):  # killed in the second
+        shutil.rmtree(tmp_path / "rr" / part)
+    assert f"error: {tmp_path / 'rr'} holds runs (b at step 4): go on with --resume" in refused(*command)
+    assert not (tmp_path / "rr" / "a").exists()  # refused before anything is trained
+    assert "re-ranker to cross-fit" in refused("train", "reader", "--cross-fit")
+
+
+WORDED = """
+templates:
+  a: !Template
+    answer_choices: null
+    id: aaaaaaaa
+    jinja: "{% if n == 12 %}{{n.nothing}}{% endif %}How many parks has {{city}}? ||| {{n}}"
+    metadata: !TemplateMetadata {metrics: [Squad], original_task: true}
+    name: plain
+  b: !Template
+    answer_choices: null
+    id: bbbbbbbb
+    jinja: "{{n.nothing}} ||| {{n}}"
+    metadata: !TemplateMetadata {metrics: [Squad], original_task: true}
+    name: broken
+"""
+
+
+def test_all_values_of_the_suite_count(place, tmp_path):
+    """Templates that fail are left out where the recipe says so, on questions to learn from and to be measured on."""
+    suite = tmp_path / "worded"
+    suite.mkdir()
+    (suite / "templates.yaml").write_text(WORDED)
+    (suite / "card.json").write_text(json.dumps({"name": "worded", "cluster": "Parks"}))
+    rows = "".join(json.dumps({"city": city, "n": number}) + "\n" for number, city in enumerate(CITIES, 11))
+    for split in ("train", "validation"):
+        (suite / f"{split}.jsonl").write_text(rows)
+    own = [f"suite.source={suite}", "suite.without_templates=worded/broken"]
+    with pytest.raises(TemplateFailed, match="broken"):
+        train_ranking(recipe_of(place, "reranker", own[0]), tmp_path / "all")
+    with pytest.raises(TemplateFailed, match="plain"):
+        train_ranking(recipe_of(place, "reranker", *own), tmp_path / "strict")
+    found = train_ranking(recipe_of(place, "reranker", *own, "suite.skip_failing=yes"), tmp_path / "skipping")
+    assert sum(one.get("template failed", 0) for one in found.progress.counts.values()) > 0
+    assert found.result["training_questions"] == found.result["development"]["questions"] == len(CITIES) - 1
+
+
+def test_one_process_tells(place, tmp_path, monkeypatch):
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe_of(place).as_json()))
+    monkeypatch.setattr("shoulders.cli.train.PartialState", lambda: SimpleNamespace(is_main_process=False))
+    assert "MRR" not in run("train", tmp_path / "recipe.json", "--out", tmp_path / "run")
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+class Spied:
+    """A retriever that is counted."""
+
+    asked = []
+
+    def __init__(self, searcher):
+        self.searcher = searcher
+
+    def search(self, queries, k):
+        self.asked.append((list(queries), k))
+        return self.searcher.search(queries, k)
+
+
+@pytest.mark.parametrize("name", ["reranker", "retriever"])
+def test_what_it_learns_from_is_what_the_recipes_retriever_finds(place, tmp_path, name, monkeypatch):
+    made = []
+
+    def spied(*args):
+        made.append((args[1:], Spied(retriever_of(*args))))
+        return made[-1][1]
+
+    folder = tmp_path / "index"
+    shutil.copytree(place / "index", folder)
+    index = Index(folder)
+    build_faiss(encode(index, BiEncoder.load(f"{place}/bert", device="cpu"), "tiny"))
+    monkeypatch.setattr("shoulders.retrieval.dense.retriever_of", spied)
+    values = [f"index={folder}", "retriever=hybrid", "dense=tiny", "weight=3"]
+    recipe = recipe_of(place, name, *values)
+    Spied.asked.clear()
+    found = train_ranking(recipe, tmp_path / "run").result
+    assert [how for how, _ in made] == [("hybrid", "tiny", 3.0)]
+    depths = [k for _, k in Spied.asked]
+    assert depths[0] == recipe.development.depth
+    assert set(depths[1:]) == {recipe.depth}
+    assert found["recipe"]["retriever"] == "hybrid"
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (["retriever=dens"], "'dense'"),
+        (["weight=-1"], "weight is -1.0: it cannot be negative"),
+        (["retriever=dense"], "shoulders encode"),
+        (["engine=nowhere"], "no address of Milvus"),
+        (["index="], "shoulders index"),
+        (["negatives=8"], "8 negatives of 8 passages"),
+        (["kind=reader"], "did you mean"),
+        (["length=2"], "350 is DPR's"),
+        (["development.split=test"], "no split"),
+    ],
+)
+def test_bad_values_are_refused(place, tmp_path, values, told):
+    with pytest.raises(UsageError) as caught:
+        train_ranking(recipe_of(place, "reranker", *values), tmp_path / "run")
+    assert told in str(caught.value) or "split" in str(caught.value)
