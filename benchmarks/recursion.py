@@ -27,7 +27,7 @@ from shoulders.engine.batches import Encoded
 from shoulders.engine.decode import generate
 from shoulders.engine.precomputed import StateStore
 from shoulders.evaluation.results import circumstances
-from shoulders.records import LMInput, Question
+from shoulders.records import Question, ScaffoldInput
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.training.losses import scaffold_loss
@@ -129,11 +129,11 @@ def _examples(lm: FrozenLM) -> list[Encoded]:
     return [Encoded(Question(""), row[:-SCORED], 0, row[-SCORED:]) for row in rows]
 
 
-def _questions(lm: FrozenLM, rows: int) -> LMInput:
-    return LMInput(lm.embed(torch.randint(100, lm.vocabulary, (rows, QUESTION))), None, (0,) * rows)
+def _questions(lm: FrozenLM, rows: int) -> ScaffoldInput:
+    return ScaffoldInput(lm.embed(torch.randint(100, lm.vocabulary, (rows, QUESTION))), None, (0,) * rows)
 
 
-def _generated(lm: FrozenLM, scaffold: Scaffold, given: LMInput, length: int, **settings: Any) -> None:
+def _generated(lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, length: int, **settings: Any) -> None:
     """Continuations that are all of this length."""
     found = generate(lm, scaffold, given, longest=length, shortest=length, **settings)
     assert {len(ids) for ids in found} == {length}

@@ -31,7 +31,7 @@ from shoulders.data.readers import open_suite
 from shoulders.data.tasks import Skip
 from shoulders.engine.batches import Encoded, Lengths, Stream
 from shoulders.evaluation.results import circumstances
-from shoulders.records import IGNORE, LMInput
+from shoulders.records import IGNORE, ScaffoldInput
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.loop import Hooks, fit
 from shoulders.training.losses import ExampleStep, scaffold_loss
@@ -82,7 +82,7 @@ def our_step() -> Callable[[], float]:
     ids = _ids()
     labels = torch.full_like(ids, IGNORE)
     labels[:, -SCORED - 1 : -1] = ids[:, -SCORED:]
-    given = LMInput(lm.embed(ids), None, (0,) * ROWS)
+    given = ScaffoldInput(lm.embed(ids), None, (0,) * ROWS)
 
     def step() -> float:
         optimizer.zero_grad()

@@ -26,7 +26,7 @@ from shoulders.errors import ContextFull, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, evaluate
 from shoulders.harness import ShouldersLM
 from shoulders.paper.rivals import train_rival
-from shoulders.records import LMInput, Question
+from shoulders.records import Question, ScaffoldInput
 from shoulders.runs.recipe import with_overrides
 from shoulders.runs.registry import recipe_named
 from shoulders.scaffolds.base import Bare
@@ -67,7 +67,7 @@ def test_log_likelihoods_are_the_harness_own_without_a_scaffold(lm, theirs):
     assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
     contexts = [lm.ids(text) for text in TEXTS]
     likeliest = [
-        (("", ""), ids, generate(lm, Bare(), LMInput(lm.embed(torch.tensor([ids])), None, (0,)), longest=3)[0])
+        (("", ""), ids, generate(lm, Bare(), ScaffoldInput(lm.embed(torch.tensor([ids])), None, (0,)), longest=3)[0])
         for ids in contexts
     ]
     assert all(greedy for _, greedy in ShouldersLM(backbone=lm)._loglikelihood_tokens(likeliest))

@@ -25,7 +25,7 @@ from shoulders.engine.batches import Encoded
 from shoulders.engine.decode import Scored
 from shoulders.engine.inference import POSITIONS_AT_ONCE, Answering, in_groups
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
-from shoulders.records import LMInput, Question
+from shoulders.records import Question, ScaffoldInput
 from shoulders.scaffolds.base import BARE, Scaffold
 from shoulders.scaffolds.storage import Origin
 
@@ -204,7 +204,7 @@ class ShouldersLM(TemplateLM):
         several = list(numbers.values())
         extra = [sum(len(requests[number][2]) for number in some) for some in several]
 
-        def read(given: LMInput, chosen: Sequence[int]) -> list[list[Scored]]:
+        def read(given: ScaffoldInput, chosen: Sequence[int]) -> list[list[Scored]]:
             some = [[requests[number][2] for number in several[row]] for row in chosen]
             return decode.score(self.lm, self.scaffold, given, some, positions_at_once=self.positions_at_once)
 
@@ -227,13 +227,15 @@ class ShouldersLM(TemplateLM):
         kept = [self._kept(self.tok_encode(text), longest, "an answer") for text in texts]
         rows = [Encoded(Question(text), ids, 0) for text, ids in zip(texts, kept, strict=True)]
 
-        def read(given: LMInput, _: Sequence[int]) -> list[str]:
+        def read(given: ScaffoldInput, _: Sequence[int]) -> list[str]:
             ids = self._continued(given, longest, stops, settings)
             return [postprocess_generated_text(self.lm.text(row), stops, None) for row in ids]
 
         return in_groups(rows, self.lm, self.scaffold, self._how, [longest] * len(rows), read)
 
-    def _continued(self, given: LMInput, longest: int, stops: list[str], settings: dict[str, Any]) -> list[list[int]]:
+    def _continued(
+        self, given: ScaffoldInput, longest: int, stops: list[str], settings: dict[str, Any]
+    ) -> list[list[int]]:
         """Token ids after each row: by our loop where it has the settings, else by transformers'."""
         if not settings.keys() <= {"do_sample", "temperature", "top_k", "top_p"}:
             return decode.generate_with_transformers(

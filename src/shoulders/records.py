@@ -229,7 +229,7 @@ class KeysValues:
 
 
 @dataclass(frozen=True, slots=True)
-class LMInput:
+class ScaffoldInput:
     """What every scaffold is given: embedded text, where a prompt may go, and what its encoder reads.
 
     `mask` is None when padding, if there is any, stands only at the end of rows: a causal model never sees it there, so
@@ -246,7 +246,7 @@ class LMInput:
     first: Float[Tensor, "B T D"] | None = None
     before: KeysValues | None = None
 
-    def continued(self, embeds: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None) -> "LMInput":
+    def continued(self, embeds: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None) -> "ScaffoldInput":
         """The next positions of a sequence whose beginning is in a memory already."""
         return replace(self, embeds=embeds, mask=mask, source=None, first=None, before=None)
 
@@ -255,7 +255,7 @@ class LMInput:
 class Batch:
     """A micro-batch of training examples."""
 
-    given: LMInput
+    given: ScaffoldInput
     labels: Int[Tensor, "B T"]  # the token to be predicted at each text position; IGNORE where none is scored
 
 

@@ -8,7 +8,7 @@ from shoulders.backbone.shapes import meta_backbone
 from shoulders.engine.batches import encode, question_batch
 from shoulders.engine.inference import Answering, answer
 from shoulders.errors import CorruptFile, UsageError
-from shoulders.records import LMInput
+from shoulders.records import ScaffoldInput
 from shoulders.runs.build import new_scaffold
 from shoulders.runs.cost import meta_scaffold, parts
 from shoulders.runs.recipe import with_overrides
@@ -20,7 +20,7 @@ SUPPORTED = ["llama", "gpt2", "gpt_neox", "qwen2", "qwen3", "opt"]
 
 def logits(lm, prefix, ids):
     with torch.no_grad():
-        return lm.logits(prefix.states(lm, LMInput(lm.embed(ids), None, (0,) * len(ids))))
+        return lm.logits(prefix.states(lm, ScaffoldInput(lm.embed(ids), None, (0,) * len(ids))))
 
 
 @pytest.mark.parametrize("family", SUPPORTED)
@@ -41,9 +41,9 @@ def test_read_step_by_step_is_read_at_once_and_padding_makes_no_difference(tiny_
     batch = question_batch([encode(question, lm) for question in questions], lm, prefix)
     for number, question in enumerate(questions):
         ids = torch.tensor([lm.ids(question.text)])
-        alone = prefix.states(lm, LMInput(lm.embed(ids), None, (0,)))
+        alone = prefix.states(lm, ScaffoldInput(lm.embed(ids), None, (0,)))
         memory = Memory()
-        given = LMInput(lm.embed(ids[:, :2]), None, (0,))
+        given = ScaffoldInput(lm.embed(ids[:, :2]), None, (0,))
         parts = [prefix.states(lm, given, memory)]
         parts += [prefix.states(lm, given.continued(lm.embed(one[:, None])), memory) for one in ids[:, 2:].T]
         torch.testing.assert_close(torch.cat(parts, dim=1), alone, rtol=1e-3, atol=1e-3)
@@ -91,9 +91,9 @@ def test_a_recipe_makes_one_and_plans_it_also_under_a_recursion(lm, values):
     planned = parts(meta_scaffold(config, meta_backbone(lm.name, lm.dtype)))
     assert planned == parts(made)
     embeds, memory = lm.embed(torch.tensor([[5, 6, 7, 8]])), made.memory(lm)
-    given = LMInput(embeds[:, :3], None, (0,))
+    given = ScaffoldInput(embeds[:, :3], None, (0,))
     steps = [made.states(lm, given, memory), made.states(lm, given.continued(embeds[:, 3:]), memory)]
-    whole = made.states(lm, LMInput(embeds, None, (0,)))
+    whole = made.states(lm, ScaffoldInput(embeds, None, (0,)))
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-4, atol=1e-4)
 
 

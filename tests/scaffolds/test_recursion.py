@@ -13,7 +13,7 @@ from shoulders.engine.decode import Decode, decode, generate, generate_with_tran
 from shoulders.engine.inference import Answering, answer
 from shoulders.errors import UsageError
 from shoulders.paper.recipes import paper_recursion
-from shoulders.records import LMInput, Question
+from shoulders.records import Question, ScaffoldInput
 from shoulders.runs.build import new_scaffold
 from shoulders.runs.cost import meta_scaffold, parts
 from shoulders.scaffolds.base import Bare
@@ -111,7 +111,7 @@ def best_beams(lm, scaffold, ids, width, longest):
         candidates = []
         for total, tokens in beams:
             embeds = lm.embed(torch.tensor([ids + tokens]))
-            states = scaffold.states(lm, LMInput(embeds, None, (0,)))
+            states = scaffold.states(lm, ScaffoldInput(embeds, None, (0,)))
             best = lm.logits(states[0, -1]).float().log_softmax(-1).topk(width)
             pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
             candidates += [(total + value, [*tokens, token]) for value, token in pairs]

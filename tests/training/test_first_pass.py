@@ -101,9 +101,9 @@ def test_a_decode_and_a_later_pass_do_not_use_states_of_the_first(lm):
     """They belong to the text's own vectors and to them alone."""
     scaffold = Recursion(lm, RecursionShape(layers=1))
     embeds = lm.embed(torch.tensor([[5, 6, 7, 8]]))
-    from shoulders.records import LMInput
+    from shoulders.records import ScaffoldInput
 
-    given = LMInput(embeds, None, (0,))
+    given = ScaffoldInput(embeds, None, (0,))
     wrong = replace(given, first=torch.full_like(embeds, 7.0))
     right = scaffold.states(lm, given)
     assert not torch.allclose(scaffold.states(lm, wrong), right)

@@ -14,7 +14,7 @@ from shoulders.data.tasks import check_answered
 from shoulders.data.text import Documents
 from shoulders.errors import BadRow, DataError, TemplateFailed, UsageError
 from shoulders.plugins import Registry
-from shoulders.records import IGNORE, Batch, Example, LMInput, Passage, Placement, Question, Tokenised
+from shoulders.records import IGNORE, Batch, Example, Passage, Placement, Question, ScaffoldInput, Tokenised
 from shoulders.scaffolds.base import Scaffold
 
 CANDIDATES, RETRIEVED, ORACLE = "candidates", "retrieved", "oracle"  # our own kinds
@@ -300,7 +300,7 @@ def training_batch(rows: Sequence[Encoded], lm: FrozenLM, scaffold: Scaffold) ->
     return Batch(given, labels.to(lm.device))
 
 
-def question_batch(rows: Sequence[Encoded], lm: FrozenLM, scaffold: Scaffold) -> LMInput:
+def question_batch(rows: Sequence[Encoded], lm: FrozenLM, scaffold: Scaffold) -> ScaffoldInput:
     """Questions to be answered: they end in one column, padding stands before them, and the prompt between the two."""
     length = max(len(row.ids) for row in rows)
     pads = [length - len(row.ids) for row in rows]
@@ -317,13 +317,13 @@ def _given(
     slots: tuple[int, ...],
     lm: FrozenLM,
     scaffold: Scaffold,
-) -> LMInput:
+) -> ScaffoldInput:
     source: Any = None
     if scaffold.encoder is not None:
         texts = [row.question.whole for row in rows]
         source = scaffold.encoder.source_tokens(texts, scaffold.source_room).to(lm.device)
     embeds = lm.embed(ids.to(lm.device))
-    return LMInput(embeds, None if mask is None else mask.to(lm.device), slots, source)
+    return ScaffoldInput(embeds, None if mask is None else mask.to(lm.device), slots, source)
 
 
 OFFSETS = 1 << 32  # a position is the place of a document and an offset in it, as one number
@@ -332,7 +332,7 @@ OFFSETS = 1 << 32  # a position is the place of a document and an offset in it, 
 def text_batch(ids: Int[Tensor, "B T"], lm: FrozenLM) -> Batch:
     """Sequences whose every next token is to be predicted, T - 1 of each."""
     ids = ids.to(lm.device)
-    return Batch(LMInput(lm.embed(ids[:, :-1]), None, (0,) * len(ids)), ids[:, 1:])
+    return Batch(ScaffoldInput(lm.embed(ids[:, :-1]), None, (0,) * len(ids)), ids[:, 1:])
 
 
 @final

@@ -22,7 +22,7 @@ from shoulders.backbone.choosing import Choice, Generated, until_end
 from shoulders.backbone.frozen import SCORED_AT_ONCE, FrozenLM, pad_right
 from shoulders.backbone.passes import Memory
 from shoulders.engine.together import together
-from shoulders.records import IGNORE, LMInput
+from shoulders.records import IGNORE, ScaffoldInput
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.program import Program
 
@@ -63,7 +63,7 @@ class Decode:
         self,
         lm: FrozenLM,
         scaffold: Scaffold,
-        given: LMInput,
+        given: ScaffoldInput,
         *,
         longest: int,
         shortest: int = 0,
@@ -151,7 +151,9 @@ def decode(several: Sequence[Decode], lm: FrozenLM) -> Iterator[None]:
         yield
 
 
-def generate(lm: FrozenLM, scaffold: Scaffold, given: LMInput, *, longest: int, **settings: Any) -> list[list[int]]:
+def generate(
+    lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, **settings: Any
+) -> list[list[int]]:
     """Return the token ids generated after each row of `given`, the end token left out.
 
     Args:
@@ -164,14 +166,14 @@ def generate(lm: FrozenLM, scaffold: Scaffold, given: LMInput, *, longest: int, 
     return rows.ids
 
 
-def likeliest(lm: FrozenLM, scaffold: Scaffold, given: LMInput, *, longest: int) -> list[Generated]:
+def likeliest(lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int) -> list[Generated]:
     """Return the greedy continuation of each row, and how sure the model was of it."""
     choice = Choice(lm.ends)
     return choice.generated(generate(lm, scaffold, given, longest=longest, choice=choice))
 
 
 def sampled(
-    lm: FrozenLM, scaffold: Scaffold, given: LMInput, draws: Float[Tensor, "B N L"], *, temperature: float = 1.0
+    lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, draws: Float[Tensor, "B N L"], *, temperature: float = 1.0
 ) -> list[list[Generated]]:
     """Return N continuations of each row of at most L tokens, from one reading of it.
 
@@ -185,7 +187,7 @@ def sampled(
     return [flat[row * count : (row + 1) * count] for row in range(rows)]
 
 
-def stream(lm: FrozenLM, scaffold: Scaffold, given: LMInput, *, longest: int, **settings: Any) -> Iterator[str]:
+def stream(lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, **settings: Any) -> Iterator[str]:
     """Yield the text generated after a single row, piece by piece; whole characters only."""
     rows = Decode(lm, scaffold, given, longest=longest, **settings)
     said = ""
@@ -202,7 +204,7 @@ def stream(lm: FrozenLM, scaffold: Scaffold, given: LMInput, *, longest: int, **
 def score(
     lm: FrozenLM,
     scaffold: Scaffold,
-    given: LMInput,
+    given: ScaffoldInput,
     continuations: Sequence[Sequence[list[int]]],
     *,
     positions_at_once: int = 1 << 30,
@@ -232,7 +234,7 @@ def score(
 def _branch_scores(
     lm: FrozenLM,
     scaffold: Scaffold,
-    given: LMInput,
+    given: ScaffoldInput,
     last: Float[Tensor, "B 1 D"],
     memory: Memory,
     owners: list[int],
@@ -266,7 +268,7 @@ def _scored(lm: FrozenLM, states: Float[Tensor, "N T D"], labels: Int[Tensor, "N
 
 @torch.inference_mode()
 def generate_with_transformers(
-    lm: FrozenLM, scaffold: Scaffold, given: LMInput, *, longest: int, **settings: Any
+    lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, **settings: Any
 ) -> list[list[int]]:
     """Return what transformers' own generation loop generates after each row: beams, penalties and the rest of it.
 
@@ -312,7 +314,7 @@ class _Decoder(PreTrainedModel, GenerationMixin):
     # It computes no attention itself, so whatever the backbone's configuration asks for is fine.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
-    def __init__(self, lm: FrozenLM, scaffold: Scaffold, given: LMInput) -> None:
+    def __init__(self, lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput) -> None:
         super().__init__(lm.config)
         self._lm, self._given = lm, given
         self._states = lambda part, memory: scaffold.states(lm, part, memory)  # a module would become a child

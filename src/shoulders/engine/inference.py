@@ -14,7 +14,7 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine import decode
 from shoulders.engine.batches import Encoded, by_length, encode, question_batch, tokenised, truncated
 from shoulders.errors import ContextFull, UsageError
-from shoulders.records import Answer, LMInput, Question, QuestionLike, as_question
+from shoulders.records import Answer, Question, QuestionLike, ScaffoldInput, as_question
 from shoulders.scaffolds.base import Scaffold
 
 Found = TypeVar("Found")  # what is made of one row
@@ -92,7 +92,7 @@ def answered(
     how = how or Answering()
     rows = [_fitting(as_question(one), lm, scaffold, how.longest, how) for one in questions]
 
-    def read(given: LMInput, _: Sequence[int]) -> list[Answer]:
+    def read(given: ScaffoldInput, _: Sequence[int]) -> list[Answer]:
         return [_as_text(one, lm) for one in decode.likeliest(lm, scaffold, given, longest=how.longest)]
 
     return in_groups(rows, lm, scaffold, how, [how.longest] * len(rows), read)
@@ -114,7 +114,7 @@ def sample(
     rows = [_fitting(as_question(one), lm, scaffold, how.longest, how) for one in questions]
     branches = [sampling.count * (len(row.ids) + scaffold.length + how.longest) for row in rows]
 
-    def read(given: LMInput, numbers: Sequence[int]) -> list[list[Answer]]:
+    def read(given: ScaffoldInput, numbers: Sequence[int]) -> list[list[Answer]]:
         draws = torch.stack([sampling.draws(rows[number].question, how.longest) for number in numbers])
         several = decode.sampled(lm, scaffold, given, draws, temperature=sampling.temperature)
         return [[_as_text(one, lm) for one in some] for some in several]
@@ -165,7 +165,7 @@ def rank(
     rows = [_fitting(question, lm, scaffold, room, how) for question, room in zip(asked, longest, strict=True)]
     branches = [len(some) * length for some, length in zip(options, longest, strict=True)]
 
-    def read(given: LMInput, numbers: Sequence[int]) -> list[list[float]]:
+    def read(given: ScaffoldInput, numbers: Sequence[int]) -> list[list[float]]:
         some = [options[number] for number in numbers]
         scored = decode.score(lm, scaffold, given, some, positions_at_once=how.positions_at_once)
         return [[one.log_likelihood for one in values] for values in scored]
@@ -203,7 +203,7 @@ def in_groups(
     scaffold: Scaffold,
     how: Answering,
     extra: Sequence[int],
-    read: Callable[[LMInput, Sequence[int]], Sequence[Found]],
+    read: Callable[[ScaffoldInput, Sequence[int]], Sequence[Found]],
 ) -> list[Found]:
     """What `read` makes of rows of similar length together, given their numbers too; in the order of the rows.
 

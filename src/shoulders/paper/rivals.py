@@ -19,7 +19,7 @@ from shoulders.data.tasks import Task
 from shoulders.engine.batches import Evidence
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import OnDone, Scores
-from shoulders.records import LMInput
+from shoulders.records import ScaffoldInput
 from shoulders.runs.build import answer_spec, new_evidence
 from shoulders.runs.jobs import Job, job_of, measure, tasks_of
 from shoulders.runs.recipe import Recipe, recipe_from_json
@@ -117,7 +117,7 @@ class Weights(nn.Module):
         for master, weight in self._rounded:
             weight.copy_(master)
 
-    def forward(self, lm: FrozenLM, given: LMInput) -> Float[Tensor, "B T D"]:
+    def forward(self, lm: FrozenLM, given: ScaffoldInput) -> Float[Tensor, "B T D"]:
         """States of the model itself; as a module, so that processes can share the training."""
         return lm.states(given.embeds, given.mask)
 

@@ -19,7 +19,7 @@ from shoulders.backbone.shapes import meta_backbone
 from shoulders.backbone.sources import DTYPES
 from shoulders.engine.precomputed import check_contexts, context_bytes
 from shoulders.errors import ContextFull, UsageError
-from shoulders.records import LMInput, Tokens
+from shoulders.records import ScaffoldInput, Tokens
 from shoulders.runs.recipe import Recipe
 from shoulders.scaffolds.base import KINDS, Bare, Scaffold, ScaffoldConfig
 from shoulders.scaffolds.soft_prompt import SoftPrompt
@@ -272,7 +272,7 @@ class _Sizes:
     def _embeds(self, length: int) -> Tensor:
         return torch.empty(1, length, self.lm.width, dtype=self.lm.dtype, device=self.lm.device)
 
-    def _given(self, length: int, scaffold: Scaffold) -> LMInput:
+    def _given(self, length: int, scaffold: Scaffold) -> ScaffoldInput:
         slot = {"prefix": 0, "infix": 0, "suffix": min(length, self.input_length)}[scaffold.placement.value]
         source = None
         if scaffold.encoder is not None:
@@ -281,7 +281,7 @@ class _Sizes:
             read = min(self.input_length, scaffold.encoder.context - scaffold.source_room, longest)
             ids = torch.zeros(1, read, dtype=torch.long, device=self.lm.device)
             source = Tokens(ids)
-        return LMInput(self._embeds(length), None, (slot,), source)
+        return ScaffoldInput(self._embeds(length), None, (slot,), source)
 
 
 def _count(model: nn.Module) -> int:

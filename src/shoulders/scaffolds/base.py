@@ -15,7 +15,7 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import Memory
 from shoulders.errors import CorruptFile, UsageError
 from shoulders.plugins import Registry
-from shoulders.records import LMInput, Placement
+from shoulders.records import Placement, ScaffoldInput
 from shoulders.scaffolds.program import Pass, Program, direct
 from shoulders.scaffolds.storage import (
     CONFIG,
@@ -186,7 +186,7 @@ class Scaffold(
         return 2 if isinstance(self.encoder, FrozenLM) else 1
 
     @abstractmethod
-    def program(self, given: LMInput, memory: Memory | None = None) -> Program:
+    def program(self, given: ScaffoldInput, memory: Memory | None = None) -> Program:
         """Ask for passes (`scaffolds.program`) and return, for each text position, the state that predicts the next.
 
         With a memory that has not started, reads the text into it; with one that has, continues it. A whole sequence at
@@ -197,7 +197,7 @@ class Scaffold(
         """
 
     @final
-    def states(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
+    def states(self, lm: FrozenLM, given: ScaffoldInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
         """Run the program over a batch, with gradients, and return its states."""
         return direct(self.program(given, memory), lm)
 
@@ -242,7 +242,7 @@ class Scaffold(
         """Optimizer groups: the parameters at `rate`, those of a prompt under others at `base_rate` if it is given."""
         return [{"params": list(self.parameters()), "lr": rate}]
 
-    def forward(self, lm: FrozenLM, given: LMInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
+    def forward(self, lm: FrozenLM, given: ScaffoldInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
         """Call `states`, by the name that wrappers of modules (distributed training) call."""
         return self.states(lm, given, memory)
 
@@ -377,7 +377,7 @@ class Bare(Scaffold, kind="bare"):
         """None is taken, beside those that are to be left free."""
         return self.room
 
-    def program(self, given: LMInput, memory: Memory | None = None) -> Program:
+    def program(self, given: ScaffoldInput, memory: Memory | None = None) -> Program:
         """Ask for one pass over the text as it is."""
         return (yield Pass(given.embeds, given.mask, None if memory is None else memory.single))
 

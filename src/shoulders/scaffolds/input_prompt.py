@@ -13,7 +13,7 @@ from shoulders.backbone.encoder import Encoder, FrozenEncoder, embedding_norm
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import Memory
 from shoulders.errors import ContextFull, UsageError, WrongBackbone
-from shoulders.records import LMInput, Placement, Tokens
+from shoulders.records import Placement, ScaffoldInput, Tokens
 from shoulders.scaffolds import soft_prompt
 from shoulders.scaffolds.base import NO_DATA, Scaffold, TrainingData
 from shoulders.scaffolds.program import Encode, Pass, Program
@@ -209,12 +209,12 @@ class InputPrompt(Scaffold, kind="input_prompt"):
         prompt = self.project(self.norm(vectors)) * (self.norm_of_vectors / self.project.out_features**0.5)
         return prompt if self.base is None else self.base + prompt
 
-    def program(self, given: LMInput, memory: Memory | None = None) -> Program:
+    def program(self, given: ScaffoldInput, memory: Memory | None = None) -> Program:
         """Ask the encoder to read each source, and for one pass that also reads the prompts written for them."""
         if memory is not None and memory.started:
             return (yield Pass(given.embeds, given.mask, memory.single))
         if given.source is None:
-            raise ValueError("an input-dependent prompt needs the source it depends on (LMInput.source)")
+            raise ValueError("an input-dependent prompt needs the source it depends on (ScaffoldInput.source)")
         reading = self._reading(given.source)
         prompt = self._written((yield reading), reading.mask)
         return (yield from prompted(prompt, given, memory))

@@ -16,7 +16,7 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import Memory, PassMemory
 from shoulders.backbone.sources import locate
 from shoulders.errors import CorruptFile, SourceNotFound, UsageError, first_line
-from shoulders.records import LMInput, Placement
+from shoulders.records import Placement, ScaffoldInput
 from shoulders.scaffolds.base import NO_DATA, Scaffold, ScaffoldConfig, TrainingData
 from shoulders.scaffolds.program import Pass, Program
 from shoulders.scaffolds.soft_prompt import SoftPrompt
@@ -161,7 +161,7 @@ class PrefixTuning(Scaffold, kind="prefix_tuning"):
         """Positions of the prefix."""
         return self.prefix.embedding.num_embeddings
 
-    def program(self, given: LMInput, memory: Memory | None = None) -> Program:
+    def program(self, given: ScaffoldInput, memory: Memory | None = None) -> Program:
         """Ask for one pass over a text that finds the prefix in every layer's memory."""
         one = PassMemory() if memory is None else memory.single
         if not one.seen:

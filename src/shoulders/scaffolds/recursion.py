@@ -12,7 +12,7 @@ from shoulders.backbone.encoder import embedding_norm
 from shoulders.backbone.frozen import FrozenLM, copy_layers, new_blocks
 from shoulders.backbone.passes import Memory, PassMemory
 from shoulders.errors import UsageError
-from shoulders.records import LMInput
+from shoulders.records import ScaffoldInput
 from shoulders.scaffolds.base import KINDS, NO_DATA, Bare, BareConfig, Scaffold, ScaffoldConfig, TrainingData
 from shoulders.scaffolds.program import Blocks, Program
 
@@ -198,7 +198,7 @@ class Recursion(Scaffold, kind="recursion"):
         """Those of the shape, each at the price of its inner scaffold."""
         return self.shape.passes * self.inner.passes
 
-    def program(self, given: LMInput, memory: Memory | None = None) -> Program:
+    def program(self, given: ScaffoldInput, memory: Memory | None = None) -> Program:
         """Ask for each pass, and for the Connectors before, between and after them; return the last states."""
         vectors = states = given.embeds
         place = 0
@@ -235,7 +235,7 @@ class Recursion(Scaffold, kind="recursion"):
         made = KINDS[inner["kind"]].rebuilt(inner["description"], lm)
         return cls(lm, RecursionShape(**description["shape"]), made, description["norms"])
 
-    def _passed(self, given: LMInput, vectors: Float[Tensor, "B T D"], memory: Memory | None) -> Program:
+    def _passed(self, given: ScaffoldInput, vectors: Float[Tensor, "B T D"], memory: Memory | None) -> Program:
         """Ask for one pass over the vectors, unless they are the text's own and its states are known."""
         known = given.first if vectors is given.embeds and isinstance(self.inner, Bare) and memory is None else None
         if known is not None:
@@ -252,7 +252,7 @@ class Recursion(Scaffold, kind="recursion"):
         place: int,
         states: Float[Tensor, "B T D"],
         instead_of: Float[Tensor, "B T D"],
-        given: LMInput,
+        given: ScaffoldInput,
         memory: Memory | None,
     ) -> Blocks:
         kept = None if memory is None else memory.between(place)

@@ -12,7 +12,7 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import Memory
 from shoulders.backbone.tokenizing import tokenized
 from shoulders.errors import UnknownName, UsageError
-from shoulders.records import LMInput, Placement
+from shoulders.records import Placement, ScaffoldInput
 from shoulders.scaffolds.base import NO_DATA, Scaffold, ScaffoldConfig, TrainingData
 from shoulders.scaffolds.program import Pass, Program
 from shoulders.scaffolds.weaving import prompted
@@ -191,7 +191,7 @@ class SoftPrompt(Scaffold, kind="soft_prompt"):
         """P, the number of vectors."""
         return self.prompt.shape[0]
 
-    def program(self, given: LMInput, memory: Memory | None = None) -> Program:
+    def program(self, given: ScaffoldInput, memory: Memory | None = None) -> Program:
         """Ask for one pass that also reads the prompt."""
         if memory is not None and memory.started:
             return (yield Pass(given.embeds, given.mask, memory.single))

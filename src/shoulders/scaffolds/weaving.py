@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shoulders.backbone.passes import Memory, PassMemory
-from shoulders.records import KeysValues, LMInput
+from shoulders.records import KeysValues, ScaffoldInput
 from shoulders.scaffolds.program import Pass, Program
 
 
@@ -36,7 +36,7 @@ def weave_mask(mask: Bool[Tensor, "B T"], length: int, slot: tuple[int, ...]) ->
     return weave(ones, mask[..., None].to(ones.dtype), slot)[0][..., 0].bool()
 
 
-def prompted(prompt: Float[Tensor, "B P D"], given: LMInput, memory: Memory | None) -> Program:
+def prompted(prompt: Float[Tensor, "B P D"], given: ScaffoldInput, memory: Memory | None) -> Program:
     """Ask for one pass with a prompt in its slot; return what `Scaffold.program` promises."""
     if given.before is not None:
         return (yield from _after_known_text(prompt, given, given.before))
@@ -49,7 +49,7 @@ def prompted(prompt: Float[Tensor, "B P D"], given: LMInput, memory: Memory | No
     return states.gather(1, predicting[..., None].expand(-1, -1, states.shape[-1]))
 
 
-def _after_known_text(prompt: Float[Tensor, "B P D"], given: LMInput, before: KeysValues) -> Program:
+def _after_known_text(prompt: Float[Tensor, "B P D"], given: ScaffoldInput, before: KeysValues) -> Program:
     """Ask for a pass over the prompt and what follows it; zeros stand in the place of the states of the text before."""
     slot, length = given.slot[0], prompt.shape[1]
     memory = PassMemory.holding(before, slot, None if given.mask is None else given.mask[:, :slot])
