@@ -7,7 +7,7 @@ evaluation, notebooks). `shoulders.engine.together` drives programs of different
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,7 +16,9 @@ from torch import Tensor
 from shoulders.backbone.encoder import Encoder
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import PassMemory, StackInput, read_together
-from shoulders.scaffolds.recursion import Connector
+
+if TYPE_CHECKING:
+    from shoulders.scaffolds.recursion import Connector
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Blocks:
         mask, memory: as in `Pass`.
     """
 
-    connector: Connector
+    connector: "Connector"
     states: Float[Tensor, "B T D"]
     instead_of: Float[Tensor, "B T D"]
     mask: Bool[Tensor, "B T"] | None = None
