@@ -140,7 +140,7 @@ def test_a_failure_while_an_answer_is_streamed_reaches_its_reader(lm, monkeypatc
     def fail(*_, **__):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("shoulders.backbone.decoding.generate", fail)
+    monkeypatch.setattr("shoulders.engine.decode.decode", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(answerer.stream("Hi"))
 

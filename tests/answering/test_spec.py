@@ -44,7 +44,7 @@ def test_saved_and_read_is_unsaved():
     ("content", "error", "said"),
     [
         ({"longest": "many"}, CorruptFile, r"what runs/x keeps of how it is asked cannot be read \(longest: "),
-        ({"evidence": {"passages": []}}, CorruptFile, r"\(evidence\.passages: "),
+        ({"evidence": {"passages": []}}, CorruptFile, r"\(passages: "),
         ({"longest": 0}, UsageError, "an answer of at most 0 tokens"),
         ({"wording": "Who?"}, UsageError, r"the wording 'Who\?' has 0 \{query\}: it needs one"),
         ({"wording": "{query} {query}"}, UsageError, r"has 2 \{query\}"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-import shoulders
+from shoulders.answering import open as open_answerer
 from shoulders.answering.answerer import Answerer, ModelAnswerer
 from shoulders.answering.cascade import CascadeAnswerer
 from shoulders.answering.stages import is_adaptive
@@ -128,7 +128,7 @@ def _opened(name: str, request: Request) -> Answerer:
             f"--passes {AUTO} needs thresholds, and {place} is one scaffold: calibrate several first (shoulders "
             f"calibrate {place} RUN --budget 1.5) and ask what that writes"
         )
-    answerer = shoulders.open(
+    answerer = open_answerer(
         name,
         backbone=request.backbone,
         index=request.index,
