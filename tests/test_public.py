@@ -31,8 +31,13 @@ def python_blocks(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
+def pages_with_code() -> list[Path]:
+    """One page of each code: README and home page show the same."""
+    return list({tuple(blocks): page for page in PAGES if (blocks := python_blocks(page))}.values())
+
+
 @pytest.mark.weights
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", pages_with_code(), ids=lambda page: page.name)
 def test_documented_code_runs(page, tmp_path, monkeypatch):
     """The Python of a page, in order, in one namespace, as a reader would type it."""
     monkeypatch.chdir(tmp_path)
