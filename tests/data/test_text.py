@@ -6,8 +6,8 @@ import pytest
 
 from shoulders.data.lines import JsonLines
 from shoulders.data.text import Documents, held_out, open_text
-from shoulders.engine.batches import PackedText
 from shoulders.errors import ContextFull, DataError, SourceNotFound
+from shoulders.training.stream import PackedText
 
 TEXTS = [f"Document {n} says {'much ' * n}and ends." for n in range(7)]
 DOCUMENTS = Documents(len(TEXTS), TEXTS.__getitem__)

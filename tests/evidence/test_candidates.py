@@ -6,9 +6,10 @@ import pytest
 from shoulders.data.mixture import FOLDS, Mixture, fold_of, totals
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
-from shoulders.engine.batches import Lengths, Stream, with_evidence
+from shoulders.engine.batches import Lengths
 from shoulders.engine.inference import Answering, Sampling, sample
 from shoulders.errors import CorruptFile, SaveFailed, UsageError
+from shoulders.evidence.base import with_evidence
 from shoulders.evidence.candidates import AnswerStore, Candidates, FirstPass, merged
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.records import Answer, Passage, Question
@@ -16,6 +17,7 @@ from shoulders.runs.build import new_evidence
 from shoulders.runs.recipe import Recipe
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
+from shoulders.training.stream import Stream
 
 
 def first_pass(lm, store=None, **changes):

@@ -16,11 +16,11 @@ from shoulders.cli.scores import measuring, print_retrieval, print_skipped, scor
 from shoulders.cli.show import console, quiet_libraries
 from shoulders.data.tasks import Task
 from shoulders.data.text import open_text
-from shoulders.engine.batches import CANDIDATES, Evidence, with_evidence
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import Scores, chosen_examples
 from shoulders.evaluation.recall import recall
 from shoulders.evaluation.results import provenance, scaffold_measured
+from shoulders.evidence.base import CANDIDATES, Evidence, with_evidence
 from shoulders.evidence.candidates import AnswerStore
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.evidence.sources import sampler_of

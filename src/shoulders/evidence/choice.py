@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from shoulders.engine.batches import CANDIDATES, ORACLE, RETRIEVED, EvidenceConfig
 from shoulders.engine.inference import Sampling
 from shoulders.errors import UnknownName, UsageError
+from shoulders.evidence.base import CANDIDATES, ORACLE, RETRIEVED, EvidenceConfig
 from shoulders.retrieval.search import RETRIEVERS, SPARSE
 
 PASSAGES = (RETRIEVED, ORACLE)  # of an index

@@ -11,8 +11,9 @@ from typing import Protocol, final, runtime_checkable
 import regex
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.engine.batches import Evidence, tokenised
+from shoulders.engine.batches import tokenised
 from shoulders.errors import ContextFull, UsageError
+from shoulders.evidence.base import Evidence
 from shoulders.records import Passage, Question
 
 WORD = regex.compile(r"\S+")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, final
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import FOLDS
-from shoulders.engine.batches import ORACLE, SOURCES, Evidence, EvidenceConfig, Lengths, Room
+from shoulders.engine.batches import Lengths
 from shoulders.engine.inference import Answering, Sampling
 from shoulders.errors import SourceNotFound, UsageError
+from shoulders.evidence.base import ORACLE, SOURCES, Evidence, EvidenceConfig, Room
 from shoulders.evidence.candidates import AnswerStore, Candidates, FirstPass
 from shoulders.evidence.choice import EvidenceChoice, RetrieverChoice
 from shoulders.evidence.packing import PackedEvidence, Packer
