@@ -198,7 +198,7 @@ def test_textual_recursion_whose_first_prompt_is_gone_or_says_nothing(refused, l
     assert "gone', and candidates were to be sampled under it: put it back" in said
     (tmp_path / "store").write_text("no database" * 100)
     with_store = refused(*asked, f"evidence.scaffold={prompt}", f"evidence.store={tmp_path}/store")
-    assert "is no store of answers" in with_store
+    assert "is no cache (file is not a database): name another (evidence.store)" in with_store
     assert not (out / "best").exists()
 
 

@@ -1,12 +1,9 @@
 """Textual recursion: answers that the frozen model sampled itself, kept in a file, as evidence for a second pass."""
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from pathlib import Path
 from typing import Protocol, final
 
 from shoulders.backbone.frozen import FrozenLM
@@ -14,55 +11,7 @@ from shoulders.engine.inference import Answering, Sampling, sample
 from shoulders.errors import UsageError
 from shoulders.records import Answer, Passage, Question
 from shoulders.scaffolds.base import Scaffold
-from shoulders.store.files import database_errors, open_database, transaction
-
-TABLE = "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answers TEXT NOT NULL);"
-
-
-@final
-class AnswerStore:
-    """Answers by key, in an SQLite file, or in memory for one run.
-
-    What was put is kept if the process is killed; several processes may use one file.
-
-    Args:
-        path: of the file, made if it is not there; "" for memory.
-
-    Raises:
-        CorruptFile: there is another file.
-        SaveFailed: it cannot be written.
-    """
-
-    def __init__(self, path: str = "") -> None:
-        self.path = path
-        with self._told():
-            if path:
-                Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)
-            self._file = open_database(Path(path).expanduser() if path else None, TABLE)
-
-    def get(self, key: str) -> list[Answer]:
-        """The answers under a key; none where nothing was put."""
-        with self._told():
-            row = self._file.execute("SELECT answers FROM answers WHERE key = ?", (_short(key),)).fetchone()
-        return [Answer(*one) for one in json.loads(row[0])] if row else []
-
-    def put(self, answers: Mapping[str, Sequence[Answer]]) -> None:
-        """Keep answers under their keys, in the place of what was there."""
-        rows = [(_short(key), json.dumps([_kept(one) for one in some])) for key, some in answers.items()]
-        with self._told(), transaction(self._file):
-            self._file.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
-
-    def _told(self) -> AbstractContextManager[None]:
-        return database_errors(self.path, "store of answers", "evidence.store")
-
-
-def _kept(one: Answer) -> tuple[str, float, float]:
-    return one.text, one.log_probability, one.margin
-
-
-def _short(key: str) -> bytes:
-    return blake2b(key.encode(), digest_size=16).digest()
-
+from shoulders.store.cache import ValueCache, key_of_texts
 
 HEADING, ANSWER = "Candidates:", "Answer:"
 
@@ -100,7 +49,7 @@ class FirstPass:
     scaffold: Scaffold
     sampling: Sampling
     how: Answering
-    store: AnswerStore
+    store: ValueCache
     name: str
 
     @property
@@ -110,13 +59,14 @@ class FirstPass:
 
     def samples(self, questions: Sequence[Question], count: int) -> list[list[Answer]]:
         """Answers, drawn after one reading of each question."""
-        keys = [f"{self.name}/{question.whole}" for question in questions]
-        known = {key: self.store.get(key) for key in keys}
-        missing = {key: question for key, question in zip(keys, questions, strict=True) if len(known[key]) < count}
-        drawn = sample(list(missing.values()), self.lm, self.scaffold, replace(self.sampling, count=count), self.how)
+        keys = [key_of_texts("samples", self.name, question.whole) for question in questions]
+        known = {key: [Answer(*values) for values in kept] for key, kept in self.store.get(keys).items()}
+        missing = {key: one for key, one in zip(keys, questions, strict=True) if len(known.get(key, ())) < count}
+        drawn = sample([*missing.values()], self.lm, self.scaffold, replace(self.sampling, count=count), self.how)
         fresh = dict(zip(missing, drawn, strict=True))
-        self.store.put(fresh)
-        return [(fresh.get(key) or known[key])[:count] for key in keys]
+        self.store.put({key: [(one.text, one.log_probability, one.margin) for one in fresh[key]] for key in fresh})
+        known |= fresh
+        return [known[key][:count] for key in keys]
 
 
 @final

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import islice
@@ -16,65 +15,7 @@ from shoulders.records import Passage, Question
 from shoulders.retrieval.cross_encoder import ranker_named
 from shoulders.retrieval.reranker import DESCRIPTION, model_folder
 from shoulders.retrieval.scoring import AT_ONCE, Pair, Ranker, interpolated
-from shoulders.store.files import database_errors, open_database, transaction
-
-TABLE = "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL NOT NULL) WITHOUT ROWID;"
-IN_A_QUERY = 10_000  # SQLite takes at most 32,766 values in one statement
-
-
-@final
-class ScoreStore:
-    """Scores by ranker and pair, in an SQLite file that several processes may use.
-
-    Args:
-        path: of the file, made if it is not there.
-
-    Raises:
-        CorruptFile: there is another file.
-        SaveFailed: it cannot be written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path.expanduser()
-        with self._told():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open_database(self.path, TABLE)
-
-    def scores(self, ranker: Ranker, pairs: Sequence[Pair]) -> list[float]:
-        """A score for each pair. The ranker scores those that it never scored; they are kept as they come."""
-        keys = [_key(ranker.fingerprint, pair) for pair in pairs]
-        known = self._get(list(dict.fromkeys(keys)))
-        missing = list({key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}.items())
-        for start in range(0, len(missing), AT_ONCE):
-            some = missing[start : start + AT_ONCE]
-            new = dict(zip([key for key, _ in some], ranker.scores([pair for _, pair in some]), strict=True))
-            self._put(new)
-            known |= new
-        return [known[key] for key in keys]
-
-    def _get(self, keys: Sequence[bytes]) -> dict[bytes, float]:
-        found: dict[bytes, float] = {}
-        with self._told():
-            for start in range(0, len(keys), IN_A_QUERY):
-                some = keys[start : start + IN_A_QUERY]
-                marks = ",".join("?" * len(some))
-                found.update(self._file.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", some))  # noqa: S608
-        return found
-
-    def _put(self, scores: dict[bytes, float]) -> None:
-        with self._told(), transaction(self._file):
-            self._file.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", scores.items())
-
-    def _told(self) -> AbstractContextManager[None]:
-        return database_errors(self.path, "store of scores", "evidence.store")
-
-
-def _key(fingerprint: str, pair: Pair) -> bytes:
-    digest = blake2b(digest_size=16)
-    for part in (fingerprint, pair.question, pair.title, pair.text):
-        digest.update(part.encode(errors="surrogatepass") + b"\xff")  # a byte that UTF-8 does not have
-    return digest.digest()
-
+from shoulders.store.cache import ValueCache, key_of_texts
 
 ALL = "all"
 CROSS_FITTED = (*FOLDS, ALL)  # folders of re-rankers, by what each was trained on
@@ -151,7 +92,7 @@ class Reranked:
 
     source: PackedEvidence
     rankers: Rankers
-    store: ScoreStore
+    store: ValueCache
     weight: float = 0.0
 
     @property
@@ -180,7 +121,7 @@ class Reranked:
             for question, passages in zip(asked, found, strict=True)
             for passage in passages
         ]
-        scores = iter(self.store.scores(self.rankers.of(fold), pairs))
+        scores = iter(_scores(pairs, self.rankers.of(fold), self.store))
         return [self._ordered(passages, list(islice(scores, len(passages)))) for passages in found]
 
     def _ordered(self, passages: Sequence[Passage], scores: Sequence[float]) -> list[Passage]:
@@ -195,3 +136,16 @@ class Reranked:
     def write(self, question: Question, passages: Sequence[Passage]) -> Question:
         """The question after the passages that fit, best first."""
         return self.source.write(question, passages)
+
+
+def _scores(pairs: Sequence[Pair], ranker: Ranker, cache: ValueCache) -> list[float]:
+    """Return the score of each pair; what the ranker scores anew is cached part by part."""
+    keys = [key_of_texts("score", ranker.fingerprint, pair.question, pair.title, pair.text) for pair in pairs]
+    known = cache.get(keys)
+    missing = list({key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}.items())
+    for start in range(0, len(missing), AT_ONCE):
+        some = missing[start : start + AT_ONCE]
+        fresh = dict(zip([key for key, _ in some], ranker.scores([pair for _, pair in some]), strict=True))
+        cache.put(fresh)
+        known |= fresh
+    return [known[key] for key in keys]

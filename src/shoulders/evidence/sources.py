@@ -12,12 +12,13 @@ from shoulders.engine.batches import Lengths
 from shoulders.engine.inference import Answering, Sampling
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.evidence.base import ORACLE, SOURCES, Evidence, EvidenceConfig, Room
-from shoulders.evidence.candidates import AnswerStore, Candidates, FirstPass
+from shoulders.evidence.candidates import Candidates, FirstPass
 from shoulders.evidence.choice import EvidenceChoice, RetrieverChoice
 from shoulders.evidence.packing import PackedEvidence, Packer
-from shoulders.evidence.reranked import Rankers, Reranked, ScoreStore
+from shoulders.evidence.reranked import Rankers, Reranked
 from shoulders.scaffolds.base import Scaffold, scaffold_named
 from shoulders.scaffolds.storage import read_origin, scaffold_folder
+from shoulders.store.cache import ValueCache
 from shoulders.store.files import cache_folder
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _retrieved(choice: EvidenceChoice, lm: FrozenLM, room: Room) -> PackedEviden
 
 
 def _reranked(choice: EvidenceChoice, found: PackedEvidence, lm: FrozenLM) -> PackedEvidence:
-    store = ScoreStore(Path(choice.store) if choice.store else cache_folder() / SCORES)
+    store = ValueCache(choice.store or cache_folder() / SCORES)
     return Reranked(found, Rankers.named(choice.reranker, device=str(lm.device)), store, choice.retriever_weight)
 
 
@@ -100,7 +101,7 @@ def searcher_of(choice: RetrieverChoice, index: "Index") -> "Searcher":
 def _candidates(choice: EvidenceChoice, lm: FrozenLM, _: Room) -> Candidates:
     if not choice.scaffold:
         raise UsageError("candidates are sampled under a first prompt: evidence.scaffold=RUN, or bare for none")
-    store = AnswerStore(choice.store)
+    store = ValueCache(choice.store)
     across = _across(choice)
     return Candidates(
         sampler_of(choice, lm, choice.scaffold, store),
@@ -110,7 +111,7 @@ def _candidates(choice: EvidenceChoice, lm: FrozenLM, _: Room) -> Candidates:
     )
 
 
-def sampler_of(choice: EvidenceChoice, lm: FrozenLM, name: str, store: AnswerStore) -> FirstPass:
+def sampler_of(choice: EvidenceChoice, lm: FrozenLM, name: str, store: ValueCache) -> FirstPass:
     """Return what answers are sampled from: the frozen model under the scaffold of that name."""
     scaffold = first_prompt(name, lm)
     key = f"{lm.fingerprint()}/{identity(scaffold)}/{choice.temperature}/{choice.longest}/{choice.seed}"
