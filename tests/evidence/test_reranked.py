@@ -130,8 +130,8 @@ def test_the_retrievers_scores_count_by_their_weight(store):
     ("values", "told"),
     [
         (["evidence.retriever_weight=0.5"], "evidence.reranker"),
-        (["evidence.reranker=x", "evidence.retriever_weight=-1"], "negative"),
-        (["evidence.reranker=x", "evidence.retriever_weight=nan"], "negative"),
+        (["evidence.reranker=x", "evidence.retriever_weight=-1"], "at least 0"),
+        (["evidence.reranker=x", "evidence.retriever_weight=nan"], "at least 0"),
     ],
 )
 def test_weights_that_make_no_sense_are_refused(values, told):

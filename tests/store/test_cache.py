@@ -95,9 +95,7 @@ def test_an_sqlite_file_of_another_program_is_refused_and_left_alone(tmp_path):
     file.execute("CREATE TABLE answers (key BLOB PRIMARY KEY, answers TEXT NOT NULL)")
     file.execute("PRAGMA user_version = 1")
     file.commit()
-    with pytest.raises(
-        CorruptFile, match=r"another program or version: name another \(evidence\.store\)"
-    ):
+    with pytest.raises(CorruptFile, match=r"another program or version: name another \(evidence\.store\)"):
         ValueCache(path)
     assert file.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall() == [("answers",)]
 

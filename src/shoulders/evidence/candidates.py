@@ -1,4 +1,4 @@
-"""Textual recursion: answers that the frozen model sampled itself, kept in a file, as evidence for a second pass."""
+"""Textual recursion: answers that the frozen model sampled itself, as evidence for a second pass."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -17,20 +17,20 @@ HEADING, ANSWER = "Candidates:", "Answer:"
 
 
 class Sampler(Protocol):
-    """What answers are sampled from."""
+    """Interface of a model that answers are sampled from."""
 
     @property
     def passes(self) -> int:
-        """Passes through the frozen model that one reading of a question takes."""
+        """Passes through the frozen model for each question, however many answers are sampled."""
         ...
 
     @property
     def name(self) -> str:
-        """All that the answers to a question depend on."""
+        """Text that names everything that the answers to a question depend on."""
         ...
 
     def samples(self, questions: Sequence[Question], count: int) -> list[list[Answer]]:
-        """So many answers to each question, in the order in which they were drawn."""
+        """Return `count` sampled answers to each question, in the order in which they were sampled."""
         ...
 
 
@@ -41,8 +41,9 @@ class FirstPass:
 
     Attributes:
         sampling: temperature and seed; its count is not used.
-        store: where answers are kept; what is there already is not drawn again.
-        name: that the answers are kept under: they depend on backbone and prompt.
+        how: length of an answer, and memory.
+        store: cache of the answers; those in it are not sampled again.
+        name: part of the cache key: everything that the answers depend on beside the question.
     """
 
     lm: FrozenLM
@@ -54,11 +55,11 @@ class FirstPass:
 
     @property
     def passes(self) -> int:
-        """Those of the scaffold."""
+        """Passes of the scaffold."""
         return self.scaffold.passes
 
     def samples(self, questions: Sequence[Question], count: int) -> list[list[Answer]]:
-        """Answers, drawn after one reading of each question."""
+        """Return sampled answers from the cache, or sample them, reading each question once."""
         keys = [key_of_texts("samples", self.name, question.whole) for question in questions]
         known = {key: [Answer(*values) for values in kept] for key, kept in self.store.get(keys).items()}
         missing = {key: one for key, one in zip(keys, questions, strict=True) if len(known.get(key, ())) < count}
@@ -72,13 +73,13 @@ class FirstPass:
 @final
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """An evidence source: sampled answers, each once, ordered by the model's own probability.
+    """An evidence source: distinct sampled answers, ordered by the model's own probability.
 
     Attributes:
-        sampler: p1.
-        count: answers drawn for a question, before those that say the same are put together.
-        across: for cross-fitting, the sampler of each fold that was trained on the other one.
-        before: write the list before the question instead of after it, where the paper has it.
+        sampler: the first pass, under the prompt p1.
+        count: number of answers sampled for a question, before equal ones are merged.
+        across: for cross-fitting, the sampler to use for each fold, trained on the other fold.
+        before: write the list before the question instead of after it (as in the paper).
     """
 
     sampler: Sampler
@@ -88,20 +89,20 @@ class Candidates:
 
     @property
     def passes(self) -> int:
-        """Those of the sampler: all candidates of a question share its reading."""
+        """Passes of the sampler: all candidates of a question share one reading of it."""
         return self.sampler.passes
 
     @property
     def fingerprint(self) -> str:
-        """Of samplers, count and place."""
+        """Hash over samplers, count and position of the list."""
         names = [self.sampler.name, *(self.across[fold].name for fold in sorted(self.across))]
         return blake2b(f"{names}/{self.count}/{self.before}".encode(), digest_size=16).hexdigest()
 
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:
-        """Candidates of each question.
+        """Return the candidates of each question, the most probable first.
 
         Raises:
-            UsageError: no question has one: all samples are empty.
+            UsageError: all samples of all questions are empty.
         """
         sampler = self.across.get(fold, self.sampler)
         found = [merged(some) for some in sampler.samples(questions, self.count)]
@@ -113,7 +114,7 @@ class Candidates:
         return found
 
     def write(self, question: Question, passages: Sequence[Passage]) -> Question:
-        """The question followed by the list (the paper, section 4.1), or the other way round."""
+        """Return the question followed by the list (the paper, section 4.1), or the list before the question."""
         if not passages:
             return question
         listed = f"{HEADING} {'; '.join(passage.text for passage in passages)}\n"
@@ -123,10 +124,10 @@ class Candidates:
 
 
 def merged(samples: Sequence[Answer]) -> list[Passage]:
-    """Samples that differ in letter case or spaces only put together, the most probable first; empty ones left out.
+    """Return the distinct answers among samples, the most probable first, without empty ones.
 
-    What was drawn twice counts once. Spellings of one answer add up their probabilities, and the likeliest stands for
-    them.
+    Samples that differ in letter case or spaces only are one answer: its probability is the sum over its spellings, its
+    text the most probable spelling. A spelling that was sampled twice counts once.
     """
     spellings: dict[str, dict[str, float]] = {}
     for one in samples:

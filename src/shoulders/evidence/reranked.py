@@ -1,4 +1,4 @@
-"""Retrieved passages in the order of a re-ranker that has not seen the question; scores are kept in a file."""
+"""Retrieved passages in the order of a re-ranker that was not trained on the question; its scores are cached."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,31 +18,31 @@ from shoulders.retrieval.scoring import AT_ONCE, Pair, Ranker, interpolated
 from shoulders.store.cache import ValueCache, key_of_texts
 
 ALL = "all"
-CROSS_FITTED = (*FOLDS, ALL)  # folders of re-rankers, by what each was trained on
+CROSS_FITTED = (*FOLDS, ALL)  # folders of cross-fitted re-rankers, named by their training data
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Rankers:
-    """Which ranker orders the passages of which questions.
+    """The rankers of questions: one for all, or one for each half of the training examples and one for the rest.
 
     Attributes:
-        name: that they were loaded by.
-        everything: ranks for all questions that are not trained on, and for others where there is no other.
-        across: by half of the training examples, the ranker that was trained on the other half.
+        name: name that they were loaded by.
+        default: ranker of questions outside training, and of all others without a ranker in `across`.
+        across: for each half of the training examples, the ranker that was trained on the other half.
     """
 
     name: str
-    everything: Ranker
+    default: Ranker
     across: Mapping[str, Ranker] = field(default_factory=dict)
 
     @classmethod
     def named(cls, name: str, *, device: str = "auto") -> Self:
-        """One ranker (`ranker_named`), or the three of a folder with a/, b/ and all/.
+        """Load one ranker (`ranker_named`), or three cross-fitted ones from a folder with a/, b/ and all/.
 
         Raises:
-            SourceNotFound, HubUnreachable, CorruptFile: they are not there, or broken.
-            UsageError: what is there does not order passages.
+            SourceNotFound, HubUnreachable, CorruptFile: a ranker is missing or broken.
+            UsageError: the model of that name cannot rank passages.
         """
         folder = Path(name).expanduser()
         there = [part for part in CROSS_FITTED if (model_folder(folder / part) / DESCRIPTION).exists()]
@@ -51,18 +51,18 @@ class Rankers:
         missing = [part for part in CROSS_FITTED if part not in there]
         if missing:
             raise SourceNotFound(
-                f"{folder} has no re-ranker in {', '.join(missing)}: cross-fitting takes one that was trained on each "
-                "half (a, b) and one on all; train what is missing, or name one of the others alone"
+                f"{folder} has no re-ranker in {', '.join(missing)}: cross-fitting needs one trained on each half "
+                "(a, b) and one on all; train what is missing, or name one of the others alone"
             )
         a, b, every = (ranker_named(str(folder / part), device=device) for part in CROSS_FITTED)
         return cls(name, every, {FOLDS[0]: b, FOLDS[1]: a})
 
     def of(self, fold: str) -> Ranker:
-        """The ranker for the questions of a half of the training examples; "" for questions that are not trained on."""
-        return self.across.get(fold, self.everything)
+        """Return the ranker of the questions of a half of the training examples; "" for questions outside training."""
+        return self.across.get(fold, self.default)
 
     def check_unseen(self, questions: Sequence[str], fold: str) -> None:
-        """Raise `UsageError` for training questions that their ranker was trained on itself."""
+        """Raise `UsageError` if the ranker of training questions was trained on one of them."""
         seen = self.of(fold).seen
         known = next((question for question in questions if question in seen), None) if fold else None
         if known is None:
@@ -81,13 +81,13 @@ class Rankers:
 @final
 @dataclass(frozen=True, slots=True)
 class Reranked:
-    """An evidence source: what another retrieves, most relevant first.
+    """An evidence source: the passages of another source in the order of a re-ranker.
 
     Attributes:
-        source: retrieves the passages, and packs them.
-        rankers: that order them.
-        store: keeps their scores.
-        weight: of the retriever's scores beside the re-ranker's (`interpolated`); 0, as in the paper: these alone.
+        source: source that retrieves and packs the passages.
+        rankers: the re-rankers.
+        store: cache of their scores.
+        weight: weight of the retriever's scores beside the re-ranker's (`interpolated`); 0: the re-ranker alone.
     """
 
     source: PackedEvidence
@@ -97,28 +97,28 @@ class Reranked:
 
     @property
     def passes(self) -> int:
-        """As many as retrieving costs: the re-ranker is another model."""
+        """Passes of the source: the re-ranker is another model."""
         return self.source.passes
 
     @property
     def fingerprint(self) -> str:
-        """Of the source, of the ranker of each half and of all others, and of the retriever's weight if it has one."""
+        """Hash over the fingerprints of the source and of all rankers, and the retriever's weight."""
         weight = [self.weight] if self.weight else []
         parts = [self.source.fingerprint, *(self.rankers.of(fold).fingerprint for fold in ("", *FOLDS)), *weight]
         return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:
-        """The passages that the source finds, by their score.
+        """Return the passages of the source, highest score first.
 
         Raises:
-            UsageError: a question of a training half was seen by the re-ranker that would rank it.
+            UsageError: the re-ranker of a training question was trained on it.
         """
-        asked = [question.query for question in questions]
-        self.rankers.check_unseen(asked, fold)
+        queries = [question.query for question in questions]
+        self.rankers.check_unseen(queries, fold)
         found = self.source.find(questions, fold)
         pairs = [
             Pair(question, passage.title, passage.text)
-            for question, passages in zip(asked, found, strict=True)
+            for question, passages in zip(queries, found, strict=True)
             for passage in passages
         ]
         scores = iter(_scores(pairs, self.rankers.of(fold), self.store))
@@ -130,11 +130,11 @@ class Reranked:
         return sorted(rated, key=lambda passage: -passage.score)
 
     def packed(self, question: Question, passages: Sequence[Passage]) -> Packed:
-        """The question after the passages that fit, best first, and these passages."""
+        """Return the question after the passages that fit, best first, with these passages."""
         return self.source.packed(question, passages)
 
     def write(self, question: Question, passages: Sequence[Passage]) -> Question:
-        """The question after the passages that fit, best first."""
+        """Return the question after the passages that fit, best first."""
         return self.source.write(question, passages)
 
 
