@@ -93,7 +93,7 @@ class EvidenceChoice(EvidenceConfig):
             )
         if not 0 <= self.retriever_weight < math.inf:
             raise UsageError(
-                f"evidence.retriever_weight is {self.retriever_weight}: it must be at least 0 and finite; 0 to 1 is usual"
+                f"evidence.retriever_weight is {self.retriever_weight}: it must be at least 0; 0 to 1 is usual"
             )
         if self.retriever_weight and not self.reranker:
             raise UsageError(
@@ -136,4 +136,4 @@ def check_retriever(choice: RetrieverChoice, prefix: str = "") -> None:
     if choice.retriever not in RETRIEVERS:
         raise UnknownName(f"{prefix}retriever", choice.retriever, RETRIEVERS)
     if not 0 <= choice.weight < math.inf:
-        raise UsageError(f"{prefix}weight is {choice.weight}: it must be at least 0 and finite; 1 to 10 is usual")
+        raise UsageError(f"{prefix}weight is {choice.weight}: it must be at least 0; 1 to 10 is usual")

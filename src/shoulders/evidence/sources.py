@@ -135,7 +135,7 @@ def _across(choice: EvidenceChoice) -> dict[str, str]:
         return {}
     if len(choice.across) != len(FOLDS):
         raise UsageError(
-            f"evidence.across names {len(choice.across)} scaffolds: it must name two, one trained on each of the folds a, b"
+            f"evidence.across names {len(choice.across)} scaffolds: name two, one trained on each of the folds a, b"
         )
     trained: dict[str, str] = {}
     for name in choice.across:
