@@ -144,7 +144,7 @@ def test_one_question_that_does_not_fit_does_not_cost_the_others(shoulders, prom
         ("suite.without_templates=numbers/cuont", "did you mean 'numbers/count'?"),
         ("suite.cap=0", "suite.cap is 0: it must be at least 1"),
         ("suite.cap=-5", "suite.cap is -5"),
-        ("suite.cap=1", "suite.cap 1 is below the 2 templates of task 'numbers'"),
+        ("suite.cap=1", "suite.cap 1 is less than the 2 templates of task 'numbers'"),
         ("suite.lengths.input=0", "suite.lengths.input is 0"),
         ("suite.lengths.target=-1", "suite.lengths.target -1"),
         ("scaffold.kind=bare", "nothing to train with scaffold.kind=bare"),

@@ -97,7 +97,7 @@ def test_broken_lines_stop_or_are_counted_as_such(lm, broken):
 
     for skip in (Skip(), Skip(failing=True)):
         with pytest.raises(
-            BadRow, match=r"train\.jsonl, line (4|12): .*; mend the line, or .*suite.skip_bad_rows=true"
+            BadRow, match=r"train\.jsonl, line (4|12): .*; correct the line, or .*suite.skip_bad_rows=true"
         ):
             read(skip)
     assert read(Skip(bad_rows=True)) == {"read": 40, "bad row": 4}  # in two wordings

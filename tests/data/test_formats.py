@@ -281,13 +281,13 @@ def test_a_folder_of_beir_is_questions_with_documents(tmp_path):
     ]  # fmt: skip
     assert found[0].references == ()
     assert list(problems(task)) == []
-    with pytest.raises(UsageError, match="task 'toy' names the documents of its questions and no answers"):
+    with pytest.raises(UsageError, match="task 'toy' has relevant documents for its questions, but no answers"):
         scored([task], EvaluationPlan(split="test"), lambda examples: [])
     with pytest.raises(UnknownName, match="did you mean 'test'"):
         task.rows("tst", "question")
     written(tmp_path / "toy" / "qrels" / "test.tsv", "9\td1\t1\n")
     with pytest.raises(
-        DataError, match=r"test\.tsv judges documents for the query '9', which .*queries\.jsonl does not"
+        DataError, match=r"test\.tsv has judgements for the query '9', which is not in .*queries\.jsonl"
     ):
         open_suite(f"qa:{tmp_path}/toy")
 

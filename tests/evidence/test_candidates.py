@@ -143,7 +143,7 @@ def test_no_training_question_gets_candidates_of_a_prompt_that_saw_it(lm):
     seen = set()
     for row in stream.take(48):
         number = int(row.question.text.split()[1])
-        example = stream.mixture.portions[0].task.example("train", template, number)
+        example = stream.mixture.components[0].task.example("train", template, number)
         assert example.task == task
         assert row.question.text.endswith(f"[{fold_of(example)}]")
         seen.add(fold_of(example))

@@ -63,9 +63,7 @@ class Documents:
 def held_out(documents: Documents, one_in: int) -> tuple[Documents, Documents]:
     """Split documents into training and development, every `one_in`-th for development."""
     if len(documents) < 2:
-        raise DataError(
-            "one document cannot be split into training and development: name a text for development (text.validation)"
-        )
+        raise DataError("one document cannot be split into training and development: name text.validation")
     measured = -(-len(documents) // one_in)
     others = Documents(len(documents) - measured, lambda number: documents[number + number // (one_in - 1) + 1])
     return others, Documents(measured, lambda number: documents[number * one_in])

@@ -16,10 +16,14 @@ from shoulders.records import Example, Question
 
 @final
 class Stream:
-    """Encoded examples of a mixture from a position on; what it left out is counted, by data set.
+    """An endless stream of encoded examples of a mixture, from a position on.
 
-    An example whose input or target is longer than `lengths` is discarded, as in the paper (section 2.2); one that fits
-    those but not the context, prompt included, has its input truncated.
+    An example whose input or target is longer than `lengths` is discarded, as in the paper (section 2.2). The input of
+    an example that is longer than the context window, beside prompt and target, is truncated.
+
+    Attributes:
+        position: position in the mixture of the next example.
+        counts: examples read, left out and truncated, by data set.
     """
 
     def __init__(
@@ -39,37 +43,37 @@ class Stream:
         self.counts: Counts = {task: {CAPPED: number} if number else {} for task, number in mixture.capped.items()}
 
     def take(self, wanted: int) -> list[Encoded]:
-        """The next `wanted` examples that can be used.
+        """Return the next `wanted` examples that can be used.
 
         Raises:
-            DataError: a whole epoch went by without a usable example.
-            TemplateFailed, BadRow: a template fails or a line is broken, and the mixture is not to skip that.
+            DataError: there is no usable example in a whole epoch.
+            TemplateFailed, BadRow: a template fails or a record is broken, and the mixture does not skip such failures.
         """
         rows: list[Encoded] = []
         since = 0
         while len(rows) < wanted:
-            examples = [self._rendered() for _ in range(wanted - len(rows))]
-            found = [row for example in self._evident(examples) if (row := self._usable(example))]
+            examples = [self._next() for _ in range(wanted - len(rows))]
+            found = [row for example in self._with_evidence(examples) if (row := self._usable(example))]
             rows += found
             since = 0 if found else since + len(examples)
-            if since >= 2 * len(self.mixture):  # the one at the beginning of an epoch can be at the end of the next
-                raise self._nothing()
+            if since >= 2 * len(self.mixture):  # an example can be first in one epoch and last in the next
+                raise self._no_example()
         return rows
 
-    def _evident(self, examples: Sequence[Example | None]) -> list[Example]:
-        """The examples that there are, with their evidence, found for all of a fold at once."""
-        there = [example for example in examples if example is not None]
+    def _with_evidence(self, examples: Sequence[Example | None]) -> list[Example]:
+        """Return the examples that are not None, with their evidence, which is found for all of a fold together."""
+        present = [example for example in examples if example is not None]
         if self.evidence is None:
-            return there
+            return present
         found: dict[int, Question] = {}
         for fold in FOLDS:
-            numbers = [number for number, example in enumerate(there) if fold_of(example) == fold]
-            questions = with_evidence([there[number].question for number in numbers], self.evidence, fold)
+            numbers = [number for number, example in enumerate(present) if fold_of(example) == fold]
+            questions = with_evidence([present[number].question for number in numbers], self.evidence, fold)
             found.update(zip(numbers, questions, strict=True))
-        return [replace(example, question=found[number]) for number, example in enumerate(there)]
+        return [replace(example, question=found[number]) for number, example in enumerate(present)]
 
-    def _rendered(self) -> Example | None:
-        """The example at the position, which moves on."""
+    def _next(self) -> Example | None:
+        """Return the example at the position, and advance the position; None if it is left out."""
         example = self.mixture.read(self.position, self.counts)
         self.position += 1
         if example is not None and self.fold and fold_of(example) != self.fold:
@@ -77,15 +81,15 @@ class Stream:
             return None
         return example
 
-    def _nothing(self) -> DataError:
-        """Why no example of a whole epoch could be used."""
-        told, first = left_out(self.counts), self._first_failure()
+    def _no_example(self) -> DataError:
+        """Return the error that says why no example of an epoch can be used."""
+        counted, first = left_out(self.counts), self._first_failure()
         if totals(self.counts).get("discarded") or first is None:
             return DataError(
                 f"no example fits {self.lengths.input} input and {self.lengths.target} target tokens beside the prompt "
-                f"in {self.lm.context} positions ({told}): raise suite.lengths or lower scaffold.length"
+                f"in {self.lm.context} positions ({counted}): raise suite.lengths or lower scaffold.length"
             )
-        return DataError(f"no example can be used ({told}); the first: {first}")
+        return DataError(f"no example can be used ({counted}); the first: {first}")
 
     def _first_failure(self) -> TemplateFailed | BadRow | None:
         for position in range(len(self.mixture)):
@@ -108,32 +112,35 @@ class Stream:
         return row
 
 
-OFFSETS = 1 << 32  # a position is the place of a document and an offset in it, as one number
+OFFSETS = 1 << 32  # a position is place of a document * OFFSETS + offset in its tokens
 
 
 @final
 class PackedText:
     """An endless stream of token sequences of one length, without padding, addressed by position.
 
-    Documents follow each other in an order shuffled anew in every epoch, each ended by the end token; sequences are cut
-    wherever they are full. A position leads to its sequence at once, so a resumed run goes on exactly where it was.
+    Documents are concatenated in an order that is shuffled in every epoch, each followed by the end token, and cut into
+    sequences of `length` tokens. A position leads directly to its sequence, so that a resumed run continues exactly.
+
+    Attributes:
+        position: position of the next sequence.
     """
 
     def __init__(self, documents: Documents, lm: FrozenLM, length: int, seed: int) -> None:
         if length < 2:
-            raise DataError(f"text.length is {length}: a sequence has at least 2 tokens")
+            raise DataError(f"text.length is {length}: it must be at least 2 tokens")
         lm.check_room("a sequence of text", length, "lower text.length")
         self.documents, self.lm, self.length, self.seed = documents, lm, length, seed
         self.position = 0
-        self._read: tuple[int, list[int]] = (-1, [])  # the document that was tokenised last
+        self._read: tuple[int, list[int]] = (-1, [])  # place and tokens of the document that was read last
 
     @property
     def epoch(self) -> int:
-        """The position at which every document has been read once."""
+        """Number of positions in an epoch, in which every document is read once."""
         return len(self.documents) * OFFSETS
 
     def take(self) -> list[int]:
-        """The next sequence."""
+        """Return the next sequence, and advance the position."""
         place, offset = divmod(self.position, OFFSETS)
         ids: list[int] = []
         while len(ids) < self.length:
