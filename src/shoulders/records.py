@@ -33,7 +33,7 @@ class Question:
         text: the question in its wording, as the language model reads it ("Question: Who? Answer:").
         evidence: text that is read before `text`: passages or candidates.
         gold: ids of the documents that are annotated as containing the answer, if the data set has them.
-        query: the question without a wording ("Who?"), as it was typed or stands in its data set; `text` by default.
+        query: the question without a wording ("Who?"), as typed or as in its data set; `text` by default.
         tokenised: `whole` with its token ids, once it has been tokenised.
     """
 
@@ -172,8 +172,8 @@ class Answer:
 
     def _repr_html_(self) -> str:
         """Return the answer as HTML, for notebooks."""
-        said = "<i>no answer</i>" if self.answer is None else f"<b>{escape(self.answer)}</b>"
-        shown = f"<p>{said} ({self.probability:.2f})</p>"
+        answer = "<i>no answer</i>" if self.answer is None else f"<b>{escape(self.answer)}</b>"
+        shown = f"<p>{answer} ({self.probability:.2f})</p>"
         if self.support is None or self.passage is None:
             return f"{shown}<p>not in the {len(self.read)} passages that were read</p>" if self.passages else shown
         text, start, end = self.passage.text, self.support.start, self.support.end
@@ -234,7 +234,7 @@ class ScaffoldInput:
     """Input of every scaffold: embedded text, the position of a prompt, and the tokens that its encoder reads.
 
     `mask` is None if there is no padding before a row's text: a causal model never sees padding after it, so the
-    backbone needs no mask. `slot` holds a column for each row: a prompt is placed before that text position, and no
+    backbone needs no mask. `slot` has a column for each row: a prompt is placed before that text position, and no
     padding lies between the two. `source` is the input of the encoder of an input-dependent scaffold. `first` are the
     final states of the bare model over `embeds`, and `before` its keys and values of the text before the slot (the same
     column for all rows), if they have been computed already.

@@ -211,7 +211,7 @@ def test_recall_of_no_samples_or_of_what_is_no_number(refused, lm, suite, prompt
     [
         ("templates.yaml", b"\xff\xfe\x00", "is not a PromptSource template file"),
         ("card.json", b"{", "card.json is not JSON"),
-        ("card.json", b"[]", "card.json holds no JSON object"),
+        ("card.json", b"[]", "card.json is not a JSON object"),
         ("card.json", b'{"evidence": "m"}', "field of task 'numbers' (evidence in its card.json) called 'm'"),
     ],
 )

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from shoulders.data.checking import find_problems
 from shoulders.data.formats import id_of, ids_of, question_record, read_qrels, texts_of
 from shoulders.data.lines import JsonArray
 from shoulders.data.readers import folder_task, open_suite
-from shoulders.data.tasks import problems
 from shoulders.errors import BadRow, DataError, SourceNotFound, UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, scored
 from tiny import NUMBERS
@@ -115,7 +115,7 @@ def test_a_question_that_nobody_can_answer_is_refused_or_counted(tmp_path):
     with pytest.raises(BadRow, match=r"dev-v2\.0\.json, record 2: `answers`: .* impossible"):
         task.example("validation", "question", 1)
     assert read(task, "validation", 2) == ("When?", ("1931",))
-    (problem,) = problems(task)
+    (problem,) = find_problems(task)
     assert (problem.what, problem.count) == ("bad row", 1)
 
 
@@ -280,7 +280,7 @@ def test_a_folder_of_beir_is_questions_with_documents(tmp_path):
         ("Question: query 1\nAnswer:", ("d 1",)), ("Question: query 3\nAnswer:", ("d3",))
     ]  # fmt: skip
     assert found[0].references == ()
-    assert list(problems(task)) == []
+    assert list(find_problems(task)) == []
     with pytest.raises(UsageError, match="task 'toy' has relevant documents for its questions, but no answers"):
         scored([task], EvaluationPlan(split="test"), lambda examples: [])
     with pytest.raises(UnknownName, match="did you mean 'test'"):

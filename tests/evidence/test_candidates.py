@@ -10,7 +10,7 @@ from shoulders.engine.batches import Lengths
 from shoulders.engine.inference import Answering, Sampling, sample
 from shoulders.errors import UsageError
 from shoulders.evidence.base import with_evidence
-from shoulders.evidence.candidates import Candidates, FirstPass, merged
+from shoulders.evidence.candidates import Candidates, FirstPass, merge_samples
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.records import Answer, Passage, Question
 from shoulders.runs.build import new_evidence
@@ -39,11 +39,11 @@ class Fixed:
 
 def test_duplicates_are_put_together_and_the_most_probable_comes_first():
     some = [("Paris", -2.0), ("Rome", -0.5), ("paris ", -1.5), ("", -0.1), ("Rome", -0.5), ("Oslo", -9.0)]
-    found = merged([Answer(text, logs, 0.0) for text, logs in some])
+    found = merge_samples([Answer(text, logs, 0.0) for text, logs in some])
     assert [passage.text for passage in found] == ["Rome", "paris ", "Oslo"]
     assert found[0].score == pytest.approx(-0.5)
     assert found[1].score == pytest.approx(math.log(math.exp(-2.0) + math.exp(-1.5)))
-    assert merged([]) == []
+    assert merge_samples([]) == []
 
 
 def test_candidates_follow_the_question_as_in_the_paper_or_come_before_it():
@@ -166,7 +166,7 @@ def test_a_recipes_candidates_come_from_its_prompts(lm, questions, tmp_path):
     source = new_evidence(recipe, lm, 3)
     for fold, prompt in (("", made[""]), ("a", made["b"]), ("b", made["a"])):
         wanted = sample(questions, lm, prompt, Sampling(4), Answering(longest=3))
-        assert source.find(questions, fold) == [merged(some) for some in wanted]
+        assert source.find(questions, fold) == [merge_samples(some) for some in wanted]
     assert new_evidence(Recipe("p2"), lm, 3) is None
     bare = new_evidence(replace(recipe, evidence=replace(choice, scaffold="bare", across=())), lm, 3)
     assert isinstance(bare.sampler.scaffold, Bare)

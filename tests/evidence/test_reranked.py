@@ -195,21 +195,21 @@ def across(tmp_path):
 
 
 def test_a_folder_of_three_is_cross_fitted(across):
-    rankers = Rankers.named(str(across))
-    assert "what is b" in rankers.of("a").seen
-    assert "what is a" not in rankers.of("a").seen
-    assert "what is a" in rankers.of("b").seen
-    assert len(rankers.of("").seen) == 2
-    single = Rankers.named(str(across / "a"))
-    assert single.of("a").fingerprint == single.of("").fingerprint == rankers.of("b").fingerprint
+    rankers = Rankers.load(str(across))
+    assert "what is b" in rankers.ranker_of("a").seen
+    assert "what is a" not in rankers.ranker_of("a").seen
+    assert "what is a" in rankers.ranker_of("b").seen
+    assert len(rankers.ranker_of("").seen) == 2
+    single = Rankers.load(str(across / "a"))
+    assert single.ranker_of("a").fingerprint == single.ranker_of("").fingerprint == rankers.ranker_of("b").fingerprint
 
 
 def test_a_folder_with_one_missing_is_refused(across):
     (across / "all" / "reranker.json").unlink()
     with pytest.raises(SourceNotFound, match="no re-ranker in all"):
-        Rankers.named(str(across))
+        Rankers.load(str(across))
     with pytest.raises(SourceNotFound, match="nowhere"):
-        Rankers.named(str(across / "nowhere"))
+        Rankers.load(str(across / "nowhere"))
 
 
 def test_a_recipe_names_its_re_rankers(lm, across, tmp_path):

@@ -14,7 +14,7 @@ FIELDS = "question and answer (or answers), and optionally choices and evidence"
 
 @final
 @dataclass(frozen=True, slots=True)
-class GivenExamples:
+class InMemoryTask:
     """A task of examples in memory. Every split has all of them: splitting them is up to the caller."""
 
     examples: Sequence[Example]
@@ -44,7 +44,7 @@ class GivenExamples:
         return True
 
 
-def given_task(rows: Iterable[Any]) -> GivenExamples:
+def given_task(rows: Iterable[Any]) -> InMemoryTask:
     """Return a task of `(question, answer)` pairs, of mappings, or of the rows of a `datasets.Dataset`.
 
     An answer is a text, or a list of correct texts, the first of which training teaches. With `choices` the answer is
@@ -56,7 +56,7 @@ def given_task(rows: Iterable[Any]) -> GivenExamples:
     examples = [_example(number, row) for number, row in enumerate(rows)]
     if not examples:
         raise DataError(f"there are no examples: give pairs of strings, or records with {FIELDS}")
-    return GivenExamples(examples)
+    return InMemoryTask(examples)
 
 
 def is_tasks(examples: Any) -> bool:

@@ -225,9 +225,9 @@ def _opened(source: str, names: Sequence[str]) -> Sequence[Task]:
         return [hub_task(spec)]
     folder = bundled_folder() if source == BUNDLED else Path(source).expanduser()
     if not folder.is_dir():
-        meant = f" (did you mean {BUNDLED!r}?)" if get_close_matches(source, [BUNDLED]) else ""
+        hint = f" (did you mean {BUNDLED!r}?)" if get_close_matches(source, [BUNDLED]) else ""
         raise SourceNotFound(
-            f"there is no suite folder {source!r}{meant}: name a folder, {BUNDLED!r}, 'qa:...', 'p3:...' or 'hub:...'"
+            f"there is no suite folder {source!r}{hint}: name a folder, {BUNDLED!r}, 'qa:...', 'p3:...' or 'hub:...'"
         )
     found = {path.parent.name: path.parent for path in sorted(folder.glob("*/templates.yaml"))}
     if (folder / "templates.yaml").exists():

@@ -87,9 +87,9 @@ SOURCES: Registry[EvidenceKind] = Registry(
     "shoulders.evidence",
     "kind of evidence",
     {
-        CANDIDATES: "shoulders.evidence.sources:SAMPLED",
-        RETRIEVED: "shoulders.evidence.sources:FOUND",
-        ORACLE: "shoulders.evidence.sources:FOUND",
+        CANDIDATES: "shoulders.evidence.sources:CANDIDATES_KIND",
+        RETRIEVED: "shoulders.evidence.sources:PASSAGES_KIND",
+        ORACLE: "shoulders.evidence.sources:PASSAGES_KIND",
     },
     _fault,
 )

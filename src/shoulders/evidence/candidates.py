@@ -105,13 +105,13 @@ class Candidates:
             UsageError: all samples of all questions are empty.
         """
         sampler = self.across.get(fold, self.sampler)
-        found = [merged(some) for some in sampler.samples(questions, self.count)]
-        if questions and not any(found):
+        candidates = [merge_samples(some) for some in sampler.samples(questions, self.count)]
+        if questions and not any(candidates):
             raise UsageError(
                 f"all {self.count} candidates of {len(questions)} questions are empty: train the first prompt longer, "
                 "lower evidence.temperature, or raise evidence.longest"
             )
-        return found
+        return candidates
 
     def write(self, question: Question, passages: Sequence[Passage]) -> Question:
         """Return the question followed by the list (the paper, section 4.1), or the list before the question."""
@@ -123,7 +123,7 @@ class Candidates:
         return replace(question, text=f"{question.text.removesuffix(ANSWER).rstrip()}\n{listed}{ANSWER}")
 
 
-def merged(samples: Sequence[Answer]) -> list[Passage]:
+def merge_samples(samples: Sequence[Answer]) -> list[Passage]:
     """Return the distinct answers among samples, the most probable first, without empty ones.
 
     Samples that differ in letter case or spaces only are one answer: its probability is the sum over its spellings, its

@@ -64,7 +64,7 @@ class Packer:
             raise UsageError(f"room for passages and question must be at least 1 token, got {self.room}")
 
     @classmethod
-    def beside(cls, lm: FrozenLM, prompt: int, answer: int, longest: int, *, truncate: bool = False) -> "Packer":
+    def for_context(cls, lm: FrozenLM, prompt: int, answer: int, longest: int, *, truncate: bool = False) -> "Packer":
         """Return a packer that leaves room for a prompt and an answer in the context window.
 
         Args:

@@ -37,7 +37,7 @@ class Rankers:
     across: Mapping[str, Ranker] = field(default_factory=dict)
 
     @classmethod
-    def named(cls, name: str, *, device: str = "auto") -> Self:
+    def load(cls, name: str, *, device: str = "auto") -> Self:
         """Load one ranker (`ranker_named`), or three cross-fitted ones from a folder with a/, b/ and all/.
 
         Raises:
@@ -57,13 +57,13 @@ class Rankers:
         a, b, every = (ranker_named(str(folder / part), device=device) for part in CROSS_FITTED)
         return cls(name, every, {FOLDS[0]: b, FOLDS[1]: a})
 
-    def of(self, fold: str) -> Ranker:
+    def ranker_of(self, fold: str) -> Ranker:
         """Return the ranker of the questions of a half of the training examples; "" for questions outside training."""
         return self.across.get(fold, self.default)
 
     def check_unseen(self, questions: Sequence[str], fold: str) -> None:
         """Raise `UsageError` if the ranker of training questions was trained on one of them."""
-        seen = self.of(fold).seen
+        seen = self.ranker_of(fold).seen
         known = next((question for question in questions if question in seen), None) if fold else None
         if known is None:
             return
@@ -104,7 +104,7 @@ class Reranked:
     def fingerprint(self) -> str:
         """Hash over the fingerprints of the source and of all rankers, and the retriever's weight."""
         weight = [self.weight] if self.weight else []
-        parts = [self.source.fingerprint, *(self.rankers.of(fold).fingerprint for fold in ("", *FOLDS)), *weight]
+        parts = [self.source.fingerprint, *(self.rankers.ranker_of(fold).fingerprint for fold in ("", *FOLDS)), *weight]
         return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:
@@ -121,7 +121,7 @@ class Reranked:
             for question, passages in zip(queries, found, strict=True)
             for passage in passages
         ]
-        scores = iter(_scores(pairs, self.rankers.of(fold), self.store))
+        scores = iter(_scores(pairs, self.rankers.ranker_of(fold), self.store))
         return [self._ordered(passages, list(islice(scores, len(passages)))) for passages in found]
 
     def _ordered(self, passages: Sequence[Passage], scores: Sequence[float]) -> list[Passage]:

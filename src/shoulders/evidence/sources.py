@@ -55,7 +55,7 @@ def _retrieved(choice: EvidenceChoice, lm: FrozenLM, room: Room) -> PackedEviden
         raise UsageError(
             "retrieved passages need an index: build one (shoulders index), then set evidence.index=FOLDER"
         )
-    packer = Packer.beside(lm, room.prompt, room.answer, room.input, truncate=choice.truncate)
+    packer = Packer.for_context(lm, room.prompt, room.answer, room.input, truncate=choice.truncate)
     try:
         from shoulders.evidence.retrieved import Oracle, Retrieved
         from shoulders.retrieval.index import Index
@@ -70,7 +70,7 @@ def _retrieved(choice: EvidenceChoice, lm: FrozenLM, room: Room) -> PackedEviden
 
 def _reranked(choice: EvidenceChoice, found: PackedEvidence, lm: FrozenLM) -> PackedEvidence:
     store = ValueCache(choice.store or cache_folder() / SCORES)
-    return Reranked(found, Rankers.named(choice.reranker, device=str(lm.device)), store, choice.retriever_weight)
+    return Reranked(found, Rankers.load(choice.reranker, device=str(lm.device)), store, choice.retriever_weight)
 
 
 def searcher_of(choice: RetrieverChoice, index: "Index") -> "Searcher":
@@ -151,11 +151,11 @@ def _across(choice: EvidenceChoice) -> dict[str, str]:
 
 @final
 @dataclass(frozen=True, slots=True)
-class BuiltIn:
+class BuiltInKind:
     """A built-in kind of evidence; all share one configuration class."""
 
     new: Callable[[EvidenceChoice, FrozenLM, Room], Evidence]
     Config: ClassVar[type[EvidenceConfig]] = EvidenceChoice
 
 
-FOUND, SAMPLED = BuiltIn(_retrieved), BuiltIn(_candidates)
+PASSAGES_KIND, CANDIDATES_KIND = BuiltInKind(_retrieved), BuiltInKind(_candidates)

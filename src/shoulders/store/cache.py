@@ -181,7 +181,7 @@ class RowFile:
                 for key, row in rows.items():
                     if key not in self._known:
                         data.write(row.data)
-                        entries += _Entry(at, len(row), _checksum(key, row)).packed(key)
+                        entries += _Entry(at, len(row), _checksum(key, row.data)).packed(key)
                         at += len(row)
                 data.flush()
                 os.fsync(data.fileno())  # before the index names the rows
@@ -190,7 +190,7 @@ class RowFile:
 
     def _read(self, keys: Iterable[bytes]) -> dict[bytes, NDArray[np.uint8]]:
         found = {key: self._bytes(self._known[key]) for key in keys if key in self._known}
-        damaged = [key for key, row in found.items() if _checksum(key, row) != self._known[key].checksum]
+        damaged = [key for key, row in found.items() if _checksum(key, row.data) != self._known[key].checksum]
         if damaged:
             self._warn(len(damaged), "rows")
         for key in damaged:
@@ -268,5 +268,5 @@ class RowFile:
             raise save_failed(self.folder, reason, kept=kept, option=self.option) from reason
 
 
-def _checksum(key: bytes, value: bytes | NDArray[np.uint8]) -> int:
+def _checksum(key: bytes, value: bytes | memoryview) -> int:
     return zlib.crc32(value, zlib.crc32(key))

@@ -50,8 +50,8 @@ def decode(content: bytes, declared: str = "") -> Decoded:
         return marked
     if (controls := len(content) - len(content.translate(None, CONTROLS))) > BINARY * len(content):
         raise DataError(f"it is not text: {controls:,} of its {len(content):,} bytes are control characters")
-    if (said := _as_declared(content, declared)) is not None:
-        return Decoded(said, 0)
+    if (valid := _as_declared(content, declared)) is not None:
+        return Decoded(valid, 0)
     for encoding in filter(None, (declared, "utf-8")):
         text = content.decode(encoding, "replace")
         beyond = sum(not character.isascii() for character in text)
@@ -59,8 +59,8 @@ def decode(content: bytes, declared: str = "") -> Decoded:
             return Decoded(text, broken)
     if (found := _detected(content)) is not None:
         return Decoded(found, 0)
-    said = f" (declared as {declared})" if declared else ""
-    raise DataError(f"it is not UTF-8, and its encoding cannot be detected{said}: {WAY_OUT}")
+    note = f" (declared as {declared})" if declared else ""
+    raise DataError(f"it is not UTF-8, and its encoding cannot be detected{note}: {WAY_OUT}")
 
 
 def decode_whole(content: bytes) -> str:
@@ -99,8 +99,8 @@ def _as_declared(content: bytes, declared: str) -> str | None:
     unmarked = _strict(content, "utf-8")
     if unmarked is not None and len(content) - len(unmarked) >= CERTAIN:
         return unmarked
-    said = _strict(content, declared) if declared else None
-    return unmarked if said is None else said
+    as_declared = _strict(content, declared) if declared else None
+    return unmarked if as_declared is None else as_declared
 
 
 def _strict(content: bytes, encoding: str) -> str | None:

@@ -75,7 +75,7 @@ def check_replaceable(target: Path, marker: str) -> None:
     if target.is_file():
         raise SaveFailed(f"{target} is a file: name a new folder")
     if target.is_dir() and any(target.iterdir()) and not (target / marker).exists():
-        raise SaveFailed(f"{target} holds other files (no {marker} among them): name a new folder")
+        raise SaveFailed(f"{target} contains other files (no {marker} among them): name a new folder")
 
 
 def recovered(target: Path) -> Path:
@@ -160,7 +160,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, DataError) as error:
         raise CorruptFile(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise CorruptFile(f"{path} holds no JSON object")
+        raise CorruptFile(f"{path} is not a JSON object")
     return content
 
 
