@@ -158,7 +158,7 @@ def test_one_question_that_does_not_fit_does_not_cost_the_others(shoulders, prom
         ("scaffold.kind=recursion scaffold.inner.start=x", "name a trained one (scaffold.start)"),
         ("suite.fold=c", "suite.fold='c' is no half of the training examples"),
         ("evidence.kind=candidate", "did you mean 'candidates'?"),
-        ("evidence.kind=candidates", "candidates are sampled under a first prompt: evidence.scaffold=RUN"),
+        ("evidence.kind=candidates", "candidates are sampled under a first prompt: set evidence.scaffold=RUN"),
         ("evidence.count=0", "0 candidates are none: ask for at least 1"),
         ("evidence.temperature=0", "a temperature of 0.0 cannot be sampled at"),
         ("evidence.longest=0", "evidence.longest is 0"),
