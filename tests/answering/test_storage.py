@@ -82,7 +82,7 @@ def test_a_stage_is_never_replaced_by_its_cascade(lm, adaptive, runs):
     made = Adaptive((Stage.of(Bare()), Stage.of(adaptive.stages[1].scaffold, str(inside))), (0.0,))
     with pytest.raises(SaveFailed, match=r"stage lies in .*adaptive, which is replaced as a whole"):
         save(runs / "adaptive", made, lm, calibration, {})
-    with pytest.raises(SaveFailed, match="holds other files"):
+    with pytest.raises(SaveFailed, match="contains other files"):
         save(runs, adaptive, lm, calibration, {})
     assert Scaffold.load(inside, lm)
 

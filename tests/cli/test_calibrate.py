@@ -133,7 +133,7 @@ def test_bad_calibrations(runs, refused, tiny_lm):
     assert "did you mean 'development.limit'" in refused(
         "calibrate", "soft", "twice", "developmint.limit=3", "--budget", 2, *out
     )
-    assert "holds other files" in refused("calibrate", "soft", "twice", "--budget", 2, "--out", ".")
+    assert "contains other files" in refused("calibrate", "soft", "twice", "--budget", 2, "--out", ".")
     other = tiny_lm("gpt2")
     SoftPrompt(from_vocabulary(other)(3)).made_for(other).save_pretrained(runs / "other")
     assert "holds no recipe: name one with --recipe" in refused("calibrate", "bare", "other", "--budget", 2, *out)

@@ -101,7 +101,7 @@ def test_a_rival_sees_the_examples_of_the_prompt(values, lm, kind):
         passes, fingerprint = 1, "packing"
 
         def __init__(self, prompt):
-            self.packer = Packer.beside(lm, prompt, 5, 1000)
+            self.packer = Packer.for_context(lm, prompt, 5, 1000)
 
         def find(self, questions, fold=""):
             return [[Passage("is it " * 12, 0.0)] * 3 for _ in questions]

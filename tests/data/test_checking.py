@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from shoulders.data.checking import Problem, find_problems
 from shoulders.data.readers import folder_task, open_suite
-from shoulders.data.tasks import Problem, problems
 from tiny import NUMBERS
 
 
@@ -24,13 +24,13 @@ def numbers(tmp_path):
 
 
 def test_a_suite_of_nothing_wrong():
-    assert [found for task in open_suite("bundled", ["kind_of"]) for found in problems(task)] == []
+    assert [found for task in open_suite("bundled", ["kind_of"]) for found in find_problems(task)] == []
 
 
 def test_every_kind_of_problem_is_found_with_its_first(numbers):
     train = [{"n": 1, "id": "a"}, {"n": 2, "id": "b"}, '{"n":', {"n": 3, "id": "a"}, {"m": 4}, {"n": 5, "id": "a"}]
     folder = numbers(train=[*train, "[]"], test=[{"n": 1, "id": "a"}, {"n": 2, "id": "b"}])
-    found = list(problems(folder_task(folder)))
+    found = list(find_problems(folder_task(folder)))
     assert [(one.split, one.what, one.count) for one in found] == [
         ("train", "template failed", 1), ("train", "template failed", 1), ("train", "bad row", 2),
         ("train", "repeated id", 2),
@@ -39,7 +39,7 @@ def test_every_kind_of_problem_is_found_with_its_first(numbers):
     assert "template 'count'" in found[1].first
     assert "train.jsonl, line 3: Expecting value" in found[2].first
     assert found[3] == Problem(
-        "numbers", "train", "repeated id", 2, "id 'a' of record train:0 is that of train:3 too"
+        "numbers", "train", "repeated id", 2, "id 'a' of record train:0 is also that of train:3"
     )  # the same id in another split is none
 
 

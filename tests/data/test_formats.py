@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from shoulders.data.checking import find_problems
 from shoulders.data.formats import id_of, ids_of, question_record, read_qrels, texts_of
 from shoulders.data.lines import JsonArray
 from shoulders.data.readers import folder_task, open_suite
-from shoulders.data.tasks import problems
 from shoulders.errors import BadRow, DataError, SourceNotFound, UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, scored
 from tiny import NUMBERS
@@ -115,14 +115,14 @@ def test_a_question_that_nobody_can_answer_is_refused_or_counted(tmp_path):
     with pytest.raises(BadRow, match=r"dev-v2\.0\.json, record 2: `answers`: .* impossible"):
         task.example("validation", "question", 1)
     assert read(task, "validation", 2) == ("When?", ("1931",))
-    (problem,) = problems(task)
+    (problem,) = find_problems(task)
     assert (problem.what, problem.count) == ("bad row", 1)
 
 
 def test_web_questions_answers_are_descriptions(tmp_path):
     (task,) = open_suite(f"qa:{written(tmp_path / 'train.json', WEB)}")
     assert read(task, "train", 1)[1] == ('The "Old" (1931)',)
-    with pytest.raises(BadRow, match="record 3: `targetValue` holds no"):
+    with pytest.raises(BadRow, match="record 3: `targetValue` contains no"):
         task.example("train", "question", 2)
 
 
@@ -147,7 +147,7 @@ def test_files_that_leave_a_doubt_are_named(tmp_path):
     with pytest.raises(SourceNotFound, match="there are no questions at"):
         open_suite(f"qa:{tmp_path}/x/questions.json")
     for name, content, said in (
-        ("a", {"other": []}, "holds no array of records, neither by itself nor as one of 'Data', 'data'"),
+        ("a", {"other": []}, "is no array of records, and has none in a field 'Data', 'data'"),
         ("b", '[{"question": "q", "answers": ["a"]}, {', "parse error|premature EOF"),
         ("c", "[1]", "record 1: not a JSON object but int"),
         ("d", "[]", "is empty"),
@@ -280,14 +280,14 @@ def test_a_folder_of_beir_is_questions_with_documents(tmp_path):
         ("Question: query 1\nAnswer:", ("d 1",)), ("Question: query 3\nAnswer:", ("d3",))
     ]  # fmt: skip
     assert found[0].references == ()
-    assert list(problems(task)) == []
-    with pytest.raises(UsageError, match="task 'toy' names the documents of its questions and no answers"):
+    assert list(find_problems(task)) == []
+    with pytest.raises(UsageError, match="task 'toy' has relevant documents for its questions, but no answers"):
         scored([task], EvaluationPlan(split="test"), lambda examples: [])
     with pytest.raises(UnknownName, match="did you mean 'test'"):
         task.rows("tst", "question")
     written(tmp_path / "toy" / "qrels" / "test.tsv", "9\td1\t1\n")
     with pytest.raises(
-        DataError, match=r"test\.tsv judges documents for the query '9', which .*queries\.jsonl does not"
+        DataError, match=r"test\.tsv has judgements for the query '9', which is not in .*queries\.jsonl"
     ):
         open_suite(f"qa:{tmp_path}/toy")
 
@@ -304,5 +304,5 @@ def test_judgements_are_read_in_both_forms(tmp_path_factory, judged, trec):
 @pytest.mark.parametrize("line", ["q1", "q1 d1", "q1 0 d1 many", "a b c d e"])
 def test_a_judgement_that_is_none_is_named(tmp_path, line):
     written(tmp_path / "test.tsv", f"q1\td1\t1\n\n{line}\n")
-    with pytest.raises(BadRow, match=r"test\.tsv, line 3: it is no query, document and score"):
+    with pytest.raises(BadRow, match=r"test\.tsv, line 3: not a query, a document and a score"):
         read_qrels(tmp_path / "test.tsv")

@@ -3,9 +3,10 @@ import json
 
 import pytest
 
+from shoulders.data.checking import find_problems
 from shoulders.data.lines import read_json_lines
 from shoulders.data.readers import CLUSTERS, cluster_of, folder_task, metrics_of, open_suite, p3_task
-from shoulders.data.tasks import RenderedTask, check_placement, class_labels, gold_answers, problems
+from shoulders.data.tasks import RenderedTask, check_placement, class_labels, gold_answers
 from shoulders.engine.batches import encode
 from shoulders.errors import (
     BadRow,
@@ -70,7 +71,7 @@ def test_suites_are_named_by_folder(folder):
         open_suite("nowhere")
     empty = folder / "empty"
     empty.mkdir()
-    with pytest.raises(SourceNotFound, match="holds no task folder"):
+    with pytest.raises(SourceNotFound, match="contains no task folder"):
         open_suite(str(empty))
 
 
@@ -170,7 +171,7 @@ def test_rows_of_p3_that_cannot_be_right_are_named():
         task.example("test", "which", 1)
     with pytest.raises(TemplateFailed, match="is empty"):
         task.example("test", "which", 2)
-    (problem,) = problems(task)
+    (problem,) = find_problems(task)
     assert (problem.what, problem.count) == ("template failed", 2)
 
 

@@ -190,7 +190,7 @@ def test_a_label_takes_its_own_choice_or_none(label, jinja):
     if label in {0, 1}:
         assert rendered.render({"label": label}, "0").target == "xy"[label]
     else:
-        said = "a label below 0 says that the answer is hidden" if label < 0 else "has no element"
+        said = "a negative label means that the answer is hidden" if label < 0 else "has no element"
         with pytest.raises(TemplateFailed, match=said):
             rendered.render({"label": label}, "0")
 
@@ -206,9 +206,9 @@ def test_a_template_may_count_from_the_end_itself():
 def test_what_is_no_text_is_no_target(value):
     """A list is never taught as Python writes it; in an input it stands as PromptSource has it."""
     for jinja in ("q ||| {{ value }}", "q ||| It is {{ value }}.", "q ||| {{ value | upper }}{{ value }}"):
-        with pytest.raises(TemplateFailed, match="is no text but a list, an object or null"):
+        with pytest.raises(TemplateFailed, match="is not text but a list, an object or null"):
             template(jinja).render({"value": value}, "0")
-    with pytest.raises(TemplateFailed, match=r"its answer choice .* is no text"):
+    with pytest.raises(TemplateFailed, match=r"its answer choice .* is not text"):
         template("q ||| a", "a ||| {{ value }}").render({"value": value}, "0")
     found = template("In {{ value }} ||| {{ (value or ['x']) | length }}").render({"value": value}, "0")
     assert found.text.split() == f"In {value}".split()
@@ -224,9 +224,13 @@ def test_metrics_may_be_one_text(tmp_path, text, names):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("metrics:\n      - Accuracy", "metrics: [1]", r"metrics of template 'alive' are \[1\]: names are wanted"),
+        ("metrics:\n      - Accuracy", "metrics: [1]", r"metrics of template 'alive' are \[1\]: they must be names"),
         ("metrics:\n      - Accuracy", "metrics: 5", "not iterable"),
-        ("original_task: true", "original_task: 'no'", "original_task of template 'alive' is 'no': true or false"),
+        (
+            "original_task: true",
+            "original_task: 'no'",
+            "original_task of template 'alive' is 'no': it must be true or false",
+        ),
     ],
 )
 def test_metadata_of_another_kind_is_named(tmp_path, old, new, said):

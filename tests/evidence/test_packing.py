@@ -118,26 +118,26 @@ def test_a_passage_is_cut_only_where_that_is_asked_for(lm, room):
 
 def test_prompt_and_answer_have_room_beside_what_is_packed(any_lm):
     """In models of a limited context and of none."""
-    packer = Packer.beside(any_lm, 5, 20, 200)
+    packer = Packer.for_context(any_lm, 5, 20, 200)
     assert packer.room == min(200, any_lm.context - 25)
     packed = packer.pack(QUESTION, PASSAGES * 3)
     used = len(any_lm.ids(packed.question.whole))
     assert used <= packer.room
     assert used + size(any_lm, PASSAGES[2:3]) > packer.room  # not even for the longest of them
-    assert Packer.beside(any_lm, 5, 20, 60).room == 60
+    assert Packer.for_context(any_lm, 5, 20, 60).room == 60
 
 
 def test_a_full_context_is_read(lm):
-    packed = Packer.beside(lm, 5, 20, lm.context).pack(QUESTION, PASSAGES)
+    packed = Packer.for_context(lm, 5, 20, lm.context).pack(QUESTION, PASSAGES)
     assert packed.passages
     prompt = SoftPrompt(from_vocabulary(lm, 0)(5))
     assert len(answer([packed.question], lm, prompt, Answering(20))) == 1
     with pytest.raises(ContextFull):
-        answer([Packer.beside(lm, 0, 0, lm.context, truncate=True).pack(QUESTION, PASSAGES).question], lm, prompt)
+        answer([Packer.for_context(lm, 0, 0, lm.context, truncate=True).pack(QUESTION, PASSAGES).question], lm, prompt)
 
 
 def test_a_context_without_room_is_refused(lm):
     with pytest.raises(ContextFull, match=r"prompt of 100 vectors, an answer of 28 tokens.*scaffold\.length"):
-        Packer.beside(lm, 100, 28, 512)
-    with pytest.raises(UsageError, match="a context of 0 tokens"):
+        Packer.for_context(lm, 100, 28, 512)
+    with pytest.raises(UsageError, match="must be at least 1 token, got 0"):
         Packer(lm, 0)

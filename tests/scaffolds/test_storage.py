@@ -154,7 +154,7 @@ def test_nothing_there(lm, tmp_path):
 
 def test_other_peoples_files_are_not_replaced(prompt, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(SaveFailed, match="holds other files"):
+    with pytest.raises(SaveFailed, match="contains other files"):
         prompt.save_pretrained(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 

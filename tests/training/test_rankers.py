@@ -190,18 +190,18 @@ def test_a_resumed_run_is_an_uninterrupted_one(place, tmp_path, name):
 def test_no_training_question_is_ranked_by_a_reranker_that_saw_it(place, tmp_path):
     found = cross_fit(recipe_of(place), tmp_path / "rr", watch=lambda _: nullcontext(Watch()))
     assert set(found) == {"a", "b", "all"}
-    rankers = Rankers.named(str(tmp_path / "rr"), device="cpu")
+    rankers = Rankers.load(str(tmp_path / "rr"), device="cpu")
     task = open_suite(f"qa:{place}/parks")[0]
     examples = [task.example("train", "question", number) for number in range(10)]
     for example in examples:
         fold = fold_of(example)
         question = example.question.text
-        assert question not in rankers.of(fold).seen
-        assert question in rankers.of("").seen
-        assert question in rankers.of("ab".replace(fold, "")).seen
+        assert question not in rankers.ranker_of(fold).seen
+        assert question in rankers.ranker_of("").seen
+        assert question in rankers.ranker_of("ab".replace(fold, "")).seen
         rankers.check_unseen([question], fold)
         with pytest.raises(UsageError, match="was trained on"):
-            Rankers.named(str(tmp_path / "rr" / "all"), device="cpu").check_unseen([question], fold)
+            Rankers.load(str(tmp_path / "rr" / "all"), device="cpu").check_unseen([question], fold)
     fold = replace(recipe_of(place).suite, fold="a")
     with pytest.raises(UsageError, match=r"leave suite\.fold=a out"):
         cross_fit(replace(recipe_of(place), suite=fold), tmp_path / "x", watch=lambda _: nullcontext(Watch()))
@@ -315,7 +315,7 @@ def test_what_it_learns_from_is_what_the_recipes_retriever_finds(place, tmp_path
     ("values", "told"),
     [
         (["retriever=dens"], "'dense'"),
-        (["weight=-1"], "weight is -1.0: it cannot be negative"),
+        (["weight=-1"], "weight is -1.0: it must be at least 0"),
         (["retriever=dense"], "shoulders encode"),
         (["engine=nowhere"], "no address of Milvus"),
         (["index="], "shoulders index"),

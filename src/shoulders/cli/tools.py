@@ -9,8 +9,8 @@ from rich.table import Table
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli.common import find_recipe
 from shoulders.cli.show import console, quiet_libraries, say
+from shoulders.data.checking import find_problems
 from shoulders.data.readers import open_suite
-from shoulders.data.tasks import problems
 from shoulders.errors import DataError, SourceNotFound, UsageError
 from shoulders.retrieval.sizes import TOKENS, needs
 from shoulders.runs.cost import Cost, cost
@@ -49,7 +49,7 @@ def run_check(source: str, names: list[str]) -> None:
         splits = {split: task.rows(split, name) for name in task.wordings for split in task.split_names(name)}
         told = ", ".join(f"{rows:,} {split}" for split, rows in splits.items())
         console.print(f"{task.name}: {told}; {len(task.wordings)} templates", markup=False)
-        for problem in problems(task):
+        for problem in find_problems(task):
             found[problem.what] += problem.count
             say(f"  {problem.split}: {problem.count} {problem.what}; the first: {problem.first}")
     if found:

@@ -21,10 +21,11 @@ from transformers.cache_utils import DynamicLayer
 
 from shoulders.backbone.frozen import FrozenLM, pad_right
 from shoulders.backbone.passes import PassMemory, plain
+from shoulders.engine.batches import by_length
 from shoulders.errors import UsageError
 from shoulders.records import KeysValues
 from shoulders.scaffolds.base import Scaffold
-from shoulders.store.cache import POSITIONS_AT_ONCE, RowFile, in_batches, key_of
+from shoulders.store.cache import RowFile, key_of_ids
 
 
 def check_contexts(scaffold: Scaffold) -> None:
@@ -49,6 +50,7 @@ def check_first_pass(scaffold: Scaffold) -> None:
 
 
 FORMAT = 1
+POSITIONS_AT_ONCE = 4096  # of one batch of rows that are computed, padding included
 
 
 @final
@@ -93,7 +95,7 @@ class StateStore:
     @torch.no_grad()
     def states(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "B T D"]:
         """The states of each row, padded with zeros at the end; on the backbone's device and in its type."""
-        keys = [key_of(row) for row in rows]
+        keys = [key_of_ids(row) for row in rows]
         found = {key: self._as_states(kept) for key, kept in self._kept.read(keys).items()}
         missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in found}
         if missing:
@@ -112,7 +114,7 @@ class StateStore:
     def _fresh(self, rows: Mapping[bytes, Sequence[int]]) -> dict[bytes, Float[Tensor, "T D"]]:
         """States of rows, computed in batches of similar length."""
         found: dict[bytes, Tensor] = {}
-        for part in in_batches(rows, POSITIONS_AT_ONCE):
+        for part in by_length([*rows.items()], lambda item: len(item[1]), POSITIONS_AT_ONCE):
             ids = pad_right([list(row) for _, row in part], self.lm.end).ids.to(self.lm.device)
             states = self.lm.states(self.lm.embed(ids)).to("cpu", self.lm.dtype)
             found.update({key: states[number, : len(row)].contiguous() for number, (key, row) in enumerate(part)})
@@ -158,7 +160,7 @@ class Contexts:
     @torch.no_grad()
     def read(self, texts: Sequence[Sequence[int]]) -> KeysValues:
         """Keys and values of each text of token ids; texts of no token are all padding."""
-        keys = [key_of(text) for text in texts]
+        keys = [key_of_ids(text) for text in texts]
         asked = {key: text for key, text in zip(keys, texts, strict=True) if len(text)}
         kept = self._kept.read(asked) if self._kept else {}
         found = {key: self._as_row(row, len(asked[key])) for key, row in kept.items()}
@@ -168,7 +170,7 @@ class Contexts:
     def _fresh(self, texts: Mapping[bytes, Sequence[int]]) -> dict[bytes, Row]:
         """What was not known yet; each batch is on disk before the next is read."""
         found: dict[bytes, Row] = {}
-        for part in in_batches(texts, POSITIONS_AT_ONCE):
+        for part in by_length([*texts.items()], lambda item: len(item[1]), POSITIONS_AT_ONCE):
             ids = pad_right([list(text) for _, text in part], self.lm.end).ids.to(self.lm.device)
             read = _read(self.lm, ids)
             new = {key: self._row(read, number, len(text)) for number, (key, text) in enumerate(part)}
