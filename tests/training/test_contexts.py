@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.batches import encode, training_batch
 from shoulders.engine.precomputed import Contexts
 from shoulders.errors import SaveFailed, UsageError
@@ -32,15 +33,13 @@ TARGETS = ["Paris", "the Earth", "good", "four, I think"]
 @pytest.fixture
 def reads(monkeypatch):
     """The lengths of texts that are read through the model for their keys and values."""
-    from shoulders.engine import precomputed
-
-    counted, read = [], precomputed._read
+    counted, keys_values = [], FrozenLM.keys_values
 
     def counting(lm, ids):
         counted.extend([ids.shape[1]] * ids.shape[0])
-        return read(lm, ids)
+        return keys_values(lm, ids)
 
-    monkeypatch.setattr(precomputed, "_read", counting)
+    monkeypatch.setattr(FrozenLM, "keys_values", counting)
     return counted
 
 
