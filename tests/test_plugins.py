@@ -99,7 +99,7 @@ def test_a_scaffold_of_another_package_from_training_to_asking(installed, values
     assert "A toy shift for" in (best / "README.md").read_text()
     loaded = Scaffold.load(best, lm)
     assert (loaded.kind, loaded.origin.recipe["scaffold"]["spread"]) == ("toy_shift", 0.2)
-    with pytest.raises(UsageError, match="a scaffold of kind toy_shift is no soft prompt"):
+    with pytest.raises(UsageError, match="a scaffold of kind toy_shift is not a soft prompt"):
         run("convert", best, tmp_path / "peft")
     asked = "from shoulders.cli.main import main; import sys; sys.argv = {}; main()"
     words = ["shoulders", "ask", str(tmp_path / "shift"), "Is 3 even or odd?", "--choices", "even|odd"]
@@ -136,7 +136,7 @@ def test_evidence_of_another_package_is_trained_measured_and_asked_with(installe
     ("override", "error", "said"),
     [
         ("scaffold.kind=toy_broken", UsageError, "toy_broken' of the package toy-plugin .* cannot be imported"),
-        ("scaffold.kind=toy_wrong", UsageError, "toy_wrong' of the package toy-plugin .* is no subclass of"),
+        ("scaffold.kind=toy_wrong", UsageError, "toy_wrong' of the package toy-plugin .* is not a subclass of"),
         ("evidence.kind=toy_broken", UsageError, "of the package toy-plugin .*a_package_that_is_not_installed"),
         ("scaffold.kind=toy_shit", UnknownName, "did you mean 'toy_shift'"),
         ("scaffold.spread=-1", UsageError, "scaffold.spread is -1.0: it cannot be negative"),

@@ -118,7 +118,7 @@ def test_choices_that_end_in_an_end_are_other_choices(lm):
     assert end != pytest.approx(space, abs=1e-3)
     plain, tail = (rank([Question(f"Which tag is{some}")], [["four"]], lm, Bare())[0][0] for some in ("", " </s>"))
     assert plain != pytest.approx(tail, abs=1e-3)
-    with pytest.raises(UsageError, match="no choices to rank for the question 'Name a planet'"):
+    with pytest.raises(UsageError, match="the question 'Name a planet' has no choices to rank"):
         rank([Question("Name a planet")], [[]], lm, Bare())
 
 

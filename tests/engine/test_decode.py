@@ -120,6 +120,90 @@ def test_a_stop_text_ends_a_row(lm, questions):
         assert stop not in lm.text(found[:-1])
 
 
+class Scripted(Choice):
+    """Chooses given tokens, whatever the model says."""
+
+    def __init__(self, ends, script):
+        super().__init__(ends)
+        self.script = script
+
+    def choose(self, logits, rows, **rest):
+        super().choose(logits, rows, **rest)
+        return torch.tensor([self.script[self.step - 1]] * len(rows))
+
+
+@pytest.mark.parametrize(
+    ("said", "stop"),
+    [
+        (["one", " t", "wo", " three"], "e tw"),  # over three tokens
+        (["caf", "\u00e9", "!", "?"], "\u00e9!"),  # a character of two tokens
+        (["a", *[None] * 9, "b", "c"], "ab"),  # special tokens, which are no text, within it
+        (["one", " two"], "three"),  # never generated
+    ],
+)
+def test_a_stop_text_is_found_over_the_borders_of_tokens(lm, questions, said, stop):
+    ids: list[int] = []
+    for part in said:
+        special = [lm.tokenizer.pad_token_id]
+        ids += special if part is None else lm.tokenizer(part, add_special_tokens=False).input_ids
+    complete = [number for number in range(1, len(ids) + 1) if stop in lm.text(ids[:number])]
+    row = given(lm, Bare(), questions[:1])
+    (found,) = generate(lm, Bare(), row, longest=len(ids), stops=["never", stop], choice=Scripted(lm.ends, ids))
+    assert found == ids[: complete[0] if complete else len(ids)]
+    assert bool(complete) == (stop != "three")
+
+
+def test_a_shortest_length_keeps_the_probabilities_of_the_model(lm, questions):
+    """An end token may not be chosen yet, and what is chosen instead is as likely as the model says."""
+    asked = given(lm, Bare(), questions)
+    lm.__dict__["ends"] = tuple(range(0, lm.vocabulary, 2))  # half of all tokens end a text
+    try:
+        choice = Choice(lm.ends)
+        ids = generate(lm, Bare(), asked, longest=5, shortest=5, choice=choice)
+        found = choice.generated(ids)
+        assert all(len(one.ids) == 5 and one.margin > 0 for one in found)
+        for one, (wanted,) in zip(found, score(lm, Bare(), asked, [[row] for row in ids]), strict=True):
+            assert one.log_probability == pytest.approx(wanted.log_likelihood, rel=1e-4)
+    finally:
+        del lm.__dict__["ends"]
+
+
+def test_top_k_and_top_p_sample_among_the_likeliest_tokens():
+    """Shares 0.5, 0.3, 0.15, 0.05: those that stay keep their ratio."""
+    shares = torch.tensor([0.15, 0.5, 0.05, 0.3])
+    logits, draws = shares.log().repeat(2000, 1), torch.rand(2000, 1, dtype=torch.float64)
+
+    def counts(**cuts):
+        return Choice([9], draws, **cuts).choose(logits, torch.arange(2000)).bincount(minlength=4) / 2000
+
+    for found, kept in (
+        (counts(), [0, 1, 2, 3]),
+        (counts(top_k=2), [1, 3]),
+        (counts(top_p=0.7), [1, 3]),
+        (counts(top_p=0.9), [0, 1, 3]),
+        (counts(top_k=3, top_p=0.4), [1]),
+        (counts(top_k=9), [0, 1, 2, 3]),
+    ):
+        wanted = torch.zeros(4).index_copy(0, torch.tensor(kept), shares[kept] / shares[kept].sum())
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0.05)
+        assert (found[wanted == 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temperature": -1.0}, "temperature must be above 0, got -1.0"),
+        ({"temperature": float("nan")}, "temperature must be above 0, got nan"),
+        ({"top_k": -2}, "top_k must be at least 0, got -2"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
+        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
+    ],
+)
+def test_a_choice_that_cannot_be_sampled_with_is_refused(wrong, message):
+    with pytest.raises(UsageError, match=message):
+        Choice([2], **wrong)
+
+
 def test_many_choices_are_scored_in_slices_that_fit(any_lm, questions):
     """The memory of branches is bounded; the scores are the same, and the questions are still read once."""
     prompt = SoftPrompt(from_vocabulary(any_lm)(4))
@@ -221,7 +305,7 @@ def test_a_low_temperature_is_the_greedy_answer(lm, questions):
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"count": 0}, "0 candidates are none"), ({"temperature": 0.0}, "temperature must be above 0, got 0.0")],
+    [({"count": 0}, "at least 1, got 0"), ({"temperature": 0.0}, "temperature must be above 0, got 0.0")],
 )
 def test_sampling_that_makes_no_sense_is_refused(wrong, message):
     with pytest.raises(UsageError, match=message):

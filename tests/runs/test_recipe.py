@@ -206,7 +206,7 @@ def test_a_plan_that_does_not_fit_is_refused():
 
 
 def test_what_only_measures_is_a_recipe_but_is_not_trained():
-    for override, said in (("scaffold.kind=bare", "evaluate bare"), ("scaffold.length=0", "a vector at least")):
+    for override, said in (("scaffold.kind=bare", "evaluate bare"), ("scaffold.length=0", "at least one vector")):
         recipe = with_overrides(recipe_named("bundled_soft_prompt"), [override])
         with pytest.raises(UsageError, match=said):
             recipe.check_trainable()

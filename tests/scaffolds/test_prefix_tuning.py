@@ -98,5 +98,5 @@ def test_a_recipe_makes_one_and_plans_it_also_under_a_recursion(lm, values):
 
 
 def test_a_prefix_of_no_positions_is_refused():
-    with pytest.raises(UsageError, match=r"scaffold\.length is 0: a prefix takes at least 1 position"):
+    with pytest.raises(UsageError, match=r"scaffold\.length must be at least 1, got 0"):
         with_overrides(recipe_named("bundled_soft_prompt"), ["scaffold.kind=prefix_tuning", "scaffold.length=0"])

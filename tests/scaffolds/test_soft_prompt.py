@@ -2,8 +2,15 @@ import pytest
 import torch
 
 from shoulders.errors import UsageError
-from shoulders.scaffolds.soft_prompt import FREQUENT, SoftPrompt, from_labels, from_normal, from_text, from_vocabulary
-from shoulders.scaffolds.weaving import weave
+from shoulders.scaffolds.soft_prompt import (
+    FREQUENT,
+    SoftPrompt,
+    from_labels,
+    from_normal,
+    from_text,
+    from_vocabulary,
+    insert_prompt,
+)
 
 
 def test_what_trains_is_what_is_saved(lm):
@@ -62,7 +69,7 @@ def test_an_empty_text_is_refused(lm):
 def test_weaving_puts_the_prompt_where_it_belongs():
     prompt = torch.full((2, 2, 1), -1.0)
     text = torch.arange(1.0, 5)[None, :, None].expand(2, -1, -1)
-    woven, predicting = weave(prompt, text, (1, 4))
+    woven, predicting = insert_prompt(prompt, text, (1, 4))
     assert woven[0, :, 0].tolist() == [1, -1, -1, 2, 3, 4]
     assert woven[1, :, 0].tolist() == [1, 2, 3, 4, -1, -1]
     # The position before the slot predicts through the last prompt vector.

@@ -245,7 +245,7 @@ def score(
         scaffold: the scaffold around it.
         given: B texts, padded on the left.
         continuations: token ids of each row's continuations (any number of them, none empty).
-        positions_at_once: positions whose keys and values are held at a time: each continuation has a copy of its row's.
+        positions_at_once: positions whose keys and values are held at a time; each continuation has its own copy.
     """
     memory = Memory()
     last = scaffold.states(lm, given, memory)[:, -1:]
@@ -352,9 +352,8 @@ class _Decoder(PreTrainedModel, GenerationMixin):
     def __init__(self, lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput) -> None:
         super().__init__(lm.config)
         self._lm, self._given = lm, given
-        self._states = lambda part, memory: scaffold.states(
-            lm, part, memory
-        )  # not the scaffold itself: a module would become a child
+        # A function, because a module would become a child.
+        self._states = lambda part, memory: scaffold.states(lm, part, memory)
         self.generation_config = GenerationConfig()
 
     @classmethod
