@@ -41,7 +41,7 @@ def values(lm, suite):
     ("arguments", "said"),
     [
         ([""], "a question is empty"),
-        (["hi", "--longest", "0"], "at most 0 tokens"),
+        (["hi", "--longest", "0"], "length of the answer must be at least 1, got 0"),
         (["hi", "--choices", "|"], "names no answer"),
         (["hi", "--longest", "200", "--truncate"], "ask for a shorter answer"),
     ],
@@ -157,7 +157,7 @@ def test_one_question_that_does_not_fit_does_not_cost_the_others(shoulders, prom
         ),
         ("scaffold.kind=bare scaffold.length=4", "value of scaffold.kind=bare (it has scaffold.kind, scaffold.start)"),
         ("scaffold.kind=recursion scaffold.inner=recursion", "a recursion cannot be the inner scaffold"),
-        ("scaffold.kind=recursion scaffold.inner.start=x", "name a trained one (scaffold.start)"),
+        ("scaffold.kind=recursion scaffold.inner.start=x", "only the whole recursion can start from a trained one"),
         ("suite.fold=c", "suite.fold='c' is no half of the training examples"),
         ("evidence.kind=candidate", "did you mean 'candidates'?"),
         ("evidence.kind=candidates", "candidates are sampled under a first prompt: evidence.scaffold=RUN"),

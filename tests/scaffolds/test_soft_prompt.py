@@ -51,7 +51,7 @@ def test_labels_take_one_vector_each_and_a_vocabulary_sample_follows(lm):
     assert torch.equal(rows[0], lm.embed(torch.tensor(long)).mean(0))
     assert torch.equal(rows[2:], from_vocabulary(lm, seed=4)(3))
     assert torch.equal(from_labels(lm, ["planet", "bad"])(1), rows[:1])
-    with pytest.raises(UsageError, match="no labels"):
+    with pytest.raises(UsageError, match="at least one label to start from, got none"):
         from_labels(lm, [])
 
 
@@ -62,7 +62,7 @@ def test_normal_vectors_have_the_vocabularys_scale(lm):
 
 
 def test_an_empty_text_is_refused(lm):
-    with pytest.raises(UsageError, match="empty text"):
+    with pytest.raises(UsageError, match="a text of at least one token to start from, got none"):
         from_text(lm, "")
 
 

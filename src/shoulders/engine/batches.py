@@ -1,4 +1,4 @@
-"""From examples and text to tensors: token ids, where a prompt goes, and micro-batches that waste no padding."""
+"""From examples and texts to tensors: token ids, the slot of a prompt, and batches of rows of similar length."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ from shoulders.plugins import Registry
 from shoulders.records import IGNORE, Batch, Example, Passage, Placement, Question, ScaffoldInput, Tokenised
 from shoulders.scaffolds.base import Scaffold
 
-CANDIDATES, RETRIEVED, ORACLE = "candidates", "retrieved", "oracle"  # our own kinds
+CANDIDATES, RETRIEVED, ORACLE = "candidates", "retrieved", "oracle"  # the built-in kinds
 
 
 class Evidence(Protocol):
@@ -25,42 +25,43 @@ class Evidence(Protocol):
 
     @property
     def passes(self) -> int:
-        """Passes through the frozen model that finding it costs; 0 if it comes from elsewhere."""
+        """Number of passes through the frozen model for each question; 0 if the evidence comes from elsewhere."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Which source this is: a hash over all that what it finds depends on."""
+        """A hash over everything that its passages depend on, which identifies the source."""
         ...
 
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:
-        """For each question what was found, most trusted first.
+        """Return the passages for each question, most trusted first.
 
         Args:
-            fold: the half of the training examples that the questions belong to; "" for any that are not trained on.
+            questions: the questions.
+            fold: the half of the training examples that they belong to; "" for questions that are not trained on.
         """
         ...
 
     def write(self, question: Question, passages: Sequence[Passage]) -> Question:
-        """The question as it is asked with what was found for it."""
+        """Return the question with its passages as evidence."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EvidenceConfig:
-    """What a recipe says of a source of evidence (`evidence.kind`). Each kind has its own, which checks its values."""
+    """Values of a source of evidence in a recipe. Each kind has its own class, which checks its values."""
 
     kind: str = field(default="", init=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What stands in the context beside evidence, in tokens.
+    """How the context is divided, in positions.
 
     Attributes:
-        prompt: vectors of the prompt.
-        input: evidence and question at most.
-        answer: at most.
+        prompt: number of vectors of the prompt.
+        input: largest number of tokens of evidence and question.
+        answer: largest number of tokens of the answer.
     """
 
     prompt: int
@@ -69,31 +70,31 @@ class Room:
 
 
 class EvidenceKind(Protocol):
-    """A kind of evidence as recipes know it: what they say of it, and how it is made."""
+    """A kind of evidence for recipes: the class of its values, and how to make a source from them."""
 
     Config: type[EvidenceConfig]
 
     def new(self, config: Any, lm: Any, room: Room) -> Evidence:
-        """A source of it.
+        """Return a source of this kind.
 
         Args:
             config: a `Config` of this kind.
             lm: the frozen model that reads the evidence.
-            room: that it has to fit into.
+            room: how the context is divided.
         """
         ...
 
 
 def _fault(name: str, found: Any) -> str:
-    """What is wrong with a kind of evidence of another package."""
+    """Return what is wrong with a kind of evidence of another package; empty if nothing is."""
     config = getattr(found, "Config", None)
     if not (isinstance(config, type) and issubclass(config, EvidenceConfig) and callable(getattr(found, "new", None))):
-        return "is no EvidenceKind: it has no Config, a subclass of EvidenceConfig, or no `new`"
+        return "is not an EvidenceKind: it lacks a Config (a subclass of EvidenceConfig) or `new`"
     kind = config().kind
-    return "" if kind in ("", name) else f"has a Config of kind {kind!r}: it is to be {name!r}"
+    return "" if kind in ("", name) else f"has a Config of kind {kind!r}: it must be {name!r}"
 
 
-# By the name that recipes call them.
+# By their names in recipes.
 SOURCES: Registry[EvidenceKind] = Registry(
     "shoulders.evidence",
     "kind of evidence",
@@ -107,19 +108,19 @@ SOURCES: Registry[EvidenceKind] = Registry(
 
 
 def with_evidence(questions: Sequence[Question], evidence: Evidence | None, fold: str = "") -> list[Question]:
-    """The questions as they are asked with evidence; as they are without a source."""
+    """Return the questions with their evidence; unchanged without a source."""
     if evidence is None:
         return list(questions)
-    found = evidence.find(questions, fold)
-    return [evidence.write(question, passages) for question, passages in zip(questions, found, strict=True)]
+    passages = evidence.find(questions, fold)
+    return [evidence.write(question, some) for question, some in zip(questions, passages, strict=True)]
 
 
-Row = TypeVar("Row")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Longest input and target, in tokens of the language model; T0++'s by default (Sanh et al. 2021)."""
+    """Longest input and target, in tokens; by default those of T0++ (Sanh et al. 2021)."""
 
     input: int = 1024
     target: int = 256
@@ -133,25 +134,32 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A question as token ids, with the answer that training teaches."""
+    """A question as token ids, with its answer in training.
+
+    Attributes:
+        question: the question.
+        ids: token ids of evidence and question.
+        question_at: index of the first token of the question, after the evidence.
+        target: token ids of the answer and the end token; empty outside training.
+    """
 
     question: Question
     ids: list[int]
-    question_at: int  # where the evidence ends and the question begins
+    question_at: int
     target: list[int] = field(default_factory=list)
 
     @property
     def length(self) -> int:
-        """Positions the language model reads: all but the last token that is predicted."""
+        """Number of positions that the language model reads: all but the last token."""
         return len(self.ids) + max(0, len(self.target) - 1)
 
     def slot(self, placement: Placement) -> int:
-        """The text position before which a prompt stands."""
+        """Return the text position before which a prompt is inserted."""
         return {Placement.PREFIX: 0, Placement.INFIX: self.question_at, Placement.SUFFIX: len(self.ids)}[placement]
 
 
 def encode(question: Question, lm: FrozenLM, target: str | None = None) -> Encoded:
-    """Token ids of a question and, for training, of its answer with the end token."""
+    """Return a question as token ids and, for training, its answer with the end token."""
     ids = list(tokenised(question, lm).ids or ())
     at = len(lm.ids(question.evidence)) if question.evidence else 0
     answer = [*lm.continuation_ids(question.whole, target, ids), lm.end] if target is not None else []
@@ -159,7 +167,7 @@ def encode(question: Question, lm: FrozenLM, target: str | None = None) -> Encod
 
 
 def tokenised(question: Question, lm: FrozenLM) -> Question:
-    """Return the question with its token ids, which are worked out where it does not carry them already."""
+    """Return the question with its token ids, computed unless it has them already."""
     if question.ids is not None:
         return question
     whole = question.whole
@@ -167,16 +175,16 @@ def tokenised(question: Question, lm: FrozenLM) -> Question:
 
 
 def truncated(row: Encoded, longest: int) -> Encoded:
-    """The row with its input cut at the end to `longest` tokens, as T0 does."""
+    """Return the row with its input cut at the end to `longest` tokens, as T0 does."""
     return Encoded(row.question, row.ids[:longest], min(row.question_at, longest), row.target)
 
 
 @final
 class Stream:
-    """Encoded examples of a mixture from a position on; what it left out is counted, by data set.
+    """Encoded examples of a mixture, from a position on, with counts of those left out by data set.
 
-    An example whose input or target is longer than `lengths` is discarded, as in the paper (section 2.2); one that fits
-    those but not the context, prompt included, has its input truncated.
+    An example whose input or target is longer than `lengths` is discarded, as in the paper (section 2.2). One that fits
+    `lengths` but not the context, prompt included, has its input cut at the end.
     """
 
     def __init__(
@@ -196,37 +204,37 @@ class Stream:
         self.counts: Counts = {task: {CAPPED: number} if number else {} for task, number in mixture.capped.items()}
 
     def take(self, wanted: int) -> list[Encoded]:
-        """The next `wanted` examples that can be used.
+        """Return the next `wanted` usable examples.
 
         Raises:
-            DataError: a whole epoch went by without a usable example.
-            TemplateFailed, BadRow: a template fails or a line is broken, and the mixture is not to skip that.
+            DataError: a whole epoch had no usable example.
+            TemplateFailed, BadRow: a template fails or a line is broken, and the mixture does not skip those.
         """
         rows: list[Encoded] = []
         since = 0
         while len(rows) < wanted:
             examples = [self._rendered() for _ in range(wanted - len(rows))]
-            found = [row for example in self._evident(examples) if (row := self._usable(example))]
-            rows += found
-            since = 0 if found else since + len(examples)
-            if since >= 2 * len(self.mixture):  # the one at the beginning of an epoch can be at the end of the next
+            usable = [row for example in self._with_evidence(examples) if (row := self._usable(example))]
+            rows += usable
+            since = 0 if usable else since + len(examples)
+            if since >= 2 * len(self.mixture):  # the first example of one epoch can be the last of the next
                 raise self._nothing()
         return rows
 
-    def _evident(self, examples: Sequence[Example | None]) -> list[Example]:
-        """The examples that there are, with their evidence, found for all of a fold at once."""
-        there = [example for example in examples if example is not None]
+    def _with_evidence(self, examples: Sequence[Example | None]) -> list[Example]:
+        """Return the examples without the gaps, with their evidence, which is found for a whole fold at once."""
+        present = [example for example in examples if example is not None]
         if self.evidence is None:
-            return there
-        found: dict[int, Question] = {}
+            return present
+        questions: dict[int, Question] = {}
         for fold in FOLDS:
-            numbers = [number for number, example in enumerate(there) if fold_of(example) == fold]
-            questions = with_evidence([there[number].question for number in numbers], self.evidence, fold)
-            found.update(zip(numbers, questions, strict=True))
-        return [replace(example, question=found[number]) for number, example in enumerate(there)]
+            numbers = [number for number, example in enumerate(present) if fold_of(example) == fold]
+            read = with_evidence([present[number].question for number in numbers], self.evidence, fold)
+            questions.update(zip(numbers, read, strict=True))
+        return [replace(example, question=questions[number]) for number, example in enumerate(present)]
 
     def _rendered(self) -> Example | None:
-        """The example at the position, which moves on."""
+        """Return the example at the position, and move on; None if it is left out."""
         example = self.mixture.read(self.position, self.counts)
         self.position += 1
         if example is not None and self.fold and fold_of(example) != self.fold:
@@ -235,16 +243,17 @@ class Stream:
         return example
 
     def _nothing(self) -> DataError:
-        """Why no example of a whole epoch could be used."""
-        told, first = left_out(self.counts), self._first_failure()
+        """Return the error that says why no example of a whole epoch is usable."""
+        counts, first = left_out(self.counts), self._first_failure()
         if totals(self.counts).get("discarded") or first is None:
             return DataError(
                 f"no example fits {self.lengths.input} input and {self.lengths.target} target tokens beside the prompt "
-                f"in {self.lm.context} positions ({told}): raise suite.lengths or lower scaffold.length"
+                f"in {self.lm.context} positions ({counts}): raise suite.lengths or lower scaffold.length"
             )
-        return DataError(f"no example can be used ({told}); the first: {first}")
+        return DataError(f"no example can be used ({counts}); the first: {first}")
 
     def _first_failure(self) -> TemplateFailed | BadRow | None:
+        """Return the error of the first example that fails."""
         for position in range(len(self.mixture)):
             try:
                 self.mixture.example(position)
@@ -253,6 +262,7 @@ class Stream:
         return None
 
     def _usable(self, example: Example) -> Encoded | None:
+        """Return an example as token ids, cut if need be; None if it is too long."""
         check_answered(example)
         row = encode(example.question, self.lm, example.target)
         room = self.room - len(row.target)
@@ -265,9 +275,9 @@ class Stream:
         return row
 
 
-def by_length(rows: Sequence[Row], length: Callable[[Row], int], budget: int) -> Iterator[list[Row]]:
-    """The rows in groups of similar length, each of at most `budget` positions with its padding (or of one row)."""
-    group: list[Row] = []
+def by_length(rows: Sequence[Item], length: Callable[[Item], int], budget: int) -> Iterator[list[Item]]:
+    """Yield the rows in groups of similar length, each of at most `budget` positions with padding (or of one row)."""
+    group: list[Item] = []
     for row in sorted(rows, key=length):
         if group and (len(group) + 1) * length(row) > budget:
             yield group
@@ -278,10 +288,10 @@ def by_length(rows: Sequence[Row], length: Callable[[Row], int], budget: int) ->
 
 
 def training_batch(rows: Sequence[Encoded], lm: FrozenLM, scaffold: Scaffold) -> Batch:
-    """Questions with their answers; rows are aligned at the prompt's slot and padded outwards.
+    """Return a batch of questions with their answers, aligned at the prompt's slot and padded on both sides.
 
-    With a prefix that is plain padding at the end, and the backbone needs no mask. With an infix or suffix the text
-    before the slot ends in one column for all rows, so that it can be read without gradients.
+    With a prefix all padding is at the end, and the backbone needs no mask. With an infix or suffix the text before the
+    slot ends in one column for all rows, so that it can run without gradients.
     """
     texts = [row.ids + row.target[:-1] for row in rows]
     slots = [row.slot(scaffold.placement) for row in rows]
@@ -301,7 +311,7 @@ def training_batch(rows: Sequence[Encoded], lm: FrozenLM, scaffold: Scaffold) ->
 
 
 def question_batch(rows: Sequence[Encoded], lm: FrozenLM, scaffold: Scaffold) -> ScaffoldInput:
-    """Questions to be answered: they end in one column, padding stands before them, and the prompt between the two."""
+    """Return a batch of questions to answer, padded on the left; a prefix goes between padding and question."""
     length = max(len(row.ids) for row in rows)
     pads = [length - len(row.ids) for row in rows]
     ids = torch.tensor([[lm.end] * pad + row.ids for pad, row in zip(pads, rows, strict=True)])
@@ -326,11 +336,11 @@ def _given(
     return ScaffoldInput(embeds, None if mask is None else mask.to(lm.device), slots, source)
 
 
-OFFSETS = 1 << 32  # a position is the place of a document and an offset in it, as one number
+OFFSETS = 1 << 32  # a position is one number: place of the document * OFFSETS + offset in it
 
 
 def text_batch(ids: Int[Tensor, "B T"], lm: FrozenLM) -> Batch:
-    """Sequences whose every next token is to be predicted, T - 1 of each."""
+    """Return a batch of sequences in which every next token is scored, T - 1 in each."""
     ids = ids.to(lm.device)
     return Batch(ScaffoldInput(lm.embed(ids[:, :-1]), None, (0,) * len(ids)), ids[:, 1:])
 
@@ -339,25 +349,25 @@ def text_batch(ids: Int[Tensor, "B T"], lm: FrozenLM) -> Batch:
 class PackedText:
     """An endless stream of token sequences of one length, without padding, addressed by position.
 
-    Documents follow each other in an order shuffled anew in every epoch, each ended by the end token; sequences are cut
-    wherever they are full. A position leads to its sequence at once, so a resumed run goes on exactly where it was.
+    Documents follow each other, each with an end token, in an order shuffled anew for every epoch; a sequence ends
+    wherever it is full. Any position can be read at once, so that a resumed run continues exactly where it was.
     """
 
     def __init__(self, documents: Documents, lm: FrozenLM, length: int, seed: int) -> None:
         if length < 2:
-            raise DataError(f"text.length is {length}: a sequence has at least 2 tokens")
+            raise DataError(f"text.length must be at least 2, got {length}")
         lm.check_room("a sequence of text", length, "lower text.length")
         self.documents, self.lm, self.length, self.seed = documents, lm, length, seed
         self.position = 0
-        self._read: tuple[int, list[int]] = (-1, [])  # the document that was tokenised last
+        self._read: tuple[int, list[int]] = (-1, [])  # place and tokens of the last document
 
     @property
     def epoch(self) -> int:
-        """The position at which every document has been read once."""
+        """Position at which every document has been read once."""
         return len(self.documents) * OFFSETS
 
     def take(self) -> list[int]:
-        """The next sequence."""
+        """Return the next sequence."""
         place, offset = divmod(self.position, OFFSETS)
         ids: list[int] = []
         while len(ids) < self.length:
@@ -371,6 +381,7 @@ class PackedText:
         return ids
 
     def _tokens(self, place: int) -> list[int]:
+        """Return the tokens of the document at a place, with the end token; none of an empty document."""
         if self._read[0] != place:
             epoch, number = divmod(place, len(self.documents))
             document = permuted(number, len(self.documents), f"{self.seed}/text/{epoch}")
