@@ -17,7 +17,7 @@ from shoulders.plugins import Registry
 from shoulders.records import IGNORE, Batch, Example, Passage, Placement, Question, ScaffoldInput, Tokenised
 from shoulders.scaffolds.base import Scaffold
 
-CANDIDATES, RETRIEVED, ORACLE = "candidates", "retrieved", "oracle"  # the built-in kinds
+CANDIDATES, RETRIEVED, ORACLE = "candidates", "retrieved", "oracle"  # our own kinds
 
 
 class Evidence(Protocol):
@@ -25,43 +25,42 @@ class Evidence(Protocol):
 
     @property
     def passes(self) -> int:
-        """Number of passes through the frozen model for each question; 0 if the evidence comes from elsewhere."""
+        """Passes through the frozen model that finding it costs; 0 if it comes from elsewhere."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """A hash over everything that its passages depend on, which identifies the source."""
+        """Which source this is: a hash over all that what it finds depends on."""
         ...
 
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:
-        """Return the passages for each question, most trusted first.
+        """For each question what was found, most trusted first.
 
         Args:
-            questions: the questions.
-            fold: the half of the training examples that they belong to; "" for questions that are not trained on.
+            fold: the half of the training examples that the questions belong to; "" for any that are not trained on.
         """
         ...
 
     def write(self, question: Question, passages: Sequence[Passage]) -> Question:
-        """Return the question with its passages as evidence."""
+        """The question as it is asked with what was found for it."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EvidenceConfig:
-    """Values of a source of evidence in a recipe. Each kind has its own class, which checks its values."""
+    """What a recipe says of a source of evidence (`evidence.kind`). Each kind has its own, which checks its values."""
 
     kind: str = field(default="", init=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How the context is divided, in positions.
+    """What stands in the context beside evidence, in tokens.
 
     Attributes:
-        prompt: number of vectors of the prompt.
-        input: largest number of tokens of evidence and question.
-        answer: largest number of tokens of the answer.
+        prompt: vectors of the prompt.
+        input: evidence and question at most.
+        answer: at most.
     """
 
     prompt: int
@@ -70,31 +69,31 @@ class Room:
 
 
 class EvidenceKind(Protocol):
-    """A kind of evidence for recipes: the class of its values, and how to make a source from them."""
+    """A kind of evidence as recipes know it: what they say of it, and how it is made."""
 
     Config: type[EvidenceConfig]
 
     def new(self, config: Any, lm: Any, room: Room) -> Evidence:
-        """Return a source of this kind.
+        """A source of it.
 
         Args:
             config: a `Config` of this kind.
             lm: the frozen model that reads the evidence.
-            room: how the context is divided.
+            room: that it has to fit into.
         """
         ...
 
 
 def _fault(name: str, found: Any) -> str:
-    """Return what is wrong with a kind of evidence of another package; empty if nothing is."""
+    """What is wrong with a kind of evidence of another package."""
     config = getattr(found, "Config", None)
     if not (isinstance(config, type) and issubclass(config, EvidenceConfig) and callable(getattr(found, "new", None))):
-        return "is not an EvidenceKind: it lacks a Config (a subclass of EvidenceConfig) or `new`"
+        return "is no EvidenceKind: it has no Config, a subclass of EvidenceConfig, or no `new`"
     kind = config().kind
-    return "" if kind in ("", name) else f"has a Config of kind {kind!r}: it must be {name!r}"
+    return "" if kind in ("", name) else f"has a Config of kind {kind!r}: it is to be {name!r}"
 
 
-# By their names in recipes.
+# By the name that recipes call them.
 SOURCES: Registry[EvidenceKind] = Registry(
     "shoulders.evidence",
     "kind of evidence",
@@ -108,14 +107,14 @@ SOURCES: Registry[EvidenceKind] = Registry(
 
 
 def with_evidence(questions: Sequence[Question], evidence: Evidence | None, fold: str = "") -> list[Question]:
-    """Return the questions with their evidence; unchanged without a source."""
+    """The questions as they are asked with evidence; as they are without a source."""
     if evidence is None:
         return list(questions)
-    passages = evidence.find(questions, fold)
-    return [evidence.write(question, some) for question, some in zip(questions, passages, strict=True)]
+    found = evidence.find(questions, fold)
+    return [evidence.write(question, passages) for question, passages in zip(questions, found, strict=True)]
 
 
-Item = TypeVar("Item")
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +180,10 @@ def truncated(row: Encoded, longest: int) -> Encoded:
 
 @final
 class Stream:
-    """Encoded examples of a mixture, from a position on, with counts of those left out by data set.
+    """Encoded examples of a mixture from a position on; what it left out is counted, by data set.
 
-    An example whose input or target is longer than `lengths` is discarded, as in the paper (section 2.2). One that fits
-    `lengths` but not the context, prompt included, has its input cut at the end.
+    An example whose input or target is longer than `lengths` is discarded, as in the paper (section 2.2); one that fits
+    those but not the context, prompt included, has its input truncated.
     """
 
     def __init__(
@@ -204,37 +203,37 @@ class Stream:
         self.counts: Counts = {task: {CAPPED: number} if number else {} for task, number in mixture.capped.items()}
 
     def take(self, wanted: int) -> list[Encoded]:
-        """Return the next `wanted` usable examples.
+        """The next `wanted` examples that can be used.
 
         Raises:
-            DataError: a whole epoch had no usable example.
-            TemplateFailed, BadRow: a template fails or a line is broken, and the mixture does not skip those.
+            DataError: a whole epoch went by without a usable example.
+            TemplateFailed, BadRow: a template fails or a line is broken, and the mixture is not to skip that.
         """
         rows: list[Encoded] = []
         since = 0
         while len(rows) < wanted:
             examples = [self._rendered() for _ in range(wanted - len(rows))]
-            usable = [row for example in self._with_evidence(examples) if (row := self._usable(example))]
-            rows += usable
-            since = 0 if usable else since + len(examples)
-            if since >= 2 * len(self.mixture):  # the first example of one epoch can be the last of the next
+            found = [row for example in self._evident(examples) if (row := self._usable(example))]
+            rows += found
+            since = 0 if found else since + len(examples)
+            if since >= 2 * len(self.mixture):  # the one at the beginning of an epoch can be at the end of the next
                 raise self._nothing()
         return rows
 
-    def _with_evidence(self, examples: Sequence[Example | None]) -> list[Example]:
-        """Return the examples without the gaps, with their evidence, which is found for a whole fold at once."""
-        present = [example for example in examples if example is not None]
+    def _evident(self, examples: Sequence[Example | None]) -> list[Example]:
+        """The examples that there are, with their evidence, found for all of a fold at once."""
+        there = [example for example in examples if example is not None]
         if self.evidence is None:
-            return present
-        questions: dict[int, Question] = {}
+            return there
+        found: dict[int, Question] = {}
         for fold in FOLDS:
-            numbers = [number for number, example in enumerate(present) if fold_of(example) == fold]
-            read = with_evidence([present[number].question for number in numbers], self.evidence, fold)
-            questions.update(zip(numbers, read, strict=True))
-        return [replace(example, question=questions[number]) for number, example in enumerate(present)]
+            numbers = [number for number, example in enumerate(there) if fold_of(example) == fold]
+            questions = with_evidence([there[number].question for number in numbers], self.evidence, fold)
+            found.update(zip(numbers, questions, strict=True))
+        return [replace(example, question=found[number]) for number, example in enumerate(there)]
 
     def _rendered(self) -> Example | None:
-        """Return the example at the position, and move on; None if it is left out."""
+        """The example at the position, which moves on."""
         example = self.mixture.read(self.position, self.counts)
         self.position += 1
         if example is not None and self.fold and fold_of(example) != self.fold:
@@ -243,17 +242,16 @@ class Stream:
         return example
 
     def _nothing(self) -> DataError:
-        """Return the error that says why no example of a whole epoch is usable."""
-        counts, first = left_out(self.counts), self._first_failure()
+        """Why no example of a whole epoch could be used."""
+        told, first = left_out(self.counts), self._first_failure()
         if totals(self.counts).get("discarded") or first is None:
             return DataError(
                 f"no example fits {self.lengths.input} input and {self.lengths.target} target tokens beside the prompt "
-                f"in {self.lm.context} positions ({counts}): raise suite.lengths or lower scaffold.length"
+                f"in {self.lm.context} positions ({told}): raise suite.lengths or lower scaffold.length"
             )
-        return DataError(f"no example can be used ({counts}); the first: {first}")
+        return DataError(f"no example can be used ({told}); the first: {first}")
 
     def _first_failure(self) -> TemplateFailed | BadRow | None:
-        """Return the error of the first example that fails."""
         for position in range(len(self.mixture)):
             try:
                 self.mixture.example(position)
@@ -262,7 +260,6 @@ class Stream:
         return None
 
     def _usable(self, example: Example) -> Encoded | None:
-        """Return an example as token ids, cut if need be; None if it is too long."""
         check_answered(example)
         row = encode(example.question, self.lm, example.target)
         room = self.room - len(row.target)
@@ -275,9 +272,9 @@ class Stream:
         return row
 
 
-def by_length(rows: Sequence[Item], length: Callable[[Item], int], budget: int) -> Iterator[list[Item]]:
+def by_length(rows: Sequence[Row], length: Callable[[Row], int], budget: int) -> Iterator[list[Row]]:
     """Yield the rows in groups of similar length, each of at most `budget` positions with padding (or of one row)."""
-    group: list[Item] = []
+    group: list[Row] = []
     for row in sorted(rows, key=length):
         if group and (len(group) + 1) * length(row) > budget:
             yield group
@@ -336,7 +333,7 @@ def _given(
     return ScaffoldInput(embeds, None if mask is None else mask.to(lm.device), slots, source)
 
 
-OFFSETS = 1 << 32  # a position is one number: place of the document * OFFSETS + offset in it
+OFFSETS = 1 << 32  # a position is the place of a document and an offset in it, as one number
 
 
 def text_batch(ids: Int[Tensor, "B T"], lm: FrozenLM) -> Batch:
@@ -349,25 +346,25 @@ def text_batch(ids: Int[Tensor, "B T"], lm: FrozenLM) -> Batch:
 class PackedText:
     """An endless stream of token sequences of one length, without padding, addressed by position.
 
-    Documents follow each other, each with an end token, in an order shuffled anew for every epoch; a sequence ends
-    wherever it is full. Any position can be read at once, so that a resumed run continues exactly where it was.
+    Documents follow each other in an order shuffled anew in every epoch, each ended by the end token; sequences are cut
+    wherever they are full. A position leads to its sequence at once, so a resumed run goes on exactly where it was.
     """
 
     def __init__(self, documents: Documents, lm: FrozenLM, length: int, seed: int) -> None:
         if length < 2:
-            raise DataError(f"text.length must be at least 2, got {length}")
+            raise DataError(f"text.length is {length}: a sequence has at least 2 tokens")
         lm.check_room("a sequence of text", length, "lower text.length")
         self.documents, self.lm, self.length, self.seed = documents, lm, length, seed
         self.position = 0
-        self._read: tuple[int, list[int]] = (-1, [])  # place and tokens of the last document
+        self._read: tuple[int, list[int]] = (-1, [])  # the document that was tokenised last
 
     @property
     def epoch(self) -> int:
-        """Position at which every document has been read once."""
+        """The position at which every document has been read once."""
         return len(self.documents) * OFFSETS
 
     def take(self) -> list[int]:
-        """Return the next sequence."""
+        """The next sequence."""
         place, offset = divmod(self.position, OFFSETS)
         ids: list[int] = []
         while len(ids) < self.length:
@@ -381,7 +378,6 @@ class PackedText:
         return ids
 
     def _tokens(self, place: int) -> list[int]:
-        """Return the tokens of the document at a place, with the end token; none of an empty document."""
         if self._read[0] != place:
             epoch, number = divmod(place, len(self.documents))
             document = permuted(number, len(self.documents), f"{self.seed}/text/{epoch}")
