@@ -87,7 +87,8 @@ def _read(suite: Path, count: int) -> dict[str, float]:
     """What reading takes, in the process that asks."""
     from shoulders.data.mixture import Mixture
     from shoulders.data.readers import open_suite
-    from shoulders.engine.batches import Lengths, Stream
+    from shoulders.engine.batches import Lengths
+    from shoulders.training.stream import Stream
 
     lm = _model_of_no_weight()
     os.environ["SHOULDERS_CACHE"] = os.environ["UNPACKED"]  # only now: the model is where it always is

@@ -29,13 +29,14 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
 from shoulders.data.tasks import Skip
-from shoulders.engine.batches import Encoded, Lengths, Stream
+from shoulders.engine.batches import Encoded, Lengths
 from shoulders.evaluation.results import circumstances
 from shoulders.records import IGNORE, ScaffoldInput
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.loop import Hooks, fit
 from shoulders.training.losses import ExampleStep, scaffold_loss
 from shoulders.training.plan import TrainPlan
+from shoulders.training.stream import Stream
 
 ROWS, TEXT, SCORED, PROMPT = 8, 128, 6, 20
 EXAMPLES, CHUNK, BATCH, RATE = 512, 128, 32, 0.01

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from commands import run
-from shoulders.engine.batches import SOURCES
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.metrics import METRICS
+from shoulders.evidence.base import SOURCES
 from shoulders.paper.reader_report import method_of
 from shoulders.runs.build import new_scaffold
 from shoulders.runs.cost import cost

@@ -10,11 +10,12 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import Mixture
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
-from shoulders.engine.batches import Lengths, Stream
+from shoulders.engine.batches import Lengths
 from shoulders.records import Passage
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.losses import ExampleSource
 from shoulders.training.plan import TrainPlan
+from shoulders.training.stream import Stream
 
 PLAN = TrainPlan(steps=4, batch_size=8, learning_rate=0.01, warmup=0.5, positions_at_once=256)
 

@@ -1,6 +1,7 @@
-"""Errors a user can act on: each names the thing, the numbers involved and the way out.
+"""Errors that a user can act on: each names the thing, the numbers involved and the way out.
 
-The command line prints them as one line; everything that is not a `UsageError` is a defect of ours and keeps its trace.
+All are subclasses of `UsageError`, which the command line prints as one line. Any other exception is a defect of the
+library and keeps its traceback.
 """
 
 from collections.abc import Iterable
@@ -8,16 +9,16 @@ from difflib import get_close_matches
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, as far as it fits into one line of ours."""
+    """Return the first line of an error's message; of an empty message, the error's `repr`."""
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 class UsageError(Exception):
-    """What was asked for cannot be done; the message says why and what would work."""
+    """A request that cannot be fulfilled: the message says why, and what to do instead."""
 
 
 class UnknownName(UsageError):
-    """A name that is not among the known ones; the message suggests the nearest."""
+    """A name that is unknown: the message suggests the nearest known one."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = sorted(known)
@@ -27,18 +28,18 @@ class UnknownName(UsageError):
 
 
 class ContextFull(UsageError):
-    """An input that does not fit into the language model's context window."""
+    """An input that is longer than the context window of the language model."""
 
     def __init__(self, what: str, *, wanted: int, room: int, way_out: str) -> None:
         super().__init__(f"{what} needs {wanted} positions, the model has room for {room}: {way_out}")
 
 
 class SourceNotFound(UsageError):
-    """A model, data set or scaffold that is not where its name points."""
+    """A model, data set or other source that does not exist where its name points."""
 
 
 class HubUnreachable(UsageError):
-    """The Hugging Face hub did not answer."""
+    """A name that is not on this machine while the Hugging Face hub does not answer."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
@@ -52,27 +53,27 @@ class WrongBackbone(UsageError):
 
 
 class TemplateFailed(UsageError):
-    """A template that cannot be read, fails, or renders something unusable for an example."""
+    """A template that cannot be read, fails, or renders an unusable example."""
 
 
 class DataError(UsageError):
-    """A data set that is broken, empty or does not fit its templates."""
+    """A data set that is broken, empty, or does not fit its templates."""
 
 
 class BadRow(DataError):
-    """A broken line of a data set's file; the message says file, line and what is wrong."""
+    """A broken record of a data set: the message names the file, the line and the fault."""
 
 
 class CorruptFile(UsageError):
-    """A file that is truncated or is not what its name says."""
+    """A file that is truncated, damaged, or of another format than expected."""
 
 
 class SaveFailed(UsageError):
-    """Nothing could be written; whatever was saved before is still there."""
+    """A file or folder that cannot be written; what was saved there before is kept."""
 
 
 class TrainingDiverged(UsageError):
-    """The loss or its gradient stopped being a finite number."""
+    """A loss or gradient that is no longer a finite number."""
 
     def __init__(self, *, step: int, what: str, value: float, kept: str) -> None:
         super().__init__(

@@ -1,11 +1,11 @@
-"""What recipes and folders know by name: scaffolds, evidence sources and metrics, ours and those of other packages.
+"""Registries of scaffolds, evidence sources and metrics by name, built in or from other packages.
 
-Another package adds one by an entry point and changes nothing here; in its `pyproject.toml`:
+Another package adds one by an entry point in its `pyproject.toml`:
 
     [project.entry-points."shoulders.scaffolds"]
     my_prompt = "my_package.prompts:MyPrompt"
 
-The groups are `shoulders.scaffolds`, `shoulders.evidence` and `shoulders.metrics`.
+The entry point groups are `shoulders.scaffolds`, `shoulders.evidence` and `shoulders.metrics`.
 """
 
 import sys
@@ -16,43 +16,43 @@ from typing import Any, Generic, TypeVar, final
 
 from shoulders.errors import UnknownName, UsageError, first_line
 
-Thing = TypeVar("Thing")
+Member = TypeVar("Member")
 
 
 @final
-class Registry(Generic[Thing]):
-    """Things of one sort by name, each imported when its name is first looked up.
+class Registry(Generic[Member]):
+    """Classes or functions of one kind by name, each imported when it is first looked up.
 
     Args:
-        group: of the entry points.
-        what: a thing is called in messages, e.g. "kind of scaffold".
-        built_in: where our own things are, as entry points say it ("module:name"). No package can take their names.
-        fault: what is wrong with what an entry point of a name gives, as "is no ..."; empty where nothing is.
+        group: entry point group that other packages use.
+        what: word for a member in messages, e.g. "kind of scaffold".
+        built_in: "module:name" of each built-in member. Other packages cannot replace these.
+        fault: returns why a member from another package cannot be used, e.g. "is no scaffold"; "" if it can.
     """
 
     def __init__(self, group: str, what: str, built_in: Mapping[str, str], fault: Callable[[str, Any], str]) -> None:
         self.what, self._group, self._fault = what, group, fault
         self.built_in = {name: EntryPoint(name, place, group) for name, place in built_in.items()}
-        self._known: dict[str, Thing] = {}
+        self._known: dict[str, Member] = {}
 
-    def add(self, name: str, thing: Thing) -> None:
-        """Make known what was defined in this process, in a notebook for example."""
-        self._known[name] = thing
+    def add(self, name: str, member: Member) -> None:
+        """Register a member that is defined in this process, for example in a notebook."""
+        self._known[name] = member
 
     def names(self) -> list[str]:
-        """All names, sorted; nothing is imported."""
+        """Return all names, sorted, without importing anything."""
         others = (point.name for point in _installed(self._group, tuple(sys.path)))
         return sorted({*self.built_in, *self._known, *others})
 
     def __contains__(self, name: str) -> bool:
         return name in self._known or name in self.built_in or bool(self._others(name))
 
-    def __getitem__(self, name: str) -> Thing:
-        """The thing of that name.
+    def __getitem__(self, name: str) -> Member:
+        """Return the member of that name.
 
         Raises:
-            UnknownName: there is none; the nearest is suggested.
-            UsageError: two packages have one, or the package that has it is broken.
+            UnknownName: no member has this name; the message suggests the nearest.
+            UsageError: two packages define it, or the package that does is broken.
         """
         if name not in self._known:
             self._known[name] = self._loaded(self._point(name))
@@ -72,7 +72,7 @@ class Registry(Generic[Thing]):
     def _others(self, name: str) -> list[EntryPoint]:
         return [point for point in _installed(self._group, tuple(sys.path)) if point.name == name]
 
-    def _loaded(self, point: EntryPoint) -> Thing:
+    def _loaded(self, point: EntryPoint) -> Member:
         about = f"the {self.what} {point.name!r} of {_package(point)} ({point.value})"
         try:
             found = point.load()
@@ -88,7 +88,7 @@ class Registry(Generic[Thing]):
 
 @lru_cache
 def _installed(group: str, _: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """The entry points that packages on this path have; looking through all of them takes milliseconds."""
+    """Return the entry points of the packages on this path; reading them anew takes milliseconds."""
     return tuple(entry_points(group=group))
 
 

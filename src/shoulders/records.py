@@ -19,7 +19,7 @@ IGNORE = -100  # label of a position that is not scored, as everywhere in Huggin
 
 @dataclass(frozen=True, slots=True)
 class Tokenised:
-    """A text with its token ids, as `FrozenLM.ids` gives them."""
+    """A text with its token ids, as `FrozenLM.ids` returns them."""
 
     text: str
     ids: tuple[int, ...]
@@ -27,14 +27,14 @@ class Tokenised:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a user or an example asks: text that comes first (passages, candidates) and the question itself.
+    """A question, with the evidence that is read before it.
 
     Attributes:
-        text: the question as the language model reads it, in its wording ("Question: Who? Answer:").
-        evidence: text that comes first.
-        gold: ids of the documents that are annotated as holding the answer, where the data set says.
-        query: the question as it was typed, or as its data set has it ("Who?"); `text` where it has no wording.
-        tokenised: `whole` with its token ids, where they are known already.
+        text: the question in its wording, as the language model reads it ("Question: Who? Answer:").
+        evidence: text that is read before `text`: passages or candidates.
+        gold: ids of the documents that are annotated as containing the answer, if the data set has them.
+        query: the question without a wording ("Who?"), as it was typed or stands in its data set; `text` by default.
+        tokenised: `whole` with its token ids, once it has been tokenised.
     """
 
     text: str
@@ -49,21 +49,21 @@ class Question:
 
     @property
     def whole(self) -> str:
-        """The text the language model reads, evidence first."""
+        """Evidence and question: all that the language model reads."""
         return f"{self.evidence}{self.text}"
 
     @property
     def ids(self) -> tuple[int, ...] | None:
-        """The token ids of `whole`, where they are known."""
+        """Token ids of `whole`; None if it has not been tokenised."""
         known = self.tokenised
         return known.ids if known is not None and known.text == self.whole else None
 
 
-QuestionLike = str | Question  # what a question may be given as
+QuestionLike = str | Question
 
 
 def as_question(asked: QuestionLike) -> Question:
-    """Return a question that was given as a string, or as one."""
+    """Return a question that is given as a string or a `Question` as a `Question`."""
     return Question(asked) if isinstance(asked, str) else asked
 
 
@@ -72,9 +72,9 @@ class Passage:
     """One piece of evidence: a retrieved passage, or a candidate answer.
 
     Attributes:
-        text: as the language model reads it.
-        score: how far its source trusts it; for a candidate the log-probability of the answer.
-        title: of the document that it is from; a candidate has none.
+        text: text that the language model reads.
+        score: score of the retriever or re-ranker; for a candidate, the log-probability of the answer.
+        title: title of its document; "" for a candidate.
     """
 
     text: str
@@ -84,11 +84,11 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """Where an answer stands in what was read.
+    """Position of an answer in the passages that were read.
 
     Attributes:
-        number: of the passage, from 0, in the order in which they were read.
-        start, end: the characters of the answer in the passage's text, from and up to.
+        number: number of the passage, from 0, in reading order.
+        start, end: first character of the answer in the passage's text, and the one after its last.
     """
 
     number: int
@@ -98,18 +98,19 @@ class Support:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer, how sure the model was of it, and what it was read from.
+    """An answer with its probability and the evidence that was read for it.
 
     Attributes:
-        text: what was generated or chosen, sure or not.
-        log_probability: of its tokens and its end, summed, at temperature 1; of a choice, among the choices.
-        margin: the smallest lead, in log-probability, of a chosen token over the best other one; of a choice, its lead.
-        passages: that were retrieved, best first, with their scores.
-        read: those of them that the model read, in their order; the last one may have been cut.
-        support: which of these the answer stands in first, and where.
-        candidates: that the model had sampled before and read, with their log-probabilities.
-        least: probability below which the answer counts as none; 0 where no threshold was chosen.
-        passes: through the frozen model that it took; 0 where nobody counted.
+        text: text that was generated or chosen, whatever its probability.
+        log_probability: sum over its tokens and its end, at temperature 1; for a choice, normalised over the choices.
+        margin: smallest difference in log-probability between a generated token and the next best token; for a choice,
+            between it and the next best choice.
+        passages: passages that were retrieved, best first.
+        read: those of them that the model read, in order; the last one may have been truncated.
+        support: first place in `read` where the answer occurs; None if it occurs nowhere.
+        candidates: answers that the model had sampled and read, with their log-probabilities.
+        least: probability below which `answer` is None; 0 without a threshold.
+        passes: passes through the frozen model that it took; 0 if they were not counted.
     """
 
     text: str
@@ -124,27 +125,27 @@ class Answer:
 
     @property
     def probability(self) -> float:
-        """Of all that was generated, 0 to 1; of a choice, its share among the choices."""
+        """Probability of the whole text, 0 to 1; for a choice, normalised over the choices."""
         return math.exp(self.log_probability)
 
     @property
     def answer(self) -> str | None:
-        """The answer; None for "no answer": the model is not sure enough, or says nothing."""
+        """The text; None ("no answer") if it is empty or its probability is below `least`."""
         return self.text if self.text and self.probability >= self.least else None
 
     @property
     def passage(self) -> Passage | None:
-        """The first passage that was read and has the answer."""
+        """The first passage read that contains the answer; None if no passage does."""
         return self.read[self.support.number] if self.support else None
 
     @property
     def span(self) -> tuple[int, int] | None:
-        """The characters of the answer in the text of its passage, from and up to."""
+        """Start and end of the answer in the text of `passage`, in characters; None without one."""
         return (self.support.start, self.support.end) if self.support else None
 
     @property
     def places(self) -> dict[int, int]:
-        """By rank of a passage among those retrieved (from 1), its number among those read (from 0)."""
+        """Number in `read` (from 0) of each passage that was read, by its rank in `passages` (from 1)."""
         places: dict[int, int] = {}
         for rank, passage in enumerate(self.passages, start=1):
             if len(places) < len(self.read) and _begins(passage, self.read[len(places)]):
@@ -152,7 +153,7 @@ class Answer:
         return places
 
     def as_json(self) -> dict[str, Any]:
-        """The record as plain JSON values: an infinite number is null."""
+        """Return the record as plain JSON values, infinite numbers as null."""
         places = self.places
         return {
             "answer": self.answer,
@@ -170,14 +171,14 @@ class Answer:
         }
 
     def _repr_html_(self) -> str:
-        """The answer as a notebook shows it."""
+        """Return the answer as HTML, for notebooks."""
         said = "<i>no answer</i>" if self.answer is None else f"<b>{escape(self.answer)}</b>"
-        told = f"<p>{said} ({self.probability:.2f})</p>"
+        shown = f"<p>{said} ({self.probability:.2f})</p>"
         if self.support is None or self.passage is None:
-            return f"{told}<p>not in the {len(self.read)} passages that were read</p>" if self.passages else told
+            return f"{shown}<p>not in the {len(self.read)} passages that were read</p>" if self.passages else shown
         text, start, end = self.passage.text, self.support.start, self.support.end
         marked = f"{escape(text[:start])}<mark>{escape(text[start:end])}</mark>{escape(text[end:])}"
-        return f"{told}<p><b>{escape(self.passage.title)}</b> {marked}</p>"
+        return f"{shown}<p><b>{escape(self.passage.title)}</b> {marked}</p>"
 
 
 def _begins(passage: Passage, read: Passage) -> bool:
@@ -194,15 +195,15 @@ def _finite(number: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One record of a task seen through one template."""
+    """One record of a task in one wording (template)."""
 
     task: str
     template: str
     id: str
     question: Question
-    target: str  # what training teaches
-    references: tuple[str, ...]  # all answers that count as right; the target is among them
-    choices: tuple[str, ...] | None = None  # closed set of answers, the target among them
+    target: str  # the answer that training teaches
+    references: tuple[str, ...]  # all correct answers, the target among them
+    choices: tuple[str, ...] | None = None  # closed set of answers to choose from, the target among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,18 +211,18 @@ class Tokens:
     """A padded batch of token ids."""
 
     ids: Int[Tensor, "B S"]
-    mask: Bool[Tensor, "B S"] | None = None  # False = padding; None: there is none
+    mask: Bool[Tensor, "B S"] | None = None  # False = padding; None = no padding
 
     def to(self, device: torch.device) -> "Tokens":
-        """The same tokens on another device."""
+        """Return the same tokens on another device."""
         return Tokens(self.ids.to(device), None if self.mask is None else self.mask.to(device))
 
 
 @dataclass(frozen=True, slots=True)
 class KeysValues:
-    """What the attention of one pass keeps of a batch of texts: keys and values (B, heads, positions, width) by layer.
+    """Attention keys and values (B, heads, positions, width) of a batch of texts in one pass, by layer.
 
-    Rows end in one column, with zeros before the shorter ones. A layer whose window is shorter than the texts has the
+    Rows end in one column, with zeros before shorter ones. A layer with a sliding window shorter than the texts has the
     positions of its window only.
     """
 
@@ -230,13 +231,13 @@ class KeysValues:
 
 @dataclass(frozen=True, slots=True)
 class ScaffoldInput:
-    """What every scaffold is given: embedded text, where a prompt may go, and what its encoder reads.
+    """Input of every scaffold: embedded text, the position of a prompt, and the tokens that its encoder reads.
 
-    `mask` is None when padding, if there is any, stands only at the end of rows: a causal model never sees it there, so
-    the backbone needs no mask at all. `slot` holds one column per row: a prompt is placed before that text position,
-    and padding never lies between the two. `source` is what an input-dependent scaffold's encoder reads. `first` are
-    the final states of the bare model's pass over `embeds`, and `before` its keys and values of the text before the
-    slot (one column for all rows), where they are known already.
+    `mask` is None if there is no padding before a row's text: a causal model never sees padding after it, so the
+    backbone needs no mask. `slot` holds a column for each row: a prompt is placed before that text position, and no
+    padding lies between the two. `source` is the input of the encoder of an input-dependent scaffold. `first` are the
+    final states of the bare model over `embeds`, and `before` its keys and values of the text before the slot (the same
+    column for all rows), if they have been computed already.
     """
 
     embeds: Float[Tensor, "B T D"]
@@ -247,7 +248,7 @@ class ScaffoldInput:
     before: KeysValues | None = None
 
     def continued(self, embeds: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None) -> "ScaffoldInput":
-        """The next positions of a sequence whose beginning is in a memory already."""
+        """Return the input of the next positions of a sequence whose beginning is in the memory already."""
         return replace(self, embeds=embeds, mask=mask, source=None, first=None, before=None)
 
 
@@ -256,12 +257,12 @@ class Batch:
     """A micro-batch of training examples."""
 
     given: ScaffoldInput
-    labels: Int[Tensor, "B T"]  # the token to be predicted at each text position; IGNORE where none is scored
+    labels: Int[Tensor, "B T"]  # next token at each text position; IGNORE = not scored
 
 
 class Placement(StrEnum):
-    """Where a prompt stands."""
+    """Position of a prompt."""
 
     PREFIX = "prefix"  # before everything (Lester et al. 2021; the paper)
     INFIX = "infix"  # between the evidence and the question
-    SUFFIX = "suffix"  # after the question: the text is read without gradients, and alike by every scaffold
+    SUFFIX = "suffix"  # after the question: the text needs no gradients, and is the same for every scaffold

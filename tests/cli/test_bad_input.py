@@ -79,9 +79,7 @@ def test_questions_and_names_that_are_no_utf_8(refused, shoulders, prompt, tmp_p
                       ["convert", tmp_path / odd, tmp_path / "new"], ["search", tmp_path / odd, "hi"]):  # fmt: skip
         assert "caf" in refused(*arguments).encode().decode()
     os.rename(prompt, tmp_path / odd / "prompt")
-    assert "caf\\xe9/prompt/model.safetensors is a name that is no UTF-8" in refused(
-        "ask", tmp_path / odd / "prompt", "hi"
-    )
+    assert "caf\\xe9/prompt/model.safetensors is not UTF-8" in refused("ask", tmp_path / odd / "prompt", "hi")
 
 
 def test_results_of_a_folder_whose_name_is_no_utf_8(shoulders, lm, suite, tmp_path):
@@ -146,7 +144,7 @@ def test_one_question_that_does_not_fit_does_not_cost_the_others(shoulders, prom
         ("suite.without_templates=numbers/cuont", "did you mean 'numbers/count'?"),
         ("suite.cap=0", "suite.cap is 0: it must be at least 1"),
         ("suite.cap=-5", "suite.cap is -5"),
-        ("suite.cap=1", "suite.cap 1 is below the 2 templates of task 'numbers'"),
+        ("suite.cap=1", "suite.cap 1 is less than the 2 templates of task 'numbers'"),
         ("suite.lengths.input=0", "suite.lengths.input is 0"),
         ("suite.lengths.target=-1", "suite.lengths.target -1"),
         ("scaffold.kind=bare", "nothing to train with scaffold.kind=bare"),
@@ -195,10 +193,10 @@ def test_textual_recursion_whose_first_prompt_is_gone_or_says_nothing(refused, l
     out, longest = tmp_path / "run", "evidence.longest=1"
     asked = ["train", "bundled_soft_prompt", *values(lm, suite), "evidence.kind=candidates", longest, "--out", out]
     said = refused(*asked, f"evidence.scaffold={tmp_path}/gone")
-    assert "gone', and candidates were to be sampled under it: put it back" in said
+    assert "gone', and candidates are to be sampled under it: put it back" in said
     (tmp_path / "store").write_text("no database" * 100)
     with_store = refused(*asked, f"evidence.scaffold={prompt}", f"evidence.store={tmp_path}/store")
-    assert "is no store of answers" in with_store
+    assert "is no cache (file is not a database): name another (evidence.store)" in with_store
     assert not (out / "best").exists()
 
 
@@ -301,4 +299,4 @@ def test_recipes_that_order_passages_where_a_language_model_s_belongs(refused, c
 
 def test_a_reranker_of_annotated_passages(refused):
     said = refused("plan", "reader", "evidence.kind=oracle", "evidence.reranker=mine")
-    assert "evidence.reranker=mine has nothing to order" in said
+    assert "evidence.reranker=mine has no effect" in said

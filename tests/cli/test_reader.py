@@ -15,10 +15,10 @@ from shoulders.backbone.fingerprint import identity
 from shoulders.cli.commands import app
 from shoulders.cli.scores import print_retrieval
 from shoulders.engine import inference
-from shoulders.engine.batches import SOURCES
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.evaluation import protocol
 from shoulders.evaluation.recall import retrieval
+from shoulders.evidence.base import SOURCES
 from shoulders.evidence.candidates import FirstPass
 from shoulders.evidence.packing import Packer
 from shoulders.records import Example, Passage, Question

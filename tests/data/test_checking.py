@@ -39,7 +39,7 @@ def test_every_kind_of_problem_is_found_with_its_first(numbers):
     assert "template 'count'" in found[1].first
     assert "train.jsonl, line 3: Expecting value" in found[2].first
     assert found[3] == Problem(
-        "numbers", "train", "repeated id", 2, "id 'a' of record train:0 is that of train:3 too"
+        "numbers", "train", "repeated id", 2, "id 'a' of record train:0 is also that of train:3"
     )  # the same id in another split is none
 
 

@@ -10,10 +10,11 @@ from shoulders.data.mixture import Mixture, left_out, totals
 from shoulders.data.readers import folder_task
 from shoulders.data.tasks import Skip, TemplatedTask
 from shoulders.data.templates import Template
-from shoulders.engine.batches import Lengths, Stream
+from shoulders.engine.batches import Lengths
 from shoulders.errors import BadRow, DataError, TemplateFailed
 from shoulders.training import losses
 from shoulders.training.losses import ExampleSource
+from shoulders.training.stream import Stream
 from tiny import NUMBERS
 
 FINE, LONG, CUT, NOT_MEANT, FAILING = range(5)  # kinds of records, by what happens to them
@@ -96,7 +97,7 @@ def test_broken_lines_stop_or_are_counted_as_such(lm, broken):
 
     for skip in (Skip(), Skip(failing=True)):
         with pytest.raises(
-            BadRow, match=r"train\.jsonl, line (4|12): .*; mend the line, or .*suite.skip_bad_rows=true"
+            BadRow, match=r"train\.jsonl, line (4|12): .*; correct the line, or .*suite.skip_bad_rows=true"
         ):
             read(skip)
     assert read(Skip(bad_rows=True)) == {"read": 40, "bad row": 4}  # in two wordings

@@ -122,7 +122,7 @@ def test_a_question_that_nobody_can_answer_is_refused_or_counted(tmp_path):
 def test_web_questions_answers_are_descriptions(tmp_path):
     (task,) = open_suite(f"qa:{written(tmp_path / 'train.json', WEB)}")
     assert read(task, "train", 1)[1] == ('The "Old" (1931)',)
-    with pytest.raises(BadRow, match="record 3: `targetValue` holds no"):
+    with pytest.raises(BadRow, match="record 3: `targetValue` contains no"):
         task.example("train", "question", 2)
 
 
@@ -147,7 +147,7 @@ def test_files_that_leave_a_doubt_are_named(tmp_path):
     with pytest.raises(SourceNotFound, match="there are no questions at"):
         open_suite(f"qa:{tmp_path}/x/questions.json")
     for name, content, said in (
-        ("a", {"other": []}, "holds no array of records, neither by itself nor as one of 'Data', 'data'"),
+        ("a", {"other": []}, "is no array of records, and has none in a field 'Data', 'data'"),
         ("b", '[{"question": "q", "answers": ["a"]}, {', "parse error|premature EOF"),
         ("c", "[1]", "record 1: not a JSON object but int"),
         ("d", "[]", "is empty"),
@@ -281,13 +281,13 @@ def test_a_folder_of_beir_is_questions_with_documents(tmp_path):
     ]  # fmt: skip
     assert found[0].references == ()
     assert list(problems(task)) == []
-    with pytest.raises(UsageError, match="task 'toy' names the documents of its questions and no answers"):
+    with pytest.raises(UsageError, match="task 'toy' has relevant documents for its questions, but no answers"):
         scored([task], EvaluationPlan(split="test"), lambda examples: [])
     with pytest.raises(UnknownName, match="did you mean 'test'"):
         task.rows("tst", "question")
     written(tmp_path / "toy" / "qrels" / "test.tsv", "9\td1\t1\n")
     with pytest.raises(
-        DataError, match=r"test\.tsv judges documents for the query '9', which .*queries\.jsonl does not"
+        DataError, match=r"test\.tsv has judgements for the query '9', which is not in .*queries\.jsonl"
     ):
         open_suite(f"qa:{tmp_path}/toy")
 
@@ -304,5 +304,5 @@ def test_judgements_are_read_in_both_forms(tmp_path_factory, judged, trec):
 @pytest.mark.parametrize("line", ["q1", "q1 d1", "q1 0 d1 many", "a b c d e"])
 def test_a_judgement_that_is_none_is_named(tmp_path, line):
     written(tmp_path / "test.tsv", f"q1\td1\t1\n\n{line}\n")
-    with pytest.raises(BadRow, match=r"test\.tsv, line 3: it is no query, document and score"):
+    with pytest.raises(BadRow, match=r"test\.tsv, line 3: not a query, a document and a score"):
         read_qrels(tmp_path / "test.tsv")

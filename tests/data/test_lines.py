@@ -70,7 +70,7 @@ def test_nothing_of_a_file_stays_in_memory(tmp_path):
         (b'{"n": ', "Expecting value"),
         (b"[1]", "not a JSON object but list"),
         (b'{"n": "\xff"}', r"can't decode byte 0xff.*: convert it \(iconv"),
-        (b"[" * 100_000, "nested too deep"),
+        (b"[" * 100_000, "nested too deeply"),
         (b'{"n": 0}', "n must not be 0"),
     ],
 )

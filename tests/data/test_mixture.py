@@ -54,7 +54,7 @@ def test_the_order_depends_on_seed_and_epoch_only():
 def test_large_tasks_are_capped_as_in_t0():
     """Above the cap, cap // templates of each wording; at or below it, all (Sanh et al. 2021)."""
     mixture = Mixture([task("large", 101, templates=3), task("small", 100)], split="train", seed=0, cap=100)
-    counts = {(portion.task.name, portion.wording): portion.count for portion in mixture.portions}
+    counts = {(one.task.name, one.wording): one.count for one in mixture.components}
     assert counts == {
         ("large", "w0"): 33, ("large", "w1"): 33, ("large", "w2"): 33, ("small", "w0"): 100, ("small", "w1"): 100,
     }  # fmt: skip
@@ -91,5 +91,5 @@ def test_a_wording_that_is_not_there_cannot_be_left_out():
 
 
 def test_a_cap_that_leaves_nothing_is_refused():
-    with pytest.raises(DataError, match=r"suite\.cap 2 is below the 3 templates of task 'a'"):
+    with pytest.raises(DataError, match=r"suite\.cap 2 is less than the 3 templates of task 'a'"):
         Mixture([task("a", 40, templates=3)], split="train", seed=0, cap=2)

@@ -70,7 +70,7 @@ def test_suites_are_named_by_folder(folder):
         open_suite("nowhere")
     empty = folder / "empty"
     empty.mkdir()
-    with pytest.raises(SourceNotFound, match="holds no task folder"):
+    with pytest.raises(SourceNotFound, match="contains no task folder"):
         open_suite(str(empty))
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from shoulders.data.lines import JsonLines
 from shoulders.data.text import Documents, held_out, open_text
-from shoulders.engine.batches import PackedText
 from shoulders.errors import ContextFull, DataError, SourceNotFound
+from shoulders.training.stream import PackedText
 
 TEXTS = [f"Document {n} says {'much ' * n}and ends." for n in range(7)]
 DOCUMENTS = Documents(len(TEXTS), TEXTS.__getitem__)
@@ -49,7 +49,7 @@ def test_what_is_no_text_is_refused(folder):
     with pytest.raises(SourceNotFound, match="there is no text at"):
         open_text(str(folder / "nope"))
     for name in ("e.bin", "empty.txt"):
-        with pytest.raises(DataError, match=r"holds no text \(\.txt, \.md files"):
+        with pytest.raises(DataError, match=r"contains no text \(\.txt, \.md files"):
             open_text(str(folder / name))
     (folder / "broken.jsonl").write_text('{"text": "one"}\n\n{"no text": 1}\n{"text": \n')
     documents = open_text(str(folder / "broken.jsonl"))

@@ -71,7 +71,7 @@ def test_what_is_known_is_not_computed_again(lm, tmp_path, passes):
 def test_many_rows_are_computed_in_batches_of_similar_length(lm, tmp_path, passes, monkeypatch):
     monkeypatch.setattr(states_module, "POSITIONS_AT_ONCE", 8)
     found = StateStore(tmp_path, lm).states(ROWS)
-    assert passes == [1, 1, 2, 1]
+    assert passes == [2, 1, 1, 1]
     check(lm, found, ROWS)
 
 

@@ -35,7 +35,7 @@ def test_has_answer(answer, text, there):
 def test_curated_trec():
     assert has_match([r"Sept(ember)?\s+\d+"], "on september  11")
     assert not has_match([r"^\d+$"], "a 5")
-    with pytest.raises(UsageError, match="is no regular expression"):
+    with pytest.raises(UsageError, match="is not a regular expression"):
         has_match(["("], "x")
 
 

@@ -6,22 +6,25 @@ import pytest
 from shoulders.data.mixture import FOLDS, Mixture, fold_of, totals
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
-from shoulders.engine.batches import Lengths, Stream, with_evidence
+from shoulders.engine.batches import Lengths
 from shoulders.engine.inference import Answering, Sampling, sample
-from shoulders.errors import CorruptFile, SaveFailed, UsageError
-from shoulders.evidence.candidates import AnswerStore, Candidates, FirstPass, merged
+from shoulders.errors import UsageError
+from shoulders.evidence.base import with_evidence
+from shoulders.evidence.candidates import Candidates, FirstPass, merged
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.records import Answer, Passage, Question
 from shoulders.runs.build import new_evidence
 from shoulders.runs.recipe import Recipe
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
+from shoulders.store.cache import ValueCache
+from shoulders.training.stream import Stream
 
 
 def first_pass(lm, store=None, **changes):
     scaffold = SoftPrompt(from_vocabulary(lm)(3))
     how = Answering(longest=3)
-    return replace(FirstPass(lm, scaffold, Sampling(), how, store or AnswerStore(), "p1"), **changes)
+    return replace(FirstPass(lm, scaffold, Sampling(), how, store or ValueCache(), "p1"), **changes)
 
 
 class Fixed:
@@ -81,18 +84,18 @@ def test_the_question_is_read_once_for_all_candidates(lm, questions, monkeypatch
 
 def test_samples_are_drawn_once_and_kept_in_a_file(lm, questions, tmp_path, monkeypatch):
     path = str(tmp_path / "kept" / "answers.sqlite")
-    first = Candidates(first_pass(lm, AnswerStore(path)), 6, {}).find(questions)
+    first = Candidates(first_pass(lm, ValueCache(path)), 6, {}).find(questions)
     drawn = []
     monkeypatch.setattr("shoulders.evidence.candidates.sample", lambda asked, *rest: drawn.append(asked) or [])
-    again = Candidates(first_pass(lm, AnswerStore(path)), 6, {}).find(questions)
+    again = Candidates(first_pass(lm, ValueCache(path)), 6, {}).find(questions)
     assert again == first
     assert drawn == [[]]
-    fewer = first_pass(lm, AnswerStore(path)).samples(questions, 2)
+    fewer = first_pass(lm, ValueCache(path)).samples(questions, 2)
     assert [len(some) for some in fewer] == [2] * len(questions)
 
 
 def test_more_samples_begin_with_the_fewer_that_are_kept(lm, questions):
-    store = AnswerStore()
+    store = ValueCache()
     few = first_pass(lm, store).samples(questions, 2)
     many = first_pass(lm, store).samples(questions, 5)
     assert [[one.text for one in some[:2]] for some in many] == [[one.text for one in some] for some in few]
@@ -103,15 +106,6 @@ def test_only_empty_candidates_are_refused(lm, questions):
     with pytest.raises(UsageError, match=r"all 2 candidates of 4 questions are empty: train the first prompt longer"):
         source.find(questions)
     assert source.find([]) == []
-
-
-def test_a_file_that_is_no_store_is_left_alone(tmp_path):
-    (tmp_path / "notes.txt").write_text("not a database, and long enough that nobody could take it for one" * 20)
-    with pytest.raises(CorruptFile, match="no store of answers"):
-        AnswerStore(str(tmp_path / "notes.txt"))
-    assert (tmp_path / "notes.txt").read_text().startswith("not a database")
-    with pytest.raises(SaveFailed, match="name another"):
-        AnswerStore(str(tmp_path / "notes.txt" / "answers.sqlite"))
 
 
 def toys(lm, count, **settings):
@@ -149,7 +143,7 @@ def test_no_training_question_gets_candidates_of_a_prompt_that_saw_it(lm):
     seen = set()
     for row in stream.take(48):
         number = int(row.question.text.split()[1])
-        example = stream.mixture.portions[0].task.example("train", template, number)
+        example = stream.mixture.components[0].task.example("train", template, number)
         assert example.task == task
         assert row.question.text.endswith(f"[{fold_of(example)}]")
         seen.add(fold_of(example))

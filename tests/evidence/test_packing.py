@@ -139,5 +139,5 @@ def test_a_full_context_is_read(lm):
 def test_a_context_without_room_is_refused(lm):
     with pytest.raises(ContextFull, match=r"prompt of 100 vectors, an answer of 28 tokens.*scaffold\.length"):
         Packer.beside(lm, 100, 28, 512)
-    with pytest.raises(UsageError, match="a context of 0 tokens"):
+    with pytest.raises(UsageError, match="must be at least 1 token, got 0"):
         Packer(lm, 0)

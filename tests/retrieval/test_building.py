@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoulders.engine.batches import with_evidence
 from shoulders.errors import CorruptFile, DataError, SaveFailed, SourceNotFound, UsageError
+from shoulders.evidence.base import with_evidence
 from shoulders.evidence.packing import Packer
 from shoulders.evidence.retrieved import Retrieved
 from shoulders.records import Question

@@ -146,7 +146,7 @@ def test_a_recipe_reads_what_is_found_on_the_server(lm, shoulders, index, folder
         assert source.fingerprint == again.fingerprint != new_evidence(here, lm, 3).fingerprint
         (folder / "Lima.txt").unlink()
         assert shoulders("index", folder, "--out", index, "--prune")[0] == 0
-        with pytest.raises(UsageError, match=r"is not all of .*: shoulders upload .* --to"):
+        with pytest.raises(UsageError, match=r"lacks changes of .*: run shoulders upload .* --to"):
             new_evidence(there, lm, 3)
     finally:
         shared(str(server)).close()

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from shoulders.backbone.passes import Memory
-from shoulders.engine.batches import PackedText
 from shoulders.engine.precomputed import StateStore
 from shoulders.errors import SaveFailed, UsageError
 from shoulders.runs.recipe import with_overrides
@@ -19,6 +18,7 @@ from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.loop import Hooks, fit
 from shoulders.training.losses import TextSource, language_loss, scaffold_loss
 from shoulders.training.plan import TrainPlan
+from shoulders.training.stream import PackedText
 from toys import in_processes, source
 
 EPOCH = 5  # steps of 8 over the 40 examples

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from shoulders.engine.batches import PackedText
 from shoulders.errors import UsageError
 from shoulders.evaluation.perplexity import perplexity
 from shoulders.scaffolds.base import Bare
@@ -17,6 +16,7 @@ from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.loop import Hooks, fit
 from shoulders.training.losses import TextSource, language_loss
 from shoulders.training.plan import TrainPlan
+from shoulders.training.stream import PackedText
 
 DOCUMENTS = [f"{'The cat sat on the mat. ' * 3}Number {n}." for n in range(9)]
 PLAN = TrainPlan(steps=30, batch_size=4, learning_rate=3e-3, positions_at_once=64)

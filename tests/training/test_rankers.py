@@ -315,7 +315,7 @@ def test_what_it_learns_from_is_what_the_recipes_retriever_finds(place, tmp_path
     ("values", "told"),
     [
         (["retriever=dens"], "'dense'"),
-        (["weight=-1"], "weight is -1.0: it cannot be negative"),
+        (["weight=-1"], "weight is -1.0: it must be at least 0"),
         (["retriever=dense"], "shoulders encode"),
         (["engine=nowhere"], "no address of Milvus"),
         (["index="], "shoulders index"),

@@ -11,8 +11,8 @@ from shoulders.answering.threshold import read_threshold
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.matching import support
 from shoulders.engine import inference
-from shoulders.engine.batches import Evidence
 from shoulders.engine.inference import Answering, Sampling, answered, choose
+from shoulders.evidence.base import Evidence
 from shoulders.evidence.packing import PackedEvidence
 from shoulders.records import Answer, Passage, Question, QuestionLike
 from shoulders.scaffolds.base import Scaffold

@@ -10,8 +10,9 @@ from pydantic import TypeAdapter, ValidationError
 from shoulders.answering.calibration import Threshold
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.readers import QUERY, QUESTION_WORDING
-from shoulders.engine.batches import RETRIEVED, SOURCES, Evidence, EvidenceConfig, Lengths
+from shoulders.engine.batches import Lengths
 from shoulders.errors import CorruptFile, UsageError
+from shoulders.evidence.base import RETRIEVED, SOURCES, Evidence, EvidenceConfig
 from shoulders.evidence.choice import PASSAGES, EvidenceChoice
 from shoulders.evidence.sources import new_source
 from shoulders.records import Question, QuestionLike, as_question

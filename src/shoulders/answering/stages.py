@@ -16,8 +16,8 @@ from typing import Any, Self
 from shoulders.answering.calibration import Point
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.engine.batches import Evidence
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UnknownName, UsageError, WrongBackbone
+from shoulders.evidence.base import Evidence
 from shoulders.records import Answer
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.store.files import check_replaceable, read_json, recovered, whole_folder, write_json

@@ -21,11 +21,11 @@ from shoulders.data.lines import read_json_lines
 from shoulders.data.matching import has_span
 from shoulders.data.readers import bundled_folder
 from shoulders.data.tasks import Task
-from shoulders.engine.batches import RETRIEVED
 from shoulders.engine.inference import Answering
 from shoulders.evaluation.protocol import Prediction, Scores
 from shoulders.evaluation.report import gains, headline, write_report
 from shoulders.evaluation.results import RESULTS
+from shoulders.evidence.base import RETRIEVED
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.runs.build import answer_spec, load_backbone, load_tasks, retrieval_measured
 from shoulders.runs.jobs import measure

@@ -16,12 +16,11 @@ from shoulders.cli.scores import measuring, print_retrieval, print_skipped, scor
 from shoulders.cli.show import console, quiet_libraries
 from shoulders.data.tasks import Task
 from shoulders.data.text import open_text
-from shoulders.engine.batches import CANDIDATES, Evidence, with_evidence
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import Scores, chosen_examples
 from shoulders.evaluation.recall import recall
 from shoulders.evaluation.results import provenance, scaffold_measured
-from shoulders.evidence.candidates import AnswerStore
+from shoulders.evidence.base import CANDIDATES, Evidence, with_evidence
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.evidence.sources import sampler_of
 from shoulders.paper.comparisons import measure_encoder_decoder, measure_extractive
@@ -35,6 +34,7 @@ from shoulders.runs.jobs import check_measurable, measure, measure_text, measure
 from shoulders.runs.recipe import Recipe, SuiteChoice, with_overrides
 from shoulders.runs.run import result, text_result
 from shoulders.scaffolds.base import BARE, Scaffold
+from shoulders.store.cache import ValueCache
 from shoulders.store.files import write_json
 
 
@@ -163,7 +163,7 @@ def run_sample(name: str, overrides: Sequence[str], recipe_name: str | None, cou
     chosen = chosen_examples(tasks, recipe.test, suite.without(tasks), skip=suite.skip).asked
     sampled = recipe.evidence if isinstance(recipe.evidence, EvidenceChoice) else EvidenceChoice()
     choice = replace(sampled, count=max(wanted))
-    sampler = sampler_of(choice, lm, info.name, AnswerStore(choice.store))
+    sampler = sampler_of(choice, lm, info.name, ValueCache(choice.store))
 
     def samples(questions: Sequence[Question], count: int) -> list[list[Answer]]:
         return sampler.samples(with_evidence(questions, answerer.evidence), count)

@@ -10,13 +10,13 @@ from shoulders.cli.common import recipe_of, weights_of
 from shoulders.cli.scores import measuring
 from shoulders.cli.show import console, need, quiet_libraries
 from shoulders.data.tasks import DEV
-from shoulders.engine.batches import with_evidence
 from shoulders.errors import UsageError
 from shoulders.evaluation.perplexity import read_text_result, write_text_report
 from shoulders.evaluation.protocol import chosen_examples
 from shoulders.evaluation.recall import read_samples
 from shoulders.evaluation.report import headline, write_report
 from shoulders.evaluation.results import RESULTS, Result, provenance, read_result, scaffold_measured, short_names
+from shoulders.evidence.base import with_evidence
 from shoulders.paper.prompts_report import generator_of, write_prompts_report
 from shoulders.paper.reader_report import write_reader_report
 from shoulders.paper.recursion_report import write_recursion_report

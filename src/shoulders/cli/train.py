@@ -17,9 +17,9 @@ from shoulders.cli.scores import counts_table, measuring, print_retrieval, print
 from shoulders.cli.show import console, need, quiet_libraries
 from shoulders.data.mixture import left_out
 from shoulders.data.tasks import Task
-from shoulders.engine.batches import Evidence
 from shoulders.errors import UsageError
 from shoulders.evaluation.results import RESULTS
+from shoulders.evidence.base import Evidence
 from shoulders.paper.recipes import GRIDS
 from shoulders.paper.rivals import train_rival
 from shoulders.retrieval.towers import RERANKER

@@ -1,9 +1,9 @@
-"""Records of questions as data sets publish them, read into one form.
+"""Records of questions in the formats that data sets publish, converted to one form.
 
-The form has `question`, `answers` (all that count as right), `answer` (the one that is taught), and where the data set
-says so `id` and `gold_passage_ids`:
+The form has `question`, `answers` (all correct ones), `answer` (the one that training teaches) and, if the data set has
+them, `id` and `gold_passage_ids`:
 
-| data set      | told by                  | question  | answers (the first is taught)                | id          |
+| data set      | recognised by            | question  | answers (the first is taught)                | id          |
 | ------------- | ------------------------ | --------- | -------------------------------------------- | ----------- |
 | TriviaQA      | Question, Answer         | Question  | Answer.Value, .Aliases, .HumanAnswers        | QuestionId  |
 | WebQuestions  | utterance, targetValue   | utterance | each description in targetValue              | url         |
@@ -14,11 +14,11 @@ says so `id` and `gold_passage_ids`:
 | BEIR          | queries.jsonl and qrels/ | text      | none: documents are annotated, not answers   | _id         |
 | NQ-open, own  | anything else            | question  | `answer`, if there is one, then `answers`    | id          |
 
-`gold_passage_ids` are the field of that name; in DPR's files the passage_id (or psg_id) of each of positive_ctxs, in
-BEIR's the documents that qrels judge above 0. Own lines keep their other fields.
+`gold_passage_ids` is the field of that name; in DPR's files, the passage_id (or psg_id) of each of positive_ctxs; in
+BEIR's, the documents with a score above 0 in qrels. Records of the last row of the table keep their other fields.
 
-What an answer may be is the same everywhere (`texts_of`): a text, a number, a list of them, or an object as TriviaQA
-(`value`, `aliases`), SQuAD (`text`) and KILT (`answer`) write one. Anything else is refused by its field's name.
+An answer is the same in all formats (`texts_of`): a text, a number, a list of them, or an object as in TriviaQA
+(`value`, `aliases`), SQuAD (`text`) and KILT (`answer`). Anything else is an error that names the field.
 """
 
 import math
@@ -31,17 +31,23 @@ from shoulders.errors import BadRow, DataError
 
 Row = Mapping[str, Any]
 
-GOLD = "gold_passage_ids"  # the field that names the annotated documents
+GOLD = "gold_passage_ids"  # field with the ids of the annotated documents
 PLACES = {
     "Data": "Data.item",
     "data": "data.item.paragraphs.item.qas.item",
-}  # where TriviaQA's and SQuAD's files have their questions
-ALIASES = (("value", "Value"), ("aliases", "Aliases"), ("HumanAnswers",), ("text",), ("answer",))  # of an answer object
+}  # path of the questions in TriviaQA's and SQuAD's files, by their first field
+ALIASES = (
+    ("value", "Value"),
+    ("aliases", "Aliases"),
+    ("HumanAnswers",),
+    ("text",),
+    ("answer",),
+)  # fields of an answer that is an object
 DESCRIPTION = re.compile(r'\(description (?:"((?:[^"\\]|\\.)*)"|([^()"]+))\)')
 
 
 def question_record(row: Row) -> dict[str, Any]:
-    """Read a record of any of the formats; `ValueError` names the field that is wrong."""
+    """Convert a record of any of the formats; raise `ValueError` that names a wrong field."""
     if {"Question", "Answer"} <= set(row):
         return _triviaqa(row)
     if {"utterance", "targetValue"} <= set(row):
@@ -56,7 +62,7 @@ def question_record(row: Row) -> dict[str, Any]:
 
 
 def is_triviaqa(row: Row) -> bool:
-    """Whether a record is TriviaQA's, as the data set publishes it or as the hub has it."""
+    """Return whether a record is TriviaQA's, in its published form or the hub's."""
     return "Answer" in row or (isinstance(row.get("answer"), Mapping) and "aliases" in row["answer"])
 
 
@@ -65,10 +71,10 @@ def _triviaqa(row: Row) -> dict[str, Any]:
 
 
 def _web_questions(row: Row) -> dict[str, Any]:
-    told = row["targetValue"] if isinstance(row["targetValue"], str) else ""
-    found = [quoted.replace('\\"', '"') or plain for quoted, plain in DESCRIPTION.findall(told)]
+    descriptions = row["targetValue"] if isinstance(row["targetValue"], str) else ""
+    found = [quoted.replace('\\"', '"') or plain for quoted, plain in DESCRIPTION.findall(descriptions)]
     if not found:
-        raise ValueError("`targetValue` holds no (description ...)")
+        raise ValueError("`targetValue` contains no (description ...)")
     return _record(row["utterance"], texts_of(found, "targetValue"), row.get("url"))
 
 
@@ -98,7 +104,7 @@ def _record(question: Any, answers: tuple[str, ...], number: Any, gold: Any = No
 
 
 def missing(value: Any) -> bool:
-    """Whether a field is as good as absent: null, or NaN, as pandas writes what is not there."""
+    """Return whether a value is missing: null, or NaN, which pandas writes instead."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -107,23 +113,23 @@ def _empty(value: Any) -> bool:
 
 
 def texts_of(value: Any, field: str) -> tuple[str, ...]:
-    """The answers that a field gives, each once, blank ones left out.
+    """Return the distinct answers in a field, without blank ones.
 
     Raises:
-        ValueError: it gives none, or holds what is no answer; the field is named.
+        ValueError: there are none, or a value is not an answer; the message names the field.
     """
     items = value if isinstance(value, list | tuple) else [value]
     found = [text for item in items for text in _answer(item, field)]
     if not found:
-        raise ValueError(f"`{field}` holds no answer")
+        raise ValueError(f"`{field}` contains no answer")
     return tuple(dict.fromkeys(found))
 
 
 def _answer(value: Any, field: str) -> Iterable[str]:
     if isinstance(value, Mapping):
         parts = [value[name] for names in ALIASES for name in names if not missing(value.get(name))]
-        if not parts and "provenance" not in value:  # KILT has objects that say no more than where an answer is from
-            raise ValueError(f"`{field}` holds an object without a value, aliases, text or answer")
+        if not parts and "provenance" not in value:  # KILT has objects with only the provenance of an answer
+            raise ValueError(f"`{field}` contains an object without a value, aliases, text or answer")
         return [text for part in parts for text in ([one_text(x, field) for x in _listed(part)]) if text]
     text = one_text(value, field)
     return [text] if text else []
@@ -134,10 +140,10 @@ def _listed(value: Any) -> Iterable[Any]:
 
 
 def one_text(value: Any, field: str) -> str:
-    """The text of a field, without white space around it; "" if it is missing; numbers as they are written.
+    """Return a text or number as text, stripped; "" if it is missing.
 
     Raises:
-        ValueError: it is something else; the field is named.
+        ValueError: it is neither; the message names the field.
     """
     if missing(value):
         return ""
@@ -145,33 +151,33 @@ def one_text(value: Any, field: str) -> str:
         return value.strip()
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
-    said = "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"
-    said = str(value).lower() if isinstance(value, bool | float) else said
-    raise ValueError(f"`{field}` is {said}, neither text nor number")
+    found = "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"
+    found = str(value).lower() if isinstance(value, bool | float) else found
+    raise ValueError(f"`{field}` is {found}, neither text nor number")
 
 
 def id_of(value: Any, field: str) -> str | None:
-    """An id as text, whole numbers without a fraction (pandas writes 17 as 17.0); None if it is missing or blank.
+    """Return an id as text, 17.0 (as pandas writes 17) as "17"; None if it is missing or blank.
 
     Raises:
-        ValueError: it is neither text nor number; the field is named.
+        ValueError: it is neither text nor number; the message names the field.
     """
     whole = isinstance(value, float) and value.is_integer()
     return one_text(int(value) if whole else value, field) or None
 
 
 def ids_of(value: Any, field: str) -> tuple[str, ...]:
-    """Ids as texts, each once: of a list, or one alone.
+    """Return the distinct ids of a list, or a single id, as texts.
 
     Raises:
-        ValueError: one is neither text nor number; the field is named.
+        ValueError: an id is neither text nor number; the message names the field.
     """
     found = [id_of(one, field) for one in _listed(value)]
     return tuple(dict.fromkeys(one for one in found if one is not None))
 
 
 def beir_query(row: Row) -> dict[str, Any]:
-    """Read a line of BEIR's queries.jsonl; `ValueError` names the field that is wrong."""
+    """Convert a line of BEIR's queries.jsonl; raise `ValueError` that names a wrong field."""
     asked, own = one_text(row.get("text"), "text"), id_of(row.get("_id"), "_id")
     if not asked or own is None:
         raise ValueError("it needs an `_id` and a `text`")
@@ -179,13 +185,13 @@ def beir_query(row: Row) -> dict[str, Any]:
 
 
 def read_qrels(path: Path) -> dict[str, list[str]]:
-    """Read the documents that judgements name relevant (above 0), by query.
+    """Read the ids of the documents that are judged relevant (score above 0), by query.
 
-    A line is BEIR's `query-id corpus-id score`, after a line that says so, or TREC's `query-id iteration corpus-id
-    score`, with tabs or spaces between.
+    A line is BEIR's `query-id corpus-id score`, after a header, or TREC's `query-id iteration corpus-id score`,
+    separated by tabs or spaces.
 
     Raises:
-        BadRow: a line that is neither, with file and line number.
+        BadRow: a line is neither; the message has file and line number.
         DataError: the file cannot be read.
     """
     found: dict[str, list[str]] = {}
@@ -201,7 +207,7 @@ def read_qrels(path: Path) -> dict[str, list[str]]:
             query, document, score = parts if len(parts) == 3 else (parts[0], *parts[2:])
             relevant = float(score) > 0
         except ValueError:
-            raise BadRow(f"{path}, line {number}: it is no query, document and score: {line[:60]!r}") from None
+            raise BadRow(f"{path}, line {number}: not a query, a document and a score: {line[:60]!r}") from None
         if relevant:
             found.setdefault(query, []).append(document)
     return found

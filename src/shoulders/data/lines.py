@@ -1,4 +1,4 @@
-"""JSON Lines files, plain or compressed, read from the beginning to the end or one object at a time."""
+"""Records of JSON Lines and JSON files, plain or compressed: one after the other, or by number."""
 
 import gzip
 import json
@@ -26,12 +26,12 @@ CHUNK = 1 << 20  # bytes
 
 
 def unpacked(path: Path) -> Path:
-    """A `.gz` file, unpacked: `unpacked/` of the cache folder (`$SHOULDERS_CACHE`, or `~/.cache/shoulders`).
+    """Return the path of an unpacked `.gz` file, in `unpacked/` of the cache folder.
 
-    It is unpacked anew if its size or its time has changed since, and by no more than one of two processes to the end.
+    It is unpacked again once its size or modification time has changed. Several processes may do so at once.
 
     Raises:
-        DataError: there is no such file, it is cut off, or it is not gzip.
+        DataError: the file does not exist, is truncated, or is not gzip.
         SaveFailed: the cache folder cannot be written, or its disk is full.
     """
     with _reading(path):
@@ -70,20 +70,20 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: {error}") from error
 
 
-Made = TypeVar("Made")
+Item = TypeVar("Item")
 
-BLOCK = 1 << 14  # bytes between two places that are kept: what is read to get at one object, at most
-ARRAYS = (".json", ".json.gz")  # what files that hold an array are called
-HALVES = re.compile(rb"\\u[dD][89a-fA-F]")  # escapes, two of which make a character
-HALF = re.compile(r"[\ud800-\udfff]")
-BROKEN = (ValueError, EOFError, OSError, zlib.error)  # what a file, or what packs it, can be
+BLOCK = 1 << 14  # bytes between two indexed positions: at most so many are read to find an object
+ARRAYS = (".json", ".json.gz")  # endings of files that contain an array
+SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")  # two of these make a character
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+UNREADABLE = (ValueError, EOFError, OSError, zlib.error)  # errors of a broken file, or of broken compression
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON Lines file, gzip-compressed if its name ends in .gz.
+    """Yield the objects of a JSON Lines file, which is gzip-compressed if its name ends in .gz.
 
     Raises:
-        BadRow: a line that is not a JSON object, with file and line number.
+        BadRow: a line is not a JSON object; the message has file and line number.
         DataError: the file cannot be read to its end.
     """
     opener = gzip.open if path.suffix == ".gz" else open
@@ -93,14 +93,14 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             for line in lines:
                 number += 1
                 if not _blank(line):
-                    yield _made(path, number, line, dict)
-    except BROKEN as error:
+                    yield _parsed(path, number, line, dict)
+    except UNREADABLE as error:
         raise DataError(f"{path}, line {number}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class _Blocks:
-    """Where in a file its objects stand: the first of every 16 KiB, by its number, its byte and its line."""
+    """Index of a file: number, byte offset and line number of the first object in every 16 KiB."""
 
     objects: "array[int]" = field(default_factory=lambda: array("Q"))
     starts: "array[int]" = field(default_factory=lambda: array("Q"))
@@ -108,40 +108,41 @@ class _Blocks:
 
 
 @final
-class JsonLines(Generic[Made]):
-    """What is made of the objects of a JSON Lines file, by number, blank lines left out.
+class JsonLines(Generic[Item]):
+    """Sequence of the objects of a JSON Lines file, each converted by `convert`; blank lines are skipped.
 
-    Nothing of the file is held in memory: 24 bytes are kept for each 16 KiB of it, and an object is read when it is
-    asked for. The file is gone through once, when the first thing is asked. A `.gz` file, which cannot be entered in
-    the middle, is unpacked into the cache folder (`shoulders.data.lines`).
+    The file is not kept in memory: the index takes 24 bytes for each 16 KiB, and an object is read when it is accessed.
+    The index is built by reading the file once, on the first access. A `.gz` file, which has no random access, is
+    unpacked into the cache folder first (`unpacked`).
 
     Args:
-        make: what is wanted of an object; its `ValueError` says what is wrong with one.
+        path: path of the file.
+        convert: converts an object; the message of a `ValueError` from it becomes part of a `BadRow`.
     """
 
-    def __init__(self, path: Path, make: Callable[[dict[str, Any]], Made]) -> None:
-        self.path, self._make = path, make
+    def __init__(self, path: Path, convert: Callable[[dict[str, Any]], Item]) -> None:
+        self.path, self._convert = path, convert
 
     def __len__(self) -> int:
-        """Lines that are not blank.
+        """Return the number of lines that are not blank.
 
         Raises:
             DataError: the file cannot be read to its end.
         """
         return self._index[1]
 
-    def __getitem__(self, number: int) -> Made:
-        """One object.
+    def __getitem__(self, number: int) -> Item:
+        """Return one object, converted.
 
         Raises:
-            IndexError: there are not so many.
-            BadRow: the line is not a JSON object, or not one to make something of, with file and line number.
-            DataError: the file was changed meanwhile.
+            IndexError: there is no such number.
+            BadRow: the line is not a JSON object or cannot be converted; the message has file and line number.
+            DataError: the file was changed since it was indexed.
         """
         if not 0 <= number < len(self):
             raise IndexError(number)
         line, content = self._read(number)
-        return _made(self.path, line, content, self._make)
+        return _parsed(self.path, line, content, self._convert)
 
     @cached_property
     def _file(self) -> Path:
@@ -149,7 +150,7 @@ class JsonLines(Generic[Made]):
 
     @cached_property
     def _index(self) -> tuple[_Blocks, int, tuple[int, int]]:
-        """Where objects stand, how many there are, and what tells that the file is the same still."""
+        """Index of the objects, their number, and size and modification time of the file."""
         blocks, count, at, block = _Blocks(), 0, 0, -1
         try:
             with self._file.open("rb") as lines:
@@ -168,7 +169,7 @@ class JsonLines(Generic[Made]):
         return blocks, count, state
 
     def _read(self, number: int) -> tuple[int, bytes]:
-        """The line that an object stands in, by its number in the file and its content."""
+        """Return the line number and the line of an object."""
         blocks, _, state = self._index
         block = bisect_right(blocks.objects, number) - 1
         before = number - blocks.objects[block]
@@ -195,12 +196,14 @@ def _state(file: IO[bytes]) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def _made(path: Path, number: int, line: bytes, make: Callable[[dict[str, Any]], Made]) -> Made:
+def _parsed(path: Path, number: int, line: bytes, convert: Callable[[dict[str, Any]], Item]) -> Item:
     try:
         values = json_object(line.decode())
-        if HALVES.search(line) and (half := HALF.search(json.dumps(values, ensure_ascii=False))):
-            raise ValueError(f"{ascii(half[0])[1:-1]} is half a character: write both halves, or leave it out")
-        return make(values)
+        if SURROGATE_ESCAPE.search(line) and (half := SURROGATE.search(json.dumps(values, ensure_ascii=False))):
+            raise ValueError(
+                f"{ascii(half[0])[1:-1]} is half a character (a lone surrogate): write both halves, or remove it"
+            )
+        return convert(values)
     except UnicodeDecodeError as error:
         raise BadRow(f"{path}, line {number}: {error}: {WAY_OUT}") from error
     except ValueError as error:
@@ -208,12 +211,12 @@ def _made(path: Path, number: int, line: bytes, make: Callable[[dict[str, Any]],
 
 
 def json_object(line: str) -> dict[str, Any]:
-    """The object that a line holds, or `ValueError`."""
+    """Parse a line as a JSON object; raise `ValueError` if it is none."""
     try:
-        # A byte order mark; joined files have some in their middle.
+        # Concatenated files have byte order marks in the middle.
         return _object(json.loads(line.removeprefix("\ufeff")))
-    except RecursionError:  # data can be nested without end, too
-        raise ValueError("nested too deep") from None
+    except RecursionError:  # of data with thousands of levels
+        raise ValueError("nested too deeply") from None
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -223,13 +226,14 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def read_array(path: Path, places: Mapping[str, str]) -> Iterator[Any]:
-    """Read the items of the array that a JSON file is or holds, one at a time; unpacked if its name ends in .gz.
+    """Yield the items of an array in a JSON file, which is gzip-compressed if its name ends in .gz.
 
     Args:
-        places: for files that are an object, by a field of it where the items are, as ijson writes it.
+        path: path of the file, whose top level is the array, or an object that contains it.
+        places: for an object, the path of the items (in ijson's notation) by the field that it has.
 
     Raises:
-        DataError: there is no such array in it, or it cannot be read to its end.
+        DataError: there is no such array, or the file cannot be read to its end.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     try:
@@ -238,14 +242,14 @@ def read_array(path: Path, places: Mapping[str, str]) -> Iterator[Any]:
             place = _place(_from_start(file), places)
             if place is None:
                 fields = ", ".join(repr(field) for field in places)
-                raise DataError(f"{path} holds no array of records, neither by itself nor as one of {fields or '-'}")
+                raise DataError(f"{path} is no array of records, and has none in a field {fields or '-'}")
             yield from ijson.items(_from_start(file), place, use_float=True)
-    except (ijson.JSONError, *BROKEN) as error:
+    except (ijson.JSONError, *UNREADABLE) as error:
         raise DataError(f"{path}: {error}") from error
 
 
 def _from_start(file: BinaryIO) -> BinaryIO:
-    """The file where its JSON begins, after a byte order mark if it has one."""
+    """Return the file at its beginning, after the byte order mark if it has one."""
     file.seek(0)
     file.seek(len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0)
     return file
@@ -261,60 +265,62 @@ def _place(file: BinaryIO, places: Mapping[str, str]) -> str | None:
 
 
 @final
-class JsonArray(Generic[Made]):
-    """What is made of the objects of an array in a JSON file, by number.
+class JsonArray(Generic[Item]):
+    """Sequence of the objects of an array in a JSON file, each converted by `convert`.
 
-    The file is read once, as a stream, when the first thing is asked; what is made of its objects stays in memory.
+    The file is read once, as a stream, on the first access; the converted objects are kept in memory.
 
     Args:
-        make, places: as `JsonLines` and `read_array` have them.
+        path: path of the file.
+        convert: converts an object; the message of a `ValueError` from it becomes part of a `BadRow`.
+        places: paths of the array in files whose top level is an object, as in `read_array`.
     """
 
-    def __init__(self, path: Path, make: Callable[[dict[str, Any]], Made], places: Mapping[str, str]) -> None:
-        self.path, self._make, self._places = path, make, places
+    def __init__(self, path: Path, convert: Callable[[dict[str, Any]], Item], places: Mapping[str, str]) -> None:
+        self.path, self._convert, self._places = path, convert, places
 
     def __len__(self) -> int:
-        """Objects in all.
+        """Return the number of objects.
 
         Raises:
             DataError: the file cannot be read to its end.
         """
         return len(self._items)
 
-    def __getitem__(self, number: int) -> Made:
-        """One object.
+    def __getitem__(self, number: int) -> Item:
+        """Return one object, converted.
 
         Raises:
-            IndexError: there are not so many.
-            BadRow: it is not an object, or not one to make something of, with file and number, from 1.
+            IndexError: there is no such number.
+            BadRow: it is not an object or cannot be converted; the message has file and number, from 1.
         """
         if not 0 <= number < len(self):
             raise IndexError(number)
-        made, wrong = self._items[number]
-        if made is None:
-            raise BadRow(f"{self.path}, record {number + 1}: {wrong}")
-        return made
+        item, fault = self._items[number]
+        if item is None:
+            raise BadRow(f"{self.path}, record {number + 1}: {fault}")
+        return item
 
     @cached_property
-    def _items(self) -> list[tuple[Made | None, str]]:
+    def _items(self) -> list[tuple[Item | None, str]]:
         return [self._tried(value) for value in read_array(self.path, self._places)]
 
-    def _tried(self, value: Any) -> tuple[Made | None, str]:
+    def _tried(self, value: Any) -> tuple[Item | None, str]:
         try:
-            return self._make(_object(value)), ""
+            return self._convert(_object(value)), ""
         except ValueError as error:
             return None, str(error)
 
 
 def json_records(
-    path: Path, make: Callable[[dict[str, Any]], Made], places: Mapping[str, str] = {}
-) -> JsonLines[Made] | JsonArray[Made]:
-    """What is made of the objects of a file, by number: of an array if its name ends in .json, else of its lines."""
-    return JsonArray(path, make, places) if path.name.endswith(ARRAYS) else JsonLines(path, make)
+    path: Path, convert: Callable[[dict[str, Any]], Item], places: Mapping[str, str] = {}
+) -> JsonLines[Item] | JsonArray[Item]:
+    """Return the converted objects of a file: of an array if its name ends in .json or .json.gz, else of its lines."""
+    return JsonArray(path, convert, places) if path.name.endswith(ARRAYS) else JsonLines(path, convert)
 
 
 def first_record(path: Path, places: Mapping[str, str] = {}) -> dict[str, Any]:
-    """The first object of such a file; {} where there is none, or it is broken, which is for its reader to say."""
+    """Return the first object of such a file; {} if there is none or it is broken (which reading it later reports)."""
     try:
         found = read_array(path, places) if path.name.endswith(ARRAYS) else read_json_lines(path)
         return _object(next(iter(found), {}))

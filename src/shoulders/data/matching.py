@@ -1,4 +1,4 @@
-"""Whether an answer stands in a passage, as DPR decides it, and where."""
+"""Search for answers in passages, by DPR's rule (`has_answer`) and by the project's (`has_span`)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import final
@@ -9,12 +9,19 @@ import regex
 from shoulders.errors import UsageError
 from shoulders.records import Passage, Support
 
-# Scripts without spaces between words: by the character, and those in which marks and several characters make a letter.
+# Scripts without spaces between words: by character, and those whose letters consist of marks and several characters.
 IDEOGRAPHIC = r"\p{Han}\p{Hiragana}\p{Bopomofo}\p{Yi}"
-SOUTH_EAST_ASIAN = r"\p{LB=SA}"  # Thai, Lao, Khmer, Burmese and their neighbours: Unicode's UAX 14 calls them complex
-KATAKANA = r"\p{Katakana}\u30fc\u3099\u309a"  # with the sign of a long vowel, and the marks of kana
-IGNORABLE = r"[\p{Default_Ignorable_Code_Point}--\u200b]"  # soft hyphens, joiners; U+200B stands between words
-CHANGES_MEANING = ("<super", "<sub", "<circle", "<fraction")  # more than another look: 10\u2076, 3\u00bd
+SOUTH_EAST_ASIAN = r"\p{LB=SA}"  # Thai, Lao, Khmer, Burmese and others, which Unicode's UAX 14 calls complex
+KATAKANA = r"\p{Katakana}\u30fc\u3099\u309a"  # with the mark of a long vowel, and the voicing marks of kana
+IGNORABLE = (
+    r"[\p{Default_Ignorable_Code_Point}--\u200b]"  # soft hyphens, joiners; but not U+200B, which separates words
+)
+CHANGES_MEANING = (
+    "<super",
+    "<sub",
+    "<circle",
+    "<fraction",
+)  # compatibility forms with another meaning: 10\u2076, 3\u00bd
 SIGNS = {
     **dict.fromkeys("\u2018\u2019\u201a\u201b\u2039\u203a\u02b9\u02bb\u02bc\u2032\u00b4", "'"),
     **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\u301d\u301e\u301f", '"'),
@@ -24,7 +31,7 @@ SIGNS = {
 
 @final
 class Folding(dict[int, str]):
-    """What each character becomes, worked out when it is first met: a table for `str.translate`."""
+    """A table for `str.translate` that computes the replacement of a character when it is first looked up."""
 
     def __init__(self, fold: Callable[[str], str]) -> None:
         super().__init__()
@@ -35,28 +42,29 @@ class Folding(dict[int, str]):
         return folded
 
 
-def _look(character: str) -> str:
-    """NFD, of what it is another look of; what it is made of may have looks of its own (one sign for m\u00b2)."""
+def _plain_form(character: str) -> str:
+    """Return the compatibility decomposition of a character, except those that change its meaning."""
     tag, _, codes = decomposition(character).rpartition("> ")
     if not codes or tag in CHANGES_MEANING:
         return normalize("NFD", character)
-    return normalize("NFD", "".join(_look(chr(int(code, 16))) for code in codes.split()))
+    return normalize("NFD", "".join(_plain_form(chr(int(code, 16))) for code in codes.split()))
 
 
-def _answer(character: str) -> str:
-    signs = SIGNS.get(character) or "".join(SIGNS.get(one, one) for one in _look(character))
+def _folded_character(character: str) -> str:
+    """Return a character with case, typography and digits folded."""
+    signs = SIGNS.get(character) or "".join(SIGNS.get(one, one) for one in _plain_form(character))
     digits = (one if (value := decimal(one, None)) is None else str(value) for one in signs)
     return normalize("NFD", "".join(one if combining(one) else one.casefold() for one in digits))
 
 
-# Full width, ligatures, positional and typographic forms are decomposed.
-LOOKS = Folding(_look)
-# Case, the look of letters, decimal digits, quotation marks, apostrophes and dashes are folded; accents are not.
-ANSWERS = Folding(_answer)
+# Decomposes full width characters, ligatures, positional and typographic forms.
+LOOKS = Folding(_plain_form)
+# Folds case, typographic forms, decimal digits, quotation marks, apostrophes and dashes, but not accents.
+ANSWERS = Folding(_folded_character)
 
-Rule = Callable[[Sequence[str], str], bool]  # whether one of the answers stands in a text
+Rule = Callable[[Sequence[str], str], bool]  # whether one of the answers occurs in a text
 TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")  # DPR's
-ASCII_TOKEN = regex.compile(r"[a-z0-9]+|[!-~]")  # what PART finds in plain English, faster
+ASCII_TOKEN = regex.compile(r"[a-z0-9]+|[!-~]")  # finds the same as PART in ASCII text, faster
 SPACELESS = rf"{IDEOGRAPHIC}{SOUTH_EAST_ASIAN}"
 LETTER = r"\p{L}\p{N}\p{M}"
 PART = regex.compile(
@@ -71,28 +79,28 @@ NEVER = -1
 
 
 def answer_tokens(text: str) -> list[str]:
-    """The tokens by which DPR looks for an answer."""
+    """Return the tokens of a text as DPR's rule has them."""
     return [token.lower() for token in TOKEN.findall(normalize("NFD", text))]
 
 
 def has_answer(answers: Sequence[str], text: str) -> bool:
-    """Whether an answer stands in a passage's text by DPR's rule: its tokens in a row (its title does not count)."""
+    """Return whether an answer occurs in a passage's text by DPR's rule: its tokens in sequence."""
     tokens = answer_tokens(text)
     return any(True for answer in answers for _ in _places(answer_tokens(answer), tokens))
 
 
 def has_span(answers: Sequence[str], text: str) -> bool:
-    """Whether one of the answers stands in a passage's text by the project's rule (its title does not count)."""
+    """Return whether an answer occurs in a passage's text by the project's rule: its folded words in sequence."""
     return any(True for _ in spans_of(answers, text))
 
 
 def span_of(answer: str, text: str) -> tuple[int, int] | None:
-    """Where an answer first stands in a text: its characters from, and up to; None if nowhere."""
+    """Return start and end of the first occurrence of an answer in a text, in characters; None if there is none."""
     return next(spans_of([answer], text), None)
 
 
 def spans_of(answers: Sequence[str], text: str) -> Iterator[tuple[int, int]]:
-    """Where the answers stand in a text, one after the other: characters of the text as it is, from and up to."""
+    """Yield start and end of each occurrence of the answers in a text, in characters, answer by answer."""
     folded = UNSEEN.sub("", _folded(text))
     wanted = {parts: None for answer in answers if (parts := _parts(answer)[0])}
     possible = [parts for parts in wanted if all(part in folded for part in parts)]
@@ -103,25 +111,25 @@ def spans_of(answers: Sequence[str], text: str) -> Iterator[tuple[int, int]]:
 
 
 def word_places(text: str) -> list[tuple[int, int]]:
-    """Where the words of a text are, and its other signs, each alone: characters from, and up to."""
+    """Return start and end of each word of a text, and of each other sign, in characters."""
     return _parts(text)[1]
 
 
 def has_match(patterns: Sequence[str], text: str) -> bool:
-    """Whether one of some regular expressions matches in a passage's text: the answers of CuratedTREC.
+    """Return whether a regular expression, as in CuratedTREC's answers, matches in a passage's text.
 
     Raises:
-        UsageError: one is no regular expression.
+        UsageError: an answer is not a regular expression.
     """
     try:
         compiled = [regex.compile(normalize("NFD", one), regex.IGNORECASE | regex.MULTILINE) for one in patterns]
     except regex.error as error:
-        raise UsageError(f"an answer is no regular expression ({error})") from error
+        raise UsageError(f"an answer is not a regular expression ({error})") from error
     return any(pattern.search(normalize("NFD", text)) for pattern in compiled)
 
 
 def first_with_answer(answers: Sequence[str], texts: Sequence[str], rule: Rule = has_span) -> int:
-    """The number of the first passage that has an answer, from 0; NEVER if none has."""
+    """Return the number of the first passage that contains an answer, from 0; NEVER if none does."""
     return next((number for number, text in enumerate(texts) if rule(answers, text)), NEVER)
 
 
@@ -130,12 +138,12 @@ def _folded(text: str) -> str:
 
 
 def _parts(text: str) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
-    """Words and signs, folded, and where each is in the text as it is."""
+    """Return the folded words and signs of a text, and start and end of each in the original text."""
     folded = _folded(text)
     if text.isascii():
         found = list(ASCII_TOKEN.finditer(folded))
         return tuple(one[0] for one in found), [one.span() for one in found]
-    # Marks are put in order among themselves only, and stand in one part: what is before and after them is not moved.
+    # Folding reorders only the marks of one letter, which are in the same part: other characters keep their order.
     origin = [number for number, letter in enumerate(text) for _ in ANSWERS[ord(letter)]]
     some = [
         (part, origin[one.start() : one.end()]) for one in PART.finditer(folded) if (part := UNSEEN.sub("", one[0]))
@@ -144,17 +152,16 @@ def _parts(text: str) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
 
 
 def _places(part: Sequence[str], whole: Sequence[str]) -> Iterator[int]:
-    """Where a part stands in a row in the whole."""
+    """Return the positions at which the items of a part occur in sequence in the whole."""
     size = len(part)
     starts = range(len(whole) - size + 1) if size else ()
     return (start for start in starts if whole[start : start + size] == part)
 
 
 def support(answer: str, passages: Sequence[Passage]) -> Support | None:
-    """The first passage whose text holds the answer, and where; None if there is none.
+    """Return the first occurrence of an answer in the texts of passages, without titles; None if there is none.
 
-    Answers are looked for as recall does it (`matching.has_span`), titles do not count. An answer without a letter or
-    sign stands nowhere.
+    The rule is that of recall (`has_span`). An answer without a letter or sign occurs nowhere.
     """
     for number, passage in enumerate(passages):
         if span := span_of(answer, passage.text):
@@ -162,13 +169,13 @@ def support(answer: str, passages: Sequence[Passage]) -> Support | None:
     return None
 
 
-Span = tuple[int, int]  # first place and the one after the last
-MOST = 10  # occurrences that are trained on
+Span = tuple[int, int]  # first position, and the one after the last
+MAX_OCCURRENCES = 10  # of the answers in a passage, for training
 
 
-def answer_spans(answers: Sequence[str], text: str, most: int = MOST) -> list[Span]:
-    """Where the answers stand in a text, in characters, from its beginning on.
+def answer_spans(answers: Sequence[str], text: str, most: int = MAX_OCCURRENCES) -> list[Span]:
+    """Return start and end of the first `most` occurrences of the answers in a text, in characters, sorted.
 
-    They are looked for as `has_span` does: a text that has an answer has a span.
+    The rule is that of `has_span`: a text that contains an answer has a span.
     """
     return sorted(set(spans_of(answers, text)))[:most]

@@ -1,6 +1,6 @@
-"""The training mixture: examples of all tasks in all wordings, capped, and shuffled together.
+"""The training mixture: examples of all tasks in all wordings, capped and shuffled together.
 
-Also its two halves for cross-fitting, and the counts of what became of the examples that were read.
+Also the two folds for cross-fitting, and counts of the examples that were read, left out or truncated.
 """
 
 from bisect import bisect_right
@@ -14,27 +14,28 @@ from shoulders.data.tasks import Skip, Task, check_wordings
 from shoulders.errors import BadRow, DataError, TemplateFailed, UsageError
 from shoulders.records import Example
 
-READ = "read"  # all that were drawn; beside it stand those that were left out or cut
-CAPPED = "capped"  # examples that every epoch leaves out, because its data set is larger than the cap
+READ = "read"  # examples that were read, those left out or truncated included
+CAPPED = "capped"  # examples that every epoch leaves out because their data set is larger than the cap
+TRUNCATED = "truncated"  # examples that were used with a truncated input
 
-TRUNCATED = "truncated"  # read, and used with its input cut
-
-Counts = dict[str, dict[str, int]]
+Counts = dict[
+    str, dict[str, int]
+]  # by data set and category; categories other than these three are reasons to leave out
 
 
 def tally(counts: Counts, name: str, what: str, number: int = 1) -> None:
-    """Add to a count of the data set of that name."""
+    """Add to the count of a category (`what`) of a data set."""
     of_name = counts.setdefault(name, {})
     of_name[what] = of_name.get(what, 0) + number
 
 
 def copied(counts: Mapping[str, Mapping[str, int]]) -> Counts:
-    """The same counts, which no longer change with these."""
+    """Return a copy of the counts."""
     return {name: dict(of_name) for name, of_name in counts.items()}
 
 
 def totals(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
-    """Over all data sets."""
+    """Return the counts summed over all data sets."""
     found: Counts = {}
     for of_name in counts.values():
         for what, number in of_name.items():
@@ -43,21 +44,21 @@ def totals(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
 
 
 def used(of_name: Mapping[str, int]) -> int:
-    """Examples of one data set that were read and not left out."""
+    """Return how many examples of a data set were read and not left out."""
     return of_name.get(READ, 0) - sum(n for what, n in of_name.items() if what not in {READ, CAPPED, TRUNCATED})
 
 
 def left_out(counts: Mapping[str, Mapping[str, int]]) -> str:
-    """What was left out or cut, e.g. "3 discarded, 1 bad row"; "none" if nothing was."""
+    """Return the counts of left out and truncated examples as text, e.g. "3 discarded, 1 bad row", or "none"."""
     return ", ".join(f"{n} {what}" for what, n in totals(counts).items() if n and what != READ) or "none"
 
 
-CAP = 500_000  # training examples of a data set before it is capped (Sanh et al. 2021; the paper, section 2.2)
+CAP = 500_000  # greatest number of training examples of a data set (Sanh et al. 2021; the paper, section 2.2)
 
 
 @dataclass(frozen=True, slots=True)
-class Portion:
-    """One wording of one task, with the examples it contributes to an epoch out of the rows it has."""
+class Component:
+    """One wording of one task: `count` of its `rows` examples are in every epoch."""
 
     task: Task
     wording: str
@@ -66,8 +67,8 @@ class Portion:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
-    """Which example stands at a position."""
+class ExampleReference:
+    """Reference to an example by task, split, wording and row."""
 
     task: Task
     split: str
@@ -75,7 +76,7 @@ class Draw:
     row: int
 
     def example(self) -> Example | None:
-        """The example; None where the wording is not meant for the record.
+        """Return the example; None if the wording does not apply to the record.
 
         Raises:
             TemplateFailed, BadRow: as `Task.example`.
@@ -87,9 +88,9 @@ class Draw:
 class Mixture:
     """An endless shuffled sequence of examples, addressed by position.
 
-    Every task contributes all its examples in every wording; a task of more than `cap` training examples contributes
-    cap // wordings of each. One epoch is a pseudo-random permutation computed position by position, so the order takes
-    no memory, any position is reached at once (a resumed run goes on where it stopped), and every epoch differs.
+    Every task contributes all its examples in every wording; a task with more than `cap` examples contributes cap //
+    wordings of each, others in each epoch. An epoch is a pseudo-random permutation that is computed position by
+    position: it takes no memory, any position is reached at once (to resume a run), and every epoch has another order.
 
     Source: Sanh et al. 2021, section 5; the paper, section 2.2.
     """
@@ -105,75 +106,81 @@ class Mixture:
         original_only: bool = False,
         skip: Skip = Skip(),  # noqa: B008 (frozen)
     ) -> None:
-        """Lay out the mixture.
+        """Create the mixture without reading an example.
 
         Args:
+            tasks: tasks to mix.
+            split: split of their examples.
+            seed: seed of the order.
+            cap: greatest number of examples of a task in an epoch.
             without: wordings to leave out, as "task/wording".
-            original_only: leave out wordings that ask something else than the data set's own task.
-            skip: what whoever reads it is to leave out and count instead of stopping.
+            original_only: leave out wordings that ask another task than the data set's own.
+            skip: failures to leave out and count, instead of raising an error.
 
         Raises:
-            UnknownName, DataError: a wording or split that is not there, a cap too low, or nothing left.
+            UnknownName, DataError: a wording or split does not exist, the cap is too low, or no wording is left.
         """
         self.split, self.seed, self.skip = split, seed, skip
         check_wordings(tasks, without)
-        self.portions = [
-            portion for task in tasks for portion in _portions(task, split, cap, without, original_only=original_only)
+        self.components = [
+            component
+            for task in tasks
+            for component in _components(task, split, cap, without, original_only=original_only)
         ]
-        if not self.portions:
-            raise DataError("the mixture is empty: no wording of any task is left")
-        self._ends = list(accumulate(portion.count for portion in self.portions))
+        if not self.components:
+            raise DataError("the mixture is empty: all wordings are left out")
+        self._ends = list(accumulate(component.count for component in self.components))
 
     def __len__(self) -> int:
-        """Examples of one epoch, those left out when rendered included."""
+        """Return the number of examples in an epoch, including those that are left out when they are read."""
         return self._ends[-1]
 
     @property
     def capped(self) -> dict[str, int]:
-        """Examples that every epoch leaves out because of the cap, by task."""
+        """Number of examples that every epoch leaves out because of the cap, by task."""
         found: dict[str, int] = {}
-        for portion in self.portions:
-            found[portion.task.name] = found.get(portion.task.name, 0) + portion.rows - portion.count
+        for component in self.components:
+            found[component.task.name] = found.get(component.task.name, 0) + component.rows - component.count
         return found
 
-    def draw(self, position: int) -> Draw:
-        """What stands at a position of the endless sequence."""
+    def reference(self, position: int) -> ExampleReference:
+        """Return the reference at a position of the endless sequence."""
         epoch, place = divmod(position, len(self))
         index = permuted(place, len(self), f"{self.seed}/{epoch}")
         which = bisect_right(self._ends, index)
-        portion = self.portions[which]
-        row = index - (self._ends[which] - portion.count)
-        if portion.count < portion.rows:  # a capped task: its own random part, another each epoch
-            row = permuted(row, portion.rows, f"{self.seed}/{epoch}/{which}")
-        return Draw(portion.task, self.split, portion.wording, row)
+        component = self.components[which]
+        row = index - (self._ends[which] - component.count)
+        if component.count < component.rows:  # a capped task: a random part, another one in each epoch
+            row = permuted(row, component.rows, f"{self.seed}/{epoch}/{which}")
+        return ExampleReference(component.task, self.split, component.wording, row)
 
     def example(self, position: int) -> Example | None:
-        """The example at a position; None where the wording is not meant for the record.
+        """Return the example at a position; None if the wording does not apply to the record.
 
         Raises:
             TemplateFailed, BadRow: as `Task.example`.
         """
-        return self.draw(position).example()
+        return self.reference(position).example()
 
     def read(self, position: int, counts: Counts) -> Example | None:
-        """The example at a position, counted; None where it is left out, which is counted by its reason.
+        """Return the example at a position and count it; None if it is left out, which is counted by its reason.
 
         Raises:
-            TemplateFailed, BadRow: it cannot be used, and is not to be skipped.
+            TemplateFailed, BadRow: it cannot be used, and `skip` does not leave it out.
         """
-        draw = self.draw(position)
+        reference = self.reference(position)
         example, why = None, "not meant"
         try:
-            example = draw.example()
+            example = reference.example()
         except (TemplateFailed, BadRow) as error:
             why = self.skip.reason(error)
-        tally(counts, draw.task.name, READ)
+        tally(counts, reference.task.name, READ)
         if example is None:
-            tally(counts, draw.task.name, why)
+            tally(counts, reference.task.name, why)
         return example
 
 
-def _portions(task: Task, split: str, cap: int, without: Sequence[str], *, original_only: bool) -> list[Portion]:
+def _components(task: Task, split: str, cap: int, without: Sequence[str], *, original_only: bool) -> list[Component]:
     wordings = [
         wording
         for wording in task.wordings
@@ -181,19 +188,20 @@ def _portions(task: Task, split: str, cap: int, without: Sequence[str], *, origi
     ]
     if cap < len(wordings):
         raise DataError(
-            f"suite.cap {cap} is below the {len(wordings)} templates of task {task.name!r}, which share it: raise it"
+            f"suite.cap {cap} is less than the {len(wordings)} templates of task {task.name!r} that share it: raise it"
         )
     found = []
     for wording in wordings:
         rows = task.rows(split, wording)
-        found.append(Portion(task, wording, rows if rows <= cap else cap // len(wordings), rows))
+        found.append(Component(task, wording, rows if rows <= cap else cap // len(wordings), rows))
     return found
 
 
 def permuted(index: int, size: int, key: str) -> int:
-    """The place of `index` in a pseudo-random permutation of range(size): a Feistel network with cycle walking.
+    """Return the image of `index` under a pseudo-random permutation of range(size) that `key` determines.
 
-    Four rounds over the smallest even number of bits that holds `size`; indices that fall outside walk on.
+    A Feistel network of four rounds over the smallest even number of bits that `size` fits into, with cycle walking:
+    images outside the range are permuted again.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     low = (1 << half) - 1
@@ -214,11 +222,13 @@ FOLDS = ("a", "b")  # halves of the training examples, for cross-fitting
 
 
 def fold_of(example: Example) -> str:
-    """The half of the training examples that one belongs to, the same in all its wordings."""
+    """Return the half of the training examples that an example belongs to, the same in all its wordings."""
     return FOLDS[blake2b(f"{example.task}/{example.id}".encode(), digest_size=1).digest()[0] % len(FOLDS)]
 
 
 def check_fold(fold: str) -> None:
-    """Raise `UsageError` for what is no half."""
+    """Raise `UsageError` for an unknown fold."""
     if fold and fold not in FOLDS:
-        raise UsageError(f"suite.fold={fold!r} is no half of the training examples: a, b, or nothing for all of them")
+        raise UsageError(
+            f"suite.fold={fold!r} is no half of the training examples: set a or b, or leave it empty for all examples"
+        )

@@ -1,4 +1,4 @@
-"""Examples given as Python values: pairs of strings, records, or a table of the datasets library, as one task."""
+"""A task of examples given as Python values: pairs of strings, records, or a `datasets.Dataset`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ FIELDS = "question and answer (or answers), and optionally choices and evidence"
 @final
 @dataclass(frozen=True, slots=True)
 class GivenExamples:
-    """A task of examples that are at hand. Every split holds all of them: who divides them is whoever gives them."""
+    """A task of examples in memory. Every split has all of them: splitting them is up to the caller."""
 
     examples: Sequence[Example]
     name: str = NAME
@@ -24,11 +24,11 @@ class GivenExamples:
     evidence: str = ""
 
     def split_names(self, wording: str) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the usual splits."""
+        """Return the names of the splits."""
         return TRAIN, DEV, TEST
 
     def rows(self, split: str, wording: str) -> int:  # noqa: ARG002
-        """Return how many examples there are."""
+        """Return the number of examples."""
         return len(self.examples)
 
     def example(self, split: str, wording: str, row: int) -> Example:  # noqa: ARG002
@@ -40,18 +40,18 @@ class GivenExamples:
         return ("Accuracy",)
 
     def original(self, wording: str) -> bool:  # noqa: ARG002
-        """Return that these are the task itself."""
+        """Return True: the examples are the data set's own task."""
         return True
 
 
 def given_task(rows: Iterable[Any]) -> GivenExamples:
     """Return a task of `(question, answer)` pairs, of mappings, or of the rows of a `datasets.Dataset`.
 
-    An answer is a text, or a list of texts that all count as right, the first of which is taught. With `choices` the
-    answer is one of them, and is found by rank classification.
+    An answer is a text, or a list of correct texts, the first of which training teaches. With `choices` the answer is
+    one of them, and evaluation chooses it by rank classification.
 
     Raises:
-        DataError: there are no examples, or one is of another form; it is named by its number, from 0.
+        DataError: there are no examples, or one has another form; the message has its number, from 0.
     """
     examples = [_example(number, row) for number, row in enumerate(rows)]
     if not examples:
@@ -60,7 +60,7 @@ def given_task(rows: Iterable[Any]) -> GivenExamples:
 
 
 def is_tasks(examples: Any) -> bool:
-    """Return whether what was given are tasks of a suite already."""
+    """Return whether the examples are a list of tasks already."""
     return isinstance(examples, list | tuple) and bool(examples) and all(hasattr(one, "wordings") for one in examples)
 
 
@@ -79,7 +79,7 @@ def _example(number: int, row: Any) -> Example:
     if not answers or not question or not all(isinstance(text, str) for text in texts):
         raise DataError(f"example {number} ({row!r:.80}) has no question, or no answer that is a text")
     if choices and answers[0] not in choices:
-        raise DataError(f"example {number}: the answer {answers[0]!r} is none of the choices {tuple(choices)!r}")
+        raise DataError(f"example {number}: the answer {answers[0]!r} is not among the choices {tuple(choices)!r}")
     asked = Question(question, evidence=evidence)
     return Example(NAME, "as given", str(number), asked, answers[0], answers, tuple(choices) if choices else None)
 

@@ -1,4 +1,4 @@
-"""Where tasks come from: the bundled suite, folders, files of questions, bigscience/P3, Hugging Face data sets."""
+"""Readers of tasks: the bundled suite, folders, files of questions, bigscience/P3, Hugging Face data sets."""
 
 import importlib
 import importlib.resources
@@ -21,7 +21,7 @@ from shoulders.store.files import hub_errors, read_json
 
 OTHER = "Other"
 
-# Clusters by the beginning of a data set's name: the paper, table 7; those that T0 holds out: Sanh et al. 2021.
+# Clusters by prefixes of data sets' names. Source: the paper, table 7; clusters that T0 holds out: Sanh et al. 2021.
 CLUSTERS: dict[str, tuple[str, ...]] = {
     "Extractive QA": ("adversarial_qa", "duorc", "quoref", "ropes", "squad", "super_glue_record"),
     "Multiple-choice QA": (
@@ -40,7 +40,7 @@ CLUSTERS: dict[str, tuple[str, ...]] = {
     "Natural language inference": ("anli", "super_glue_cb", "super_glue_rte"),
 }  # fmt: skip
 
-# PromptSource's names; a wording with answer choices is scored by accuracy whatever stands here.
+# PromptSource's names; wordings with answer choices are always scored by accuracy.
 METRICS: dict[str, tuple[str, ...]] = {
     "Extractive QA": ("Squad",),
     "Multiple-choice QA": ("Squad",),
@@ -51,21 +51,21 @@ METRICS: dict[str, tuple[str, ...]] = {
 
 
 def cluster_of(name: str) -> str:
-    """The cluster of a data set."""
+    """Return the cluster of a data set."""
     return next((cluster for cluster, sets in CLUSTERS.items() if name.startswith(sets)), OTHER)
 
 
 def metrics_of(name: str) -> tuple[str, ...]:
-    """Names of the metrics that its generated answers are scored by; () where nothing is usual."""
+    """Return the usual metrics of a data set's generated answers; () if there are none."""
     return METRICS.get(cluster_of(name), ())
 
 
-SPLITS = {TRAIN: TRAIN, "dev": DEV, DEV: DEV, TEST: TEST}  # by the word in a file's name
+SPLITS = {TRAIN: TRAIN, "dev": DEV, DEV: DEV, TEST: TEST}  # by the word in a file name
 ENDINGS = (".jsonl", ".jsonl.gz", *ARRAYS)
 SPLIT = re.compile(rf"(?:^|[._-])({'|'.join(SPLITS)})(?=[._-])")
-QUERIES = "queries.jsonl"  # of a folder of BEIR
-QA = "qa:"  # begins the name of a suite of such files
-QUERY = "{query}"  # stands for the question itself in a wording
+QUERIES = "queries.jsonl"  # file in a folder of BEIR
+QA = "qa:"  # prefix of a suite's name, for files of questions
+QUERY = "{query}"  # placeholder for the question in a wording
 QUESTION_WORDING = f"Question: {QUERY}\nAnswer:"
 WORDING = Template(
     name="question",
@@ -76,22 +76,22 @@ WORDING = Template(
 
 
 def question_name(prefix: str) -> str:
-    """What the task of some files of questions is called."""
+    """Return the name of the task of some files of questions."""
     return Path(prefix).expanduser().absolute().name
 
 
 def question_task(prefix: str) -> Task:
-    """The task of the files `PREFIX.train.jsonl`, `PREFIX.dev.jsonl` and `PREFIX.test.jsonl`, or those that exist.
+    """Return the task of those of `PREFIX.train.jsonl`, `PREFIX.dev.jsonl` and `PREFIX.test.jsonl` that exist.
 
-    `PREFIX` may also be a file, or a folder of some. Files are JSON Lines or, if their names end in `.json`, hold an
-    array; either may be a `.gz`. The split is the word in the name: train, dev (or validation) or test. Records are
-    of any format that `shoulders.data.formats` reads: NQ-open's, TriviaQA's, SQuAD's and others'. A folder of BEIR
+    `PREFIX` may also be a file, or a folder of files. Files are JSON Lines or, if their names end in `.json`, contain
+    an array; either may be compressed (`.gz`). The split is the word in the name: train, dev (or validation) or test.
+    Records have any format that `shoulders.data.formats` reads: NQ-open, TriviaQA, SQuAD and others. A folder of BEIR
     (`queries.jsonl`, `qrels/SPLIT.tsv`) is a task without answers.
 
     Raises:
         SourceNotFound: there is no such file.
-        DataError: two files are of one split.
-        BadRow: when it is read, a record that is broken, or has no question or answer.
+        DataError: two files are of the same split.
+        BadRow: when a record is read, it is broken, or has no question or answer.
     """
     path = Path(prefix).expanduser().absolute()
     if (path / QUERIES).exists():
@@ -109,7 +109,7 @@ def question_task(prefix: str) -> Task:
 
 
 def _exact(path: Path) -> dict[str, Path]:
-    """By split, the files that are called after a prefix and nothing else; of two for one split the first."""
+    """Return by split the files named exactly PREFIX.SPLIT.ENDING; of several for a split, the first."""
     found: dict[str, Path] = {}
     for word, split in SPLITS.items():
         files = [path.parent / f"{path.name}.{word}{ending}" for ending in ENDINGS]
@@ -119,7 +119,7 @@ def _exact(path: Path) -> dict[str, Path]:
 
 
 def _by_split(path: Path) -> dict[str, Path]:
-    """By split, the file itself, those of a folder, or those whose names begin with a prefix and then say the split."""
+    """Return by split a single file, the files of a folder, or files whose names begin with a prefix and a split."""
     found: dict[str, list[Path]] = {}
     for file, rest in _candidates(path):
         if (word := SPLIT.search(rest)) and file.name.endswith(ENDINGS):
@@ -127,12 +127,14 @@ def _by_split(path: Path) -> dict[str, Path]:
     for split, files in found.items():
         if len(files) > 1:
             names = " and ".join(file.name for file in sorted(files))
-            raise DataError(f"{names} in {files[0].parent} are both {split} questions: name one of them in full")
+            raise DataError(
+                f"{names} in {files[0].parent} are both questions of split {split!r}: give the full name of one"
+            )
     return {split: file for split, (file,) in found.items()}
 
 
 def _candidates(path: Path) -> list[tuple[Path, str]]:
-    """Files that may be questions, each with the part of its name that tells the split."""
+    """Return files that may be questions, each with the part of its name that may contain the split."""
     if path.is_file():
         return [(path, path.name)]
     if path.is_dir():
@@ -144,7 +146,7 @@ def _candidates(path: Path) -> list[tuple[Path, str]]:
 @final
 @dataclass(frozen=True, slots=True)
 class JudgedTask:
-    """Questions whose relevant documents are annotated and whose answers nobody tells: retrieval learns from them."""
+    """Questions with annotated relevant documents and without answers, for training and measuring retrieval."""
 
     name: str
     splits: Mapping[str, Sequence[Record]]
@@ -153,26 +155,26 @@ class JudgedTask:
     wordings: tuple[str, ...] = (WORDING.name,)
 
     def split_names(self, wording: str) -> tuple[str, ...]:  # noqa: ARG002
-        """Those that documents are judged for."""
+        """Return the names of the splits with judgements."""
         return tuple(self.splits)
 
     def rows(self, split: str, wording: str) -> int:  # noqa: ARG002
-        """Judged questions of a split."""
+        """Return the number of questions of a split that have judgements."""
         return len(records_of(self.name, self.splits, split))
 
     def example(self, split: str, wording: str, row: int) -> Example | None:
-        """A question with its documents, without answers and with nothing to teach."""
+        """Return a question with the ids of its documents, without target and references."""
         record = records_of(self.name, self.splits, split)[row]
         query = record["question"]
         question = Question(QUESTION_WORDING.replace(QUERY, query), gold=tuple(record[GOLD]), query=query)
         return Example(self.name, wording, f"{split}:{row}", question, "", ())
 
     def metrics(self, wording: str) -> tuple[str, ...]:  # noqa: ARG002
-        """None: there are no answers to measure by."""
+        """Return no metrics: there are no answers."""
         return ()
 
     def original(self, wording: str) -> bool:  # noqa: ARG002
-        """True: there is one wording."""
+        """Return True: there is one wording."""
         return True
 
 
@@ -183,10 +185,10 @@ def _judged_task(folder: Path) -> JudgedTask:
     for file in sorted((folder / "qrels").glob("*.tsv")):
         judged = read_qrels(file)
         if unknown := next((one for one in judged if one not in queries), None):
-            raise DataError(f"{file} judges documents for the query {unknown!r}, which {lines.path} does not have")
+            raise DataError(f"{file} has judgements for the query {unknown!r}, which is not in {lines.path}")
         splits[SPLITS.get(file.stem, file.stem)] = [{**queries[one], GOLD: gold} for one, gold in judged.items()]
     if not splits:
-        raise SourceNotFound(f"{folder} holds no judgements (qrels/SPLIT.tsv) for the queries in {QUERIES}")
+        raise SourceNotFound(f"{folder} contains no judgements (qrels/SPLIT.tsv) for the queries in {QUERIES}")
     return JudgedTask(folder.name, splits)
 
 
@@ -195,14 +197,15 @@ BUNDLED = "bundled"
 
 
 def open_suite(source: str, names: Sequence[str] = ()) -> list[Task]:
-    """The tasks of a suite, or those of the given names, in that order. Records are read when they are asked for.
+    """Return the tasks of a suite, or those of the given names in that order. Records are read when they are accessed.
 
     Raises:
-        SourceNotFound, UnknownName, DataError, TemplateFailed, HubUnreachable: what is missing or broken, by name.
+        SourceNotFound, UnknownName, DataError, TemplateFailed, HubUnreachable: the suite, or a task, is missing or
+            broken.
     """
     tasks = [*_opened(source, names)]
     for name, count in Counter(task.name for task in tasks).items():
-        if count > 1:  # scores and counts go by the name
+        if count > 1:  # scores and counts are stored by name
             raise DataError(
                 f"{count} tasks of {source!r} are called {name!r}: name each once, or rename it in card.json"
             )
@@ -211,14 +214,14 @@ def open_suite(source: str, names: Sequence[str] = ()) -> list[Task]:
 
 def _opened(source: str, names: Sequence[str]) -> Sequence[Task]:
     if source.startswith("p3:"):
-        return [p3_task(name) for name in _chosen(names, source.removeprefix("p3:").split(","), source)]
+        return [p3_task(name) for name in _selected(names, source.removeprefix("p3:").split(","), source)]
     if source.startswith(QA):
         prefixes = source.removeprefix(QA).split(",")
         found = {question_name(prefix): prefix for prefix in prefixes}
-        return [question_task(found[name]) for name in _chosen(names, [*map(question_name, prefixes)], source)]
+        return [question_task(found[name]) for name in _selected(names, [*map(question_name, prefixes)], source)]
     if source.startswith("hub:"):
         spec = source.removeprefix("hub:")
-        _chosen(names, [hub_name(spec)], source)
+        _selected(names, [hub_name(spec)], source)
         return [hub_task(spec)]
     folder = bundled_folder() if source == BUNDLED else Path(source).expanduser()
     if not folder.is_dir():
@@ -230,12 +233,14 @@ def _opened(source: str, names: Sequence[str]) -> Sequence[Task]:
     if (folder / "templates.yaml").exists():
         found = {folder.resolve().name: folder}
     if not found:
-        raise SourceNotFound(f"{folder} holds no task folder: each needs a templates.yaml and SPLIT.jsonl[.gz] files")
-    return [folder_task(found[name]) for name in _chosen(names, list(found), source)]
+        raise SourceNotFound(
+            f"{folder} contains no task folder: each needs a templates.yaml and SPLIT.jsonl[.gz] files"
+        )
+    return [folder_task(found[name]) for name in _selected(names, list(found), source)]
 
 
-def _chosen(names: Sequence[str], known: Sequence[str], source: str) -> Sequence[str]:
-    """The names, or all that are known if there are none."""
+def _selected(names: Sequence[str], known: Sequence[str], source: str) -> Sequence[str]:
+    """Return the names, or all known ones if no names are given; raise `UnknownName` for others."""
     for name in names:
         if name not in known:
             raise UnknownName(f"task in {source!r} called", name, known)
@@ -243,19 +248,19 @@ def _chosen(names: Sequence[str], known: Sequence[str], source: str) -> Sequence
 
 
 def bundled_folder() -> Path:
-    """The suite that ships with the package."""
+    """Return the folder of the suite that ships with the package."""
     return Path(str(importlib.resources.files("shoulders.data") / "bundled"))
 
 
 def folder_task(folder: Path) -> TemplatedTask:
-    """A task kept as a folder: `templates.yaml`, `train`, `validation` and `test` `.jsonl` or `.json`, and `card.json`.
+    """Return the task of a folder: `templates.yaml`, `card.json`, and `.jsonl` or `.json` files of its splits.
 
-    The card's `name`, `cluster` and `evidence` (a field of the records) are used, everything else in it is kept.
-    Records stay in their files, and are read one by one.
+    The splits are train, validation and test. `name`, `cluster` and `evidence` (a field of the records) of the card are
+    used, its other fields are kept. Records are read from their files one by one.
 
     Raises:
-        UnknownName: no first record of a split has the field that the card names as evidence.
-        CorruptFile, DataError, TemplateFailed: a file is broken; a single line of one (BadRow) only when it is read.
+        UnknownName: no split's first record has the field that the card names as evidence.
+        CorruptFile, DataError, TemplateFailed: a file is broken. A broken record (BadRow) is found when it is read.
     """
     card = read_json(folder / "card.json") if (folder / "card.json").exists() else {}
     files = {split: file for split in (TRAIN, DEV, TEST) if (file := _file_of(folder, split))}
@@ -269,15 +274,15 @@ def folder_task(folder: Path) -> TemplatedTask:
 
 
 def p3_task(name: str, repository: str = P3) -> RenderedTask:
-    """A data set of P3 with all its wordings, fetched from the hub.
+    """Return a data set of P3 with all its wordings, from the hub.
 
-    Each wording is a configuration of the repository. Those that end in `score_eval` repeat the examples once for each
-    answer choice; rank classification here needs the choices only, which the others hold too. Tables stay on disk,
-    where the datasets library maps them into memory.
+    Each wording is a configuration of the repository. Configurations that end in `score_eval` repeat the examples for
+    each answer choice; they are left out, since rank classification needs only the choices, which the others have too.
+    Tables stay on disk, where the datasets library maps them into memory.
 
     Raises:
         SourceNotFound, HubUnreachable: the hub has no such data set, or does not answer.
-        DataError: a table has not the columns of P3.
+        DataError: a table lacks a column of P3.
     """
     datasets = datasets_library()
     with hub_errors(repository):
@@ -296,44 +301,44 @@ def p3_task(name: str, repository: str = P3) -> RenderedTask:
 
 
 def _p3_columns(table: Any, place: str) -> Records:
-    """The columns that are read: a row's token ids, of a tokenizer that is not ours, would be decoded for nothing."""
+    """Return the table with only the columns that are needed: reading the others (token ids) takes time."""
     if lacking := [name for name in P3_COLUMNS if name not in table.column_names]:
-        raise DataError(f"{place} has no column {lacking[0]!r}: it is not as bigscience/P3 is")
+        raise DataError(f"{place} has no column {lacking[0]!r}: it is not in the format of bigscience/P3")
     return table.select_columns([name for name in (*P3_COLUMNS, "answer_choices") if name in table.column_names])
 
 
 def hub_task(spec: str) -> TemplatedTask:
-    """A Hugging Face data set `PATH[:CONFIG]@templates.yaml`; PATH may be a local folder of data files."""
+    """Return a Hugging Face data set `PATH[:CONFIG]@templates.yaml` as a task; PATH may be a local folder of files."""
     place, _, templates = spec.partition("@")
     if not templates:
-        raise SourceNotFound(f"'hub:{spec}' names no templates: add @PATH of a PromptSource templates.yaml")
+        raise SourceNotFound(f"'hub:{spec}' names no templates: add @PATH, the path of a PromptSource templates.yaml")
     path, _, config = place.partition(":")
     found = _by_name(read_templates(Path(templates).expanduser()))
     return TemplatedTask(hub_name(spec), OTHER, found, _hub_splits(path, config or None))
 
 
 def hub_name(spec: str) -> str:
-    """What the task of a Hugging Face data set is called."""
+    """Return the name of the task of a Hugging Face data set."""
     return spec.partition("@")[0].replace("/", "_").replace(":", "_")
 
 
 def _hub_splits(path: str, config: str | None) -> Mapping[str, Any]:
-    """Tables of the datasets library by split; it maps them into memory from its cache on disk."""
+    """Return tables of the datasets library by split, mapped into memory from its cache on disk."""
     datasets = datasets_library()
     with hub_errors(path):
         return {str(split): table for split, table in datasets.load_dataset(path, config).items()}
 
 
 def datasets_library() -> Any:
-    """The library, an optional dependency: only hub data needs it."""
+    """Import the datasets library, an optional dependency that only data from the hub needs."""
     try:
         return importlib.import_module("datasets")
     except ImportError:
-        raise SourceNotFound("data of the hub needs the datasets library: pip install 'shoulders[hub]'") from None
+        raise SourceNotFound("data from the hub needs the datasets library: pip install 'shoulders[hub]'") from None
 
 
 def _by_name(templates: Sequence[Template]) -> dict[str, Template]:
-    """Templates by name; two of one name (PromptSource has some) keep apart by their id."""
+    """Return templates by name; a name that is used already (PromptSource has some) gets the id added."""
     found: dict[str, Template] = {}
     for template in templates:
         found[template.name if template.name not in found else f"{template.name} {template.id[:8]}"] = template

@@ -1,4 +1,4 @@
-"""Tasks: records in splits, seen through several wordings each; and a check of a whole suite before a run."""
+"""Tasks: records in splits, each in several wordings; and a check of a whole task before a run."""
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,92 +18,92 @@ Record = Mapping[str, Any]
 
 
 class Records(Protocol):
-    """The records of a split, each read when it is asked for."""
+    """The records of a split, each read when it is accessed."""
 
     def __len__(self) -> int:
-        """Records in all."""
+        """Return the number of records."""
         ...
 
     def __getitem__(self, number: int, /) -> Record:
-        """One record, or `BadRow`."""
+        """Return one record; raise `BadRow` if it is broken."""
         ...
 
 
 R = TypeVar("R", bound=Records)
 
 TRAIN, DEV, TEST = "train", "validation", "test"
-FAILED, BAD_ROW = "template failed", "bad row"  # why an example is left out
+FAILED, BAD_ROW = "template failed", "bad row"  # reasons to leave out an example
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """What is left out and counted, instead of stopping a run.
+    """Failures that are left out and counted, instead of stopping a run.
 
     Attributes:
-        failing: examples whose template fails.
-        bad_rows: broken lines of a file.
+        failing: leave out examples whose template fails.
+        bad_rows: leave out broken records.
     """
 
     failing: bool = False
     bad_rows: bool = False
 
     def reason(self, error: TemplateFailed | BadRow) -> str:
-        """What an example is counted as, if it is one to be left out; else the error is raised."""
+        """Return the category that a failed example is counted as, or raise the error if it is not to be left out."""
         if not (self.bad_rows if isinstance(error, BadRow) else self.failing):
             raise error
         return BAD_ROW if isinstance(error, BadRow) else FAILED
 
 
 class Task(Protocol):
-    """One data set as the mixture and the evaluation see it."""
+    """Interface of a data set for the mixture and the evaluation."""
 
     @property
     def name(self) -> str:
-        """Of the data set."""
+        """Name of the data set."""
         ...
 
     @property
     def cluster(self) -> str:
-        """The kind of task; clusters are averaged over."""
+        """Kind of task; results are averaged over the tasks of a cluster."""
         ...
 
     @property
     def evidence(self) -> str:
-        """The field of its records that questions are asked about, such as a passage; "" if it names none."""
+        """Field of the records with the text that questions are about, such as a passage; "" if there is none."""
         ...
 
     @property
     def wordings(self) -> tuple[str, ...]:
-        """Names of its templates."""
+        """Names of the templates."""
         ...
 
     def split_names(self, wording: str) -> tuple[str, ...]:
-        """The splits that this wording has records in."""
+        """Return the names of the splits in which this wording has records."""
         ...
 
     def rows(self, split: str, wording: str) -> int:
-        """Records of a split that this wording may be applied to.
+        """Return the number of records of a split in this wording.
 
         Raises:
-            DataError: there is no such split, or it is empty.
+            UnknownName, DataError: there is no such split, or it is empty.
         """
         ...
 
     def example(self, split: str, wording: str, row: int) -> Example | None:
-        """One record in one wording; None where the wording is not meant for it.
+        """Return one record in one wording; None if the wording does not apply to it.
 
         Raises:
-            TemplateFailed: with the task, the template and the example it failed on.
-            BadRow: with the file, the line and what is wrong with it.
+            TemplateFailed: the template fails; the message names task, template and example.
+            BadRow: the record is broken; the message names file, line and fault.
         """
         ...
 
     def metrics(self, wording: str) -> tuple[str, ...]:
-        """Names of the metrics that the wording is scored with, PromptSource's."""
+        """Return PromptSource's names of the metrics that the wording is scored with."""
         ...
 
     def original(self, wording: str) -> bool:
-        """True if the wording asks the data set's own task; evaluation uses only those."""
+        """Return whether the wording asks the data set's own task; evaluation uses only those."""
         ...
 
 
@@ -113,9 +113,12 @@ class TemplatedTask:
     """Records rendered by PromptSource templates.
 
     Attributes:
-        card: what is known of the data set.
-        evidence: the field that is evidence in every question: what a template renders up to its end comes first.
-        query: the field that is the question without a wording; "" if there is none.
+        name, cluster: as in `Task`.
+        templates: templates by name.
+        splits: records by split.
+        card: description of the data set.
+        evidence: field with the evidence: rendered text up to the end of its value is a question's evidence.
+        query: field with the question without a wording; "" if there is none.
     """
 
     name: str
@@ -132,15 +135,15 @@ class TemplatedTask:
         return tuple(self.templates)
 
     def split_names(self, wording: str) -> tuple[str, ...]:  # noqa: ARG002 (the same for every wording)
-        """Names of the splits."""
+        """Return the names of the splits."""
         return tuple(self.splits)
 
     def rows(self, split: str, wording: str) -> int:  # noqa: ARG002 (the same for every wording)
-        """Records of a split."""
+        """Return the number of records of a split."""
         return len(records_of(self.name, self.splits, split))
 
     def example(self, split: str, wording: str, row: int) -> Example | None:
-        """One record in one wording."""
+        """Return one record in one wording; None if the template does not apply to it."""
         place = f"{split}:{row}"
         try:
             record = records_of(self.name, self.splits, split)[row]
@@ -150,7 +153,7 @@ class TemplatedTask:
             raise _failed(error, self.name, wording, place) from error
         except BadRow as error:
             raise BadRow(
-                f"{error}; mend the line, or let such lines be left out and counted (suite.skip_bad_rows=true)"
+                f"{error}; correct the line, or leave out and count such lines (suite.skip_bad_rows=true)"
             ) from error
         if rendered is None:
             return None
@@ -161,47 +164,47 @@ class TemplatedTask:
         return Example(self.name, wording, place, question, rendered.target, references, rendered.choices)
 
     def metrics(self, wording: str) -> tuple[str, ...]:
-        """The template's own metrics."""
+        """Return the metrics of the template."""
         return self.templates[wording].metrics
 
     def original(self, wording: str) -> bool:
-        """As the template's metadata says; true for all where none is marked (kilt_tasks, fever)."""
+        """Return the template's `original_task`; True for all templates if it is false for all (kilt_tasks, fever)."""
         return self.templates[wording].original_task or not any(t.original_task for t in self.templates.values())
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class RenderedTask:
-    """Records that were rendered elsewhere, as `bigscience/P3` holds them: one table for each wording."""
+    """Records that were rendered before, as in `bigscience/P3`: one table for each wording."""
 
     name: str
     cluster: str
     tables: Mapping[str, Mapping[str, Records]]  # wording -> split -> rows
-    scored_by: tuple[str, ...] = ()  # PromptSource's names of metrics; the tables do not say
+    scored_by: tuple[str, ...] = ()  # PromptSource's names of metrics, which the tables lack
 
     @property
     def evidence(self) -> str:
-        """None: where a passage ends in a rendered text is not stored."""
+        """No field: the tables do not say where a passage ends in a rendered text."""
         return ""
 
     @property
     def wordings(self) -> tuple[str, ...]:
-        """Names of the tables."""
+        """Names of the wordings."""
         return tuple(self.tables)
 
     def split_names(self, wording: str) -> tuple[str, ...]:
-        """Splits of the wording's table."""
+        """Return the names of the splits of the wording's table."""
         return tuple(self.tables[wording])
 
     def rows(self, split: str, wording: str) -> int:
-        """Rows of the wording's table."""
+        """Return the number of rows of the wording's table."""
         return len(records_of(f"{self.name}/{wording}", self.tables[wording], split))
 
     def example(self, split: str, wording: str, row: int) -> Example | None:
-        """One row; None where input or target is empty.
+        """Return one row as an example; None if its input or target is empty.
 
         Raises:
-            TemplateFailed: its target is not among its choices.
+            TemplateFailed: the target is not among the choices.
         """
         record = records_of(f"{self.name}/{wording}", self.tables[wording], split)[row]
         text, target = ((record[column] or "").strip() for column in ("inputs_pretokenized", "targets_pretokenized"))
@@ -216,18 +219,18 @@ class RenderedTask:
         return Example(self.name, wording, place, Question(text), target, (target,), choices)
 
     def metrics(self, wording: str) -> tuple[str, ...]:  # noqa: ARG002
-        """Those of the data set, for all its wordings."""
+        """Return the metrics of the data set, the same for all wordings."""
         return self.scored_by
 
     def original(self, wording: str) -> bool:  # noqa: ARG002
-        """P3 does not say; every wording is evaluated."""
+        """Return True: P3 does not tell, so every wording is evaluated."""
         return True
 
 
 def _failed(error: TemplateFailed, task: str, wording: str, place: str) -> TemplateFailed:
     return TemplateFailed(
-        f"template {wording!r} of task {task!r} on example {place}: {error}; mend it, leave the template out "
-        "(suite.without_templates), or let such examples be left out and counted (suite.skip_failing=true)"
+        f"template {wording!r} of task {task!r} on example {place}: {error}; correct it, leave the template out "
+        "(suite.without_templates), or leave out and count such examples (suite.skip_failing=true)"
     )
 
 
@@ -239,9 +242,9 @@ def _gold_ids(task: str, place: str, record: Record) -> tuple[str, ...]:
 
 
 def question_of(text: str, evidence: Any) -> Question:
-    """A rendered text as evidence, up to the end of the evidence's own text in it, and the question that follows.
+    """Return a rendered text as a question, split into evidence (up to the end of `evidence` in it) and question.
 
-    All of it is the question where the evidence is no text or does not occur.
+    All of it is the question if `evidence` is not a text or does not occur in it.
     """
     found = evidence.strip() if isinstance(evidence, str) else ""
     if not found or found not in text:
@@ -251,7 +254,7 @@ def question_of(text: str, evidence: Any) -> Question:
 
 
 def check_placement(tasks: Sequence[Task], placement: Placement) -> None:
-    """Raise `UsageError` for an infix where no task has evidence to put it after: it would be a prefix."""
+    """Raise `UsageError` for an infix prompt if no task has evidence that it could follow."""
     if placement is Placement.INFIX and not any(task.evidence for task in tasks):
         names = ", ".join(task.name for task in tasks[:3]) + (", ..." if len(tasks) > 3 else "")
         raise UsageError(
@@ -261,35 +264,35 @@ def check_placement(tasks: Sequence[Task], placement: Placement) -> None:
 
 
 def check_answered(example: Example) -> None:
-    """Raise `UsageError` for a question without answers, of which retrieval alone can make something."""
+    """Raise `UsageError` for an example without answers, which is of use for retrieval only."""
     if not example.references:
         raise UsageError(
-            f"task {example.task!r} names the documents of its questions and no answers: retrievers and re-rankers are "
-            "trained and measured on it, answers are not"
+            f"task {example.task!r} has relevant documents for its questions, but no answers: only retrievers and "
+            "re-rankers can be trained and measured on it"
         )
 
 
 def check_wordings(tasks: Sequence[Task], wordings: Sequence[str]) -> None:
-    """Raise `UnknownName` for a wording, as "task/wording", that no task has."""
+    """Raise `UnknownName` for a wording ("task/wording") that does not exist."""
     known = {f"{task.name}/{wording}" for task in tasks for wording in task.wordings}
     for wording in wordings:
         if wording not in known:
             raise UnknownName("template (suite.without_templates)", wording, known)
 
 
-def class_labels(tasks: Sequence[Task], split: str = TRAIN, looked_at: int = 8) -> list[str]:
-    """Answers that a wording offers for every example: the classes of classification tasks, each once.
+def class_labels(tasks: Sequence[Task], split: str = TRAIN, compared: int = 8) -> list[str]:
+    """Return the distinct answer choices of all wordings that offer the same ones in every example: class labels.
 
-    Multiple-choice questions, whose choices change from example to example, have none. What is the same in the first
-    `looked_at` examples counts as the same in all.
+    Multiple-choice questions, whose choices differ between examples, have none. Choices that are the same in the first
+    `compared` examples are taken to be the same in all.
     """
     found: dict[str, None] = {}
     for task in tasks:
         for wording in task.wordings:
-            rows = range(min(looked_at, task.rows(split, wording)))
+            rows = range(min(compared, task.rows(split, wording)))
             try:
                 some = [one.choices for row in rows if (one := task.example(split, wording, row)) is not None]
-            except (TemplateFailed, BadRow):  # whether that stops the run is for the mixture to say
+            except (TemplateFailed, BadRow):  # the mixture decides whether that stops the run
                 continue
             if some and some[0] and all(choices == some[0] for choices in some):
                 found.update(dict.fromkeys(some[0]))
@@ -297,10 +300,10 @@ def class_labels(tasks: Sequence[Task], split: str = TRAIN, looked_at: int = 8) 
 
 
 def records_of(task: str, splits: Mapping[str, R], name: str) -> R:
-    """The records of a split.
+    """Return the records of a split.
 
     Raises:
-        UnknownName, DataError: there is no such split, or nothing in it.
+        UnknownName, DataError: there is no such split, or it is empty.
     """
     if name not in splits:
         raise UnknownName(f"split of task {task!r} called", name, splits)
@@ -310,13 +313,13 @@ def records_of(task: str, splits: Mapping[str, R], name: str) -> R:
 
 
 def gold_answers(record: Record, target: str) -> tuple[str, ...]:
-    """All answers that a record gives as right, if the target is one of them; else the target alone.
+    """Return all correct answers of a record if the target is one of them; else the target alone.
 
-    Knows the fields of the open question answering sets: `answers` (NQ, WebQuestions), `answers.text` (SQuAD),
+    Reads the fields of open question answering data: `answers` (NQ, WebQuestions), `answers.text` (SQuAD),
     `answer.aliases` (TriviaQA), `output[].answer` (KILT), `answer` as a list.
     """
     for name in ("answers", "answer", "output"):
-        with suppress(ValueError):  # what a field of this name holds is the template's business
+        with suppress(ValueError):  # a field of this name may be something else
             golds = texts_of(record.get(name), name)
             if target in golds:
                 return golds
@@ -324,17 +327,18 @@ def gold_answers(record: Record, target: str) -> tuple[str, ...]:
 
 
 REPEATED = "repeated id"
-ID = "id"  # the field of records that tells them apart
+ID = "id"  # field that identifies a record
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is wrong in a split of a task.
+    """A fault in the records of a split of a task.
 
     Attributes:
+        task, split: where it occurs.
         what: "bad row", "template failed" (the wording is in `first`) or "repeated id".
-        count: records that it is wrong with.
-        first: of them, and why.
+        count: number of records that have it.
+        first: message about the first of them.
     """
 
     task: str
@@ -345,10 +349,10 @@ class Problem:
 
 
 def problems(task: Task) -> Iterator[Problem]:
-    """What is wrong with a task, split by split: broken lines, failing templates, ids that stand there twice.
+    """Yield the faults of a task, split by split: broken records, failing templates, repeated ids.
 
-    Every record is rendered in every wording; 8 bytes of a record stay in memory, for its id. Ids are compared within
-    a split, since many data sets number each of theirs from 0.
+    Every record is rendered in every wording; 8 bytes of each record are kept in memory, for its id. Ids are compared
+    within a split, since many data sets number the records of each split from 0.
 
     Raises:
         DataError: a file cannot be read to its end.
@@ -363,14 +367,14 @@ def problems(task: Task) -> Iterator[Problem]:
         yield from broken
         if isinstance(task, TemplatedTask) and (repeated := _repeated(task.splits[split])):
             first, again = repeated[0]
-            told = (
-                f"{ID} {task.splits[split][again].get(ID)!r} of record {split}:{first} is that of {split}:{again} too"
+            message = (
+                f"{ID} {task.splits[split][again].get(ID)!r} of record {split}:{first} is also that of {split}:{again}"
             )
-            yield Problem(task.name, split, REPEATED, len(repeated), told)
+            yield Problem(task.name, split, REPEATED, len(repeated), message)
 
 
 def _failures(task: Task, split: str, wording: str) -> list[Problem]:
-    """What fails in one wording: one problem of each kind."""
+    """Return the faults of one wording, one `Problem` of each kind."""
     found: dict[str, Problem] = {}
     for row in range(task.rows(split, wording)):
         try:
@@ -383,7 +387,7 @@ def _failures(task: Task, split: str, wording: str) -> list[Problem]:
 
 
 def _repeated(records: Records) -> Sequence[tuple[int, int]]:
-    """Records whose id an earlier one has: both numbers, in the order of the later one."""
+    """Return the numbers of records with the same id: an earlier and a later one, sorted by the later one."""
     hashes, numbers = array("Q"), array("Q")
     for number in range(len(records)):
         try:
@@ -399,7 +403,7 @@ def _repeated(records: Records) -> Sequence[tuple[int, int]]:
     order = np.argsort(keys, kind="stable")
     same = np.flatnonzero(keys[order][1:] == keys[order][:-1])
     found = [(int(places[order[at]]), int(places[order[at + 1]])) for at in same]
-    # Two ids may have one hash: what is told is looked at.
+    # Different ids may have the same hash.
     return sorted((pair for pair in found if _id(records, pair[0]) == _id(records, pair[1])), key=lambda pair: pair[1])
 
 

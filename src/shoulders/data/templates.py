@@ -1,7 +1,7 @@
-"""PromptSource's templates, read as they are: Jinja that renders a record into `input ||| target`.
+"""PromptSource's templates: Jinja that renders a record into `input ||| target`.
 
-The format, the helper functions and the pipe protection follow bigscience-workshop/promptsource (templates.py).
-Rendering is sandboxed: a template is data and runs no code of its own.
+Format, helper functions and the protection of pipes follow bigscience-workshop/promptsource (templates.py).
+Rendering is sandboxed: a template is data and cannot run code.
 """
 
 import random
@@ -22,8 +22,8 @@ from shoulders.errors import DataError, SourceNotFound, TemplateFailed
 from shoulders.store.encodings import decode_whole
 
 SEPARATOR = "|||"
-PIPES = "3ed2dface8203c4c9dfb1a5dc58e41e0"  # stands for ||| inside the data, so that it does not separate
-NO_TEXT = "\x1a\x1b\x1a"  # stands before what is printed and is no text: a list, an object, null
+PIPES = "3ed2dface8203c4c9dfb1a5dc58e41e0"  # replaces ||| in the data, where it is no separator
+NO_TEXT = "\x1a\x1b\x1a"  # marks printed values that are not text: a list, an object, null
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class Template:
 
     Attributes:
         name, id: as in PromptSource.
-        jinja: source text of input and target.
-        answer_choices: source text of the choices, `|||` between them, or None.
-        metrics: names of the metrics it is scored with.
-        original_task: True if it asks the data set's own task (others are for training only).
+        jinja: source of input and target.
+        answer_choices: source of the choices, separated by `|||`; None if there are none.
+        metrics: names of the metrics for its answers.
+        original_task: whether it asks the data set's own task (others are for training only).
     """
 
     name: str
@@ -46,14 +46,15 @@ class Template:
     original_task: bool = True
 
     def render(self, record: Mapping[str, Any], seed: str) -> "Rendered | None":
-        """The record in this wording; None where the template is not meant for it (PromptSource: renders to nothing).
+        """Return the record in this wording; None if the template does not apply to it (it renders to nothing).
 
         Args:
-            seed: fixes `choice` and `random`, which some templates vary their wording with.
+            record: fields of the record.
+            seed: seed of `choice` and `random`, with which some templates vary their wording.
 
         Raises:
-            TemplateFailed: it fails, has no target or more than one, an empty input, target or choice, a target that is
-                a list, an object or null, or one outside its choices.
+            TemplateFailed: it fails, has no target or several, or an empty input, target or choice; the target is a
+                list, an object or null, or not among the choices.
         """
         fields = {name: _protect(value) for name, value in record.items()}
         choices = self._choices(fields, seed)
@@ -64,7 +65,7 @@ class Template:
         if len(parts) < 2:
             raise TemplateFailed(f"it has no target: put {SEPARATOR!r} between input and target")
         if len(parts) > 2:
-            raise TemplateFailed(f"it has {len(parts)} parts: one {SEPARATOR!r} stands between input and target")
+            raise TemplateFailed(f"it has {len(parts)} parts: put one {SEPARATOR!r} between input and target")
         text, target = parts[0].replace(NO_TEXT, ""), parts[1]
         if not text and not target:
             return None
@@ -83,14 +84,14 @@ class Template:
     def _parts(self, source: str, fields: Mapping[str, Any], seed: str) -> list[str]:
         try:
             text = _compiled(source).render(fields, _random=random.Random(seed))
-        except Exception as error:  # whatever the template's expressions raise: it is data, not our code
+        except Exception as error:  # expressions of a template can raise anything
             raise TemplateFailed(f"it fails: {type(error).__name__}: {error}") from error
         return [part.strip().replace(PIPES, SEPARATOR) for part in text.split(SEPARATOR)]
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What a template makes of a record."""
+    """A record rendered by a template."""
 
     text: str
     target: str
@@ -98,11 +99,11 @@ class Rendered:
 
 
 def read_templates(path: Path) -> list[Template]:
-    """The templates of a PromptSource `templates.yaml`, sorted by name.
+    """Read the templates of a PromptSource `templates.yaml`, sorted by name.
 
     Raises:
-        SourceNotFound: there is no such file, or it may not be read.
-        TemplateFailed: the file is not such YAML.
+        SourceNotFound: the file does not exist or may not be read.
+        TemplateFailed: the file is not YAML of this form.
     """
     try:
         content = yaml.load(decode_whole(path.read_bytes()), Loader=_Loader)  # noqa: S506 (a SafeLoader)
@@ -115,7 +116,7 @@ def read_templates(path: Path) -> list[Template]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads PromptSource's two tags as plain mappings; any other tag is refused."""
+    """YAML loader that reads PromptSource's two tags as plain mappings, and refuses any other tag."""
 
 
 def _plain(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -132,10 +133,10 @@ def _template(entry: Mapping[str, Any]) -> Template:
     metrics = metadata.get("metrics") or ()
     metrics = tuple(map(str.strip, metrics.split(","))) if isinstance(metrics, str) else tuple(metrics)
     if not all(isinstance(metric, str) for metric in metrics):
-        raise TypeError(f"metrics of template {entry['name']!r} are {list(metrics)}: names are wanted")
+        raise TypeError(f"metrics of template {entry['name']!r} are {list(metrics)}: they must be names")
     original = metadata.get("original_task")
     if not isinstance(original, bool | None):
-        raise TypeError(f"original_task of template {entry['name']!r} is {original!r}: true or false is wanted")
+        raise TypeError(f"original_task of template {entry['name']!r} is {original!r}: it must be true or false")
     for key, value in (("jinja", entry["jinja"]), ("answer_choices", "" if choices is None else choices)):
         if not isinstance(value, str):
             raise TypeError(f"{key} of template {entry['name']!r} is {value!r}, not text: put it in quotes")
@@ -150,11 +151,11 @@ def _template(entry: Mapping[str, Any]) -> Template:
 
 
 def check_choices(choices: Sequence[str] | None, target: str) -> None:
-    """Raise `TemplateFailed` for an empty choice, or a target that is none of the choices, where there are any."""
+    """Raise `TemplateFailed` for an empty choice, or a target that is not among the choices, if there are any."""
     if not choices:
         return
     if "" in choices:
-        raise TemplateFailed(f"one of its answer choices {choices} is empty: {SEPARATOR!r} stands between two choices")
+        raise TemplateFailed(f"one of its answer choices {choices} is empty: write {SEPARATOR!r} only between choices")
     if target not in choices:
         raise TemplateFailed(f"its target {target!r} is not among its answer choices {choices}")
 
@@ -162,7 +163,9 @@ def check_choices(choices: Sequence[str] | None, target: str) -> None:
 def _check_text(what: str, printed: str) -> None:
     if NO_TEXT in printed:
         shown = printed.replace(NO_TEXT, "")
-        raise TemplateFailed(f"its {what} {shown!r} is no text but a list, an object or null: choose one, as in x[0]")
+        raise TemplateFailed(
+            f"its {what} {shown!r} is not text but a list, an object or null: choose one element, as in x[0]"
+        )
 
 
 def _protect(value: Any) -> Any:
@@ -180,24 +183,24 @@ def _highlight(text: str) -> str:
 
 
 def _most_frequent(items: Iterable[Any]) -> list[Any]:
-    """The items that occur most often."""
+    """Return the items that occur most often."""
     counts = Counter(items).most_common()
     return [item for item, count in counts if count == counts[0][1]] if counts else []
 
 
 @jinja2.pass_context
 def _choice(context: jinja2.runtime.Context, options: Sequence[Any]) -> Any:
-    """One of the options, the same whenever the same record is rendered (PromptSource and Jinja draw anew)."""
+    """Return a random option, the same each time that a record is rendered (other than PromptSource and Jinja)."""
     return context["_random"].choice(options)
 
 
 def _marked(value: Any) -> Any:
-    """What is printed, marked if it is no text."""
+    """Return a printed value, marked if it is not text."""
     return f"{NO_TEXT}{value}" if value is None or isinstance(value, list | tuple | Mapping) else value
 
 
 class _Absent(jinja2.StrictUndefined):
-    """A field that a record does not have: `{% if field %}` is false, and all else fails, as in PromptSource."""
+    """A missing field of a record: `{% if field %}` is false, any other use fails, as in PromptSource."""
 
     def __bool__(self) -> bool:
         return False
@@ -205,14 +208,14 @@ class _Absent(jinja2.StrictUndefined):
 
 @jinja2.pass_environment
 def _element(environment: jinja2.Environment, whole: Any, which: Any) -> Any:
-    """`whole[which]`, not counted from the end: a label of -1 hides the answer, and is not that of the last choice."""
+    """Return `whole[which]`; fail for a negative number: a label of -1 means hidden, not the last choice."""
     if isinstance(whole, list | tuple | str) and isinstance(which, int) and which < 0:
-        raise IndexError(f"it takes element {which} of a list: a label below 0 says that the answer is hidden")
+        raise IndexError(f"it takes element {which} of a list: a negative label means that the answer is hidden")
     return environment.getitem(whole, which)
 
 
 class _Elements(NodeTransformer):
-    """Has `_element` take what an expression asks for; a number that the template itself writes counts from the end."""
+    """Replaces subscripts in templates by `_element`, except literal numbers, which may count from the end."""
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
@@ -223,7 +226,7 @@ class _Elements(NodeTransformer):
 
 
 class _Environment(SandboxedEnvironment):
-    """Jinja's, with `_Elements`."""
+    """Jinja's sandboxed environment, with `_Elements`."""
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         return _Elements().visit(super()._parse(source, name, filename))
@@ -240,5 +243,5 @@ def _environment() -> SandboxedEnvironment:
     helpers = {"highlight": _highlight, "most_frequent": _most_frequent, "choice": _choice}
     environment.filters.update(helpers, random=_choice, _element=_element)
     environment.globals.update(zip=zip, **helpers)
-    del environment.globals["lipsum"]  # another text every time
+    del environment.globals["lipsum"]  # its text differs each time
     return environment

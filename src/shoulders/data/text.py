@@ -18,13 +18,13 @@ LINES = (".jsonl", ".jsonl.gz")
 
 
 def open_text(source: str) -> "Documents":
-    """The documents of a text file, of a JSONL file's `text` fields, of a folder of both, or of `hub:NAME[:CONFIG]`.
+    """Return the documents of a text file, a JSONL file (field `text`), a folder of both, or `hub:NAME[:CONFIG]`.
 
-    However many there are, each is read when it is needed.
+    Each document is read when it is accessed.
 
     Raises:
-        SourceNotFound, HubUnreachable: there is nothing by that name.
-        DataError: there is no text at all; also later, of a line that is broken, when it is read.
+        SourceNotFound, HubUnreachable: there is no such file, folder or data set.
+        DataError: there is no text; when a document is accessed, its line is broken.
     """
     if source.startswith("hub:"):
         found = _hub_documents(source.removeprefix("hub:"))
@@ -36,7 +36,7 @@ def open_text(source: str) -> "Documents":
         found = _joined([_documents(file) for file in files if file.name.endswith(PLAIN + LINES)])
     if not any(text.strip() for text in found):
         raise DataError(
-            f"{source!r} holds no text ({', '.join(PLAIN)} files, or {', '.join(LINES)} with a `text` field)"
+            f"{source!r} contains no text ({', '.join(PLAIN)} files, or {', '.join(LINES)} with a `text` field)"
         )
     return found
 
@@ -44,26 +44,26 @@ def open_text(source: str) -> "Documents":
 @final
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """So many documents, each read when it is asked for."""
+    """A sequence of documents, each read when it is accessed."""
 
     count: int
     read: Callable[[int], str]
 
     def __len__(self) -> int:
-        """Documents in all."""
+        """Return the number of documents."""
         return self.count
 
     def __getitem__(self, number: int) -> str:
-        """One document."""
+        """Return one document."""
         if not 0 <= number < self.count:
             raise IndexError(number)
         return self.read(number)
 
 
 def held_out(documents: Documents, one_in: int) -> tuple[Documents, Documents]:
-    """Documents to train on, and one in so many to measure on."""
+    """Split documents into training and development, every `one_in`-th for development."""
     if len(documents) < 2:
-        raise DataError("one document cannot be divided into training and development: name text.validation")
+        raise DataError("one document cannot be split into training and development: name text.validation")
     measured = -(-len(documents) // one_in)
     others = Documents(len(documents) - measured, lambda number: documents[number + number // (one_in - 1) + 1])
     return others, Documents(measured, lambda number: documents[number * one_in])
@@ -110,5 +110,5 @@ def _hub_documents(spec: str) -> Documents:
 def _text(record: Mapping[str, Any]) -> str:
     text = record.get("text")
     if not isinstance(text, str):
-        raise ValueError("it has no `text` field: documents are its values")
+        raise ValueError("it has no `text` field, which has to contain the document")
     return text

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from shoulders.backbone.frozen import FrozenLM, pad_right
 from shoulders.backbone.passes import plain, windows
+from shoulders.engine.batches import by_length
 from shoulders.errors import UsageError
 from shoulders.records import KeysValues
 from shoulders.scaffolds.base import Scaffold
-from shoulders.store.cache import POSITIONS_AT_ONCE, RowFile, in_batches, key_of
+from shoulders.store.cache import RowFile, key_of_ids
 
 
 def check_contexts(scaffold: Scaffold) -> None:
@@ -46,6 +47,7 @@ def check_first_pass(scaffold: Scaffold) -> None:
 
 
 FORMAT = 1
+POSITIONS_AT_ONCE = 4096  # of one batch of rows that are computed, padding included
 
 
 @final
@@ -89,7 +91,7 @@ class StateStore:
     @torch.no_grad()
     def states(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "B T D"]:
         """Return the states of each row, padded with zeros at the end, on the backbone's device and in its type."""
-        keys = [key_of(row) for row in rows]
+        keys = [key_of_ids(row) for row in rows]
         found = {key: self._as_states(kept) for key, kept in self._kept.read(keys).items()}
         missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in found}
         if missing:
@@ -108,7 +110,7 @@ class StateStore:
     def _fresh(self, rows: Mapping[bytes, Sequence[int]]) -> dict[bytes, Float[Tensor, "T D"]]:
         """Compute the states of rows, in batches of similar length."""
         found: dict[bytes, Tensor] = {}
-        for part in in_batches(rows, POSITIONS_AT_ONCE):
+        for part in by_length([*rows.items()], lambda item: len(item[1]), POSITIONS_AT_ONCE):
             ids = pad_right([list(row) for _, row in part], self.lm.end).ids.to(self.lm.device)
             states = self.lm.states(self.lm.embed(ids)).to("cpu", self.lm.dtype)
             found.update({key: states[number, : len(row)].contiguous() for number, (key, row) in enumerate(part)})
@@ -153,7 +155,7 @@ class Contexts:
     @torch.no_grad()
     def read(self, texts: Sequence[Sequence[int]]) -> KeysValues:
         """Return the keys and values of texts of token ids as one batch; a text without a token is all padding."""
-        keys = [key_of(text) for text in texts]
+        keys = [key_of_ids(text) for text in texts]
         wanted = {key: text for key, text in zip(keys, texts, strict=True) if len(text)}
         kept = self._kept.read(wanted) if self._kept else {}
         found = {key: self._from_bytes(row, len(wanted[key])) for key, row in kept.items()}
@@ -163,7 +165,7 @@ class Contexts:
     def _fresh(self, texts: Mapping[bytes, Sequence[int]]) -> dict[bytes, TextKeysValues]:
         """Compute texts that are not stored; each batch is on disk before the next one runs."""
         found: dict[bytes, TextKeysValues] = {}
-        for part in in_batches(texts, POSITIONS_AT_ONCE):
+        for part in by_length([*texts.items()], lambda item: len(item[1]), POSITIONS_AT_ONCE):
             ids = pad_right([list(text) for _, text in part], self.lm.end).ids.to(self.lm.device)
             batch = self.lm.keys_values(ids)
             new = {key: self._row(batch, number, len(text)) for number, (key, text) in enumerate(part)}

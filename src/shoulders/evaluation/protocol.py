@@ -12,11 +12,11 @@ from typing import Protocol, final
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import permuted
 from shoulders.data.tasks import DEV, Skip, Task, check_answered, check_wordings
-from shoulders.engine.batches import Evidence, with_evidence
 from shoulders.engine.inference import POSITIONS_AT_ONCE, Answering, answered, choose
 from shoulders.errors import BadRow, DataError, TemplateFailed, UnknownName, UsageError
 from shoulders.evaluation.metrics import Metric, metrics_for
 from shoulders.evaluation.statistics import Measured
+from shoulders.evidence.base import Evidence, with_evidence
 from shoulders.records import Answer, Example, Question
 from shoulders.scaffolds.base import Scaffold
 

@@ -1,1 +1,1 @@
-"""Text that is put before a question: retrieved passages, or answers that the model sampled itself."""
+"""Text that is read before a question: retrieved passages, or answers that the model sampled itself."""

@@ -1,12 +1,9 @@
-"""Textual recursion: answers that the frozen model sampled itself, kept in a file, as evidence for a second pass."""
+"""Textual recursion: answers that the frozen model sampled itself, as evidence for a second pass."""
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from pathlib import Path
 from typing import Protocol, final
 
 from shoulders.backbone.frozen import FrozenLM
@@ -14,74 +11,26 @@ from shoulders.engine.inference import Answering, Sampling, sample
 from shoulders.errors import UsageError
 from shoulders.records import Answer, Passage, Question
 from shoulders.scaffolds.base import Scaffold
-from shoulders.store.files import database_errors, open_database, transaction
-
-TABLE = "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answers TEXT NOT NULL);"
-
-
-@final
-class AnswerStore:
-    """Answers by key, in an SQLite file, or in memory for one run.
-
-    What was put is kept if the process is killed; several processes may use one file.
-
-    Args:
-        path: of the file, made if it is not there; "" for memory.
-
-    Raises:
-        CorruptFile: there is another file.
-        SaveFailed: it cannot be written.
-    """
-
-    def __init__(self, path: str = "") -> None:
-        self.path = path
-        with self._told():
-            if path:
-                Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)
-            self._file = open_database(Path(path).expanduser() if path else None, TABLE)
-
-    def get(self, key: str) -> list[Answer]:
-        """The answers under a key; none where nothing was put."""
-        with self._told():
-            row = self._file.execute("SELECT answers FROM answers WHERE key = ?", (_short(key),)).fetchone()
-        return [Answer(*one) for one in json.loads(row[0])] if row else []
-
-    def put(self, answers: Mapping[str, Sequence[Answer]]) -> None:
-        """Keep answers under their keys, in the place of what was there."""
-        rows = [(_short(key), json.dumps([_kept(one) for one in some])) for key, some in answers.items()]
-        with self._told(), transaction(self._file):
-            self._file.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
-
-    def _told(self) -> AbstractContextManager[None]:
-        return database_errors(self.path, "store of answers", "evidence.store")
-
-
-def _kept(one: Answer) -> tuple[str, float, float]:
-    return one.text, one.log_probability, one.margin
-
-
-def _short(key: str) -> bytes:
-    return blake2b(key.encode(), digest_size=16).digest()
-
+from shoulders.store.cache import ValueCache, key_of_texts
 
 HEADING, ANSWER = "Candidates:", "Answer:"
 
 
 class Sampler(Protocol):
-    """What answers are sampled from."""
+    """Interface of a model that answers are sampled from."""
 
     @property
     def passes(self) -> int:
-        """Passes through the frozen model that one reading of a question takes."""
+        """Passes through the frozen model for each question, however many answers are sampled."""
         ...
 
     @property
     def name(self) -> str:
-        """All that the answers to a question depend on."""
+        """Text that names everything that the answers to a question depend on."""
         ...
 
     def samples(self, questions: Sequence[Question], count: int) -> list[list[Answer]]:
-        """So many answers to each question, in the order in which they were drawn."""
+        """Return `count` sampled answers to each question, in the order in which they were sampled."""
         ...
 
 
@@ -92,43 +41,45 @@ class FirstPass:
 
     Attributes:
         sampling: temperature and seed; its count is not used.
-        store: where answers are kept; what is there already is not drawn again.
-        name: that the answers are kept under: they depend on backbone and prompt.
+        how: length of an answer, and memory.
+        store: cache of the answers; those in it are not sampled again.
+        name: part of the cache key: everything that the answers depend on beside the question.
     """
 
     lm: FrozenLM
     scaffold: Scaffold
     sampling: Sampling
     how: Answering
-    store: AnswerStore
+    store: ValueCache
     name: str
 
     @property
     def passes(self) -> int:
-        """Those of the scaffold."""
+        """Passes of the scaffold."""
         return self.scaffold.passes
 
     def samples(self, questions: Sequence[Question], count: int) -> list[list[Answer]]:
-        """Answers, drawn after one reading of each question."""
-        keys = [f"{self.name}/{question.whole}" for question in questions]
-        known = {key: self.store.get(key) for key in keys}
-        missing = {key: question for key, question in zip(keys, questions, strict=True) if len(known[key]) < count}
-        drawn = sample(list(missing.values()), self.lm, self.scaffold, replace(self.sampling, count=count), self.how)
+        """Return sampled answers from the cache, or sample them, reading each question once."""
+        keys = [key_of_texts("samples", self.name, question.whole) for question in questions]
+        known = {key: [Answer(*values) for values in kept] for key, kept in self.store.get(keys).items()}
+        missing = {key: one for key, one in zip(keys, questions, strict=True) if len(known.get(key, ())) < count}
+        drawn = sample([*missing.values()], self.lm, self.scaffold, replace(self.sampling, count=count), self.how)
         fresh = dict(zip(missing, drawn, strict=True))
-        self.store.put(fresh)
-        return [(fresh.get(key) or known[key])[:count] for key in keys]
+        self.store.put({key: [(one.text, one.log_probability, one.margin) for one in fresh[key]] for key in fresh})
+        known |= fresh
+        return [known[key][:count] for key in keys]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """An evidence source: sampled answers, each once, ordered by the model's own probability.
+    """An evidence source: distinct sampled answers, ordered by the model's own probability.
 
     Attributes:
-        sampler: p1.
-        count: answers drawn for a question, before those that say the same are put together.
-        across: for cross-fitting, the sampler of each fold that was trained on the other one.
-        before: write the list before the question instead of after it, where the paper has it.
+        sampler: the first pass, under the prompt p1.
+        count: number of answers sampled for a question, before equal ones are merged.
+        across: for cross-fitting, the sampler to use for each fold, trained on the other fold.
+        before: write the list before the question instead of after it (as in the paper).
     """
 
     sampler: Sampler
@@ -138,20 +89,20 @@ class Candidates:
 
     @property
     def passes(self) -> int:
-        """Those of the sampler: all candidates of a question share its reading."""
+        """Passes of the sampler: all candidates of a question share one reading of it."""
         return self.sampler.passes
 
     @property
     def fingerprint(self) -> str:
-        """Of samplers, count and place."""
+        """Hash over samplers, count and position of the list."""
         names = [self.sampler.name, *(self.across[fold].name for fold in sorted(self.across))]
         return blake2b(f"{names}/{self.count}/{self.before}".encode(), digest_size=16).hexdigest()
 
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:
-        """Candidates of each question.
+        """Return the candidates of each question, the most probable first.
 
         Raises:
-            UsageError: no question has one: all samples are empty.
+            UsageError: all samples of all questions are empty.
         """
         sampler = self.across.get(fold, self.sampler)
         found = [merged(some) for some in sampler.samples(questions, self.count)]
@@ -163,7 +114,7 @@ class Candidates:
         return found
 
     def write(self, question: Question, passages: Sequence[Passage]) -> Question:
-        """The question followed by the list (the paper, section 4.1), or the other way round."""
+        """Return the question followed by the list (the paper, section 4.1), or the list before the question."""
         if not passages:
             return question
         listed = f"{HEADING} {'; '.join(passage.text for passage in passages)}\n"
@@ -173,10 +124,10 @@ class Candidates:
 
 
 def merged(samples: Sequence[Answer]) -> list[Passage]:
-    """Samples that differ in letter case or spaces only put together, the most probable first; empty ones left out.
+    """Return the distinct answers among samples, the most probable first, without empty ones.
 
-    What was drawn twice counts once. Spellings of one answer add up their probabilities, and the likeliest stands for
-    them.
+    Samples that differ in letter case or spaces only are one answer: its probability is the sum over its spellings, its
+    text the most probable spelling. A spelling that was sampled twice counts once.
     """
     spellings: dict[str, dict[str, float]] = {}
     for one in samples:

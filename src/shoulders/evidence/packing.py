@@ -1,4 +1,4 @@
-"""Passages into the context of the frozen model, the most trusted first, until it is full.
+"""Packing of passages into the context of the frozen model, best first, until it is full.
 
 Source: the paper, section 3.1.
 """
@@ -11,21 +11,23 @@ from typing import Protocol, final, runtime_checkable
 import regex
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.engine.batches import Evidence, tokenised
+from shoulders.engine.batches import tokenised
 from shoulders.errors import ContextFull, UsageError
+from shoulders.evidence.base import Evidence
 from shoulders.records import Passage, Question
 
 WORD = regex.compile(r"\S+")
-JOINT = 2  # tokens that a passage may take more among others than alone: line ends are told apart before a word
+JOINT = 2  # tokens by which a passage may be longer among others than alone: line ends before a word differ
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A question with what its context holds.
+    """A question with the passages that were packed before it.
 
     Attributes:
-        passages: that are read, in their order; the last one is shorter than it was where it was cut.
-        too_long: passages left out because they fit no context, not even alone.
+        question: the question with its evidence.
+        passages: the packed passages, in reading order; the last one may be truncated.
+        too_long: number of passages left out because they do not fit even alone.
     """
 
     question: Question
@@ -35,23 +37,22 @@ class Packed:
 
 @runtime_checkable
 class PackedEvidence(Evidence, Protocol):
-    """A source of more passages than are read."""
+    """An evidence source that packs as many of its passages as fit."""
 
     def packed(self, question: Question, passages: Sequence[Passage]) -> Packed:
-        """The question as `write` writes it, and the passages in it."""
+        """Return the question as `write` does, with the passages in it."""
         ...
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Packer:
-    """Puts passages before a question: title in the first line, text in the next, an empty line after it.
-
-    What counts is the number of tokens of the whole text as it is read, passages and question together.
+    """Packs passages before a question, each as a line of title, the text, and an empty line.
 
     Attributes:
-        room: tokens of that text at most.
-        truncate: cut the first passage that does not fit after one of its words, instead of leaving it out.
+        lm: the frozen model that reads the text.
+        room: maximum length of the whole text, passages and question, in tokens.
+        truncate: truncate the first passage that does not fit, after a whole word, instead of leaving it out.
     """
 
     lm: FrozenLM
@@ -60,15 +61,16 @@ class Packer:
 
     def __post_init__(self) -> None:
         if self.room < 1:
-            raise UsageError(f"a context of {self.room} tokens holds no question: 1 at least")
+            raise UsageError(f"room for passages and question must be at least 1 token, got {self.room}")
 
     @classmethod
     def beside(cls, lm: FrozenLM, prompt: int, answer: int, longest: int, *, truncate: bool = False) -> "Packer":
-        """A packer that leaves room for a prompt and an answer in the context, and packs `longest` tokens at most.
+        """Return a packer that leaves room for a prompt and an answer in the context window.
 
         Args:
             prompt: vectors of the prompt.
             answer: tokens of the longest answer, its end included.
+            longest: maximum length of passages and question, in tokens.
 
         Raises:
             ContextFull: there is no room for a question.
@@ -84,15 +86,15 @@ class Packer:
         return cls(lm, room, truncate)
 
     def pack(self, question: Question, passages: Sequence[Passage]) -> Packed:
-        """The question with as many passages before it as fit, taken in their order.
+        """Return the question with as many passages before it as fit, in their order.
 
-        The first that does not fit any more ends it: a shorter one further down is trusted less, and is not tried. One
-        that would not fit alone is passed over, so that it does not leave the context empty.
+        Packing ends at the first passage that does not fit: a shorter one further down is trusted less. A passage that
+        would not fit even alone is skipped, so that it does not leave the context empty.
         """
-        written, sure = self._surely(question, passages)
-        read = list(passages[:sure])
+        written, count = self._prefix(question, passages)
+        read = list(passages[:count])
         too_long = 0
-        for passage in passages[sure:]:
+        for passage in passages[count:]:
             longer = self._tokenised(question, [*read, passage])
             if self._fits(longer):
                 read.append(passage)
@@ -108,16 +110,16 @@ class Packer:
         return Packed(written, tuple(read), too_long)
 
     def _tokenised(self, question: Question, passages: Sequence[Passage]) -> Question:
-        """Return the question after the passages with its token ids, whether they fit or not."""
+        """Return the question after the passages with its token ids, even if they do not fit."""
         return tokenised(_with(question, passages), self.lm)
 
     def _fits(self, question: Question) -> bool:
         return len(question.ids or ()) <= self.room
 
-    def _surely(self, question: Question, passages: Sequence[Passage]) -> tuple[Question, int]:
-        """The question after the passages that fit by the sum of their own tokens, and how many they are.
+    def _prefix(self, question: Question, passages: Sequence[Passage]) -> tuple[Question, int]:
+        """Return the question after the first passages that fit by the sum of their own lengths, and their number.
 
-        So the whole is counted near the end only.
+        That sum is an upper bound, so that the whole text has to be tokenised for the last few passages only.
         """
         plain = self._tokenised(question, [])
         left = self.room - len(plain.ids or ())
@@ -131,7 +133,7 @@ class Packer:
         return (found, count) if self._fits(found) else (plain, 0)
 
     def _cut(self, question: Question, read: Sequence[Passage], passage: Passage) -> list[Passage]:
-        """The beginning of a passage that still fits; nothing where not one word does."""
+        """Return the longest beginning of a passage that fits, as a list; [] if not even one word does."""
         ends = [word.end() for word in WORD.finditer(passage.text)]
         cut = [replace(passage, text=passage.text[:end]) for end in ends]
 
@@ -143,7 +145,7 @@ class Packer:
 
 
 def _with(question: Question, passages: Sequence[Passage]) -> Question:
-    """The question after the passages, whether they fit or not."""
+    """Return the question after the passages, even if they do not fit."""
     if not passages:
         return question
     return replace(question, evidence=f"{''.join(map(_written, passages))}{question.evidence}")

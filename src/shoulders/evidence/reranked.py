@@ -1,8 +1,7 @@
-"""Retrieved passages in the order of a re-ranker that has not seen the question; scores are kept in a file."""
+"""Retrieved passages in the order of a re-ranker that was not trained on the question; its scores are cached."""
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import islice
@@ -16,92 +15,34 @@ from shoulders.records import Passage, Question
 from shoulders.retrieval.cross_encoder import ranker_named
 from shoulders.retrieval.reranker import DESCRIPTION, model_folder
 from shoulders.retrieval.scoring import AT_ONCE, Pair, Ranker, interpolated
-from shoulders.store.files import database_errors, open_database, transaction
-
-TABLE = "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL NOT NULL) WITHOUT ROWID;"
-IN_A_QUERY = 10_000  # SQLite takes at most 32,766 values in one statement
-
-
-@final
-class ScoreStore:
-    """Scores by ranker and pair, in an SQLite file that several processes may use.
-
-    Args:
-        path: of the file, made if it is not there.
-
-    Raises:
-        CorruptFile: there is another file.
-        SaveFailed: it cannot be written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path.expanduser()
-        with self._told():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open_database(self.path, TABLE)
-
-    def scores(self, ranker: Ranker, pairs: Sequence[Pair]) -> list[float]:
-        """A score for each pair. The ranker scores those that it never scored; they are kept as they come."""
-        keys = [_key(ranker.fingerprint, pair) for pair in pairs]
-        known = self._get(list(dict.fromkeys(keys)))
-        missing = list({key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}.items())
-        for start in range(0, len(missing), AT_ONCE):
-            some = missing[start : start + AT_ONCE]
-            new = dict(zip([key for key, _ in some], ranker.scores([pair for _, pair in some]), strict=True))
-            self._put(new)
-            known |= new
-        return [known[key] for key in keys]
-
-    def _get(self, keys: Sequence[bytes]) -> dict[bytes, float]:
-        found: dict[bytes, float] = {}
-        with self._told():
-            for start in range(0, len(keys), IN_A_QUERY):
-                some = keys[start : start + IN_A_QUERY]
-                marks = ",".join("?" * len(some))
-                found.update(self._file.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", some))  # noqa: S608
-        return found
-
-    def _put(self, scores: dict[bytes, float]) -> None:
-        with self._told(), transaction(self._file):
-            self._file.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", scores.items())
-
-    def _told(self) -> AbstractContextManager[None]:
-        return database_errors(self.path, "store of scores", "evidence.store")
-
-
-def _key(fingerprint: str, pair: Pair) -> bytes:
-    digest = blake2b(digest_size=16)
-    for part in (fingerprint, pair.question, pair.title, pair.text):
-        digest.update(part.encode(errors="surrogatepass") + b"\xff")  # a byte that UTF-8 does not have
-    return digest.digest()
-
+from shoulders.store.cache import ValueCache, key_of_texts
 
 ALL = "all"
-CROSS_FITTED = (*FOLDS, ALL)  # folders of re-rankers, by what each was trained on
+CROSS_FITTED = (*FOLDS, ALL)  # folders of cross-fitted re-rankers, named by their training data
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Rankers:
-    """Which ranker orders the passages of which questions.
+    """The rankers of questions: one for all, or one for each half of the training examples and one for the rest.
 
     Attributes:
-        name: that they were loaded by.
-        everything: ranks for all questions that are not trained on, and for others where there is no other.
-        across: by half of the training examples, the ranker that was trained on the other half.
+        name: name that they were loaded by.
+        default: ranker of questions outside training, and of all others without a ranker in `across`.
+        across: for each half of the training examples, the ranker that was trained on the other half.
     """
 
     name: str
-    everything: Ranker
+    default: Ranker
     across: Mapping[str, Ranker] = field(default_factory=dict)
 
     @classmethod
     def named(cls, name: str, *, device: str = "auto") -> Self:
-        """One ranker (`ranker_named`), or the three of a folder with a/, b/ and all/.
+        """Load one ranker (`ranker_named`), or three cross-fitted ones from a folder with a/, b/ and all/.
 
         Raises:
-            SourceNotFound, HubUnreachable, CorruptFile: they are not there, or broken.
-            UsageError: what is there does not order passages.
+            SourceNotFound, HubUnreachable, CorruptFile: a ranker is missing or broken.
+            UsageError: the model of that name cannot rank passages.
         """
         folder = Path(name).expanduser()
         there = [part for part in CROSS_FITTED if (model_folder(folder / part) / DESCRIPTION).exists()]
@@ -110,18 +51,18 @@ class Rankers:
         missing = [part for part in CROSS_FITTED if part not in there]
         if missing:
             raise SourceNotFound(
-                f"{folder} has no re-ranker in {', '.join(missing)}: cross-fitting takes one that was trained on each "
-                "half (a, b) and one on all; train what is missing, or name one of the others alone"
+                f"{folder} has no re-ranker in {', '.join(missing)}: cross-fitting needs one trained on each half "
+                "(a, b) and one on all; train what is missing, or name one of the others alone"
             )
         a, b, every = (ranker_named(str(folder / part), device=device) for part in CROSS_FITTED)
         return cls(name, every, {FOLDS[0]: b, FOLDS[1]: a})
 
     def of(self, fold: str) -> Ranker:
-        """The ranker for the questions of a half of the training examples; "" for questions that are not trained on."""
-        return self.across.get(fold, self.everything)
+        """Return the ranker of the questions of a half of the training examples; "" for questions outside training."""
+        return self.across.get(fold, self.default)
 
     def check_unseen(self, questions: Sequence[str], fold: str) -> None:
-        """Raise `UsageError` for training questions that their ranker was trained on itself."""
+        """Raise `UsageError` if the ranker of training questions was trained on one of them."""
         seen = self.of(fold).seen
         known = next((question for question in questions if question in seen), None) if fold else None
         if known is None:
@@ -140,47 +81,47 @@ class Rankers:
 @final
 @dataclass(frozen=True, slots=True)
 class Reranked:
-    """An evidence source: what another retrieves, most relevant first.
+    """An evidence source: the passages of another source in the order of a re-ranker.
 
     Attributes:
-        source: retrieves the passages, and packs them.
-        rankers: that order them.
-        store: keeps their scores.
-        weight: of the retriever's scores beside the re-ranker's (`interpolated`); 0, as in the paper: these alone.
+        source: source that retrieves and packs the passages.
+        rankers: the re-rankers.
+        store: cache of their scores.
+        weight: weight of the retriever's scores beside the re-ranker's (`interpolated`); 0: the re-ranker alone.
     """
 
     source: PackedEvidence
     rankers: Rankers
-    store: ScoreStore
+    store: ValueCache
     weight: float = 0.0
 
     @property
     def passes(self) -> int:
-        """As many as retrieving costs: the re-ranker is another model."""
+        """Passes of the source: the re-ranker is another model."""
         return self.source.passes
 
     @property
     def fingerprint(self) -> str:
-        """Of the source, of the ranker of each half and of all others, and of the retriever's weight if it has one."""
+        """Hash over the fingerprints of the source and of all rankers, and the retriever's weight."""
         weight = [self.weight] if self.weight else []
         parts = [self.source.fingerprint, *(self.rankers.of(fold).fingerprint for fold in ("", *FOLDS)), *weight]
         return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:
-        """The passages that the source finds, by their score.
+        """Return the passages of the source, highest score first.
 
         Raises:
-            UsageError: a question of a training half was seen by the re-ranker that would rank it.
+            UsageError: the re-ranker of a training question was trained on it.
         """
-        asked = [question.query for question in questions]
-        self.rankers.check_unseen(asked, fold)
+        queries = [question.query for question in questions]
+        self.rankers.check_unseen(queries, fold)
         found = self.source.find(questions, fold)
         pairs = [
             Pair(question, passage.title, passage.text)
-            for question, passages in zip(asked, found, strict=True)
+            for question, passages in zip(queries, found, strict=True)
             for passage in passages
         ]
-        scores = iter(self.store.scores(self.rankers.of(fold), pairs))
+        scores = iter(_scores(pairs, self.rankers.of(fold), self.store))
         return [self._ordered(passages, list(islice(scores, len(passages)))) for passages in found]
 
     def _ordered(self, passages: Sequence[Passage], scores: Sequence[float]) -> list[Passage]:
@@ -189,9 +130,22 @@ class Reranked:
         return sorted(rated, key=lambda passage: -passage.score)
 
     def packed(self, question: Question, passages: Sequence[Passage]) -> Packed:
-        """The question after the passages that fit, best first, and these passages."""
+        """Return the question after the passages that fit, best first, with these passages."""
         return self.source.packed(question, passages)
 
     def write(self, question: Question, passages: Sequence[Passage]) -> Question:
-        """The question after the passages that fit, best first."""
+        """Return the question after the passages that fit, best first."""
         return self.source.write(question, passages)
+
+
+def _scores(pairs: Sequence[Pair], ranker: Ranker, cache: ValueCache) -> list[float]:
+    """Return the score of each pair; what the ranker scores anew is cached part by part."""
+    keys = [key_of_texts("score", ranker.fingerprint, pair.question, pair.title, pair.text) for pair in pairs]
+    known = cache.get(keys)
+    missing = list({key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}.items())
+    for start in range(0, len(missing), AT_ONCE):
+        some = missing[start : start + AT_ONCE]
+        fresh = dict(zip([key for key, _ in some], ranker.scores([pair for _, pair in some]), strict=True))
+        cache.put(fresh)
+        known |= fresh
+    return [known[key] for key in keys]

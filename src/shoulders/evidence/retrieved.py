@@ -1,4 +1,4 @@
-"""Retrieved passages as evidence for questions, and annotated ones: a retriever that is never wrong."""
+"""Passages of an index as evidence: those that a retriever finds, or those that are annotated (an oracle)."""
 
 import json
 import math
@@ -17,11 +17,13 @@ from shoulders.retrieval.search import Searcher, fingerprint_of
 @final
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """An evidence source: of the k passages of an index that a retriever ranks highest, as many as fit the context.
+    """An evidence source: as many of the k best passages of an index as fit into the context.
 
     Attributes:
-        packer: what puts them before the question.
-        searcher: the retriever; BM25 on tantivy if there is none.
+        index: the index.
+        k: number of passages retrieved for a question.
+        packer: packs them before the question.
+        searcher: the retriever; None for BM25 on tantivy.
     """
 
     index: Index
@@ -31,42 +33,42 @@ class Retrieved:
 
     @property
     def passes(self) -> int:
-        """None: the language model does not take part."""
+        """0: the language model takes no part in retrieval."""
         return 0
 
     @property
     def fingerprint(self) -> str:
-        """Of what is said about the index, the number of passages, the retriever, and how they are packed."""
+        """Hash over the index's description, the number of passages, the retriever and the packing."""
         how = [self.packer.room, self.packer.truncate]
         parts = [self.index.fingerprint, self.k, fingerprint_of(self.searcher), how]
         return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:
-        """The k passages of each question, searched for by its query: without the words of its wording.
+        """Return the k best passages of each question, searched for by its query, without the wording.
 
-        Retrieval is not trained, so folds are all the same.
+        The retriever was not trained on the questions, so the fold does not matter.
         """
         del fold
         found = self.index.search([question.query for question in questions], self.k, self.searcher)
         return [[Passage(hit.text, hit.score, hit.title) for hit in hits] for hits in found]
 
     def packed(self, question: Question, passages: Sequence[Passage]) -> Packed:
-        """The question after the passages that fit, best first, and these passages."""
+        """Return the question after the passages that fit, best first, with these passages."""
         return self.packer.pack(question, passages)
 
     def write(self, question: Question, passages: Sequence[Passage]) -> Question:
-        """The question after the passages that fit, best first."""
+        """Return the question after the passages that fit, best first."""
         return self.packed(question, passages).question
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Oracle:
-    """An evidence source: the passages of the documents that are annotated as holding the answer, in their order.
+    """An evidence source: the passages of the documents that are annotated as containing the answer, in their order.
 
     Attributes:
-        retrieved: the index that they are in, what packs them, and what finds the others.
-        distractors: passages that are found for a question, put after those.
+        retrieved: source with their index and packer, which also retrieves the distractors.
+        distractors: number of retrieved passages that follow the annotated ones.
     """
 
     retrieved: Retrieved
@@ -74,31 +76,31 @@ class Oracle:
 
     @property
     def passes(self) -> int:
-        """None: the language model does not take part."""
+        """0: the language model takes no part in retrieval."""
         return 0
 
     @property
     def fingerprint(self) -> str:
-        """Of the retriever's, and how many of its passages follow."""
+        """Hash over the fingerprint of `retrieved` and the number of distractors."""
         parts = ["oracle", self.distractors, self.retrieved.fingerprint]
         return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:
-        """The annotated passages of each question, of endless trust, and as many others as are asked for.
+        """Return the annotated passages of each question, with infinite scores, and the distractors.
 
         Raises:
-            UsageError: a question has no annotation, or names a document that the index does not have.
+            UsageError: a question has no annotation, or its annotation names a document that is not in the index.
         """
         annotated = [self._annotated(question) for question in questions]
         found = self.retrieved.find(questions, fold) if self.distractors else [[] for _ in questions]
         return [[*gold, *_others(gold, some)[: self.distractors]] for gold, some in zip(annotated, found, strict=True)]
 
     def packed(self, question: Question, passages: Sequence[Passage]) -> Packed:
-        """As `Retrieved.packed`."""
+        """Return the question after the passages that fit, in their order, with these passages."""
         return self.retrieved.packed(question, passages)
 
     def write(self, question: Question, passages: Sequence[Passage]) -> Question:
-        """As `Retrieved.write`."""
+        """Return the question after the passages that fit, in their order."""
         return self.retrieved.write(question, passages)
 
     def _annotated(self, question: Question) -> list[Passage]:
@@ -120,6 +122,6 @@ class Oracle:
 
 
 def _others(gold: Sequence[Passage], found: Sequence[Passage]) -> list[Passage]:
-    """What was found, without what is annotated."""
+    """Return the passages found, without the annotated ones."""
     texts = {passage.text for passage in gold}
     return [passage for passage in found if passage.text not in texts]

@@ -1,4 +1,4 @@
-"""From an evidence choice to a source of evidence."""
+"""Construction of the evidence source that a recipe names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, ClassVar, final
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import FOLDS
-from shoulders.engine.batches import ORACLE, SOURCES, Evidence, EvidenceConfig, Lengths, Room
+from shoulders.engine.batches import Lengths
 from shoulders.engine.inference import Answering, Sampling
 from shoulders.errors import SourceNotFound, UsageError
-from shoulders.evidence.candidates import AnswerStore, Candidates, FirstPass
+from shoulders.evidence.base import ORACLE, SOURCES, Evidence, EvidenceConfig, Room
+from shoulders.evidence.candidates import Candidates, FirstPass
 from shoulders.evidence.choice import EvidenceChoice, RetrieverChoice
 from shoulders.evidence.packing import PackedEvidence, Packer
-from shoulders.evidence.reranked import Rankers, Reranked, ScoreStore
+from shoulders.evidence.reranked import Rankers, Reranked
 from shoulders.scaffolds.base import Scaffold, scaffold_named
 from shoulders.scaffolds.storage import read_origin, scaffold_folder
+from shoulders.store.cache import ValueCache
 from shoulders.store.files import cache_folder
 
 if TYPE_CHECKING:
@@ -25,21 +27,22 @@ if TYPE_CHECKING:
 
 
 SCORES = "scores.sqlite"  # in the cache folder
-SAMPLED_AT_ONCE = 16_384  # positions; branches are short, and only their keys and values are held
+SAMPLED_AT_ONCE = 16_384  # positions; samples are short, and only their keys and values are in memory
 
 
 def new_source(choice: EvidenceConfig, lm: FrozenLM, prompt: int, lengths: Lengths) -> Evidence | None:
-    """Return the source of evidence that is chosen, or none.
+    """Return the source of evidence that a recipe names; None if it names none.
 
     Args:
+        choice: configuration of the evidence.
+        lm: the frozen model that reads it.
         prompt: vectors of the prompt that the evidence is read with.
-        lengths: tokens of a question with its passages at most, and of the longest answer that is read or written.
+        lengths: maximum lengths of a question with its passages, and of an answer.
 
     Raises:
-        UsageError: the first prompt is missing, or those for cross-fitting were not trained on the two halves; no index
-            is named.
-        SourceNotFound: there is no index, or the libraries to search it are not installed.
-        ContextFull: beside prompt and answer there is no room for a question with passages.
+        UsageError: no first prompt or no index is named, or prompts for cross-fitting were not trained on the halves.
+        SourceNotFound: the index does not exist, or the libraries to search it are not installed.
+        ContextFull: there is no room for a question beside prompt and answer.
     """
     if not choice.kind:
         return None
@@ -47,10 +50,10 @@ def new_source(choice: EvidenceConfig, lm: FrozenLM, prompt: int, lengths: Lengt
 
 
 def _retrieved(choice: EvidenceChoice, lm: FrozenLM, room: Room) -> PackedEvidence:
-    """Passages, packed into one and the same room in training, measuring and asking."""
+    """Return a source of passages, packed into the same room in training, evaluation and asking."""
     if not choice.index:
         raise UsageError(
-            "passages are retrieved from an index: build one (shoulders index), then evidence.index=FOLDER"
+            "retrieved passages need an index: build one (shoulders index), then set evidence.index=FOLDER"
         )
     packer = Packer.beside(lm, room.prompt, room.answer, room.input, truncate=choice.truncate)
     try:
@@ -66,16 +69,16 @@ def _retrieved(choice: EvidenceChoice, lm: FrozenLM, room: Room) -> PackedEviden
 
 
 def _reranked(choice: EvidenceChoice, found: PackedEvidence, lm: FrozenLM) -> PackedEvidence:
-    store = ScoreStore(Path(choice.store) if choice.store else cache_folder() / SCORES)
+    store = ValueCache(choice.store or cache_folder() / SCORES)
     return Reranked(found, Rankers.named(choice.reranker, device=str(lm.device)), store, choice.retriever_weight)
 
 
 def searcher_of(choice: RetrieverChoice, index: "Index") -> "Searcher":
-    """Return what searches an index as it is chosen: here, or on a server.
+    """Return the searcher of an index that is chosen: a local one, or one on a server.
 
     Raises:
         SourceNotFound, UsageError: there are no vectors, or not the encoder that made them; the server does not answer,
-            or was not sent all of the index as it is now.
+            or lacks changes of the index.
     """
     from shoulders.retrieval.dense import retriever_of
 
@@ -90,16 +93,15 @@ def searcher_of(choice: RetrieverChoice, index: "Index") -> "Searcher":
     served = server_retriever(index, server, choice.retriever, choice.collection, choice.dense, choice.weight)
     if served.stale:
         raise UsageError(
-            f"what is at {choice.engine} is not all of {index.folder} as it is now: shoulders upload {index.folder} "
-            f"--to {choice.engine}"
+            f"{choice.engine} lacks changes of {index.folder}: run shoulders upload {index.folder} --to {choice.engine}"
         )
     return served.searcher
 
 
 def _candidates(choice: EvidenceChoice, lm: FrozenLM, _: Room) -> Candidates:
     if not choice.scaffold:
-        raise UsageError("candidates are sampled under a first prompt: evidence.scaffold=RUN, or bare for none")
-    store = AnswerStore(choice.store)
+        raise UsageError("candidates are sampled under a first prompt: set evidence.scaffold=RUN, or bare for none")
+    store = ValueCache(choice.store)
     across = _across(choice)
     return Candidates(
         sampler_of(choice, lm, choice.scaffold, store),
@@ -109,8 +111,8 @@ def _candidates(choice: EvidenceChoice, lm: FrozenLM, _: Room) -> Candidates:
     )
 
 
-def sampler_of(choice: EvidenceChoice, lm: FrozenLM, name: str, store: AnswerStore) -> FirstPass:
-    """Return what answers are sampled from: the frozen model under the scaffold of that name."""
+def sampler_of(choice: EvidenceChoice, lm: FrozenLM, name: str, store: ValueCache) -> FirstPass:
+    """Return a sampler of answers: the frozen model under the scaffold of that name."""
     scaffold = first_prompt(name, lm)
     key = f"{lm.fingerprint()}/{identity(scaffold)}/{choice.temperature}/{choice.longest}/{choice.seed}"
     how = Answering(choice.longest, truncate=True, positions_at_once=SAMPLED_AT_ONCE)
@@ -123,16 +125,18 @@ def first_prompt(name: str, lm: FrozenLM) -> Scaffold:
         return scaffold_named(name, lm)
     except SourceNotFound as error:
         raise SourceNotFound(
-            f"{error}, and candidates were to be sampled under it: put it back, or name another (evidence.scaffold)"
+            f"{error}, and candidates are to be sampled under it: put it back, or name another (evidence.scaffold)"
         ) from error
 
 
 def _across(choice: EvidenceChoice) -> dict[str, str]:
-    """By fold the scaffold that was trained on the other one."""
+    """Return by fold the name of the scaffold that was trained on the other fold."""
     if not choice.across:
         return {}
     if len(choice.across) != len(FOLDS):
-        raise UsageError(f"evidence.across names {len(choice.across)} scaffolds: one trained on each of the folds a, b")
+        raise UsageError(
+            f"evidence.across names {len(choice.across)} scaffolds: name two, one trained on each of the folds a, b"
+        )
     trained: dict[str, str] = {}
     for name in choice.across:
         fold = (read_origin(scaffold_folder(name)).recipe.get("suite") or {}).get("fold", "")
@@ -148,7 +152,7 @@ def _across(choice: EvidenceChoice) -> dict[str, str]:
 @final
 @dataclass(frozen=True, slots=True)
 class BuiltIn:
-    """One of our own kinds of evidence, which share their values."""
+    """A built-in kind of evidence; all share one configuration class."""
 
     new: Callable[[EvidenceChoice, FrozenLM, Room], Evidence]
     Config: ClassVar[type[EvidenceConfig]] = EvidenceChoice

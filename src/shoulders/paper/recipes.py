@@ -6,8 +6,9 @@ training (`backbone.name=...`).
 
 from dataclasses import replace
 
-from shoulders.engine.batches import RETRIEVED, Lengths
+from shoulders.engine.batches import Lengths
 from shoulders.evaluation.protocol import EvaluationPlan
+from shoulders.evidence.base import RETRIEVED
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.runs.recipe import BackboneChoice, Recipe, SuiteChoice
 from shoulders.scaffolds.input_prompt import InputPromptConfig

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from shoulders.answering.models import RIVAL, LoadedModel, RivalInfo
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.tasks import Task
-from shoulders.engine.batches import Evidence
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import OnDone, Scores
+from shoulders.evidence.base import Evidence
 from shoulders.records import ScaffoldInput
 from shoulders.runs.build import answer_spec, new_evidence
 from shoulders.runs.jobs import Job, job_of, measure, tasks_of

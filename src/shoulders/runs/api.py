@@ -13,7 +13,7 @@ from shoulders.data.mixture import Mixture
 from shoulders.data.pairs import Examples, given_task, is_tasks
 from shoulders.data.readers import open_suite
 from shoulders.data.tasks import TRAIN, Task
-from shoulders.engine.batches import Lengths, Stream
+from shoulders.engine.batches import Lengths
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.evaluation.protocol import evaluate as measured
@@ -21,6 +21,7 @@ from shoulders.scaffolds.base import Scaffold
 from shoulders.training.loop import Hooks, Step, fit
 from shoulders.training.losses import ExampleSource, scaffold_loss
 from shoulders.training.plan import TrainPlan
+from shoulders.training.stream import Stream
 
 # Many small steps and a rate that ends at 0 (experiments/006); the rate of a prompt that lies under others.
 LONG_NAMES = {"em": "exact_match"}  # of metrics

@@ -12,10 +12,11 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import Mixture
 from shoulders.data.readers import QA, QUERY, QUESTION_WORDING, open_suite
 from shoulders.data.tasks import TRAIN, Task, check_wordings, class_labels
-from shoulders.engine.batches import CANDIDATES, Evidence, Lengths, Stream
+from shoulders.engine.batches import Lengths
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.recall import Retrieval, retrieval
+from shoulders.evidence.base import CANDIDATES, Evidence
 from shoulders.evidence.choice import PASSAGES, EvidenceChoice
 from shoulders.evidence.packing import PackedEvidence
 from shoulders.evidence.sources import first_prompt
@@ -23,6 +24,7 @@ from shoulders.runs.recipe import BackboneChoice, Recipe, SuiteChoice
 from shoulders.scaffolds.base import KINDS, Scaffold, ScaffoldConfig, TrainingData
 from shoulders.scaffolds.storage import scaffold_folder
 from shoulders.training.losses import ExampleSource
+from shoulders.training.stream import Stream
 
 
 def answer_spec(recipe: Recipe) -> AnswerSpec:

@@ -7,17 +7,18 @@ from typing import Any
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.tasks import Task, check_placement
 from shoulders.data.text import Documents, held_out, open_text
-from shoulders.engine.batches import Evidence, PackedText
 from shoulders.engine.precomputed import Contexts, StateStore, check_contexts, check_first_pass
 from shoulders.errors import UsageError
 from shoulders.evaluation.perplexity import Perplexity, perplexity
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen_examples, evaluate
+from shoulders.evidence.base import Evidence
 from shoulders.evidence.choice import PASSAGES
 from shoulders.runs.build import TaskParts, example_source, new_evidence, suite_parts
 from shoulders.runs.recipe import Recipe
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.loop import LossOf, Source
 from shoulders.training.losses import TextSource, language_loss, scaffold_loss
+from shoulders.training.stream import PackedText
 
 ONE_IN = 50  # documents of a text without one of its own to measure on
 

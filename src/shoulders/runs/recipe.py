@@ -11,9 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from shoulders.data.mixture import CAP, check_fold
 from shoulders.data.tasks import Skip, Task
-from shoulders.engine.batches import SOURCES, EvidenceConfig, Lengths
+from shoulders.engine.batches import Lengths
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
+from shoulders.evidence.base import SOURCES, EvidenceConfig
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.scaffolds.base import KINDS, ScaffoldConfig, recorded
 from shoulders.scaffolds.soft_prompt import SoftPromptConfig

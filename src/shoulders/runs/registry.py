@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from shoulders.engine.batches import RETRIEVED, Lengths
+from shoulders.engine.batches import Lengths
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
+from shoulders.evidence.base import RETRIEVED
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.paper import recipes as recipes_module
 from shoulders.runs.ranking_recipes import ranking_recipes

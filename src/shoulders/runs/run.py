@@ -12,11 +12,11 @@ from torch import nn
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.sources import peak_memory
 from shoulders.data.tasks import Task
-from shoulders.engine.batches import Evidence
 from shoulders.errors import UsageError
 from shoulders.evaluation.perplexity import Perplexity
 from shoulders.evaluation.protocol import OnDone, Scores
 from shoulders.evaluation.results import provenance, scaffold_measured, scores_as_json
+from shoulders.evidence.base import Evidence
 from shoulders.runs.build import answer_spec, evidence_measured, new_evidence, new_scaffold, retrieval_measured
 from shoulders.runs.jobs import Job, job_of, tasks_of
 from shoulders.runs.recipe import Recipe, read_recipe

@@ -1,1 +1,1 @@
-"""Files on disk: atomic folders, and a cache of rows by key."""
+"""Files on disk: atomic folders, encodings of text, and caches by content key."""

@@ -1,6 +1,6 @@
-"""Files on disk: whole folders, JSON, tensors and SQLite; the cache folder; locks; errors of the hub.
+"""Files on disk: atomic folders and files, JSON, tensors, SQLite; the cache folder, locks, and errors of the hub.
 
-They are written so that a killed process or a full disk never costs what was there before.
+A killed process or a full disk never destroys what a file or folder contained before.
 """
 
 import errno
@@ -29,20 +29,21 @@ from shoulders.store.encodings import decode_whole
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DATABASE_CACHE = -128 * 1024  # KiB of an SQLite file
-BEST = "best"  # in a run's folder, the best of what it trained
-RECIPE = "recipe.json"  # in a run's folder, all that it depends on
+BEST = "best"  # folder in a run's folder: the scaffold with the best development score
+RECIPE = "recipe.json"  # file in a run's folder: everything that the run depends on
 
 
 @contextmanager
 def whole_folder(target: Path, marker: str) -> Iterator[Path]:
-    """A scratch folder that takes the target's place once all is written; if anything fails, the target stays.
+    """Yield a temporary folder that replaces the target once it is complete; if anything fails, the target is kept.
 
     Args:
-        target: a folder that may exist already; it is replaced as a whole.
-        marker: a file that tells a folder of this kind. A folder with other content is never replaced.
+        target: a new folder, or an existing one, which is replaced as a whole.
+        marker: a file that identifies a folder of this kind. A folder that has other files but not this one is never
+            replaced.
 
     Raises:
-        SaveFailed: the disk is full, the place cannot be written, or something else is in it.
+        SaveFailed: the disk is full, the folder cannot be written, or it contains other files.
     """
     check_replaceable(target, marker)
     backup = _backup(target)
@@ -62,7 +63,7 @@ def whole_folder(target: Path, marker: str) -> Iterator[Path]:
         shutil.rmtree(backup, ignore_errors=True)
     except (OSError, SaveFailed) as error:
         reason = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(reason, OSError):  # not the disk's refusal, and said already
+        if not isinstance(reason, OSError):  # no error of the disk, and its message is complete
             raise
         raise save_failed(target, reason, kept=target.exists() or backup.exists()) from reason
     finally:
@@ -70,7 +71,7 @@ def whole_folder(target: Path, marker: str) -> Iterator[Path]:
 
 
 def check_replaceable(target: Path, marker: str) -> None:
-    """Raise `SaveFailed` for what `whole_folder` would not replace."""
+    """Raise `SaveFailed` if `whole_folder` would not replace the target."""
     if target.is_file():
         raise SaveFailed(f"{target} is a file: name a new folder")
     if target.is_dir() and any(target.iterdir()) and not (target / marker).exists():
@@ -78,7 +79,7 @@ def check_replaceable(target: Path, marker: str) -> None:
 
 
 def recovered(target: Path) -> Path:
-    """The folder; if a process was killed while it was being replaced, the old one is put back first."""
+    """Return the folder, after restoring it if a process was killed while replacing it."""
     backup = _backup(target)
     if not target.exists() and backup.exists():
         os.rename(backup, target)
@@ -86,7 +87,7 @@ def recovered(target: Path) -> Path:
 
 
 def _scratch(target: Path) -> Path:
-    """An empty folder beside the target; what a process that was killed left of it there is removed."""
+    """Return an empty folder beside the target; remove those that killed processes left there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for stale in target.parent.glob(f".{escape(target.name)}.????????.part"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -107,26 +108,31 @@ def _sync(path: Path) -> None:
 
 
 def save_failed(target: Path, error: OSError, *, kept: bool = False, option: str = "--out") -> SaveFailed:
-    """Why a file or folder could not be written, what is left of the old one, and what to do (with which option)."""
+    """Return the error of a file or folder that cannot be written.
+
+    Args:
+        kept: the earlier file or folder is still there, which the message then says.
+        option: command line option or recipe value that names the place.
+    """
     way_out = "free space there, or name another place" if error.errno in FULL else "name another place"
     before = f"; {target} is as it was before" if kept else ""
     return SaveFailed(f"cannot write {target}: {error.strerror or error}{before}: {way_out} ({option})")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """One JSON object, readable by people, in place only when it is whole."""
+    """Write a JSON object, indented; the file is replaced once it is complete."""
     text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     with whole_file(path) as part:
-        # A file name that is no UTF-8 is half characters to Python; written as JSON's escapes they are read as before.
+        # Python has surrogates for the bytes of a file name that are not UTF-8: written as JSON's escapes.
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A scratch file that takes the file's place once it is written; if anything fails, what was there stays.
+    """Yield the path of a temporary file that replaces the file once it is written; if anything fails, the file stays.
 
     Raises:
-        SaveFailed: the disk is full, or the place cannot be written.
+        SaveFailed: the disk is full, or the folder cannot be written.
     """
     part = path.with_name(f".{path.name}.part")
     try:
@@ -141,11 +147,11 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object.
+    """Read a JSON object.
 
     Raises:
-        SourceNotFound: there is no such file, or it may not be read.
-        CorruptFile: it is not one.
+        SourceNotFound: the file does not exist or may not be read.
+        CorruptFile: the file is not a JSON object.
     """
     try:
         content = json.loads(decode_whole(path.read_bytes()))
@@ -159,7 +165,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested JSON objects by dotted key, as the command line names them."""
+    """Return the values of nested JSON objects by dotted key, e.g. "training.steps"."""
     found: dict[str, Any] = {}
     for name, value in content.items():
         if isinstance(value, Mapping):
@@ -170,7 +176,7 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_format(content: Mapping[str, Any], wanted: tuple[str, int], what: object, way_out: str) -> None:
-    """Raise `UsageError` if the `format` and `version` that a description tells are not those wanted."""
+    """Raise `UsageError` unless a description's `format` and `version` are those wanted."""
     found = (content.get("format"), content.get("version"))
     if found != wanted:
         raise UsageError(
@@ -180,20 +186,20 @@ def check_format(content: Mapping[str, Any], wanted: tuple[str, int], what: obje
 
 
 def legible(path: str | Path) -> str:
-    """Return a path as text that can be kept and shown: each byte of a name that is no UTF-8 as its number."""
+    """Return a path as valid Unicode: bytes that are not UTF-8 are written as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def check_legible(path: str | Path) -> None:
-    """Raise `SourceNotFound` for a path that is no UTF-8, which safetensors opens no file by."""
+    """Raise `SourceNotFound` for a path that is not UTF-8: safetensors cannot open such files."""
     if legible(path) != str(path):
-        raise SourceNotFound(f"{legible(path)} is a name that is no UTF-8, and weights cannot be read by it: rename it")
+        raise SourceNotFound(f"{legible(path)} is not UTF-8, and weights cannot be read from such a path: rename it")
 
 
 def lasting(name: str) -> str:
-    """A name that means the same in another folder: a path that is there made absolute, others as they are.
+    """Return a name that is valid in any working directory: existing paths become absolute, other names are unchanged.
 
-    Several may be joined by "|", as the two encoders of a retriever are.
+    A name may consist of several joined by "|", such as the two encoders of a retriever.
     """
     parts = [Path(part).expanduser() for part in name.split("|")]
     return "|".join(
@@ -203,14 +209,14 @@ def lasting(name: str) -> str:
 
 
 def open_database(path: Path | None, tables: str, *, write: bool = True) -> sqlite3.Connection:
-    """An SQLite file that one may write and many read at a time; what was committed is kept if the process is killed.
+    """Open an SQLite file that one process at a time may write and many may read; what is committed survives a kill.
 
-    Nothing is committed together unless it is within a `transaction`.
+    Every statement is committed alone, unless it is within a `transaction`.
 
     Args:
-        path: of the file; None for a database in memory.
-        tables: statements that make what a new one holds.
-        write: it is made if it is not there; else it must be, and cannot be changed.
+        path: path of the file; None for a database in memory.
+        tables: statements that create the tables of a new file.
+        write: open for writing, and create the file if there is none; otherwise it must exist, and is read only.
     """
     place = f"{path.absolute().as_uri()}?mode={'rwc' if write else 'ro'}" if path else ":memory:"
     file = sqlite3.connect(place, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
@@ -224,7 +230,7 @@ def open_database(path: Path | None, tables: str, *, write: bool = True) -> sqli
 
 @contextmanager
 def transaction(file: sqlite3.Connection) -> Iterator[None]:
-    """All changes within, or none."""
+    """Commit all changes within the block; if it raises, none."""
     file.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -236,11 +242,11 @@ def transaction(file: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def database_errors(path: str | Path, what: str, way_out: str) -> Iterator[None]:
-    """Say in one line what is wrong with an SQLite file: full disk, no right to write, locked, or no such file at all.
+    """Turn errors of an SQLite file into `SaveFailed` (disk full, not writable, locked) or `CorruptFile` (no database).
 
     Args:
-        what: the file ought to be, e.g. "store of answers".
-        way_out: how another place is named, e.g. "evidence.store".
+        what: what the file should be, e.g. "store of passages".
+        way_out: option that names another file, e.g. "evidence.store".
     """
     try:
         yield
@@ -251,16 +257,16 @@ def database_errors(path: str | Path, what: str, way_out: str) -> Iterator[None]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file. Written by Python, so that a full disk is an OSError like any other."""
+    """Write a safetensors file, by Python's own means, so that a full disk raises an OSError."""
     path.write_bytes(safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+    """Read the tensors of a safetensors file.
 
     Raises:
-        CorruptFile: it is truncated or not safetensors at all.
-        SourceNotFound: its name is no UTF-8.
+        CorruptFile: the file is truncated, or not a safetensors file.
+        SourceNotFound: its path is not UTF-8.
     """
     check_legible(path)
     try:
@@ -276,10 +282,10 @@ LOCK = "writer.lock"
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold a folder for writing. The lock ends with the process, however that ends.
+    """Lock a folder for writing. The lock ends with the block, or with the process if it is killed.
 
     Raises:
-        UsageError: another process holds it; the message says which.
+        UsageError: another process has the lock; the message names it.
         SaveFailed: the folder cannot be written.
     """
     try:
@@ -302,17 +308,17 @@ def _holder(folder: Path) -> str:
     try:
         holder = json.loads((folder / LOCK).read_text(encoding="utf-8"))
         return f"process {holder['process']} on {holder['host']} since {holder['since']}"
-    except (OSError, ValueError, KeyError):  # it has the lock and has not written its name yet
+    except (OSError, ValueError, KeyError):  # it has the lock, but has not written its name yet
         return "another process"
 
 
 def cache_folder() -> Path:
-    """`$SHOULDERS_CACHE`, or `~/.cache/shoulders`."""
+    """Return the cache folder: `$SHOULDERS_CACHE`, or `~/.cache/shoulders`."""
     return Path(os.environ.get("SHOULDERS_CACHE") or Path.home() / ".cache" / "shoulders")
 
 
 def in_cache(kind: str, source: Path) -> Path:
-    """The place in the cache folder of what is made of a file; another one once its size or time has changed."""
+    """Return the path in the cache folder for something derived from a file; it depends on the file's size and time."""
     stat = source.stat()
     key = hashlib.sha256(f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
     return cache_folder() / kind / f"{source.stem}-{key}"
@@ -320,7 +326,7 @@ def in_cache(kind: str, source: Path) -> Path:
 
 @contextmanager
 def hub_errors(name: str) -> Iterator[None]:
-    """Say in one line what is wrong when something cannot be fetched or read by its name."""
+    """Turn errors of loading something by name, from the hub or a folder, into errors of one line."""
     try:
         yield
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
@@ -336,5 +342,5 @@ def hub_errors(name: str) -> Iterator[None]:
         raise SourceNotFound(f"{name!r} cannot be loaded: {first_line(error)}") from error
     except UsageError:
         raise
-    except Exception as error:  # whatever a library makes of a broken configuration, or of one that it lacks parts for
+    except Exception as error:  # libraries raise anything for a broken or unsupported configuration
         raise SourceNotFound(f"{name!r} cannot be loaded ({type(error).__name__}): {first_line(error)}") from error

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import plain
 from shoulders.data.mixture import Counts
-from shoulders.engine.batches import Encoded, PackedText, Stream, by_length, text_batch, training_batch
+from shoulders.engine.batches import Encoded, by_length, text_batch, training_batch
 from shoulders.engine.precomputed import Contexts, StateStore, check_contexts, check_first_pass
 from shoulders.errors import UsageError
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.loop import LossOf
+from shoulders.training.stream import PackedText, Stream
 
 
 @dataclass(frozen=True, slots=True)

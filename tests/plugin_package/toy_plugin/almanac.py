@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 
-from shoulders.engine.batches import EvidenceConfig
 from shoulders.errors import UsageError
+from shoulders.evidence.base import EvidenceConfig
 from shoulders.records import Passage
 
 
