@@ -1,11 +1,11 @@
-"""What recipes and folders know by name: scaffolds, evidence sources and metrics, ours and those of other packages.
+"""Scaffolds, evidence sources, metrics and recipes by name, our own and those of other packages.
 
 Another package adds one by an entry point and changes nothing here; in its `pyproject.toml`:
 
     [project.entry-points."shoulders.scaffolds"]
     my_prompt = "my_package.prompts:MyPrompt"
 
-The groups are `shoulders.scaffolds`, `shoulders.evidence` and `shoulders.metrics`.
+The groups are `shoulders.scaffolds`, `shoulders.evidence`, `shoulders.metrics` and `shoulders.recipes`.
 """
 
 import sys

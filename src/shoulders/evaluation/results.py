@@ -24,7 +24,7 @@ from shoulders.evaluation.metrics import METRICS
 from shoulders.evaluation.protocol import Scores, WordingScore
 from shoulders.evaluation.statistics import Measured, average_interval
 from shoulders.records import Example
-from shoulders.scaffolds.base import Scaffold, recorded
+from shoulders.scaffolds.base import Scaffold
 from shoulders.store.files import read_json
 
 LIBRARIES = ("shoulders", "torch", "transformers", "accelerate", "safetensors", "tokenizers")
@@ -219,9 +219,7 @@ def read_result(path: Path, name: str = "", log: Sequence[Mapping[str, Any]] = (
     content = read_json(file)
     if not {"average", "wordings", "recipe"} <= set(content):
         raise CorruptFile(f"{file} holds no results of shoulders")
-    recipe = content["recipe"]
-    recipe = {**recipe, "scaffold": recorded(recipe.get("scaffold") or {})}
-    return Result(name or short_names([path])[0], {**content, "recipe": recipe}, log)
+    return Result(name or short_names([path])[0], content, log)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

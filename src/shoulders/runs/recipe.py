@@ -15,7 +15,7 @@ from shoulders.engine.batches import SOURCES, EvidenceConfig, Lengths
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.evidence.choice import EvidenceChoice
-from shoulders.scaffolds.base import KINDS, ScaffoldConfig, recorded
+from shoulders.scaffolds.base import KINDS, ScaffoldConfig
 from shoulders.scaffolds.soft_prompt import SoftPromptConfig
 from shoulders.store.files import flat, lasting, read_json
 from shoulders.training.plan import RivalChoice, TrainPlan
@@ -171,7 +171,7 @@ def recipe_from_json(content: Mapping[str, Any]) -> Recipe:
         UnknownName, UsageError: an unknown key, or a value that does not fit.
     """
     recipe = Recipe(name=str(content.get("name", "unnamed")))
-    return with_values(recipe, flat({**content, "scaffold": recorded(content.get("scaffold") or {})}))
+    return with_values(recipe, flat(content))
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from shoulders.engine.batches import RETRIEVED, Lengths
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.evidence.choice import EvidenceChoice
-from shoulders.paper import recipes as recipes_module
+from shoulders.plugins import Registry
 from shoulders.runs.ranking_recipes import ranking_recipes
 from shoulders.runs.recipe import BackboneChoice, Recipe, SuiteChoice, TextChoice
 from shoulders.scaffolds.input_prompt import InputPromptConfig
@@ -201,7 +202,15 @@ def reader() -> Recipe:
     )
 
 
-MAKERS: tuple[Callable[[], Recipe], ...] = (
+def _fault(name: str, found: Any) -> str:
+    """Return what is wrong with a recipe of another package."""
+    recipe = found() if callable(found) else None
+    if not isinstance(recipe, Recipe):
+        return "is no function that returns a shoulders.runs.recipe.Recipe"
+    return "" if recipe.name == name else f"returns a recipe of another name, {recipe.name!r}"
+
+
+OWN = (
     bundled_soft_prompt,
     bundled_input_prompt,
     suite_soft_prompt,
@@ -214,33 +223,43 @@ MAKERS: tuple[Callable[[], Recipe], ...] = (
     lm_connector_lm,
     textual_recursion,
     reader,
-    recipes_module.paper_prompt_tuning,
-    recipes_module.paper_idpt,
-    recipes_module.paper_closed_book,
-    recipes_module.paper_reader,
-    recipes_module.paper_textual_recursion,
-    recipes_module.paper_recursion,
+)
+PAPER = (
+    "paper_prompt_tuning",
+    "paper_idpt",
+    "paper_closed_book",
+    "paper_reader",
+    "paper_textual_recursion",
+    "paper_recursion",
+)
+# Functions that return a recipe, by its name. Those of the paper are imported when they are looked up.
+RECIPES: Registry[Callable[[], Recipe]] = Registry(
+    "shoulders.recipes",
+    "recipe",
+    {make.__name__: f"{__name__}:{make.__name__}" for make in OWN}
+    | {name: f"shoulders.paper.recipes:{name}" for name in PAPER},
+    _fault,
 )
 
 
 def recipes() -> dict[str, Recipe]:
-    """All recipes by name."""
-    return {recipe.name: recipe for recipe in (make() for make in MAKERS)}
+    """Return all recipes by name: our own in the order of the documentation, then those of other packages."""
+    names = [*RECIPES.built_in, *(name for name in RECIPES.names() if name not in RECIPES.built_in)]
+    return {name: RECIPES[name]() for name in names}
 
 
 def recipe_named(name: str) -> Recipe:
-    """The recipe of that name.
+    """Return the recipe of a name.
 
     Raises:
-        UnknownName: there is none; the nearest is suggested.
-        UsageError: it is one that orders passages.
+        UnknownName: no recipe has that name; the nearest is suggested.
+        UsageError: the recipe trains a retriever or a re-ranker, or comes from a broken package.
     """
-    known = recipes()
     if name in ranking_recipes():
         raise UsageError(
-            f"the recipe {name} orders passages and has no language model: shoulders train {name}, or name a reader's "
-            "recipe here"
+            f"the recipe {name} orders passages and has no language model: shoulders train {name}, or name the recipe "
+            "of a reader here"
         )
-    if name not in known:
-        raise UnknownName("recipe", name, [*known, *ranking_recipes()])
-    return known[name]
+    if name not in RECIPES:
+        raise UnknownName("recipe", name, [*RECIPES.names(), *ranking_recipes()])
+    return RECIPES[name]()

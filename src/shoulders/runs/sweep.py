@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from accelerate import PartialState
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import ContextFull, TrainingDiverged, UsageError, first_line
 from shoulders.evaluation.results import provenance
-from shoulders.paper.rivals import train_rival
 from shoulders.runs.build import TaskParts
 from shoulders.runs.jobs import check_tested
 from shoulders.runs.recipe import Recipe, recipe_from_json, with_overrides
-from shoulders.runs.run import Watch, train_until
+from shoulders.runs.run import Watch
 from shoulders.store.files import read_json, whole_file, write_json
 from shoulders.training.log import read_log
+from shoulders.training.loop import Progress
 
 SWEEP, TABLE = "sweep.json", "sweep.md"
 VARIED = ("scaffold.", "training.", "rival.", "evidence.")  # scores of other suites or models do not compare
@@ -155,21 +156,30 @@ class Swept:
 
 
 Watching = Callable[[Candidate], AbstractContextManager[Watch]]
+TrainUntil = Callable[..., Progress]  # `shoulders.runs.run.train_until`, or the like
 
 
 def sweep(
-    plan: SweepPlan, lm: FrozenLM, parts: TaskParts, folder: Path, watching: Watching, *, resume: bool = False
+    plan: SweepPlan,
+    lm: FrozenLM,
+    parts: TaskParts,
+    folder: Path,
+    train: TrainUntil,
+    watching: Watching,
+    *,
+    resume: bool = False,
 ) -> Swept:
-    """Train every candidate to its pause, under the learning rates of its full run, and choose.
+    """Train every candidate to its pause, at the learning rates of its full run, and choose the best.
 
-    The chosen one goes on from there as if it had never paused: `train(chosen.recipe, lm, folder / chosen.name,
-    resume=True)`. A candidate that diverges, or does not fit the memory or the context, is noted, and the others go on.
+    `train(chosen.recipe, lm, folder / chosen.name, resume=True)` then continues the chosen run as if it had never
+    paused. A candidate that diverges, or does not fit the memory or the context, is noted, and the others are trained.
 
     Args:
-        parts: the recipe's tasks.
-        folder: gets the table (`sweep.json`, `sweep.md`), and a run's folder of each candidate.
-        watching: opens what is told how a candidate goes.
-        resume: go on with what is not done; neither done nor failed ones run again.
+        parts: tasks of the recipe.
+        folder: receives the table (`sweep.json`, `sweep.md`), and the folder of each candidate's run.
+        train: trains a candidate to its pause (`train_until` for scaffolds).
+        watching: opens what shows the progress of a candidate.
+        resume: continue an interrupted sweep; finished and failed candidates do not run again.
 
     Raises:
         UsageError: the folder holds another sweep, or one that is not to be resumed; every candidate failed.
@@ -181,7 +191,8 @@ def sweep(
         if candidate.done:
             continue
         with watching(candidate) as watch:
-            outcome = _outcome(candidate, plan.until, lm, parts, folder / candidate.name, watch, resume=resume)
+            advance = partial(train, until=plan.until, tasks=parts.trained, resume=resume, watch=watch)
+            outcome = _outcome(candidate, lm, parts, folder / candidate.name, advance)
         candidates = [*found.candidates[:number], outcome, *found.candidates[number + 1 :]]
         found = replace(found, candidates=candidates)
         _keep(found, lm, folder)
@@ -190,15 +201,12 @@ def sweep(
     return found
 
 
-def _outcome(
-    candidate: Candidate, until: int, lm: FrozenLM, parts: TaskParts, folder: Path, watch: Watch, *, resume: bool
-) -> Candidate:
-    """The candidate, trained to its pause."""
-    recipe, failure, score = candidate.recipe, "", None
-    advance = train_rival if recipe.rival.kind else train_until
+def _outcome(candidate: Candidate, lm: FrozenLM, parts: TaskParts, folder: Path, advance: TrainUntil) -> Candidate:
+    """Train a candidate to its pause, and return it with its score or failure."""
+    failure, score = "", None
     try:
-        check_tested(recipe, lm, parts)
-        score = advance(recipe, lm, folder, until=until, tasks=parts.trained, resume=resume, watch=watch).score
+        check_tested(candidate.recipe, lm, parts)
+        score = advance(candidate.recipe, lm, folder).score
     except (TrainingDiverged, ContextFull, MemoryError, RuntimeError) as error:
         if not _of_the_candidate(error):
             raise

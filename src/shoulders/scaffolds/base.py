@@ -95,29 +95,6 @@ KINDS: Registry[type["Scaffold"]] = Registry(
 )
 
 
-# Values of a scaffold that older recipes record whatever its kind is.
-_OF_ALL_KINDS = {
-    *("length", "placement", "init", "init_text", "encoder", "encoder_length", "layers", "head_width", "query_std"),
-    *("base", "recursion", "inner"),
-}
-
-
-def recorded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's scaffold, as JSON, as it is recorded today: of an older one the values that its kind has.
-
-    Where an older one has an inner scaffold, the values beside it are those of the inner one.
-    """
-    kind = content.get("kind", "soft_prompt")
-    if kind not in KINDS:
-        return dict(content)
-    known = {item.name for item in fields(KINDS[kind].Config)}
-    own = {key: value for key, value in content.items() if key in known or key not in _OF_ALL_KINDS}
-    if "inner" in known and isinstance(content.get("inner"), str):
-        beside = {key: value for key, value in content.items() if key not in ("start", "inner")}
-        own["inner"] = recorded({**beside, "kind": content["inner"]})
-    return own
-
-
 class Scaffold(
     nn.Module,
     ModelHubMixin,

@@ -103,7 +103,7 @@ def _passes(requests: Sequence[Pass], lm: FrozenLM) -> list[Tensor]:
     memory, split = one.memory or PassMemory(), one.constant
     masks = (None, None) if one.mask is None else (one.mask[:, :split], one.mask[:, split:])
     with torch.no_grad():
-        before = lm.states(one.embeds[:, :split], masks[0], memory)
+        before = lm.states(one.embeds[:, :split].detach(), masks[0], memory)
     return [torch.cat([before, lm.states(one.embeds[:, split:], masks[1], memory)], dim=1)]
 
 
