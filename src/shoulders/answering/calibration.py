@@ -146,13 +146,13 @@ class Judged:
         confidence: probability of the answer.
         stands: it stands in the passages that were read.
         answerable: a gold answer stands in the passages that were read.
-        em, f1: of the answer, 0 to 1.
+        exact_match, f1: of the answer, 0 to 1.
     """
 
     confidence: float
     stands: bool
     answerable: bool
-    em: float
+    exact_match: float
     f1: float
 
 
@@ -162,14 +162,14 @@ class Outcome:
 
     Attributes:
         coverage: questions that are answered.
-        em_answered: exact match of those; None if none is answered.
-        em, f1: of answering or abstaining, over all questions. Of a question whose answer was not read, "no answer" is
+        exact_match_answered: exact match of those; None if none is answered.
+        exact_match, f1: of answering or abstaining, over all questions. Of a question whose answer was not read, "no answer" is
             right and every other answer wrong; of one whose answer was read, it is wrong.
     """
 
     coverage: float
-    em_answered: float | None
-    em: float
+    exact_match_answered: float | None
+    exact_match: float
     f1: float
 
 
@@ -192,8 +192,8 @@ def outcome(judged: Sequence[Judged], threshold: Threshold | None) -> Outcome:
 
     return Outcome(
         coverage=100 * len(answered) / len(judged),
-        em_answered=100 * float(np.mean([one.em for one in answered])) if answered else None,
-        em=scored(lambda one: one.em),
+        exact_match_answered=100 * float(np.mean([one.exact_match for one in answered])) if answered else None,
+        exact_match=scored(lambda one: one.exact_match),
         f1=scored(lambda one: one.f1),
     )
 

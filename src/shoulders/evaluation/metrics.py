@@ -124,9 +124,9 @@ def _mean(function: Callable[[str, Sequence[str]], float], name: str) -> Metric:
 
 
 ACCURACY = _mean(lambda found, golds: float(found == golds[0]), "accuracy")
-EM = _mean(exact_match, "em")
+EM = _mean(exact_match, "exact_match")
 F1 = _mean(token_f1, "f1")
-TRIVIA_EM = _mean(lambda found, golds: exact_match(found, golds, normalise_trivia), "triviaqa_em")
+TRIVIA_EM = _mean(lambda found, golds: exact_match(found, golds, normalise_trivia), "triviaqa_exact_match")
 TRIVIA_F1 = _mean(lambda found, golds: token_f1(found, golds, normalise_trivia), "triviaqa_f1")
 ROUGE_L = _mean(rouge_l, "rouge_l")
 BLEU_4 = Metric("bleu", bleu_statistics, _bleu_total)
@@ -169,10 +169,10 @@ METRICS: Registry[Metric] = Registry(
     {
         "accuracy": "shoulders.evaluation.metrics:ACCURACY",
         "bleu": "shoulders.evaluation.metrics:BLEU_4",
-        "em": "shoulders.evaluation.metrics:EM",
+        "exact_match": "shoulders.evaluation.metrics:EM",
         "f1": "shoulders.evaluation.metrics:F1",
         "rouge_l": "shoulders.evaluation.metrics:ROUGE_L",
-        "triviaqa_em": "shoulders.evaluation.metrics:TRIVIA_EM",
+        "triviaqa_exact_match": "shoulders.evaluation.metrics:TRIVIA_EM",
         "triviaqa_f1": "shoulders.evaluation.metrics:TRIVIA_F1",
     },
     _fault,

@@ -23,7 +23,6 @@ from shoulders.training.losses import ExampleSource, scaffold_loss
 from shoulders.training.plan import TrainPlan
 
 # Many small steps and a rate that ends at 0 (experiments/006); the rate of a prompt that lies under others.
-LONG_NAMES = {"em": "exact_match"}  # of metrics
 USUAL = {"batch_size": 8, "warmup": 0.05, "decay": "linear", "base_learning_rate": 0.05, "save_every": 50}
 
 
@@ -137,7 +136,7 @@ def evaluate(
     totals: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.scores.items():
-            totals.setdefault(LONG_NAMES.get(name, name), []).append(value)
+            totals.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in totals.items()}
 
 

@@ -250,7 +250,7 @@ def _judged(example: Example, found: Answer) -> Judged:
         found.probability,
         stands=found.support is not None,
         answerable=any(has_span(golds, passage.text) for passage in found.read),
-        em=exact_match(found.text, golds),
+        exact_match=exact_match(found.text, golds),
         f1=token_f1(found.text, golds),
     )
 
