@@ -43,7 +43,7 @@ def test_saved_and_read_is_unsaved():
 @pytest.mark.parametrize(
     ("content", "error", "said"),
     [
-        ({"longest": "many"}, CorruptFile, r"what runs/x keeps of how it is asked cannot be read \(longest: "),
+        ({"longest": "many"}, CorruptFile, r"the answer settings of runs/x cannot be read \(longest: "),
         ({"evidence": {"passages": []}}, CorruptFile, r"\(passages: "),
         ({"longest": 0}, UsageError, "an answer of at most 0 tokens"),
         ({"wording": "Who?"}, UsageError, r"the wording 'Who\?' has 0 \{query\}: it needs one"),

@@ -214,4 +214,4 @@ def test_a_grid_is_each_value_with_each():
     assert plan.until == 55
     few = with_overrides(plan.recipe, ["training.steps=3"])
     assert SweepPlan(few, plan.grid, 0.01).until == 1
-    assert json.dumps(sweeping.Swept(plan, plan.candidates()).as_json())
+    assert json.dumps(sweeping.SweepState(plan, plan.candidates()).as_json())
