@@ -319,7 +319,7 @@ def test_what_it_learns_from_is_what_the_recipes_retriever_finds(place, tmp_path
         (["retriever=dense"], "shoulders encode"),
         (["engine=nowhere"], "no address of Milvus"),
         (["index="], "shoulders index"),
-        (["negatives=8"], "8 negatives of 8 passages"),
+        (["negatives=8"], "negatives is 8 and depth 8"),
         (["kind=reader"], "did you mean"),
         (["length=2"], "350 is DPR's"),
         (["development.split=test"], "no split"),

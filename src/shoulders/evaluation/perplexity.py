@@ -13,6 +13,7 @@ from shoulders.engine.batches import text_batch
 from shoulders.engine.inference import POSITIONS_AT_ONCE
 from shoulders.errors import CorruptFile, SourceNotFound, UsageError
 from shoulders.evaluation import plots
+from shoulders.evaluation.report import markdown, number
 from shoulders.evaluation.results import RESULTS, Result
 from shoulders.scaffolds.base import Scaffold
 from shoulders.store.files import read_json, save_failed, write_json
@@ -102,7 +103,7 @@ def write_text_report(results: Sequence[Result], folder: Path) -> tuple[Path, st
     try:
         folder.mkdir(parents=True, exist_ok=True)
         drawn = plots.draw_perplexity(results, folder)
-        page = "\n".join([*_table(results), "", headline, *(f"\n![perplexity]({name})" for name in drawn), ""])
+        page = "\n".join([_table(results), "", headline, *(f"\n![perplexity]({name})" for name in drawn), ""])
         (folder / PAGE).write_text(page, encoding="utf-8")
     except OSError as error:
         raise save_failed(folder, error) from error
@@ -110,13 +111,13 @@ def write_text_report(results: Sequence[Result], folder: Path) -> tuple[Path, st
     return folder / PAGE, headline
 
 
-def _table(results: Sequence[Result]) -> list[str]:
-    lines = ["| run | trained | tokens read | perplexity | bits a byte |", "| --- | ---: | ---: | ---: | ---: |"]
-    for result in results:
-        content = result.content
-        seen = sum(line["positions"] for line in result.log)
-        lines.append(
-            f"| {result.name} | {content['trained']:,} | {seen:,} | {content['perplexity']:.2f} | "
-            f"{content['bits_per_byte']:.4f} |"
-        )
-    return [*lines, f"\n{results[0].content['tokens']:,} held-out tokens."]
+def _table(results: Sequence[Result]) -> str:
+    contents = [result.content for result in results]
+    columns = {
+        "run": [result.name for result in results],
+        "trained": [number(content["trained"]) for content in contents],
+        "tokens read": [number(sum(line["positions"] for line in result.log)) for result in results],
+        "perplexity": [f"{content['perplexity']:.2f}" for content in contents],
+        "bits per byte": [f"{content['bits_per_byte']:.4f}" for content in contents],
+    }
+    return f"{markdown(columns, ['run'])}\n\n{contents[0]['tokens']:,} held-out tokens."

@@ -3,7 +3,7 @@
 import base64
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import jinja2
 from shoulders.errors import UsageError
 from shoulders.evaluation import plots
 from shoulders.evaluation.metrics import EM, F1
-from shoulders.evaluation.results import Result, metrics_of_tasks
+from shoulders.evaluation.results import Result, metrics_of_tasks, label_of
 from shoulders.evaluation.statistics import Interval, average_interval, difference_interval
 from shoulders.store.files import save_failed, write_json
 
@@ -22,12 +22,13 @@ CALLED = {EM.name: "EM", F1.name: "F1"}
 
 
 def markdown(columns: Mapping[str, Sequence[str]], words: Collection[str]) -> str:
-    """Return a Markdown table; columns in `words` are aligned to the left, the others to the right."""
-    lines = [
-        list(columns),
-        ["---" if name in words else "---:" for name in columns],
-        *zip(*columns.values(), strict=True),
-    ]
+    """Return a Markdown table of columns; those in `words` are aligned to the left, the others to the right."""
+    return markdown_rows(list(columns), zip(*columns.values(), strict=True), [name in words for name in columns])
+
+
+def markdown_rows(header: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[bool]) -> str:
+    """Return a Markdown table of rows; `left` says which columns are aligned to the left."""
+    lines = [header, ["---" if one else "---:" for one in left], *rows]
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
@@ -117,14 +118,14 @@ def gains(results: Sequence[Result], base: Result) -> str:
 
 def results_table(results: Sequence[Result]) -> str:
     """Return the scores as a Markdown table."""
-    names = [result.name for result in results]
-    lines = ["| task | cluster | metric | " + " | ".join(names) + " |", "| --- | --- | --- |" + " ---: |" * len(names)]
-    for row in _rows(results):
-        values = " | ".join(f"{value:.1f}" for value in row["values"])
-        lines.append(f"| {row['task']} | {row['cluster']} | {row['metric']} | {values} |")
     intervals = _intervals(results)
-    lines.append("| **average** | | | " + " | ".join(f"**{interval.value:.1f}**" for interval in intervals) + " |")
-    lines.append("| 95% interval | | | " + " | ".join(f"{i.low:.1f} to {i.high:.1f}" for i in intervals) + " |")
+    rows = [
+        *([row["task"], row["cluster"], row["metric"], *map(percent, row["values"])] for row in _rows(results)),
+        ["**average**", "", "", *(f"**{one.value:.1f}**" for one in intervals)],
+        ["95% interval", "", "", *(f"{one.low:.1f} to {one.high:.1f}" for one in intervals)],
+    ]
+    header = ["task", "cluster", "metric", *(result.name for result in results)]
+    lines = [markdown_rows(header, rows, [True] * 3 + [False] * len(results))]
     if unmeasured := _unmeasured(results):
         lines.append(f"\nUnmeasured, because there is no such split: {', '.join(unmeasured)}.")
     lines.append(f"\n{results[0].content['examples']} examples. {headline(results)}\n")
@@ -240,6 +241,6 @@ def _scaffold(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not measured:
         return []
     encoder = measured["encoder"]
-    text = f"{measured['kind']} {measured['name'] or ''} (fingerprint {measured['fingerprint'][:12]})"
+    text = f"{label_of(measured['kind'])} {measured['name'] or ''} (fingerprint {measured['fingerprint'][:12]})"
     read = [("encoder", f"{encoder['name']} (fingerprint {encoder['fingerprint'][:12]})")] if encoder else []
     return [("scaffold", text), *read]

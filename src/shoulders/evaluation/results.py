@@ -24,7 +24,7 @@ from shoulders.evaluation.metrics import METRICS
 from shoulders.evaluation.protocol import Scores, WordingScore
 from shoulders.evaluation.statistics import Measured, average_interval
 from shoulders.records import Example
-from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.base import KINDS, Scaffold
 from shoulders.store.files import read_json
 
 LIBRARIES = ("shoulders", "torch", "transformers", "accelerate", "safetensors", "tokenizers")
@@ -55,6 +55,11 @@ def scaffold_measured(scaffold: Scaffold, name: str | None) -> dict[str, Any]:
         "fingerprint": identity(scaffold),
         "encoder": encoder and {"name": encoder.name, "fingerprint": encoder.fingerprint()},
     }
+
+
+def label_of(kind: str) -> str:
+    """Return the name of a kind of scaffold in reports; kinds that are no scaffold, such as rivals, name themselves."""
+    return KINDS[kind].label if kind in KINDS else kind
 
 
 def circumstances(*libraries: str) -> dict[str, Any]:

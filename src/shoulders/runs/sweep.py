@@ -16,6 +16,7 @@ from accelerate import PartialState
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import ContextFull, TrainingDiverged, UsageError, first_line
+from shoulders.evaluation.report import markdown_rows
 from shoulders.evaluation.results import provenance
 from shoulders.runs.build import TaskParts
 from shoulders.runs.jobs import check_tested
@@ -142,17 +143,16 @@ class SweepState:
 
     def table(self) -> str:
         """Return a Markdown table of the candidates."""
-        keys, plan = list(self.plan.grid), self.plan
-        lines = [
-            f"| candidate | {' | '.join(keys)} | development score at step {plan.until} | seconds |",
-            "| --- |" + " ---: |" * (len(keys) + 2),
-        ]
+        plan = self.plan
+        rows = []
         for one in self.candidates:
-            score = "" if one.score is None else f"{one.score:.2f}"
-            score = f"**{score}**" if one is self.chosen else score or one.failure.replace("|", "\\|")
-            lines.append(f"| {one.name} | {' | '.join(one.values.values())} | {score} | {one.seconds:.0f} |")
+            score = one.failure if one.score is None else f"{one.score:.2f}"
+            score = f"**{score}**" if one is self.chosen else score
+            rows.append([one.name, *one.values.values(), score, f"{one.seconds:.0f}"])
+        header = ["candidate", *plan.grid, f"development score at step {plan.until}", "seconds"]
+        table = markdown_rows(header, rows, [True] + [False] * (len(header) - 1))
         chosen = f"; {self.chosen.name} goes on" if self.chosen else ""
-        return "\n".join([*lines, "", f"{plan.until} of {plan.recipe.training.steps} steps each{chosen}.", ""])
+        return f"{table}\n\n{plan.until} of {plan.recipe.training.steps} steps each{chosen}.\n"
 
 
 Watching = Callable[[Candidate], AbstractContextManager[Watch]]
