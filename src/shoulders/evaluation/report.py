@@ -12,7 +12,7 @@ import jinja2
 from shoulders.errors import UsageError
 from shoulders.evaluation import plots
 from shoulders.evaluation.metrics import EM, F1
-from shoulders.evaluation.results import Result, metrics_of_tasks, label_of
+from shoulders.evaluation.results import Result, label_of, metrics_of_tasks
 from shoulders.evaluation.statistics import Interval, average_interval, difference_interval
 from shoulders.store.files import save_failed, write_json
 
