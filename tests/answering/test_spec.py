@@ -1,4 +1,4 @@
-"""What a run must know to be asked is one record, checked when it is made and when it is read."""
+"""`AnswerSpec`: checked when it is made and when it is read."""
 
 import math
 

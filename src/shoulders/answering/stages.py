@@ -253,7 +253,7 @@ def check_place(folder: Path, stages: Sequence[str]) -> None:
 
 
 def is_adaptive(name: str | Path) -> bool:
-    """Whether a folder holds a cascade."""
+    """Return whether a folder holds a cascade."""
     return (recovered(Path(name).expanduser()) / ADAPTIVE).exists()
 
 

@@ -44,11 +44,11 @@ def saved_bytes(weights: Sequence[Tensor]) -> Iterator[Callable[[], int]]:
             kept[storage._cdata] = storage  # noqa: SLF001 (held, so that its identity is not given away)
         return tensor
 
-    with saved_tensors_hooks(pack, lambda tensor: tensor), _AsOnDevices():
+    with saved_tensors_hooks(pack, lambda tensor: tensor), _RealDeviceMemory():
         yield lambda: sum(storage.nbytes() for storage in kept.values())
 
 
-class _AsOnDevices(TorchFunctionMode):
+class _RealDeviceMemory(TorchFunctionMode):
     """Makes a step on the meta device keep the same tensors as on a real device.
 
     On the meta device PyTorch uses its plain attention kernel, which keeps the attention matrices: most of the memory
@@ -60,13 +60,13 @@ class _AsOnDevices(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention and args[0].is_meta and any(one.requires_grad for one in args[:3]):
-            return _Fused.apply(*args[:3], args[3] if len(args) > 3 else kwargs.get("attn_mask"))
+            return _FusedAttention.apply(*args[:3], args[3] if len(args) > 3 else kwargs.get("attn_mask"))
         if func is torch.cat and len(args[0]) == 2 and args[0][0].is_meta and not args[0][0].numel():
             return args[0][1]
         return func(*args, **kwargs)
 
 
-class _Fused(torch.autograd.Function):
+class _FusedAttention(torch.autograd.Function):
     """Shapes, operations and kept tensors of fused attention: inputs, output, and one number per row of the softmax.
 
     The operations are those of plain attention: the recomputation of scores, with which a fused kernel saves memory, is
