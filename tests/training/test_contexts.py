@@ -191,7 +191,7 @@ def test_a_recipe_that_cannot_store_is_refused_before_it_starts(lm, tiny_lm, rec
     (tmp_path / "text.jsonl").write_text('{"text": "The cat sat."}\n' * 9)
     refused = [
         (lm, "scaffold.placement=prefix", UsageError, "leave training.contexts empty"),
-        (lm, f"text.source={tmp_path / 'text.jsonl'}", UsageError, "a prompt stands before everything"),
+        (lm, f"text.source={tmp_path / 'text.jsonl'}", UsageError, "the prompt comes first"),
         (lm, f"training.contexts={tmp_path / 'file'}", SaveFailed, r"file.*name another place \(training.contexts\)"),
         (tiny_lm("qwen3_5"), "training.steps=1", UsageError, "qwen3_5.*keep more of a text than keys and values"),
     ]

@@ -95,29 +95,6 @@ KINDS: Registry[type["Scaffold"]] = Registry(
 )
 
 
-# Values that older recipes record for every kind of scaffold.
-_OF_ALL_KINDS = {
-    *("length", "placement", "init", "init_text", "encoder", "encoder_length", "layers", "head_width", "query_std"),
-    *("base", "recursion", "inner"),
-}
-
-
-def recorded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe's scaffold (JSON) in today's format: of an older recipe the values of its kind alone.
-
-    In an older recipe with an inner scaffold the values are those of the inner scaffold.
-    """
-    kind = content.get("kind", "soft_prompt")
-    if kind not in KINDS:
-        return dict(content)
-    known = {item.name for item in fields(KINDS[kind].Config)}
-    own = {key: value for key, value in content.items() if key in known or key not in _OF_ALL_KINDS}
-    if "inner" in known and isinstance(content.get("inner"), str):
-        beside = {key: value for key, value in content.items() if key not in ("start", "inner")}
-        own["inner"] = recorded({**beside, "kind": content["inner"]})
-    return own
-
-
 class Scaffold(
     nn.Module,
     ModelHubMixin,
