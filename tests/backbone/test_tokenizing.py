@@ -135,7 +135,7 @@ def test_a_token_beyond_the_embeddings_is_named(tiny_lm):
     made = tiny.tokenizer()
     made.add_tokens([f"<extra_{number}>" for number in range(tiny.VOCABULARY)])
     lm = FrozenLM(tiny_lm("llama").model, keep_text(made), "more")
-    with pytest.raises(UsageError, match=r"the token '<extra_390>' \(id \d+\), but the model has 400 embeddings"):
+    with pytest.raises(UsageError, match=r"the token '<extra_390>' \(id \d+\), but the model has only 400 embeddings"):
         lm.ids("Name a planet. <extra_390>")
     with pytest.raises(UsageError, match="400 embeddings"):
         tokenized(made, 400, ["whole", "<extra_390>"])

@@ -30,7 +30,7 @@ POSITIONS_AT_ONCE = 4096  # positions of one batch, padding and prompt included
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """How questions are read and answered.
+    """Settings for reading and answering questions.
 
     Attributes:
         longest: largest number of tokens of an answer.
@@ -53,7 +53,7 @@ class Answering:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How several answers to one question are drawn.
+    """Settings for sampling several answers to a question.
 
     Attributes:
         count: number of answers to each question.

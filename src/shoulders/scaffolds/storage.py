@@ -140,7 +140,7 @@ def _not_a_configuration(folder: Path, error: Exception) -> CorruptFile:
 
 @dataclass(frozen=True, slots=True)
 class HubOptions:
-    """How to fetch a scaffold from the hub: huggingface_hub's own arguments."""
+    """Options for fetching a scaffold from the hub: huggingface_hub's own arguments."""
 
     revision: str | None = None
     token: str | bool | None = None
