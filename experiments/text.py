@@ -38,7 +38,7 @@ def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
 def summary(found: Sequence[tuple[Run, Mapping[str, Any]]], columns: int = 5) -> str:
     """Perplexity on the held-out text, and the training loss by fifths."""
     lines = [
-        "| run | trained | tokens seen | perplexity | bits a byte | loss by fifths of the training |",
+        "| run | trained | tokens seen | perplexity | bits per byte | loss by fifths of the training |",
         "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for run, content in found:

@@ -100,7 +100,7 @@ def test_nothing_said_has_log_likelihood_nought(lm):
     assert found[1][0] < 0
     with_end = ShouldersLM(backbone=lm, end=True).loglikelihood(asked("loglikelihood", *pairs))
     assert with_end[0][0] < 0 > with_end[2][0]
-    with pytest.raises(UsageError, match="no whole character"):
+    with pytest.raises(UsageError, match="not a whole character"):
         ShouldersLM(backbone=lm).loglikelihood(asked("loglikelihood", (TEXTS[0], "\ud83d")))
 
 

@@ -1,4 +1,4 @@
-"""Scaffolds, evidence and metrics of another package, known by its entry points and nothing else (plugin_package)."""
+"""Scaffolds, evidence, metrics and recipes of another package, known by its entry points alone (plugin_package)."""
 
 import json
 import os
@@ -18,9 +18,9 @@ from shoulders.paper.reader_report import method_of
 from shoulders.runs.build import new_scaffold
 from shoulders.runs.cost import cost
 from shoulders.runs.recipe import recipe_from_json, with_overrides
-from shoulders.runs.registry import recipe_named
+from shoulders.runs.registry import RECIPES, recipe_named, recipes
 from shoulders.runs.run import train, train_until
-from shoulders.scaffolds.base import KINDS, Scaffold, recorded
+from shoulders.scaffolds.base import KINDS, Scaffold
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptConfig
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
@@ -35,7 +35,7 @@ SHIFT = ["scaffold.kind=toy_shift", "scaffold.spread=0.2"]
 def installed(monkeypatch):
     """The package on the path, as if pip had put it there."""
     monkeypatch.syspath_prepend(str(PACKAGE))
-    for registry in (KINDS, SOURCES, METRICS):
+    for registry in (KINDS, SOURCES, METRICS, RECIPES):
         monkeypatch.setattr(registry, "_known", dict(registry._known))
 
 
@@ -80,7 +80,7 @@ def test_a_scaffold_of_another_package_from_training_to_asking(installed, values
     assert measured["recipe"]["scaffold"] == {"kind": "toy_shift", "start": "", "spread": 0.2}
     assert recipe_from_json(measured["recipe"]) == recipe
     assert [row["metric"] for row in measured["wordings"]] == ["accuracy", "toy_first_letter"]
-    assert set(measured["wordings"][1]["scores"]) == {"toy_first_letter", "triviaqa_em", "triviaqa_f1"}
+    assert set(measured["wordings"][1]["scores"]) == {"toy_first_letter", "triviaqa_exact_match", "triviaqa_f1"}
     run("evaluate", tmp_path / "shift", "--out", tmp_path / "again.json")
     again = json.loads((tmp_path / "again.json").read_text())
     assert again["wordings"] == measured["wordings"]
@@ -99,7 +99,7 @@ def test_a_scaffold_of_another_package_from_training_to_asking(installed, values
     assert "A toy shift for" in (best / "README.md").read_text()
     loaded = Scaffold.load(best, lm)
     assert (loaded.kind, loaded.origin.recipe["scaffold"]["spread"]) == ("toy_shift", 0.2)
-    with pytest.raises(UsageError, match="a scaffold of kind toy_shift is no soft prompt"):
+    with pytest.raises(UsageError, match="a scaffold of kind toy_shift is not a soft prompt"):
         run("convert", best, tmp_path / "peft")
     asked = "from shoulders.cli.main import main; import sys; sys.argv = {}; main()"
     words = ["shoulders", "ask", str(tmp_path / "shift"), "Is 3 even or odd?", "--choices", "even|odd"]
@@ -136,7 +136,7 @@ def test_evidence_of_another_package_is_trained_measured_and_asked_with(installe
     ("override", "error", "said"),
     [
         ("scaffold.kind=toy_broken", UsageError, "toy_broken' of the package toy-plugin .* cannot be imported"),
-        ("scaffold.kind=toy_wrong", UsageError, "toy_wrong' of the package toy-plugin .* is no subclass of"),
+        ("scaffold.kind=toy_wrong", UsageError, "toy_wrong' of the package toy-plugin .* is not a subclass of"),
         ("evidence.kind=toy_broken", UsageError, "of the package toy-plugin .*a_package_that_is_not_installed"),
         ("scaffold.kind=toy_shit", UnknownName, "did you mean 'toy_shift'"),
         ("scaffold.spread=-1", UsageError, "scaffold.spread is -1.0: it cannot be negative"),
@@ -156,6 +156,34 @@ def test_what_is_wrong_with_a_package_is_said_in_one_line(installed, override, e
 def test_a_metric_whose_name_is_not_that_of_its_entry_point_is_refused(installed):
     with pytest.raises(UsageError, match=r"toy_other' of the package toy-plugin .* 'toy_first_letter'"):
         METRICS["toy_other"]
+
+
+def test_a_recipe_of_another_package_is_listed_and_taken_by_name(installed, tmp_path):
+    assert "toy_quick" in run("recipes")
+    assert "scaffold.spread=0.2" in run("recipes", "toy_quick")
+    recipe = recipe_named("toy_quick")
+    assert (recipe.scaffold.kind, recipe.training.steps) == ("toy_shift", 7)
+    assert recipe_from_json(recipe.as_json()) == recipe
+    assert list(recipes())[-1] == "toy_quick"
+    with pytest.raises(UnknownName, match="did you mean 'toy_quick'"):
+        recipe_named("toy_quik")
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("almanac:SOURCE", "is no function that returns a shoulders"),
+        ("quick:toy_quick", "returns a recipe of another name, 'toy_quick'"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(installed, tmp_path, monkeypatch, function, said):
+    other = tmp_path / "second_toy-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: second-toy\nVersion: 1.0\n")
+    (other / "entry_points.txt").write_text(f"[shoulders.recipes]\ntoy_slow = toy_plugin.{function}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match=f"the recipe 'toy_slow' of the package second-toy .* {said}"):
+        recipe_named("toy_slow")
 
 
 def test_two_packages_of_one_name_are_refused(installed, tmp_path, monkeypatch):
@@ -180,11 +208,11 @@ def test_a_model_card_s_own_lines_load_any_scaffold(lm, tmp_path):
     made = Recursion(lm, RecursionShape(layers=1), SoftPrompt(from_vocabulary(lm)(2)))
     made.made_for(lm).save_pretrained(tmp_path / "twice")
     card = (tmp_path / "twice" / "README.md").read_text()
-    code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
-    code = code.replace("THIS_REPOSITORY", str(tmp_path / "twice")).replace("print(", "found = (").replace(".text", "")
-    opened = f'opened = shoulders.open("{tmp_path / "twice"}").scaffold'
-    told = fresh(f"{code}\n{opened}\nprint(found.passes, opened.kind, opened.inner.kind)")
-    assert told.splitlines()[-1] == "2 recursion soft_prompt"
+    code = (
+        re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1).replace("THIS_REPOSITORY", str(tmp_path / "twice"))
+    )
+    opened = f"answerer = shoulders.open({str(tmp_path / 'twice')!r})\nprint(answerer.scaffold.inner.kind)"
+    assert fresh(f"{code}\n{opened}").splitlines()[-1] == "soft_prompt"
 
 
 def test_an_input_prompt_starts_at_one_scale_from_python_and_from_recipes(lm, tiny_encoder):
@@ -199,27 +227,3 @@ def test_an_input_prompt_starts_at_one_scale_from_python_and_from_recipes(lm, ti
     embeddings = lm.embed(torch.arange(lm.vocabulary)[None])[0]
     assert lengths[0] == pytest.approx(lengths[1])
     assert lengths[0] == pytest.approx(torch.linalg.vector_norm(embeddings, dim=-1).mean().item(), rel=0.2)
-
-
-def test_recipes_recorded_with_the_values_of_all_kinds_are_read():
-    """What recorded recipes said until each kind had its own values."""
-    older = {
-        "length": 8, "placement": "suffix", "init": "vocabulary", "init_text": "", "encoder": "self", "layers": 1,
-        "encoder_length": 4, "head_width": 8, "query_std": 1.0, "base": True, "start": "x",
-        "recursion": {"passes": 3, "layers": 1},
-    }  # fmt: skip
-    soft = recorded({"kind": "soft_prompt", "inner": "bare", **older})
-    assert set(soft) == {"kind", "length", "placement", "init", "init_text", "start"}
-    config = recipe_from_json(
-        {"name": "r", "scaffold": {"kind": "recursion", "inner": "input_prompt", **older}}
-    ).scaffold
-    assert (config.recursion.passes, config.start, config.inner.kind, config.inner.start) == (
-        3,
-        "x",
-        "input_prompt",
-        "",
-    )
-    assert (config.inner.length, config.inner.placement, config.inner.base) == (8, "suffix", True)
-    assert recorded(recorded(soft)) == soft
-    with pytest.raises(UnknownName, match=r"called 'scaffold\.lenght': did you mean 'scaffold\.length'"):
-        recipe_from_json({"name": "r", "scaffold": {"kind": "soft_prompt", "lenght": 3}})

@@ -1,11 +1,11 @@
-"""Registries of scaffolds, evidence sources and metrics by name, built in or from other packages.
+"""Registries of scaffolds, evidence sources, metrics and recipes by name, built in or from other packages.
 
 Another package adds one by an entry point in its `pyproject.toml`:
 
     [project.entry-points."shoulders.scaffolds"]
     my_prompt = "my_package.prompts:MyPrompt"
 
-The entry point groups are `shoulders.scaffolds`, `shoulders.evidence` and `shoulders.metrics`.
+The entry point groups are `shoulders.scaffolds`, `shoulders.evidence`, `shoulders.metrics` and `shoulders.recipes`.
 """
 
 import sys

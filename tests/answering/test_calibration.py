@@ -6,7 +6,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
-from shoulders.answering.calibration import average_passes, calibrated, curve, stages_of, threshold_for
+from shoulders.answering.calibration import average_passes, best_within_budget, curve, stopping_stages, threshold_for
 from shoulders.errors import UsageError
 
 PASSES = [1, 2, 4]
@@ -31,7 +31,7 @@ def mean_of(right):
 @pytest.mark.parametrize("budget", [1.0, 1.01, 1.35, 1.5, 2.0, 2.9, 3.0, 50.0])
 def test_the_average_is_within_the_budget_and_is_what_the_thresholds_cost(stages, budget):
     confidences, right = development(stages)
-    found = calibrated(confidences, PASSES[:stages], budget, mean_of(right))
+    found = best_within_budget(confidences, PASSES[:stages], budget, mean_of(right))
     spent = [
         next(
             (sum(PASSES[: stage + 1]) for stage, t in enumerate(found.thresholds) if confidences[stage][n] >= t),
@@ -51,32 +51,34 @@ def test_two_stages_get_the_best_threshold_there_is(budget):
     best = max(
         score(stages)
         for threshold in [-math.inf, *confidences[0], math.inf]
-        if average_passes(stages := stages_of(confidences, [threshold]), PASSES[:2]) <= budget + 1e-9
+        if average_passes(stages := stopping_stages(confidences, [threshold]), PASSES[:2]) <= budget + 1e-9
     )
-    assert calibrated(confidences, PASSES[:2], budget, score).score == best
+    assert best_within_budget(confidences, PASSES[:2], budget, score).score == best
 
 
 def test_three_stages_are_searched_together():
     confidences, right = development(3, examples=10)
     score = mean_of(right)
     tried = [[-math.inf, *row, math.inf] for row in confidences[:2]]
-    found = {t: stages_of(confidences, t) for t in product(*tried)}
+    found = {t: stopping_stages(confidences, t) for t in product(*tried)}
     best = max(score(stages) for stages in found.values() if average_passes(stages, PASSES) <= 2.5)
-    assert calibrated(confidences, PASSES, 2.5, score).score == best
+    assert best_within_budget(confidences, PASSES, 2.5, score).score == best
 
 
 def test_a_budget_is_spent_to_the_last_example_where_it_helps():
     """The exact share goes on, not the next lower percentile."""
     confidences = np.stack([np.arange(1000.0), np.zeros(1000)])
-    found = calibrated(confidences, [1, 2], 1.014, lambda stage_of: float(sum(stage_of)))
+    found = best_within_budget(confidences, [1, 2], 1.014, lambda stage_of: float(sum(stage_of)))
     assert found.passes == pytest.approx(1.014)
     assert found.score == 7
 
 
 def test_what_does_not_help_is_not_spent():
     confidences, _ = development()
-    assert calibrated(confidences, [1, 2], 3.0, lambda _: 1.0).passes == 1.0
-    assert calibrated(confidences, [1, 2], 3.0, lambda stage_of: -float(sum(stage_of))).thresholds == (-math.inf,)
+    assert best_within_budget(confidences, [1, 2], 3.0, lambda _: 1.0).passes == 1.0
+    assert best_within_budget(confidences, [1, 2], 3.0, lambda stage_of: -float(sum(stage_of))).thresholds == (
+        -math.inf,
+    )
 
 
 def test_many_stages_are_not_searched_for_ever():
@@ -87,7 +89,7 @@ def test_many_stages_are_not_searched_for_ever():
         calls.append(stage_of)
         return mean_of(right)(stage_of)
 
-    calibrated(confidences, [1, 2, 3, 4, 5], 6.0, score)
+    best_within_budget(confidences, [1, 2, 3, 4, 5], 6.0, score)
     assert len(calls) <= 2000
 
 
@@ -107,11 +109,11 @@ def test_the_curve_goes_from_the_first_stage_alone_to_all_of_them(stages):
     assert (points[-1].passes, points[-1].score) == (sum(PASSES[:stages]), score([stages - 1] * 40))
     assert all(one.passes < other.passes for one, other in pairwise(points))
     for point in points:
-        assert point.score == score(stages_of(confidences, point.thresholds))
+        assert point.score == score(stopping_stages(confidences, point.thresholds))
 
 
 @pytest.mark.parametrize("budget", [0.5, 0.999, -1.0, math.nan, math.inf])
 def test_budgets_that_cannot_be_met_name_what_can(budget):
     confidences, right = development()
     with pytest.raises(UsageError, match=r"it is 1\.00 where every input stops at the first stage, and 3\.00 where"):
-        calibrated(confidences, [1, 2], budget, mean_of(right))
+        best_within_budget(confidences, [1, 2], budget, mean_of(right))

@@ -1,4 +1,4 @@
-"""One door: whatever answers is opened by its name, and asked in the same way."""
+"""Answerers of all kinds are opened by name and asked in the same way."""
 
 import json
 import subprocess

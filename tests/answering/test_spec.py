@@ -1,4 +1,4 @@
-"""What a run must know to be asked is one record, checked when it is made and when it is read."""
+"""`AnswerSpec`: checked when it is made and when it is read."""
 
 import math
 
@@ -43,9 +43,9 @@ def test_saved_and_read_is_unsaved():
 @pytest.mark.parametrize(
     ("content", "error", "said"),
     [
-        ({"longest": "many"}, CorruptFile, r"what runs/x keeps of how it is asked cannot be read \(longest: "),
+        ({"longest": "many"}, CorruptFile, r"the answer settings of runs/x cannot be read \(longest: "),
         ({"evidence": {"passages": []}}, CorruptFile, r"\(passages: "),
-        ({"longest": 0}, UsageError, "an answer of at most 0 tokens"),
+        ({"longest": 0}, UsageError, "must be at least 1 token, got 0"),
         ({"wording": "Who?"}, UsageError, r"the wording 'Who\?' has 0 \{query\}: it needs one"),
         ({"wording": "{query} {query}"}, UsageError, r"has 2 \{query\}"),
         ({"evidence": {"kind": "retrieve"}}, UnknownName, "did you mean 'retrieved'"),

@@ -124,7 +124,7 @@ def test_only_scored_positions_reach_the_vocabulary(lm, monkeypatch):
 @pytest.mark.parametrize("device", ["cudda", "cuda:99"])
 def test_a_device_that_is_not_there_is_refused(lm, device):
     with pytest.raises(
-        UsageError, match=rf"backbone\.device={device} cannot be used here .*'auto' takes what there is"
+        UsageError, match=rf"backbone\.device={device} cannot be used here .*'auto' picks a device of this machine"
     ):
         FrozenLM.load(lm.name, device=device)
 

@@ -118,7 +118,7 @@ def test_choices_that_end_in_an_end_are_other_choices(lm):
     assert end != pytest.approx(space, abs=1e-3)
     plain, tail = (rank([Question(f"Which tag is{some}")], [["four"]], lm, Bare())[0][0] for some in ("", " </s>"))
     assert plain != pytest.approx(tail, abs=1e-3)
-    with pytest.raises(UsageError, match="no choices to rank for the question 'Name a planet'"):
+    with pytest.raises(UsageError, match="the question 'Name a planet' has no choices to rank"):
         rank([Question("Name a planet")], [[]], lm, Bare())
 
 
@@ -135,7 +135,7 @@ def test_a_token_beyond_the_embeddings_is_named(tiny_lm):
     made = tiny.tokenizer()
     made.add_tokens([f"<extra_{number}>" for number in range(tiny.VOCABULARY)])
     lm = FrozenLM(tiny_lm("llama").model, keep_text(made), "more")
-    with pytest.raises(UsageError, match=r"the token '<extra_390>' \(id \d+\), but the model has 400 embeddings"):
+    with pytest.raises(UsageError, match=r"the token '<extra_390>' \(id \d+\), but the model has only 400 embeddings"):
         lm.ids("Name a planet. <extra_390>")
     with pytest.raises(UsageError, match="400 embeddings"):
         tokenized(made, 400, ["whole", "<extra_390>"])

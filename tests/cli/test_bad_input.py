@@ -41,7 +41,7 @@ def values(lm, suite):
     ("arguments", "said"),
     [
         ([""], "a question is empty"),
-        (["hi", "--longest", "0"], "at most 0 tokens"),
+        (["hi", "--longest", "0"], "length of the answer must be at least 1, got 0"),
         (["hi", "--choices", "|"], "names no answer"),
         (["hi", "--longest", "200", "--truncate"], "ask for a shorter answer"),
     ],
@@ -152,20 +152,20 @@ def test_one_question_that_does_not_fit_does_not_cost_the_others(shoulders, prom
         ("scaffold.length=0", "nothing to train with scaffold.length=0"),
         (
             "scaffold.kind=recursion scaffold.recursion.passes=0",
-            "scaffold.recursion.passes is 0: the model runs at least once",
+            "scaffold.recursion.passes must be at least 1, got 0",
         ),
         ("scaffold.kind=bare scaffold.length=4", "value of scaffold.kind=bare (it has scaffold.kind, scaffold.start)"),
-        ("scaffold.kind=recursion scaffold.inner=recursion", "passes cannot stand under a recursion"),
-        ("scaffold.kind=recursion scaffold.inner.start=x", "name a trained one (scaffold.start)"),
+        ("scaffold.kind=recursion scaffold.inner=recursion", "a recursion cannot be the inner scaffold"),
+        ("scaffold.kind=recursion scaffold.inner.start=x", "only the whole recursion can start from a trained one"),
         ("suite.fold=c", "suite.fold='c' is no half of the training examples"),
         ("evidence.kind=candidate", "did you mean 'candidates'?"),
         ("evidence.kind=candidates", "candidates are sampled under a first prompt: set evidence.scaffold=RUN"),
-        ("evidence.count=0", "0 candidates are none: ask for at least 1"),
-        ("evidence.temperature=0", "a temperature of 0.0 cannot be sampled at"),
+        ("evidence.count=0", "number of sampled answers must be at least 1, got 0"),
+        ("evidence.temperature=0", "temperature must be above 0, got 0.0"),
         ("evidence.longest=0", "evidence.longest is 0"),
         ("training.first_pass=states", "scaffold.kind=soft_prompt trains before the first pass ends"),
-        ("scaffold.kind=input_prompt scaffold.head_width=0", "scaffold.head_width is 0"),
-        ("scaffold.kind=input_prompt scaffold.query_std=nan", "scaffold.query_std is nan"),
+        ("scaffold.kind=input_prompt scaffold.head_width=0", "scaffold.head_width must be at least 1, got 0"),
+        ("scaffold.kind=input_prompt scaffold.query_std=nan", "scaffold.query_std must be at least 0, got nan"),
         ("scaffold.placement=sufix", "did you mean 'suffix'?"),
         ("training.decay=liner", "did you mean 'linear'?"),
         ("training.learning_rate=nan", "training.learning_rate is nan"),
@@ -203,7 +203,7 @@ def test_textual_recursion_whose_first_prompt_is_gone_or_says_nothing(refused, l
 
 def test_recall_of_no_samples_or_of_what_is_no_number(refused, lm, suite, prompt):
     asked = ["sample", prompt, *values(lm, suite), "--recipe", "bundled_soft_prompt", "--samples"]
-    assert "ask for 1 at least" in refused(*asked, "0,4")
+    assert "must be at least 1" in refused(*asked, "0,4")
     assert "holds no numbers" in refused(*asked, "four")
 
 

@@ -217,8 +217,8 @@ def test_no_answer_under_a_threshold_that_was_chosen(reader, says, shoulders, lm
     kept = json.loads((reader / "best" / "threshold.json").read_text())
     assert kept["threshold"] == {"standing": pytest.approx(0.4), "elsewhere": "inf"}
     chosen = kept["chosen_on"]
-    assert chosen["before"] == {"coverage": 100.0, "em_answered": 50.0, "em": 50.0, "f1": 50.0}
-    assert chosen["after"] == {"coverage": 50.0, "em_answered": 100.0, "em": 100.0, "f1": 100.0}
+    assert chosen["before"] == {"coverage": 100.0, "exact_match_answered": 50.0, "exact_match": 50.0, "f1": 50.0}
+    assert chosen["after"] == {"coverage": 50.0, "exact_match_answered": 100.0, "exact_match": 100.0, "f1": 100.0}
     assert (chosen["split"], chosen["examples"]) == ("validation", 4)
     assert kept["measured_on"][0]["after"] == chosen["after"]
     assert kept["backbone"]["fingerprint"] == lm.fingerprint()

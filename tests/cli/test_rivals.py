@@ -205,7 +205,7 @@ def test_what_does_not_fit_is_refused(values, tiny_lm, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.delattr("shoulders.cli.train.weights_of")  # refused before anything is loaded
         for value in ("training.contexts", "training.first_pass"):
-            with pytest.raises(UsageError, match=rf"a rival \(lora\) has no use for that: leave it empty \({value}=\)"):
+            with pytest.raises(UsageError, match=rf"which a rival \(lora\) cannot use: leave it empty \({value}=\)"):
                 run(*command, f"{value}={tmp_path}/kept", "--rival", "lora")
     assert not (tmp_path / "run").exists()
     run(*command, "--rival", "lora")

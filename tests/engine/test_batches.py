@@ -62,5 +62,5 @@ def test_questions_that_do_not_fit_are_refused_with_both_numbers_or_cut(lm):
 def test_a_question_or_an_answer_of_nothing_is_refused(lm):
     with pytest.raises(UsageError, match="a question is empty"):
         answer([Question("Why?"), Question(" ")], lm, Bare(), Answering(longest=4))
-    with pytest.raises(UsageError, match="at most 0 tokens"):
+    with pytest.raises(UsageError, match="length of the answer must be at least 1, got 0"):
         Answering(longest=0)

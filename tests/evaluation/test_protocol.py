@@ -84,7 +84,7 @@ def test_every_reference_counts_as_right(lm, monkeypatch):
     records = [{"q": "Who sang Let it be?", "answers": ["The Beatles", "Fab Four"]}]
     monkeypatch.setattr(protocol, "answered", lambda questions, *_: [Answer("fab four", -0.1, 1.0)] * len(questions))
     scores = evaluate([TemplatedTask("t", "c", {"ask": template}, {"test": records})], lm, Bare(), PLAN)
-    assert scores.wordings[0].scores == {"em": 100.0, "f1": 100.0}
+    assert scores.wordings[0].scores == {"exact_match": 100.0, "f1": 100.0}
 
 
 def test_inputs_that_do_not_fit_are_cut_and_counted(lm):

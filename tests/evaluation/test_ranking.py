@@ -11,7 +11,7 @@ from shoulders.evaluation.recall import asked as found_for
 from shoulders.retrieval.building import build
 from shoulders.retrieval.index import Hit, Index
 from shoulders.retrieval.passages import Cutting
-from shoulders.training.rankers import Supervision
+from shoulders.training.rankers import RankingSampler
 
 
 def asked(place, scores):
@@ -65,7 +65,7 @@ def test_judged_documents_stand_for_answers_where_none_is_known(tmp_path):
     last_first = ranking(some, lambda _, hits: [[float(hit.title == "Bern") for hit in found] for found in hits])
     assert last_first.found.recall[1] == pytest.approx(200 / 3)
     assert last_first.ordered.recall[1] == 0
-    drawn = Supervision(index, 4, 3).of(examples, range(4))
+    drawn = RankingSampler(index, 4, 3).of(examples, range(4))
     assert [sorted(title for title, _ in one.passages[1:]) if one else None for one in drawn] == [
         ["Bern", "Lima", "Oslo"], ["Bern", "Rome"], ["Bern", "Lima", "Oslo"], None
     ]  # fmt: skip

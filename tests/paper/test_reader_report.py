@@ -98,7 +98,7 @@ def test_what_cannot_be_compared_is_refused(measured, tmp_path):
     one, other = measured("a", ["x"] * 4), measured("b", ["x"] * 3)
     with pytest.raises(UsageError, match="b and a were measured on different examples"):
         write_reader_report([one, other], tmp_path)
-    with pytest.raises(UsageError, match="b is scored by f1 and a by em"):
+    with pytest.raises(UsageError, match="b is scored by f1 and a by exact_match"):
         write_reader_report([one, measured("b", ["x"] * 4, template=COUNTED)], tmp_path)
     with pytest.raises(UsageError, match="at least one measured run"):
         write_reader_report([], tmp_path)

@@ -251,7 +251,7 @@ def test_runs_of_one_split_share_their_examples_and_metric(measured, tmp_path):
     with pytest.raises(UsageError, match="b and a were measured on different examples"):
         write_recursion_report([one, other], [], tmp_path)
     wordings = [{**row, "metric": "f1"} for row in one.content["wordings"]]
-    with pytest.raises(UsageError, match="b is scored by f1 and a by em"):
+    with pytest.raises(UsageError, match="b is scored by f1 and a by exact_match"):
         write_recursion_report(
             [one, replace(one, name="b", content={**one.content, "wordings": wordings})], [], tmp_path
         )

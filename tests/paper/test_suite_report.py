@@ -106,7 +106,7 @@ def test_tables_of_methods_with_seeds(measured, tmp_path):
     sets = rows_of(text, "## By data set on test")
     assert [row["data set"] for row in sets] == ["ask", "say", "tell"]
     assert [(row["templates"], row["examples"]) for row in sets] == [("3", "12"), ("1", "4"), ("2", "8")]
-    assert {row["metric"] for row in sets} == {"em"}
+    assert {row["metric"] for row in sets} == {"exact_match"}
     assert [row["bare LM"] for row in sets] == ["25.0 [25.0, 100.0]", "50.0", "50.0 [25.0, 75.0]"]
     assert [row["prompt tuning"] for row in sets] == ["37.5 [25.0, 100.0]", "75.0", "50.0 [25.0, 75.0]"]
 

@@ -41,7 +41,7 @@ def measured(lm, stages, tasks):
 
 def test_scores_are_those_of_the_cascades_own_answers(lm, stages, measured):
     """Asked for real, with the thresholds that were calibrated: the same answers, passes and score."""
-    chosen = measured.calibrated(2.0)
+    chosen = measured.best_within_budget(2.0)
     cascade = CascadeAnswerer(lm, Adaptive(stages, chosen.thresholds), HOW)
     scores = measured.scores(measured.stops(chosen.thresholds).tolist())
     passes = []
@@ -69,7 +69,7 @@ def test_the_ends_are_the_first_and_the_last_stage(measured):
 
 
 def test_shares_add_up_to_the_average(measured):
-    spent = measured.spent(measured.calibrated(3.0).thresholds)
+    spent = measured.spent(measured.best_within_budget(3.0).thresholds)
     shares = [stage["share"] for stage in spent["stages"]]
     assert sum(shares) == pytest.approx(1)
     assert spent["average"] == pytest.approx(sum(share * cost for share, cost in zip(shares, (1, 3, 6), strict=True)))

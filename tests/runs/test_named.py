@@ -1,4 +1,4 @@
-"""What is asked by name, and what is refused because it does not answer."""
+"""Names that can be asked, and names that are refused because they do not answer."""
 
 import json
 

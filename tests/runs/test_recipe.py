@@ -1,7 +1,9 @@
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from shoulders.backbone.shapes import meta_backbone
 from shoulders.errors import ContextFull, UnknownName, UsageError
 from shoulders.runs.build import new_scaffold
 from shoulders.runs.cost import _Sizes, cost, meta_scaffold
+from shoulders.runs.ranking_recipes import KINDS as RANKING_KINDS
+from shoulders.runs.ranking_recipes import ranking_recipe_from_json
 from shoulders.runs.recipe import Recipe, read_recipe, recipe_from_json, with_overrides
 from shoulders.runs.registry import recipe_named, recipes
 from shoulders.scaffolds.base import KINDS, Bare, BareConfig
@@ -27,6 +31,31 @@ def test_a_recipe_survives_json(name, tmp_path):
 
     write_json(tmp_path / "recipe.json", recipe.as_json())
     assert read_recipe(tmp_path / "recipe.json") == recipe
+
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+def recorded_recipes(content: Any) -> Iterator[dict[str, Any]]:
+    """Every recipe within recorded JSON."""
+    if isinstance(content, dict):
+        if "training" in content and "suite" in content:
+            yield content
+        else:
+            yield from (recipe for value in content.values() for recipe in recorded_recipes(value))
+    elif isinstance(content, list):
+        yield from (recipe for value in content for recipe in recorded_recipes(value))
+
+
+def test_every_recorded_recipe_of_the_experiments_is_one_of_today():
+    """Read by today's reader, it is written again just as it is recorded: no value is missing, renamed or dropped."""
+    found = 0
+    for path in sorted(EXPERIMENTS.rglob("*.json")):
+        for recipe in recorded_recipes(json.loads(path.read_text(encoding="utf-8"))):
+            found += 1
+            read = ranking_recipe_from_json if recipe.get("kind") in RANKING_KINDS else recipe_from_json
+            assert read(recipe).as_json() == recipe, path
+    assert found >= 112
 
 
 def test_every_value_can_be_overridden():
@@ -206,7 +235,7 @@ def test_a_plan_that_does_not_fit_is_refused():
 
 
 def test_what_only_measures_is_a_recipe_but_is_not_trained():
-    for override, said in (("scaffold.kind=bare", "evaluate bare"), ("scaffold.length=0", "a vector at least")):
+    for override, said in (("scaffold.kind=bare", "evaluate bare"), ("scaffold.length=0", "at least one vector")):
         recipe = with_overrides(recipe_named("bundled_soft_prompt"), [override])
         with pytest.raises(UsageError, match=said):
             recipe.check_trainable()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from commands import fitting, run
+from shoulders.cli import train as cli_train
 from shoulders.errors import TrainingDiverged, UnknownName, UsageError
 from shoulders.paper.recipes import GRIDS
 from shoulders.runs import run as run_module
@@ -91,7 +92,7 @@ def test_a_killed_sweep_goes_on_and_repeats_nothing(values, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return real(recipe, lm, folder, **rest)
 
-    monkeypatch.setattr(sweeping, "train_until", killed)
+    monkeypatch.setattr(cli_train, "train_until", killed)
     with pytest.raises((KeyboardInterrupt, AssertionError)):  # as click gives it
         run(*command)
     before = scores(tmp_path / "sweep")
@@ -125,7 +126,7 @@ def test_a_candidate_that_fails_is_noted_and_the_others_go_on(values, tmp_path, 
             raise TrainingDiverged(step=2, what="loss", value=float("nan"), kept="no checkpoint had been saved yet")
         return real(recipe, lm, folder, **rest)
 
-    monkeypatch.setattr(sweeping, "train_until", failing)
+    monkeypatch.setattr(cli_train, "train_until", failing)
     command = ["sweep", "bundled_soft_prompt", *values, "--fraction", 0.25, "--out", tmp_path / "sweep"]
     run(*command, "--grid", "scaffold.length=3,4,5,1000")
     content = swept(tmp_path / "sweep")
@@ -148,7 +149,7 @@ def test_what_is_wrong_with_the_program_stops_a_sweep(values, tmp_path, monkeypa
     def broken(*_, **__):
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(sweeping, "train_until", broken)
+    monkeypatch.setattr(cli_train, "train_until", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         run("sweep", "bundled_soft_prompt", *values, *GRID, "--out", tmp_path / "sweep")
 
@@ -213,4 +214,4 @@ def test_a_grid_is_each_value_with_each():
     assert plan.until == 55
     few = with_overrides(plan.recipe, ["training.steps=3"])
     assert SweepPlan(few, plan.grid, 0.01).until == 1
-    assert json.dumps(sweeping.Swept(plan, plan.candidates()).as_json())
+    assert json.dumps(sweeping.SweepState(plan, plan.candidates()).as_json())

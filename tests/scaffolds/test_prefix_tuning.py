@@ -72,7 +72,7 @@ def test_what_peft_saved_is_read_again(lm, tmp_path):
 def test_a_model_that_peft_cannot_prefix_is_refused(tiny_lm):
     with pytest.raises(UsageError, match="no prefix tuning for"):
         add_prefix(tiny_lm("qwen3_5"), 5)
-    with pytest.raises(UsageError, match="a window of the text"):
+    with pytest.raises(UsageError, match="layers with a sliding window"):
         add_prefix(tiny_lm("mistral"), 5)
 
 
@@ -90,7 +90,7 @@ def test_a_recipe_makes_one_and_plans_it_also_under_a_recursion(lm, values):
     assert made.length == config.taken == 3
     planned = parts(meta_scaffold(config, meta_backbone(lm.name, lm.dtype)))
     assert planned == parts(made)
-    embeds, memory = lm.embed(torch.tensor([[5, 6, 7, 8]])), made.memory(lm)
+    embeds, memory = lm.embed(torch.tensor([[5, 6, 7, 8]])), Memory()
     given = ScaffoldInput(embeds[:, :3], None, (0,))
     steps = [made.states(lm, given, memory), made.states(lm, given.continued(embeds[:, 3:]), memory)]
     whole = made.states(lm, ScaffoldInput(embeds, None, (0,)))
@@ -98,5 +98,5 @@ def test_a_recipe_makes_one_and_plans_it_also_under_a_recursion(lm, values):
 
 
 def test_a_prefix_of_no_positions_is_refused():
-    with pytest.raises(UsageError, match=r"scaffold\.length is 0: a prefix takes at least 1 position"):
+    with pytest.raises(UsageError, match=r"scaffold\.length must be at least 1, got 0"):
         with_overrides(recipe_named("bundled_soft_prompt"), ["scaffold.kind=prefix_tuning", "scaffold.length=0"])

@@ -183,8 +183,8 @@ def test_a_recipe_starts_from_a_trained_recursion_of_the_same_sizes(lm, tmp_path
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"passes": 0}, "passes is 0: the model runs at least once"),
-        ({"layers": -1}, "layers is -1"),
+        ({"passes": 0}, "passes must be at least 1, got 0"),
+        ({"layers": -1}, "layers must be at least 0, got -1"),
         ({"passes": 3, "shared": True, "after": True}, "shared is for Connectors between passes"),
     ],
 )

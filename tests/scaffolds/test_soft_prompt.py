@@ -2,8 +2,15 @@ import pytest
 import torch
 
 from shoulders.errors import UsageError
-from shoulders.scaffolds.soft_prompt import FREQUENT, SoftPrompt, from_labels, from_normal, from_text, from_vocabulary
-from shoulders.scaffolds.weaving import weave
+from shoulders.scaffolds.soft_prompt import (
+    FREQUENT,
+    SoftPrompt,
+    from_labels,
+    from_normal,
+    from_text,
+    from_vocabulary,
+    insert_prompt,
+)
 
 
 def test_what_trains_is_what_is_saved(lm):
@@ -44,7 +51,7 @@ def test_labels_take_one_vector_each_and_a_vocabulary_sample_follows(lm):
     assert torch.equal(rows[0], lm.embed(torch.tensor(long)).mean(0))
     assert torch.equal(rows[2:], from_vocabulary(lm, seed=4)(3))
     assert torch.equal(from_labels(lm, ["planet", "bad"])(1), rows[:1])
-    with pytest.raises(UsageError, match="no labels"):
+    with pytest.raises(UsageError, match="at least one label to start from, got none"):
         from_labels(lm, [])
 
 
@@ -55,14 +62,14 @@ def test_normal_vectors_have_the_vocabularys_scale(lm):
 
 
 def test_an_empty_text_is_refused(lm):
-    with pytest.raises(UsageError, match="empty text"):
+    with pytest.raises(UsageError, match="a text of at least one token to start from, got none"):
         from_text(lm, "")
 
 
 def test_weaving_puts_the_prompt_where_it_belongs():
     prompt = torch.full((2, 2, 1), -1.0)
     text = torch.arange(1.0, 5)[None, :, None].expand(2, -1, -1)
-    woven, predicting = weave(prompt, text, (1, 4))
+    woven, predicting = insert_prompt(prompt, text, (1, 4))
     assert woven[0, :, 0].tolist() == [1, -1, -1, 2, 3, 4]
     assert woven[1, :, 0].tolist() == [1, 2, 3, 4, -1, -1]
     # The position before the slot predicts through the last prompt vector.

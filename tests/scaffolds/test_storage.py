@@ -85,7 +85,7 @@ def test_another_encoder_is_refused(lm, tiny_encoder, tmp_path):
 
 
 def test_a_scaffold_without_a_backbone_is_not_saved(lm, tmp_path):
-    with pytest.raises(UsageError, match="made_for"):
+    with pytest.raises(UsageError, match=r"call scaffold\.around\(lm\) first"):
         SoftPrompt(from_vocabulary(lm)(2)).save_pretrained(tmp_path / "s")
     assert not list(tmp_path.iterdir())
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.batches import encode, training_batch
 from shoulders.engine.precomputed import Contexts
 from shoulders.errors import SaveFailed, UsageError
@@ -32,15 +33,13 @@ TARGETS = ["Paris", "the Earth", "good", "four, I think"]
 @pytest.fixture
 def reads(monkeypatch):
     """The lengths of texts that are read through the model for their keys and values."""
-    from shoulders.engine import precomputed
-
-    counted, read = [], precomputed._read
+    counted, keys_values = [], FrozenLM.keys_values
 
     def counting(lm, ids):
         counted.extend([ids.shape[1]] * ids.shape[0])
-        return read(lm, ids)
+        return keys_values(lm, ids)
 
-    monkeypatch.setattr(precomputed, "_read", counting)
+    monkeypatch.setattr(FrozenLM, "keys_values", counting)
     return counted
 
 
@@ -192,7 +191,7 @@ def test_a_recipe_that_cannot_store_is_refused_before_it_starts(lm, tiny_lm, rec
     (tmp_path / "text.jsonl").write_text('{"text": "The cat sat."}\n' * 9)
     refused = [
         (lm, "scaffold.placement=prefix", UsageError, "leave training.contexts empty"),
-        (lm, f"text.source={tmp_path / 'text.jsonl'}", UsageError, "a prompt stands before everything"),
+        (lm, f"text.source={tmp_path / 'text.jsonl'}", UsageError, "the prompt comes first"),
         (lm, f"training.contexts={tmp_path / 'file'}", SaveFailed, r"file.*name another place \(training.contexts\)"),
         (tiny_lm("qwen3_5"), "training.steps=1", UsageError, "qwen3_5.*keep more of a text than keys and values"),
     ]

@@ -28,7 +28,7 @@ from shoulders.runs.recipe import with_overrides
 from shoulders.runs.run import Watch
 from shoulders.runs.train_ranking import cross_fit, train_ranking
 from shoulders.store.files import read_json, read_tensors
-from shoulders.training.rankers import RerankerLoss, RetrieverLoss, SupervisedSource, Supervision, ranking_loss
+from shoulders.training.rankers import RankingSampler, RankingSource, RerankerLoss, RetrieverLoss, ranking_loss
 
 CITIES = ("Paris", "Rome", "Oslo", "Quito", "Lima", "Bern", "Cairo", "Hanoi", "Riga", "Accra", "Tunis", "Dakar")
 
@@ -64,8 +64,8 @@ def recipe_of(place, name="reranker", *values):
 
 def source_of(place, fold="", tasks=None, **values):
     mixture = Mixture(tasks or open_suite(f"qa:{place}/parks"), split="train", seed=0)
-    supervision = Supervision(Index(place / "index"), depth=8, negatives=values.pop("negatives", 3), **values)
-    return SupervisedSource(mixture, fold, supervision, 5, lambda row: len(row.passages), None)
+    supervision = RankingSampler(Index(place / "index"), depth=8, negatives=values.pop("negatives", 3), **values)
+    return RankingSource(mixture, fold, supervision, 5, lambda row: len(row.passages), None)
 
 
 def test_the_first_passage_has_the_answer_and_no_other_has(place):
@@ -319,7 +319,7 @@ def test_what_it_learns_from_is_what_the_recipes_retriever_finds(place, tmp_path
         (["retriever=dense"], "shoulders encode"),
         (["engine=nowhere"], "no address of Milvus"),
         (["index="], "shoulders index"),
-        (["negatives=8"], "8 negatives of 8 passages"),
+        (["negatives=8"], "negatives is 8 and depth 8"),
         (["kind=reader"], "did you mean"),
         (["length=2"], "350 is DPR's"),
         (["development.split=test"], "no split"),

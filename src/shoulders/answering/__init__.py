@@ -1,4 +1,4 @@
-"""Asking: one door to whatever answers. It needs no recipe, and nothing that trains."""
+"""Asking questions: `open` returns the answerer of a name. No recipe and no training code is needed."""
 
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -15,7 +15,7 @@ __all__ = ["Answerer", "CascadeAnswerer", "ModelAnswerer", "open"]
 
 @runtime_checkable
 class HasFolder(Protocol):
-    """An open `Index`; asking without passages needs no library that searches."""
+    """An open `Index`, known by its folder: asking without passages needs no search library."""
 
     folder: Path
 
@@ -29,20 +29,20 @@ def open(
     longest: int | None = None,
     truncate: bool = False,
 ) -> Answerer:
-    """Return what answers under a name: "bare", a scaffold, a reader, a rival, or a cascade.
+    """Return the answerer of a name: "bare", a scaffold, a reader, a rival, or a cascade.
 
     >>> shoulders.open("runs/first").ask("Capital of France?").text  # doctest: +SKIP
 
     Args:
-        name: of a run's folder, a scaffold's or rival's own, one that `shoulders calibrate` wrote, or on the hub.
-        lm: the frozen model, if it is loaded already.
-        backbone: where it is, if not where the scaffold says; the bare model names none of its own.
-        index: passages to read, an `Index` or its folder; empty: those that it was trained with, if any.
-        longest: tokens of an answer at most; None: as many as it was measured with, 64 where nobody said.
+        name: folder of a run, a scaffold, a rival or a cascade (`shoulders calibrate`), or a repository on the hub.
+        lm: the frozen model, if it is already loaded.
+        backbone: name of the frozen model, if not the one recorded with the scaffold; required for "bare".
+        index: passages to read, an `Index` or its folder; empty: the index of the training, if any.
+        longest: maximum length of an answer in tokens; None: the length it was measured with, or 64.
         truncate: cut questions that do not fit the context instead of refusing them.
 
     Raises:
-        UsageError: no backbone is named, or the name is that of something that answers nothing.
+        UsageError: no backbone is named, or the name stands for something that answers no questions.
         SourceNotFound, HubUnreachable, CorruptFile, WrongBackbone: it cannot be loaded.
     """
     name = str(name)

@@ -1,4 +1,4 @@
-"""Questions in, answers out, for whatever answers: `Answerer`, and a model under a scaffold as one."""
+"""`Answerer`, the interface of everything that answers questions, and the answerer of one model with its scaffold."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ from shoulders.scaffolds.base import Scaffold
 
 
 class Answerer(ABC):
-    """Something that answers questions: the bare model, a scaffold, a reader, a cascade, or a rival.
+    """The interface of everything that answers questions: the bare model, a scaffold, a reader, a cascade or a rival.
 
     >>> answerer = shoulders.open("runs/reader", index="runs/index")  # doctest: +SKIP
     >>> found = answerer.ask("Who wrote The Hobbit?")
@@ -39,7 +39,7 @@ class Answerer(ABC):
         """Return the answer to a question, or the most likely of some choices.
 
         Raises:
-            UsageError, ContextFull: as `pipeline.answer`.
+            UsageError, ContextFull: as `engine.inference.answered`.
         """
         return self.ask_all([question], [choices] if choices else ())[0]
 
@@ -48,25 +48,25 @@ class Answerer(ABC):
         """Return the answers to several questions, which share batches.
 
         Args:
-            choices: of each question; without any, answers are generated.
+            choices: of each question; if empty, answers are generated.
         """
 
     @abstractmethod
     def rank(self, question: QuestionLike, choices: Sequence[str]) -> list[float]:
-        """Return the log-likelihood of each choice (`pipeline.rank`)."""
+        """Return the log-likelihood of each choice (`engine.inference.rank`)."""
 
     @abstractmethod
     def sample(self, question: QuestionLike, sampling: Sampling | None = None) -> list[Answer]:
-        """Return several answers, drawn from the model's distribution (`pipeline.sample`)."""
+        """Return several answers, drawn from the model's distribution (`engine.inference.sample`)."""
 
     @abstractmethod
     def stream(self, question: QuestionLike) -> Iterator[str]:
-        """Yield the text of the answer in pieces, as they come."""
+        """Yield the text of the answer in pieces, as they are generated."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
-    """A question as the model reads it, and what it is read with; the names are those of `Answer`."""
+class _ModelInput:
+    """A question as the model reads it, with its evidence; fields are named as in `Answer`."""
 
     question: Question
     passages: tuple[Passage, ...] = ()
@@ -82,10 +82,10 @@ class ModelAnswerer(Answerer):
     Source: the paper, section 3, for passages; section 4.1, for candidates.
 
     Attributes:
-        how: answers are generated.
-        spec: wording and threshold.
-        evidence: that questions are read with.
-        doubt: why the threshold may not fit what is read; empty where it was chosen over the same passages.
+        how: settings of the generation of answers.
+        spec: wording of questions, and threshold.
+        evidence: source of passages or candidates that questions are read with.
+        doubt: why the threshold may not fit the passages; empty if it was chosen over the same passages.
     """
 
     lm: FrozenLM
@@ -97,11 +97,12 @@ class ModelAnswerer(Answerer):
 
     @classmethod
     def load(cls, info: ModelInfo, lm: FrozenLM, spec: AnswerSpec, *, truncate: bool = False) -> Self:
-        """Return what a name stands for, asked as a record says.
+        """Return the answerer of a model that is described by its files.
 
         Args:
             lm: the backbone.
-            truncate: cut questions that do not fit the context.
+            spec: how the model is asked.
+            truncate: cut questions that do not fit the context instead of refusing them.
 
         Raises:
             SourceNotFound, CorruptFile, WrongBackbone: as `ModelInfo.load` and `new_source`.
@@ -111,7 +112,7 @@ class ModelAnswerer(Answerer):
         return cls(model.lm, model.scaffold, Answering(spec.longest, truncate), spec, evidence)
 
     def with_threshold_of(self, name: str) -> Self:
-        """Return the same with the threshold that lies in a folder, if there is one.
+        """Return the answerer with the threshold that is stored in a folder, if there is one.
 
         Raises:
             CorruptFile, UsageError: as `read_threshold`.
@@ -124,7 +125,7 @@ class ModelAnswerer(Answerer):
 
     @property
     def passes(self) -> int:
-        """Passes through the frozen model that an answer costs, those of its evidence among them."""
+        """Number of passes through the frozen model for an answer, including those for its evidence."""
         return self.scaffold.passes + (self.evidence.passes if self.evidence else 0)
 
     @property
@@ -137,10 +138,10 @@ class ModelAnswerer(Answerer):
         given = self._given(questions)
         whole = [one.question for one in given]
         if choices:
-            said = choose(whole, choices, self.lm, self.scaffold, self.how)
+            answers = choose(whole, choices, self.lm, self.scaffold, self.how)
         else:
-            said = answered(whole, self.lm, self.scaffold, self.how)
-        return [self._answer(one, told, chosen=bool(choices)) for one, told in zip(given, said, strict=True)]
+            answers = answered(whole, self.lm, self.scaffold, self.how)
+        return [self._answer(one, answer, chosen=bool(choices)) for one, answer in zip(given, answers, strict=True)]
 
     def rank(self, question: QuestionLike, choices: Sequence[str]) -> list[float]:
         """Return the log-likelihood of each choice."""
@@ -148,10 +149,10 @@ class ModelAnswerer(Answerer):
         return inference.rank([one.question], [choices], self.lm, self.scaffold, self.how)[0]
 
     def sample(self, question: QuestionLike, sampling: Sampling | None = None) -> list[Answer]:
-        """Return several answers, drawn from the model's distribution after one reading of the question."""
+        """Return several answers, drawn from the model's distribution; the question is read once."""
         (one,) = self._given([question])
         drawn = inference.sample([one.question], self.lm, self.scaffold, sampling or Sampling(), self.how)[0]
-        return [self._answer(one, told) for told in drawn]
+        return [self._answer(one, answer) for answer in drawn]
 
     def stream(self, question: QuestionLike) -> Iterator[str]:
         """Yield the text of the answer in pieces, as they are generated."""
@@ -159,25 +160,29 @@ class ModelAnswerer(Answerer):
         pieces = inference.stream(one.question, self.lm, self.scaffold, self.how)
         yield from _trimmed(pieces, first_line=self.reads_passages)
 
-    def _given(self, questions: Sequence[QuestionLike]) -> list[_Given]:
+    def _given(self, questions: Sequence[QuestionLike]) -> list[_ModelInput]:
         asked = [self.spec.question(one) for one in questions]
         if self.evidence is None:
-            return [_Given(one) for one in asked]
+            return [_ModelInput(one) for one in asked]
         found = self.evidence.find(asked)
         if not isinstance(self.evidence, PackedEvidence):
             write = self.evidence.write
-            return [_Given(write(one, some), candidates=tuple(some)) for one, some in zip(asked, found, strict=True)]
+            return [
+                _ModelInput(write(one, some), candidates=tuple(some)) for one, some in zip(asked, found, strict=True)
+            ]
         packed = [self.evidence.packed(one, some) for one, some in zip(asked, found, strict=True)]
-        return [_Given(pack.question, tuple(some), pack.passages) for pack, some in zip(packed, found, strict=True)]
+        return [
+            _ModelInput(pack.question, tuple(some), pack.passages) for pack, some in zip(packed, found, strict=True)
+        ]
 
-    def _answer(self, given: _Given, said: Answer, *, chosen: bool = False) -> Answer:
-        """Return an answer with what it was read from."""
-        # a bare model that reads goes on with a question of its own
-        text = said.text.split("\n", 1)[0].rstrip() if self.reads_passages else said.text
+    def _answer(self, given: _ModelInput, answer: Answer, *, chosen: bool = False) -> Answer:
+        """Return the answer with the passages or candidates that it was read from."""
+        # After an answer, a bare model with passages writes a further question: only the first line is the answer.
+        text = answer.text.split("\n", 1)[0].rstrip() if self.reads_passages else answer.text
         stands = support(text, given.read)
         threshold = None if chosen else self.spec.threshold
         return replace(
-            said,
+            answer,
             text=text,
             passages=given.passages,
             read=given.read,
@@ -189,16 +194,16 @@ class ModelAnswerer(Answerer):
 
 
 def _trimmed(pieces: Iterable[str], *, first_line: bool) -> Iterator[str]:
-    """Yield the pieces without the white space around the whole of them.
+    """Yield the pieces of a text without the white space before and after the text.
 
     Args:
-        first_line: end with the first line.
+        first_line: stop at the end of the first line.
     """
-    whole = told = ""
+    whole = shown = ""
     for piece in pieces:
         whole += piece
         text = whole.strip()
         line = text.split("\n", 1)[0].rstrip() if first_line else text
-        if len(line) > len(told):
-            yield line[len(told) :]
-            told = line
+        if len(line) > len(shown):
+            yield line[len(shown) :]
+            shown = line

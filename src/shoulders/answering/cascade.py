@@ -1,4 +1,4 @@
-"""A calibrated cascade as an answerer: a question goes on to a dearer stage only if the answer so far is not sure."""
+"""A calibrated cascade as an answerer: a question reaches the next, more expensive stage if confidence is too low."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,7 +7,7 @@ from typing import Self, final
 from shoulders.answering.answerer import Answerer, ModelAnswerer
 from shoulders.answering.models import model_info
 from shoulders.answering.spec import AnswerSpec, spec_from_json
-from shoulders.answering.stages import Adaptive, Decided, Stage, StoredCascade
+from shoulders.answering.stages import Adaptive, Stage, StageAnswer, StoredCascade
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.inference import Answering, Sampling, likeliest_choice
 from shoulders.errors import UsageError
@@ -17,11 +17,11 @@ from shoulders.records import Answer, QuestionLike
 @final
 @dataclass(frozen=True, slots=True)
 class CascadeAnswerer(Answerer):
-    """Stages around one frozen model, cheapest first, and when an input goes on to the next.
+    """A cascade of stages around one frozen model, cheapest first, as an answerer.
 
     Attributes:
-        how: answers are generated.
-        spec: wording; evidence is each stage's own.
+        how: settings of the generation of answers.
+        spec: wording of questions; each stage has its own evidence.
     """
 
     lm: FrozenLM
@@ -31,7 +31,7 @@ class CascadeAnswerer(Answerer):
 
     @classmethod
     def load(cls, stored: StoredCascade, lm: FrozenLM, longest: int | None = None, *, truncate: bool = False) -> Self:
-        """Return the cascade that lies in a folder, around its backbone.
+        """Return the cascade of a folder, around its backbone.
 
         Raises:
             SourceNotFound, UsageError, WrongBackbone: as `StoredCascade.load`.
@@ -41,44 +41,44 @@ class CascadeAnswerer(Answerer):
 
     @property
     def reads_passages(self) -> bool:
-        """Whether a stage reads questions with passages."""
+        """Whether any stage reads questions with passages."""
         return any(self._alone(stage).reads_passages for stage in self.adaptive.stages)
 
     def only(self, passes: int) -> Self:
-        """Return the dearest stage of at most so many passes, asked without those before it (`Adaptive.only`)."""
+        """Return the most expensive stage of at most so many passes as a cascade of its own (`Adaptive.only`)."""
         return replace(self, adaptive=self.adaptive.only(passes))
 
-    def decide(self, questions: Sequence[QuestionLike], choices: Sequence[Sequence[str]] = ()) -> list[Decided]:
-        """Return the answer to each question with the stage that gave it, and the passes of all that were asked."""
+    def decide(self, questions: Sequence[QuestionLike], choices: Sequence[Sequence[str]] = ()) -> list[StageAnswer]:
+        """Return the answer to each question, with its stage and the passes of all stages that were used."""
 
         def ask(stage: Stage, numbers: Sequence[int]) -> list[Answer]:
             some = [choices[number] for number in numbers] if choices else ()
             return self._alone(stage).ask_all([questions[number] for number in numbers], some)
 
-        return self.adaptive.decided(len(questions), ask)
+        return self.adaptive.answer_in_stages(len(questions), ask)
 
     def ask_all(self, questions: Sequence[QuestionLike], choices: Sequence[Sequence[str]] = ()) -> list[Answer]:
         """Return the answers to several questions, which share batches in each stage."""
         return [replace(one.answer, passes=one.passes) for one in self.decide(questions, choices)]
 
     def rank(self, question: QuestionLike, choices: Sequence[str]) -> list[float]:
-        """Return the log-likelihood of each choice in the stage that is sure of one."""
+        """Return the log-likelihood of each choice, from the stage that is confident of one."""
         scores: list[float] = []
 
         def ask(stage: Stage, _: Sequence[int]) -> list[Answer]:
             scores[:] = self._alone(stage).rank(question, choices)
             return [likeliest_choice(choices, scores)]
 
-        self.adaptive.decided(1, ask)
+        self.adaptive.answer_in_stages(1, ask)
         return scores
 
     def sample(self, question: QuestionLike, sampling: Sampling | None = None) -> list[Answer]:
-        """Return several answers, drawn in the stage that is sure of its greedy one."""
+        """Return several answers, drawn in the stage that is confident of its greedy answer."""
         (decided,) = self.decide([question])
         return self._alone(self.adaptive.stages[decided.stage]).sample(question, sampling)
 
     def stream(self, question: QuestionLike) -> Iterator[str]:
-        """Yield the answer, in one piece: how sure a stage is is known when it has said all."""
+        """Yield the answer in one piece: confidence is known only once an answer is complete."""
         yield self.ask(question).text
 
     def _alone(self, stage: Stage) -> ModelAnswerer:
@@ -86,7 +86,7 @@ class CascadeAnswerer(Answerer):
 
 
 def stage_named(name: str, lm: FrozenLM) -> Stage:
-    """Return the scaffold of that name, or the bare model, with the evidence that its questions are read with.
+    """Return the stage of a scaffold, or of the bare model, with its evidence.
 
     Raises:
         SourceNotFound, CorruptFile, WrongBackbone: as `ModelInfo.load`.
@@ -94,7 +94,7 @@ def stage_named(name: str, lm: FrozenLM) -> Stage:
     info = model_info(name)
     if info.rival:
         raise UsageError(
-            f"{name} holds a rival ({info.rival.kind}), and stages stand around one frozen model: name scaffolds"
+            f"{name} holds a rival ({info.rival.kind}), and all stages share one frozen model: name scaffolds"
         )
     scaffold = info.load(lm).scaffold
     return Stage.of(scaffold, name, info.spec.source(lm, scaffold.length))

@@ -1,4 +1,4 @@
-"""What a name stands for that answers: the bare model, a scaffold around it, or a rival of one. No recipe is needed."""
+"""Models by name: the bare model, a scaffold around it, or a rival (LoRA, prefix tuning, full fine-tuning)."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,33 +18,33 @@ from shoulders.scaffolds.storage import Origin, read_origin, scaffold_folder, ve
 from shoulders.store.files import BEST, RECIPE, read_json, recovered, write_json
 
 RIVAL, RIVAL_FORMAT = "rival.json", 2
-RETRIEVER = "retriever"  # kind of a run that trained one
+RETRIEVER = "retriever"  # kind of a run that trained a retriever
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A frozen model, or a rival in its place, and the scaffold that it is read through."""
+    """A frozen model, or a rival in its place, with its scaffold."""
 
     lm: FrozenLM
     scaffold: Scaffold
 
     def fingerprint(self) -> str:
-        """Of what was trained: the weights of the model, where nothing stands around it."""
+        """Return the fingerprint of the trained part: the scaffold, or the whole model where there is none."""
         return identity(self.lm.model if isinstance(self.scaffold, Bare) else self.scaffold)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class RivalInfo:
-    """What is kept beside the weights of a rival.
+    """The description of a rival, stored beside its weights.
 
     Attributes:
-        folder: that holds it.
+        folder: of the rival.
         kind: "lora", "prefix_tuning" or "full".
-        room: positions of the context that the prompt it is compared with takes.
-        trained: numbers that training moved.
-        origin: the backbone it was made from, its recipe, its scores, and how it is asked.
+        room: length of the prompt that the rival is compared with.
+        trained: number of trained parameters.
+        origin: backbone, recipe and scores of the rival, and how it is asked.
     """
 
     folder: Path
@@ -54,20 +54,20 @@ class RivalInfo:
     origin: Origin
 
     def write(self) -> None:
-        """Keep it in its folder."""
+        """Write the description into the folder."""
         content = {"kind": self.kind, "room": self.room, "trained": self.trained, "origin": asdict(self.origin)}
         write_json(self.folder / RIVAL, {"format": RIVAL_FORMAT, **content, "versions": versions()})
 
     def load(self, lm: FrozenLM, room: int | None = None, attention: str = "auto") -> LoadedModel:
-        """Return what was trained, in the number type and on the device of the backbone.
+        """Return the rival, in the number type and on the device of the backbone.
 
         Args:
-            lm: the backbone that it was made from; its weights stay as they are.
-            room: positions of the context to leave free; None: those of its own recipe.
-            attention: kernel of a model of its own (`FrozenLM.load`).
+            lm: the backbone that the rival was trained from; its weights do not change.
+            room: positions of the context to leave free; None: as many as in its recipe.
+            attention: attention kernel of a fully fine-tuned model (`FrozenLM.load`).
 
         Raises:
-            WrongBackbone: it was made from another one.
+            WrongBackbone: the rival was trained from another backbone.
             CorruptFile: the weights cannot be read.
         """
         self.origin.check(lm)
@@ -86,12 +86,12 @@ class RivalInfo:
 @final
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a name stands for, as its JSON files say: no weight is read.
+    """A model by name, as its JSON files describe it; no weights are read.
 
     Attributes:
-        name: its folder or hub name, that of a run's best; "bare".
-        origin: the backbone that it was trained around or made from, and how; None for the bare model.
-        rival: its files, if it is a rival.
+        name: folder or hub repository of the scaffold or rival (of a run: its best), or "bare".
+        origin: backbone and training of the scaffold or rival; None for the bare model.
+        rival: description of the rival, if it is one.
     """
 
     name: str
@@ -100,20 +100,20 @@ class ModelInfo:
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        """All that its training depended on, as it is kept; nothing for the bare model."""
+        """The recorded recipe of the training; empty for the bare model."""
         return self.origin.recipe if self.origin else {}
 
     @property
     def spec(self) -> AnswerSpec:
-        """How it is asked."""
+        """How the model is asked."""
         return spec_from_json(self.origin.answering if self.origin else {}, self.name)
 
     @property
     def backbone(self) -> str:
-        """The name of its backbone.
+        """Name of the backbone.
 
         Raises:
-            UsageError: it is the bare model, which names none.
+            UsageError: the bare model records no backbone.
         """
         if self.origin is None:
             raise UsageError(
@@ -123,7 +123,7 @@ class ModelInfo:
         return self.origin.backbone
 
     def load(self, lm: FrozenLM) -> LoadedModel:
-        """Return it around its backbone, in the number type and on the device of that.
+        """Return the model with its weights, in the number type and on the device of the backbone.
 
         Raises:
             SourceNotFound, CorruptFile, WrongBackbone: as `Scaffold.load` and `RivalInfo.load`.
@@ -132,11 +132,11 @@ class ModelInfo:
 
 
 def model_info(name: str) -> ModelInfo:
-    """Return what a run's folder, a scaffold's or rival's own, a hub name, or "bare" stands for.
+    """Return the description of the model in a folder of a run, scaffold or rival, in a hub repository, or of "bare".
 
     Raises:
-        UsageError: it is something else: what orders passages, or several scaffolds.
-        SourceNotFound, HubUnreachable, CorruptFile: it is not there, or broken.
+        UsageError: the folder holds a cascade, a re-ranker or a retriever.
+        SourceNotFound, HubUnreachable, CorruptFile: the folder or repository is missing or broken.
     """
     if name == BARE:
         return ModelInfo(name)
@@ -149,7 +149,7 @@ def model_info(name: str) -> ModelInfo:
 
 
 def rival_folder(name: str) -> Path | None:
-    """Return the folder of a rival that a run's folder or its own names; None where it names something else."""
+    """Return the folder of the rival in a run's folder or the folder itself; None if there is no rival."""
     for folder in (Path(name).expanduser(), recovered(Path(name).expanduser() / BEST)):
         if (folder / RIVAL).exists():
             return folder
@@ -157,7 +157,7 @@ def rival_folder(name: str) -> Path | None:
 
 
 def rival_info(folder: Path) -> RivalInfo:
-    """Return what is kept of a rival beside its weights.
+    """Return the description of the rival in a folder.
 
     Raises:
         CorruptFile: the file is broken, or of another format.
@@ -176,7 +176,7 @@ def rival_info(folder: Path) -> RivalInfo:
 
 
 def _check_answers(name: str) -> None:
-    """Raise `UsageError` for a folder that holds something else, with what it is for."""
+    """Raise `UsageError` for a folder of a cascade, a re-ranker or a retriever, and say what to do with it."""
     folder = Path(name).expanduser()
     if is_adaptive(folder):
         raise UsageError(f"{name} puts several scaffolds in order of cost: name one of them, a run of its own")

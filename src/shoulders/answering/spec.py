@@ -1,4 +1,4 @@
-"""How something that was trained is asked, as one frozen, self-validating record that lies in its folder."""
+"""`AnswerSpec`: how a trained model is asked, a frozen, validated record that is stored in its folder."""
 
 import json
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ from shoulders.evidence.choice import PASSAGES, EvidenceChoice
 from shoulders.evidence.sources import new_source
 from shoulders.records import Question, QuestionLike, as_question
 
-LONGEST = 64  # tokens of an answer, where nobody said how many
-READ = 512  # tokens of passages and question that are read where nobody was trained to read any
+LONGEST = 64  # default maximum length of an answer, in tokens
+READ = 512  # tokens of passages and question that a model reads which was trained without passages
 
 
 @final
@@ -27,12 +27,12 @@ class AnswerSpec:
     """How a model with its scaffold is asked.
 
     Attributes:
-        wording: of a question; "{query}" stands for what is asked.
-        evidence: that questions are read with.
-        lengths: tokens of a question with its passages at most, and those left free for an answer.
-        longest: tokens of an answer at most.
-        threshold: how sure an answer must be to be given; None gives every answer. What `shoulders threshold` wrote
-            beside a scaffold takes its place.
+        wording: template of a question; "{query}" stands for the question itself.
+        evidence: config of the evidence that questions are read with.
+        lengths: maximum tokens of a question with its passages, and tokens left free for an answer.
+        longest: maximum length of an answer in tokens.
+        threshold: minimum probability of an answer; None gives every answer. A threshold that `shoulders threshold`
+            stored beside the scaffold takes precedence.
     """
 
     wording: str = QUERY
@@ -45,7 +45,9 @@ class AnswerSpec:
         if self.wording.count(QUERY) != 1:
             raise UsageError(f"the wording {self.wording!r} has {self.wording.count(QUERY)} {QUERY}: it needs one")
         if self.longest < 1:
-            raise UsageError(f"an answer of at most {self.longest} tokens is none: raise --longest (test.longest)")
+            raise UsageError(
+                f"the length of an answer must be at least 1 token, got {self.longest}: raise --longest (test.longest)"
+            )
 
     @property
     def reads_passages(self) -> bool:
@@ -54,11 +56,11 @@ class AnswerSpec:
 
     @property
     def index(self) -> str:
-        """The folder of the passages that are read; empty where none are."""
+        """Folder of the index of passages; empty if none are read."""
         return self.evidence.index if isinstance(self.evidence, EvidenceChoice) else ""
 
     def question(self, asked: QuestionLike) -> Question:
-        """Return a question in the wording; one that has a wording already stays as it is."""
+        """Return a question in the wording; a question that already has a wording is not changed."""
         question = as_question(asked)
         if question.text != question.query or not question.text.strip():
             return question
@@ -70,19 +72,19 @@ class AnswerSpec:
         """Return the source of evidence, or none (`new_source`).
 
         Args:
-            prompt: vectors of the prompt that the evidence is read with.
+            prompt: length of the prompt that the evidence is read with.
         """
         return new_source(self.evidence, lm, prompt, self.lengths)
 
     def with_options(self, index: str = "", longest: int | None = None) -> Self:
-        """Return the same with passages of another index, and with answers of another length.
+        """Return the spec with another index of passages, or another length of answers.
 
-        Passages are retrieved, also where they were annotated in training: what people ask is annotated nowhere.
-        What was trained without passages reads those of an index as the recipe `reader` does.
+        Passages are always retrieved, also if they were annotated in training: new questions have no annotations. A
+        model that was trained without passages reads those of an index as the recipe `reader` does.
 
         Args:
-            index: folder of the passages; empty: its own.
-            longest: tokens of an answer; None: its own.
+            index: folder of the passages; empty: no change.
+            longest: maximum length of an answer in tokens; None: no change.
         """
         if index and not self.reads_passages:
             room = LONGEST if longest is None else longest
@@ -102,17 +104,17 @@ class AnswerSpec:
         return replace(self, evidence=evidence, lengths=lengths, longest=longest)
 
     def as_json(self) -> dict[str, Any]:
-        """The record as plain JSON values."""
+        """Return the record as plain JSON values."""
         plain = asdict(replace(self, threshold=None))
         threshold = self.threshold and self.threshold.as_json()
         return json.loads(json.dumps({**plain, "threshold": threshold}))
 
 
 def spec_from_json(content: Mapping[str, Any], where: object) -> AnswerSpec:
-    """Return the record that `as_json` gave; the defaults where nothing was kept.
+    """Return the record that `as_json` wrote; missing values are the defaults.
 
     Raises:
-        CorruptFile: something else lies there.
+        CorruptFile: the content is no such record.
         UsageError: a value does not fit.
     """
     try:
@@ -124,13 +126,13 @@ def spec_from_json(content: Mapping[str, Any], where: object) -> AnswerSpec:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise CorruptFile(
-            f"what {where} keeps of how it is asked cannot be read ({place}: {first['msg']}): save it anew"
+            f"the answer settings of {where} cannot be read ({place}: {first['msg']}): save it again"
         ) from error
 
 
 def _evidence(content: Mapping[str, Any]) -> EvidenceConfig:
-    """Return the values of a kind of evidence, ours or another package's, by the name of the kind."""
+    """Return the config of a kind of evidence from JSON, also of another package."""
     kind = str(content.get("kind", ""))
     config = SOURCES[kind].Config if kind else EvidenceChoice
-    settled = {item.name for item in fields(config) if not item.init}  # the kind, where a class has one only
+    settled = {item.name for item in fields(config) if not item.init}  # the kind, where a class fixes it
     return TypeAdapter(config).validate_python({key: content[key] for key in content if key not in settled})

@@ -1,6 +1,6 @@
-"""The stages of a cascade around one frozen model: an input stops once its answer is sure.
+"""Cascades: stages around one frozen model, in order of cost; an input stops at the first confident answer.
 
-Each is dearer than the one before. On disk they are thresholds and names of scaffolds, which stay where they are.
+On disk a cascade is its thresholds and the names of its scaffolds, which are not copied.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ PROBABILITY = "probability"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A scaffold around the frozen model, and what an answer costs there.
+    """A stage of a cascade: a scaffold around the frozen model, and the cost of an answer.
 
     Attributes:
-        scaffold: whose greedy answer it is.
-        passes: through the frozen model, those that its evidence costs among them.
-        name: where the scaffold lies.
-        evidence: that its questions are read with.
+        scaffold: gives the greedy answer of the stage.
+        passes: through the frozen model, including those for the evidence.
+        name: folder or hub repository of the scaffold.
+        evidence: source of evidence that questions are read with.
     """
 
     scaffold: Scaffold
@@ -47,13 +47,13 @@ class Stage:
 
     @classmethod
     def of(cls, scaffold: Scaffold, name: str = "", evidence: Evidence | None = None) -> Self:
-        """A scaffold with its evidence, at the price of both."""
+        """Return the stage of a scaffold with its evidence; its cost is that of both."""
         return cls(scaffold, scaffold.passes + (evidence.passes if evidence else 0), name or scaffold.kind, evidence)
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
-    """An answer, the stage that gave it, and the passes of all stages that the input went through."""
+class StageAnswer:
+    """An answer, the number of its stage, and the passes of all stages that the input went through."""
 
     answer: Answer
     stage: int
@@ -66,8 +66,8 @@ class Adaptive:
 
     Attributes:
         stages: in order of cost.
-        thresholds: of all stages but the last.
-        rule: what confidence is: "probability" (log-probability of the answer) or "margin" (its smallest lead).
+        thresholds: minimum confidence of each stage except the last.
+        rule: measure of confidence: "probability" (log-probability of the answer) or "margin" (its smallest lead).
     """
 
     stages: tuple[Stage, ...]
@@ -89,10 +89,10 @@ class Adaptive:
                 )
 
     def only(self, passes: int) -> Self:
-        """The dearest stage of at most so many passes, asked without those before it.
+        """Return the most expensive stage of at most so many passes as a cascade of its own.
 
         Raises:
-            UsageError: the cheapest costs more.
+            UsageError: even the cheapest stage costs more.
         """
         found = [stage for stage in self.stages if stage.passes <= passes]
         if not found:
@@ -100,31 +100,31 @@ class Adaptive:
             raise UsageError(f"no stage answers with {passes} passes, they cost {costs}: ask for --passes auto or more")
         return replace(self, stages=(found[-1],), thresholds=())
 
-    def decided(self, count: int, ask: Callable[[Stage, Sequence[int]], list[Answer]]) -> list[Decided]:
-        """Return the answer to each of so many questions, asked stage by stage until one is sure of it.
+    def answer_in_stages(self, count: int, ask: Callable[[Stage, Sequence[int]], list[Answer]]) -> list[StageAnswer]:
+        """Return the answer to each of `count` questions, asked stage by stage until a stage is confident.
 
         Args:
-            ask: answers the questions of these numbers in a stage.
+            ask: answers the questions of the given numbers in a stage.
         """
-        found: dict[int, Decided] = {}
+        found: dict[int, StageAnswer] = {}
         left, spent = list(range(count)), 0
         for number, stage in enumerate(self.stages):
             spent += stage.passes
             for one, answer in zip(left, ask(stage, left) if left else [], strict=True):
                 if number == len(self.thresholds) or RULES[self.rule](answer) >= self.thresholds[number]:
-                    found[one] = Decided(answer, number, spent)
+                    found[one] = StageAnswer(answer, number, spent)
             left = [one for one in left if one not in found]
         return [found[number] for number in range(count)]
 
 
 def check_rule(rule: str) -> None:
-    """Raise `UnknownName` for a rule that is none."""
+    """Raise `UnknownName` for an unknown rule."""
     if rule not in RULES:
         raise UnknownName("rule", rule, RULES)
 
 
 def check_count(stages: int) -> None:
-    """Raise `UsageError` where there is nothing to go on to."""
+    """Raise `UsageError` for fewer than 2 stages."""
     if stages < 2:
         raise UsageError(
             f"passes cannot vary over {stages} stage: name at least 2 runs, such as one of 1 pass and one of 2"
@@ -138,7 +138,7 @@ StageNamed = Callable[[str, FrozenLM], Stage]
 
 @dataclass(frozen=True, slots=True)
 class StoredStage:
-    """Which scaffold a stage is. A name that begins with a dot is a folder as seen from that of the cascade."""
+    """The record of a stage. A name that begins with a dot is a path relative to the folder of the cascade."""
 
     name: str
     kind: str
@@ -149,14 +149,14 @@ class StoredStage:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """How a cascade was calibrated.
+    """The calibration of a cascade.
 
     Attributes:
-        budget: average passes at most.
-        chosen: the thresholds, and what they cost and reached on the development part.
-        curve: of the development part, cheapest first.
-        recipe: that says what was measured, and what is to be measured by `shoulders evaluate`.
-        answering: how the cascade is asked (`shoulders.answering.AnswerSpec`).
+        budget: maximum of the average passes.
+        chosen: the thresholds, with their cost and score on the development set.
+        curve: cost and score on the development set, cheapest first.
+        recipe: of the measurement, also for `shoulders evaluate`.
+        answering: how the cascade is asked (`shoulders.answering.spec.AnswerSpec`).
     """
 
     rule: str
@@ -169,7 +169,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class StoredCascade:
-    """A cascade as read from disk, its scaffolds not loaded."""
+    """A cascade as read from disk, without the weights of its scaffolds."""
 
     folder: Path
     backbone: str
@@ -178,14 +178,14 @@ class StoredCascade:
     calibration: Calibration
 
     def load(self, lm: FrozenLM, stage_named: StageNamed) -> Adaptive:
-        """The cascade around its backbone.
+        """Return the cascade around its backbone.
 
         Args:
-            stage_named: makes a stage of the scaffold of that name, with its evidence.
+            stage_named: loads the stage of a scaffold by name, with its evidence.
 
         Raises:
             WrongBackbone: `lm` is another model.
-            SourceNotFound, UsageError: a stage is gone, or is no longer what its threshold was chosen for.
+            SourceNotFound, UsageError: a stage is missing, or has changed since its threshold was chosen.
         """
         found = lm.fingerprint()
         if found != self.fingerprint:
@@ -207,7 +207,8 @@ class StoredCascade:
         found = replace(_stored(stage, self.folder), name=stored.name)
         if found != stored:
             raise UsageError(
-                f"{what}, {name}, is not what its threshold was chosen for ({_told(stored)}; now {_told(found)}): "
+                f"{what}, {name}, is not what its threshold was chosen for ({_described(stored)}; now "
+                f"{_described(found)}): "
                 "calibrate again (shoulders calibrate)"
             )
         return stage
@@ -216,13 +217,13 @@ class StoredCascade:
 def save(
     folder: Path, adaptive: Adaptive, lm: FrozenLM, calibration: Calibration, circumstances: Mapping[str, Any]
 ) -> None:
-    """Write the folder as a whole.
+    """Write a cascade into a folder, whole or not at all.
 
     Args:
-        circumstances: of the calibration: code, versions, machine and time.
+        circumstances: code, versions, machine and time of the calibration.
 
     Raises:
-        SaveFailed: it cannot be written, or holds something else.
+        SaveFailed: the folder cannot be written, or holds something else.
     """
     folder = folder.expanduser()
     check_place(folder, [stage.name for stage in adaptive.stages])
@@ -243,7 +244,7 @@ def save(
 
 
 def check_place(folder: Path, stages: Sequence[str]) -> None:
-    """Raise `SaveFailed` for a folder that cannot be replaced, or that a stage lies in."""
+    """Raise `SaveFailed` for a folder that cannot be replaced, or that contains a stage."""
     folder = folder.expanduser()
     check_replaceable(folder, ADAPTIVE)
     for name in stages:
@@ -252,15 +253,15 @@ def check_place(folder: Path, stages: Sequence[str]) -> None:
 
 
 def is_adaptive(name: str | Path) -> bool:
-    """Whether a folder holds a cascade."""
+    """Return whether a folder holds a cascade."""
     return (recovered(Path(name).expanduser()) / ADAPTIVE).exists()
 
 
 def read(folder: Path) -> StoredCascade:
-    """What `save` wrote.
+    """Return the cascade that `save` wrote into a folder.
 
     Raises:
-        SourceNotFound, CorruptFile: there is none, or it is broken or of another format.
+        SourceNotFound, CorruptFile: the file is missing, broken or of another format.
     """
     folder = recovered(folder.expanduser())
     content = read_json(folder / ADAPTIVE)
@@ -285,7 +286,7 @@ def read(folder: Path) -> StoredCascade:
 
 
 def fingerprint(adaptive: Adaptive) -> str:
-    """Which cascade this is: a hash over scaffolds, thresholds and rule."""
+    """Return a hash over the scaffolds, thresholds and rule of a cascade."""
     parts = [
         [identity(stage.scaffold), stage.passes, *([stage.evidence.fingerprint] if stage.evidence else [])]
         for stage in adaptive.stages
@@ -294,7 +295,7 @@ def fingerprint(adaptive: Adaptive) -> str:
 
 
 def _stored(stage: Stage, folder: Path) -> StoredStage:
-    """Folders are kept as seen from the cascade's: a tree of runs that is moved as a whole stays in order."""
+    """Return the record of a stage; folders are relative to the cascade's, so that all may move together."""
     name, place = stage.name, Path(stage.name).expanduser()
     if stage.scaffold.kind != Bare.kind and place.is_dir():
         name = os.path.relpath(place.resolve(), folder.resolve())
@@ -302,13 +303,13 @@ def _stored(stage: Stage, folder: Path) -> StoredStage:
     return StoredStage(name, stage.scaffold.kind, stage.passes, identity(stage.scaffold), evidence)
 
 
-def _told(stored: StoredStage) -> str:
+def _described(stored: StoredStage) -> str:
     evidence = f", evidence {stored.evidence[:12]}" if stored.evidence else ""
     return f"fingerprint {stored.fingerprint[:12]} with {stored.passes} passes{evidence}"
 
 
 def _as_json(point: Point) -> dict[str, Any]:
-    """JSON has no infinity: an infinite threshold is a text."""
+    """Return a point as JSON values; infinity, which JSON lacks, becomes a string."""
     thresholds = [value if math.isfinite(value) else str(value) for value in point.thresholds]
     return {"thresholds": thresholds, "passes": point.passes, "score": point.score}
 

@@ -1,4 +1,4 @@
-"""A threshold for "no answer" in the folder of what it was chosen for."""
+"""The threshold for "no answer", stored in the folder of its scaffold or rival."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ FORMAT = 2
 
 @final
 @dataclass(frozen=True, slots=True)
-class KeptThreshold:
-    """A threshold, and which passages it was chosen over.
+class StoredThreshold:
+    """A threshold, and the passages that it was chosen over.
 
     Attributes:
-        evidence: index and fingerprint of these.
+        evidence: index and fingerprint of the passages.
     """
 
     threshold: Threshold
     evidence: Mapping[str, Any]
 
     def doubt(self, index: str, fingerprint: str) -> str:
-        """Return why it may not fit these passages; "" if it was chosen over the same, found and packed the same way.
+        """Return why the threshold may not fit some passages; "" if it was chosen over the same, packed alike.
 
         Args:
             index: folder of the passages.
@@ -35,20 +35,20 @@ class KeptThreshold:
         """
         if fingerprint == self.evidence["fingerprint"]:
             return ""
-        asked = {"index": index, "fingerprint": fingerprint}
-        before, now = (f"{one['index']} ({one['fingerprint'][:12]})" for one in (self.evidence, asked))
+        current = {"index": index, "fingerprint": fingerprint}
+        before, now = (f"{one['index']} ({one['fingerprint'][:12]})" for one in (self.evidence, current))
         return (
             f"the threshold for 'no answer' was chosen over {before}, and what is read now is {now}: another index, "
             "or passages found or packed in another way; choose it again (shoulders threshold)"
         )
 
 
-def read_threshold(name: str, model: LoadedModel) -> KeptThreshold | None:
-    """Return the threshold that lies in the folder of what answers; None if none was chosen.
+def read_threshold(name: str, model: LoadedModel) -> StoredThreshold | None:
+    """Return the threshold that is stored beside a scaffold or rival; None if there is none.
 
     Raises:
-        CorruptFile: it is broken, or of another format.
-        UsageError: it was chosen for another scaffold or rival.
+        CorruptFile: the file is broken, or of another format.
+        UsageError: the threshold was chosen for another scaffold or rival.
     """
     path = Path(name).expanduser() / THRESHOLD
     if not path.exists():
@@ -61,7 +61,7 @@ def read_threshold(name: str, model: LoadedModel) -> KeptThreshold | None:
                 "threshold)"
             )
         evidence = {key: str(content["evidence"][key]) for key in ("index", "fingerprint")}
-        kept = KeptThreshold(Threshold.from_json(content["threshold"]), evidence)
+        kept = StoredThreshold(Threshold.from_json(content["threshold"]), evidence)
         chosen_for = content["scaffold"]["fingerprint"]
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFile(f"{path} holds no threshold: {error!r}; choose it again (shoulders threshold)") from error

@@ -1,1 +1,1 @@
-"""The frozen models: loading, passes, memory. Only here and in retrieval's encoders are Hugging Face's models."""
+"""The frozen models: loading, passes and their memory, encoders, tokens. Hugging Face's model classes stay here."""

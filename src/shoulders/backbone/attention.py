@@ -1,13 +1,15 @@
 """Attention over short sequences on a CPU, registered with transformers under the name `shoulders`.
 
-PyTorch's fused kernel is made for long sequences: on a CPU its backward pass takes a third of a prompt-tuning step at
-the lengths of multi-task suites (profiled on SmolLM2-135M, bf16, 8 x 148 positions: 24 ms a layer, this one 7 ms).
-Short sequences therefore use three plain batched products, with the query heads that share a key head stacked as rows
-of one product. So does the one new position of a decode's step, whatever the number of keys: the fused kernel takes 6
-to 12 times as long over it in bf16 (64 rows, 80 keys: 5.0 ms a layer, this one 0.4 ms). And so do the few positions of
-a prompt and an answer after a long text (4 x 26 queries over 538 keys, forward and backward on one core: fp32 18 and
-11 ms a layer, bf16 18 and 6 ms; the two meet at 128 queries in fp32). Everything else goes
-to transformers' own kernel for `sdpa`.
+PyTorch's fused kernel is made for long sequences. On a CPU, batched matrix products, with the query heads that share a
+key head stacked as rows of one product, are faster in three cases:
+
+- Short sequences, as in multi-task suites. The backward pass of the fused kernel takes a third of a prompt-tuning step
+  (SmolLM2-135M, bf16, 8 x 148 positions: 24 ms a layer, here 7 ms).
+- The one new position in a step of a decode, for any number of keys (bf16, 64 rows, 80 keys: 5.0 ms a layer, here 0.4).
+- The few positions of a prompt and an answer after a long text (4 x 26 queries over 538 keys, forward and backward on
+  one core: fp32 18 ms a layer, here 11; bf16 18, here 6; equal at 128 queries in fp32).
+
+Everything else goes to transformers' own kernel for `sdpa`.
 """
 
 import math
@@ -20,8 +22,8 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 NAME = "shoulders"
-LONGEST = 384  # keys beyond which the fused kernel wins
-FEW = 128  # queries up to which it does not, as long as there are no more scores than at the longest
+LONGEST = 384  # largest number of keys for which this is faster than the fused kernel
+FEW = 128  # number of queries up to which it is faster for more keys, with at most LONGEST ** 2 scores
 
 
 def attention(
@@ -34,7 +36,7 @@ def attention(
     dropout: float = 0.0,
     **rest: object,
 ) -> tuple[Float[Tensor, "B T H d"], None]:
-    """Causal attention as transformers calls it (H query heads over G key heads, N keys)."""
+    """Return causal attention, called as transformers does (H query heads over G key heads, N keys)."""
     plain = all(rest.get(name) is None for name in ("softcap", "s_aux", "position_bias", "head_mask", "cache"))
     small = query.device.type == "cpu" and _small(query.shape[2], key.shape[2])
     if not (plain and small and dropout == 0.0):
@@ -45,6 +47,7 @@ def attention(
 
 
 def _small(queries: int, keys: int) -> bool:
+    """Return whether these products are faster than the fused kernel."""
     return keys <= LONGEST or queries == 1 or (queries <= FEW and queries * keys <= LONGEST**2)
 
 
@@ -55,7 +58,7 @@ def _single(
     mask: Bool[Tensor, "B 1 1 N"] | None,
     scaling: float,
 ) -> Float[Tensor, "B 1 H d"]:
-    """Attention of the last position alone: without a mask it looks at every key, so there is no bias to build."""
+    """Return the attention of the last position alone; without a mask it attends to every key and needs no bias."""
     rows, heads, _, width = query.shape
     scores = query.reshape(rows, key.shape[1], -1, width) @ key.transpose(2, 3) * scaling
     if mask is not None:
@@ -70,6 +73,7 @@ def _grouped(
     mask: Bool[Tensor, "B 1 T N"] | None,
     scaling: float,
 ) -> Float[Tensor, "B T H d"]:
+    """Return the attention of several positions."""
     rows, heads, length, width = query.shape
     groups, keys = key.shape[1], key.shape[2]
     bias = _bias(mask, rows, groups, heads // groups, length, keys, query)
@@ -84,7 +88,7 @@ def _grouped(
 
 
 class _Attend(torch.autograd.Function):
-    """Softmax attention that computes its scores again for the backward pass: nothing quadratic in length is kept."""
+    """Softmax attention that computes its scores again in the backward pass: nothing quadratic in length is kept."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
@@ -119,7 +123,7 @@ def _probabilities(query: Tensor, key: Tensor, bias: Tensor, scaling: float) -> 
 def _bias(
     mask: Bool[Tensor, "B 1 T N"] | None, rows: int, groups: int, repeats: int, length: int, keys: int, like: Tensor
 ) -> Tensor:
-    """What is added to the scores: 0 where a position may look, the type's minimum (finite, no NaN) where not."""
+    """Return what is added to the scores: 0 where a position may attend, else the type's minimum (finite, no NaN)."""
     lowest = torch.finfo(like.dtype).min
     if mask is None:
         bias = torch.full((length, keys), lowest, dtype=like.dtype, device=like.device).triu(1 + keys - length)
@@ -129,14 +133,14 @@ def _bias(
 
 
 def suits(model: PreTrainedModel) -> bool:
-    """Whether the family takes attention from outside, and needs nothing that fused kernels cannot do."""
+    """Return whether the family accepts other attention functions and needs nothing that fused kernels lack."""
     capped = getattr(model.config.get_text_config(decoder=True), "attn_logit_softcapping", None)
-    # transformers' own flag for it; families without it would add our boolean mask as if it were numbers.
+    # transformers' own flag for this; families without it would add the boolean mask to the scores as numbers.
     return bool(model._supports_attention_backend) and not capped  # noqa: SLF001
 
 
 def register() -> str:
-    """Make the implementation known to transformers; returns the name to load a model with."""
+    """Register the implementation with transformers; return the name to load a model with."""
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, AttentionMaskInterface()["sdpa"])
     return NAME

@@ -1,5 +1,6 @@
-"""How the next token is chosen, and how sure the model was of it; works in transformers' generation loop, too."""
+"""Choosing the next token, greedily or by sampling, with its probability. `Choice` suits transformers' loop, too."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -17,28 +18,30 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from shoulders.errors import UsageError
+
 
 def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The token ids that end an answer when one of them is generated; chat models have several."""
+    """Return the token ids that end an answer when one of them is generated; chat models have several."""
     own = getattr(model.generation_config, "eos_token_id", None)
     found = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
     return tuple(dict.fromkeys(token for token in found if isinstance(token, int)))
 
 
 def until_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
-    """The tokens before the first that ends an answer."""
+    """Return the tokens before the first that ends an answer."""
     return list(takewhile(lambda token: token not in ends, ids))
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What was generated after one text.
+    """A generated continuation of one text.
 
     Attributes:
-        ids: tokens, the end token left out.
-        log_probability: of these tokens and the end that followed, under the model at temperature 1.
-        margin: the smallest lead, in log-probability, that a chosen token had over the best other one; negative where a
-            sample was not the likeliest token.
+        ids: its tokens, without the end token.
+        log_probability: log-probability of these tokens and the end token, under the model at temperature 1.
+        margin: the smallest lead, in log-probability, of a chosen token over the best other one; negative if a sampled
+            token was not the likeliest.
     """
 
     ids: list[int]
@@ -48,17 +51,20 @@ class Generated:
 
 @final
 class Choice(LogitsProcessor):
-    """Chooses the likeliest token, or the one that a number drawn beforehand points at, and keeps account of it.
+    """Chooses the next tokens of a batch, greedily or by numbers drawn beforehand, and adds up their probabilities.
 
-    Draws are numbers and not a random generator's state: what is sampled for a text then depends on neither the device
-    nor on what else is in the batch.
+    It serves one batch, from its first token on. Draws are numbers and not a random generator's state, so that the
+    sample of a text depends neither on the device nor on the rest of the batch.
 
     Args:
-        ends: tokens that end a text; nothing is counted after one.
-        draws: uniform on [0, 1), one for each row and step; None for the likeliest tokens.
-        temperature: what logits are divided by before one is drawn.
-        top_k: draw among so many of the likeliest tokens; 0 for all.
-        top_p: draw among the likeliest tokens whose probabilities add up to this.
+        ends: token ids that end a text; nothing is counted after one.
+        draws: numbers uniform on [0, 1), one for each row and step; None for greedy decoding.
+        temperature: divides the logits before sampling.
+        top_k: sample among this many of the likeliest tokens; 0 for all.
+        top_p: sample among the likeliest tokens whose probabilities add up to this.
+
+    Raises:
+        UsageError: temperature, top_k or top_p cannot be sampled with.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class Choice(LogitsProcessor):
         top_k: int = 0,
         top_p: float = 1.0,
     ) -> None:
+        check_sampling(temperature, top_k, top_p)
         self.ends = torch.tensor(ends)
         self.draws, self.temperature = draws, temperature
         self.cuts = LogitsProcessorList()
@@ -82,7 +89,7 @@ class Choice(LogitsProcessor):
         self.log_probability = self.margin = torch.zeros(1)
 
     def __call__(self, input_ids: Int[Tensor, "N L"], scores: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:  # noqa: ARG002
-        """Return scores that leave only the chosen tokens; of rows that have ended, the end."""
+        """Return scores that leave only the chosen token of each row; of a row that has ended, the end token."""
         if self.step == 0:
             self._start(len(scores), scores.device)
         rows = self.open.nonzero()[:, 0]
@@ -90,13 +97,20 @@ class Choice(LogitsProcessor):
         every[rows] = self.choose(scores[rows], rows)
         return torch.full_like(scores, -torch.inf).scatter(1, every[:, None], 0.0)
 
-    def choose(self, logits: Float[Tensor, "M V"], rows: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
-        """Return the next token of some rows, all of them in the first step, and note how likely it was."""
+    def choose(self, logits: Float[Tensor, "M V"], rows: Int[Tensor, "M"], *, may_end: bool = True) -> Int[Tensor, "M"]:
+        """Return the next token of some rows (all of them in the first step), and add up its probability.
+
+        Args:
+            logits: of each of these rows.
+            rows: their numbers in the batch.
+            may_end: whether an end token may be chosen; the probability is the model's own in any case.
+        """
         if self.step == 0:
             self._start(len(rows), logits.device)
         logits = logits.float()
-        best = logits.topk(2)
-        chosen = best.indices[:, 0] if self.draws is None else self._drawn(logits, self.draws[rows, self.step])
+        allowed = logits if may_end else logits.index_fill(1, self.ends, -torch.inf)
+        best = allowed.topk(2)
+        chosen = best.indices[:, 0] if self.draws is None else self._drawn(allowed, self.draws[rows, self.step])
         value = logits.gather(1, chosen[:, None])[:, 0]
         lead = value - torch.where(chosen == best.indices[:, 0], best.values[:, 1], best.values[:, 0])
         self.log_probability[rows] += value - logits.logsumexp(-1)
@@ -106,7 +120,7 @@ class Choice(LogitsProcessor):
         return chosen
 
     def generated(self, rows: Sequence[list[int]]) -> list[Generated]:
-        """The rows that the loop returned, with what is known of each."""
+        """Return the tokens of each row with their probability and margin."""
         return [
             Generated(ids, log_probability, margin)
             for ids, log_probability, margin in zip(
@@ -125,5 +139,16 @@ class Choice(LogitsProcessor):
         """Return the token in whose share of the distribution each draw falls."""
         logits = self.cuts(None, logits / self.temperature)  # type: ignore[arg-type] (they read the scores alone)
         sums = logits.softmax(-1).double().cumsum(-1)
-        # Rounding leaves the last sum beside 1; a token without any share is never pointed at.
-        return torch.searchsorted(sums, (draws.double() * sums[:, -1])[:, None], right=True)[:, 0]
+        # The last sum is 1 up to rounding. A token of probability 0 is never chosen.
+        chosen = torch.searchsorted(sums, (draws.double() * sums[:, -1])[:, None], right=True)[:, 0]
+        return chosen.clamp(max=logits.shape[1] - 1)  # a row of NaN falls into no share and must not stop the others
+
+
+def check_sampling(temperature: float, top_k: int = 0, top_p: float = 1.0) -> None:
+    """Raise `UsageError` for values that cannot be sampled with."""
+    if not 0 < temperature < math.inf:
+        raise UsageError(f"temperature must be above 0, got {temperature}: 1 samples the model's own distribution")
+    if top_k < 0:
+        raise UsageError(f"top_k must be at least 0, got {top_k}: 0 samples among all tokens")
+    if not 0 < top_p <= 1:
+        raise UsageError(f"top_p must be above 0 and at most 1, got {top_p}: 1 samples among all tokens")

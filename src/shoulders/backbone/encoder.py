@@ -1,4 +1,4 @@
-"""The small frozen text encoder inside ID-PT (paper, section 2.1: T5-base); any Hugging Face encoder serves."""
+"""The small frozen text encoder of ID-PT (paper, section 2.1: T5-base); any Hugging Face encoder can be one."""
 
 from typing import Protocol, Self, final
 
@@ -19,42 +19,42 @@ from shoulders.store.files import hub_errors
 
 
 class Encoder(Protocol):
-    """What ID-PT asks of its encoder. `FrozenEncoder` is one; a `FrozenLM` is another, serving as its own encoder."""
+    """The encoder of ID-PT: a `FrozenEncoder`, or the `FrozenLM` itself."""
 
     name: str
     width: int
-    context: int  # positions it can read, an encoder prompt included
+    context: int  # number of positions that it can read, an encoder prompt included
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """Device of the weights."""
         ...
 
     @property
     def vocabulary(self) -> int:
-        """Rows of its embedding matrix."""
+        """Number of rows of the embedding matrix."""
         ...
 
     def embed(self, ids: Int[Tensor, "B S"]) -> Float[Tensor, "B S E"]:
-        """Token embeddings."""
+        """Return the token embeddings."""
         ...
 
     def states(self, embeds: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"] | None) -> Float[Tensor, "B S E"]:
-        """Final hidden states."""
+        """Return the final hidden states."""
         ...
 
     def source_tokens(self, texts: list[str], reserved: int) -> Tokens:
-        """The texts as the encoder reads them, padded at the end, cut to leave `reserved` positions free."""
+        """Return the texts as token ids, padded at the end and cut to leave `reserved` positions free."""
         ...
 
     def fingerprint(self) -> str:
-        """Which model this is."""
+        """Return a hash over all weights that identifies the model."""
         ...
 
 
 @final
 class FrozenEncoder:
-    """A pretrained text encoder whose weights never change; like `FrozenLM` a plain object, never trained or saved."""
+    """A pretrained text encoder whose weights never change; a plain object like `FrozenLM`, never trained or saved."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -65,12 +65,12 @@ class FrozenEncoder:
 
     @classmethod
     def load(cls, name: str, *, dtype: str = "auto", device: str = "auto") -> Self:
-        """Load an encoder by hub id, folder or package; of an encoder-decoder model, its encoder.
+        """Load an encoder by hub id, folder or package; of an encoder-decoder model only its encoder.
 
-        On the device "meta" it has the right shape and no values, and no weights are read.
+        On the device "meta" no weights are read.
 
         Raises:
-            SourceNotFound, HubUnreachable, CorruptFile: as `FrozenLM.load`.
+            SourceNotFound, HubUnreachable, CorruptFile: see `FrozenLM.load`.
         """
         place = pick_device(device)
         if place.type == "meta":
@@ -89,50 +89,47 @@ class FrozenEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.model.device
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the embedding matrix."""
+        """Number of rows of the embedding matrix."""
         return token_table(self.model).shape[0]
 
     def embed(self, ids: Int[Tensor, "B S"]) -> Float[Tensor, "B S E"]:
-        """Token embeddings (positions and normalisation are added inside `states`)."""
+        """Return the token embeddings, before positions and normalisation, which are part of `states`."""
         return self.model.get_input_embeddings()(ids)
 
     def states(self, embeds: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"] | None) -> Float[Tensor, "B S E"]:
-        """Final hidden states; gradients go through to `embeds`."""
+        """Return the final hidden states; gradients reach `embeds`."""
         given = None if mask is None else mask.long()
         return self.model(inputs_embeds=embeds.to(self.model.dtype), attention_mask=given).last_hidden_state
 
     def source_tokens(self, texts: list[str], reserved: int) -> Tokens:
-        """The beginning of each text with the encoder's special tokens, padded at the end."""
+        """Return the beginning of each text with the encoder's special tokens, padded at the end."""
         longest = min(self.context - reserved, self.tokenizer.model_max_length)
         rows = tokenized(self.tokenizer, self.vocabulary, texts, truncation=True, max_length=longest).input_ids
         pad = self.tokenizer.pad_token_id
         return pad_right(rows, pad if isinstance(pad, int) else 0)
 
     def fingerprint(self) -> str:
-        """Which model this is, whatever type it is held in."""
+        """Return a hash over all weights that identifies the model, whatever type it is loaded in."""
         return fingerprint.identity(self.model)
 
 
 def positions_read(model: PreTrainedModel) -> int:
-    """Positions that an encoder was made for; `UNLIMITED` where nothing says."""
+    """Return the number of positions that an encoder was made for; `UNLIMITED` if nothing says so."""
     table = getattr(model.config, "max_position_embeddings", None)
     if table is None:
         return UNLIMITED
-    # RoBERTa and its kin count positions from the padding index on.
+    # RoBERTa and related models count positions from the padding index on.
     offset = model.config.pad_token_id + 1 if "roberta" in model.config.model_type else 0
     return table - offset
 
 
 def embedding_norm(model: Encoder) -> float:
-    """The mean length of token embeddings, over a thousand of them: the scale that prompts start with.
-
-    On the meta device, where there are no values, 1.
-    """
+    """Return the mean length of a thousand token embeddings, the scale of new prompts; 1 on the meta device."""
     ids = torch.linspace(0, model.vocabulary - 1, min(1000, model.vocabulary), device=model.device).long()
     rows = model.embed(ids[None])[0]
     return 1.0 if rows.is_meta else torch.linalg.vector_norm(rows.float(), dim=-1).mean().item()

@@ -1,6 +1,6 @@
-"""A sequence-to-sequence model (T0, FLAN-T5, BART) as it is: what fine-tuned rivals of one frozen giant often are.
+"""A frozen sequence-to-sequence model (T0, FLAN-T5, BART), to compare with one frozen causal model.
 
-It takes no prompt and serves as no backbone; it answers and ranks, to be measured by the same protocol.
+It answers and ranks, by the same protocol. It takes no prompt and cannot be a backbone.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ from shoulders.records import IGNORE, Tokens
 
 @final
 class FrozenEncoderDecoder:
-    """A pretrained sequence-to-sequence model whose weights never change; like `FrozenLM` a plain object.
+    """A pretrained sequence-to-sequence model whose weights never change; a plain object like `FrozenLM`.
 
     Attributes:
-        name: the source it was loaded from.
-        context: positions its encoder was made for.
-        input_end: whether special tokens stand around its input as its tokenizer adds them (T5, FLAN-T5: an end token);
-            T0 was trained and is evaluated without (bigscience-workshop/t-zero, `evaluation/run_eval.py`).
+        name: the source that it was loaded from.
+        context: number of positions that its encoder was made for.
+        input_end: whether its input has the special tokens that its tokenizer adds (T5, FLAN-T5: an end token); T0 was
+            trained and is evaluated without (bigscience-workshop/t-zero, `evaluation/run_eval.py`).
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class FrozenEncoderDecoder:
 
     @classmethod
     def load(cls, name: str, *, dtype: str = "auto", device: str = "auto", input_end: bool = True) -> Self:
-        """Load a model by hub id, folder or package (`sources`); types and devices are as in `FrozenLM.load`.
+        """Load a model by hub id, folder or package (`sources`), with types and devices as in `FrozenLM.load`.
 
         Raises:
-            SourceNotFound, HubUnreachable, CorruptFile: as `FrozenLM.load`.
+            SourceNotFound, HubUnreachable, CorruptFile: see `FrozenLM.load`.
         """
         place = pick_device(device)
         folder = locate(name)
@@ -59,21 +59,21 @@ class FrozenEncoderDecoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights."""
+        """Type of the weights."""
         return self.model.dtype
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """The token ids that end an answer (`choosing.ends_of`)."""
+        """Token ids that end an answer (`choosing.ends_of`)."""
         return ends_of(self.model, self.tokenizer)
 
     def source_ids(self, text: str, longest: int) -> tuple[list[int], bool]:
-        """Token ids of an input, at most `longest` and as many as the encoder reads, and whether it was cut."""
+        """Return the token ids of an input, cut to `longest` and the encoder's context, and whether it was cut."""
         room = min(longest, self.context)
         ids = self._tokens(text, add_special_tokens=self.input_end)
         if len(ids) <= room:
@@ -81,11 +81,11 @@ class FrozenEncoderDecoder:
         return self._tokens(text, add_special_tokens=self.input_end, truncation=True, max_length=room), True
 
     def target_ids(self, text: str) -> list[int]:
-        """Token ids of an answer, with its end."""
+        """Return the token ids of an answer, with its end token."""
         return self._tokens(text_target=text)
 
     def text(self, ids: list[int]) -> str:
-        """The text of token ids, special tokens left out."""
+        """Return the text of token ids, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     @torch.inference_mode()
@@ -96,12 +96,14 @@ class FrozenEncoderDecoder:
         *,
         positions_at_once: int = 1 << 30,
     ) -> list[list[float]]:
-        """Log-likelihood of each source's targets, summed over tokens, in fp32; the encoder reads each source once.
+        """Return the log-likelihood of each source's targets, summed over tokens, in fp32.
+
+        The encoder reads each source once.
 
         Args:
             sources: B rows of token ids.
-            targets: for each row its targets as token ids (any number of them).
-            positions_at_once: of sources and targets, that the decoder reads at a time.
+            targets: token ids of each row's targets (any number of them).
+            positions_at_once: number of positions, of sources and targets, that the decoder reads at a time.
         """
         given = self._padded(sources)
         encoded = self.model.get_encoder()(input_ids=given.ids, attention_mask=given.mask).last_hidden_state
@@ -123,14 +125,14 @@ class FrozenEncoderDecoder:
         logits = self.model(
             encoder_outputs=BaseModelOutput(encoded),  # type: ignore[arg-type] (declared as a FloatTensor)
             attention_mask=mask,
-            labels=labels,  # what the decoder reads is made of them, as in the model's training
+            labels=labels,  # the decoder's input is made from them, as in the model's training
         ).logits
         losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORE)
         return (-losses.view(labels.shape).sum(1)).tolist()
 
     @torch.inference_mode()
     def likeliest(self, sources: Sequence[list[int]], *, longest: int) -> list[Generated]:
-        """The greedy answer to each source, of at most `longest` tokens, and how sure the model was of it."""
+        """Return the greedy answer to each source, of at most `longest` tokens, with its probability."""
         given, choice = self._padded(sources), Choice(self.ends)
         sequences: Tensor = self.model.generate(  # type: ignore[operator]
             input_ids=given.ids,
@@ -144,7 +146,7 @@ class FrozenEncoderDecoder:
         return choice.generated([until_end(row, self.ends) for row in sequences[:, 1:].tolist()])
 
     def fingerprint(self) -> str:
-        """Which model this is, whatever type it is held in."""
+        """Return a hash over all weights that identifies the model, whatever type it is loaded in."""
         return fingerprint.identity(self.model)
 
     def _tokens(self, *text: str, **settings: Any) -> list[int]:

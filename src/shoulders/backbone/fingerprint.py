@@ -1,4 +1,4 @@
-"""Two hashes over a model's weights: which model it is, and whether any bit of it has moved."""
+"""Two hashes over a model's weights: one identifies the model, one proves that no bit of it has changed."""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,17 +9,16 @@ from torch import Tensor, nn
 
 
 def identity(model: nn.Module) -> str:
-    """Which model this is, on whatever device and in fp32 or bf16 alike: a hash over its saved weights.
+    """Return a hash over the saved weights that is the same on every device, in fp32 and in bf16.
 
-    Floating-point weights are rounded to bf16 first, so that the same checkpoint loaded in fp32 and in bf16 has one
-    identity. Held in fp16 it has the same one only if it was saved in bf16 or fp16: an fp32 weight rounded twice need
-    not be the one rounded once.
+    Floating-point weights are rounded to bf16 first. A model loaded in fp16 has the same hash only if it was saved in
+    bf16 or fp16: an fp32 weight that is rounded twice may differ from one that is rounded once.
     """
     return _digest((name, _rounded(tensor)) for name, tensor in model.state_dict().items())
 
 
 def checksum(model: nn.Module) -> str:
-    """A hash over every bit of every weight and buffer as it is held now: equal before and after, nothing has moved."""
+    """Return a hash over every bit of every weight and buffer."""
     return _digest([*model.named_parameters(), *model.named_buffers()])
 
 

@@ -1,4 +1,4 @@
-"""The frozen causal language model: its verbs, its output head, and new blocks of its family and shape."""
+"""The frozen causal language model, its output head, and new blocks of its family and shape."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -12,26 +12,37 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from shoulders.backbone import attention, fingerprint
 from shoulders.backbone.choosing import ends_of
 from shoulders.backbone.loading import load_tokenizer, load_whole
-from shoulders.backbone.passes import PassMemory, StackInput, check_serves, read, read_together, recurrent
+from shoulders.backbone.passes import (
+    PassMemory,
+    StackInput,
+    check_serves,
+    keys_values,
+    recurrent,
+    run_stack,
+    run_stack_together,
+)
 from shoulders.backbone.sources import is_encoder_decoder, locate, pick_device, pick_dtype
 from shoulders.backbone.tokenizing import tokenized
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
-from shoulders.records import IGNORE, Tokens
+from shoulders.records import IGNORE, KeysValues, Tokens
 
 Head = Callable[[Float[Tensor, "... D"]], Float[Tensor, "... V"]]
 
 
 def token_table(model: PreTrainedModel) -> Float[Tensor, "V D"]:
-    """The rows of a model's input embeddings."""
+    """Return the matrix of a model's input embeddings, a row for each token."""
     return cast(nn.Embedding, model.get_input_embeddings()).weight
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The function from states to logits of this model; unchecked on the meta device, which has no values.
+    """Return the function from final states to logits of this model, checked against its own logits.
+
+    On the meta device, which has no values, it is not checked.
 
     Raises:
         SourceNotFound: none of the known heads gives the model's own logits.
@@ -43,7 +54,7 @@ def head_of(model: PreTrainedModel) -> Head:
     cap = getattr(config, "final_logit_softcapping", None)
     factor = getattr(config, "logit_scale", None)
     divisor = getattr(config, "logits_scaling", None)
-    # What the configuration announces comes first: on small logits a cap is hard to tell from none.
+    # Heads that the configuration names come first: on small logits a cap makes hardly any difference.
     heads: list[Head] = []
     if cap:
         heads.append(lambda states: cap * torch.tanh(matrix(states) / cap))
@@ -58,13 +69,14 @@ def head_of(model: PreTrainedModel) -> Head:
         if _agrees(model, head):
             return head
     raise SourceNotFound(
-        f"{type(model).__name__} computes its logits in a way shoulders does not know (not by its output embeddings "
-        "alone, nor scaled or capped): it cannot serve as backbone"
+        f"{type(model).__name__} computes its logits in a way that shoulders does not know (not by its output "
+        "embeddings alone, scaled or capped): it cannot serve as backbone"
     )
 
 
 @torch.no_grad()
 def _agrees(model: PreTrainedModel, head: Head) -> bool:
+    """Return whether a head gives the model's own logits."""
     ids = torch.tensor([[1, 0, 2]], device=model.device)
     embeds = model.get_input_embeddings()(ids)
     own = model(inputs_embeds=embeds, use_cache=False).logits
@@ -72,22 +84,22 @@ def _agrees(model: PreTrainedModel, head: Head) -> bool:
     return torch.allclose(own.float(), ours.float(), rtol=1e-3, atol=1e-3)
 
 
-UNLIMITED = 1 << 30  # positions of a model that has no table of them
-SCORED_AT_ONCE = 1024  # positions whose logits (each a row of V floats) are held at the same time
+UNLIMITED = 1 << 30  # context of a model without a limit on positions
+SCORED_AT_ONCE = 1024  # positions whose logits (V floats each) are held in memory at the same time
 
 
 @final
 class FrozenLM:
     """A pretrained causal language model whose weights never change.
 
-    A plain object, never a child of a module: what trains or is saved cannot contain it by accident. It uses the
-    model's public interface only (input embeddings, base model, output embeddings), so any Hugging Face causal LM with
-    a token-wise vocabulary head will do.
+    It is a plain object and never a child of a module, so that it is never trained or saved by accident. It uses the
+    model's public interface only (input embeddings, base model, output embeddings), so that any Hugging Face causal LM
+    with a vocabulary head for each position can be one.
 
     Attributes:
-        name: the source it was loaded from.
+        name: the source that it was loaded from.
         width: D, the size of a token embedding.
-        context: positions the model was made for.
+        context: number of positions that the model was made for.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "") -> None:
@@ -106,13 +118,13 @@ class FrozenLM:
 
         Args:
             name: see `shoulders.backbone.sources`.
-            dtype: "auto" (bf16 where the device multiplies it fast, else fp32), or "float32", "bfloat16", "float16".
-            device: "auto" (an accelerator if there is one), or any name PyTorch knows.
+            dtype: "auto" (bf16 where the device multiplies it fast, else fp32), "float32", "bfloat16" or "float16".
+            device: "auto" (an accelerator if there is one), or any name that PyTorch knows.
             attention_kernel: "auto", or any name that transformers' `attn_implementation` takes.
 
         Raises:
-            SourceNotFound, HubUnreachable: there is no such model, it cannot be fetched, or it is of another kind.
-            CorruptFile: it lacks weights, or has others (`loading.load_whole`).
+            SourceNotFound, HubUnreachable: there is no such model, it cannot be fetched, or it is not a causal model.
+            CorruptFile: weights are missing or do not belong to the model (`loading.load_whole`).
         """
         if is_encoder_decoder(name):
             raise SourceNotFound(
@@ -130,31 +142,31 @@ class FrozenLM:
         return cls(model.to(place), tokenizer, name)
 
     def __deepcopy__(self, _: dict[int, object]) -> Self:
-        """Return itself: what is copied around a frozen model shares it (`copied` makes another)."""
+        """Return itself: a copy of an object around a frozen model shares the model (`copied` copies it)."""
         return self
 
     def copied(self) -> Self:
-        """The same model with weights of its own, to change them without touching these."""
+        """Return the same model with its own copy of the weights, which may be changed."""
         return type(self)(deepcopy(self.model), self.tokenizer, self.name)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights."""
+        """Type of the weights."""
         return self.model.dtype
 
     @property
     def vocabulary(self) -> int:
-        """V, the number of rows of the embedding matrix."""
+        """V, number of rows of the embedding matrix."""
         return token_table(self.model).shape[0]
 
     @cached_property
     def end(self) -> int:
-        """The token id that is taught as the end of an answer: the tokenizer's, or else the model's first."""
+        """Token id that training teaches as the end of an answer: the tokenizer's, or else the model's first."""
         found = self.tokenizer.eos_token_id
         if isinstance(found, int):
             return found
@@ -164,16 +176,21 @@ class FrozenLM:
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """The token ids that end an answer (`choosing.ends_of`)."""
+        """Token ids that end an answer (`choosing.ends_of`)."""
         return ends_of(self.model, self.tokenizer)
 
     @cached_property
     def recurrent(self) -> bool:
-        """Whether some layers carry a state that they change in place (linear attention), not keys and values."""
+        """Whether some layers keep a state that changes in place (linear attention) instead of keys and values."""
         return recurrent(self.config)
 
+    @property
+    def transposed(self) -> bool:
+        """Whether linear layers keep their weights as (in, out), as those of GPT-2 do."""
+        return any(isinstance(module, Conv1D) for module in self.model.modules())
+
     def embed(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Token embeddings."""
+        """Return the token embeddings."""
         return self.model.get_input_embeddings()(ids)
 
     def states(
@@ -182,31 +199,35 @@ class FrozenLM:
         mask: Bool[Tensor, "B T"] | None = None,
         memory: PassMemory | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Final hidden states (what the vocabulary matrix reads) of one pass; gradients go through to `embeds`.
+        """Return the final hidden states (the input of the output head) of one pass; gradients reach `embeds`.
 
         Args:
-            embeds: the input vectors.
-            mask: False at padding; None when padding stands at the end of rows only.
-            memory: keys and values of what came before; is extended by these positions.
+            embeds: input vectors.
+            mask: False at padding; None if there is padding at the end of rows only.
+            memory: keys and values of the positions before these; it is extended by these positions.
         """
-        return read(self.model.base_model, embeds.to(self.dtype), mask, memory)
+        return run_stack(self.model.base_model, embeds.to(self.dtype), mask, memory)
 
     def states_together(self, parts: Sequence[StackInput]) -> list[Float[Tensor, "B T D"]]:
-        """Final hidden states of several batches from one forward; each row's are those that it has alone."""
-        return read_together(
+        """Return the final hidden states of several batches, from one forward; no row affects another."""
+        return run_stack_together(
             self.model.base_model, [replace(part, embeds=part.embeds.to(self.dtype)) for part in parts]
         )
 
+    def keys_values(self, ids: Int[Tensor, "B T"]) -> KeysValues:
+        """Return the keys and values of texts in every layer; padding stands at the end."""
+        return keys_values(self.model.base_model, self.embed(ids).to(self.dtype))
+
     def logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-        """Scores of every token of the vocabulary."""
-        # As rows: for a slice of a batch PyTorch would copy the whole output matrix once for each of its texts.
+        """Return the logits of every token of the vocabulary."""
+        # Flattened to rows: for a slice of a batch PyTorch would copy the whole output matrix once for each text.
         return self.head(states.reshape(-1, states.shape[-1])).reshape(*states.shape[:-1], -1)
 
     def nll(self, states: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"]) -> Float[Tensor, "B"]:
-        """Negative log-likelihood of each row's labels, summed over its scored positions, in fp32.
+        """Return the negative log-likelihood of each row's labels, summed over its scored positions, in fp32.
 
-        `labels[b, t]` is the token that position t is to predict, IGNORE where none is scored. Only scored positions
-        reach the vocabulary matrix: on a prompt-tuning step that saves a fifth of the work and most of the memory.
+        `labels[b, t]` is the token that position t should predict, IGNORE where none is scored. Only scored positions
+        go through the output head: on a prompt-tuning step that saves a fifth of the work and most of the memory.
         """
         scored = labels != IGNORE
         hidden, wanted = states[scored], labels[scored]
@@ -219,32 +240,37 @@ class FrozenLM:
         return torch.zeros(labels.shape[0], device=losses.device).index_add(0, rows, losses)
 
     def loss(self, states: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
-        """Mean cross-entropy over the scored positions of the batch."""
+        """Return the mean cross-entropy over the scored positions of the batch."""
         return self.nll(states, labels).sum() / (labels != IGNORE).sum()
 
     def fingerprint(self) -> str:
-        """Which model this is, whatever type it is held in: a hash over all its weights. Kept with every scaffold."""
+        """Return a hash over all weights that identifies the model, whatever type it is loaded in.
+
+        It is saved with every scaffold.
+        """
         return fingerprint.identity(self.model)
 
     def checksum(self) -> str:
-        """A hash over every bit of every weight and buffer: the proof that nothing has moved."""
+        """Return a hash over every bit of every weight and buffer, to prove that none has changed."""
         return fingerprint.checksum(self.model)
 
     def ids(self, text: str) -> list[int]:
-        """Return token ids of a text that is to be continued, special tokens before it as the tokenizer adds them.
+        """Return the token ids of a text to be continued, with the special tokens that the tokenizer puts before it.
 
         Raises:
-            UsageError: it is no text, or has a token that the model has no embedding for (`tokenizing.tokenized`).
+            UsageError: the text is not valid Unicode, or has a token without an embedding (`tokenizing.tokenized`).
         """
         ids = tokenized(self.tokenizer, self.vocabulary, text).input_ids
-        # An end that stands there was added by the tokenizer: in the text itself it is read as characters.
+        # An end token was added by the tokenizer: one that is spelled out in the text is read as characters.
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
     def continuation_ids(self, text: str, continuation: str, before: list[int] | None = None) -> list[int]:
-        """Token ids of what is said after `text`, a space between the two, as the whole would be tokenised.
+        """Return the token ids of a continuation after `text` and a space, as they are in the whole text.
 
         Args:
-            before: those of `text`, if they are known.
+            text: the text before the continuation.
+            continuation: the text after it, without the space.
+            before: token ids of `text`, if they are known.
         """
         before, whole = self.ids(text) if before is None else before, self.ids(f"{text} {continuation}")
         if whole[: len(before)] == before:
@@ -252,24 +278,24 @@ class FrozenLM:
         return tokenized(self.tokenizer, self.vocabulary, f" {continuation}", add_special_tokens=False).input_ids
 
     def text(self, ids: list[int]) -> str:
-        """The text of token ids, special tokens left out."""
+        """Return the text of token ids, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def check_room(self, what: str, wanted: int, way_out: str) -> None:
-        """Raise `ContextFull` when `wanted` positions are more than the model has."""
+        """Raise `ContextFull` if `wanted` positions are more than the model has."""
         if wanted > self.context:
             raise ContextFull(what, wanted=wanted, room=self.context, way_out=way_out)
 
-    # What an input-dependent scaffold asks of its encoder; the frozen model serves as its own (no second model).
+    # The frozen model can be the encoder of an input-dependent scaffold (`encoder.Encoder`), without a second model.
 
     def source_tokens(self, texts: list[str], reserved: int) -> Tokens:
-        """The texts as the model reads them, padded at the end, leaving `reserved` positions of its context free."""
+        """Return the texts as token ids, padded at the end and cut to leave `reserved` positions free."""
         rows = [self.ids(text)[: self.context - reserved] for text in texts]
         return pad_right(rows, self.end)
 
 
 def positions_of(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None) -> int:
-    """Positions that a model was made for; `UNLIMITED` where nothing says (relative positions)."""
+    """Return the number of positions that a model was made for; `UNLIMITED` if nothing says so (relative positions)."""
     for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
         if (found := getattr(config, name, None) or 0) > 0:
             return found
@@ -278,7 +304,7 @@ def positions_of(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | 
 
 
 def pad_right(rows: list[list[int]], pad: int) -> Tokens:
-    """Rows of token ids as one batch, padding at the end."""
+    """Return rows of token ids as one batch, padded at the end."""
     longest = max((len(row) for row in rows), default=0)
     ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in rows])
@@ -286,28 +312,29 @@ def pad_right(rows: list[list[int]], pad: int) -> Tokens:
 
 
 def _losses(lm: FrozenLM, states: Float[Tensor, "N D"], labels: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
+    """Return the cross-entropy of each position."""
     return F.cross_entropy(lm.logits(states).float(), labels, reduction="none")
 
 
 def _recomputed_losses(lm: FrozenLM, states: Float[Tensor, "N D"], labels: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
-    """As `_losses`; the logits are computed again for the backward pass instead of being kept."""
+    """Return `_losses`; the backward pass computes the logits again, so that they are not kept."""
     return checkpoint(_losses, lm, states, labels, use_reentrant=False)
 
 
 def new_blocks(lm: FrozenLM, layers: int) -> PreTrainedModel:
-    """A stack of `layers` blocks like the backbone's, random, in fp32, with a final norm and without a vocabulary.
+    """Return a stack of `layers` random blocks like the backbone's, in fp32, with a final norm and no vocabulary.
 
-    With no layers, the final norm alone. Attention and positions are the family's own; dropout is off.
+    With 0 layers it is the final norm alone. Attention and positions are those of the family; dropout is off.
     """
     config = block_config(lm.config, layers)
     kernel = getattr(lm.model.config, "_attn_implementation", None)
     stack = cast(PreTrainedModel, AutoModel.from_config(config, dtype=torch.float32, attn_implementation=kernel))
-    stack.set_input_embeddings(nn.Identity())  # it reads vectors only, and what never trains must not be there
+    stack.set_input_embeddings(nn.Identity())  # its input is vectors only, and it must have no untrained weights
     return stack
 
 
 def copy_layers(lm: FrozenLM, stack: PreTrainedModel, numbers: Sequence[int]) -> None:
-    """Let the stack's blocks start as those blocks of the backbone, counted from 0.
+    """Copy the weights of the backbone's blocks with these numbers, counted from 0, into the stack's blocks.
 
     Raises:
         UsageError: the backbone does not keep its blocks in one list.
@@ -318,7 +345,7 @@ def copy_layers(lm: FrozenLM, stack: PreTrainedModel, numbers: Sequence[int]) ->
 
 
 def block_config(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
-    """The configuration of a stack of so many of a model's first blocks."""
+    """Return the configuration of a stack of the first `layers` blocks of a model."""
     smaller = deepcopy(config)
     depth = config.num_hidden_layers
     for name, value in config.to_dict().items():
@@ -331,6 +358,7 @@ def block_config(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
 
 
 def _layers(stack: nn.Module, config: PreTrainedConfig) -> nn.ModuleList:
+    """Return the list of a stack's blocks."""
     for module in stack.modules():
         if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
             return module

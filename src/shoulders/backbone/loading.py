@@ -1,7 +1,7 @@
-"""Models and tokenizers by transformers' `from_pretrained`, whole or not at all.
+"""Loading models and tokenizers by transformers' `from_pretrained`, whole or not at all.
 
-transformers makes up the weights that a checkpoint lacks and passes over those that its model has no place for. Here
-both are refused, by name, for every kind of model.
+transformers fills in random weights where a checkpoint lacks some, and ignores weights that its model has no place for.
+Here both raise an error that names them, for every kind of model.
 """
 
 import logging
@@ -16,35 +16,35 @@ from shoulders.backbone.tokenizing import keep_text
 from shoulders.errors import CorruptFile
 from shoulders.store.files import hub_errors
 
-# Causal masks that GPT-2, GPT-J, GPT-NeoX and their kin once saved with the weights; they are computed now.
+# Causal masks that GPT-2, GPT-J, GPT-NeoX and related models once saved with the weights; they are computed now.
 OLD_BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(masked_)?bias$")
-POOLER = "pooler."  # a layer behind an encoder's states, which nothing here reads; many checkpoints have none
+POOLER = "pooler."  # a layer after an encoder's states, which is not used here; many checkpoints have none
 
 
 def load_tokenizer(name: str, folder: str, kind: Any = AutoTokenizer, **settings: Any) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a located model, to read what looks like a special token in a text as text.
+    """Load the tokenizer of a located model, set to read special tokens that are spelled out in a text as text.
 
     Raises:
-        SourceNotFound, HubUnreachable, CorruptFile: as `hub_errors`.
+        SourceNotFound, HubUnreachable, CorruptFile: see `hub_errors`.
     """
     with hub_errors(name):
         return keep_text(kind.from_pretrained(folder, **settings))
 
 
 def load_whole(kind: Any, name: str, folder: str, *, body: bool = False, **settings: Any) -> Any:
-    """Load a located model all of whose weights are in its checkpoint, and nothing else.
+    """Load a located model whose checkpoint has exactly its weights.
 
-    Tied weights need to be there once only, and what transformers itself declares to be computed need not be there.
+    Tied weights need to be there only once; weights that transformers itself computes need not be there.
 
     Args:
         kind: a class with `from_pretrained`.
-        name: what the user calls the model.
-        body: an encoder is wanted for its final states: heads that its checkpoint has beside it are passed over, and a
-            pooler that is not there is left out.
-        settings: of `from_pretrained`.
+        name: the user's name for the model.
+        folder: where it is (`sources.locate`).
+        body: load an encoder for its final states: ignore heads in its checkpoint, and do without a missing pooler.
+        settings: arguments of `from_pretrained`.
 
     Raises:
-        SourceNotFound, HubUnreachable: as `hub_errors`.
+        SourceNotFound, HubUnreachable: see `hub_errors`.
         CorruptFile: a tensor is missing, has another shape, or has no place in the model.
     """
     with hub_errors(name), _unreported():
@@ -61,7 +61,7 @@ def load_whole(kind: Any, name: str, folder: str, *, body: bool = False, **setti
 
 @contextmanager
 def _unreported() -> Iterator[None]:
-    """Silence transformers' table of tensors that did not fit, which advises to train what it made up."""
+    """Silence transformers' table of tensors that do not fit, which advises to train them."""
     log, of_others = logging.getLogger("transformers.modeling_utils"), lambda record: "LOAD REPORT" not in record.msg
     log.addFilter(of_others)
     try:
@@ -71,12 +71,13 @@ def _unreported() -> Iterator[None]:
 
 
 def _within(model: PreTrainedModel, key: str) -> bool:
-    """Whether a tensor belongs to the encoder itself, and not to a head beside it."""
+    """Return whether a tensor belongs to the encoder itself and not to a head."""
     parts = {model.base_model_prefix, *(part for part, _ in model.named_children())}
     return POOLER not in key and key.split(".")[0] in parts
 
 
 def _check(name: str, what: str, missing: Iterable[str], mismatched: Iterable[Any], unexpected: Iterable[str]) -> None:
+    """Raise `CorruptFile` if any tensor does not fit."""
     problems = [
         _counted(sorted(missing), "is missing", "are missing"),
         _counted(
@@ -98,7 +99,7 @@ def _check(name: str, what: str, missing: Iterable[str], mismatched: Iterable[An
 
 
 def _counted(tensors: list[str], one: str, several: str) -> str:
-    """How many tensors something is wrong with, and the first three of them; "" if there are none."""
+    """Return the number of tensors with a problem and the first three of them; "" if there are none."""
     if len(tensors) > 1:
         return f"{len(tensors)} tensors {several} ({', '.join(tensors[:3])}{', ...' if len(tensors) > 3 else ''})"
     return f"{tensors[0]} {one}" if tensors else ""

@@ -1,11 +1,14 @@
-"""One pass of a decoder stack over vectors, what a decode remembers between passes, and a check that both work."""
+"""Passes of vectors through a stack of decoder layers, the memory between them, and a check that a model suits both.
+
+Only this module knows transformers' caches of keys and values.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,15 +22,15 @@ from shoulders.records import KeysValues
 
 
 class PassMemory:
-    """Keys and values of one pass through a stack of layers, with the mask of the positions they belong to.
+    """Keys and values of one pass through a stack of layers, with the mask of their positions.
 
-    The cache is made when a stack first reads into it: only then are the kinds of its layers known.
+    The cache is made on the first forward of a stack: only then are the kinds of its layers known.
 
     Attributes:
-        cache: transformers' own, None until the first read.
-        seen: columns of the batch so far, padding included.
-        mask: which of them are real; None while all are.
-        weights: trained weights of the stack in the type that this decode multiplies in, kept between steps.
+        cache: transformers' cache; None before the first forward.
+        seen: number of columns of the batch so far, padding included.
+        mask: False at padding; None while no column is padding.
+        weights: trained weights of the stack, cast to the type of the multiplication once and kept between steps.
     """
 
     def __init__(self, cache: Cache | None = None) -> None:
@@ -39,13 +42,13 @@ class PassMemory:
 
     @classmethod
     def holding(cls, known: KeysValues, length: int, mask: Bool[Tensor, "B N"] | None) -> Self:
-        """Return a memory of `length` columns whose keys and values are known; they are not written to."""
-        made = cls()
-        made.seen, made.mask, made._known = length, mask, known
-        return made
+        """Return a memory of `length` columns with known keys and values; these tensors are never written to."""
+        memory = cls()
+        memory.seen, memory.mask, memory._known = length, mask, known
+        return memory
 
     def cache_for(self, config: PreTrainedConfig) -> Cache:
-        """Return the cache, made for a stack of this configuration if there is none yet."""
+        """Return the cache; make one for a stack of this configuration if there is none yet."""
         if self.cache is None:
             self.cache = DynamicCache(config=config)
             if self._known is not None:
@@ -53,14 +56,10 @@ class PassMemory:
                 self._known = None
         return self.cache
 
-    def lengths(self, rows: int) -> Int[Tensor, "B"]:
-        """Return how many real positions each row has, padding left out."""
-        return torch.full((rows,), self.seen) if self.mask is None else self.mask.sum(1)
-
     def extend(self, rows: int, new: int, mask: Bool[Tensor, "B N"] | None, device: torch.device) -> None:
-        """Note `new` columns that are about to be computed."""
+        """Add `new` columns, which are about to be computed, to the count and the mask."""
         seen, self.seen = self.seen, self.seen + new
-        # A stack without blocks has no keys that transformers could count positions by: the mask tells it.
+        # transformers counts positions by the keys of the cache. A stack without layers has none and needs the mask.
         if mask is None and self.mask is None and self.cache is not None and self.cache.layers:
             return
         before = self.mask if self.mask is not None else torch.ones(rows, seen, dtype=torch.bool, device=device)
@@ -68,7 +67,7 @@ class PassMemory:
         self.mask = torch.cat([before, after], dim=1)
 
     def select(self, rows: Int[Tensor, "B"]) -> None:
-        """Keep these rows, in this order; a row named several times becomes several branches of one beginning."""
+        """Keep these rows, in this order; an index that is repeated gives several copies of a row."""
         if self.cache is not None:
             self.cache.reorder_cache(rows)  # type: ignore[arg-type] (a LongTensor is no type of its own)
         if self.mask is not None:
@@ -76,11 +75,11 @@ class PassMemory:
 
 
 class Memory:
-    """The memories of all passes that one scaffold asks for, in the nested order of its program.
+    """The memories of all passes of one scaffold's program over one batch.
 
-    A scaffold of one pass uses `single`. One that wraps another hands it `of_pass(number)` for each pass and keeps what
-    its Connectors have read in `between(number)`. Memories are made when they are first asked for, so an empty one
-    serves any scaffold. A decode goes through it once; start each decode with a new one.
+    A scaffold with one pass uses `single`. A scaffold around another one gives it `of_pass(number)` for each pass, and
+    uses `between(number)` for its Connectors. Memories are made on first use, so a new `Memory` suits any scaffold.
+    Each batch that is decoded needs a new one.
     """
 
     def __init__(self) -> None:
@@ -89,15 +88,15 @@ class Memory:
         self._between: dict[int, PassMemory] = {}
 
     def of_pass(self, number: int) -> "Memory":
-        """Return the memory of one pass, as the scaffold inside that pass sees it."""
+        """Return the memory for the inner scaffold in one pass."""
         return self._passes.setdefault(number, Memory())
 
     def between(self, number: int) -> PassMemory:
-        """Return the memory of one place where trained blocks stand between passes."""
+        """Return the memory of one Connector, by its place in the order of Connectors."""
         return self._between.setdefault(number, PassMemory())
 
     def __iter__(self) -> Iterator[PassMemory]:
-        """Yield every memory that has been used."""
+        """Yield the memory of every pass and Connector that has been used."""
         if self.single.seen:
             yield self.single
         for inner in self._passes.values():
@@ -106,48 +105,53 @@ class Memory:
 
     @property
     def started(self) -> bool:
-        """Whether a text has been read into it."""
+        """Whether the text has been read."""
         return any(one.seen for one in self)
 
     @property
     def seen(self) -> int:
-        """Columns of the longest of its memories."""
+        """Number of columns of its longest memory."""
         return max((one.seen for one in self), default=0)
 
     def select(self, rows: Int[Tensor, "B"]) -> None:
-        """Keep these rows in every pass."""
+        """Keep these rows, in this order, in the memory of every pass and Connector."""
         for one in self:
             one.select(rows)
 
 
 def plain(config: PreTrainedConfig) -> bool:
-    """Return whether keys and values, in a window or not, are all that each layer keeps of a text."""
+    """Return whether every layer keeps nothing but keys and values, of the whole text or of a sliding window."""
     layers = DynamicCache(config=config).layers
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
 def recurrent(config: PreTrainedConfig) -> bool:
-    """Return whether some layers carry a state that they change in place, not keys and values."""
+    """Return whether some layers keep a state that changes in place (linear attention) instead of keys and values."""
     layers = DynamicCache(config=config).layers
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
 
 
-class JoinedCache(DynamicCache):
-    """The caches of several memories side by side for one pass, rows below each other and aligned at the right.
+def windows(config: PreTrainedConfig) -> list[int]:
+    """Return the sliding window of each layer, in positions; 0 for a layer that attends to the whole text."""
+    return [getattr(layer, "sliding_window", 0) for layer in DynamicCache(config=config).layers]
 
-    Each memory goes on growing by itself: rows join and leave a batch without a copy of what they have read.
+
+class JoinedCache(DynamicCache):
+    """The caches of several memories as one, for one forward: their rows in one batch, aligned at the right.
+
+    Each memory keeps its own new keys and values, so that rows join and leave a batch between two forwards.
 
     Args:
-        caches: of the memories, for one kind of stack whose layers are all plain.
-        rows: of each.
-        seen: columns that each has read.
-        new: columns that each is about to read.
+        caches: one for each memory, for the same stack; every layer is plain.
+        rows: number of rows of each.
+        seen: number of columns that each has read.
+        new: number of columns that each is about to read.
     """
 
     def __init__(self, caches: Sequence[Cache], rows: Sequence[int], seen: Sequence[int], new: Sequence[int]) -> None:
         super().__init__()
-        columns = [cache.layers for cache in caches]
-        self.layers = [_JoinedLayer(layers, rows, max(seen), new) for layers in zip(*columns, strict=True)]
+        by_layer = zip(*(cache.layers for cache in caches), strict=True)
+        self.layers = [_JoinedLayer(layers, rows, max(seen), new) for layers in by_layer]
 
 
 class _JoinedLayer(DynamicLayer):
@@ -161,7 +165,7 @@ class _JoinedLayer(DynamicLayer):
         self._kept = min(seen, window - 1) if window else seen
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Let every memory keep its own new keys and values; return all of them, aligned at the right."""
+        """Add to each memory its own new keys and values; return those of all rows, aligned at the right."""
         length = self._kept + key_states.shape[-2]
         parts = zip(
             self._layers,
@@ -175,11 +179,11 @@ class _JoinedLayer(DynamicLayer):
         return keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many columns attention is given, and the number of the first."""
+        """Return the number of columns that attention gets, and the index of the first."""
         return self._kept + query_length, self._seen - self._kept
 
     def get_seq_length(self) -> int:
-        """Return the columns before the new ones."""
+        """Return the number of columns before the new ones."""
         return self._seen
 
 
@@ -194,6 +198,7 @@ def pad_left(rows: Tensor, length: int, dim: int) -> Tensor:
 
 
 def _fill(cache: Cache, known: KeysValues, length: int) -> None:
+    """Put known keys and values of `length` columns into an empty cache."""
     for layer, (keys, values) in zip(cache.layers, known.layers, strict=True):
         assert isinstance(layer, DynamicLayer)
         layer.lazy_initialization(keys, values)
@@ -204,12 +209,12 @@ def _fill(cache: Cache, known: KeysValues, length: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StackInput:
-    """What one pass of a stack reads.
+    """Input of one forward of a stack.
 
     Attributes:
-        embeds: the input vectors, in the type of the stack's weights.
-        mask: False at padding; None when padding stands at the end of rows only.
-        memory: keys and values of what came before; is extended by these positions.
+        embeds: input vectors, in the type of the stack's weights.
+        mask: False at padding; None if there is padding at the end of rows only.
+        memory: keys and values of the positions before these; it is extended by these positions.
     """
 
     embeds: Float[Tensor, "B T D"]
@@ -217,7 +222,7 @@ class StackInput:
     memory: PassMemory | None = None
 
 
-def read(
+def run_stack(
     stack: nn.Module,
     embeds: Float[Tensor, "B T D"],
     mask: Bool[Tensor, "B T"] | None = None,
@@ -229,27 +234,27 @@ def read(
     Args:
         stack: a Hugging Face model without its vocabulary head.
         embeds, mask, memory: see `StackInput`.
-        weights: in the place of the stack's own, by name.
+        weights: weights by name that are used instead of the stack's own.
     """
     past = None
     if memory is not None:
         past = memory.cache_for(stack.config)  # type: ignore[arg-type] (a Hugging Face model's)
         memory.extend(embeds.shape[0], embeds.shape[1], mask, embeds.device)
         mask = memory.mask
-    return _run(stack, embeds, mask, past, weights)
+    return _forward(stack, embeds, mask, past, weights)
 
 
-def read_together(
+def run_stack_together(
     stack: nn.Module, parts: Sequence[StackInput], weights: Mapping[str, Tensor] | None = None
 ) -> list[Float[Tensor, "B T D"]]:
     """Return the final hidden states of several inputs, from one forward of the stack where its layers allow it.
 
-    Rows are aligned at the right, behind padding. Stacks that carry a state which they change in place (linear
-    attention) read one input after the other.
+    Rows are aligned at the right, with padding before them. Stacks with layers that keep more than keys and values
+    (linear attention) run on one input after the other.
     """
     config = stack.config
     if len(parts) == 1 or not plain(config):  # type: ignore[arg-type]
-        return [read(stack, part.embeds, part.mask, part.memory, weights) for part in parts]
+        return [run_stack(stack, part.embeds, part.mask, part.memory, weights) for part in parts]
     memories = [part.memory or PassMemory() for part in parts]
     rows, new = zip(*(part.embeds.shape[:2] for part in parts), strict=True)
     seen, longest = [memory.seen for memory in memories], max(new)
@@ -261,17 +266,18 @@ def read_together(
     mask = torch.cat([pad_left(one, width, 1) for one in masks])
     embeds = torch.cat([pad_left(part.embeds, longest, 1) for part in parts])
     past = JoinedCache(caches, rows, seen, new)
-    states = _run(stack, embeds, None if bool(mask.all()) else mask, past, weights)
+    states = _forward(stack, embeds, None if bool(mask.all()) else mask, past, weights)
     return [one[:, -length:] for one, length in zip(states.split(list(rows)), new, strict=True)]
 
 
 def _mask_of(memory: PassMemory, embeds: Tensor) -> Bool[Tensor, "B N"]:
+    """Return the mask of all columns of a memory."""
     if memory.mask is not None:
         return memory.mask
     return torch.ones(embeds.shape[0], memory.seen, dtype=torch.bool, device=embeds.device)
 
 
-def _run(
+def _forward(
     stack: nn.Module,
     embeds: Float[Tensor, "B T D"],
     mask: Bool[Tensor, "B N"] | None,
@@ -297,18 +303,51 @@ def _takes_positions(family: type[nn.Module]) -> bool:
     return "position_ids" in signature(family.forward).parameters
 
 
+def keys_values(stack: nn.Module, embeds: Float[Tensor, "B T D"]) -> KeysValues:
+    """Return the keys and values of texts in every layer, all positions; padding stands at the end.
+
+    Layers with a sliding window have all positions, too: the last columns of a batch are not the last positions of
+    every text.
+    """
+    cache = _FillOnce(len(DynamicCache(config=stack.config).layers))  # type: ignore[arg-type] (a Hugging Face model's)
+    with suppress(_Filled):
+        run_stack(stack, embeds, memory=PassMemory(cache))
+    return KeysValues(tuple((layer.keys, layer.values) for layer in cache.layers))  # type: ignore[attr-defined]
+
+
+class _Filled(Exception):
+    """Raised when the last layer's keys and values are known: its output is not needed."""
+
+
+class _FillOnce(DynamicCache):
+    """A cache that ends the forward once it is filled."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = [DynamicLayer() for _ in range(layers)]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add a layer's keys and values; raise `_Filled` after those of the last layer."""
+        filled = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if layer_idx == len(self.layers) - 1:
+            raise _Filled
+        return filled
+
+
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # of states, relative
 
 
 @torch.no_grad()
 def check_serves(model: PreTrainedModel) -> None:
-    """Refuse a model whose states depend on how a text is read: in two parts, or beside padding.
+    """Check that a model's states of a text are the same in one forward, in several, and with padding before it.
 
-    State-space models, bidirectional ones and decoders that need an encoder load as causal models and would answer
+    State-space models, bidirectional models and decoders that need an encoder load as causal models and would answer
     wrongly without any error.
 
     Raises:
-        SourceNotFound: this model does.
+        SourceNotFound: they are not, or the model does not run on vectors.
     """
     if model.device.type == "meta":
         return
@@ -316,11 +355,11 @@ def check_serves(model: PreTrainedModel) -> None:
     ids = torch.tensor([[1, 0, 2, 3, 1]], device=model.device)
     with _unfit(model):
         embeds = model.get_input_embeddings()(ids).to(model.dtype)
-        whole = read(stack, embeds)
+        whole = run_stack(stack, embeds)
         memory = PassMemory()
-        parts = [read(stack, part, memory=memory) for part in embeds.split([3, 1, 1], dim=1)]
+        parts = [run_stack(stack, part, memory=memory) for part in embeds.split([3, 1, 1], dim=1)]
         mask = torch.tensor([[False, False, True, True, True, True, True]], device=model.device)
-        padded = read(stack, torch.cat([embeds[:, :2], embeds], dim=1), mask)[:, 2:]
+        padded = run_stack(stack, torch.cat([embeds[:, :2], embeds], dim=1), mask)[:, 2:]
     _check_same(model, "read in parts", torch.cat(parts, dim=1), whole)
     _check_same(model, "padded on the left", padded, whole)
 

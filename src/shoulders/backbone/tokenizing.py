@@ -1,4 +1,4 @@
-"""From texts to token ids: what looks like a special token in a text is text, and every id has its embedding."""
+"""From texts to token ids: special tokens spelled out in a text are read as text, and every id has an embedding."""
 
 import re
 from typing import Any
@@ -10,10 +10,10 @@ from shoulders.errors import UsageError
 
 
 def keep_text(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Set a tokenizer to read `</s>` in a text as four characters; those it adds itself stay special.
+    """Set a tokenizer to read `</s>` in a text as four characters; tokens that it adds itself stay special.
 
-    The vocabulary of a Unigram model (T5, XLM-R) holds special tokens among its pieces, and finds them in texts all the
-    same. There a text is cut after the first character of each.
+    A Unigram model (T5, XLM-R) has special tokens among its pieces and still finds them in texts. There a text is cut
+    after the first character of each.
     """
     tokenizer.split_special_tokens = True
     tokens = [str(token) for token in tokenizer.all_special_tokens]
@@ -32,14 +32,16 @@ def keep_text(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def tokenized(tokenizer: PreTrainedTokenizerBase, rows: int, *texts: Any, **settings: Any) -> BatchEncoding:
-    """Read texts with a tokenizer, as it is called itself.
+    """Return the encoding of texts by a tokenizer, with its own arguments.
 
     Args:
-        rows: of the model's embeddings.
-        texts: a text or a list of texts, and perhaps the second parts of pairs.
+        tokenizer: the tokenizer.
+        rows: number of the model's embeddings.
+        texts: a text or a list of texts, and optionally the second parts of pairs.
+        settings: further arguments of the tokenizer.
 
     Raises:
-        UsageError: a text holds half a character, or a token that the model has no embedding for.
+        UsageError: a text is not valid Unicode, or has a token that the model has no embedding for.
     """
     for some in (*texts, settings.get("text_target")):
         check_characters([some] if isinstance(some, str) else some or ())
@@ -49,24 +51,24 @@ def tokenized(tokenizer: PreTrainedTokenizerBase, rows: int, *texts: Any, **sett
 
 
 def check_characters(texts: Any) -> None:
-    """Raise `UsageError` for a text with a lone surrogate, which broken escapes and bytes that are no UTF-8 become."""
+    """Raise `UsageError` for a text with a lone surrogate, which comes from broken escapes and bytes not in UTF-8."""
     for text in texts:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise UsageError(
-                f"a text holds {text[error.start]!a} as character {error.start + 1}, which is no whole character "
+                f"a text has {text[error.start]!a} as character {error.start + 1}, which is not a whole character "
                 f"({text[max(0, error.start - 20) : error.end + 20]!a}): it is not UTF-8, convert it first"
             ) from error
 
 
 def check_rows(tokenizer: PreTrainedTokenizerBase, rows: int, ids: Any) -> None:
-    """Raise `UsageError` for token ids, or rows of them, that a model with so many embeddings does not know."""
+    """Raise `UsageError` for token ids, or rows of them, beyond a model's number of embeddings."""
     flat = ids if not ids or isinstance(ids[0], int) else [token for some in ids for token in some]
     highest = max(flat, default=0)
     if highest >= rows:
         token = tokenizer.convert_ids_to_tokens(highest)
         raise UsageError(
             f"the tokenizer of {tokenizer.name_or_path!r} knows the token {token!r} (id {highest}), but the model has "
-            f"{rows} embeddings only: leave it out, or name a model that was resized for its tokenizer"
+            f"only {rows} embeddings: leave it out, or name a model that was resized for its tokenizer"
         )

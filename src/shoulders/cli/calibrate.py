@@ -128,8 +128,8 @@ def _table(parts: Sequence[tuple[str, Chosen]]) -> Table:
         table.add_column(header, justify="left" if header in ("part", "answers") else "right")
     for split, chosen in parts:
         for which, one in (("all", chosen.before), ("sure enough", chosen.after)):
-            answered = "-" if one.em_answered is None else f"{one.em_answered:.1f}"
-            table.add_row(split, which, f"{one.coverage:.1f}%", answered, f"{one.em:.1f}", f"{one.f1:.1f}")
+            answered = "-" if one.exact_match_answered is None else f"{one.exact_match_answered:.1f}"
+            table.add_row(split, which, f"{one.coverage:.1f}%", answered, f"{one.exact_match:.1f}", f"{one.f1:.1f}")
     return table
 
 

@@ -27,7 +27,16 @@ from shoulders.runs.build import TaskParts, new_evidence
 from shoulders.runs.jobs import check_tested, measure, measure_text, task_parts
 from shoulders.runs.ranking_recipes import KINDS, RankingRecipe, ranking_recipe_from_json, ranking_recipes
 from shoulders.runs.recipe import Recipe, with_overrides
-from shoulders.runs.run import Watch, keep_test_scores, result, text_result, train, trained_parameters, training_told
+from shoulders.runs.run import (
+    Watch,
+    keep_test_scores,
+    result,
+    text_result,
+    train,
+    train_until,
+    trained_parameters,
+    training_told,
+)
 from shoulders.runs.sweep import Candidate, Grid, SweepPlan, parsed_grid, sweep
 from shoulders.scaffolds.base import Scaffold
 from shoulders.store.files import BEST, read_json, write_json
@@ -202,11 +211,16 @@ def run_sweep(
     def watch(candidate: Candidate) -> AbstractContextManager[Watch]:
         return watching(f"candidate {candidate.name} of {len(every)}", plan.until)
 
-    found = sweep(plan, lm, parts, folder, watch, resume=resume)
+    found = sweep(plan, lm, parts, folder, _train_until, watch, resume=resume)
     assert found.chosen is not None
     if PartialState().is_main_process:
         console.print(found.table(), markup=False, soft_wrap=True)
     train_and_measure(found.chosen.recipe, lm, parts, folder / found.chosen.name, resume=True)
+
+
+def _train_until(recipe: Recipe, *given: Any, **options: Any) -> Progress:
+    """Train the recipe's scaffold, or its rival, up to a pause."""
+    return (train_rival if recipe.rival.kind else train_until)(recipe, *given, **options)
 
 
 def _usual(recipe: Recipe) -> Grid:

@@ -1,1 +1,1 @@
-"""What runs scaffolds around the frozen model: batches, decoding, questions in and answers out."""
+"""The engine runs scaffolds around the frozen model: batches, decoding, and from questions to answers."""

@@ -1,4 +1,4 @@
-"""From examples and text to tensors: token ids, where a prompt goes, and micro-batches that waste no padding."""
+"""From examples and texts to tensors: token ids, the slot of a prompt, and batches of rows of similar length."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Longest input and target, in tokens of the language model; T0++'s by default (Sanh et al. 2021)."""
+    """Longest input and target, in tokens; by default those of T0++ (Sanh et al. 2021)."""
 
     input: int = 1024
     target: int = 256
@@ -32,25 +32,32 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A question as token ids, with the answer that training teaches."""
+    """A question as token ids, with its answer in training.
+
+    Attributes:
+        question: the question.
+        ids: token ids of evidence and question.
+        question_at: index of the first token of the question, after the evidence.
+        target: token ids of the answer and the end token; empty outside training.
+    """
 
     question: Question
     ids: list[int]
-    question_at: int  # where the evidence ends and the question begins
+    question_at: int
     target: list[int] = field(default_factory=list)
 
     @property
     def length(self) -> int:
-        """Positions the language model reads: all but the last token that is predicted."""
+        """Number of positions that the language model reads: all but the last token."""
         return len(self.ids) + max(0, len(self.target) - 1)
 
     def slot(self, placement: Placement) -> int:
-        """The text position before which a prompt stands."""
+        """Return the text position before which a prompt is inserted."""
         return {Placement.PREFIX: 0, Placement.INFIX: self.question_at, Placement.SUFFIX: len(self.ids)}[placement]
 
 
 def encode(question: Question, lm: FrozenLM, target: str | None = None) -> Encoded:
-    """Token ids of a question and, for training, of its answer with the end token."""
+    """Return a question as token ids and, for training, its answer with the end token."""
     ids = list(tokenised(question, lm).ids or ())
     at = len(lm.ids(question.evidence)) if question.evidence else 0
     answer = [*lm.continuation_ids(question.whole, target, ids), lm.end] if target is not None else []
@@ -58,7 +65,7 @@ def encode(question: Question, lm: FrozenLM, target: str | None = None) -> Encod
 
 
 def tokenised(question: Question, lm: FrozenLM) -> Question:
-    """Return the question with its token ids, which are worked out where it does not carry them already."""
+    """Return the question with its token ids, computed unless it has them already."""
     if question.ids is not None:
         return question
     whole = question.whole
@@ -66,12 +73,12 @@ def tokenised(question: Question, lm: FrozenLM) -> Question:
 
 
 def truncated(row: Encoded, longest: int) -> Encoded:
-    """The row with its input cut at the end to `longest` tokens, as T0 does."""
+    """Return the row with its input cut at the end to `longest` tokens, as T0 does."""
     return Encoded(row.question, row.ids[:longest], min(row.question_at, longest), row.target)
 
 
 def by_length(rows: Sequence[Row], length: Callable[[Row], int], budget: int) -> Iterator[list[Row]]:
-    """The rows in groups of similar length, each of at most `budget` positions with its padding (or of one row)."""
+    """Yield the rows in groups of similar length, each of at most `budget` positions with padding (or of one row)."""
     group: list[Row] = []
     for row in sorted(rows, key=length):
         if group and (len(group) + 1) * length(row) > budget:
@@ -83,10 +90,10 @@ def by_length(rows: Sequence[Row], length: Callable[[Row], int], budget: int) ->
 
 
 def training_batch(rows: Sequence[Encoded], lm: FrozenLM, scaffold: Scaffold) -> Batch:
-    """Questions with their answers; rows are aligned at the prompt's slot and padded outwards.
+    """Return a batch of questions with their answers, aligned at the prompt's slot and padded on both sides.
 
-    With a prefix that is plain padding at the end, and the backbone needs no mask. With an infix or suffix the text
-    before the slot ends in one column for all rows, so that it can be read without gradients.
+    With a prefix all padding is at the end, and the backbone needs no mask. With an infix or suffix the text before the
+    slot ends in one column for all rows, so that it can run without gradients.
     """
     texts = [row.ids + row.target[:-1] for row in rows]
     slots = [row.slot(scaffold.placement) for row in rows]
@@ -106,7 +113,7 @@ def training_batch(rows: Sequence[Encoded], lm: FrozenLM, scaffold: Scaffold) ->
 
 
 def question_batch(rows: Sequence[Encoded], lm: FrozenLM, scaffold: Scaffold) -> ScaffoldInput:
-    """Questions to be answered: they end in one column, padding stands before them, and the prompt between the two."""
+    """Return a batch of questions to answer, padded on the left; a prefix goes between padding and question."""
     length = max(len(row.ids) for row in rows)
     pads = [length - len(row.ids) for row in rows]
     ids = torch.tensor([[lm.end] * pad + row.ids for pad, row in zip(pads, rows, strict=True)])
@@ -132,6 +139,6 @@ def _given(
 
 
 def text_batch(ids: Int[Tensor, "B T"], lm: FrozenLM) -> Batch:
-    """Sequences whose every next token is to be predicted, T - 1 of each."""
+    """Return a batch of sequences in which every next token is scored, T - 1 in each."""
     ids = ids.to(lm.device)
     return Batch(ScaffoldInput(lm.embed(ids[:, :-1]), None, (0,) * len(ids)), ids[:, 1:])

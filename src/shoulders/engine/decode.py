@@ -1,8 +1,8 @@
-"""Generation and scoring through scaffolds: one reading of each text, then steps or branches from its memory.
+"""Generation and scoring through scaffolds: one pass over each text, then steps or branches from its memory.
 
-The loop is ours: `Decode` holds the rows of one scaffold, and `decode` continues several of them, of different
-scaffolds, a token at a time in shared passes. Rows that have ended leave; others may join between two steps.
-Beam search stays with transformers' loop, over the same programs.
+`Decode` holds the rows of one scaffold, and `decode` continues several of them, of different scaffolds, one token at a
+time in shared passes. Rows that have ended leave; others may join between two steps. Beam search runs in transformers'
+generation loop, over the same programs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,21 +22,22 @@ from shoulders.backbone.choosing import Choice, Generated, until_end
 from shoulders.backbone.frozen import SCORED_AT_ONCE, FrozenLM, pad_right
 from shoulders.backbone.passes import Memory
 from shoulders.engine.together import together
+from shoulders.errors import UsageError
 from shoulders.records import IGNORE, ScaffoldInput
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.program import Program
 
-WORTH_MOVING = 0.75  # of the rows in a memory; a smaller share of them that goes on is copied into a smaller one
+WORTH_MOVING = 0.75  # share of rows still open at which a memory is copied without the rows that have ended
 CHARACTER = 4  # bytes of the longest character in UTF-8
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A given continuation of a text.
+    """The score of a given continuation of a text.
 
     Attributes:
         log_likelihood: summed over its tokens.
-        greedy: whether each of them is the likeliest, so that greedy decoding would give it.
+        greedy: whether each token is the likeliest, so that greedy decoding would generate it.
     """
 
     log_likelihood: float
@@ -45,18 +46,18 @@ class Scored:
 
 @final
 class Decode:
-    """Rows of one scaffold that are continued a token at a time.
+    """Rows of one scaffold that are continued, one token in each step.
 
     Args:
-        given: the texts, left-padded.
-        longest: tokens to generate at most.
-        shortest: tokens to generate before one may end a row.
-        choice: chooses the tokens; the likeliest ones by default.
-        branches: continuations of each text; they share its reading and stand next to each other.
-        stops: texts that end a row when they have been generated; they stay in its tokens.
+        given: the texts, padded on the left.
+        longest: largest number of tokens to generate.
+        shortest: number of tokens before an end token may be chosen; stop texts end a row all the same.
+        choice: chooses the tokens of these rows alone; the likeliest ones by default.
+        branches: number of continuations of each text; they share one pass over it and are next to each other.
+        stops: texts that end a row once they have been generated; they stay in its tokens.
 
     Attributes:
-        ids: the tokens of each row so far, the end token left out.
+        ids: the tokens of each row so far, without the end token.
     """
 
     def __init__(
@@ -78,18 +79,19 @@ class Decode:
         rows = given.embeds.shape[0] * branches
         self.ids: list[list[int]] = [[] for _ in range(rows)]
         self._memory = Memory()
-        self._rows = torch.arange(rows, device=lm.device)  # that the memory holds
-        self._last: Int[Tensor, "M"] | None = None  # their newest tokens
-        self._open = torch.ones(rows, dtype=torch.bool, device=lm.device)
+        self._rows = list(range(rows))  # numbers of the rows in the memory
+        self._last: Int[Tensor, "M"] | None = None  # the newest token of each of them
+        self._open = [True] * rows
+        self._special = frozenset(lm.tokenizer.all_special_ids) if stops else frozenset()
         self._steps = 0
 
     @property
     def done(self) -> bool:
         """Whether every row has ended."""
-        return self._steps >= self.longest or not bool(self._open.any())
+        return self._steps >= self.longest or not any(self._open)
 
     def program(self) -> Program:
-        """Return what has to be run for the next token of each row."""
+        """Return the program whose states predict the next token of each row."""
         if self._last is None:
             return self.scaffold.program(self.given, self._memory)
         self._drop_ended()
@@ -97,53 +99,74 @@ class Decode:
         return self.scaffold.program(self.given.continued(embeds), self._memory)
 
     def take(self, states: Float[Tensor, "M T D"]) -> None:
-        """Choose the next token of each row from the states that its program returned."""
+        """Choose the next token of each row from the states that its program returned.
+
+        Raises:
+            UsageError: the scaffold did not use the memory, so that a second step would lose the text.
+        """
         states = states[:, -1]
-        if self._last is None and self.branches > 1:
-            owner = torch.arange(len(states), device=states.device).repeat_interleave(self.branches)
-            self._memory.select(owner)
-            states = states[owner]
-        going = self._open[self._rows]
-        rows = self._rows[going]
-        logits = self.lm.logits(states[going])
-        if self._steps < self.shortest:
-            logits[:, list(self.lm.ends)] = -torch.inf
-        tokens = self.choice.choose(logits, rows)
-        self._last = torch.full_like(self._rows, self.lm.end)
-        self._last[going] = tokens
-        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+        if self._last is None:
+            self._check_read()
+            states = self._branched(states)
+        places = [place for place, row in enumerate(self._rows) if self._open[row]]
+        rows, at = [self._rows[place] for place in places], self._index(places)
+        logits = self.lm.logits(states[at])
+        tokens = self.choice.choose(logits, self._index(rows), may_end=self._steps >= self.shortest)
+        self._last = torch.full((len(self._rows),), self.lm.end, device=tokens.device).index_copy(0, at, tokens)
+        for row, token in zip(rows, tokens.tolist(), strict=True):
             self._add(row, token)
         self._steps += 1
 
     def generated(self) -> list[Generated]:
-        """Return the rows with how sure the model was of each."""
+        """Return the tokens of each row with their probability."""
         return self.choice.generated(self.ids)
 
+    def _index(self, numbers: list[int]) -> Int[Tensor, "N"]:
+        return torch.tensor(numbers, dtype=torch.long, device=self.lm.device)
+
+    def _check_read(self) -> None:
+        if not self._memory.started:
+            raise UsageError(
+                f"a scaffold of kind {self.scaffold.kind!r} leaves its memory empty, so that a text cannot be "
+                "continued: its program must yield passes with the memory that it is given"
+            )
+
+    def _branched(self, states: Float[Tensor, "B D"]) -> Float[Tensor, "M D"]:
+        """Return the states of the branches of each text; the memory branches likewise."""
+        if self.branches == 1:
+            return states
+        owner = torch.arange(len(states), device=states.device).repeat_interleave(self.branches)
+        self._memory.select(owner)
+        return states[owner]
+
     def _add(self, row: int, token: int) -> None:
+        """Add a token to a row; close the row at an end token or a stop text."""
         if token in self.lm.ends:
             self._open[row] = False
             return
         self.ids[row].append(token)
         if self.stops:
-            # A token is a byte at least: so many of the last ones hold any stop text that has just been completed.
+            # Each token is at least one byte, except special ones, which are no text: the last ones, as many as the
+            # longest stop text has bytes, hold any stop text that this token completes.
             reach = max(len(stop.encode()) for stop in self.stops) + CHARACTER
-            text = self.lm.text(self.ids[row][-reach:])
+            text = self.lm.text([token for token in self.ids[row] if token not in self._special][-reach:])
             self._open[row] = not any(stop in text for stop in self.stops)
 
     def _drop_ended(self) -> None:
-        """Take rows that have ended out of the memory, once they are enough to be worth the copy."""
+        """Remove rows that have ended from the memory, once they are enough to be worth the copy."""
         assert self._last is not None
-        kept = self._open[self._rows].nonzero()[:, 0]
-        if len(kept) <= WORTH_MOVING * len(self._rows):
+        places = [place for place, row in enumerate(self._rows) if self._open[row]]
+        if len(places) <= WORTH_MOVING * len(self._rows):
+            kept = self._index(places)
             self._memory.select(kept)
-            self._rows, self._last = self._rows[kept], self._last[kept]
+            self._rows, self._last = [self._rows[place] for place in places], self._last[kept]
 
 
 @torch.inference_mode()
 def decode(several: Sequence[Decode], lm: FrozenLM) -> Iterator[None]:
-    """Continue rows of several scaffolds until all have ended, in shared passes; yield after every token.
+    """Continue rows of several scaffolds until all have ended, in shared passes; yield after each token.
 
-    The sequence may be a list that rows are appended to between two tokens.
+    The sequence may be a list to which rows are appended between two tokens.
     """
     while active := [rows for rows in several if not rows.done]:
         for rows, states in zip(active, together([rows.program() for rows in active], lm), strict=True):
@@ -154,10 +177,13 @@ def decode(several: Sequence[Decode], lm: FrozenLM) -> Iterator[None]:
 def generate(
     lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, **settings: Any
 ) -> list[list[int]]:
-    """Return the token ids generated after each row of `given`, the end token left out.
+    """Return the token ids generated after each row of `given`, without the end token.
 
     Args:
-        longest: tokens to generate at most.
+        lm: the frozen model.
+        scaffold: the scaffold around it.
+        given: the texts, padded on the left.
+        longest: largest number of tokens to generate.
         settings: see `Decode`; greedy by default.
     """
     rows = Decode(lm, scaffold, given, longest=longest, **settings)
@@ -167,7 +193,7 @@ def generate(
 
 
 def likeliest(lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int) -> list[Generated]:
-    """Return the greedy continuation of each row, and how sure the model was of it."""
+    """Return the greedy continuation of each row, with its probability."""
     choice = Choice(lm.ends)
     return choice.generated(generate(lm, scaffold, given, longest=longest, choice=choice))
 
@@ -175,11 +201,14 @@ def likeliest(lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest
 def sampled(
     lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, draws: Float[Tensor, "B N L"], *, temperature: float = 1.0
 ) -> list[list[Generated]]:
-    """Return N continuations of each row of at most L tokens, from one reading of it.
+    """Return N continuations of each row of at most L tokens, from one pass over it.
 
     Args:
-        draws: uniform on [0, 1): the same ones give the same continuations, whatever else is in the batch.
-        temperature: 1 follows the model's own distribution.
+        lm: the frozen model.
+        scaffold: the scaffold around it.
+        given: the texts, padded on the left.
+        draws: numbers uniform on [0, 1); the same numbers give the same continuations, whatever else is in the batch.
+        temperature: 1 samples the model's own distribution.
     """
     rows, count, longest = draws.shape
     choice = Choice(lm.ends, draws.flatten(0, 1), temperature)
@@ -188,16 +217,16 @@ def sampled(
 
 
 def stream(lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, **settings: Any) -> Iterator[str]:
-    """Yield the text generated after a single row, piece by piece; whole characters only."""
+    """Yield the text generated after a single row in pieces, each of whole characters."""
     rows = Decode(lm, scaffold, given, longest=longest, **settings)
-    said = ""
+    sent = ""
     for _ in decode([rows], lm):
         text = lm.text(rows.ids[0])
-        if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > len(said):
-            yield text[len(said) :]
-            said = text
-    if len(rest := lm.text(rows.ids[0])) > len(said):
-        yield rest[len(said) :]
+        if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > len(sent):
+            yield text[len(sent) :]
+            sent = text
+    if len(rest := lm.text(rows.ids[0])) > len(sent):
+        yield rest[len(sent) :]
 
 
 @torch.inference_mode()
@@ -209,12 +238,14 @@ def score(
     *,
     positions_at_once: int = 1 << 30,
 ) -> list[list[Scored]]:
-    """Return the log-likelihood of each row's continuations; the rows' own texts are read once.
+    """Return the log-likelihood of each row's continuations, from one pass over the row.
 
     Args:
-        given: B rows, left-padded.
-        continuations: for each row its continuations as token ids (any number of them, none empty).
-        positions_at_once: keys and values held for branches at a time, in positions: each has a copy of its row's.
+        lm: the frozen model.
+        scaffold: the scaffold around it.
+        given: B texts, padded on the left.
+        continuations: token ids of each row's continuations (any number of them, none empty).
+        positions_at_once: positions whose keys and values are held at a time; each continuation has its own copy.
     """
     memory = Memory()
     last = scaffold.states(lm, given, memory)[:, -1:]
@@ -222,12 +253,12 @@ def score(
     flat = [ids for some in continuations for ids in some]
     longest = max((len(ids) for ids in flat), default=0)
     at_once = max(1, positions_at_once // (memory.seen + longest))
-    found: list[Scored] = []
+    scores: list[Scored] = []
     for start in range(0, len(flat), at_once):
         end = start + at_once
         branches = memory if end >= len(flat) else deepcopy(memory)
-        found += _branch_scores(lm, scaffold, given, last, branches, owners[start:end], flat[start:end])
-    values = iter(found)
+        scores += _branch_scores(lm, scaffold, given, last, branches, owners[start:end], flat[start:end])
+    values = iter(scores)
     return [list(islice(values, len(some))) for some in continuations]
 
 
@@ -240,20 +271,20 @@ def _branch_scores(
     owners: list[int],
     continuations: list[list[int]],
 ) -> list[Scored]:
-    """Return the scores of continuations that branch off the rows of a memory, which is used up."""
+    """Return the scores of continuations that branch off the rows of a memory, which changes."""
     owner = torch.tensor(owners, device=lm.device)
     labels = pad_right(continuations, IGNORE).ids.to(lm.device)
     memory.select(owner)
     states = last[owner]
     if labels.shape[1] > 1:
-        read, mask = labels[:, :-1], labels[:, :-1] != IGNORE
-        step = given.continued(lm.embed(read.masked_fill(~mask, lm.end)), mask)
+        ids, mask = labels[:, :-1], labels[:, :-1] != IGNORE
+        step = given.continued(lm.embed(ids.masked_fill(~mask, lm.end)), mask)
         states = torch.cat([states, scaffold.states(lm, step, memory)], dim=1)
     return _scored(lm, states, labels)
 
 
 def _scored(lm: FrozenLM, states: Float[Tensor, "N T D"], labels: Int[Tensor, "N T"]) -> list[Scored]:
-    """Return the scores of each row's labels as `FrozenLM.nll` counts them, and whether greedy decoding gives them."""
+    """Return the score of each row's labels, as `FrozenLM.nll` counts them."""
     wanted = labels != IGNORE
     rows = wanted.nonzero()[:, 0]
     sums = torch.zeros(len(labels), device=labels.device)
@@ -270,12 +301,16 @@ def _scored(lm: FrozenLM, states: Float[Tensor, "N T D"], labels: Int[Tensor, "N
 def generate_with_transformers(
     lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, **settings: Any
 ) -> list[list[int]]:
-    """Return what transformers' own generation loop generates after each row: beams, penalties and the rest of it.
+    """Return the token ids that transformers' own loop generates after each row: with beams, penalties and the like.
 
     Args:
+        lm: the frozen model.
+        scaffold: the scaffold around it.
+        given: the texts, padded on the left.
+        longest: largest number of tokens to generate.
         settings: of transformers' GenerationConfig, e.g. num_beams, repetition_penalty, num_return_sequences.
     """
-    # The loop only counts these: the texts themselves are in `given`.
+    # The loop only counts these tokens: the texts themselves are in `given`.
     start = torch.full((given.embeds.shape[0], 1), lm.end, dtype=torch.long, device=lm.device)
     config = GenerationConfig(
         max_new_tokens=longest,
@@ -289,13 +324,13 @@ def generate_with_transformers(
         attention_mask=torch.ones_like(start),
         generation_config=config,
         past_key_values=_MemoryCache(),
-        tokenizer=lm.tokenizer,  # what `stop_strings` are found with
+        tokenizer=lm.tokenizer,  # finds `stop_strings`
     )
     return [until_end(row, lm.ends) for row in sequences[:, 1:].tolist()]
 
 
 class _MemoryCache(Cache):
-    """A `Memory` in a shape that transformers' generation accepts as its cache."""
+    """A `Memory` with the interface of transformers' caches."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
@@ -309,20 +344,21 @@ class _MemoryCache(Cache):
 
 
 class _Decoder(PreTrainedModel, GenerationMixin):
-    """What transformers' generation loop takes for a model: it has no weights and keeps nothing of the backbone."""
+    """A frozen model in its scaffold with the interface of transformers' generation loop; it has no weights."""
 
-    # It computes no attention itself, so whatever the backbone's configuration asks for is fine.
+    # It computes no attention itself, so that it supports every kernel in the backbone's configuration.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput) -> None:
         super().__init__(lm.config)
         self._lm, self._given = lm, given
-        self._states = lambda part, memory: scaffold.states(lm, part, memory)  # a module would become a child
+        # A function, because a module would become a child.
+        self._states = lambda part, memory: scaffold.states(lm, part, memory)
         self.generation_config = GenerationConfig()
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        return True  # nor has it experts: a mixture's choice of them is the backbone's own
+        return True  # it has no experts itself
 
     @property
     def device(self) -> torch.device:
@@ -336,7 +372,7 @@ class _Decoder(PreTrainedModel, GenerationMixin):
         memory = past_key_values.memory
         if memory.started:
             states = self._states(self._given.continued(self._lm.embed(input_ids[:, -1:])), memory)
-        else:  # every text is read once; beams branch off its memory afterwards
+        else:  # one pass over each text, from whose memory its beams branch off
             states = self._states(self._given, memory)[:, -1:]
             owner = torch.arange(len(input_ids), device=states.device) // (len(input_ids) // len(states))
             if len(owner) > len(states):

@@ -1,4 +1,9 @@
-"""The main path: questions in, answers out. Evaluation, the command line and every server call these functions."""
+"""The main path: questions in, answers out, through one scaffold around the frozen model.
+
+`answer` generates, `sample` draws several answers, `stream` yields one in pieces, `rank` and `choose` score given
+choices. Each turns questions into token ids, groups them by length, and decodes. Everything that asks a model
+(answering, evaluation, the command line, a server) calls these functions.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shoulders.backbone.choosing import Generated
+from shoulders.backbone.choosing import Generated, check_sampling
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine import decode
 from shoulders.engine.batches import Encoded, by_length, encode, question_batch, tokenised, truncated
@@ -17,21 +22,21 @@ from shoulders.errors import ContextFull, UsageError
 from shoulders.records import Answer, Question, QuestionLike, ScaffoldInput, as_question
 from shoulders.scaffolds.base import Scaffold
 
-Found = TypeVar("Found")  # what is made of one row
+Found = TypeVar("Found")  # of one row
 
-LONGEST_ANSWER = 256  # tokens (Sanh et al. 2021; the paper, section 2.2)
-POSITIONS_AT_ONCE = 4096  # of one batch, padding and prompt included
+LONGEST_ANSWER = 256  # in tokens (Sanh et al. 2021; the paper, section 2.2)
+POSITIONS_AT_ONCE = 4096  # positions of one batch, padding and prompt included
 
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """How questions are read and answered.
+    """Settings for reading and answering questions.
 
     Attributes:
-        longest: tokens of an answer at most.
-        truncate: cut inputs that do not fit the context instead of refusing them.
-        positions_at_once: size of a batch, in positions.
-        on_cut: is told of each question that was cut.
+        longest: largest number of tokens of an answer.
+        truncate: cut questions that do not fit the context, instead of raising `ContextFull`.
+        positions_at_once: largest size of a batch, in positions.
+        on_cut: called with each question that was cut.
     """
 
     longest: int = LONGEST_ANSWER
@@ -41,17 +46,20 @@ class Answering:
 
     def __post_init__(self) -> None:
         if self.longest < 1:
-            raise UsageError(f"an answer of at most {self.longest} tokens is none: raise --longest (test.longest)")
+            raise UsageError(
+                f"length of the answer must be at least 1, got {self.longest}: raise --longest (test.longest)"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How several answers to one question are drawn.
+    """Settings for sampling several answers to a question.
 
     Attributes:
-        count: answers a question.
-        temperature: 1 follows the model's own distribution.
-        seed: of the draws. Those of a question depend on nothing else, and the first of many are those of few.
+        count: number of answers to each question.
+        temperature: 1 samples the model's own distribution.
+        seed: seed of the draws. The draws of a question depend on its text and the seed alone, and the first answers
+            are the same for any count.
     """
 
     count: int = 16
@@ -60,14 +68,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise UsageError(f"{self.count} candidates are none: ask for at least 1 (evidence.count, --samples)")
-        if not 0 < self.temperature < float("inf"):
             raise UsageError(
-                f"a temperature of {self.temperature} cannot be sampled at: it must be above 0, 1 is usual"
+                f"number of sampled answers must be at least 1, got {self.count}: raise it (evidence.count, --samples)"
             )
+        check_sampling(self.temperature)
 
     def draws(self, question: Question, longest: int) -> Float[Tensor, "N L"]:
-        """The numbers that decide the answers to a question, uniform on [0, 1)."""
+        """Return the numbers that decide the sampled answers to a question, uniform on [0, 1)."""
         digest = blake2b(f"{self.seed}/{question.whole}".encode(), digest_size=7).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
         return torch.rand(self.count, longest, generator=generator, dtype=torch.float64)
@@ -76,7 +83,7 @@ class Sampling:
 def answer(
     questions: Sequence[QuestionLike], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None
 ) -> list[str]:
-    """The greedy answer to each question.
+    """Return the greedy answer to each question.
 
     Raises:
         UsageError: a question is empty.
@@ -88,7 +95,11 @@ def answer(
 def answered(
     questions: Sequence[QuestionLike], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None
 ) -> list[Answer]:
-    """As `answer`, with how sure the model was of each."""
+    """Return the greedy answer to each question with its probability.
+
+    Raises:
+        UsageError, ContextFull: see `answer`.
+    """
     how = how or Answering()
     rows = [_fitting(as_question(one), lm, scaffold, how.longest, how) for one in questions]
 
@@ -105,10 +116,10 @@ def sample(
     sampling: Sampling,
     how: Answering | None = None,
 ) -> list[list[Answer]]:
-    """Several answers to each question, drawn from the model's distribution after one reading of the question.
+    """Return several answers to each question, sampled after one pass over the question.
 
     Raises:
-        UsageError, ContextFull: as `answer`.
+        UsageError, ContextFull: see `answer`.
     """
     how = how or Answering()
     rows = [_fitting(as_question(one), lm, scaffold, how.longest, how) for one in questions]
@@ -126,7 +137,7 @@ def stream(question: QuestionLike, lm: FrozenLM, scaffold: Scaffold, how: Answer
     """Yield the greedy answer to a question in pieces, as they are generated.
 
     Raises:
-        UsageError, ContextFull: as `answer`.
+        UsageError, ContextFull: see `answer`.
     """
     how = how or Answering()
     given = question_batch([_fitting(as_question(question), lm, scaffold, how.longest, how)], lm, scaffold)
@@ -134,6 +145,7 @@ def stream(question: QuestionLike, lm: FrozenLM, scaffold: Scaffold, how: Answer
 
 
 def _as_text(one: Generated, lm: FrozenLM) -> Answer:
+    """Return what was generated as an answer."""
     return Answer(lm.text(one.ids).strip(), one.log_probability, one.margin)
 
 
@@ -144,25 +156,26 @@ def rank(
     scaffold: Scaffold,
     how: Answering | None = None,
 ) -> list[list[float]]:
-    """Rank classification: the log-likelihood of each choice given its question, summed over its tokens and the end.
+    """Return the log-likelihood of each choice given its question, summed over its tokens and the end token.
 
-    The choices of one question share one reading of it. Source: Sanh et al. 2021, section 5 (not length-normalised).
+    This is rank classification. The choices of one question share one pass over it. Source: Sanh et al. 2021, section 5
+    (not length-normalised).
 
     Raises:
         UsageError: a question is empty, or has no choices.
         ContextFull: a question, the prompt and the longest choice do not fit the context.
     """
     how = how or Answering()
-    asked = [tokenised(as_question(one), lm) for one in questions]
-    for question, some in zip(asked, choices, strict=True):
+    known = [tokenised(as_question(one), lm) for one in questions]
+    for question, some in zip(known, choices, strict=True):
         if not some:
-            raise UsageError(f"there are no choices to rank for the question {question.text!r}: give at least one")
+            raise UsageError(f"the question {question.text!r} has no choices to rank: give at least one")
     options = [
         [[*lm.continuation_ids(question.whole, choice, list(question.ids or ())), lm.end] for choice in some]
-        for question, some in zip(asked, choices, strict=True)
+        for question, some in zip(known, choices, strict=True)
     ]
     longest = [max(len(ids) for ids in some) for some in options]
-    rows = [_fitting(question, lm, scaffold, room, how) for question, room in zip(asked, longest, strict=True)]
+    rows = [_fitting(question, lm, scaffold, room, how) for question, room in zip(known, longest, strict=True)]
     branches = [len(some) * length for some, length in zip(options, longest, strict=True)]
 
     def read(given: ScaffoldInput, numbers: Sequence[int]) -> list[list[float]]:
@@ -180,17 +193,17 @@ def choose(
     scaffold: Scaffold,
     how: Answering | None = None,
 ) -> list[Answer]:
-    """The most likely of the choices by `rank`, with how sure the model was of it: probabilities are shares among them.
+    """Return the likeliest of the choices by `rank`, with its probability among the choices.
 
     Raises:
-        UsageError, ContextFull: as `rank`.
+        UsageError, ContextFull: see `rank`.
     """
     scores = rank(questions, choices, lm, scaffold, how)
     return [likeliest_choice(options, values) for options, values in zip(choices, scores, strict=True)]
 
 
 def likeliest_choice(choices: Sequence[str], scores: Sequence[float]) -> Answer:
-    """The choice of the highest log-likelihood as an answer."""
+    """Return the choice of the highest log-likelihood as an answer, with its probability among the choices."""
     best = scores.index(max(scores))
     others = [score for number, score in enumerate(scores) if number != best]
     margin = scores[best] - max(others, default=-float("inf"))
@@ -205,20 +218,25 @@ def in_groups(
     extra: Sequence[int],
     read: Callable[[ScaffoldInput, Sequence[int]], Sequence[Found]],
 ) -> list[Found]:
-    """What `read` makes of rows of similar length together, given their numbers too; in the order of the rows.
+    """Run `read` on batches of rows of similar length; return its results in the order of the rows.
 
     Args:
-        extra: positions of each row beside its text and prompt.
+        rows: questions as token ids.
+        lm: the frozen model.
+        scaffold: the scaffold around it.
+        how: has the size of a batch.
+        extra: number of positions of each row beside its text and prompt.
+        read: returns a result for each row of a batch; it also gets the numbers of these rows.
     """
 
     def positions(number: int) -> int:
         return scaffold.length + len(rows[number].ids) + extra[number]
 
-    found: dict[int, Found] = {}
+    results: dict[int, Found] = {}
     for group in by_length(range(len(rows)), positions, how.positions_at_once):
         given = question_batch([rows[number] for number in group], lm, scaffold)
-        found.update(zip(group, read(given, group), strict=True))
-    return [found[number] for number in range(len(rows))]
+        results.update(zip(group, read(given, group), strict=True))
+    return [results[number] for number in range(len(rows))]
 
 
 def check_asked(question: Question) -> None:
@@ -228,6 +246,7 @@ def check_asked(question: Question) -> None:
 
 
 def _fitting(question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: int, how: Answering) -> Encoded:
+    """Return a question as token ids, cut if it does not fit the context and that is allowed."""
     check_asked(question)
     row = encode(question, lm)
     room = lm.context - scaffold.length - answer_room

@@ -1,11 +1,10 @@
-"""What the frozen model alone makes of the training data, computed once and kept on disk.
+"""Constants of the training data that the frozen model alone computes, once, and that are kept on disk.
 
-States of the first pass of a recursion, and keys and values of the text before a prompt.
+These are the states of the first pass of a recursion, and the keys and values of the text before a prompt.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import astuple, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -13,14 +12,12 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from shoulders.backbone.frozen import FrozenLM, pad_right
-from shoulders.backbone.passes import PassMemory, plain
+from shoulders.backbone.passes import plain, windows
 from shoulders.engine.batches import by_length
 from shoulders.errors import UsageError
 from shoulders.records import KeysValues
@@ -29,22 +26,22 @@ from shoulders.store.cache import RowFile, key_of_ids
 
 
 def check_contexts(scaffold: Scaffold) -> None:
-    """Raise `UsageError` for a scaffold that trains before the text ends, or needs more of it than keys and values."""
+    """Raise `UsageError` unless the frozen model alone reads the text before the scaffold's prompt."""
     if scaffold.reads_before:
         return
     raise UsageError(
-        f"scaffold.kind={scaffold.kind} with scaffold.placement={scaffold.placement} leaves no text before a prompt "
-        "whose keys and values could be stored: leave training.contexts empty, or train scaffold.kind=soft_prompt or "
+        f"scaffold.kind={scaffold.kind} with scaffold.placement={scaffold.placement} has no text before a prompt whose "
+        "keys and values could be stored: leave training.contexts empty, or train scaffold.kind=soft_prompt or "
         "input_prompt with scaffold.placement=infix or suffix"
     )
 
 
 def check_first_pass(scaffold: Scaffold) -> None:
-    """Raise `UsageError` for a scaffold whose first pass is not that of the bare model: its states cannot be stored."""
+    """Raise `UsageError` unless the scaffold's first pass is that of the bare model, whose states can be stored."""
     if scaffold.trained_before:
         raise UsageError(
-            f"{scaffold.trained_before} trains before the first pass ends, so that its states are no constants that "
-            "could be stored: leave training.first_pass empty, or train scaffold.kind=recursion with "
+            f"{scaffold.trained_before} trains before the first pass ends, so that the states of that pass change and "
+            "cannot be stored: leave training.first_pass empty, or train scaffold.kind=recursion with "
             "scaffold.inner=bare"
         )
 
@@ -55,24 +52,23 @@ POSITIONS_AT_ONCE = 4096  # of one batch of rows that are computed, padding incl
 
 @final
 class StateStore:
-    """Final states of the bare model for rows of token ids, kept in a folder; each backbone and type has its own place.
+    """Final states of the bare model for rows of token ids, kept in a folder, apart for each backbone and type.
 
-    A row is known by all its ids. States are causal, so those of a row's beginning are the beginning of its states;
-    the store makes nothing of that and keeps exact rows only.
+    The key of a row is all its token ids: rows that begin alike share nothing.
 
-    A process that is killed, or a full disk, leaves fewer rows than were computed and never a wrong one: a row is known
-    once it is on disk, and has a checksum. What is damaged is told of (a Python warning), computed again and written
-    anew. Several processes may use one folder at once.
+    After a killed process or a full disk rows may be missing, but none is wrong: each is written with a checksum before
+    it counts as stored. Damaged rows raise a Python warning, are computed again and written anew. Several processes may
+    use one folder at the same time.
 
     Args:
-        folder: for all backbones; made if there is none.
+        folder: shared by all backbones; made if there is none.
         lm: the backbone.
 
     Attributes:
-        computed: rows that this process had to compute.
+        computed: number of rows that this process had to compute.
 
     Raises:
-        SaveFailed: on making it, or on new rows: the folder cannot be written.
+        SaveFailed: the folder cannot be written, now or when rows are added.
     """
 
     def __init__(self, folder: str | Path, lm: FrozenLM) -> None:
@@ -89,12 +85,12 @@ class StateStore:
 
     @property
     def damaged(self) -> int:
-        """Rows, and entries of the index, that this process found damaged."""
+        """Number of rows and index entries that this process found damaged."""
         return self._kept.damaged
 
     @torch.no_grad()
     def states(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "B T D"]:
-        """The states of each row, padded with zeros at the end; on the backbone's device and in its type."""
+        """Return the states of each row, padded with zeros at the end, on the backbone's device and in its type."""
         keys = [key_of_ids(row) for row in rows]
         found = {key: self._as_states(kept) for key, kept in self._kept.read(keys).items()}
         missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in found}
@@ -112,7 +108,7 @@ class StateStore:
         return torch.from_numpy(kept.copy()).view(self.lm.dtype).view(-1, self.lm.width)
 
     def _fresh(self, rows: Mapping[bytes, Sequence[int]]) -> dict[bytes, Float[Tensor, "T D"]]:
-        """States of rows, computed in batches of similar length."""
+        """Compute the states of rows, in batches of similar length."""
         found: dict[bytes, Tensor] = {}
         for part in by_length([*rows.items()], lambda item: len(item[1]), POSITIONS_AT_ONCE):
             ids = pad_right([list(row) for _, row in part], self.lm.end).ids.to(self.lm.device)
@@ -121,30 +117,29 @@ class StateStore:
         return found
 
 
-Row = Sequence[tuple[Tensor, Tensor]]  # keys and values of one text by layer, each (heads, positions, width)
+TextKeysValues = Sequence[tuple[Tensor, Tensor]]  # of one text by layer, each (heads, positions, width)
 
 
 @final
 class Contexts:
-    """Reads texts for what stands after them; with a folder, each text once for all epochs, runs and scaffolds.
+    """Keys and values of the texts before a prompt; with a folder, each text runs once for all epochs and scaffolds.
 
-    A text is read alone from position 0, and serves any batch: shorter rows are padded with zeros on the left, under
-    the batch's mask. It is known by all its token ids; texts that begin alike share nothing.
+    A text runs alone from position 0 and fits any batch: shorter rows are padded with zeros on the left, under the
+    batch's mask. Its key is all its token ids: texts that begin alike share nothing.
 
-    The folder is as safe as that of `StateStore` (one `RowFile`): a process that is killed, or a full disk, leaves
-    fewer texts than were read and never a wrong one; what is damaged is told of, read again and written anew.
+    The folder is as safe as that of `StateStore` (both are a `RowFile`): texts may be missing, but none is wrong.
 
     Args:
         lm: the backbone.
-        folder: for all backbones; made if there is none. Empty: nothing is kept, texts that a batch has twice are still
-            read once.
+        folder: shared by all backbones; made if there is none. Empty to keep nothing: a text that a batch has twice
+            still runs once.
 
     Attributes:
-        computed: texts that this process had to read.
+        computed: number of texts that this process had to compute.
 
     Raises:
         UsageError: the backbone keeps more than keys and values.
-        SaveFailed: on making it, or on new texts: the folder cannot be written.
+        SaveFailed: the folder cannot be written, now or when texts are added.
     """
 
     def __init__(self, lm: FrozenLM, folder: str | Path = "") -> None:
@@ -154,42 +149,42 @@ class Contexts:
 
     @property
     def damaged(self) -> int:
-        """Texts, and entries of the index, that this process found damaged."""
+        """Number of texts and index entries that this process found damaged."""
         return self._kept.damaged if self._kept else 0
 
     @torch.no_grad()
     def read(self, texts: Sequence[Sequence[int]]) -> KeysValues:
-        """Keys and values of each text of token ids; texts of no token are all padding."""
+        """Return the keys and values of texts of token ids as one batch; a text without a token is all padding."""
         keys = [key_of_ids(text) for text in texts]
-        asked = {key: text for key, text in zip(keys, texts, strict=True) if len(text)}
-        kept = self._kept.read(asked) if self._kept else {}
-        found = {key: self._as_row(row, len(asked[key])) for key, row in kept.items()}
-        found |= self._fresh({key: text for key, text in asked.items() if key not in found})
+        wanted = {key: text for key, text in zip(keys, texts, strict=True) if len(text)}
+        kept = self._kept.read(wanted) if self._kept else {}
+        found = {key: self._from_bytes(row, len(wanted[key])) for key, row in kept.items()}
+        found |= self._fresh({key: text for key, text in wanted.items() if key not in found})
         return self._together([found.get(key) for key in keys], max(map(len, texts)))
 
-    def _fresh(self, texts: Mapping[bytes, Sequence[int]]) -> dict[bytes, Row]:
-        """What was not known yet; each batch is on disk before the next is read."""
-        found: dict[bytes, Row] = {}
+    def _fresh(self, texts: Mapping[bytes, Sequence[int]]) -> dict[bytes, TextKeysValues]:
+        """Compute texts that are not stored; each batch is on disk before the next one runs."""
+        found: dict[bytes, TextKeysValues] = {}
         for part in by_length([*texts.items()], lambda item: len(item[1]), POSITIONS_AT_ONCE):
             ids = pad_right([list(text) for _, text in part], self.lm.end).ids.to(self.lm.device)
-            read = _read(self.lm, ids)
-            new = {key: self._row(read, number, len(text)) for number, (key, text) in enumerate(part)}
+            batch = self.lm.keys_values(ids)
+            new = {key: self._row(batch, number, len(text)) for number, (key, text) in enumerate(part)}
             if self._kept is not None:
                 self._kept.append({key: _as_bytes(row) for key, row in new.items()})
             self.computed += len(new)
             found |= new
         return found
 
-    def _row(self, read: Row, number: int, length: int) -> Row:
-        """One text of a batch, without its padding and what lies before a layer's window."""
+    def _row(self, batch: KeysValues, number: int, length: int) -> TextKeysValues:
+        """Return one text of a batch, without its padding and the positions before a layer's window."""
         begins = [length - layer.positions(length) for layer in self._layers]
         return [
             (keys[number, :, begin:length], values[number, :, begin:length])
-            for (keys, values), begin in zip(read, begins, strict=True)
+            for (keys, values), begin in zip(batch.layers, begins, strict=True)
         ]
 
-    def _as_row(self, kept: NDArray[np.uint8], length: int) -> Row:
-        """The inverse of `_as_bytes`, without a copy."""
+    def _from_bytes(self, kept: NDArray[np.uint8], length: int) -> TextKeysValues:
+        """Return the keys and values that `_as_bytes` was given, without a copy."""
         flat = torch.from_numpy(kept).view(self.lm.dtype)
         row: list[tuple[Tensor, Tensor]] = []
         for layer in self._layers:
@@ -199,8 +194,8 @@ class Contexts:
             row.append((keys.view(shapes[0]), values.view(shapes[1])))
         return row
 
-    def _together(self, rows: Sequence[Row | None], longest: int) -> KeysValues:
-        """Rows as one batch that ends in one column; None is a text of no token."""
+    def _together(self, rows: Sequence[TextKeysValues | None], longest: int) -> KeysValues:
+        """Return texts as one batch, padded on the left; None is a text without a token."""
         layers: list[tuple[Tensor, Tensor]] = []
         for number, layer in enumerate(self._layers):
             shape = (len(rows), layer.heads, layer.positions(longest))
@@ -215,7 +210,7 @@ class Contexts:
 
 
 def context_bytes(lm: FrozenLM, length: int) -> int:
-    """Of the keys and values of a text of so many tokens; the backbone may be on the meta device.
+    """Return the size of the keys and values of a text of `length` tokens; the backbone may be on the meta device.
 
     Raises:
         UsageError: the backbone keeps more than keys and values.
@@ -226,7 +221,7 @@ def context_bytes(lm: FrozenLM, length: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """The shape of what a layer keeps; a window of 0 is none."""
+    """The shape of a layer's keys and values; a window of 0 is the whole text."""
 
     heads: int
     key_width: int
@@ -234,76 +229,43 @@ class _Layer:
     window: int
 
     def positions(self, length: int) -> int:
-        """Kept of a text: what the position after it can look back to."""
+        """Return the number of positions kept of a text: those that the position after it attends to."""
         return min(length, self.window - 1) if self.window else length
 
     def numbers(self, length: int) -> int:
+        """Return the count of numbers kept of a text of `length` tokens."""
         return self.heads * (self.key_width + self.value_width) * self.positions(length)
 
 
 @torch.no_grad()
 def _layers(lm: FrozenLM) -> list[_Layer]:
-    """Found by reading one token: configurations of different families name these sizes differently."""
+    """Return the shapes of all layers, from a pass over one token: families name these sizes differently."""
     if not plain(lm.config):
         raise UsageError(
             f"{lm.name} ({lm.config.model_type}) has layers that keep more of a text than keys and values, such as "
             "linear attention: leave training.contexts empty"
         )
-    read = _read(lm, torch.zeros(1, 1, dtype=torch.long, device=lm.device))
-    windows = [getattr(layer, "sliding_window", 0) for layer in DynamicCache(config=lm.config).layers]
+    one = lm.keys_values(torch.zeros(1, 1, dtype=torch.long, device=lm.device))
     return [
         _Layer(keys.shape[1], keys.shape[-1], values.shape[-1], window)
-        for (keys, values), window in zip(read, windows, strict=True)
+        for (keys, values), window in zip(one.layers, windows(lm.config), strict=True)
     ]
 
 
 def _file(lm: FrozenLM, layers: Sequence[_Layer], folder: Path) -> RowFile:
-    """Of this backbone, in its type, with positions counted as it does."""
+    """Return the file of this backbone, in its type, with its way to count positions."""
     about: dict[str, Any] = {
         "format": FORMAT,
         "fingerprint": lm.fingerprint(),
         "dtype": str(lm.dtype).removeprefix("torch."),
         "layers": [list(astuple(layer)) for layer in layers],
-        "positions": lm.config.to_dict().get("rope_parameters"),  # of which no weight knows
+        "positions": lm.config.to_dict().get("rope_parameters"),  # which the weights do not tell
     }
     layout = blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=4).hexdigest()
     place = folder.expanduser() / f"contexts-{about['fingerprint'][:16]}-{about['dtype']}-{layout}"
     return RowFile(place, about, what="keys and values", option="training.contexts")
 
 
-class _AllRead(Exception):
-    """The last layer's keys and values are there."""
-
-
-class _Reading(DynamicCache):
-    """A cache that ends the pass once it is filled: nobody asks what the last layer makes of its keys and values.
-
-    It keeps all positions in layers with a window, too: a batch is padded at the end, so that the last positions of its
-    tensors are not the last ones of each text.
-    """
-
-    def __init__(self, layers: int) -> None:
-        super().__init__()
-        self.layers = [DynamicLayer() for _ in range(layers)]
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """As the class above, until the last layer."""
-        found = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if layer_idx == len(self.layers) - 1:
-            raise _AllRead
-        return found
-
-
-def _read(lm: FrozenLM, ids: Int[Tensor, "B T"]) -> Row:
-    """Keys and values (B, heads, T, width) of texts with padding at the end."""
-    cache = _Reading(len(DynamicCache(config=lm.config).layers))
-    with suppress(_AllRead):
-        lm.states(lm.embed(ids), memory=PassMemory(cache))
-    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[attr-defined]
-
-
-def _as_bytes(row: Row) -> NDArray[np.uint8]:
+def _as_bytes(row: TextKeysValues) -> NDArray[np.uint8]:
     flat = torch.cat([one.reshape(-1) for layer in row for one in layer])
     return flat.cpu().view(torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""Programs of different scaffolds in one batch: every round, all passes that are asked for share one forward."""
+"""Programs of different scaffolds in one batch: passes that are due at the same time share one forward."""
 
 from collections.abc import Sequence
 
@@ -15,17 +15,17 @@ def together(programs: Sequence[Program], lm: FrozenLM) -> list[Float[Tensor, "B
     Encoders and Connectors run first, so that a pass through the frozen model waits for all that can share it. Programs
     may ask for different numbers of passes: one that has ended leaves, and the others go on without it.
     """
-    asked: dict[int, Request] = {}
-    ended: dict[int, Tensor] = {}
-    sent: dict[int, Tensor | None] = dict.fromkeys(range(len(programs)))
-    while sent:
-        for number, result in sent.items():
+    requests: dict[int, Request] = {}
+    states: dict[int, Tensor] = {}
+    results: dict[int, Tensor | None] = dict.fromkeys(range(len(programs)))
+    while results:
+        for number, result in results.items():
+            program = programs[number]
             try:
-                asked[number] = next(programs[number]) if result is None else programs[number].send(result)
+                requests[number] = next(program) if result is None else program.send(result)
             except StopIteration as end:
-                ended[number] = end.value
-        small = {number: request for number, request in asked.items() if not isinstance(request, Pass)}
-        due = small or asked
-        sent = dict(zip(due, fulfil(list(due.values()), lm), strict=True))
-        asked = {number: request for number, request in asked.items() if number not in due}
-    return [ended[number] for number in range(len(programs))]
+                states[number] = end.value
+        due = {number: request for number, request in requests.items() if not isinstance(request, Pass)} or requests
+        results = dict(zip(due, fulfil(list(due.values()), lm), strict=True))
+        requests = {number: request for number, request in requests.items() if number not in due}
+    return [states[number] for number in range(len(programs))]

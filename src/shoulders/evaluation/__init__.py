@@ -1,1 +1,1 @@
-"""Metrics, the protocol of measuring, intervals, results and reports."""
+"""Metrics, the evaluation protocol, confidence intervals, results and reports."""

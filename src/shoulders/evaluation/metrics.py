@@ -1,7 +1,7 @@
-"""Metrics: pure functions of one prediction and its references, added up into a score.
+"""Metrics: pure functions of a prediction and its references, whose sums over examples give a score.
 
-A metric measures each example as a few numbers; a score is a function of their sums. So accuracy, token F1 and corpus
-BLEU are treated alike, and a bootstrap resamples examples without measuring them again. Scores are in percent.
+A metric measures an example as a few numbers; the score is a function of their sums. So accuracy, token F1 and corpus
+BLEU are handled alike, and a bootstrap resamples examples without measuring them again. Scores are in percent.
 """
 
 import logging
@@ -22,12 +22,12 @@ Measure = Callable[[str, Sequence[str]], tuple[float, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """How predictions are scored.
+    """A metric.
 
     Attributes:
-        name: as printed.
-        measure: numbers of one prediction, given its references.
-        total: the score, in percent, of the summed numbers and the count of examples.
+        name: of the metric.
+        measure: returns the numbers of a prediction, given its references.
+        total: returns the score in percent, given the summed numbers and the number of examples.
     """
 
     name: str
@@ -36,22 +36,30 @@ class Metric:
 
 
 def normalise(text: str) -> str:
-    """Lower case, no ASCII punctuation, no articles, single spaces. Source: SQuAD v1.1 evaluate-v1.1.py; DPR; FiD."""
+    """Return a text in lower case, without ASCII punctuation and articles.
+
+    Source: SQuAD v1.1 evaluate-v1.1.py; DPR; FiD.
+    """
     kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
 def normalise_trivia(text: str) -> str:
-    """Lower case, spaces for punctuation and quotes, no articles, single spaces. Source: triviaqa_evaluation.py."""
+    """Return a text in lower case, with spaces for punctuation and quotes, without articles.
+
+    Source: triviaqa_evaluation.py.
+    """
     kept = "".join(" " if letter in TRIVIA_PUNCTUATION else letter for letter in text.lower())
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
 def exact_match(prediction: str, golds: Sequence[str], normal: Callable[[str], str] = normalise) -> float:
-    """1.0 if any gold answer equals the prediction, both normalised. Source: SQuAD v1.1 evaluate-v1.1.py.
+    """Return 1.0 if any gold answer equals the prediction, both normalised, else 0.0.
 
-    A text that is nothing but articles and punctuation is compared as it is, which the script would hold for equal to
-    every other such text and to none: an empty prediction is never right.
+    A text of articles and punctuation alone is compared without normalisation; in the original script all such texts
+    are equal to each other and to the empty text. An empty prediction is never right.
+
+    Source: SQuAD v1.1 evaluate-v1.1.py.
     """
     _need(golds)
     found = _compared(prediction, normal)
@@ -59,7 +67,7 @@ def exact_match(prediction: str, golds: Sequence[str], normal: Callable[[str], s
 
 
 def token_f1(prediction: str, golds: Sequence[str], normal: Callable[[str], str] = normalise) -> float:
-    """The best harmonic mean of precision and recall of tokens over the golds. Source: SQuAD v1.1 evaluate-v1.1.py."""
+    """Return the highest token F1 over the gold answers. Source: SQuAD v1.1 evaluate-v1.1.py."""
     _need(golds)
     return max(_f1(_compared(prediction, normal).split(), _compared(gold, normal).split()) for gold in golds)
 
@@ -74,10 +82,10 @@ def _f1(found: list[str], wanted: list[str]) -> float:
 
 
 def rouge_l(prediction: str, golds: Sequence[str]) -> float:
-    """The best ROUGE-L F over the references, stemmed. Source: Lin 2004; google-research `rouge_score`.
+    """Return the highest ROUGE-L F over the references, stemmed. Source: Lin 2004; google-research `rouge_score`.
 
-    The library's own tokenizer, as everywhere in the literature, knows a-z and 0-9 only: text in another script has no
-    token, and scores 0 even where it equals the reference.
+    The tokenizer of the library knows a-z and 0-9 only, as everywhere in the literature: text in another script scores
+    0 even if it equals the reference.
     """
     _need(golds)
     scorer = _rouge()
@@ -85,7 +93,7 @@ def rouge_l(prediction: str, golds: Sequence[str]) -> float:
 
 
 def bleu_statistics(prediction: str, golds: Sequence[str]) -> tuple[float, ...]:
-    """What corpus BLEU adds up: matches and totals of 1- to 4-grams, and both lengths. Source: sacrebleu."""
+    """Return matches and totals of 1- to 4-grams, and both lengths, which corpus BLEU sums. Source: sacrebleu."""
     _need(golds)
     found = _bleu().sentence_score(prediction, list(golds))
     return (*map(float, found.counts), *map(float, found.totals), float(found.sys_len), float(found.ref_len))
@@ -109,7 +117,7 @@ def _rouge() -> Any:
 def _bleu() -> Any:
     from sacrebleu.metrics.bleu import BLEU
 
-    # It warns that scores of single sentences want another order; only their counts are used here, added up.
+    # It warns that sentence scores need another order; only the counts are used here.
     logging.getLogger("sacrebleu").setLevel(logging.ERROR)
     return BLEU(effective_order=False, smooth_method="none")
 
@@ -124,14 +132,14 @@ def _mean(function: Callable[[str, Sequence[str]], float], name: str) -> Metric:
 
 
 ACCURACY = _mean(lambda found, golds: float(found == golds[0]), "accuracy")
-EM = _mean(exact_match, "em")
+EM = _mean(exact_match, "exact_match")
 F1 = _mean(token_f1, "f1")
-TRIVIA_EM = _mean(lambda found, golds: exact_match(found, golds, normalise_trivia), "triviaqa_em")
+TRIVIA_EM = _mean(lambda found, golds: exact_match(found, golds, normalise_trivia), "triviaqa_exact_match")
 TRIVIA_F1 = _mean(lambda found, golds: token_f1(found, golds, normalise_trivia), "triviaqa_f1")
 ROUGE_L = _mean(rouge_l, "rouge_l")
 BLEU_4 = Metric("bleu", bleu_statistics, _bleu_total)
 
-# PromptSource's names; the first metric of a list is the one that a wording is scored by.
+# By PromptSource's names; the first metric of a tuple decides the score of a wording.
 GENERATED: dict[str, tuple[Metric, ...]] = {
     "Squad": (F1, EM),
     "Trivia QA": (TRIVIA_EM, TRIVIA_F1),
@@ -142,11 +150,11 @@ GENERATED: dict[str, tuple[Metric, ...]] = {
 
 
 def metrics_for(names: Sequence[str], *, choices: bool) -> tuple[Metric, ...]:
-    """The metrics of a wording by PromptSource's names for them, the deciding one first.
+    """Return the metrics of a wording, given PromptSource's names; the deciding metric comes first.
 
-    A metric of another package (`METRICS`) is meant by its own name, and goes first.
-    With answer choices, accuracy of rank classification. Otherwise ROUGE-L goes before BLEU (the paper reports one
-    number a data set), and EM with F1 stands in where the names say nothing that can be computed.
+    With answer choices it is the accuracy of rank classification. Otherwise metrics of other packages, named by their
+    own names, come first, and ROUGE-L before BLEU (the paper reports one number a data set); exact match and F1 are the
+    default where no name is known.
     """
     if choices:
         return (ACCURACY,)
@@ -157,7 +165,7 @@ def metrics_for(names: Sequence[str], *, choices: bool) -> tuple[Metric, ...]:
 
 
 def _fault(name: str, found: Any) -> str:
-    """What is wrong with a metric of another package."""
+    """Return what is wrong with a metric of another package."""
     if not isinstance(found, Metric):
         return "is no shoulders.evaluation.metrics.Metric"
     return "" if found.name == name else f"is a metric of the name {found.name!r}"
@@ -169,10 +177,10 @@ METRICS: Registry[Metric] = Registry(
     {
         "accuracy": "shoulders.evaluation.metrics:ACCURACY",
         "bleu": "shoulders.evaluation.metrics:BLEU_4",
-        "em": "shoulders.evaluation.metrics:EM",
+        "exact_match": "shoulders.evaluation.metrics:EM",
         "f1": "shoulders.evaluation.metrics:F1",
         "rouge_l": "shoulders.evaluation.metrics:ROUGE_L",
-        "triviaqa_em": "shoulders.evaluation.metrics:TRIVIA_EM",
+        "triviaqa_exact_match": "shoulders.evaluation.metrics:TRIVIA_EM",
         "triviaqa_f1": "shoulders.evaluation.metrics:TRIVIA_F1",
     },
     _fault,

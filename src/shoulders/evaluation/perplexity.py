@@ -1,4 +1,4 @@
-"""How well a text is predicted: perplexity by the backbone's own tokens and bits a byte, and the report on it."""
+"""Perplexity per token and bits per byte of held-out text, and the report of runs on text."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from shoulders.engine.batches import text_batch
 from shoulders.engine.inference import POSITIONS_AT_ONCE
 from shoulders.errors import CorruptFile, SourceNotFound, UsageError
 from shoulders.evaluation import plots
+from shoulders.evaluation.report import markdown, number
 from shoulders.evaluation.results import RESULTS, Result
 from shoulders.scaffolds.base import Scaffold
 from shoulders.store.files import read_json, save_failed, write_json
@@ -20,12 +21,12 @@ from shoulders.store.files import read_json, save_failed, write_json
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """What was measured on some sequences.
+    """The perplexity of some sequences.
 
     Attributes:
-        nats: negative log-likelihood of all predicted tokens together.
-        tokens: predicted; the first of each sequence is not.
-        text_bytes: of the text of those tokens, in UTF-8.
+        nats: negative log-likelihood, summed over all predicted tokens.
+        tokens: number of predicted tokens: all but the first of each sequence.
+        text_bytes: length of the text of these tokens in UTF-8.
     """
 
     nats: float
@@ -34,16 +35,16 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """Exp of the mean over tokens."""
+        """Perplexity per token."""
         return math.exp(self.nats / self.tokens)
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits for a byte of text."""
+        """Bits per byte of text."""
         return self.nats / math.log(2) / self.text_bytes
 
     def as_json(self) -> dict[str, Any]:
-        """The numbers, as results are kept."""
+        """Return the numbers as results store them."""
         return {
             "perplexity": self.perplexity,
             "bits_per_byte": self.bits_per_byte,
@@ -54,7 +55,7 @@ class Perplexity:
 
 @torch.no_grad()
 def perplexity(lm: FrozenLM, scaffold: Scaffold, sequences: Sequence[Sequence[int]]) -> Perplexity:
-    """Perplexity of packed sequences of one length through a scaffold and the frozen model."""
+    """Return the perplexity of packed sequences of one length, through a scaffold and the frozen model."""
     nats, size = 0.0, max(1, POSITIONS_AT_ONCE // (len(sequences[0]) + scaffold.length))
     for part in torch.tensor(sequences).split(size):
         batch = text_batch(part, lm)
@@ -68,10 +69,10 @@ NEEDED = {"perplexity", "bits_per_byte", "tokens", "recipe", "trained"}
 
 
 def read_text_result(path: Path, name: str, log: Sequence[Mapping[str, Any]]) -> Result:
-    """The `results.json` of a run on text, put together with its log.
+    """Return the results of a run on text (`results.json`), with its log.
 
     Raises:
-        SourceNotFound, CorruptFile: there is none, or it is that of another kind of run.
+        SourceNotFound, CorruptFile: the file is missing, or belongs to another kind of run.
     """
     file = path / RESULTS if path.is_dir() else path
     if not file.exists():
@@ -83,10 +84,10 @@ def read_text_result(path: Path, name: str, log: Sequence[Mapping[str, Any]]) ->
 
 
 def write_text_report(results: Sequence[Result], folder: Path) -> tuple[Path, str]:
-    """Write a table, the numbers and the curve into a folder; returns the table's path and the headline.
+    """Write table, numbers and curve of runs on text into a folder; return the path of the table and the headline.
 
     Raises:
-        UsageError: none, or measured on different texts.
+        UsageError: there are no results, or they were measured on different texts.
         SaveFailed: the folder cannot be written.
     """
     if not results:
@@ -98,25 +99,25 @@ def write_text_report(results: Sequence[Result], folder: Path) -> tuple[Path, st
                 f"{result.name} and {results[0].name} were measured on different texts: {text}, {texts[0]}"
             )
     best = min(results, key=lambda result: result.content["perplexity"])
-    told = f"{best.name} predicts the text best: perplexity {best.content['perplexity']:.2f}."
+    headline = f"{best.name} predicts the text best: perplexity {best.content['perplexity']:.2f}."
     try:
         folder.mkdir(parents=True, exist_ok=True)
         drawn = plots.draw_perplexity(results, folder)
-        page = "\n".join([*_table(results), "", told, *(f"\n![perplexity]({name})" for name in drawn), ""])
+        page = "\n".join([_table(results), "", headline, *(f"\n![perplexity]({name})" for name in drawn), ""])
         (folder / PAGE).write_text(page, encoding="utf-8")
     except OSError as error:
         raise save_failed(folder, error) from error
     write_json(folder / NUMBERS, {result.name: dict(result.content) for result in results})
-    return folder / PAGE, told
+    return folder / PAGE, headline
 
 
-def _table(results: Sequence[Result]) -> list[str]:
-    lines = ["| run | trained | tokens read | perplexity | bits a byte |", "| --- | ---: | ---: | ---: | ---: |"]
-    for result in results:
-        content = result.content
-        seen = sum(line["positions"] for line in result.log)
-        lines.append(
-            f"| {result.name} | {content['trained']:,} | {seen:,} | {content['perplexity']:.2f} | "
-            f"{content['bits_per_byte']:.4f} |"
-        )
-    return [*lines, f"\n{results[0].content['tokens']:,} held-out tokens."]
+def _table(results: Sequence[Result]) -> str:
+    contents = [result.content for result in results]
+    columns = {
+        "run": [result.name for result in results],
+        "trained": [number(content["trained"]) for content in contents],
+        "tokens read": [number(sum(line["positions"] for line in result.log)) for result in results],
+        "perplexity": [f"{content['perplexity']:.2f}" for content in contents],
+        "bits per byte": [f"{content['bits_per_byte']:.4f}" for content in contents],
+    }
+    return f"{markdown(columns, ['run'])}\n\n{contents[0]['tokens']:,} held-out tokens."

@@ -1,4 +1,4 @@
-"""Plots of a report: one colour for each scaffold throughout, values written where they are read."""
+"""The plots of reports; a scaffold has the same colour in all plots."""
 
 import math
 import textwrap
@@ -13,7 +13,7 @@ from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import Interval, average_interval
 
 COLOURS = ("#8a8f98", "#2a7fba", "#e07b39", "#5b9b57", "#9467bd", "#b5495b")
-LINES, POINTS = ("-", "--", ":", "-."), "s^vP"  # in turn, with more runs than colours
+LINES, POINTS = ("-", "--", ":", "-."), "s^vP"  # the next one once all colours are used
 SIGNS, HATCHES = f"o{POINTS}DX*", ("", "//", "..", "xx")
 AVERAGE, TASKS, CURVES = "average.png", "tasks.png", "training.png"
 DEVELOPMENT, PASSES, PERPLEXITY, READERS = "dev.png", "passes.png", "perplexity.png", "reader.png"
@@ -22,11 +22,11 @@ SUITE, PROMPTS = "suite.png", "prompts.png"
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What one run reaches with how many passes.
+    """Average passes and score of one run.
 
     Attributes:
-        style: number of the run among all of the report; decides on its colour.
-        curve: (passes, score) by how readily a further pass is made; empty where all questions get as many.
+        style: number of the run in the report; sets its colour.
+        curve: (passes, score) by threshold; empty if all questions take the same passes.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """The score of one reader, and the percentage of questions with an answer in what it read, if it read any."""
+    """The score of a reader, and the percentage of questions with an answer in its passages (None without passages)."""
 
     name: str
     score: Interval
@@ -46,7 +46,7 @@ class Bar:
 
 
 def draw(results: Sequence[Result], folder: Path) -> list[str]:
-    """Write the plots into a folder; returns their file names."""
+    """Write the plots of a report into a folder, and return their file names."""
     with _style():
         names = [_average(results, folder), _tasks(results, folder)]
         if any(result.log for result in results):
@@ -57,11 +57,11 @@ def draw(results: Sequence[Result], folder: Path) -> list[str]:
 def draw_recursion(
     results: Sequence[Result], spent: Mapping[str, Sequence[Spent]], score: str, folder: Path
 ) -> list[str]:
-    """Write the plots of a report on recursion into a folder; returns the names of those there is something for.
+    """Write the plots of a report on recursion into a folder, and return the file names of those with data.
 
     Args:
-        spent: runs over the passes that they make, by what was measured.
-        score: what development scores are called.
+        spent: passes and scores of runs, by data set.
+        score: label of development scores.
     """
     with _style():
         names = []
@@ -73,14 +73,14 @@ def draw_recursion(
 
 
 def draw_perplexity(results: Sequence[Result], folder: Path) -> list[str]:
-    """Write the curve of runs on text into a folder, if any was trained; returns its file name."""
+    """Write the curve of runs on text into a folder, if any has a log, and return its file name."""
     trained = [(number, result) for number, result in enumerate(results) if result.log]
     with _style():
         return [_perplexity(trained, folder)] if trained else []
 
 
 def draw_readers(splits: Mapping[str, Sequence[Bar]], folder: Path) -> str:
-    """Write scores of readers, and the recall that bounds them, by what was measured; returns the file's name."""
+    """Write a plot of scores of readers and the recall that bounds them, by data set, and return its file name."""
     with _style():
         figure, _ = _figure(7, sum(0.45 * len(bars) + 1.2 for bars in splits.values()), len(splits))
         for axes, (split, bars) in zip(figure.axes, splits.items(), strict=True):
@@ -106,11 +106,11 @@ def draw_suite(
     levels: Mapping[str, float],
     folder: Path,
 ) -> list[str]:
-    """Write the plots of methods on a suite into a folder; returns the names of those there is something for.
+    """Write the plots of methods on a suite into a folder, and return the file names of those with data.
 
     Args:
-        splits: by what was measured and by method, the average and the score of each cluster.
-        curves: by method, for each of its runs the examples seen with the development score.
+        splits: average and score of each cluster, by data set and method.
+        curves: development scores over examples seen of each run, by method.
         levels: development scores of methods without a curve.
     """
     methods = list(dict.fromkeys(name for scores in splits.values() for name in scores))
@@ -122,11 +122,11 @@ def draw_suite(
 
 
 def draw_map(points: Mapping[str, Sequence[tuple[float, float]]], shares: tuple[float, float], folder: Path) -> str:
-    """Write a map of prompts into a folder, a colour and a sign for each task; returns the file's name.
+    """Write a map of prompts into a folder, with a colour and sign for each task, and return its file name.
 
     Args:
-        points: by task.
-        shares: of the variance, that the two directions stand for.
+        points: coordinates of prompts, by task.
+        shares: of the variance, of the two directions.
     """
     with _style():
         figure, axes = _figure(7, 5 + 0.1 * len(points))
@@ -142,7 +142,7 @@ def draw_map(points: Mapping[str, Sequence[tuple[float, float]]], shares: tuple[
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """How all plots look; they are drawn without a screen."""
+    """Set the style of plots, and draw without a screen."""
     import matplotlib as mpl  # an optional dependency: only reports need it
 
     mpl.use("Agg")
@@ -157,7 +157,7 @@ def _style() -> Iterator[None]:
 
 
 def _average(results: Sequence[Result], folder: Path) -> str:
-    """The average score of each scaffold with its interval."""
+    """Draw the average score of each scaffold with its interval."""
     figure, axes = _figure(6, 0.6 * len(results) + 0.9)
     intervals = [average_interval(result.measured) for result in results]
     places = list(range(len(results)))[::-1]
@@ -173,7 +173,7 @@ def _average(results: Sequence[Result], folder: Path) -> str:
 
 
 def _tasks(results: Sequence[Result], folder: Path) -> str:
-    """The score of each task, scaffolds side by side."""
+    """Draw the score of each task, scaffolds side by side."""
     scores = {result.name: result.content["tasks"] for result in results}
     figure, axes = _figure(7, _height(scores))
     _side_by_side(axes, scores, list(scores))
@@ -183,12 +183,12 @@ def _tasks(results: Sequence[Result], folder: Path) -> str:
 
 
 def _height(scores: Mapping[str, Mapping[str, float]]) -> float:
-    """Of a plot of bars side by side."""
+    """Return the height of a plot of grouped bars."""
     return 0.14 * sum(map(len, scores.values())) + 1.6
 
 
 def _side_by_side(axes: Any, scores: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> None:
-    """Bars in groups, from the top: for each thing that is scored, one of each name; colours go by the order of all."""
+    """Draw grouped bars from the top, one group for each task or cluster; `names` sets the order of colours."""
     things = list(next(iter(scores.values())))
     height = 0.8 / len(scores)
     for number, (name, own) in enumerate(scores.items()):
@@ -201,7 +201,7 @@ def _side_by_side(axes: Any, scores: Mapping[str, Mapping[str, float]], names: S
 
 
 def _curves(results: Sequence[Result], folder: Path) -> str:
-    """Training loss over the examples seen, smoothed, with development scores where there are any."""
+    """Draw the smoothed training loss over the examples seen."""
     figure, axes = _figure(7, 3.2)
     for result, colour in zip(results, _colours(results), strict=True):
         if result.log:
@@ -215,7 +215,7 @@ def _curves(results: Sequence[Result], folder: Path) -> str:
 
 
 def _development(results: Sequence[Result], score: str, folder: Path) -> str:
-    """Development score over training steps, the best one marked and told (the paper, figure 6)."""
+    """Draw development scores over training steps, with the best marked and labelled (the paper, figure 6)."""
     drawn: list[tuple[int, Result, list[tuple[int, float]]]] = []
     for number, result in enumerate(results):
         scored = result.development
@@ -224,8 +224,8 @@ def _development(results: Sequence[Result], score: str, folder: Path) -> str:
     figure, axes = _figure(7, 3.4 + 0.24 * len(drawn))
     for number, result, scored in sorted(drawn, key=lambda one: -max(score for _, score in one[2])):
         best = max(scored, key=lambda point: point[1])
-        told = f"{result.name}: best {best[1]:.1f} at step {best[0]:,}"
-        axes.plot(*zip(*scored, strict=True), **_line(number), marker="o", markersize=3, label=told)
+        label = f"{result.name}: best {best[1]:.1f} at step {best[0]:,}"
+        axes.plot(*zip(*scored, strict=True), **_line(number), marker="o", markersize=3, label=label)
         axes.plot(*best, marker="o", markersize=8, color=_line(number)["color"])
     axes.set_xlabel("training steps")
     axes.set_ylabel(score)
@@ -235,7 +235,7 @@ def _development(results: Sequence[Result], score: str, folder: Path) -> str:
 
 
 def _clusters(splits: Mapping[str, Mapping[str, Mapping[str, float]]], names: Sequence[str], folder: Path) -> str:
-    """The average and the score of each cluster, methods side by side."""
+    """Draw the average and the score of each cluster, methods side by side."""
     heights = [_height(scores) for scores in splits.values()]
     figure, _ = _figure(7, sum(heights) + 0.24 * _lines(names), len(splits), heights)
     shown: dict[str, Any] = {}
@@ -254,7 +254,7 @@ def _seen(
     names: Sequence[str],
     folder: Path,
 ) -> str:
-    """Development score over training examples (the paper, figure 3): the mean of the seeds, and each of them thin."""
+    """Draw development scores over training examples (the paper, figure 3): the mean of seeds, and thin each seed."""
     figure, axes = _figure(7, 3.4 + 0.24 * _lines([*curves, *levels]))
     for name, runs in curves.items():
         look = _line(names.index(name))
@@ -265,8 +265,8 @@ def _seen(
         mean = [(seen, sum(some) / len(some)) for seen, some in sorted(scores.items()) if len(some) == len(runs)]
         for run in runs[: len(runs) * (len(runs) > 1)]:
             axes.plot(*zip(*run, strict=True), **look, linewidth=0.6, alpha=0.6)
-        told = name if len(runs) == 1 else f"{name}: mean of {len(runs)} seeds"
-        axes.plot(*zip(*mean, strict=True), **look, marker="o", markersize=3, label=_wrapped(told))
+        label = name if len(runs) == 1 else f"{name}: mean of {len(runs)} seeds"
+        axes.plot(*zip(*mean, strict=True), **look, marker="o", markersize=3, label=_wrapped(label))
     for name, level in levels.items():
         look = {"color": _line(names.index(name))["color"], "linestyle": "--", "linewidth": 1}
         axes.axhline(level, **look, label=_wrapped(f"{name}: {level:.1f}"))
@@ -277,13 +277,13 @@ def _seen(
 
 
 def _perplexity(trained: Sequence[tuple[int, Result]], folder: Path) -> str:
-    """Perplexity over tokens read: of the training text as a line, smoothed; of the held-out text as points."""
+    """Draw perplexity over tokens read: a smoothed line for the training text, points for held-out text."""
     figure, axes = _figure(7, 3.4 + 0.24 * len(trained))
     for number, result in trained:
         read = list(accumulate(line["positions"] for line in result.log))
         losses = _smooth([line["loss"] for line in result.log])
-        told = f"{result.name}: {result.content['perplexity']:.2f} at the end"
-        axes.plot(read, [math.exp(loss) for loss in losses], **_line(number), alpha=0.6, label=told)
+        label = f"{result.name}: {result.content['perplexity']:.2f} at the end"
+        axes.plot(read, [math.exp(loss) for loss in losses], **_line(number), alpha=0.6, label=label)
         scored = [(tokens, -line["score"]) for tokens, line in zip(read, result.log, strict=True) if "score" in line]
         if scored:
             axes.plot(*zip(*scored, strict=True), "o", color=_line(number)["color"], markersize=5)
@@ -295,14 +295,14 @@ def _perplexity(trained: Sequence[tuple[int, Result]], folder: Path) -> str:
 
 
 def _passes(spent: Mapping[str, Sequence[Spent]], folder: Path) -> str:
-    """Score over average passes: a line for each run that decides on them itself, a point for each other."""
+    """Draw scores over average passes: a line for each run with a variable number of passes, else a point."""
     figure, _ = _figure(7, sum(3.4 + 0.24 * len(runs) for runs in spent.values()), len(spent))
     for axes, (what, runs) in zip(figure.axes, spent.items(), strict=True):
         for run in sorted(runs, key=lambda run: -run.score):
             look = _line(run.style) if run.curve else {**_line(run.style), "linestyle": "none"}
             point = "D" if run.curve else POINTS[run.style // len(COLOURS) % len(POINTS)]
-            told = f"{run.name}: {run.score:.1f}, {run.passes:.3g} pass{'es' * (run.passes != 1)}"
-            axes.plot(run.passes, run.score, **look, marker=point, markersize=8, label=told)
+            label = f"{run.name}: {run.score:.1f}, {run.passes:.3g} pass{'es' * (run.passes != 1)}"
+            axes.plot(run.passes, run.score, **look, marker=point, markersize=8, label=label)
             if run.curve:
                 axes.plot(*zip(*sorted(run.curve), strict=True), **look, marker="o", markersize=3)
         axes.set_xlabel("passes through the frozen model for a question, on average")
@@ -313,17 +313,17 @@ def _passes(spent: Mapping[str, Sequence[Spent]], folder: Path) -> str:
 
 
 def _wrapped(name: str) -> str:
-    """A name as it stands in a legend."""
+    """Return a name with line breaks for a legend."""
     return textwrap.fill(name, 80)
 
 
 def _lines(names: Iterable[str]) -> int:
-    """That names take in a legend."""
+    """Return the number of lines of names in a legend."""
     return sum(_wrapped(name).count("\n") + 1 for name in names)
 
 
 def _smooth(values: Sequence[float], share: float = 0.9) -> list[float]:
-    """Exponential moving average, corrected for its start."""
+    """Return the exponential moving average with bias correction."""
     found: list[float] = []
     mean = 0.0
     for count, value in enumerate(values, start=1):
@@ -337,7 +337,7 @@ def _colours(results: Sequence[Result]) -> list[str]:
 
 
 def _line(number: int) -> dict[str, str]:
-    """Colour and, once those are used up, kind of line of the run with that number."""
+    """Return the colour of a run by number; once all colours are used, the line style changes."""
     turn, place = divmod(number, len(COLOURS))
     return {"color": COLOURS[place], "linestyle": LINES[turn % len(LINES)]}
 

@@ -1,7 +1,7 @@
-"""Measuring a scaffold as the literature does (Sanh et al. 2021, section 5; the paper, section 2.2).
+"""The evaluation protocol (Sanh et al. 2021, section 5; the paper, section 2.2).
 
-Rank classification where a wording has answer choices, greedy generation otherwise; the score of a task is the median
-over its wordings, of a cluster the mean over its tasks, and the average is over tasks.
+Rank classification where a wording has answer choices, greedy generation otherwise. The score of a task is the median
+over its wordings, that of a cluster the mean over its tasks; the average is over tasks.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,15 +23,15 @@ from shoulders.scaffolds.base import Scaffold
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPlan:
-    """What is measured.
+    """Settings of an evaluation.
 
     Attributes:
-        split: "validation" while anything is still being chosen, "test" at the end.
-        limit: examples of each wording at most, the same ones for every scaffold; 0 for all.
-        wordings: wordings of each task at most; 0 for all that ask the original task.
-        longest: tokens of a generated answer at most.
-        positions_at_once: size of a batch.
-        seed: of the choice of examples.
+        split: "validation" for every choice during development, "test" at the end.
+        limit: maximum number of examples of a wording, the same for every scaffold; 0 for all.
+        wordings: maximum number of wordings of a task; 0 for all that ask the original task.
+        longest: maximum length of a generated answer in tokens.
+        positions_at_once: size of a batch in positions.
+        seed: of the sample of examples.
     """
 
     split: str = DEV
@@ -52,7 +52,7 @@ class EvaluationPlan:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One answered example with its measured numbers, by metric."""
+    """An answered example with its numbers by metric."""
 
     example: Example
     answer: Answer
@@ -60,7 +60,7 @@ class Prediction:
 
     @property
     def text(self) -> str:
-        """Of the answer."""
+        """Text of the answer."""
         return self.answer.text
 
 
@@ -76,16 +76,16 @@ class WordingScore:
 
     @property
     def scores(self) -> dict[str, float]:
-        """By metric, in percent."""
+        """Scores by metric, in percent."""
         return {metric.name: self.total(metric) for metric in self.metrics}
 
     @property
     def primary(self) -> float:
-        """The score that counts."""
+        """Score by the deciding metric."""
         return self.total(self.metrics[0])
 
     def total(self, metric: Metric) -> float:
-        """The score by one metric."""
+        """Return the score by a metric."""
         rows = [prediction.measured[metric.name] for prediction in self.predictions]
         return metric.total([sum(column) for column in zip(*rows, strict=True)], len(rows))
 
@@ -95,9 +95,9 @@ class Skipped:
     """Examples of a wording that were not measured.
 
     Attributes:
-        count: of them all.
-        reason: of the first.
-        bad_rows: those of them whose line is broken; the template fails on the others.
+        count: number of these examples.
+        reason: error of the first.
+        bad_rows: number of broken lines among them; on the others the template fails.
     """
 
     count: int
@@ -107,7 +107,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One wording of a task with the examples that are measured in it."""
+    """A wording of a task with the examples that are measured."""
 
     task: Task
     wording: str
@@ -115,8 +115,8 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """What a plan measures of some tasks, and what it leaves out.
+class ChosenExamples:
+    """The examples that a plan measures, and those left out.
 
     Attributes:
         asked: wordings with their examples.
@@ -131,7 +131,7 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Everything measured of one scaffold."""
+    """All scores of one scaffold."""
 
     wordings: Sequence[WordingScore]
     skipped: Mapping[str, Skipped] = field(default_factory=dict)  # by "task/wording"
@@ -140,12 +140,12 @@ class Scores:
 
     @property
     def examples(self) -> int:
-        """Predictions made."""
+        """Number of predictions."""
         return sum(len(score.predictions) for score in self.wordings)
 
     @property
     def measured(self) -> list[Measured]:
-        """By example, for intervals."""
+        """Numbers of each example by the deciding metric, for intervals."""
         return [
             Measured(
                 row.task, row.wording, metric := row.metrics[0], [p.measured[metric.name] for p in row.predictions]
@@ -155,7 +155,7 @@ class Scores:
 
     @property
     def tasks(self) -> dict[str, float]:
-        """Median over wordings."""
+        """Score of each task: median over its wordings."""
         grouped: dict[str, list[float]] = {}
         for score in self.wordings:
             grouped.setdefault(score.task, []).append(score.primary)
@@ -163,7 +163,7 @@ class Scores:
 
     @property
     def clusters(self) -> dict[str, float]:
-        """Mean over the tasks of a cluster."""
+        """Score of each cluster: mean over its tasks."""
         cluster_of = {score.task: score.cluster for score in self.wordings}
         grouped: dict[str, list[float]] = {}
         for task, value in self.tasks.items():
@@ -172,22 +172,22 @@ class Scores:
 
     @property
     def average(self) -> float:
-        """Mean over tasks."""
+        """Mean of the scores of all tasks."""
         return mean(self.tasks.values())
 
 
-OnDone = Callable[[int, int], None]  # examples done, examples in all
+OnDone = Callable[[int, int], None]  # called with the number of examples done, and of all
 
 
 class Answers(Protocol):
-    """A model as it is measured."""
+    """A model that can be evaluated."""
 
     def generated(self, questions: Sequence[Question]) -> list[Answer]:
-        """The greedy answer to each question."""
+        """Return the greedy answer to each question."""
         ...
 
     def chosen(self, questions: Sequence[Question], choices: Sequence[Sequence[str]]) -> list[Answer]:
-        """The likeliest of the choices of each question."""
+        """Return the most likely choice of each question."""
         ...
 
 
@@ -201,11 +201,11 @@ class ScaffoldAnswers:
     how: Answering
 
     def generated(self, questions: Sequence[Question]) -> list[Answer]:
-        """See `answered`."""
+        """Return the greedy answer to each question (`answered`)."""
         return answered(questions, self.lm, self.scaffold, self.how)
 
     def chosen(self, questions: Sequence[Question], choices: Sequence[Sequence[str]]) -> list[Answer]:
-        """See `choose`."""
+        """Return the most likely choice of each question (`choose`)."""
         return choose(questions, choices, self.lm, self.scaffold, self.how)
 
 
@@ -220,16 +220,17 @@ def evaluate(
     skip: Skip = Skip(),  # noqa: B008 (frozen)
     on_done: OnDone = lambda _done, _all: None,
 ) -> Scores:
-    """Scores of a scaffold on the tasks.
+    """Return the scores of a scaffold on some tasks.
 
     Args:
-        evidence: what is put before, or after, each question.
+        evidence: source of passages or candidates that each question is read with.
         without: wordings to leave out, as "task/wording".
-        skip: what to leave out and count, instead of stopping.
+        skip: kinds of bad examples to leave out and count; the others raise.
+        on_done: called with the progress.
 
     Raises:
-        TemplateFailed, BadRow: a template fails on an example, with both and the reason; a line of a file is broken.
-        UnknownName, DataError: no task has the split, it is empty, or nothing of a wording is left to measure.
+        TemplateFailed, BadRow: a template fails on an example; a line of a file is broken.
+        UnknownName, DataError: no task has the split, or the split or a wording has no usable example.
     """
     return evaluate_answers(
         tasks,
@@ -252,7 +253,11 @@ def evaluate_answers(
     skip: Skip = Skip(),  # noqa: B008 (frozen)
     on_done: OnDone = lambda _done, _all: None,
 ) -> Scores:
-    """Scores of a model of any kind, given how it is to answer; the rest is as in `evaluate`."""
+    """Return the scores of any kind of model on some tasks; arguments are those of `evaluate`.
+
+    Args:
+        model: returns the model for some settings of generation.
+    """
     cut: list[Question] = []
     how = Answering(plan.longest, truncate=True, positions_at_once=plan.positions_at_once, on_cut=cut.append)
 
@@ -271,7 +276,11 @@ def scored(
     without: Sequence[str] = (),
     skip: Skip = Skip(),  # noqa: B008 (frozen)
 ) -> Scores:
-    """Scores of answers, whatever gives them; the rest is as in `evaluate`."""
+    """Return the scores of the answers to the examples of a plan; arguments are those of `evaluate`.
+
+    Args:
+        answer_all: returns the answers to all examples.
+    """
     chosen = chosen_examples(tasks, plan, without, skip=skip)
     for one in chosen.asked:
         check_answered(one.examples[0])
@@ -292,8 +301,8 @@ def chosen_examples(
     without: Sequence[str] = (),
     *,
     skip: Skip = Skip(),  # noqa: B008 (frozen)
-) -> Chosen:
-    """The examples that the plan measures. A data set without its split is left out and named (the paper, section 2.2).
+) -> ChosenExamples:
+    """Return the examples that a plan measures; data sets without the split are left out and named (the paper, 2.2).
 
     Raises:
         TemplateFailed, BadRow, UnknownName, DataError: as `evaluate`.
@@ -318,11 +327,11 @@ def chosen_examples(
             asked.append(Asked(task, wording, examples))
     if not asked:
         raise _nothing(tasks, plan.split)
-    return Chosen(asked, skipped, tuple(unmeasured))
+    return ChosenExamples(asked, skipped, tuple(unmeasured))
 
 
 def _nothing(tasks: Sequence[Task], split: str) -> UsageError:
-    """Why there is nothing to measure: no task has the split, or no wording is left."""
+    """Return the error for a plan without examples: no task has the split, or no wording is left."""
     splits = {name for task in tasks for wording in task.wordings for name in task.split_names(wording)}
     if splits and split not in splits:
         return UnknownName("split (test.split, development.split) called", split, splits)
@@ -332,7 +341,7 @@ def _nothing(tasks: Sequence[Task], split: str) -> UsageError:
 def _some(
     task: Task, wording: str, plan: EvaluationPlan, *, skip: Skip
 ) -> tuple[list[Example], list[TemplateFailed | BadRow]]:
-    """The plan's examples of one wording, the same rows in every wording of a task, drawn by the seed; and failures."""
+    """Return the examples of one wording, and failures; the seed draws the same rows for all wordings of a task."""
     size = task.rows(plan.split, wording)
     found: list[Example] = []
     failures: list[TemplateFailed | BadRow] = []
@@ -352,7 +361,7 @@ def _some(
 
 
 def _answers(examples: Sequence[Example], model: Answers, evidence: Evidence | None, on_done: OnDone) -> list[Answer]:
-    """The chosen or generated answer to each example."""
+    """Return the chosen or generated answer to each example."""
     found: dict[int, Answer] = {}
     ranked = [number for number, example in enumerate(examples) if example.choices is not None]
     generated = [number for number, example in enumerate(examples) if example.choices is None]
@@ -368,7 +377,7 @@ def _answers(examples: Sequence[Example], model: Answers, evidence: Evidence | N
 
 
 def _chunks(numbers: Sequence[int], size: int = 128) -> Iterator[Sequence[int]]:
-    """Enough at once to sort by length, few enough to show progress."""
+    """Yield chunks that are large enough to sort by length and small enough to show progress."""
     for start in range(0, len(numbers), size):
         yield numbers[start : start + size]
 

@@ -1,4 +1,4 @@
-"""Recall at k: how often an answer is in one of the first k passages, of re-ordered passages, or of k samples."""
+"""Recall at k of retrieved passages, of re-ranked passages and of sampled answers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,22 +20,22 @@ from shoulders.retrieval.search import Searcher
 from shoulders.store.files import read_json
 
 RANKS = (1, 5, 20)
-AT_ONCE = 128  # questions whose passages are held at the same time
+AT_ONCE = 128  # number of questions whose passages are in memory at the same time
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """What was retrieved for some examples, and what of it was read.
+    """Recall of retrieved passages, and of those that the model read.
 
     Attributes:
-        recall: by number of passages, the percentage of examples with an answer in one of the first of them.
-        recall_at_input: percentage of examples with an answer in one of the passages that were read.
-        packed: passages read for an example, on average.
-        without: examples for which no passage was read.
-        too_long: passages left out because they fit no context, not even alone.
-        supported: percentage of the answers given that stand in one of the passages that were read; None without any.
-        recall_by_dpr, recall_at_input_by_dpr: by DPR's rule of where an answer stands (`matching.has_answer`), for
-            figures beside published ones; all others are by `matching.has_span`.
+        recall: by k, percentage of examples with an answer among the first k passages.
+        recall_at_input: percentage of examples with an answer among the passages that were read.
+        packed: average number of passages read for an example.
+        without: number of examples for which no passage was read.
+        too_long: number of passages left out because they do not fit the context even alone.
+        supported: percentage of given answers that occur in a passage that was read; None without answers.
+        recall_by_dpr, recall_at_input_by_dpr: by DPR's rule for matching answers (`matching.has_answer`), to compare
+            with published numbers; all others are by `matching.has_span`.
     """
 
     recall: Mapping[int, float]
@@ -48,7 +48,7 @@ class Retrieval:
     recall_at_input_by_dpr: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The record as plain JSON values; numbers of passages are texts."""
+        """Return the record as plain JSON values; keys k become strings."""
         by_rank = {"recall": self.recall, "recall_by_dpr": self.recall_by_dpr}
         return {**asdict(self), **{key: {str(k): one for k, one in some.items()} for key, some in by_rank.items()}}
 
@@ -56,11 +56,11 @@ class Retrieval:
 def retrieval(
     examples: Sequence[Example], source: PackedEvidence, k: int, answers: Sequence[str] | None = None
 ) -> Retrieval:
-    """How often an answer of the examples is retrieved, and how often it is read.
+    """Return the recall of the passages of some examples.
 
     Args:
-        k: passages that the source retrieves for a question.
-        answers: that were given to the examples, to be looked for in what was read.
+        k: number of passages that the source retrieves for a question.
+        answers: given to the examples, to be looked for in the passages that were read.
 
     Raises:
         UsageError: there is no example.
@@ -90,46 +90,51 @@ def retrieval(
 
 
 def recall_at(first: Sequence[int], k: int) -> float:
-    """Percentage of questions whose first passage with an answer is among the k best.
+    """Return the percentage of questions whose first passage with an answer is among the first k.
+
+    Args:
+        first: of each question, the position of that passage from 0, or NEVER.
 
     Raises:
         UsageError: there is no question, or k is below 1.
     """
     if not first or k < 1:
-        raise UsageError(f"recall at {k} of {len(first)} questions: 1 at least of each")
+        raise UsageError(
+            f"recall at k={k} over {len(first)} questions: k and the number of questions must be at least 1"
+        )
     return 100 * sum(0 <= number < k for number in first) / len(first)
 
 
-Ordered = Callable[[Sequence[str], Sequence[Sequence[Hit]]], list[list[float]]]  # a score for each passage
-AMONG = 10  # the reciprocal of a rank beyond counts as 0
+PassageScorer = Callable[[Sequence[str], Sequence[Sequence[Hit]]], list[list[float]]]  # a score for each passage
+RANK_CUTOFF = 10  # reciprocal ranks beyond it count as 0 (MRR@10)
 
 
 @dataclass(frozen=True, slots=True)
 class OrderScores:
-    """How good an order of passages is.
+    """MRR@10 and recall of an order of passages.
 
     Attributes:
-        reciprocal_rank: mean reciprocal rank of the first passage with an answer, among 10, in percent (MRR@10).
-        recall: by number of passages, percentage of the questions with an answer in one of the first of them.
+        reciprocal_rank: mean reciprocal rank of the first passage with an answer among the first 10, in percent.
+        recall: by k, percentage of questions with an answer among the first k passages.
     """
 
     reciprocal_rank: float
     recall: Mapping[int, float]
 
     def as_json(self) -> dict[str, Any]:
-        """The record as plain JSON values; numbers of passages are texts."""
+        """Return the record as plain JSON values; keys k become strings."""
         return {**asdict(self), "recall": {str(k): value for k, value in self.recall.items()}}
 
 
 @dataclass(frozen=True, slots=True)
 class RankingScores:
-    """Passages as the retriever orders them, and as they are put in order.
+    """Scores of the order of a retriever, and of a re-ranker.
 
     Attributes:
-        questions: with an answer in one of the passages found; the others cannot be told apart by any order.
-        found: the retriever's own order.
-        ordered: the one that is measured.
-        interpolated: by weight of the retriever's scores beside its own, the order of both (`interpolated`).
+        questions: number of questions with an answer among the retrieved passages; no order helps the others.
+        found: scores of the retriever's order.
+        ordered: scores of the new order.
+        interpolated: by weight of the retriever, scores of the interpolated order (`scoring.interpolated`).
     """
 
     questions: int
@@ -139,12 +144,12 @@ class RankingScores:
 
     @property
     def best_weight(self) -> float:
-        """The weight of the highest MRR@10, of equal ones the smallest; 0 where none was tried."""
+        """Weight of the retriever with the highest MRR@10, the smallest of equals; 0 if none was tried."""
         tried = self.interpolated
         return max(sorted(tried), key=lambda weight: tried[weight].reciprocal_rank, default=0.0)
 
     def as_json(self) -> dict[str, Any]:
-        """The record as plain JSON values."""
+        """Return the record as plain JSON values."""
         found = {f"found_{key}": value for key, value in self.found.as_json().items()}
         content = {"questions": self.questions, **self.ordered.as_json(), **found}
         if not self.interpolated:
@@ -155,11 +160,11 @@ class RankingScores:
 
 @dataclass(frozen=True, slots=True)
 class FoundFor:
-    """A question with the passages that were found for it.
+    """A question with its retrieved passages.
 
     Attributes:
-        answers: a passage that holds one of them is right; where none is known,
-        judged: are the texts that are.
+        answers: a passage that contains one of them is relevant.
+        judged: texts of the relevant passages, if no answer is known.
     """
 
     question: str
@@ -169,10 +174,10 @@ class FoundFor:
 
 
 def asked(examples: Sequence[Example], index: Index, depth: int, searcher: Searcher | None = None) -> list[FoundFor]:
-    """The examples with an answer, or a relevant document, in one of the first `depth` passages that are found.
+    """Return the examples with a relevant passage among the first `depth` retrieved ones.
 
     Raises:
-        DataError: there is no such example.
+        DataError: no example has one.
     """
     queries = [example.question.query for example in examples]
     found = index.search(queries, depth, searcher)
@@ -190,17 +195,18 @@ def asked(examples: Sequence[Example], index: Index, depth: int, searcher: Searc
 
 
 def _judged(example: Example, index: Index) -> frozenset[str]:
-    """The texts of a question's annotated documents, where that is all that is known of it."""
+    """Return the texts of a question's annotated documents, if its answers are unknown."""
     if example.references:
         return frozenset()
     return frozenset(one.text for one in index.store.of_documents(example.question.gold))
 
 
-def ranking(questions: Sequence[FoundFor], ordered: Ordered, weights: Sequence[float] = ()) -> RankingScores:
-    """Measure an order of passages.
+def ranking(questions: Sequence[FoundFor], ordered: PassageScorer, weights: Sequence[float] = ()) -> RankingScores:
+    """Return the scores of an order of passages.
 
     Args:
-        weights: of the retriever's scores, to measure the order of both together by.
+        ordered: returns a score for each passage of each question.
+        weights: of the retriever, at which the interpolated order is measured too.
     """
     scores = ordered([one.question for one in questions], [one.hits for one in questions])
     found = [[hit.score for hit in one.hits] for one in questions]
@@ -219,7 +225,7 @@ def _measured(questions: Sequence[FoundFor], scores: Sequence[Sequence[float]]) 
 
 
 def _first(asked: FoundFor, hits: Sequence[Hit]) -> int:
-    """The place of the first right passage; NEVER if there is none."""
+    """Return the position of the first relevant passage; NEVER if there is none."""
     if asked.answers:
         return first_with_answer(asked.answers, [hit.text for hit in hits])
     return next((place for place, hit in enumerate(hits) if hit.text in asked.judged), NEVER)
@@ -230,23 +236,23 @@ def _by(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
 
 
 def _reciprocal(first: Sequence[int]) -> float:
-    return 100 * mean(1 / (place + 1) if place < AMONG else 0.0 for place in first)
+    return 100 * mean(1 / (place + 1) if place < RANK_CUTOFF else 0.0 for place in first)
 
 
-SAMPLES = "samples"  # what the kind of file is called
-TOGETHER = 64  # questions between two reports of progress
+SAMPLES = "samples"  # kind of the file
+PROGRESS_EVERY = 64  # number of questions between two reports of progress
 
 DrawSamples = Callable[[Sequence[Question], int], list[list[Answer]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Where among its samples each question has its first right answer.
+    """The position of the first right answer among the samples of each question.
 
     Attributes:
         asked: the questions, by wording.
-        counts: of samples that recall is given for, rising.
-        first: for each wording and example the number of the first right sample, from 0; NEVER if none is right.
+        counts: numbers of samples for which recall is computed, ascending.
+        first: for each wording and example, the position of the first right sample from 0; NEVER if none is right.
     """
 
     asked: Sequence[Asked]
@@ -254,11 +260,11 @@ class Recall:
     first: Sequence[Sequence[int]]
 
     def at(self, count: int) -> float:
-        """Percentage of questions with a right answer among the first `count` samples."""
+        """Return the percentage of questions with a right answer among the first `count` samples."""
         return recall_at([number for some in self.first for number in some], count)
 
     def as_json(self) -> dict[str, Any]:
-        """The numbers, as results are kept."""
+        """Return the numbers as results store them."""
         examples = [(one.task.name, one.wording, example) for one in self.asked for example in one.examples]
         return {
             "kind": SAMPLES,
@@ -273,22 +279,28 @@ class Recall:
 
 
 def recall(asked: Sequence[Asked], samples: DrawSamples, counts: Sequence[int], on_done: OnDone) -> Recall:
-    """Sample the largest of some numbers of answers to each question; the smaller ones are its first.
+    """Return the recall among samples; each question is sampled once, and smaller counts are the first samples.
 
-    An answer is right if it equals a gold answer, both normalised (exact match).
+    An answer is right if it matches a gold answer exactly, both normalised.
+
+    Args:
+        samples: returns some number of samples for each question.
+        counts: numbers of samples for which recall is computed.
 
     Raises:
-        UsageError: a count below 1, or none; questions without answers.
+        UsageError: there is no count, a count is below 1, or questions have no gold answers.
     """
     for one in asked:
         check_answered(one.examples[0])
     counts = sorted(set(counts))
     if not counts or counts[0] < 1:
-        raise UsageError(f"recall among {counts[0] if counts else 'no'} samples: ask for 1 at least, e.g. 1,8,16,64")
+        raise UsageError(
+            f"recall among {counts[0] if counts else 'no'} samples: the number must be at least 1, e.g. 1,8,16,64"
+        )
     flat = [example for one in asked for example in one.examples]
     first: list[int] = []
-    for start in range(0, len(flat), TOGETHER):
-        part = flat[start : start + TOGETHER]
+    for start in range(0, len(flat), PROGRESS_EVERY):
+        part = flat[start : start + PROGRESS_EVERY]
         drawn = samples([example.question for example in part], counts[-1])
         first += [_first_right(some, example.references) for some, example in zip(drawn, part, strict=True)]
         on_done(len(first), len(flat))
@@ -305,13 +317,13 @@ KEYS = {"recipe", "examples", "examples_hash", "split", "recall", "wordings"}
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What was sampled under one prompt (the paper, section 4.1).
+    """Recall among the samples under one prompt, as read from a file (the paper, section 4.1).
 
     Attributes:
-        name: as printed.
+        name: of the samples in reports.
         content: of the file.
-        recall: percent of the questions with a right answer among the first so many samples.
-        first: by task and wording, for each example the number of its first right sample, or `NEVER`.
+        recall: by k, percentage of questions with a right answer among the first k samples.
+        first: by task and wording, for each example the position of its first right sample, or `NEVER`.
     """
 
     name: str
@@ -321,14 +333,14 @@ class Samples:
 
     @property
     def most(self) -> int:
-        """Samples of a question."""
+        """Number of samples of a question."""
         return max(self.recall)
 
     def unanswered(self, result: Result) -> list[list[bool]] | None:
-        """For each wording and example of a result, whether no sample answers it; None if others were sampled for.
+        """Return, for each wording and example of a result, whether no sample is right; None for other examples.
 
         Raises:
-            CorruptFile: the file names the same examples and does not hold them.
+            CorruptFile: the file names the same examples as the result and does not contain them.
         """
         if result.content.get("examples_hash") != self.content["examples_hash"]:
             return None
@@ -345,10 +357,10 @@ class Samples:
 
 
 def read_samples(path: Path, name: str) -> Samples | None:
-    """The samples in a file; None for a folder or a file of another kind, or none at all.
+    """Return the samples of a file; None for a missing file, a folder or a file of another kind.
 
     Raises:
-        CorruptFile: the file says that it holds samples and lacks some of what they are.
+        CorruptFile: the file is of the kind "samples", and incomplete.
     """
     if not path.is_file():
         return None

@@ -1,9 +1,9 @@
-"""Measured runs side by side: Markdown tables, JSON, plots and one HTML page that needs nothing else."""
+"""The comparison of several runs: Markdown tables, JSON, plots and a self-contained HTML page."""
 
 import base64
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import jinja2
 from shoulders.errors import UsageError
 from shoulders.evaluation import plots
 from shoulders.evaluation.metrics import EM, F1
-from shoulders.evaluation.results import Result, metrics_of_tasks
+from shoulders.evaluation.results import Result, label_of, metrics_of_tasks
 from shoulders.evaluation.statistics import Interval, average_interval, difference_interval
 from shoulders.store.files import save_failed, write_json
 
@@ -22,48 +22,49 @@ CALLED = {EM.name: "EM", F1.name: "F1"}
 
 
 def markdown(columns: Mapping[str, Sequence[str]], words: Collection[str]) -> str:
-    """A table; columns of numbers stand to the right, those named as words to the left."""
-    lines = [
-        list(columns),
-        ["---" if name in words else "---:" for name in columns],
-        *zip(*columns.values(), strict=True),
-    ]
+    """Return a Markdown table of columns; those in `words` are aligned to the left, the others to the right."""
+    return markdown_rows(list(columns), zip(*columns.values(), strict=True), [name in words for name in columns])
+
+
+def markdown_rows(header: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[bool]) -> str:
+    """Return a Markdown table of rows; `left` says which columns are aligned to the left."""
+    lines = [header, ["---" if one else "---:" for one in left], *rows]
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
 def called(metric: str) -> str:
-    """A metric as the literature writes it."""
+    """Return the name of a metric as papers write it."""
     return CALLED.get(metric, metric)
 
 
 def number(value: int | None) -> str:
-    """A count, or a dash."""
+    """Return a count as text, or a dash for None."""
     return NONE if value is None else f"{value:,}"
 
 
 def percent(value: float | None) -> str:
-    """A percentage or an average, or a dash."""
+    """Return a percentage or average as text, or a dash for None."""
     return NONE if value is None else f"{value:.1f}"
 
 
 def gigabytes(value: int | None) -> str:
-    """Bytes in billions, or a dash."""
+    """Return bytes in gigabytes as text, or a dash for None."""
     return NONE if value is None else f"{value / 1e9:.1f}"
 
 
 def or_none(interval: Interval | None) -> str:
-    """A score with its interval, or a dash."""
+    """Return a score with its interval as text, or a dash for None."""
     return str(interval) if interval else NONE
 
 
 def signed(gap: Interval | None) -> str:
-    """A difference with its interval, or a dash."""
+    """Return a difference with its interval as text, or a dash for None."""
     return f"{gap.value:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]" if gap else NONE
 
 
 def origin(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a report keeps of where a result comes from."""
+    """Return the provenance of a result, as reports store it."""
     return {key: content[key] for key in ORIGIN if key in content}
 
 
@@ -76,10 +77,10 @@ ALT = {
 
 
 def write_report(results: Sequence[Result], folder: Path, title: str = "shoulders: scaffolds compared") -> Path:
-    """Write the report of some results; returns the path of its page.
+    """Write the report of some results, and return the path of its HTML page.
 
     Raises:
-        UsageError: the results were not measured on the same examples, or two have one name.
+        UsageError: the results were not measured on the same examples, or two have the same name.
         SaveFailed: the folder cannot be written.
     """
     check_comparable(results)
@@ -95,36 +96,36 @@ def write_report(results: Sequence[Result], folder: Path, title: str = "shoulder
 
 
 def headline(results: Sequence[Result]) -> str:
-    """Who is ahead, by how much, and how sure that is."""
+    """Return sentences on the best result, its lead over each other, and the intervals."""
     first, *others = sorted(results, key=lambda result: result.content["average"], reverse=True)
-    told = [f"{first.name} is ahead with {first.content['average']:.1f}."]
+    sentences = [f"{first.name} is ahead with {first.content['average']:.1f}."]
     for other in others:
         gap = difference_interval(first.measured, other.measured)
         sure = "" if gap.low > 0 else ", which may be chance"
-        told.append(f"Over {other.name}: {gap.value:+.1f} (95% interval {gap.low:+.1f} to {gap.high:+.1f}{sure}).")
-    return " ".join(told)
+        sentences.append(f"Over {other.name}: {gap.value:+.1f} (95% interval {gap.low:+.1f} to {gap.high:+.1f}{sure}).")
+    return " ".join(sentences)
 
 
 def gains(results: Sequence[Result], base: Result) -> str:
-    """What each result has over one of them, with intervals."""
-    told = []
+    """Return a sentence on the difference of each result to a base, with intervals."""
+    parts = []
     for result in results:
         if result is not base:
             gap = difference_interval(result.measured, base.measured)
-            told.append(f"{result.name} {gap.value:+.1f} ({gap.low:+.1f} to {gap.high:+.1f})")
-    return f"Over {base.name}, with 95% intervals: {', '.join(told)}."
+            parts.append(f"{result.name} {gap.value:+.1f} ({gap.low:+.1f} to {gap.high:+.1f})")
+    return f"Over {base.name}, with 95% intervals: {', '.join(parts)}."
 
 
 def results_table(results: Sequence[Result]) -> str:
-    """The scores as a Markdown table."""
-    names = [result.name for result in results]
-    lines = ["| task | cluster | metric | " + " | ".join(names) + " |", "| --- | --- | --- |" + " ---: |" * len(names)]
-    for row in _rows(results):
-        values = " | ".join(f"{value:.1f}" for value in row["values"])
-        lines.append(f"| {row['task']} | {row['cluster']} | {row['metric']} | {values} |")
+    """Return the scores as a Markdown table."""
     intervals = _intervals(results)
-    lines.append("| **average** | | | " + " | ".join(f"**{interval.value:.1f}**" for interval in intervals) + " |")
-    lines.append("| 95% interval | | | " + " | ".join(f"{i.low:.1f} to {i.high:.1f}" for i in intervals) + " |")
+    rows = [
+        *([row["task"], row["cluster"], row["metric"], *map(percent, row["values"])] for row in _rows(results)),
+        ["**average**", "", "", *(f"**{one.value:.1f}**" for one in intervals)],
+        ["95% interval", "", "", *(f"{one.low:.1f} to {one.high:.1f}" for one in intervals)],
+    ]
+    header = ["task", "cluster", "metric", *(result.name for result in results)]
+    lines = [markdown_rows(header, rows, [True] * 3 + [False] * len(results))]
     if unmeasured := _unmeasured(results):
         lines.append(f"\nUnmeasured, because there is no such split: {', '.join(unmeasured)}.")
     lines.append(f"\n{results[0].content['examples']} examples. {headline(results)}\n")
@@ -132,7 +133,7 @@ def results_table(results: Sequence[Result]) -> str:
 
 
 def check_comparable(results: Sequence[Result]) -> None:
-    """Raise `UsageError` for no results, for two of one name, and for results of different examples."""
+    """Raise `UsageError` for no results, for two with the same name, and for results of different examples."""
     if not results:
         raise UsageError("a report needs at least one measured run")
     for name, count in Counter(result.name for result in results).items():
@@ -148,17 +149,17 @@ def check_comparable(results: Sequence[Result]) -> None:
 
 
 def _apart(one: Result, other: Result) -> str:
-    """Which tasks only one of two results has."""
+    """Return the tasks that only one of two results has, as text."""
     tasks = [dict.fromkeys(row["task"] for row in result.content["wordings"]) for result in (one, other)]
     alone = [[task for task in own if task not in others] for own, others in (tasks, tasks[::-1])]
-    told = [
+    parts = [
         f"{', '.join(some)} only by {result.name}" for some, result in zip(alone, (one, other), strict=True) if some
     ]
-    return f" ({'; '.join(told)})" if told else ""
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _same_examples(one: Result, other: Result) -> bool:
-    """By the hash of what was asked; results from before there was one are told apart by their sizes only."""
+    """Return whether two results are of the same examples, by hash; by size if a result records no hash."""
     hashes = [result.content.get("examples_hash") for result in (one, other)]
     shapes = [
         [(row["task"], row["wording"], row["examples"]) for row in result.content["wordings"]]
@@ -191,7 +192,7 @@ def _page(results: Sequence[Result], title: str, folder: Path, drawn: Sequence[s
 
 
 def _unmeasured(results: Sequence[Result]) -> list[str]:
-    """Tasks (or wordings) of the suite without the split; the same for all. Older results do not say."""
+    """Return the tasks or wordings without the split, which are the same for all results."""
     return results[0].content.get("unmeasured", [])
 
 
@@ -200,7 +201,7 @@ def _intervals(results: Sequence[Result]) -> list[Interval]:
 
 
 def _rows(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """One row of the table for each task."""
+    """Return the rows of the table, one for each task."""
     wordings = results[0].content["wordings"]
     metrics = metrics_of_tasks((row["task"], row["metric"]) for row in wordings)
     clusters = {row["task"]: row["cluster"] for row in wordings}
@@ -212,7 +213,7 @@ def _rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _samples(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """The same questions with everyone's answers."""
+    """Return sample questions with the answers of all results."""
     found = []
     for number, row in enumerate(results[0].content["wordings"]):
         for place, sample in enumerate(row["samples"]):
@@ -222,7 +223,7 @@ def _samples(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _provenance(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a report says of where a result comes from."""
+    """Return the provenance of a result as pairs of label and text."""
     backbone, machine = content["backbone"], content["machine"]
     return [
         *_scaffold(content.get("scaffold", {})),
@@ -236,10 +237,10 @@ def _provenance(content: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _scaffold(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Which scaffold, and which encoder; older results do not say."""
+    """Return labels and texts of the scaffold and its encoder, if they are recorded."""
     if not measured:
         return []
     encoder = measured["encoder"]
-    told = f"{measured['kind']} {measured['name'] or ''} (fingerprint {measured['fingerprint'][:12]})"
+    text = f"{label_of(measured['kind'])} {measured['name'] or ''} (fingerprint {measured['fingerprint'][:12]})"
     read = [("encoder", f"{encoder['name']} (fingerprint {encoder['fingerprint'][:12]})")] if encoder else []
-    return [("scaffold", told), *read]
+    return [("scaffold", text), *read]

@@ -1,4 +1,4 @@
-"""Scores as JSON and back: what a run leaves behind, where it comes from, and what a report reads."""
+"""Results of a run as JSON (`results.json`), with their provenance."""
 
 import hashlib
 import importlib.metadata
@@ -24,16 +24,16 @@ from shoulders.evaluation.metrics import METRICS
 from shoulders.evaluation.protocol import Scores, WordingScore
 from shoulders.evaluation.statistics import Measured, average_interval
 from shoulders.records import Example
-from shoulders.scaffolds.base import Scaffold, recorded
+from shoulders.scaffolds.base import KINDS, Scaffold
 from shoulders.store.files import read_json
 
 LIBRARIES = ("shoulders", "torch", "transformers", "accelerate", "safetensors", "tokenizers")
-OPTIONAL = ("datasets", "sacrebleu", "rouge-score")  # they decide on scores where they are installed
+OPTIONAL = ("datasets", "sacrebleu", "rouge-score")  # versions that scores depend on, recorded if installed
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def provenance(recipe: Mapping[str, Any], lm: FrozenLM | FrozenEncoderDecoder) -> dict[str, Any]:
-    """Recipe, model, code, libraries, machine and time of a result."""
+    """Return recipe, model, code, libraries, machine and time of a result."""
     return {
         "recipe": dict(recipe),
         "backbone": {"name": lm.name, "fingerprint": lm.fingerprint(), "dtype": str(lm.dtype).removeprefix("torch.")},
@@ -42,7 +42,11 @@ def provenance(recipe: Mapping[str, Any], lm: FrozenLM | FrozenEncoderDecoder) -
 
 
 def scaffold_measured(scaffold: Scaffold, name: str | None) -> dict[str, Any]:
-    """Which scaffold a result belongs to, and which encoder it reads with. `name` is where it lies; None for none."""
+    """Return kind, cost, name and fingerprint of a scaffold and its encoder.
+
+    Args:
+        name: folder or hub repository of the scaffold; None if it was not saved.
+    """
     encoder = scaffold.encoder
     return {
         "kind": scaffold.kind,
@@ -53,11 +57,16 @@ def scaffold_measured(scaffold: Scaffold, name: str | None) -> dict[str, Any]:
     }
 
 
+def label_of(kind: str) -> str:
+    """Return the name of a kind of scaffold in reports; kinds that are no scaffold, such as rivals, name themselves."""
+    return KINDS[kind].label if kind in KINDS else kind
+
+
 def circumstances(*libraries: str) -> dict[str, Any]:
-    """Code, versions (also of the named libraries), machine and time of a measurement."""
+    """Return code, versions (also of the named libraries), machine and time of a measurement."""
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),  # of the code, not of what it writes
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),  # of the code, not of its output
         "versions": _versions(libraries),
         "machine": machine(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -73,7 +82,7 @@ def _versions(libraries: Sequence[str]) -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """What the result was computed on."""
+    """Return a description of this machine."""
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "system": platform.system(),
@@ -87,9 +96,9 @@ def machine() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the checkout that this code runs from; None where there is none.
+    """Return the output of git in the checkout that this code runs from; None outside a checkout.
 
-    A package installed inside somebody else's repository (their .venv) is not in a checkout of its own.
+    A package installed inside another repository (in its .venv) is not in a checkout of its own.
     """
     top = _git_output("rev-parse", "--show-toplevel")
     if top is None or (Path(top) / "src" / "shoulders").resolve() != PACKAGE:
@@ -106,12 +115,12 @@ def _git_output(*arguments: str) -> str | None:
 
 
 RESULTS = "results.json"
-SAMPLES = 2  # predictions of each wording that are kept to be looked at
+SAMPLES = 2  # number of predictions of each wording that are stored as samples
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One measured scaffold as a report shows it."""
+    """The results of one scaffold, as reports read them."""
 
     name: str
     content: Mapping[str, Any]
@@ -119,7 +128,7 @@ class Result:
 
     @property
     def measured(self) -> list[Measured]:
-        """By example, for intervals, by the metrics that decide."""
+        """Numbers of each example by the deciding metrics, for intervals."""
         return [
             Measured(row["task"], row["wording"], METRICS[row["metric"]], row["measured"])
             for row in self.content["wordings"]
@@ -127,21 +136,21 @@ class Result:
 
     @property
     def seen(self) -> int:
-        """Training examples, one that came twice counted twice: by the log, or the recipe of results without one."""
+        """Number of training examples, repetitions included, by the log or else the recipe."""
         training = self.content["recipe"]["training"]
         steps = self.log[-1]["number"] if self.log else training["steps"]
         return steps * training["batch_size"]
 
     @property
     def development(self) -> list[tuple[int, float]]:
-        """Steps of the training with their development scores: by the log, or what an experiment keeps of it."""
+        """Development scores with their steps, by the log or else the recorded training."""
         if self.log:
             return [(line["number"], line["score"]) for line in self.log if "score" in line]
         kept = self.content.get("training", {}).get("development", {})
         return [(int(step), score) for step, score in kept.items()]
 
     def measured_by(self, metric: str) -> list[Measured] | None:
-        """The same by one metric; None if not all wordings are scored by it, or the results are older than that."""
+        """Return the numbers of each example by one metric; None if not every wording has it."""
         found: list[Measured] = []
         for row in self.content["wordings"]:
             kept = {**row.get("others", {}), row["metric"]: row["measured"]}
@@ -152,7 +161,7 @@ class Result:
 
 
 def scores_as_json(scores: Scores) -> dict[str, Any]:
-    """Per wording, per task (median over wordings), per cluster, average with its interval, examples to look at."""
+    """Return all scores as JSON: wordings, tasks, clusters, the average with its interval, and samples."""
     interval = average_interval(scores.measured)
     return {
         "average": scores.average,
@@ -171,7 +180,7 @@ def scores_as_json(scores: Scores) -> dict[str, Any]:
 
 
 def metrics_of_tasks(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """What each task's median is over, from (task, metric) of its wordings: "accuracy", or "accuracy, f1"."""
+    """Return the metrics of each task, from (task, metric) of its wordings: "accuracy", or "accuracy, f1"."""
     found: dict[str, dict[str, None]] = {}
     for task, metric in pairs:
         found.setdefault(task, {})[metric] = None
@@ -179,7 +188,7 @@ def metrics_of_tasks(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def examples_hash(examples: Iterable[tuple[str, str, Example]]) -> str:
-    """Of what was asked, by task and wording: results with the same one were measured on the same examples."""
+    """Return a hash over tasks, wordings and examples; equal hashes mean that the same examples were measured."""
     digest = hashlib.sha256()
     for task, wording, example in examples:
         digest.update(json.dumps([task, wording, example.question.whole, example.target]).encode())
@@ -206,10 +215,10 @@ def _wording(row: WordingScore) -> dict[str, Any]:
 
 
 def read_result(path: Path, name: str = "", log: Sequence[Mapping[str, Any]] = ()) -> Result:
-    """A `results.json`, or the one in a run's folder; named after the folder, or else the file.
+    """Return the results in a run's folder or a file; their default name is that of the folder or file.
 
     Raises:
-        SourceNotFound, CorruptFile: there is none, or it is not one.
+        SourceNotFound, CorruptFile: the file is missing, or holds no results.
     """
     file = path / RESULTS if path.is_dir() else path
     if not file.exists():
@@ -219,13 +228,11 @@ def read_result(path: Path, name: str = "", log: Sequence[Mapping[str, Any]] = (
     content = read_json(file)
     if not {"average", "wordings", "recipe"} <= set(content):
         raise CorruptFile(f"{file} holds no results of shoulders")
-    recipe = content["recipe"]
-    recipe = {**recipe, "scaffold": recorded(recipe.get("scaffold") or {})}
-    return Result(name or short_names([path])[0], {**content, "recipe": recipe}, log)
+    return Result(name or short_names([path])[0], content, log)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, or as many more as tell two apart. A `results.json` goes by its folder's name."""
+    """Return the last part of each path, or more parts where names are equal; for a `results.json` the folder's."""
     places = [path.resolve() for path in paths]
     places = [place.parent if place.name == RESULTS else place for place in places]
     parts = [place.with_suffix("").parts if place.suffix == ".json" else place.parts for place in places]
@@ -233,5 +240,5 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     for depth in range(2, max(map(len, parts), default=0) + 1):
         count = Counter(names)
         names = ["/".join(some[-depth:]) if count[n] > 1 else n for n, some in zip(names, parts, strict=True)]
-    count = Counter(names)  # a folder and a file beside it may have one stem
+    count = Counter(names)  # a folder and a file beside it may have the same stem
     return [str(path) if count[name] > 1 else name for name, path in zip(names, paths, strict=True)]

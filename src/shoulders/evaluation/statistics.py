@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap intervals over the examples it was measured on."""
+"""Bootstrap confidence intervals of scores, over the examples that they were measured on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ import numpy as np
 from shoulders.evaluation.metrics import Metric
 
 RESAMPLES = 1000
-SURE = 0.95
+CONFIDENCE_LEVEL = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one wording's examples were measured as, by the metric that counts."""
+    """The numbers of each example of a wording, by its deciding metric."""
 
     task: str
     wording: str
     metric: Metric
-    rows: Sequence[Sequence[float]]  # examples x numbers of the metric
+    rows: Sequence[Sequence[float]]  # shape: examples x numbers of the metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Average:
-    """A score, and what it would have been with other examples.
+    """An average score with its bootstrap resamples.
 
     Attributes:
-        value: of the examples as they are.
-        resampled: of each resample; those of averages over the same examples belong together.
+        value: of the measured examples.
+        resampled: of each resample; averages over the same examples share their resamples.
     """
 
     value: float
@@ -47,34 +47,34 @@ class Average:
 
     @property
     def interval(self) -> Interval:
-        """The score with its interval."""
+        """Score with its interval."""
         return _interval(self.value, self.resampled)
 
     def over(self, other: "Average") -> Interval:
-        """How far it is above another one on the same examples (paired bootstrap)."""
+        """Return the difference to another average on the same examples, with its interval (paired bootstrap)."""
         return _interval(self.value - other.value, self.resampled - other.resampled)
 
 
 def average(runs: Sequence[Sequence[Measured]], seed: int = 0) -> Average:
-    """The average over tasks; of several runs of one method, such as its seeds, their mean.
+    """Return the average over tasks, and over several runs of one method, such as its seeds.
 
-    Examples are resampled within each wording, the same ones for all runs of the same examples. How much runs of one
-    method differ is not in the interval.
+    Examples are resampled within each wording, the same for all runs. The interval does not include the variance
+    between runs.
     """
     value = float(np.mean([_average(measured) for measured in runs]))
     return Average(value, np.mean([_resampled(measured, seed) for measured in runs], axis=0))
 
 
 def average_interval(measured: Sequence[Measured], seed: int = 0) -> Interval:
-    """The average over tasks; examples are resampled within each wording."""
+    """Return the average over tasks with its interval; examples are resampled within each wording."""
     return average([measured], seed).interval
 
 
 def difference_interval(measured: Sequence[Measured], other: Sequence[Measured], seed: int = 0) -> Interval:
-    """How far the first is above the other on the same examples; both are resampled together (paired bootstrap).
+    """Return the difference of two averages on the same examples, with its interval (paired bootstrap).
 
     Raises:
-        ValueError: they were not measured on the same examples.
+        ValueError: the averages were not measured on the same examples.
     """
     if [(row.task, row.wording, len(row.rows)) for row in measured] != [
         (row.task, row.wording, len(row.rows)) for row in other
@@ -84,7 +84,7 @@ def difference_interval(measured: Sequence[Measured], other: Sequence[Measured],
 
 
 def _interval(value: float, resampled: np.ndarray) -> Interval:
-    low, high = np.quantile(resampled, [(1 - SURE) / 2, (1 + SURE) / 2])
+    low, high = np.quantile(resampled, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     return Interval(value, float(low), float(high))
 
 
@@ -93,14 +93,14 @@ def _average(measured: Sequence[Measured]) -> float:
 
 
 def _resampled(measured: Sequence[Measured], seed: int) -> np.ndarray:
-    """The average of each resample; the same seed and sizes draw the same examples."""
+    """Return the average of each resample; the same seed and sizes draw the same examples."""
     generator = np.random.default_rng(seed)
     sizes = [len(row.rows) for row in measured]
     return _over_tasks(measured, [generator.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) for n in sizes])
 
 
 def _over_tasks(measured: Sequence[Measured], weights: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over tasks of the median over wordings, for each row of weights on the examples."""
+    """Return the mean over tasks of the median over wordings, for each row of weights on the examples."""
     by_task: dict[str, list[list[float]]] = {}
     for row, weight in zip(measured, weights, strict=True):
         sums = weight @ np.asarray(row.rows, dtype=float)

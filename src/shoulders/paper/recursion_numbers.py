@@ -143,7 +143,7 @@ class Table:
     """The runs that were measured on one split, all on the same examples.
 
     Attributes:
-        metric: what the wordings are scored by: "em", or several names where they differ.
+        metric: what the wordings are scored by: "exact_match", or several names where they differ.
         base: name of the row that differences are over; None without a prompt-tuned one.
     """
 

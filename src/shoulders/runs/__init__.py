@@ -1,1 +1,1 @@
-"""Recipes, and what turns one into a trained and measured scaffold."""
+"""Recipes, and the code that trains and measures a scaffold by a recipe."""

@@ -23,18 +23,17 @@ from shoulders.training.losses import ExampleSource, scaffold_loss
 from shoulders.training.plan import TrainPlan
 from shoulders.training.stream import Stream
 
-# Many small steps and a rate that ends at 0 (experiments/006); the rate of a prompt that lies under others.
-LONG_NAMES = {"em": "exact_match"}  # of metrics
+# Many small steps and a rate that ends at 0 (experiments/006).
 USUAL = {"batch_size": 8, "warmup": 0.05, "decay": "linear", "base_learning_rate": 0.05, "save_every": 50}
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """A scaffold that has been trained, with the model it stands around.
+    """A trained scaffold with its model.
 
     Attributes:
-        losses: mean loss of each step of this call, per scored token.
+        losses: mean loss per scored token of each step of this call.
     """
 
     scaffold: Scaffold
@@ -45,13 +44,13 @@ class TrainedRun:
         """Write the scaffold to a folder that `shoulders.open`, `Scaffold.load` and the command line read.
 
         Raises:
-            SaveFailed: it cannot be written.
+            SaveFailed: the folder cannot be written.
         """
         self.scaffold.save_pretrained(folder)
         return Path(folder)
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
-        """Upload the scaffold to a hub repository, with a model card; options are Hugging Face's."""
+        """Upload the scaffold to a hub repository, with a model card; options are those of `push_to_hub`."""
         return self.scaffold.push_to_hub(repository, **options)
 
 
@@ -69,16 +68,16 @@ def train(
     """Train a scaffold around a frozen model; the model itself does not change.
 
     Args:
-        scaffold: what trains, in place.
+        scaffold: trained in place.
         examples: pairs `(question, answer)`, records with `question` and `answer` or `answers` (and `choices`), a
             `datasets.Dataset` of such, the name of a suite ("bundled", a folder, "qa:PATH/NAME"), or its tasks.
         steps: optimizer steps.
-        out: folder for checkpoints and the trained scaffold; the same call goes on from there if it was interrupted.
+        out: folder for checkpoints and the trained scaffold; after an interruption, the same call continues there.
         progress: show a progress bar.
         plan: values of `TrainPlan`, e.g. learning_rate (by default the scaffold's usual one), batch_size (8), seed.
 
     Raises:
-        DataError, UsageError: an example, or a number, does not fit; or `out` holds another run.
+        DataError, UsageError: an example or a value is invalid, or `out` holds another run.
         TrainingDiverged: the loss is not finite; the last checkpoint is kept.
     """
     how = TrainPlan(**{**USUAL, "steps": steps, "learning_rate": scaffold.usual_rate, **plan})
@@ -116,34 +115,34 @@ def evaluate(
     limit: int = 0,
     longest: int = 32,
 ) -> Mapping[str, float]:
-    """Measure a scaffold: the scores by metric, in percent, averaged over tasks ("exact_match", "f1", "accuracy" ...).
+    """Return scores by metric ("exact_match", "f1", "accuracy" ...), in percent, averaged over tasks.
 
     Args:
-        run: what `train` returned, or a scaffold with its `lm`.
-        examples: as in `train`; pairs are all measured, of a suite the split.
-        limit: examples of each wording at most; 0 for all.
-        longest: tokens of a generated answer at most.
+        run: the result of `train`, or a scaffold with its `lm`.
+        examples: as in `train`; of a suite, the split is measured, of pairs all.
+        limit: maximum number of examples of a wording; 0 for all.
+        longest: maximum length of a generated answer in tokens.
 
     Raises:
-        UsageError: a scaffold without its model.
+        UsageError: a scaffold is given without its model.
     """
     if isinstance(run, TrainedRun):
         scaffold, lm = run.scaffold, run.lm
     else:
         scaffold = run
     if lm is None:
-        raise UsageError("a scaffold is measured around its model: shoulders.evaluate(scaffold, examples, lm)")
+        raise UsageError("a scaffold is measured with its model: shoulders.evaluate(scaffold, examples, lm)")
     plan = EvaluationPlan(split=split, limit=limit, longest=longest)
     rows = measured(tasks_of(examples), lm, scaffold, plan).wordings
     totals: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.scores.items():
-            totals.setdefault(LONG_NAMES.get(name, name), []).append(value)
+            totals.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in totals.items()}
 
 
 def tasks_of(examples: Examples) -> list[Task]:
-    """Return what was given as tasks: a suite's by its name, or one of the examples themselves."""
+    """Return the tasks of a suite by name, or given tasks, or one task of given examples."""
     if isinstance(examples, str):
         return open_suite(examples)
     if is_tasks(examples):
@@ -153,7 +152,7 @@ def tasks_of(examples: Examples) -> list[Task]:
 
 @contextmanager
 def _bar(title: str, steps: int, *, shown: bool) -> Iterator[Callable[[Step], None]]:
-    """Show the progress of a training."""
+    """Show a progress bar of a training, and yield the function that updates it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=16),

@@ -1,4 +1,4 @@
-"""From a recipe's choices to the things themselves: backbone, scaffold, tasks, mixture and evidence."""
+"""Builds what a recipe names: backbone, scaffold, tasks, mixture and evidence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ from shoulders.training.stream import Stream
 
 
 def answer_spec(recipe: Recipe) -> AnswerSpec:
-    """Return how what a recipe trains is asked: in the wording of its suite, with its evidence, as it is measured."""
-    # whatever a recipe has generated: answers of its plans, or those that `shoulders sample` draws
+    """Return how the model of a recipe is asked: with the wording of its suite and its evidence, as it is measured."""
+    # room for all answers that a recipe generates: those of its plans, and those that `shoulders sample` draws
     drawn = recipe.evidence.longest if isinstance(recipe.evidence, EvidenceChoice) else 0
     room = max(recipe.suite.lengths.target, recipe.development.longest, recipe.test.longest, drawn)
     return AnswerSpec(
@@ -41,12 +41,12 @@ def answer_spec(recipe: Recipe) -> AnswerSpec:
 
 
 def new_evidence(recipe: Recipe, lm: FrozenLM, prompt: int) -> Evidence | None:
-    """Return the source of evidence that a recipe names, or none (`AnswerSpec.source`)."""
+    """Return the source of evidence of a recipe, or None (`AnswerSpec.source`)."""
     return answer_spec(recipe).source(lm, prompt)
 
 
 def evidence_measured(recipe: Recipe, lm: FrozenLM, evidence: Evidence | None) -> dict[str, Any] | None:
-    """Which evidence a result was measured with: the index, or the prompts that candidates were sampled under."""
+    """Return the evidence of a result as JSON: the index, or the prompts that candidates were sampled under."""
     choice = recipe.evidence
     if evidence is None:
         return None
@@ -59,7 +59,7 @@ def evidence_measured(recipe: Recipe, lm: FrozenLM, evidence: Evidence | None) -
 
 
 def retrieval_measured(recipe: Recipe, evidence: Evidence | None, scores: Scores) -> Retrieval | None:
-    """How often an answer was retrieved for the measured examples, and how often read; None if none was retrieved."""
+    """Return the recall of the passages of the measured examples; None if no passages were retrieved."""
     if recipe.evidence.kind not in PASSAGES or not isinstance(evidence, PackedEvidence):
         return None
     predictions = [prediction for row in scores.wordings for prediction in row.predictions]
@@ -69,18 +69,18 @@ def retrieval_measured(recipe: Recipe, evidence: Evidence | None, scores: Scores
 
 
 def load_backbone(choice: BackboneChoice) -> FrozenLM:
-    """The frozen model."""
+    """Return the frozen model."""
     return FrozenLM.load(choice.name, dtype=choice.dtype, device=choice.device, attention_kernel=choice.attention)
 
 
 def new_scaffold(config: ScaffoldConfig, lm: FrozenLM, seed: int, tasks: Sequence[Task] = ()) -> Scaffold:
-    """A scaffold at the start of its training.
+    """Return a new scaffold with its initial parameters.
 
     Args:
-        tasks: that it is to be trained on.
+        tasks: of the training.
 
     Raises:
-        ContextFull: its prompt leaves no room in the context.
+        ContextFull: the prompt leaves no room in the context.
     """
     torch.manual_seed(seed)
     data = TrainingData(lambda: class_labels(tasks))
@@ -92,15 +92,15 @@ def new_scaffold(config: ScaffoldConfig, lm: FrozenLM, seed: int, tasks: Sequenc
 
 
 def load_tasks(choice: SuiteChoice) -> list[Task]:
-    """The suite's tasks."""
+    """Return the tasks of a suite."""
     return open_suite(choice.source, choice.tasks)
 
 
 @dataclass(frozen=True, slots=True)
 class TaskParts:
-    """Tasks of a suite: those to train and select on, and those to measure in the end.
+    """The tasks of a suite to train and select on, and the tasks to test on.
 
-    They are the same unless some are held out (`suite.held_out`), as T0 holds out clusters.
+    They are the same unless tasks are held out (`suite.held_out`), as T0 holds out clusters.
     """
 
     trained: list[Task]
@@ -108,11 +108,11 @@ class TaskParts:
 
 
 def suite_parts(choice: SuiteChoice) -> TaskParts:
-    """The suite's tasks by what they are for.
+    """Return the tasks of a suite, divided into those to train on and those to test on.
 
     Raises:
-        UnknownName: no task or cluster that is to be held out, or no wording that is to be left out, has that name.
-        UsageError: nothing is left to train on.
+        UnknownName: the name of a held-out task or cluster, or of a wording to leave out, is unknown.
+        UsageError: all tasks are held out.
     """
     tasks, held = load_tasks(choice), choice.held_out
     if not held:
@@ -129,7 +129,7 @@ def suite_parts(choice: SuiteChoice) -> TaskParts:
 
 
 def training_mixture(suite: SuiteChoice, tasks: Sequence[Task], seed: int) -> Mixture:
-    """The training examples of a suite, in the order of the seed."""
+    """Return the mixture of the training examples of a suite, in the order of the seed."""
     return Mixture(
         tasks,
         split=TRAIN,
@@ -144,7 +144,7 @@ def training_mixture(suite: SuiteChoice, tasks: Sequence[Task], seed: int) -> Mi
 def example_source(
     recipe: Recipe, tasks: Sequence[Task], lm: FrozenLM, scaffold: Scaffold, evidence: Evidence | None
 ) -> ExampleSource:
-    """The training examples of a recipe, in their order."""
+    """Return the source of the training examples of a recipe."""
     suite, plan = recipe.suite, recipe.training
     mixture = training_mixture(suite, tasks, plan.seed)
     stream = Stream(

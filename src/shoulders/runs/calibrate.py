@@ -1,4 +1,4 @@
-"""Thresholds chosen by a recipe on the development part: of a cascade, and of a reader's 'no answer'."""
+"""Calibration on the development set: thresholds of a cascade, and of a reader's 'no answer'."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,15 +11,15 @@ from jaxtyping import Float, Int
 from shoulders.answering import calibration
 from shoulders.answering.answerer import ModelAnswerer
 from shoulders.answering.calibration import (
-    Judged,
-    Outcome,
+    AbstentionScores,
+    GradedAnswer,
     Point,
     Threshold,
+    abstention_scores,
     average_passes,
     best_threshold,
     check_budget,
-    outcome,
-    stages_of,
+    stopping_stages,
 )
 from shoulders.answering.models import LoadedModel
 from shoulders.answering.stages import (
@@ -52,14 +52,14 @@ from shoulders.store.files import write_json
 
 @final
 class StagedScores:
-    """What every stage made of the same examples, and what any thresholds make of that.
+    """The scores of every stage on the same examples, from which those of any thresholds follow.
 
-    An answer does not depend on what else was asked, so a cascade's answers are among its stages'.
+    An answer does not depend on other questions, so the answers of a cascade are among those of its stages.
 
     Args:
-        stages: scores of each, of one plan.
-        passes: of each.
-        rule: what confidence is.
+        stages: scores of each stage, by one plan.
+        passes: of each stage alone.
+        rule: measure of confidence.
     """
 
     def __init__(self, stages: Sequence[Scores], passes: Sequence[int], rule: str) -> None:
@@ -68,16 +68,16 @@ class StagedScores:
             [[RULES[rule](one.answer) for row in scores.wordings for one in row.predictions] for scores in stages]
         )
 
-    def calibrated(self, budget: float) -> Point:
-        """The best thresholds within the budget."""
-        return calibration.calibrated(self.confidences, self.passes, budget, self._average)
+    def best_within_budget(self, budget: float) -> Point:
+        """Return the best thresholds within a budget of average passes."""
+        return calibration.best_within_budget(self.confidences, self.passes, budget, self._average)
 
     def curve(self) -> list[Point]:
-        """From the cheapest to the dearest, over all thresholds of these very examples."""
+        """Return cost and score on these examples, from the cheapest thresholds to the most expensive."""
         return calibration.curve(self.confidences, self.passes, self._average)
 
     def scores(self, stage_of: Sequence[int]) -> Scores:
-        """As if each example had been asked at its stage. Counts as cut what any stage had to cut."""
+        """Return the scores if each example is answered at a given stage; inputs cut in any stage count as cut."""
         places: Iterator[int] = iter(stage_of)
         wordings = [
             replace(
@@ -91,11 +91,11 @@ class StagedScores:
         return replace(self.stages[0], wordings=wordings, truncated=max(one.truncated for one in self.stages))
 
     def stops(self, thresholds: Sequence[float]) -> Int[np.ndarray, "N"]:
-        """The stage at which each example stops."""
-        return stages_of(self.confidences, thresholds)
+        """Return the stage at which each example stops."""
+        return stopping_stages(self.confidences, thresholds)
 
     def spent(self, thresholds: Sequence[float]) -> Mapping[str, Any]:
-        """Average passes, the share of examples that stopped at each stage, and the curve, as JSON."""
+        """Return average passes, the share of examples that stop at each stage, and the curve, as JSON."""
         stops = self.stops(thresholds)
         return {
             "average": average_passes(stops, self.passes),
@@ -118,17 +118,20 @@ def calibrate(
     rule: str = PROBABILITY,
     on_done: OnDone = lambda _done, _all: None,
 ) -> tuple[Adaptive, Calibration]:
-    """A cascade of the stages, cheapest first, with the best thresholds within the budget on the development part.
+    """Return the cascade of some stages, cheapest first, with the best thresholds within a budget of average passes.
+
+    Thresholds are chosen on the development set of the recipe.
 
     Raises:
-        UsageError: the budget cannot be met, there is one stage only, or the rule is none.
+        UsageError: the budget cannot be met, or there is only one stage.
+        UnknownName: the rule is unknown.
     """
     check_rule(rule)
     check_count(len(stages))
     stages = sorted(stages, key=lambda stage: stage.passes)
     check_budget(budget, [stage.passes for stage in stages])
     measured = measure_stages(recipe, lm, stages, recipe.development, tasks_of(recipe), rule, on_done)
-    chosen = measured.calibrated(budget)
+    chosen = measured.best_within_budget(budget)
     adaptive = Adaptive(tuple(stages), chosen.thresholds, rule)
     return adaptive, Calibration(
         rule, budget, chosen, measured.curve(), recipe.as_json(), answer_spec(recipe).as_json()
@@ -144,24 +147,24 @@ def measure_stages(
     rule: str,
     on_done: OnDone = lambda _done, _all: None,
 ) -> StagedScores:
-    """Every stage on all examples of a plan: what any thresholds would make of them."""
-    plain = replace(recipe, evidence=EvidenceChoice())  # each stage has its own
+    """Return the scores of every stage on all examples of a plan."""
+    plain = replace(recipe, evidence=EvidenceChoice())  # each stage has its own evidence
     found: list[Scores] = []
     for number, stage in enumerate(stages):
 
-        def told(done: int, count: int, before: int = number) -> None:
+        def report(done: int, count: int, before: int = number) -> None:
             on_done(before * count + done, len(stages) * count)
 
-        found.append(measure(plain, lm, stage.scaffold, plan, tasks, told, stage.evidence))
+        found.append(measure(plain, lm, stage.scaffold, plan, tasks, report, stage.evidence))
     return StagedScores(found, [stage.passes for stage in stages], rule)
 
 
 def adaptive_result(
     recipe: Recipe, lm: FrozenLM, adaptive: Adaptive, measured: StagedScores, calibration: Calibration, name: str
 ) -> dict[str, Any]:
-    """What `results.json` holds of a scaffold, and the passes that were spent.
+    """Return the content of `results.json` for a cascade: that of a scaffold, and the passes.
 
-    The curve in it is of the measured examples themselves, to be looked at; the thresholds were chosen on others.
+    Its curve is measured on the test examples; the thresholds were chosen on the development set.
     """
     scores = measured.scores(measured.stops(adaptive.thresholds).tolist())
     stages = [
@@ -184,34 +187,37 @@ def adaptive_result(
     }
 
 
-TOGETHER = 32  # questions between two reports of progress
+PROGRESS_EVERY = 32  # questions between two reports of progress
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A threshold, and what it makes of the examples that it was chosen on.
+    """A threshold with its scores on some examples.
 
     Attributes:
-        before: as if every answer were given.
-        answerable: percentage of questions with a gold answer in what was read.
+        before: scores if every answer is given.
+        after: scores under the threshold.
+        answerable: percentage of questions with a gold answer in a passage that was read.
     """
 
     threshold: Threshold
     examples: int
     answerable: float
-    before: Outcome
-    after: Outcome
+    before: AbstentionScores
+    after: AbstentionScores
 
 
-def choose_threshold(judged: Sequence[Judged]) -> Chosen:
-    """The threshold of the best F1 of answering or abstaining (`adaptive.abstaining`)."""
+def choose_threshold(judged: Sequence[GradedAnswer]) -> Chosen:
+    """Return the threshold with the best F1 of answering or abstaining (`best_threshold`)."""
     return measured_with(best_threshold(judged), judged)
 
 
-def measured_with(threshold: Threshold, judged: Sequence[Judged]) -> Chosen:
-    """What a threshold that was chosen on other examples makes of these."""
+def measured_with(threshold: Threshold, judged: Sequence[GradedAnswer]) -> Chosen:
+    """Return the scores of a given threshold on some answers."""
     answerable = 100 * sum(one.answerable for one in judged) / len(judged)
-    return Chosen(threshold, len(judged), answerable, outcome(judged, None), outcome(judged, threshold))
+    return Chosen(
+        threshold, len(judged), answerable, abstention_scores(judged, None), abstention_scores(judged, threshold)
+    )
 
 
 def judged_answers(
@@ -220,11 +226,11 @@ def judged_answers(
     plan: EvaluationPlan,
     tasks: Sequence[Task],
     on_done: OnDone = lambda _done, _all: None,
-) -> list[Judged]:
-    """A reader's answers to the examples of a plan of some tasks, thresholds aside.
+) -> list[GradedAnswer]:
+    """Return a reader's answers to the examples of a plan, without a threshold, compared with the gold answers.
 
     Raises:
-        UsageError: the examples have answers to choose from.
+        UsageError: the examples have answer choices.
         UnknownName, DataError: no task has the plan's split, or it is empty.
     """
     suite = recipe.suite
@@ -232,25 +238,25 @@ def judged_answers(
     examples = [example for one in asked for example in one.examples]
     if any(example.choices for example in examples):
         raise UsageError(
-            f"{suite.source} has answers to choose from, and a threshold is for answers that are written: name "
+            f"{suite.source} has answer choices, and a threshold is for generated answers: name a data set of "
             "questions, suite.source=qa:PATH/NAME"
         )
-    judged: list[Judged] = []
-    for start in range(0, len(examples), TOGETHER):
-        some = examples[start : start + TOGETHER]
+    judged: list[GradedAnswer] = []
+    for start in range(0, len(examples), PROGRESS_EVERY):
+        some = examples[start : start + PROGRESS_EVERY]
         answers = reader.ask_all([example.question for example in some])
         judged += [_judged(example, found) for example, found in zip(some, answers, strict=True)]
         on_done(len(judged), len(examples))
     return judged
 
 
-def _judged(example: Example, found: Answer) -> Judged:
+def _judged(example: Example, found: Answer) -> GradedAnswer:
     golds = example.references
-    return Judged(
+    return GradedAnswer(
         found.probability,
         stands=found.support is not None,
         answerable=any(has_span(golds, passage.text) for passage in found.read),
-        em=exact_match(found.text, golds),
+        exact_match=exact_match(found.text, golds),
         f1=token_f1(found.text, golds),
     )
 
@@ -258,12 +264,12 @@ def _judged(example: Example, found: Answer) -> Judged:
 def keep_threshold(
     folder: Path, reader: ModelAnswerer, recipe: Recipe, lm: FrozenLM, chosen: Chosen, others: Sequence[Chosen] = ()
 ) -> Path:
-    """Keep a threshold in the scaffold's or rival's folder with where it comes from; returns the file.
+    """Write a threshold with its provenance into the folder of the scaffold or rival, and return the file.
 
     Args:
-        recipe: that the reader reads by.
+        recipe: of the reader.
         lm: its backbone.
-        others: what it makes of examples that had no part in the choice.
+        others: scores on examples that had no part in the choice.
 
     Raises:
         SaveFailed: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""What a recipe costs: operations and bytes, counted on the meta device, so any scale fits into any machine."""
+"""The cost of a recipe in operations and bytes, counted on the meta device, so that models of any size fit."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,16 +25,16 @@ from shoulders.scaffolds.base import KINDS, Bare, Scaffold, ScaffoldConfig
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 
 
-def counted(run: Callable[[], None]) -> int:
-    """Floating-point operations of a call."""
+def count_flops(run: Callable[[], None]) -> int:
+    """Return the number of floating-point operations of a call."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
 
 
 @contextmanager
-def kept_bytes(weights: Sequence[Tensor]) -> Iterator[Callable[[], int]]:
-    """Bytes of the tensors that autograd keeps for the backward pass, each storage once, the weights' left out."""
+def saved_bytes(weights: Sequence[Tensor]) -> Iterator[Callable[[], int]]:
+    """Yield a function: the bytes that autograd keeps for the backward pass, without the weights."""
     known = {weight.untyped_storage()._cdata for weight in weights}  # noqa: SLF001 (a storage's identity)
     kept: dict[int, Any] = {}
 
@@ -44,15 +44,15 @@ def kept_bytes(weights: Sequence[Tensor]) -> Iterator[Callable[[], int]]:
             kept[storage._cdata] = storage  # noqa: SLF001 (held, so that its identity is not given away)
         return tensor
 
-    with saved_tensors_hooks(pack, lambda tensor: tensor), _AsOnDevices():
+    with saved_tensors_hooks(pack, lambda tensor: tensor), _RealDeviceMemory():
         yield lambda: sum(storage.nbytes() for storage in kept.values())
 
 
-class _AsOnDevices(TorchFunctionMode):
-    """A step on the meta device keeps what it keeps on real ones.
+class _RealDeviceMemory(TorchFunctionMode):
+    """Makes a step on the meta device keep the same tensors as on a real device.
 
-    PyTorch attends there by its plain kernel, which keeps the attention matrices: at 1,000 tokens most of all there is.
-    And transformers needs a cache there (`passes.read`), whose first extension copies keys and values.
+    On the meta device PyTorch uses its plain attention kernel, which keeps the attention matrices: most of the memory
+    at 1,000 tokens. And transformers needs a cache there (`passes.read`), whose first extension copies keys and values.
     """
 
     def __torch_function__(
@@ -60,17 +60,17 @@ class _AsOnDevices(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention and args[0].is_meta and any(one.requires_grad for one in args[:3]):
-            return _Fused.apply(*args[:3], args[3] if len(args) > 3 else kwargs.get("attn_mask"))
+            return _FusedAttention.apply(*args[:3], args[3] if len(args) > 3 else kwargs.get("attn_mask"))
         if func is torch.cat and len(args[0]) == 2 and args[0][0].is_meta and not args[0][0].numel():
             return args[0][1]
         return func(*args, **kwargs)
 
 
-class _Fused(torch.autograd.Function):
-    """Shapes, operations and kept tensors of fused attention: inputs, output, and one number a row of the softmax.
+class _FusedAttention(torch.autograd.Function):
+    """Shapes, operations and kept tensors of fused attention: inputs, output, and one number per row of the softmax.
 
-    The operations are those of plain attention: the second computation of the scores, by which a fused kernel saves its
-    memory, is no part of the method's work.
+    The operations are those of plain attention: the recomputation of scores, with which a fused kernel saves memory, is
+    not counted.
     """
 
     @staticmethod
@@ -107,16 +107,16 @@ class _Fused(torch.autograd.Function):
 
 
 def _repeated(grouped: Tensor, heads: int) -> Tensor:
-    """Keys or values for each query head."""
+    """Return keys or values repeated for each query head."""
     return grouped.repeat_interleave(heads // grouped.shape[1], 1)
 
 
-ADAM_BYTES = 16  # of a trained parameter: itself, its gradient and two moments, in fp32
+ADAM_BYTES = 16  # per trained parameter: value, gradient and two moments in fp32
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one recipe needs.
+    """The cost of a recipe.
 
     Attributes:
         trained: trained parameters by part of the scaffold.
@@ -125,10 +125,11 @@ class Cost:
         training_bytes: of the trained parameters with gradients and moments.
         activations_bytes: kept for the backward pass of one micro-batch.
         cache_bytes: keys and values of one answer.
-        context_bytes: keys and values of one input, where the recipe keeps them on disk (`training.contexts`); else 0.
+        context_bytes: keys and values of one input, if the recipe stores them on disk (`training.contexts`); else 0.
         step: floating-point operations of one optimizer step.
-        step_floor: of these, what the frozen model alone needs (forward, and backward to its input).
-        answer: operations of one answer; `answer_bare` without a scaffold; `answer_prompt` with a plain prompt as long.
+        step_floor: operations of the frozen model alone (forward, and backward to its input).
+        answer: operations of one answer; `answer_bare`: without a scaffold; `answer_prompt`: with a soft prompt of
+            the same length.
     """
 
     trained: dict[str, int]
@@ -147,17 +148,17 @@ class Cost:
 
 
 def cost(recipe: Recipe, input_length: int, output_length: int) -> Cost:
-    """Count a recipe's parameters, bytes and operations for inputs and answers of a length.
+    """Return a recipe's parameters, bytes and operations for inputs and answers of given lengths.
 
     Raises:
-        UsageError: a length below 1, a model that is no causal language model, or contexts that cannot be kept.
+        UsageError: a length is below 1, the model is no causal language model, or contexts cannot be stored.
         ContextFull: prompt, input and answer do not fit the context.
-        SourceNotFound, HubUnreachable: the backbone's or encoder's configuration is not to be had.
+        SourceNotFound, HubUnreachable: the configuration of the backbone or encoder cannot be loaded.
     """
     if input_length < 1 or output_length < 1:
         raise UsageError(
-            f"an input of {input_length} and an answer of {output_length} tokens: each has at least 1 (--input-length, "
-            "--output-length)"
+            f"the input has {input_length} and the answer {output_length} tokens: each must be at least 1 "
+            "(--input-length, --output-length)"
         )
     lm = meta_backbone(
         recipe.backbone.name, DTYPES.get(recipe.backbone.dtype, torch.bfloat16), recipe.backbone.attention
@@ -203,13 +204,13 @@ def _context_bytes(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, input_lengt
 
 
 def meta_scaffold(config: ScaffoldConfig, lm: FrozenLM) -> Scaffold:
-    """A scaffold of the right shape without values."""
+    """Return a scaffold on the meta device: shapes without values."""
     with torch.device("meta"):
         return KINDS[config.kind].new(config, lm)
 
 
 def parts(scaffold: Scaffold) -> dict[str, int]:
-    """Trained parameters by part."""
+    """Return the number of trained parameters by part of the scaffold."""
     found: dict[str, int] = {}
     for name, weight in scaffold.named_parameters():
         part = name.split(".")[0]
@@ -219,7 +220,7 @@ def parts(scaffold: Scaffold) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    """One row of the recipe's lengths, to be run through a scaffold and counted."""
+    """Counts operations and bytes of one row of given lengths through a scaffold."""
 
     lm: FrozenLM
     scaffold: Scaffold
@@ -227,22 +228,24 @@ class _Sizes:
     output_length: int
 
     def step(self, scaffold: Scaffold) -> tuple[int, int]:
-        """Operations of one row's step (forward, scored logits, backward) and the bytes kept for its backward pass."""
+        """Return operations of a training step of one row (forward, scored logits, backward), and bytes it keeps."""
         length = self.input_length + self.output_length - 1
-        with kept_bytes(self._weights(scaffold)) as kept:
-            work = counted(lambda: self._step(scaffold, length))
+        with saved_bytes(self._weights(scaffold)) as kept:
+            work = count_flops(lambda: self._step(scaffold, length))
         return work, kept()
 
     def _step(self, scaffold: Scaffold, length: int) -> None:
         given = self._given(length, scaffold)
-        if not any(weight.numel() for weight in scaffold.parameters()):  # a prompt of no vectors: back to the text
+        if not any(
+            weight.numel() for weight in scaffold.parameters()
+        ):  # a prompt of length 0: gradients go to the text
             given.embeds.requires_grad_()
         states = scaffold.states(self.lm, given)
         self.lm.logits(states[:, -self.output_length :]).float().sum().backward()
 
     @torch.no_grad()
     def answer(self, scaffold: Scaffold) -> int:
-        """Operations of one answer: the input is read once, then token by token."""
+        """Return operations of one answer: the input is read once, then tokens one by one."""
         scaffold.requires_grad_(False)
         memory = Memory()
 
@@ -254,10 +257,10 @@ class _Sizes:
             step = self._given(1, scaffold).continued(self._embeds(1))
             self.lm.logits(scaffold.states(self.lm, step, memory))
 
-        return counted(read) + (self.output_length - 1) * counted(next_token)
+        return count_flops(read) + (self.output_length - 1) * count_flops(next_token)
 
     def cache_bytes(self, scaffold: Scaffold) -> int:
-        """Keys and values after an answer's last token."""
+        """Return bytes of the keys and values after the last token of an answer."""
         memory = Memory()
         length = self.input_length + self.output_length - 1
         with torch.no_grad():
@@ -276,7 +279,7 @@ class _Sizes:
         slot = {"prefix": 0, "infix": 0, "suffix": min(length, self.input_length)}[scaffold.placement.value]
         source = None
         if scaffold.encoder is not None:
-            # As `source_tokens` cuts it; the language model as its own encoder has no other limit than its context.
+            # Cut as in `source_tokens`; the language model as its own encoder is limited by its context only.
             longest = UNLIMITED if scaffold.encoder is self.lm else scaffold.encoder.tokenizer.model_max_length  # type: ignore[attr-defined]
             read = min(self.input_length, scaffold.encoder.context - scaffold.source_room, longest)
             ids = torch.zeros(1, read, dtype=torch.long, device=self.lm.device)

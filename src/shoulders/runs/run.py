@@ -1,4 +1,4 @@
-"""A recipe from its first step to its measured scores, in a folder: recipe, log, checkpoints, the best so far."""
+"""Runs: training by a recipe into a folder (recipe, log, checkpoints, best scaffold), and their results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -26,12 +26,12 @@ from shoulders.training.log import RunLog, read_log
 from shoulders.training.loop import Hooks, OnStep, Progress, Step, checkpoints, fit
 from shoulders.training.plan import TrainPlan
 
-CHECKPOINTS = "checkpoints"  # folder in a run's
+CHECKPOINTS = "checkpoints"  # folder of the checkpoints in that of the run
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Who is told how a run goes."""
+    """Callbacks for the progress of a run."""
 
     on_step: OnStep = lambda _: None
     on_done: OnDone = lambda _done, _all: None
@@ -39,11 +39,11 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Where a run is kept.
+    """The folder of a run.
 
     Attributes:
         recipe: of the run, as JSON.
-        done: steps that are done already.
+        done: number of steps already done.
     """
 
     path: Path
@@ -60,14 +60,14 @@ class RunFolder:
         resume: bool,
         part: str = "",
     ) -> "RunFolder":
-        """The folder of a new run, or of one that goes on.
+        """Return the folder of a new or resumed run.
 
         Args:
-            read: a recipe as a run before left it, with the defaults of today.
-            part: folder in `path`, of a run that is one of several.
+            read: returns the recipe in a file of an earlier run as JSON.
+            part: folder in `path`, for one of several runs.
 
         Raises:
-            UsageError: it holds another run, or one that is not to be resumed.
+            UsageError: the folder holds another run, or a run and `resume` is false.
         """
         inner = path / part
         saved = checkpoints(inner / CHECKPOINTS)
@@ -91,12 +91,12 @@ class RunFolder:
         groups: list[dict[str, Any]] | None = None,
         until: int | None = None,
     ) -> Progress:
-        """Train what is left to train.
+        """Train the remaining steps, and return the progress.
 
         Args:
-            keep: is called with score and step when the score is the best so far.
-            groups: optimizer groups, as `training.loop.fit` takes them.
-            until: pause after this step (likewise).
+            keep: called with score and step when the score is the best so far.
+            groups: optimizer groups (`training.loop.fit`).
+            until: pause after this step (`training.loop.fit`).
         """
         processes = Accelerator(device_placement=False)
         processes.wait_for_everyone()  # all have looked into the folder before one writes into it
@@ -111,13 +111,13 @@ class RunFolder:
 
 
 def _lasting(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The recipe without what says only whether a run stops: that may change when one goes on that was stopped."""
+    """Return the recipe without `suite.skip_...`, which may change when a run that stopped is resumed."""
     suite = {key: value for key, value in recipe["suite"].items() if not key.startswith("skip_")}
     return {**recipe, "suite": suite}
 
 
 def _on_step(watch: Watch, log: RunLog | None) -> OnStep:
-    """Tell of a step; the log is the main process's."""
+    """Return the callback of a step: the main process logs and reports it."""
 
     def on_step(step: Step) -> None:
         if log is not None:
@@ -137,18 +137,18 @@ def train(
     resume: bool = False,
     watch: Watch | None = None,
 ) -> tuple[Scaffold, Progress]:
-    """Train the recipe's scaffold; the run's folder holds recipe, log, checkpoints and the best scaffold.
+    """Train the scaffold of a recipe into a folder of recipe, log, checkpoints and best scaffold.
 
     Args:
-        tasks: to train and select on, if they are loaded already.
-        evidence: likewise (`new_evidence`).
-        resume: go on from the newest checkpoint in the folder.
+        tasks: to train and select on, if they are already loaded.
+        evidence: of the recipe, if it is already built (`new_evidence`).
+        resume: continue from the newest checkpoint in the folder.
 
     Returns:
-        The scaffold of the best development score, and how far the run came.
+        The scaffold with the best development score, and the progress of the run.
 
     Raises:
-        UsageError: the folder holds another run, or one that is not to be resumed.
+        UsageError: the folder holds another run, or a run and `resume` is false.
     """
     progress = train_until(recipe, lm, folder, None, tasks=tasks, evidence=evidence, resume=resume, watch=watch)
     return Scaffold.load(folder / BEST, lm), progress
@@ -165,9 +165,9 @@ def train_until(
     resume: bool = False,
     watch: Watch | None = None,
 ) -> Progress:
-    """As `train`, with a pause after the step `until`, from where a run that is resumed goes on as if there was none.
+    """Train as `train` does, and pause after the step `until`; a resumed run continues as if there had been no pause.
 
-    There need not be a best scaffold yet; what the run stands at is in its last checkpoint, and `Progress.score`.
+    There may be no best scaffold yet; the state of the run is in its last checkpoint, its score in `Progress.score`.
     """
     recipe.check_trainable()
     run = run_folder(folder, recipe, resume=resume)
@@ -185,15 +185,15 @@ def train_until(
 
 
 def run_folder(path: Path, recipe: Recipe, *, resume: bool) -> RunFolder:
-    """The folder of a recipe's run (`RunFolder.opened`)."""
+    """Return the folder of a run by a recipe (`RunFolder.opened`)."""
     return RunFolder.opened(path, recipe.as_json(), lambda kept: read_recipe(kept).as_json(), resume=resume)
 
 
 def training_told(folder: Path, lm: FrozenLM, progress: Progress) -> dict[str, Any]:
-    """What the training in a run's folder took, and what became of the examples it read; told as soon as it is over.
+    """Return the cost of a finished training, and the counts of its examples, as JSON.
 
-    Seconds are those of the steps, without development scores; memory is that of the process that took the last step,
-    at its highest: models, optimizer, scores and the writing of checkpoints.
+    Seconds are those of the steps, without evaluations; memory is the peak of the process that took the last step,
+    including models, optimizer, evaluations and the writing of checkpoints.
     """
     steps = read_log(folder)
     total = {name: sum(step[name] for step in steps) for name in ("seconds", "positions")}
@@ -209,11 +209,11 @@ def result(
     name: str | None = None,
     evidence: Evidence | None = None,
 ) -> dict[str, Any]:
-    """Everything measured with where it comes from, as JSON: what `results.json` holds.
+    """Return the content of `results.json`: scores with their provenance.
 
     Args:
-        name: where the scaffold lies; None for one that was never saved, and for the bare model.
-        evidence: that it was measured with, if it is at hand.
+        name: folder or hub repository of the scaffold; None for one that was not saved, and for the bare model.
+        evidence: of the evaluation, if it is already built.
     """
     evidence = evidence or new_evidence(recipe, lm, scaffold.length)
     found = retrieval_measured(recipe, evidence, scores)
@@ -226,7 +226,7 @@ def result(
 
 
 def text_result(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold, measured: Perplexity, name: str) -> dict[str, Any]:
-    """As `result`, for a run on text."""
+    """Return the content of `results.json` for a run on text."""
     return _with_origin({**measured.as_json(), "evidence": None}, recipe, lm, scaffold, name)
 
 
@@ -242,7 +242,7 @@ def _with_origin(
 
 
 def keep_test_scores(scaffold: Scaffold, lm: FrozenLM, folder: Path, split: str, scores: Scores) -> None:
-    """Note in a saved scaffold's configuration, beside its development score, what it reached in the end."""
+    """Add test scores to the description of a saved scaffold, beside its development score."""
     origin = scaffold.origin
     assert origin is not None
     full = scores_as_json(scores)
@@ -252,5 +252,5 @@ def keep_test_scores(scaffold: Scaffold, lm: FrozenLM, folder: Path, split: str,
 
 
 def trained_parameters(trained: nn.Module) -> int:
-    """Numbers that training moved."""
+    """Return the number of trained parameters."""
     return sum(weight.numel() for weight in trained.parameters())

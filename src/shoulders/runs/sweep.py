@@ -1,4 +1,4 @@
-"""A search among variants of a recipe: each trains a share of the steps, and the best on the development part goes on.
+"""Sweeps: each variant of a recipe trains a share of the steps, and the best on the development set trains the rest.
 
 Source: the paper, section 2.2 (prompt length and learning rate, at 10% of the training).
 """
@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,18 @@ from accelerate import PartialState
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import ContextFull, TrainingDiverged, UsageError, first_line
+from shoulders.evaluation.report import markdown_rows
 from shoulders.evaluation.results import provenance
-from shoulders.paper.rivals import train_rival
 from shoulders.runs.build import TaskParts
 from shoulders.runs.jobs import check_tested
 from shoulders.runs.recipe import Recipe, recipe_from_json, with_overrides
-from shoulders.runs.run import Watch, train_until
+from shoulders.runs.run import Watch
 from shoulders.store.files import read_json, whole_file, write_json
 from shoulders.training.log import read_log
+from shoulders.training.loop import Progress
 
 SWEEP, TABLE = "sweep.json", "sweep.md"
-VARIED = ("scaffold.", "training.", "rival.", "evidence.")  # scores of other suites or models do not compare
+VARIED = ("scaffold.", "training.", "rival.", "evidence.")  # scores on other suites or models are not comparable
 STEPS = "training.steps"
 
 Grid = Mapping[str, Sequence[str]]  # values, as texts, by recipe key
@@ -33,15 +35,15 @@ Grid = Mapping[str, Sequence[str]]  # values, as texts, by recipe key
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One variant of the recipe.
+    """A variant of the recipe.
 
     Attributes:
-        name: of its run's folder in that of the sweep.
+        name: of its folder in that of the sweep.
         values: of the grid, by recipe key.
         recipe: of its full run.
-        score: on the development part, where it paused; None before that.
-        seconds: that its steps took until then.
-        failure: why it came no further, if it did not.
+        score: on the development set at the pause; None before.
+        seconds: of its steps until the pause.
+        failure: error that stopped it, if any.
     """
 
     name: str
@@ -53,23 +55,23 @@ class Candidate:
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing more to find out about it."""
+        """Whether the candidate has a score or has failed."""
         return self.score is not None or bool(self.failure)
 
     def as_json(self) -> dict[str, Any]:
-        """What became of it."""
+        """Return name, values and outcome as JSON."""
         found = {"score": self.score, "seconds": self.seconds, "failure": self.failure}
         return {"name": self.name, "values": dict(self.values), **found}
 
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
-    """What is tried.
+    """The plan of a sweep.
 
     Attributes:
         recipe: of the full run.
-        grid: recipe values to try, each with each.
-        fraction: of the steps that every candidate trains.
+        grid: recipe values to try, in all combinations.
+        fraction: share of the steps that every candidate trains.
     """
 
     recipe: Recipe
@@ -78,7 +80,7 @@ class SweepPlan:
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
-            raise UsageError(f"--fraction is {self.fraction}: a share of the steps above 0, 1 at most; the paper: 0.1")
+            raise UsageError(f"--fraction is {self.fraction}: it must be above 0 and at most 1; the paper's is 0.1")
         if not self.grid or not all(self.grid.values()):
             raise UsageError("there is nothing to choose among: name values, --grid training.learning_rate=1e-3,1e-2")
         for key in self.grid:
@@ -90,14 +92,14 @@ class SweepPlan:
 
     @property
     def until(self) -> int:
-        """The step that every candidate pauses at."""
+        """Step at which every candidate pauses."""
         return max(1, round(self.fraction * self.recipe.training.steps))
 
     def candidates(self) -> list[Candidate]:
-        """All variants, in the order of the grid.
+        """Return all variants, in the order of the grid.
 
         Raises:
-            UnknownName, UsageError: a key or value does not fit the recipe, or two variants are the same.
+            UnknownName, UsageError: a key or value is invalid, or two variants are equal.
         """
         found: list[Candidate] = []
         for number, values in enumerate(itertools.product(*self.grid.values()), start=1):
@@ -105,31 +107,31 @@ class SweepPlan:
             recipe = with_overrides(self.recipe, [f"{key}={value}" for key, value in chosen.items()])
             recipe.check_trainable()
             if any(recipe == other.recipe for other in found):
-                raise UsageError(f"the grid holds {_told(chosen)} twice: name each value once")
+                raise UsageError(f"the grid holds {_assignments(chosen)} twice: name each value once")
             found.append(Candidate(f"{number:02d}", chosen, recipe))
         return found
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
-    """Candidates of a sweep, as far as it has come."""
+class SweepState:
+    """The candidates of a sweep with their outcomes so far."""
 
     plan: SweepPlan
     candidates: Sequence[Candidate]
 
     @property
     def best(self) -> Candidate | None:
-        """Of the highest development score, the first of equals; None if there is none yet."""
+        """Candidate with the highest development score, the first of equals; None if there is none yet."""
         scored = [one for one in self.candidates if one.score is not None]
         return max(scored, key=lambda one: one.score or 0.0, default=None)
 
     @property
     def chosen(self) -> Candidate | None:
-        """The best, once all are done."""
+        """Best candidate, once all are done."""
         return self.best if all(one.done for one in self.candidates) else None
 
     def as_json(self) -> dict[str, Any]:
-        """Grid and outcomes, as `sweep.json` keeps them."""
+        """Return grid and outcomes, as stored in `sweep.json`."""
         plan = self.plan
         return {
             "grid": {key: list(values) for key, values in plan.grid.items()},
@@ -140,36 +142,44 @@ class Swept:
         }
 
     def table(self) -> str:
-        """Markdown."""
-        keys, plan = list(self.plan.grid), self.plan
-        lines = [
-            f"| candidate | {' | '.join(keys)} | development score at step {plan.until} | seconds |",
-            "| --- |" + " ---: |" * (len(keys) + 2),
-        ]
+        """Return a Markdown table of the candidates."""
+        plan = self.plan
+        rows = []
         for one in self.candidates:
-            score = "" if one.score is None else f"{one.score:.2f}"
-            score = f"**{score}**" if one is self.chosen else score or one.failure.replace("|", "\\|")
-            lines.append(f"| {one.name} | {' | '.join(one.values.values())} | {score} | {one.seconds:.0f} |")
+            score = one.failure if one.score is None else f"{one.score:.2f}"
+            score = f"**{score}**" if one is self.chosen else score
+            rows.append([one.name, *one.values.values(), score, f"{one.seconds:.0f}"])
+        header = ["candidate", *plan.grid, f"development score at step {plan.until}", "seconds"]
+        table = markdown_rows(header, rows, [True] + [False] * (len(header) - 1))
         chosen = f"; {self.chosen.name} goes on" if self.chosen else ""
-        return "\n".join([*lines, "", f"{plan.until} of {plan.recipe.training.steps} steps each{chosen}.", ""])
+        return f"{table}\n\n{plan.until} of {plan.recipe.training.steps} steps each{chosen}.\n"
 
 
 Watching = Callable[[Candidate], AbstractContextManager[Watch]]
+TrainUntil = Callable[..., Progress]  # `shoulders.runs.run.train_until`, or the like
 
 
 def sweep(
-    plan: SweepPlan, lm: FrozenLM, parts: TaskParts, folder: Path, watching: Watching, *, resume: bool = False
-) -> Swept:
-    """Train every candidate to its pause, under the learning rates of its full run, and choose.
+    plan: SweepPlan,
+    lm: FrozenLM,
+    parts: TaskParts,
+    folder: Path,
+    train: TrainUntil,
+    watching: Watching,
+    *,
+    resume: bool = False,
+) -> SweepState:
+    """Train every candidate to its pause, at the learning rates of its full run, and choose the best.
 
-    The chosen one goes on from there as if it had never paused: `train(chosen.recipe, lm, folder / chosen.name,
-    resume=True)`. A candidate that diverges, or does not fit the memory or the context, is noted, and the others go on.
+    `train(chosen.recipe, lm, folder / chosen.name, resume=True)` then continues the chosen run as if it had never
+    paused. A candidate that diverges, or does not fit the memory or the context, is noted, and the others are trained.
 
     Args:
-        parts: the recipe's tasks.
-        folder: gets the table (`sweep.json`, `sweep.md`), and a run's folder of each candidate.
-        watching: opens what is told how a candidate goes.
-        resume: go on with what is not done; neither done nor failed ones run again.
+        parts: tasks of the recipe.
+        folder: receives the table (`sweep.json`, `sweep.md`), and the folder of each candidate's run.
+        train: trains a candidate to its pause (`train_until` for scaffolds).
+        watching: opens what shows the progress of a candidate.
+        resume: continue an interrupted sweep; finished and failed candidates do not run again.
 
     Raises:
         UsageError: the folder holds another sweep, or one that is not to be resumed; every candidate failed.
@@ -181,7 +191,8 @@ def sweep(
         if candidate.done:
             continue
         with watching(candidate) as watch:
-            outcome = _outcome(candidate, plan.until, lm, parts, folder / candidate.name, watch, resume=resume)
+            advance = partial(train, until=plan.until, tasks=parts.trained, resume=resume, watch=watch)
+            outcome = _outcome(candidate, lm, parts, folder / candidate.name, advance)
         candidates = [*found.candidates[:number], outcome, *found.candidates[number + 1 :]]
         found = replace(found, candidates=candidates)
         _keep(found, lm, folder)
@@ -190,15 +201,12 @@ def sweep(
     return found
 
 
-def _outcome(
-    candidate: Candidate, until: int, lm: FrozenLM, parts: TaskParts, folder: Path, watch: Watch, *, resume: bool
-) -> Candidate:
-    """The candidate, trained to its pause."""
-    recipe, failure, score = candidate.recipe, "", None
-    advance = train_rival if recipe.rival.kind else train_until
+def _outcome(candidate: Candidate, lm: FrozenLM, parts: TaskParts, folder: Path, advance: TrainUntil) -> Candidate:
+    """Train a candidate to its pause, and return it with its score or failure."""
+    failure, score = "", None
     try:
-        check_tested(recipe, lm, parts)
-        score = advance(recipe, lm, folder, until=until, tasks=parts.trained, resume=resume, watch=watch).score
+        check_tested(candidate.recipe, lm, parts)
+        score = advance(candidate.recipe, lm, folder).score
     except (TrainingDiverged, ContextFull, MemoryError, RuntimeError) as error:
         if not _of_the_candidate(error):
             raise
@@ -209,16 +217,17 @@ def _outcome(
 
 
 def _of_the_candidate(error: BaseException) -> bool:
-    """Whether other candidates may do better. On a CPU PyTorch has no error of its own for a full memory."""
+    """Return whether an error concerns only one candidate, so that others may succeed."""
+    # On a CPU, PyTorch has no exception of its own for a full memory.
     full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
     return full or isinstance(error, TrainingDiverged | ContextFull)
 
 
-def _opened(plan: SweepPlan, folder: Path, *, resume: bool) -> Swept:
-    """A new sweep, or what a killed one has found so far."""
+def _opened(plan: SweepPlan, folder: Path, *, resume: bool) -> SweepState:
+    """Return a new sweep, or the state of an interrupted one."""
     candidates = plan.candidates()
     if not (folder / SWEEP).exists():
-        return Swept(plan, candidates)
+        return SweepState(plan, candidates)
     content = read_json(folder / SWEEP)
     done = sum(one["score"] is not None or bool(one["failure"]) for one in content["candidates"])
     if not resume:
@@ -230,13 +239,13 @@ def _opened(plan: SweepPlan, folder: Path, *, resume: bool) -> Swept:
     if (kept.recipe, kept.fraction, kept.candidates()) != (plan.recipe, plan.fraction, candidates):
         raise UsageError(f"{folder} holds a sweep of another recipe or grid (see its {SWEEP}): name another --out")
     pairs = zip(candidates, content["candidates"], strict=True)
-    return Swept(
+    return SweepState(
         plan,
         [replace(one, **{key: was[key] for key in ("score", "seconds", "failure")}) for one, was in pairs],
     )
 
 
-def _keep(found: Swept, lm: FrozenLM, folder: Path) -> None:
+def _keep(found: SweepState, lm: FrozenLM, folder: Path) -> None:
     if PartialState().is_main_process:
         write_json(folder / SWEEP, {**found.as_json(), **provenance(found.plan.recipe.as_json(), lm)})
         with whole_file(folder / TABLE) as part:
@@ -244,10 +253,10 @@ def _keep(found: Swept, lm: FrozenLM, folder: Path) -> None:
 
 
 def parsed_grid(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The grid of texts `key=value,value`.
+    """Return the grid of texts `key=value,value`.
 
     Raises:
-        UsageError: one is not, or two are of one key.
+        UsageError: a text has another form, or two have the same key.
     """
     grid: dict[str, tuple[str, ...]] = {}
     for text in texts:
@@ -261,5 +270,5 @@ def parsed_grid(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return grid
 
 
-def _told(values: Mapping[str, str]) -> str:
+def _assignments(values: Mapping[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in values.items())

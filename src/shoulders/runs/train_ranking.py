@@ -1,4 +1,4 @@
-"""Training a retriever or a re-ranker by its recipe, and cross-fitting a re-ranker."""
+"""Training of a retriever or a re-ranker by its recipe, and cross-fitting of re-rankers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -29,18 +29,18 @@ from shoulders.runs.ranking_recipes import RankingRecipe, ranking_recipe_from_js
 from shoulders.runs.run import RunFolder, Watch
 from shoulders.store.files import BEST, read_json, write_json
 from shoulders.training.loop import Progress
-from shoulders.training.rankers import RerankerLoss, RetrieverLoss, SupervisedSource, Supervision, ranking_loss
+from shoulders.training.rankers import RankingSampler, RankingSource, RerankerLoss, RetrieverLoss, ranking_loss
 
-UNIT_SCALE = 20.0  # of scores of vectors of length one (sentence-transformers)
+UNIT_SCALE = 20.0  # factor of scores of unit vectors (sentence-transformers)
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
-    """What a run ended with.
+class RankingRun:
+    """A finished run of a retriever or re-ranker.
 
     Attributes:
         folder: of the best model.
-        result: what results.json holds: how it orders the development questions' passages, and where it comes from.
+        result: content of results.json: scores of the ranking on the development questions, with their provenance.
     """
 
     folder: Path
@@ -50,14 +50,14 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """What trains, what scores passages with its weights as they are, and what keeps it."""
+    """The training loss of a model, its scores of passages, and how it is saved."""
 
     loss: RerankerLoss | RetrieverLoss
     scores: Callable[[Sequence[Pair]], Sequence[float]]
     save: Callable[[Path, About], None]
 
     def ordered(self, questions: Sequence[str], hits: Sequence[Sequence[Hit]]) -> list[list[float]]:
-        """A score for each passage of each question."""
+        """Return a score for each passage of each question."""
         pairs = [
             Pair(question, hit.title, hit.text) for question, some in zip(questions, hits, strict=True) for hit in some
         ]
@@ -65,23 +65,25 @@ class _Model:
         return [list(islice(left, len(some))) for some in hits]
 
 
-def train_ranking(recipe: RankingRecipe, folder: Path, *, resume: bool = False, watch: Watch | None = None) -> Ranked:
-    """Train a recipe's model; the best one on the development questions is kept, with how it did.
+def train_ranking(
+    recipe: RankingRecipe, folder: Path, *, resume: bool = False, watch: Watch | None = None
+) -> RankingRun:
+    """Train the model of a recipe, and save the best on the development questions with its scores.
 
     Raises:
-        UsageError: no index is named, or the folder holds another run, or one that is not to be resumed.
-        SourceNotFound, UsageError: what finds the passages is not there (`searcher_of`).
+        UsageError: no index is named, the folder holds another run, or a run and `resume` is false.
+        SourceNotFound, UsageError: the retriever is missing (`searcher_of`).
         DataError: no question has a passage to learn from, or to be measured on.
     """
     if not recipe.index:
-        raise UsageError("passages are learnt from an index: build one (shoulders index), then index=FOLDER")
+        raise UsageError("no index of passages is named: build one (shoulders index), then index=FOLDER")
     run = RunFolder.opened(folder, recipe.as_json(), _kept, resume=resume)
     index, tasks = Index(Path(recipe.index).expanduser()), suite_parts(recipe.suite).trained
     searcher = searcher_of(recipe, index)
     measured_on = _development(recipe, index, searcher, tasks)
     torch.manual_seed(recipe.training.seed)
     model = _reranker(recipe) if recipe.kind == RERANKER else _retriever(recipe)
-    supervision = Supervision(index, recipe.depth, recipe.negatives, recipe.training.seed, searcher)
+    supervision = RankingSampler(index, recipe.depth, recipe.negatives, recipe.training.seed, searcher)
     source = _source(recipe, supervision, tasks, model.loss)
     seen = Seen.of(source.questions)
     last: list[RankingScores] = []
@@ -98,21 +100,21 @@ def train_ranking(recipe: RankingRecipe, folder: Path, *, resume: bool = False, 
 
     job = Job(source, ranking_loss, score)
     progress = run.fit(model.loss, job, recipe.training, keep, watch or Watch())
-    return Ranked(folder / BEST, progress, read_json(folder / RESULTS))
+    return RankingRun(folder / BEST, progress, read_json(folder / RESULTS))
 
 
 def cross_fit(
     recipe: RankingRecipe, folder: Path, *, resume: bool = False, watch: Callable[[str], AbstractContextManager[Watch]]
-) -> dict[str, Ranked]:
-    """Re-rankers trained on the halves A and B of the questions, and on all (the paper, section 3.1).
+) -> dict[str, RankingRun]:
+    """Train re-rankers on the halves A and B of the questions, and on all (the paper, section 3.1).
 
-    Each has a folder of its own; one that is done already is not trained again with `resume`.
+    Each has a folder of its own; with `resume`, a finished one is not trained again.
 
     Args:
-        watch: who is told of the run of that name.
+        watch: opens the progress callbacks of the run of a name.
 
     Raises:
-        UsageError: as `train_ranking`; the recipe is no re-ranker's, or has a fold already.
+        UsageError: as `train_ranking`; or the recipe is not that of a re-ranker, or names a fold.
     """
     if recipe.kind != RERANKER or recipe.suite.fold:
         what = f"kind={recipe.kind}" if recipe.kind != RERANKER else f"suite.fold={recipe.suite.fold}"
@@ -121,10 +123,12 @@ def cross_fit(
     parts = {name: replace(recipe, suite=replace(recipe.suite, fold=fold)) for name, fold in folds.items()}
     for name, part in parts.items():  # before any of them is trained
         RunFolder.opened(folder, part.as_json(), _kept, resume=resume, part=name)
-    found: dict[str, Ranked] = {}
+    found: dict[str, RankingRun] = {}
     for name, part in parts.items():
-        with watch(name) as told:
-            found[name] = train_ranking(part, folder / name, resume=resume and (folder / name).exists(), watch=told)
+        with watch(name) as callbacks:
+            found[name] = train_ranking(
+                part, folder / name, resume=resume and (folder / name).exists(), watch=callbacks
+            )
     return found
 
 
@@ -140,12 +144,12 @@ def _development(recipe: RankingRecipe, index: Index, searcher: Searcher, tasks:
 
 
 def _source(
-    recipe: RankingRecipe, supervision: Supervision, tasks: Sequence[Task], loss: RerankerLoss | RetrieverLoss
-) -> SupervisedSource:
+    recipe: RankingRecipe, supervision: RankingSampler, tasks: Sequence[Task], loss: RerankerLoss | RetrieverLoss
+) -> RankingSource:
     suite, plan = recipe.suite, recipe.training
     mixture = training_mixture(suite, tasks, plan.seed)
     at_once = plan.positions_at_once if recipe.kind == RERANKER else None
-    return SupervisedSource(mixture, suite.fold, supervision, plan.batch_size, loss.cost, at_once)
+    return RankingSource(mixture, suite.fold, supervision, plan.batch_size, loss.cost, at_once)
 
 
 def _reranker(recipe: RankingRecipe) -> _Model:

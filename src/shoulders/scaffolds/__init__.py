@@ -1,4 +1,4 @@
-"""What is trained around the frozen model. Importing this package makes every kind of scaffold known to `load`."""
+"""Scaffolds: all that trains around the frozen model. One file for each method; `base` has the class they share."""
 
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.input_prompt import InputPrompt

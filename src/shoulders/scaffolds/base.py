@@ -1,4 +1,4 @@
-"""What stands around the frozen model: the only thing that trains, and exactly what is saved."""
+"""The base class of scaffolds, the registry of their kinds, and the scaffold that adds nothing."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +20,9 @@ from shoulders.scaffolds.program import Pass, Program, direct
 from shoulders.scaffolds.storage import (
     CONFIG,
     MODEL_CARD,
-    Fetching,
+    HubOptions,
     Origin,
-    Stored,
+    SavedScaffold,
     fetch,
     read_files,
     scaffold_folder,
@@ -35,12 +35,12 @@ REPOSITORY = "https://github.com/shoulders-lm/shoulders"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaffoldConfig:
-    """What a recipe says of a scaffold (`scaffold.length=20`). Each kind has its own, which checks its values.
+    """Values of a scaffold in a recipe (`scaffold.length=20`). Each kind has its own class, which checks its values.
 
     Attributes:
-        kind: of the scaffold; the config of each kind sets it as the default.
-        start: run, folder or hub name of a trained scaffold of the same kind and sizes to start from instead; for an
-            input prompt over a `base`, also of a soft prompt, that the base starts as.
+        kind: kind of the scaffold; the class of each kind sets it.
+        start: run, folder or hub name of a trained scaffold of the same kind and sizes to start from; for an input
+            prompt with a `base`, also of a soft prompt that the base starts from.
     """
 
     kind: str = field(default="", init=False)
@@ -48,21 +48,21 @@ class ScaffoldConfig:
 
     @property
     def taken(self) -> int:
-        """Positions of the context that its prompt takes."""
+        """Number of positions of the context that the prompt takes."""
         return 0
 
     @property
     def untrainable(self) -> str:
-        """Why there is nothing to train; empty where there is something."""
+        """The reason why there is nothing to train; empty if there is something."""
         return ""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """What a new scaffold may ask of the data that it is to be trained on.
+    """Facts about the training data for a new scaffold.
 
     Attributes:
-        class_labels: reads the answers that the tasks offer for every example.
+        class_labels: function that reads the answers that the tasks offer for every example.
     """
 
     class_labels: Callable[[], Sequence[str]] = tuple
@@ -72,15 +72,15 @@ NO_DATA = TrainingData()
 
 
 def _fault(name: str, found: Any) -> str:
-    """What is wrong with a scaffold of another package."""
+    """Return what is wrong with a scaffold of another package; empty if nothing is."""
     if not (isinstance(found, type) and issubclass(found, Scaffold)):
-        return "is no subclass of shoulders.Scaffold"
+        return "is not a subclass of shoulders.Scaffold"
     if found.kind != name or found.Config().kind != name:
-        return f"has kind {found.kind!r}, its Config kind {found.Config().kind!r}: both are to be {name!r}"
+        return f"has kind {found.kind!r}, its Config kind {found.Config().kind!r}: both must be {name!r}"
     return ""
 
 
-# By the name that recipes and saved folders call them.
+# By their names in recipes and saved folders.
 KINDS: Registry[type["Scaffold"]] = Registry(
     "shoulders.scaffolds",
     "kind of scaffold",
@@ -95,29 +95,6 @@ KINDS: Registry[type["Scaffold"]] = Registry(
 )
 
 
-# Values of a scaffold that older recipes record whatever its kind is.
-_OF_ALL_KINDS = {
-    *("length", "placement", "init", "init_text", "encoder", "encoder_length", "layers", "head_width", "query_std"),
-    *("base", "recursion", "inner"),
-}
-
-
-def recorded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's scaffold, as JSON, as it is recorded today: of an older one the values that its kind has.
-
-    Where an older one has an inner scaffold, the values beside it are those of the inner one.
-    """
-    kind = content.get("kind", "soft_prompt")
-    if kind not in KINDS:
-        return dict(content)
-    known = {item.name for item in fields(KINDS[kind].Config)}
-    own = {key: value for key, value in content.items() if key in known or key not in _OF_ALL_KINDS}
-    if "inner" in known and isinstance(content.get("inner"), str):
-        beside = {key: value for key, value in content.items() if key not in ("start", "inner")}
-        own["inner"] = recorded({**beside, "kind": content["inner"]})
-    return own
-
-
 class Scaffold(
     nn.Module,
     ModelHubMixin,
@@ -127,29 +104,38 @@ class Scaffold(
     model_card_template=MODEL_CARD,
     tags=["frozen-language-model", "prompt-tuning"],
 ):
-    """Trained vectors around a frozen language model.
+    """Trained weights around a frozen language model.
 
-    `parameters()` is exactly what trains and `state_dict()` exactly what is saved: the language model is an argument,
-    never a child. Nothing is remembered on `self` between calls; what a decode carries is in its `Memory`.
+    Your own scaffold is one file with two classes (docs/scaffold.md has a whole example):
 
-    `load` reads one from a folder or the hub; `save_pretrained`, `from_pretrained`, `push_to_hub` are Hugging Face's.
+    1. `class Mine(Scaffold, kind="mine")`: its parameters are what trains and what is saved. The language model is an
+       argument and never a child; nothing is kept on `self` between calls, since `Memory` holds what a decode needs.
+    2. `program` is a generator: it yields requests (`Pass`, `Encode`, `Blocks`), gets their results, and returns for
+       each text position the states that predict the next token.
+    3. `length` is the number of context positions that it takes.
+    4. `description` and `rebuilt` save and load it: sizes as JSON, and an instance of these sizes to fill with weights.
+    5. `Config`, a frozen dataclass of type `ScaffoldConfig`, has and checks its values in a recipe; `new` makes a
+       scaffold from it. An entry point in the group `shoulders.scaffolds` makes the kind known to the command line.
+
+    `load` reads a scaffold from a folder or the hub; `save_pretrained`, `from_pretrained` and `push_to_hub` are Hugging
+    Face's.
 
     Attributes:
         kind: its name in recipes and on disk.
-        label: what reports and plots call it.
-        Config: what a recipe says of it, a frozen dataclass.
-        placement: where a prompt stands; decides how rows are padded around it.
-        encoder: what reads the source of an input-dependent scaffold; None for all others.
-        source_room: positions of the encoder that the scaffold itself takes.
-        usual_rate: a learning rate to begin with, where nobody names one.
-        backbone: the model that it was made around, where that is known; used and never a child.
-        origin: the backbone it was trained for and how; None until `made_for`.
+        label: its name in reports and plots.
+        Config: the class of its values in a recipe.
+        placement: placement of its prompt, around which rows are padded.
+        encoder: encoder that reads the source of an input-dependent scaffold; None for all others.
+        source_room: number of positions of the encoder that the scaffold itself takes.
+        usual_rate: learning rate where none is given.
+        backbone: the model that it was made around, if known; not a child.
+        origin: the backbone that it was trained around, and how; None until `made_for`.
     """
 
     kind: ClassVar[str] = ""
     label: ClassVar[str] = ""
     Config: ClassVar[type[ScaffoldConfig]] = ScaffoldConfig
-    may_differ: ClassVar[frozenset[str]] = frozenset()  # in a trained scaffold to start from: keys of its description
+    may_differ: ClassVar[frozenset[str]] = frozenset()  # keys of the description that may differ in `started_from`
     placement: Placement = Placement.PREFIX
     encoder: Encoder | None = None
     source_room: int = 0
@@ -166,34 +152,34 @@ class Scaffold(
     @classmethod
     @abstractmethod
     def new(cls, config: Any, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:
-        """A scaffold at the start of its training.
+        """Return a new scaffold, before any training.
 
         Args:
             config: a `Config` of this class.
-            lm: the frozen model; on the meta device (`shoulders plan`) it has shapes and no values, nor a tokenizer.
-            seed: of what is drawn; PyTorch's own generator is seeded already.
-            data: that it is to be trained on.
+            lm: the frozen model; on the meta device (`shoulders plan`) it has no values and no tokenizer.
+            seed: seed for own generators; PyTorch's generator is seeded already.
+            data: facts about the training data.
         """
 
     @property
     @abstractmethod
     def length(self) -> int:
-        """P, the positions of the context that it takes."""
+        """P, number of positions of the context that it takes."""
 
     @property
     def passes(self) -> int:
-        """Through the frozen model that reading a text costs; one more where the model is its own encoder."""
+        """Number of passes through the frozen model for each text; one more if the model is its own encoder."""
         return 2 if isinstance(self.encoder, FrozenLM) else 1
 
     @abstractmethod
     def program(self, given: ScaffoldInput, memory: Memory | None = None) -> Program:
-        """Ask for passes (`scaffolds.program`) and return, for each text position, the state that predicts the next.
+        """Yield requests (`scaffolds.program`) and return, for each text position, the state that predicts the next.
 
-        With a memory that has not started, reads the text into it; with one that has, continues it. A whole sequence at
-        once and the same one step by step agree to rounding. Without a memory nothing is kept.
+        With a new memory, the program reads the text into it; with a started one, it continues the text. The states of
+        a sequence in one call and of the same sequence in steps agree up to rounding. Without a memory nothing is kept.
 
-        With `given.before` the text before the slot is not read again: states of positions that come before the one
-        whose next stands at the slot are zeros, and nothing there can be scored.
+        With `given.before` the text before the slot does not run again: the states of all its positions but the last
+        are zeros, and cannot be scored.
         """
 
     @final
@@ -203,31 +189,28 @@ class Scaffold(
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
-        """What `rebuilt` needs beside the weights, as JSON."""
+        """Return what `rebuilt` needs beside the weights, as JSON values."""
 
     @classmethod
     @abstractmethod
     def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:
-        """A scaffold of this description, its weights yet to be filled in."""
+        """Return a scaffold of this description, whose weights are loaded afterwards."""
 
     @property
     def reads_before(self) -> bool:
-        """Whether the frozen model alone reads the text before the prompt, so that its keys and values can be stored.
-
-        (`training.contexts`)
-        """
+        """Whether the frozen model alone reads the text before the prompt, as `training.contexts` needs it."""
         return False
 
     @property
     def trained_before(self) -> str:
-        """What trains before the first pass ends, by recipe value; empty: its states are the bare model's own.
+        """The recipe value of what trains before the end of the first pass; empty if nothing does.
 
-        Those can be stored (`training.first_pass`).
+        Then the states of that pass are the bare model's and can be stored (`training.first_pass`).
         """
         return f"scaffold.kind={self.kind}"
 
     def started_from(self, trained: "Scaffold", name: str) -> "Scaffold":
-        """What training starts with where a trained scaffold is to go on (`scaffold.start`): that, if it is like this.
+        """Return the scaffold that training starts from, given a trained one (`scaffold.start`) of the same sizes.
 
         Raises:
             UsageError: it is of another kind or has other sizes; the message names both.
@@ -239,20 +222,20 @@ class Scaffold(
         return trained
 
     def learning_rates(self, rate: float, base_rate: float | None = None) -> list[dict[str, Any]]:  # noqa: ARG002
-        """Optimizer groups: the parameters at `rate`, those of a prompt under others at `base_rate` if it is given."""
+        """Return the optimizer groups: parameters at `rate`, those of an inner prompt at `base_rate` if it is given."""
         return [{"params": list(self.parameters()), "lr": rate}]
 
     def forward(self, lm: FrozenLM, given: ScaffoldInput, memory: Memory | None = None) -> Float[Tensor, "B T D"]:
-        """Call `states`, by the name that wrappers of modules (distributed training) call."""
+        """Return `states`; wrappers of modules (distributed training) call this name."""
         return self.states(lm, given, memory)
 
     def around(self, lm: FrozenLM) -> Self:
-        """Note the model that it stands around, so that it can be saved."""
+        """Set the model that it was made around, so that it can be saved; return itself."""
         self.backbone = lm
         return self
 
     def print_trainable_parameters(self) -> None:
-        """Print how many numbers train, beside those of the frozen model where it is known (as PEFT does)."""
+        """Print the number of trained parameters and, where the frozen model is known, their share (as PEFT does)."""
         trained = sum(weight.numel() for weight in self.parameters())
         line = f"trainable params: {trained:,}"
         if self.backbone is not None:
@@ -267,51 +250,51 @@ class Scaffold(
         scores: Mapping[str, Any] | None = None,
         answering: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Note the backbone it was trained around, how, and how it is asked; saving needs to know."""
+        """Set the backbone that it was trained around, how, and how to ask it, for saving; return itself."""
         self.origin = Origin(lm.name, lm.fingerprint(), lm.width, recipe or {}, scores or {}, answering or {})
         return self
 
     @staticmethod
     @final
     def load(name: str | Path, lm: FrozenLM, *, revision: str | None = None) -> "Scaffold":
-        """A saved scaffold, from a folder or a hub repository, for the backbone it was trained around.
+        """Load a saved scaffold from a folder or hub repository, for the backbone that it was trained around.
 
         Raises:
             SourceNotFound, HubUnreachable, CorruptFile: it cannot be read.
             WrongBackbone: `lm` is another model.
         """
-        return Scaffold._loaded(fetch(name, Fetching(revision)), lm)
+        return Scaffold._loaded(fetch(name, HubOptions(revision)), lm)
 
     @staticmethod
     def _loaded(folder: Path, lm: FrozenLM) -> "Scaffold":
-        stored = read_files(folder)
-        kind = KINDS[stored.kind]
-        stored.origin.check(lm)
+        saved = read_files(folder)
+        kind = KINDS[saved.kind]
+        saved.origin.check(lm)
         try:
-            scaffold = kind.rebuilt(stored.description, lm)
+            scaffold = kind.rebuilt(saved.description, lm)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptFile(
-                f"the description in {folder / CONFIG} is not that of a {stored.kind}: {error!r}"
+                f"the description in {folder / CONFIG} is not that of a {saved.kind}: {error!r}"
             ) from error
         try:
-            scaffold.load_state_dict(dict(stored.weights))
+            scaffold.load_state_dict(dict(saved.weights))
         except RuntimeError as error:
             raise CorruptFile(f"the weights in {folder} are not those of its {CONFIG}: {error}") from error
-        scaffold.origin = stored.origin
+        scaffold.origin = saved.origin
         return scaffold.to(lm.device).eval()
 
     def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> str | None:
-        """Write the folder as a whole: a process killed half-way or a full disk leaves what was there before.
+        """Write the scaffold's folder, whole or not at all: what was there before stays if writing fails.
 
         Raises:
-            SaveFailed: it cannot be written, or the folder holds something else than a scaffold.
+            SaveFailed: it cannot be written, or the folder holds something other than a scaffold.
         """
         target = Path(save_directory).expanduser()
         with whole_folder(target, CONFIG) as scratch:
             return super().save_pretrained(scratch, **{"repo_id": target.name, **arguments})
 
     def generate_model_card(self, *_: Any, **rest: Any) -> ModelCard:
-        """A README for the hub that says which backbone the scaffold needs."""
+        """Return a README for the hub that names the backbone of the scaffold."""
         origin = self._known_origin()
         return super().generate_model_card(
             kind=self.kind.replace("_", " "),
@@ -322,14 +305,16 @@ class Scaffold(
         )
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        write_files(save_directory, Stored(self.kind, self.description(), self._known_origin(), self.state_dict()))
+        write_files(
+            save_directory, SavedScaffold(self.kind, self.description(), self._known_origin(), self.state_dict())
+        )
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, lm: FrozenLM | None = None, **arguments: Any) -> Self:
         if lm is None:
             raise UsageError(f"a scaffold needs its frozen model: {cls.__name__}.from_pretrained({model_id!r}, lm=lm)")
-        options = {item.name: arguments[item.name] for item in fields(Fetching) if item.name in arguments}
-        found = Scaffold._loaded(fetch(model_id, Fetching(**options)), lm)
+        options = {item.name: arguments[item.name] for item in fields(HubOptions) if item.name in arguments}
+        found = Scaffold._loaded(fetch(model_id, HubOptions(**options)), lm)
         if not isinstance(found, cls):
             raise UsageError(
                 f"{model_id!r} holds a scaffold of kind {found.kind!r}, not {cls.kind!r}: Scaffold.from_pretrained "
@@ -347,22 +332,22 @@ class Scaffold(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BareConfig(ScaffoldConfig):
-    """Nothing is to be chosen."""
+    """Values of the bare model in a recipe: it has none."""
 
     kind: str = field(default="bare", init=False)
 
     @property
     def untrainable(self) -> str:
-        """Nothing trains in the model as it is."""
+        """The bare model has nothing to train."""
         return "scaffold.kind=bare: measure it with `shoulders evaluate bare`"
 
 
 @final
 class Bare(Scaffold, kind="bare"):
-    """No scaffold: the language model as it is.
+    """The language model alone, without trained weights.
 
     Args:
-        room: positions of the context to leave free, so that it reads what a prompt of so many vectors leaves room for.
+        room: number of positions of the context to leave free, to compare it with a prompt of that length.
     """
 
     label = "bare LM"
@@ -374,35 +359,35 @@ class Bare(Scaffold, kind="bare"):
 
     @property
     def length(self) -> int:
-        """None is taken, beside those that are to be left free."""
+        """Number of positions to leave free."""
         return self.room
 
     def program(self, given: ScaffoldInput, memory: Memory | None = None) -> Program:
-        """Ask for one pass over the text as it is."""
+        """Ask for one pass over the text."""
         return (yield Pass(given.embeds, given.mask, None if memory is None else memory.single))
 
     def description(self) -> dict[str, Any]:
-        """The room."""
+        """Return the number of positions to leave free."""
         return {"room": self.room}
 
     @classmethod
     def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:  # noqa: ARG003
-        """Another one."""
+        """Return the bare model with the same room."""
         return cls(description.get("room", 0))
 
     @classmethod
     def new(cls, config: BareConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:  # noqa: ARG003
-        """The bare model, without room to leave."""
+        """Return the bare model with no positions left free."""
         return cls()
 
 
-BARE = Bare.kind  # names the model without a scaffold
+BARE = Bare.kind  # name of the model without a scaffold
 
 
 def scaffold_named(name: str, lm: FrozenLM) -> Scaffold:
-    """Return the scaffold of that run, folder or hub name around its backbone, or none for "bare".
+    """Return the scaffold of a run, folder or hub name; for "bare" the bare model.
 
     Raises:
-        SourceNotFound, HubUnreachable, CorruptFile, WrongBackbone: as `Scaffold.load`.
+        SourceNotFound, HubUnreachable, CorruptFile, WrongBackbone: see `Scaffold.load`.
     """
     return Bare() if name == BARE else Scaffold.load(scaffold_folder(name), lm)

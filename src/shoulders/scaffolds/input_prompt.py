@@ -1,4 +1,4 @@
-"""ID-PT: a prompt generated for each input by a small encoder and a trained cross-attention network."""
+"""ID-PT, input-dependent prompt tuning: a frozen encoder and a trained network generate a prompt for each input."""
 
 import math
 from collections.abc import Mapping
@@ -17,15 +17,14 @@ from shoulders.records import Placement, ScaffoldInput, Tokens
 from shoulders.scaffolds import soft_prompt
 from shoulders.scaffolds.base import NO_DATA, Scaffold, TrainingData
 from shoulders.scaffolds.program import Encode, Pass, Program
-from shoulders.scaffolds.soft_prompt import PromptConfig, SoftPrompt
-from shoulders.scaffolds.weaving import prompted
+from shoulders.scaffolds.soft_prompt import PromptConfig, SoftPrompt, pass_with_prompt
 
 
 @final
 class AttentionBlock(nn.Module):
-    """Pre-norm attention and a GELU network, both residual on the query stream: 12 d^2 weights and 13 d others.
+    """Pre-norm attention and a GELU network, both residual on the queries: 12 d^2 weights and 13 d others.
 
-    With `across`, keys and values come from another sequence and have a norm of their own (2 d more).
+    With `across` it is cross-attention: keys and values come from another sequence and have their own norm (2 d more).
     """
 
     def __init__(self, width: int, heads: int, *, across: bool, widening: int = 4) -> None:
@@ -42,7 +41,7 @@ class AttentionBlock(nn.Module):
         read: Float[Tensor, "B S E"] | None = None,
         mask: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "B P E"]:
-        """Queries after one block; they attend to `read` (False in `mask` = padding), or to each other."""
+        """Return the queries after one block; they attend to `read` (False in `mask` = padding) or to each other."""
         normed = self.query_norm(queries)
         keys = normed if read is None or self.key_norm is None else self.key_norm(read)
         hidden = None if mask is None else ~mask
@@ -52,7 +51,7 @@ class AttentionBlock(nn.Module):
 
 
 SELF = "self"  # the language model as its own encoder
-SOURCE_AT_LEAST = 8  # tokens of the input, special ones included, that an encoder has to have room for
+SOURCE_AT_LEAST = 8  # tokens of the input, special ones included, that an encoder must have room for
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +59,15 @@ class InputPromptShape:
     """Sizes of the generator; the defaults are the paper's (section 2.1, figure 2, and 2.2).
 
     Attributes:
-        length: P, vectors of the generated prompt.
-        encoder_length: vectors of p', the learned prompt of the encoder (paper: 330K parameters at width 768).
-        layers: self-attention layers after the cross-attention.
+        length: P, number of vectors of the generated prompt.
+        encoder_length: number of vectors of p', the trained prompt of the encoder (paper: 330K weights at width 768).
+        layers: number of self-attention layers after the cross-attention.
         head_width: width of an attention head.
-        query_std: of the learned queries at the start. Perceiver IO's 0.02 leaves them far below what the blocks add to
-            them, which is nearly the same for all: generated vectors then start as P copies of one (cosine 0.99).
-        base: learn a prompt shared by all inputs under the generated one, p + g(x), with g(x) = 0 at the start. Not in
-            the paper: training then starts exactly at prompt tuning.
+        query_std: standard deviation of the trained queries at the start. With Perceiver IO's 0.02 they are far smaller
+            than what the blocks add, which is nearly the same for all: the generated vectors then start as P copies of
+            one vector (cosine 0.99).
+        base: train a prompt shared by all inputs and add the generated one, p + g(x), with g(x) = 0 at the start. Not
+            in the paper: training then starts exactly at prompt tuning.
     """
 
     length: int = 400
@@ -80,7 +80,7 @@ class InputPromptShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputPromptConfig(PromptConfig):
-    """What a recipe says of an input-dependent prompt: what every prompt has, and its generator.
+    """Values of an input-dependent prompt in a recipe: those of every prompt, and of its generator.
 
     Attributes:
         encoder: a source name, or "self" for the frozen model itself.
@@ -100,13 +100,13 @@ class InputPromptConfig(PromptConfig):
         least = {"encoder_length": 0, "layers": 0, "head_width": 1}
         for name, least_value in least.items():
             if getattr(self, name) < least_value:
-                raise UsageError(f"scaffold.{name} is {getattr(self, name)}: it must be at least {least_value}")
+                raise UsageError(f"scaffold.{name} must be at least {least_value}, got {getattr(self, name)}")
         if not 0 <= self.query_std < math.inf:
-            raise UsageError(f"scaffold.query_std is {self.query_std}: it cannot be negative, and 1 is usual")
+            raise UsageError(f"scaffold.query_std must be at least 0, got {self.query_std}: 1 is usual")
 
     @property
     def shape(self) -> InputPromptShape:
-        """The sizes of the generator."""
+        """Sizes of the generator."""
         return InputPromptShape(**{item.name: getattr(self, item.name) for item in fields(InputPromptShape)})
 
 
@@ -114,16 +114,16 @@ class InputPromptConfig(PromptConfig):
 class InputPrompt(Scaffold, kind="input_prompt"):
     """Input-dependent prompt tuning.
 
-    The frozen encoder reads the learned encoder prompt p' and the input; a cross-attention layer with P learned queries
-    and two self-attention layers, at the encoder's width E, turn what it says into P vectors; one shared matrix takes
+    The frozen encoder reads the trained encoder prompt p' and the input. A cross-attention layer with P trained queries
+    and two self-attention layers, at the encoder's width E, turn its states into P vectors. One shared matrix projects
     them to the language model's width D.
 
     Args:
-        encoder: a `FrozenEncoder`, or the `FrozenLM` itself as its own encoder. Not a child: neither trained nor saved.
+        encoder: a `FrozenEncoder`, or the `FrozenLM` itself. Not a child: neither trained nor saved.
         lm: the model that reads the prompts; not a child either.
         shape: sizes.
-        norm: the length that generated vectors start with; None for that of the model's token embeddings.
-        start: vectors that the shared prompt starts from, where `shape.base` asks for one.
+        norm: mean length of the generated vectors at the start; None for that of the model's token embeddings.
+        start: vectors that the shared prompt starts from, if `shape.base` is set.
         placement: prefix (the paper), infix or suffix.
 
     Raises:
@@ -170,9 +170,9 @@ class InputPrompt(Scaffold, kind="input_prompt"):
         self.layers = nn.ModuleList(AttentionBlock(inner, heads, across=False) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(inner)
         self.project = nn.Linear(inner, width, bias=False)
-        # Entries of the projected vectors have variance 1; the constant factor brings the vectors to length `norm`. It
-        # stands outside the matrix because Adam's steps are of one size whatever a weight's scale: folded in, the first
-        # steps would move prompts by several times the length of a token embedding.
+        # Entries of the projected vectors have variance 1; a constant factor scales the vectors to length `norm`. It is
+        # not part of the matrix because Adam's steps do not depend on a weight's scale: the first steps would move
+        # prompts by several times the length of a token embedding.
         self.norm_of_vectors = embedding_norm(lm) if norm is None else norm
         nn.init.normal_(self.project.weight, std=inner**-0.5)
         self.register_parameter("base", None)
@@ -182,16 +182,16 @@ class InputPrompt(Scaffold, kind="input_prompt"):
 
     @property
     def length(self) -> int:
-        """P, the number of generated vectors."""
+        """P, number of generated vectors."""
         return self.shape.length
 
     def prompt(self, source: Tokens) -> Float[Tensor, "B P D"]:
         """Return p(x), the prompt for each source, in fp32."""
-        request = self._reading(source)
-        return self._written(request.encoder.states(request.embeds, request.mask), request.mask)
+        request = self._encode(source)
+        return self._generated(request.encoder.states(request.embeds, request.mask), request.mask)
 
-    def _reading(self, source: Tokens) -> Encode:
-        """Return the request that the encoder reads the sources behind its learned prompt."""
+    def _encode(self, source: Tokens) -> Encode:
+        """Return the request for the encoder's states of its trained prompt and the sources."""
         encoder = self._reader
         embeds = encoder.embed(source.ids)
         rows, learned = len(source.ids), self.encoder_prompt
@@ -201,8 +201,8 @@ class InputPrompt(Scaffold, kind="input_prompt"):
             mask = torch.cat([source.mask.new_ones(rows, len(learned)), source.mask], dim=1)
         return Encode(encoder, read, mask)
 
-    def _written(self, encoded: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"] | None) -> Float[Tensor, "B P D"]:
-        """Return the prompts written for what the encoder has read."""
+    def _generated(self, encoded: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"] | None) -> Float[Tensor, "B P D"]:
+        """Return the prompts generated from the encoder's states."""
         vectors = self.across(self.queries.expand(len(encoded), -1, -1), encoded.to(self.queries.dtype), mask)
         for layer in self.layers:
             vectors = layer(vectors)
@@ -210,17 +210,17 @@ class InputPrompt(Scaffold, kind="input_prompt"):
         return prompt if self.base is None else self.base + prompt
 
     def program(self, given: ScaffoldInput, memory: Memory | None = None) -> Program:
-        """Ask the encoder to read each source, and for one pass that also reads the prompts written for them."""
+        """Ask for the encoder's states of each source, and for one pass over the text with the generated prompt."""
         if memory is not None and memory.started:
             return (yield Pass(given.embeds, given.mask, memory.single))
         if given.source is None:
             raise ValueError("an input-dependent prompt needs the source it depends on (ScaffoldInput.source)")
-        reading = self._reading(given.source)
-        prompt = self._written((yield reading), reading.mask)
-        return (yield from prompted(prompt, given, memory))
+        request = self._encode(given.source)
+        prompt = self._generated((yield request), request.mask)
+        return (yield from pass_with_prompt(prompt, given, memory))
 
     def learning_rates(self, rate: float, base_rate: float | None = None) -> list[dict[str, Any]]:
-        """The generator at `rate`, the shared prompt at `base_rate`: a prompt wants a rate hundreds of times higher."""
+        """Return the generator at `rate` and the shared prompt at `base_rate`, as prompts need far higher rates."""
         others = [weight for name, weight in self.named_parameters() if name != "base"]
         groups: list[dict[str, Any]] = [{"params": others, "lr": rate}]
         if self.base is not None:
@@ -228,17 +228,17 @@ class InputPrompt(Scaffold, kind="input_prompt"):
         return groups
 
     def description(self) -> dict[str, Any]:
-        """Sizes, placement, and the encoder it reads with: which one, not its weights."""
+        """Return sizes, placement, and the encoder's name and fingerprint."""
         encoder = {"name": self._reader.name, "fingerprint": self._reader.fingerprint()}
         sizes = {"shape": asdict(self.shape), "norm": self.norm_of_vectors}
         return {**sizes, "placement": self.placement.value, "encoder": encoder}
 
     @classmethod
     def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:
-        """A generator around the same encoder; around `lm` itself if that was its encoder.
+        """Return a generator around the same encoder; around `lm` itself if that was its encoder.
 
         Raises:
-            WrongBackbone: the encoder by that name has other weights.
+            WrongBackbone: the encoder of that name has other weights.
         """
         wanted = description["encoder"]
         encoder = encoder_named(SELF if wanted["fingerprint"] == lm.fingerprint() else wanted["name"], lm)
@@ -258,17 +258,17 @@ class InputPrompt(Scaffold, kind="input_prompt"):
 
     @classmethod
     def new(cls, config: InputPromptConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:
-        """A generator with its encoder; over a shared prompt that starts as `config.init` says, where it has a base."""
+        """Return a generator with its encoder and, with `config.base`, a shared prompt that starts as `init` says."""
         start = soft_prompt.chosen(config, lm, seed, data)(config.length) if config.base else None
         return cls(encoder_named(config.encoder, lm), lm, config.shape, start=start, placement=config.placement)
 
     @property
     def reads_before(self) -> bool:
-        """Unless it stands before everything."""
+        """Whether there is text before the prompt."""
         return self.length > 0 and self.placement is not Placement.PREFIX
 
     def started_from(self, trained: Scaffold, name: str) -> Scaffold:
-        """Also over a task's trained prompt, p + g(x): it says at first exactly what p says."""
+        """Return the scaffold that training starts from; with a base also from a soft prompt p, as p + g(x)."""
         if self.base is None or not isinstance(trained, SoftPrompt):
             return super().started_from(trained, name)
         wanted, found = (self.length, self.placement), (trained.length, trained.placement)
@@ -283,7 +283,7 @@ class InputPrompt(Scaffold, kind="input_prompt"):
 
 
 def encoder_named(name: str, lm: FrozenLM) -> Encoder:
-    """The encoder in the type and place of the language model; for "self" the language model."""
+    """Load the encoder in the type and on the device of the language model; for "self" return the model itself."""
     if name == SELF:
         return lm
     return FrozenEncoder.load(name, dtype=str(lm.dtype).removeprefix("torch."), device=str(lm.device))

@@ -9,11 +9,9 @@ from typing import Any, Self, final
 
 import torch
 from safetensors import SafetensorError
-from transformers import DynamicCache
-from transformers.pytorch_utils import Conv1D
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import Memory, PassMemory
+from shoulders.backbone.passes import Memory, PassMemory, windows
 from shoulders.backbone.sources import locate
 from shoulders.errors import CorruptFile, SourceNotFound, UsageError, first_line
 from shoulders.records import Placement, ScaffoldInput
@@ -24,11 +22,11 @@ from shoulders.store.files import read_json, read_tensors, whole_folder, write_j
 
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's own names
 ALL_LINEAR = "all-linear"
-LORA, PREFIX, FULL = "lora", "prefix_tuning", "full"  # kinds of rivals; those of all weights need no adapter
+LORA, PREFIX, FULL = "lora", "prefix_tuning", "full"  # kinds of rivals; full fine-tuning has no adapter
 
 
 def peft_library() -> Any:
-    """PEFT, or how to get it.
+    """Return the module `peft`.
 
     Raises:
         SourceNotFound: it is not installed.
@@ -41,12 +39,15 @@ def peft_library() -> Any:
 
 
 def add_lora(lm: FrozenLM, rank: int, alpha: float, targets: tuple[str, ...]) -> Any:
-    """Put adapters into the linear layers of a model, which changes it; returns PEFT's model around it.
+    """Put adapters into the linear layers of a model, which changes it; return PEFT's model around it.
 
-    They start as nothing (B = 0), in fp32 whatever the type of the model. Source: Hu et al. 2022, section 4.1.
+    The adapters start at zero (B = 0), in fp32 whatever the type of the model. Source: Hu et al. 2022, section 4.1.
 
     Args:
-        targets: names of layers; `ALL_LINEAR` for all but the output matrix (Dettmers et al. 2023, section 4).
+        lm: the frozen model.
+        rank: r, the rank of the updates.
+        alpha: their scale is alpha / rank.
+        targets: names of layers; `ALL_LINEAR` for all but the output head (Dettmers et al. 2023, section 4).
 
     Raises:
         UsageError: the model has no such layers.
@@ -57,50 +58,53 @@ def add_lora(lm: FrozenLM, rank: int, alpha: float, targets: tuple[str, ...]) ->
         r=rank,
         lora_alpha=alpha,
         target_modules=ALL_LINEAR if targets == (ALL_LINEAR,) else list(targets),
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in lm.model.modules()),
+        fan_in_fan_out=lm.transposed,
     )
     try:
         adapted = peft.get_peft_model(lm.model, config)
     except ValueError as error:
         raise UsageError(f"rival.targets={','.join(targets)} does not fit {lm.name!r}: {first_line(error)}") from error
-    config.base_model_name_or_path = _named(lm)
+    config.base_model_name_or_path = _source(lm)
     return adapted
 
 
-def _named(lm: FrozenLM) -> str:
-    """What PEFT and transformers find the model by: packages are ours, and a relative path would not stay true."""
+def _source(lm: FrozenLM) -> str:
+    """Return the name by which PEFT and transformers find the model: an absolute path or a hub id."""
     found = locate(lm.name)
     return str(Path(found).resolve()) if Path(found).exists() else found
 
 
 def add_prefix(lm: FrozenLM, length: int) -> Any:
-    """PEFT's model with a prefix of so many positions; the model itself is not changed.
+    """Return PEFT's model with a prefix of `length` positions; the frozen model is not changed.
 
     Raises:
-        UsageError: PEFT cannot put a prefix before this model, or some of its layers would lose sight of it.
+        UsageError: PEFT cannot put a prefix before this model, or the model has sliding windows.
     """
-    if any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=lm.config).layers):
-        # Shorter texts of a batch are padded between the prefix and themselves.
-        raise UsageError(f"{lm.name!r} has layers that see a window of the text, and padding would push the prefix out")
+    if any(windows(lm.config)):
+        # Shorter texts of a batch have their padding between the prefix and themselves.
+        raise UsageError(
+            f"{lm.name!r} has layers with a sliding window, and padding would push the prefix out of it: train a soft "
+            "prompt, or name another model"
+        )
     peft = peft_library()
     config = peft.PrefixTuningConfig(task_type=peft.TaskType.CAUSAL_LM, num_virtual_tokens=length)
     try:
         adapted = peft.get_peft_model(lm.model, config)
         with torch.no_grad():
-            found = PassMemory(adapted.get_prompt(1))
-            found.seen = length
-            lm.states(lm.embed(torch.zeros(1, 1, dtype=torch.long, device=lm.device)), memory=found)
+            memory = PassMemory(adapted.get_prompt(1))
+            memory.seen = length
+            lm.states(lm.embed(torch.zeros(1, 1, dtype=torch.long, device=lm.device)), memory=memory)
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise UsageError(f"PEFT has no prefix tuning for {lm.name!r}: {first_line(error)}") from error
-    config.base_model_name_or_path = _named(lm)
+    config.base_model_name_or_path = _source(lm)
     return adapted
 
 
 def read_adapter(lm: FrozenLM, folder: Path) -> Any:
-    """PEFT's model with the adapter it saved in a folder; LoRA changes the model.
+    """Return PEFT's model with the adapter saved in a folder; LoRA changes the frozen model.
 
     Raises:
-        CorruptFile: they cannot be read, or are not those of this model.
+        CorruptFile: the adapter cannot be read, or is not for this model.
     """
     peft = peft_library()
     try:
@@ -120,10 +124,10 @@ def read_adapter(lm: FrozenLM, folder: Path) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixTuningConfig(ScaffoldConfig):
-    """What a recipe says of a prefix in every layer.
+    """Values of a prefix in every layer in a recipe.
 
     Attributes:
-        length: positions of the prefix.
+        length: number of positions of the prefix.
     """
 
     kind: str = field(default="prefix_tuning", init=False)
@@ -131,11 +135,11 @@ class PrefixTuningConfig(ScaffoldConfig):
 
     def __post_init__(self) -> None:
         if self.length < 1:
-            raise UsageError(f"scaffold.length is {self.length}: a prefix takes at least 1 position, and 20 are usual")
+            raise UsageError(f"scaffold.length must be at least 1, got {self.length}: 20 is usual")
 
     @property
     def taken(self) -> int:
-        """The positions of the prefix."""
+        """Number of positions of the prefix."""
         return self.length
 
 
@@ -144,7 +148,7 @@ class PrefixTuning(Scaffold, kind="prefix_tuning"):
     """Trained keys and values in every layer, before the text. Source: Li and Liang 2021, without their MLP.
 
     Args:
-        adapted: PEFT's model around the backbone (`add_prefix`, `read_adapter`); it is used and never a child.
+        adapted: PEFT's model around the backbone (`add_prefix`, `read_adapter`); not a child.
     """
 
     label = "prefix tuning"
@@ -158,34 +162,34 @@ class PrefixTuning(Scaffold, kind="prefix_tuning"):
 
     @property
     def length(self) -> int:
-        """Positions of the prefix."""
+        """Number of positions of the prefix."""
         return self.prefix.embedding.num_embeddings
 
     def program(self, given: ScaffoldInput, memory: Memory | None = None) -> Program:
-        """Ask for one pass over a text that finds the prefix in every layer's memory."""
+        """Ask for one pass over the text, with the prefix in every layer's keys and values."""
         one = PassMemory() if memory is None else memory.single
         if not one.seen:
             one.cache, one.seen = self._keys_and_values(given.embeds.shape[0]), self.length
         return (yield Pass(given.embeds, given.mask, one))
 
     def description(self) -> dict[str, Any]:
-        """The length."""
+        """Return the length."""
         return {"length": self.length}
 
     @classmethod
     def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:
-        """Another one of that length."""
+        """Return a new prefix of the same length."""
         return cls(add_prefix(lm, description["length"]))
 
     @classmethod
     def new(cls, config: PrefixTuningConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:  # noqa: ARG003
-        """A prefix as PEFT starts one."""
+        """Return a prefix that starts as PEFT starts it."""
         return cls(add_prefix(lm, config.length))
 
 
 CONFIG, WEIGHTS, KEY = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"
-PICKLE = "adapter_model.bin"  # what older versions wrote in place of WEIGHTS
-KINDS = (  # of the adapters that are read: a field of CONFIG, what it is to be, and what that is written as
+PICKLE = "adapter_model.bin"  # the file of older versions instead of WEIGHTS
+READABLE = (  # adapters that can be read: a field of CONFIG, its meaning, and its values
     ("peft_type", "PROMPT_TUNING", ("PROMPT_TUNING",)),
     ("task_type", "CAUSAL_LM", ("CAUSAL_LM", None)),
     ("num_transformer_submodules", "1", (1, None)),
@@ -193,15 +197,15 @@ KINDS = (  # of the adapters that are read: a field of CONFIG, what it is to be,
 
 
 def to_peft(prompt: Scaffold, lm: FrozenLM, folder: Path) -> None:
-    """Write a prompt as an adapter that `PeftModel.from_pretrained` loads.
+    """Write a soft prompt as an adapter that `PeftModel.from_pretrained` loads.
 
     Raises:
-        UsageError: it is no soft prompt, or its placement is not the prefix, the only one PEFT has.
+        UsageError: it is not a soft prompt, or not a prefix: PEFT has no other.
     """
     if not isinstance(prompt, SoftPrompt):
-        raise UsageError(f"a scaffold of kind {prompt.kind} is no soft prompt, and PEFT's prompt tuning knows no other")
+        raise UsageError(f"a scaffold of kind {prompt.kind} is not a soft prompt, and PEFT's format holds nothing else")
     if prompt.placement is not Placement.PREFIX:
-        raise UsageError(f"PEFT places prompts before the text only; this one is a {prompt.placement.value}")
+        raise UsageError(f"a prompt in PEFT's format must be a prefix, this one is a {prompt.placement.value}")
     config = {
         "peft_type": "PROMPT_TUNING",
         "task_type": "CAUSAL_LM",
@@ -224,13 +228,13 @@ def from_peft(folder: Path) -> SoftPrompt:
 
     Raises:
         SourceNotFound: there is no adapter in the folder.
-        UsageError: the adapter is of another method, for another task, or a pickle.
-        CorruptFile: its files are broken, or hold anything else than the prompt.
+        UsageError: the adapter is for another method or task, or is a pickle.
+        CorruptFile: its files are broken, or hold anything but the prompt.
     """
     if not (folder / CONFIG).exists():
         raise SourceNotFound(f"there is no PEFT adapter in {folder}: {CONFIG} is missing")
     config = read_json(folder / CONFIG)
-    for key, wanted, known in KINDS:
+    for key, wanted, known in READABLE:
         if config.get(key) not in known:
             raise UsageError(
                 f"{folder} holds a PEFT adapter of {key.replace('_', ' ')} {config.get(key)}, not {wanted}"
@@ -254,10 +258,10 @@ def from_peft(folder: Path) -> SoftPrompt:
 
 
 def base_of(folder: Path) -> str:
-    """Read which model an adapter was trained around.
+    """Read the name of the model that an adapter was trained around.
 
     Raises:
-        UsageError: it does not say; PEFT writes null for a model that was not loaded by a name.
+        UsageError: it has none; PEFT writes null for a model that was not loaded by a name.
     """
     found = read_json(folder / CONFIG).get("base_model_name_or_path")
     if not isinstance(found, str) or not found:

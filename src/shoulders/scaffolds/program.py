@@ -1,11 +1,11 @@
-"""What a scaffold asks for, and the driver that runs one scaffold over one batch.
+"""The requests of a scaffold's program, and the driver that runs one program over one batch.
 
-A scaffold never calls the frozen model. Its `program` is a generator: it yields requests and is sent their results, so
-that whoever drives it decides what shares a forward pass. `direct` drives one program, with gradients (training,
+A scaffold never calls the frozen model. Its `program` is a generator that yields requests and is sent their results, so
+that the driver decides which requests share a forward. `direct` drives one program, with gradients (training,
 evaluation, notebooks). `shoulders.engine.together` drives programs of different scaffolds in one batch.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from shoulders.backbone.encoder import Encoder
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import PassMemory, StackInput, read_together
+from shoulders.backbone.passes import PassMemory, StackInput, run_stack_together
+from shoulders.errors import UsageError
 
 if TYPE_CHECKING:
     from shoulders.scaffolds.recursion import Connector
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Vectors through the frozen model; the result is its final hidden states.
+    """Request for one pass through the frozen model; the result is its final hidden states.
 
     Attributes:
-        embeds: the input vectors.
-        mask: False at padding; None when padding stands at the end of rows only.
-        memory: keys and values of what came before, extended by these positions; None where nothing is continued.
-        constant: columns at the beginning that nothing trained stands in: they need no gradient.
+        embeds: input vectors.
+        mask: False at padding; None if there is padding at the end of rows only.
+        memory: keys and values of the positions before these; it is extended by these positions. None if nothing is
+            continued.
+        constant: number of first columns without trained vectors: they need no gradient.
     """
 
     embeds: Float[Tensor, "B T D"]
@@ -37,25 +39,35 @@ class Pass:
     memory: PassMemory | None = None
     constant: int = 0
 
+    @property
+    def group(self) -> Hashable:
+        """Key of the requests that share its forward."""
+        return _single(self.embeds)
+
 
 @dataclass(frozen=True, slots=True)
 class Encode:
-    """Vectors through a frozen encoder; the result is its final hidden states. Padding stands at the end."""
+    """Request for a forward of a frozen encoder; the result is its final hidden states. Padding stands at the end."""
 
     encoder: Encoder
     embeds: Float[Tensor, "B S E"]
     mask: Bool[Tensor, "B S"] | None = None
 
+    @property
+    def group(self) -> Hashable:
+        """Key of the requests that share its forward."""
+        return id(self.encoder)
+
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Vectors through the trained blocks of a Connector; the result is the vectors for the next pass.
+    """Request for a forward of a Connector's trained blocks; the result is the input vectors of the next pass.
 
     Attributes:
-        connector: whose blocks.
+        connector: the Connector.
         states: final states of the pass before.
-        instead_of: what would stand there without a Connector.
-        mask, memory: as in `Pass`.
+        instead_of: the vectors that would be there without the Connector.
+        mask, memory: see `Pass`.
     """
 
     connector: "Connector"
@@ -63,6 +75,11 @@ class Blocks:
     instead_of: Float[Tensor, "B T D"]
     mask: Bool[Tensor, "B T"] | None = None
     memory: PassMemory | None = None
+
+    @property
+    def group(self) -> Hashable:
+        """Key of the requests that share its forward."""
+        return id(self.connector), _single(self.states)
 
 
 Request = Pass | Encode | Blocks
@@ -80,11 +97,19 @@ def direct(program: Program, lm: FrozenLM) -> Float[Tensor, "B T D"]:
 
 
 def fulfil(requests: Sequence[Request], lm: FrozenLM) -> list[Tensor]:
-    """Return the result of each request, in order; those of one kind through one model share a forward."""
-    groups: dict[tuple[type, int], list[int]] = {}
+    """Return the result of each request, in order; requests of one kind to one model share a forward.
+
+    Raises:
+        UsageError: a program asks for something else.
+    """
+    groups: dict[tuple[type, Hashable], list[int]] = {}
     for number, request in enumerate(requests):
-        shared = getattr(request, "encoder", None) or getattr(request, "connector", None)
-        groups.setdefault((type(request), id(shared)), []).append(number)
+        if type(request) not in _RUN:
+            raise UsageError(
+                f"a scaffold's program yielded a {type(request).__name__}: it can yield Pass, Encode and Blocks "
+                "(shoulders.scaffolds.program)"
+            )
+        groups.setdefault((type(request), request.group), []).append(number)
     results: dict[int, Tensor] = {}
     for (kind, _), numbers in groups.items():
         some: list[Any] = [requests[number] for number in numbers]
@@ -92,45 +117,56 @@ def fulfil(requests: Sequence[Request], lm: FrozenLM) -> list[Tensor]:
     return [results[number] for number in range(len(requests))]
 
 
+def _single(vectors: Float[Tensor, "B T D"]) -> bool:
+    """Return whether this is one step of a decode.
+
+    Beside a text that is read for the first time each step would be padded to the length of that text.
+    """
+    return vectors.shape[1] == 1
+
+
 def _passes(requests: Sequence[Pass], lm: FrozenLM) -> list[Tensor]:
+    """Run passes through the frozen model."""
     if len(requests) > 1:
         return lm.states_together([StackInput(one.embeds, one.mask, one.memory) for one in requests])
     one = requests[0]
     if not (one.constant and torch.is_grad_enabled()) or lm.recurrent:
         return [lm.states(one.embeds, one.mask, one.memory)]
-    # The beginning is read once, without gradients or stored activations: these start at the first trained vector,
-    # which attends to the keys and values of what came before.
+    # The constant columns run first, without gradients or stored activations. The trained vectors after them attend to
+    # their keys and values.
     memory, split = one.memory or PassMemory(), one.constant
     masks = (None, None) if one.mask is None else (one.mask[:, :split], one.mask[:, split:])
     with torch.no_grad():
-        before = lm.states(one.embeds[:, :split], masks[0], memory)
+        before = lm.states(one.embeds[:, :split].detach(), masks[0], memory)
     return [torch.cat([before, lm.states(one.embeds[:, split:], masks[1], memory)], dim=1)]
 
 
 def _encoded(requests: Sequence[Encode], lm: FrozenLM) -> list[Tensor]:  # noqa: ARG001
+    """Run texts through one frozen encoder."""
     encoder = requests[0].encoder
     if len(requests) == 1:
         return [encoder.states(requests[0].embeds, requests[0].mask)]
     longest = max(one.embeds.shape[1] for one in requests)
-    embeds = torch.cat([_padded(one.embeds, longest) for one in requests])
+    embeds = torch.cat([_pad_right(one.embeds, longest) for one in requests])
     masks = [one.embeds.new_ones(one.embeds.shape[:2]).bool() if one.mask is None else one.mask for one in requests]
-    states = encoder.states(embeds, torch.cat([_padded(mask, longest) for mask in masks]))
+    states = encoder.states(embeds, torch.cat([_pad_right(mask, longest) for mask in masks]))
     parts = states.split([one.embeds.shape[0] for one in requests])
     return [part[:, : one.embeds.shape[1]] for part, one in zip(parts, requests, strict=True)]
 
 
 def _connected(requests: Sequence[Blocks], lm: FrozenLM) -> list[Tensor]:  # noqa: ARG001
+    """Run states through the blocks of one Connector."""
     connector = requests[0].connector
     parts = [StackInput(one.states, one.mask, one.memory) for one in requests]
     weights = connector.weights(requests[0].states.dtype, requests[0].memory)
-    moved = read_together(connector.blocks, parts, weights)
-    return [connector.placed(vectors, one.instead_of) for vectors, one in zip(moved, requests, strict=True)]
+    outputs = run_stack_together(connector.blocks, parts, weights)
+    return [connector.placed(output, one.instead_of) for output, one in zip(outputs, requests, strict=True)]
 
 
 _RUN: Mapping[type, Any] = {Pass: _passes, Encode: _encoded, Blocks: _connected}
 
 
-def _padded(rows: Tensor, length: int) -> Tensor:
+def _pad_right(rows: Tensor, length: int) -> Tensor:
     """Return rows with zeros (False) after them, so that they have `length` columns."""
     if rows.shape[1] == length:
         return rows

@@ -1,4 +1,4 @@
-"""LM-Connector-LM: the frozen model run over its own output, in vectors, with a trained Connector in between."""
+"""LM-Connector-LM: several passes through the frozen model, with trained Connectors between them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -19,17 +19,17 @@ from shoulders.scaffolds.program import Blocks, Program
 
 @final
 class Connector(nn.Module):
-    """Takes the final states of one pass to the input vectors of the next, causally.
+    """Turns the final states of one pass into the input vectors of the next, causally.
 
-    Its blocks are of the backbone's family and shape. They are kept in fp32 and multiplied in the backbone's type.
+    Its blocks have the backbone's family and shape. They are kept in fp32 and multiply in the backbone's type.
 
     Args:
-        lm: the backbone, whose blocks it is like; not a child.
+        lm: the backbone; not a child.
         layers: number of blocks; with 0 the trained final norm alone.
-        norm: the length that its vectors start with: that of what they stand for.
-        residual: add to what would stand there without it, times a gate that starts at 0, instead of replacing it.
-            Not in the paper: training then starts exactly at the model without a Connector.
-        copied: blocks start as copies of the backbone's last ones instead of random. Not in the paper.
+        norm: length of its vectors at the start: that of the vectors they replace.
+        residual: add its vectors, times a gate that starts at 0, to those that would be there without it. Not in the
+            paper: training then starts exactly at the model without a Connector.
+        copied: start the blocks as copies of the backbone's last ones instead of at random. Not in the paper.
 
     Source: the paper, section 4.2 and figure 5c.
     """
@@ -39,26 +39,26 @@ class Connector(nn.Module):
         self.blocks = new_blocks(lm, layers)
         if copied:
             copy_layers(lm, self.blocks, range(lm.config.num_hidden_layers - layers, lm.config.num_hidden_layers))
-        # The blocks end in a norm, with entries of variance 1. As in ID-PT the constant stands outside the weights.
+        # The blocks end in a norm: entries have variance 1. As in ID-PT, the scale is a constant outside the weights.
         self.scale = norm / lm.width**0.5
         self.register_parameter("gate", None)
         if residual:
             self.gate = nn.Parameter(torch.zeros(()))
 
-    def placed(self, moved: Float[Tensor, "B T D"], instead_of: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def placed(self, output: Float[Tensor, "B T D"], instead_of: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Return the vectors for the next pass.
 
         Args:
-            moved: what the blocks made of the final states of the pass before.
-            instead_of: what would stand there without a Connector.
+            output: output of the blocks for the final states of the pass before.
+            instead_of: the vectors that would be there without a Connector.
         """
-        moved = moved * self.scale
-        return moved if self.gate is None else instead_of + self.gate.to(moved.dtype) * moved
+        output = output * self.scale
+        return output if self.gate is None else instead_of + self.gate.to(output.dtype) * output
 
     def weights(self, dtype: torch.dtype, memory: PassMemory | None) -> Mapping[str, Tensor] | None:
-        """Return the blocks' weights in the type they are multiplied in; a decode carries them in its memory.
+        """Return the blocks' weights in the type of the multiplication; None if they have that type already.
 
-        None where they have that type already.
+        A decode keeps them in its memory.
         """
         if memory is not None and memory.weights is not None:
             return memory.weights
@@ -72,14 +72,14 @@ class Connector(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class RecursionShape:
-    """How passes and Connectors follow each other; the default is the paper's LM-Connector-LM.
+    """Order and sizes of passes and Connectors; the default is the paper's LM-Connector-LM.
 
     Attributes:
-        passes: through the frozen model.
-        layers: blocks of a Connector (paper: 1 and 2 of a model of 32).
-        before: a Connector before the first pass: with one pass the paper's Connector-LM.
-        after: a Connector after the last pass: with one pass the paper's LM-Connector.
-        shared: one Connector between all passes instead of one each.
+        passes: number of passes through the frozen model.
+        layers: number of blocks of a Connector (paper: 1 and 2, for a model of 32).
+        before: put a Connector before the first pass; with one pass this is the paper's Connector-LM.
+        after: put a Connector after the last pass; with one pass this is the paper's LM-Connector.
+        shared: use one Connector between all passes instead of one each.
         residual, copied: see `Connector`.
     """
 
@@ -93,25 +93,25 @@ class RecursionShape:
 
     def __post_init__(self) -> None:
         if self.passes < 1:
-            raise UsageError(f"scaffold.recursion.passes is {self.passes}: the model runs at least once")
+            raise UsageError(f"scaffold.recursion.passes must be at least 1, got {self.passes}: 2 is usual")
         if self.layers < 0:
-            raise UsageError(f"scaffold.recursion.layers is {self.layers}: it cannot be negative")
+            raise UsageError(f"scaffold.recursion.layers must be at least 0, got {self.layers}: 2 is usual")
         if self.shared and (self.before or self.after):
             raise UsageError("scaffold.recursion.shared is for Connectors between passes, not before or after them")
 
     @property
     def places(self) -> list[str]:
-        """Where a Connector stands, in order."""
+        """Places of the Connectors, in order."""
         return ["before"] * self.before + ["between"] * (self.passes - 1) + ["after"] * self.after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecursionConfig(ScaffoldConfig):
-    """What a recipe says of several passes.
+    """Values of several passes in a recipe.
 
     Attributes:
         recursion: order and sizes of passes and Connectors.
-        inner: the scaffold that each pass stands under: its kind (`scaffold.inner=soft_prompt`) and that kind's values
+        inner: the scaffold of each pass: its kind (`scaffold.inner=soft_prompt`) and the values of that kind
             (`scaffold.inner.length=8`).
     """
 
@@ -121,21 +121,23 @@ class RecursionConfig(ScaffoldConfig):
 
     def __post_init__(self) -> None:
         if self.inner.kind == self.kind:
-            raise UsageError("scaffold.inner=recursion: passes cannot stand under a recursion, add to its own passes")
+            raise UsageError(
+                "scaffold.inner=recursion: a recursion cannot be the inner scaffold, raise scaffold.recursion.passes"
+            )
         if self.inner.start:
             raise UsageError(
-                f"scaffold.inner.start={self.inner.start}: a recursion starts as a whole, name a trained one "
-                "(scaffold.start)"
+                f"scaffold.inner.start={self.inner.start}: only the whole recursion can start from a trained one, name "
+                "it (scaffold.start)"
             )
 
     @property
     def taken(self) -> int:
-        """As many positions as the inner scaffold takes in each pass."""
+        """Number of positions that the inner scaffold takes in each pass."""
         return self.inner.taken
 
     @property
     def untrainable(self) -> str:
-        """Without a Connector, whatever the inner scaffold lacks."""
+        """The reason why there is nothing to train: no Connector, and an inner scaffold without trained weights."""
         if self.recursion.places or not self.inner.untrainable:
             return ""
         return "scaffold.recursion.passes=1 and no Connector: add one"
@@ -146,10 +148,10 @@ class Recursion(Scaffold, kind="recursion"):
     """Several passes through the frozen model, with trained Connectors around and between them.
 
     Args:
-        lm: the backbone whose blocks the Connectors are like; not a child.
+        lm: the backbone; not a child.
         shape: order and sizes.
-        inner: the scaffold that each pass stands under. The paper's: none.
-        norms: the length that the vectors of each Connector start with; by default that of what they stand for (token
+        inner: the scaffold of each pass; the paper has none.
+        norms: length of each Connector's vectors at the start; by default that of the vectors they replace (token
             embeddings before a pass, final states after the last).
 
     Source: the paper, section 4.2, figure 5c and table 6.
@@ -183,23 +185,23 @@ class Recursion(Scaffold, kind="recursion"):
 
     @property
     def length(self) -> int:
-        """Positions that the inner scaffold takes in each pass."""
+        """Number of positions that the inner scaffold takes in each pass."""
         return self.inner.length
 
     @property
     def trained_before(self) -> str:
-        """What trains before the first pass ends, by its recipe value; empty: the states of that pass are constants."""
+        """The recipe value of what trains before the end of the first pass; empty if its states are constants."""
         if self.shape.before:
             return "scaffold.recursion.before=true"
         return "" if isinstance(self.inner, Bare) else f"scaffold.inner={self.inner.kind}"
 
     @property
     def passes(self) -> int:
-        """Those of the shape, each at the price of its inner scaffold."""
+        """Number of passes, each as often as its inner scaffold takes one."""
         return self.shape.passes * self.inner.passes
 
     def program(self, given: ScaffoldInput, memory: Memory | None = None) -> Program:
-        """Ask for each pass, and for the Connectors before, between and after them; return the last states."""
+        """Ask for each pass and the Connectors around and between them; return the last states."""
         vectors = states = given.embeds
         place = 0
         if self.shape.before:
@@ -214,7 +216,7 @@ class Recursion(Scaffold, kind="recursion"):
         return states
 
     def learning_rates(self, rate: float, base_rate: float | None = None) -> list[dict[str, Any]]:
-        """The Connectors at `rate`, the inner scaffold and the gates at `base_rate`."""
+        """Return the Connectors at `rate`, the inner scaffold and the gates at `base_rate`."""
         named = list(self.named_parameters())
         beside = [weight for name, weight in named if name.startswith("inner.") or name.endswith(".gate")]
         blocks = [weight for name, weight in named if not name.startswith("inner.") and not name.endswith(".gate")]
@@ -224,28 +226,23 @@ class Recursion(Scaffold, kind="recursion"):
         return groups
 
     def description(self) -> dict[str, Any]:
-        """Order and sizes, and what the inner scaffold is."""
+        """Return order and sizes, norms, and the description of the inner scaffold."""
         inner = {"kind": self.inner.kind, "description": self.inner.description()}
         return {"shape": asdict(self.shape), "norms": self.norms, "inner": inner}
 
     @classmethod
     def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:
-        """The same passes, with Connectors at a random start."""
+        """Return the same passes, with random Connectors."""
         inner = description["inner"]
-        made = KINDS[inner["kind"]].rebuilt(inner["description"], lm)
-        return cls(lm, RecursionShape(**description["shape"]), made, description["norms"])
+        scaffold = KINDS[inner["kind"]].rebuilt(inner["description"], lm)
+        return cls(lm, RecursionShape(**description["shape"]), scaffold, description["norms"])
 
     def _passed(self, given: ScaffoldInput, vectors: Float[Tensor, "B T D"], memory: Memory | None) -> Program:
-        """Ask for one pass over the vectors, unless they are the text's own and its states are known."""
+        """Ask for one pass over the vectors, unless they are the text's own embeddings and their states are known."""
         known = given.first if vectors is given.embeds and isinstance(self.inner, Bare) and memory is None else None
         if known is not None:
             return known
         return (yield from self.inner.program(replace(given, embeds=vectors, first=None), memory))
-
-    def _connector(self, place: int) -> Connector:
-        found = self.connectors[0 if self.shape.shared else place]
-        assert isinstance(found, Connector)
-        return found
 
     def _connected(
         self,
@@ -255,19 +252,21 @@ class Recursion(Scaffold, kind="recursion"):
         given: ScaffoldInput,
         memory: Memory | None,
     ) -> Blocks:
-        kept = None if memory is None else memory.between(place)
-        return Blocks(self._connector(place), states, instead_of, given.mask, kept)
+        """Return the request for the Connector at a place, counted from 0."""
+        connector = self.connectors[0 if self.shape.shared else place]
+        assert isinstance(connector, Connector)
+        return Blocks(connector, states, instead_of, given.mask, None if memory is None else memory.between(place))
 
     @classmethod
     def new(cls, config: RecursionConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:
-        """Passes under a new inner scaffold."""
+        """Return passes with new Connectors and a new inner scaffold."""
         inner = KINDS[config.inner.kind].new(config.inner, lm, seed=seed, data=data)
         return cls(lm, config.recursion, inner)
 
 
 @torch.no_grad()
 def starting_norms(lm: FrozenLM, shape: RecursionShape) -> dict[str, float]:
-    """The length of what stands where each kind of Connector puts its vectors."""
+    """Return the mean length of the vectors that each kind of Connector replaces."""
     before = embedding_norm(lm)
     if not shape.after or lm.device.type == "meta":
         return {"before": before, "between": before, "after": 1.0}

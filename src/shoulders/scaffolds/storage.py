@@ -1,4 +1,4 @@
-"""A scaffold on disk: a folder with the trained weights (safetensors) and what they are (JSON). Never a pickle."""
+"""Scaffolds on disk: a folder with the trained weights (safetensors) and their description (JSON); never a pickle."""
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
@@ -24,7 +23,7 @@ MODEL_CARD = """---
 # A {{ kind }} for `{{ backbone }}`
 
 Trained parameters around a frozen language model ([shoulders]({{ repo_url }})). The language model itself is not in
-here and was not changed: its fingerprint is `{{ fingerprint }}`.
+this repository and was not changed: its fingerprint is `{{ fingerprint }}`.
 
 ```python
 import shoulders
@@ -38,15 +37,15 @@ Trained parameters: {{ parameters }}. Scores and the whole recipe are in `config
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a scaffold comes from and what it fits.
+    """The backbone of a trained scaffold, and how it was trained, measured and is asked.
 
     Attributes:
-        backbone: name of the language model it was trained around.
-        fingerprint: of that model's weights.
+        backbone: name of the language model that it was trained around.
+        fingerprint: fingerprint of that model's weights.
         width: D of that model.
-        recipe: the whole recipe of the run, if there was one.
-        scores: what was measured, if anything was.
-        answering: how it is asked (`shoulders.answering.AnswerSpec`), if anyone said.
+        recipe: the whole recipe of the run; empty without one.
+        scores: measured scores; empty without any.
+        answering: how to ask it (`shoulders.answering.AnswerSpec`); empty if nothing was said.
     """
 
     backbone: str
@@ -72,8 +71,8 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A scaffold as read from disk."""
+class SavedScaffold:
+    """The contents of a scaffold's folder."""
 
     kind: str
     description: Mapping[str, Any]
@@ -81,8 +80,8 @@ class Stored:
     weights: Mapping[str, Tensor]
 
 
-def write_files(folder: Path, stored: Stored) -> None:
-    """Weights and configuration into a folder."""
+def write_files(folder: Path, stored: SavedScaffold) -> None:
+    """Write weights and configuration into a folder."""
     origin = stored.origin
     write_tensors(folder / WEIGHTS, stored.weights)
     write_json(
@@ -100,8 +99,8 @@ def write_files(folder: Path, stored: Stored) -> None:
     )
 
 
-def read_files(folder: Path) -> Stored:
-    """What `write_files` wrote.
+def read_files(folder: Path) -> SavedScaffold:
+    """Read the files that `write_files` wrote.
 
     Raises:
         SourceNotFound: there is no scaffold in the folder.
@@ -109,13 +108,13 @@ def read_files(folder: Path) -> Stored:
     """
     config, origin = _read_config(folder)
     try:
-        return Stored(config["kind"], config["description"], origin, read_tensors(recovered(folder) / WEIGHTS))
+        return SavedScaffold(config["kind"], config["description"], origin, read_tensors(recovered(folder) / WEIGHTS))
     except KeyError as error:
         raise _not_a_configuration(folder, error) from error
 
 
 def _read_config(folder: Path) -> tuple[Mapping[str, Any], Origin]:
-    """Read the configuration in a scaffold's folder, whole, and what it says of the backbone; no weights are read."""
+    """Read the configuration in a scaffold's folder and the origin in it, without the weights."""
     folder = recovered(folder)
     if not (folder / CONFIG).exists():
         raise SourceNotFound(f"there is no scaffold in {folder}: {CONFIG} is missing")
@@ -124,14 +123,15 @@ def _read_config(folder: Path) -> tuple[Mapping[str, Any], Origin]:
         if config["format"] != FORMAT:
             way_out = "update shoulders" if config["format"] > FORMAT else "train it anew (shoulders train)"
             raise CorruptFile(f"{folder} has format {config['format']}, this version reads {FORMAT}: {way_out}")
-        names = ("recipe", "scores", "answering")
-        return config, Origin(**_backbone(config["backbone"]), **{name: config[name] for name in names})
+        backbone = config["backbone"]
+        return config, Origin(
+            backbone["name"],
+            backbone["fingerprint"],
+            backbone["width"],
+            **{name: config[name] for name in ("recipe", "scores", "answering")},
+        )
     except (KeyError, TypeError) as error:
         raise _not_a_configuration(folder, error) from error
-
-
-def _backbone(kept: Mapping[str, Any]) -> dict[str, Any]:
-    return {"backbone": kept["name"], "fingerprint": kept["fingerprint"], "width": kept["width"]}
 
 
 def _not_a_configuration(folder: Path, error: Exception) -> CorruptFile:
@@ -139,8 +139,8 @@ def _not_a_configuration(folder: Path, error: Exception) -> CorruptFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetching:
-    """How a scaffold is fetched from the hub: huggingface_hub's own arguments."""
+class HubOptions:
+    """Options for fetching a scaffold from the hub: huggingface_hub's own arguments."""
 
     revision: str | None = None
     token: str | bool | None = None
@@ -149,14 +149,16 @@ class Fetching:
     force_download: bool = False
 
 
-def fetch(name: str | Path, how: Fetching | None = None, files: Sequence[str] = (CONFIG, WEIGHTS)) -> Path:
-    """The folder of a scaffold named by path or hub repository.
+def fetch(name: str | Path, how: HubOptions | None = None, files: Sequence[str] = (CONFIG, WEIGHTS)) -> Path:
+    """Return the folder of a scaffold named by path or hub repository, which is fetched.
 
     Args:
-        files: that are fetched from the hub.
+        name: path or hub repository.
+        how: options for the hub.
+        files: the files to fetch from the hub.
 
     Raises:
-        SourceNotFound, HubUnreachable: it is not there.
+        SourceNotFound, HubUnreachable: it is not there, or the hub does not answer.
     """
     folder = Path(name).expanduser()
     if folder.is_dir() or recovered(folder).is_dir():
@@ -164,17 +166,17 @@ def fetch(name: str | Path, how: Fetching | None = None, files: Sequence[str] = 
     if str(name).startswith(("/", ".", "~")) or str(name).count("/") != 1:
         raise SourceNotFound(f"there is no scaffold folder {str(name)!r}")
     with hub_errors(str(name)):
-        options = asdict(how or Fetching())
+        options = asdict(how or HubOptions())
         return Path(snapshot_download(str(name), allow_patterns=list(files), **options))
 
 
 def read_origin(name: str | Path) -> Origin:
-    """What a scaffold, named by path or hub repository, was trained around; its weights are not read."""
+    """Read the origin of a scaffold named by path or hub repository, without its weights."""
     return _read_config(fetch(name, files=[CONFIG]))[1]
 
 
 def scaffold_folder(name: str) -> str:
-    """Return the folder of a run's best scaffold for that of the run, and any other name as it is."""
+    """Return the folder of the best scaffold for the folder of a run; any other name unchanged."""
     folder = Path(name).expanduser()
     if (folder / CONFIG).exists():
         return name
@@ -183,9 +185,9 @@ def scaffold_folder(name: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that results depend on."""
+    """Return the versions of the libraries that results depend on."""
     return {
         "shoulders": importlib.metadata.version("shoulders"),
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": importlib.metadata.version("transformers"),
     }

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: JSON lines always, TensorBoard where it is installed."""
+"""The log of a training run: JSON lines, and TensorBoard events where it is installed."""
 
 import json
 import os
@@ -16,14 +16,14 @@ LOG, CURVES = "log.jsonl", "tensorboard"
 
 
 class RunLog:
-    """One line a step in `log.jsonl`; the same curves for TensorBoard.
+    """The log of a run: one line a step in `log.jsonl`, and the same curves for TensorBoard.
 
     Args:
         folder: of the run.
-        resumed_at: steps done when training goes on; what an interrupted run logged beyond them is dropped.
+        resumed_at: steps done when training continues; later lines of an interrupted run are dropped.
 
     Raises:
-        SaveFailed: on making it, on a step, or on leaving it: the log or the curves cannot be written.
+        SaveFailed: the log or the curves cannot be written, when it is opened, written to or closed.
     """
 
     def __init__(self, folder: Path, resumed_at: int = 0) -> None:
@@ -36,7 +36,7 @@ class RunLog:
             self._lines = self._log.open("a", encoding="utf-8")
 
     def __call__(self, step: Step) -> None:
-        """Write a step down."""
+        """Write a step."""
         line = json.dumps({key: value for key, value in asdict(step).items() if value is not None}) + "\n"
         with _writing(self._log):
             self._lines.write(line)
@@ -62,12 +62,12 @@ class RunLog:
                 if self._curves is not None:
                     self._curves.close()
         except SaveFailed:
-            if stopped_by is None:  # else what stopped the run is what is told
+            if stopped_by is None:  # otherwise the error that stopped the run is reported
                 raise
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The steps of a run so far; a last line that was cut off by a kill is left out."""
+    """Return the logged steps of a run, without a last line that was cut off when the run was killed."""
     path = folder / LOG
     if not path.exists():
         return []
@@ -81,7 +81,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def _keep(folder: Path, steps: int) -> None:
-    """Drop what is logged beyond so many steps. Written beside the log: a full disk leaves the old one."""
+    """Drop logged steps beyond a number. The new log replaces the old one at once: a full disk loses nothing."""
     kept = [line for line in read_log(folder) if line["number"] <= steps]
     part = folder / f".{LOG}.part"
     try:

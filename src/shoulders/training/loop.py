@@ -1,4 +1,4 @@
-"""The one training loop, for anything with parameters and a loss, and the checkpoints that it resumes from."""
+"""The training loop, for any module with a loss, and its checkpoints."""
 
 import math
 import shutil
@@ -25,14 +25,14 @@ WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands.
+    """The progress of a run.
 
     Attributes:
         step: optimizer steps done.
         position: next example of the mixture.
-        best_score, best_step: of the development scores so far; None before the first.
-        scored_step, score: the last step whose development score is known, and that score.
-        counts: examples that were read, and left out of them, by data set.
+        best_score, best_step: best development score so far, and its step; None before the first.
+        scored_step, score: last step with a development score, and that score.
+        counts: examples read and left out, by data set.
     """
 
     step: int = 0
@@ -45,7 +45,7 @@ class Progress:
 
 
 def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer, progress: Progress, keep: int) -> Path:
-    """Write `folder/step-N` whole or not at all, then drop all but the newest `keep`.
+    """Write the checkpoint `folder/step-N`, whole or not at all, and delete all but the newest `keep`.
 
     Raises:
         SaveFailed: the disk is full; older checkpoints are untouched.
@@ -61,15 +61,15 @@ def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer, progr
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """Return the complete checkpoints of a run, oldest first."""
     return sorted(path for path in folder.glob("step-*") if (path / PROGRESS).exists())
 
 
 def load_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer) -> Progress:
-    """Put module, optimizer and random state back to where they were.
+    """Restore module, optimizer and random state, and return the progress.
 
     Raises:
-        CorruptFile: a file of the checkpoint is broken; what it says how to go on without it.
+        CorruptFile: a file of the checkpoint is broken; the message says how to continue without it.
     """
     try:
         progress = Progress(**read_json(path / PROGRESS))
@@ -84,7 +84,7 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer) -> Prog
 
 
 def _flat(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Adam's moments by parameter number, and the state of the random generator."""
+    """Return Adam's moments by parameter number, and the state of the random generator."""
     tensors: dict[str, Tensor] = {"random": torch.get_rng_state()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors.update({f"{number}.{name}": torch.as_tensor(value) for name, value in state.items()})
@@ -104,31 +104,31 @@ Part = TypeVar("Part")  # a micro-batch
 PartOut = TypeVar("PartOut", covariant=True)
 
 
-class Portion(Protocol[PartOut]):
-    """What one step trains on, as this process sees it."""
+class StepExamples(Protocol[PartOut]):
+    """The examples of one step, as this process sees them."""
 
     @property
     def parts(self) -> Sequence[PartOut]:
-        """This process's micro-batches."""
+        """Micro-batches of this process."""
         ...
 
     @property
     def terms(self) -> int:
-        """Loss terms of the whole step, over all micro-batches and processes."""
+        """Number of loss terms of the step, over all micro-batches and processes."""
         ...
 
     @property
     def positions(self) -> int:
-        """Positions that this process computes: the unit of cost."""
+        """Number of positions that this process computes."""
         ...
 
 
 class Source(Protocol[PartOut]):
-    """Where steps come from, in an order that depends on the position alone."""
+    """A source of steps, in an order that depends on the position alone."""
 
     @property
     def position(self) -> int:
-        """The next example; set when a run is resumed."""
+        """Number of the next example; set when a run is resumed."""
         ...
 
     @position.setter
@@ -139,14 +139,14 @@ class Source(Protocol[PartOut]):
         """Examples read and left out so far, by data set."""
         ...
 
-    def step(self) -> Portion[PartOut]:
-        """The next step's examples."""
+    def step(self) -> StepExamples[PartOut]:
+        """Return the examples of the next step."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What is known after an optimizer step."""
+    """The record of an optimizer step."""
 
     number: int
     loss: float  # mean over the scored tokens of the step
@@ -163,12 +163,12 @@ OnStep = Callable[[Step], None]
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What happens beside the steps.
+    """Callbacks of the training loop.
 
     Attributes:
-        on_step: is told of every step.
-        evaluate: the score on the development set, higher is better.
-        on_best: is called when the score is the best so far (checkpoint selection; the paper, section 2.2).
+        on_step: called after every step.
+        evaluate: returns the score on the development set; higher is better.
+        on_best: called when a score is the best so far (checkpoint selection; the paper, section 2.2).
     """
 
     on_step: OnStep = lambda _: None
@@ -187,27 +187,30 @@ def fit(
     hooks: Hooks | None = None,
     until: int | None = None,
 ) -> Progress:
-    """Train a module.
+    """Train a module, and return the progress.
 
     Args:
-        trained: its parameters are what moves.
-        loss_of: the sum of the losses of a micro-batch; the loop divides by the terms of the whole step, so that any
-            division into micro-batches and processes has the same gradient.
-        source: the steps' examples.
-        groups: optimizer groups, if not all parameters have the plan's rate.
-        folder: where checkpoints go; training goes on from the newest one there.
-        hooks: progress, scores, keeping the best.
-        until: pause after this step, with a checkpoint, and a score that chooses nothing unless it is due anyway: the
-            run goes on from there as if it had never paused.
+        trained: the module; its parameters are trained.
+        loss_of: returns the summed loss of a micro-batch; the loop divides by the loss terms of the whole step, so that
+            the gradient does not depend on the division into micro-batches and processes.
+        source: of the examples of each step.
+        groups: optimizer groups, if not all parameters have the learning rate of the plan.
+        folder: of the checkpoints; training continues from the newest one.
+        hooks: callbacks for progress, scores and the best score.
+        until: pause after this step, with a checkpoint and a score; the score selects nothing unless it is due anyway,
+            so that the run continues as if it had never paused.
 
     Raises:
         TrainingDiverged: the loss or its gradient is not finite; the last checkpoint is kept.
         CorruptFile: the newest checkpoint cannot be read.
     """
     hooks = hooks or Hooks()
-    accelerator = Accelerator(device_placement=False)  # what trains is where the frozen model is already
+    accelerator = Accelerator(device_placement=False)  # the module is already on the device of the frozen model
     if plan.batch_size < accelerator.num_processes:
-        raise UsageError(f"training.batch_size {plan.batch_size} is below the {accelerator.num_processes} processes")
+        raise UsageError(
+            f"training.batch_size is {plan.batch_size}: it must be at least the number of processes, "
+            f"{accelerator.num_processes}"
+        )
     optimizer = torch.optim.AdamW(
         groups or trained.parameters(), plan.learning_rate, plan.betas, plan.eps, plan.weight_decay
     )
@@ -224,9 +227,9 @@ def fit(
         progress = score.best(progress, progress.step, score.measured())
     for number in range(progress.step + 1, last + 1):
         begun = time.perf_counter()
-        with _on_failure(partial(save, progress)):  # a line that cannot be read costs no step of the training
-            portion = source.step()
-        loss = _backward(accelerator, module, loss_of, portion)
+        with _on_failure(partial(save, progress)):  # an unreadable line loses no step of the training
+            examples = source.step()
+        loss = _backward(accelerator, module, loss_of, examples)
         norm = accelerator.clip_grad_norm_(module.parameters(), plan.clip or float("inf"))
         _check_finite(number, loss, norm, folder)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -234,9 +237,9 @@ def fit(
         stepper.step()
         stepper.zero_grad()
         rate, spent = optimizer.param_groups[0]["lr"], time.perf_counter() - begun
-        done = Step(number, loss.item(), rate, float(norm or 0.0), portion.positions, spent)
+        done = Step(number, loss.item(), rate, float(norm or 0.0), examples.positions, spent)
         progress = replace(progress, step=number, position=source.position, counts=copied(source.counts))
-        with _on_failure(partial(save, progress), partial(hooks.on_step, done)):  # nor does a score that fails
+        with _on_failure(partial(save, progress), partial(hooks.on_step, done)):  # nor does a failed evaluation
             if score.due(number):
                 measured = score.measured()
                 done, progress = replace(done, score=measured), score.best(progress, number, measured)
@@ -248,12 +251,12 @@ def fit(
 
 @dataclass(frozen=True, slots=True)
 class _Scoring:
-    """When the development set is scored, and what follows from a score."""
+    """The schedule of development scores, and the selection of the best."""
 
     plan: TrainPlan
     hooks: Hooks
     last: int  # the step that training ends or pauses at
-    main: bool  # this process tells others of the best
+    main: bool  # only the main process calls `on_best`
 
     def due(self, number: int) -> bool:
         return self.hooks.evaluate is not None and (self._chooses(number) or number == self.last)
@@ -262,7 +265,7 @@ class _Scoring:
         return _due(number, self.plan.evaluate_every) or number == self.plan.steps
 
     def missing(self, progress: Progress) -> bool:
-        """Whether a run that goes on stopped in the middle of a score."""
+        """Return whether a resumed run was interrupted during an evaluation."""
         return progress.step > 0 and self.due(progress.step) and progress.scored_step < progress.step
 
     def measured(self) -> float:
@@ -279,7 +282,7 @@ class _Scoring:
 
 
 def _check_finite(number: int, loss: Tensor, norm: Tensor | None, folder: Path | None) -> None:
-    """Stop before a step that would spoil the weights; a finite loss can have a gradient that is not."""
+    """Raise `TrainingDiverged` for a loss or gradient that is not finite, before a step spoils the weights."""
     for what, value in (("loss", loss), ("norm of the gradient", norm)):
         if value is not None and not math.isfinite(value):
             raise TrainingDiverged(step=number, what=what, value=float(value), kept=_kept(folder))
@@ -302,13 +305,13 @@ def _on_failure(*then: Callable[[], None]) -> Iterator[None]:
         raise
 
 
-def _backward(accelerator: Accelerator, module: nn.Module, loss_of: LossOf[Part], portion: Portion[Part]) -> Tensor:
-    """Gradients of the step's mean loss, micro-batch by micro-batch; returns the loss, over all processes."""
+def _backward(accelerator: Accelerator, module: nn.Module, loss_of: LossOf[Part], step: StepExamples[Part]) -> Tensor:
+    """Add up the gradients of the mean loss over micro-batches, and return the loss over all processes."""
     total = torch.zeros((), device=next(module.parameters()).device)
-    for number, part in enumerate(portion.parts, start=1):
-        last = number == len(portion.parts)
+    for number, part in enumerate(step.parts, start=1):
+        last = number == len(step.parts)
         with nullcontext() if last else accelerator.no_sync(module):
-            loss = loss_of(module, part) / portion.terms
+            loss = loss_of(module, part) / step.terms
             # Gradients of several processes are averaged; the loss is a sum over them.
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()

@@ -1,4 +1,4 @@
-"""What a scaffold's training step reads, and its loss: on a mixture of tasks, or on plain text."""
+"""Examples and losses for the training of a scaffold, on a mixture of tasks or on plain text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from shoulders.training.stream import PackedText, Stream
 
 @dataclass(frozen=True, slots=True)
 class ExampleStep:
-    """One step's examples, this process's share divided into micro-batches of similar length."""
+    """The examples of one step; the share of this process is divided into micro-batches of similar length."""
 
     parts: Sequence[Sequence[Encoded]]
     terms: int
@@ -31,10 +31,10 @@ class ExampleStep:
 
 @final
 class ExampleSource:
-    """Steps of `batch_size` examples from a stream.
+    """A source of steps of `batch_size` examples from a stream.
 
-    Every process draws the same examples and takes its share. Examples of one step are sorted by length into
-    micro-batches: nothing is spent on padding, and the mixture's proportions in a step are untouched.
+    Every process draws the same examples and takes its share. The examples of a step are sorted by length into
+    micro-batches, which saves padding and keeps the proportions of the mixture in every step.
     """
 
     def __init__(self, stream: Stream, batch_size: int, positions_at_once: int, prompt_length: int) -> None:
@@ -43,7 +43,7 @@ class ExampleSource:
 
     @property
     def position(self) -> int:
-        """Next example of the mixture."""
+        """Number of the next example of the mixture."""
         return self.stream.position
 
     @position.setter
@@ -56,7 +56,7 @@ class ExampleSource:
         return self.stream.counts
 
     def step(self) -> ExampleStep:
-        """The next step."""
+        """Return the examples of the next step."""
         rows = self.stream.take(self.batch_size)
         state = PartialState()
         mine = sorted(rows, key=self._cost)[state.process_index :: state.num_processes]
@@ -71,14 +71,15 @@ class ExampleSource:
 def scaffold_loss(
     lm: FrozenLM, scaffold: Scaffold, first_pass: StateStore | None = None, contexts: Contexts | None = None
 ) -> LossOf[Sequence[Encoded]]:
-    """The summed cross-entropy of a micro-batch's answers through the scaffold and the frozen model.
+    """Return a function: the summed cross-entropy of the answers of a micro-batch, through scaffold and frozen model.
 
     Args:
-        first_pass: where the states of a recursion's first pass are kept.
-        contexts: where keys and values of the text before the prompt are kept.
+        first_pass: store of the states of a recursion's first pass.
+        contexts: store of the keys and values of the text before the prompt.
 
     Raises:
-        UsageError: one is asked for, and something trains before the first pass, or before the prompt.
+        UsageError: stored states would change, because something trains before the end of the first pass, or before
+            the prompt.
     """
     if first_pass is not None:
         check_first_pass(scaffold)
@@ -102,7 +103,7 @@ def scaffold_loss(
 
 @dataclass(frozen=True, slots=True)
 class TextStep:
-    """One step's sequences, this process's share divided into micro-batches."""
+    """The sequences of one step; the share of this process is divided into micro-batches."""
 
     parts: Sequence[Int[Tensor, "B T"]]
     terms: int
@@ -111,7 +112,7 @@ class TextStep:
 
 @final
 class TextSource:
-    """Steps of `batch_size` sequences of a packed text. Every process draws the same ones and takes its share."""
+    """A source of steps of `batch_size` sequences of packed text; every process draws the same and takes its share."""
 
     def __init__(self, text: PackedText, batch_size: int, positions_at_once: int, prompt_length: int) -> None:
         self.text, self.batch_size = text, batch_size
@@ -121,7 +122,7 @@ class TextSource:
 
     @property
     def position(self) -> int:
-        """Where the next sequence begins."""
+        """Position in the text where the next sequence begins."""
         return self.text.position
 
     @position.setter
@@ -129,7 +130,7 @@ class TextSource:
         self.text.position = value
 
     def step(self) -> TextStep:
-        """The next step."""
+        """Return the examples of the next step."""
         state = PartialState()
         rows = [self.text.take() for _ in range(self.batch_size)][state.process_index :: state.num_processes]
         parts = torch.tensor(rows).split(self.rows_at_once)
@@ -137,14 +138,14 @@ class TextSource:
 
 
 def language_loss(lm: FrozenLM, scaffold: Scaffold, first_pass: StateStore | None = None) -> LossOf[Int[Tensor, "B T"]]:
-    """The summed cross-entropy of every next token of a micro-batch, through the scaffold and the frozen model.
+    """Return a function: the summed cross-entropy of all next tokens of a micro-batch, through scaffold and model.
 
     Args:
-        first_pass: where the states of a recursion's first pass are kept.
+        first_pass: store of the states of a recursion's first pass.
 
     Raises:
-        UsageError: the scaffold reads its input as a whole, and so what it is to predict; or stored states are asked
-            for, and something trains before the first pass ends.
+        UsageError: the scaffold reads its whole input, and so the tokens to predict; or stored states would change,
+            because something trains before the end of the first pass.
     """
     if scaffold.encoder is not None:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""How a training run goes, and what a rival of a scaffold is trained by: frozen records of numbers."""
+"""Hyperparameters of a training run, and of the rivals of a scaffold: frozen, validated records."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -7,31 +7,31 @@ from shoulders.errors import UnknownName, UsageError
 from shoulders.scaffolds.peft import ALL_LINEAR, FULL, LORA, PREFIX
 
 DECAYS = ("none", "linear")
-HIGHEST_RATE = 1e3  # of any use; far above it fp32 overflows in the first steps
+HIGHEST_RATE = 1e3  # far above it fp32 overflows in the first steps
 
 
 @dataclass(frozen=True, slots=True)
 class TrainPlan:
-    """Constants of a training run; the defaults are the paper's for prompt tuning (sections 2.2 and 4.1).
+    """Hyperparameters of a training run; the defaults are the paper's for prompt tuning (sections 2.2 and 4.1).
 
     Attributes:
         steps: optimizer steps.
         batch_size: examples a step, over all processes.
-        learning_rate: the peak rate.
-        base_learning_rate: that of a prompt learned under a generated one (`scaffold.base`); 0 leaves it as it starts.
-        betas, eps, weight_decay: Adam's, with decoupled decay.
+        learning_rate: peak learning rate.
+        base_learning_rate: of the shared prompt under a generated one (`scaffold.base`); 0 does not train it.
+        betas, eps, weight_decay: of AdamW.
         warmup: share of the steps in which the rate rises linearly from 0.
         decay: "none" (prompts: Lester et al. 2021 and the paper) or "linear" to 0 at the last step (connectors).
-        clip: largest norm of the gradient; 0 for none.
+        clip: maximum norm of the gradient; 0 for no clipping.
         positions_at_once: positions of a micro-batch, prompt and padding included; bounds memory, not results.
-        evaluate_every: steps between scores on the development set; 0 for none but the last.
+        evaluate_every: steps between scores on the development set; 0 for one at the end only.
         save_every: steps between checkpoints; 0 for none.
-        keep: checkpoints kept.
-        first_pass: folder that keeps the states of a recursion's first pass (`StateStore`); empty: they are computed in
-            every step.
-        contexts: folder that keeps the keys and values of the texts before a prompt (`Contexts`; infix and suffix);
+        keep: number of checkpoints that are kept.
+        first_pass: folder that stores the states of a recursion's first pass (`StateStore`); empty: they are computed
+            in every step.
+        contexts: folder that stores the keys and values of the texts before a prompt (`Contexts`; infix and suffix);
             empty: they are computed in every step.
-        seed: of the order of examples and of what is random in the trained module.
+        seed: of the order of examples, and of the initial parameters.
     """
 
     steps: int = 100_000
@@ -70,11 +70,11 @@ class TrainPlan:
             raise UnknownName("training.decay", self.decay, DECAYS)
 
     def _check(self, name: str, fits: bool, rule: str) -> None:
-        if not fits:  # what is not a number fits nowhere: it compares as false
+        if not fits:  # NaN never fits: it compares as false
             raise UsageError(f"training.{name} is {getattr(self, name)}: {rule}")
 
     def rate_factor(self, done: int) -> float:
-        """What the learning rate is multiplied with in the step after `done` steps."""
+        """Return the factor of the learning rate in the step after `done` steps."""
         rising = max(1, round(self.warmup * self.steps))
         factor = min(1.0, (done + 1) / rising)
         if self.decay == "linear" and done >= rising:
@@ -82,24 +82,24 @@ class TrainPlan:
         return factor
 
 
-# LoRA: Dettmers et al. 2023 (QLoRA), for models up to 13B. A prefix without an MLP: of the order that Liu et al. 2022
-# (P-Tuning v2) use. All weights: the middle of Devlin et al. 2019, appendix A.3.
+# Default learning rates. LoRA: Dettmers et al. 2023 (QLoRA), for models up to 13B. Prefix without an MLP: the order of
+# magnitude of Liu et al. 2022 (P-Tuning v2). All weights: the middle of the range of Devlin et al. 2019, appendix A.3.
 RATES = {LORA: 2e-4, PREFIX: 1e-2, FULL: 3e-5}
 RIVALS = tuple(RATES)
-EPS = 1e-8  # of Adam in transformers' own trainer
+EPS = 1e-8  # of Adam, the default of transformers' Trainer
 
 
 @dataclass(frozen=True, slots=True)
 class RivalChoice:
-    """What is trained in the place of a scaffold; the recipe's other values hold for it, those of its optimizer do not.
+    """What is trained instead of a scaffold, with an optimizer of its own; all other values of the recipe apply.
 
     Attributes:
         kind: "lora" (Hu et al. 2022), "prefix_tuning" (Li and Liang 2021; as long as the scaffold's prompt) or "full"
             (all weights); empty: no rival.
-        learning_rate: the peak rate; 0 for the usual one of its kind (`RATES`).
-        warmup, decay, weight_decay: in the place of the recipe's `training`.
-        rank, alpha: of LoRA; its update is multiplied by alpha / rank.
-        targets: layers that LoRA adapts, by the end of their names; "all-linear": all but the output matrix.
+        learning_rate: peak learning rate; 0 for the default of the kind (`RATES`).
+        warmup, decay, weight_decay: instead of those of `training`.
+        rank, alpha: of LoRA; the update is scaled by alpha / rank.
+        targets: layers that LoRA adapts, by the end of their names; "all-linear": all but the output layer.
     """
 
     kind: str = ""
@@ -130,7 +130,7 @@ class RivalChoice:
             raise UsageError(f"rival.{name} is {getattr(self, name)}: {rule}")
 
     def plan(self, training: TrainPlan) -> TrainPlan:
-        """The recipe's plan with the rival's optimizer."""
+        """Return the training plan of a recipe with the optimizer of the rival."""
         return replace(
             training,
             learning_rate=self.learning_rate or RATES[self.kind],

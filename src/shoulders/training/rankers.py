@@ -1,4 +1,4 @@
-"""Training what orders passages: what a retriever and a re-ranker learn from, their steps and their losses."""
+"""Training of retrievers and re-rankers: their examples, steps and losses."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -25,8 +25,8 @@ Titled = tuple[str, str]  # title and text of a passage
 
 
 @dataclass(frozen=True, slots=True)
-class Supervised:
-    """A question with its passages, the positive one first."""
+class RankingExample:
+    """A question with its passages; the first is positive, the others negative."""
 
     question: str
     answers: tuple[str, ...]
@@ -35,16 +35,16 @@ class Supervised:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Supervision:
-    """Draws passages for questions from the first `depth` that a retriever finds.
+class RankingSampler:
+    """Samples passages for questions from the first `depth` that a retriever finds.
 
-    The positive is one of the annotated passages that hold an answer, where the data set names any, else one of those
-    found that hold an answer (distant supervision); negatives are found and hold none. Where no answer is known, the
-    annotated passages alone are positive. Which are drawn depends on the seed and the example's position alone.
+    The positive is an annotated passage with an answer, if the data set names one; otherwise a retrieved passage with
+    an answer (distant supervision). Negatives are retrieved passages without an answer. If no answer is known, only the
+    annotated passages are positive. The sample depends on the seed and the position of the example alone.
 
     Attributes:
-        negatives: drawn for a question at most.
-        searcher: the retriever; BM25 if there is none.
+        negatives: maximum number of negatives of a question.
+        searcher: the retriever; None for BM25.
 
     Source: Karpukhin et al. 2020, sections 3.2 and 6.1; the paper, section 3.1 (1 positive and 23 negatives of 100).
     """
@@ -58,12 +58,11 @@ class Supervision:
     def __post_init__(self) -> None:
         if not 1 <= self.negatives < self.depth:
             raise UsageError(
-                f"{self.negatives} negatives of {self.depth} passages: at least 1, and fewer than are retrieved "
-                "(negatives, depth)"
+                f"negatives is {self.negatives} and depth {self.depth}: negatives must be at least 1 and below depth"
             )
 
-    def of(self, examples: Sequence[Example], positions: Sequence[int]) -> list[Supervised | None]:
-        """The passages of each example; None where no passage has an answer, or all of them have.
+    def of(self, examples: Sequence[Example], positions: Sequence[int]) -> list[RankingExample | None]:
+        """Return the passages of each example; None if no passage has an answer, or all have.
 
         Args:
             positions: of the examples in the order of training.
@@ -73,7 +72,7 @@ class Supervision:
         passages = [[(hit.title, hit.text) for hit in hits] for hits in found]
         return [self._drawn(*one) for one in zip(queries, examples, passages, positions, strict=True)]
 
-    def _drawn(self, query: str, example: Example, found: Sequence[Titled], position: int) -> Supervised | None:
+    def _drawn(self, query: str, example: Example, found: Sequence[Titled], position: int) -> RankingExample | None:
         draw = random.Random(f"{self.seed}/{position}")
         gold = self._gold(example)
         with_answer = [has_span(example.references, text) for _, text in found]
@@ -82,7 +81,7 @@ class Supervision:
         if not positives or not negatives:
             return None
         drawn = draw.sample(negatives, min(self.negatives, len(negatives)))
-        return Supervised(query, example.references, (draw.choice(positives), *drawn))
+        return RankingExample(query, example.references, (draw.choice(positives), *drawn))
 
     def _gold(self, example: Example) -> list[Titled]:
         stored = self.index.store.of_documents(example.question.gold)
@@ -90,38 +89,38 @@ class Supervision:
         return [(one.title, one.text) for one in stored if not answers or has_span(answers, one.text)]
 
 
-Cost = Callable[[Supervised], int]
+Cost = Callable[[RankingExample], int]
 
 
 @dataclass(frozen=True, slots=True)
-class SupervisedStep:
-    """One step's questions with their passages, this process's share divided into micro-batches."""
+class RankingStep:
+    """The questions of one step; the share of this process is divided into micro-batches."""
 
-    parts: Sequence[Sequence[Supervised]]
+    parts: Sequence[Sequence[RankingExample]]
     terms: int
     positions: int
 
 
 @final
-class SupervisedSource:
-    """Steps of `batch_size` questions of a mixture that have a passage with an answer, and one without.
+class RankingSource:
+    """A source of steps of `batch_size` questions that have a positive and a negative passage.
 
     Attributes:
-        questions: all that may be drawn, as `words_of` gives them.
+        questions: all questions that may be drawn, as words (`words_of`).
 
     Args:
-        fold: the half of the questions that is trained on (cross-fitting: the paper, section 3.1); "" for all. A
-            question whose words stand in the other half too is left out of both.
-        cost: positions that a question's passages take.
-        positions_at_once: of a micro-batch; None keeps a process's share of a step together, whose questions are
-            negatives of each other.
+        fold: the half of the questions to train on (cross-fitting: the paper, section 3.1); "" for all. A question
+            that occurs in both halves is left out of both.
+        cost: returns the number of positions that the passages of a question take.
+        positions_at_once: of a micro-batch; None keeps the share of a process in one micro-batch, for losses where
+            the passages of other questions are negatives.
     """
 
     def __init__(
         self,
         mixture: Mixture,
         fold: str,
-        supervision: Supervision,
+        supervision: RankingSampler,
         batch_size: int,
         cost: Cost,
         positions_at_once: int | None,
@@ -132,27 +131,27 @@ class SupervisedSource:
         self.counts: Counts = {}
         self.questions = {words for words, folds in folds_of(mixture).items() if folds == {fold} or not fold}
 
-    def step(self) -> SupervisedStep:
-        """The next step.
+    def step(self) -> RankingStep:
+        """Return the questions of the next step.
 
         Raises:
-            DataError: a whole epoch went by without a question to learn from.
+            DataError: no question of a whole epoch can be learned from.
         """
-        rows: list[Supervised] = []
+        rows: list[RankingExample] = []
         since = 0
         while len(rows) < self.batch_size:
             found = self._next(self.batch_size - len(rows))
             since = 0 if found else since + self.batch_size - len(rows)
             rows += found
-            if since >= 2 * len(self.mixture):  # the one at the beginning of an epoch can be at the end of the next
-                told = left_out(self.counts)
-                raise DataError(f"there is no question to learn from ({told}): is the index that of the questions?")
+            if since >= 2 * len(self.mixture):  # a question from the start of one epoch may come at the end of the next
+                counts = left_out(self.counts)
+                raise DataError(f"there is no question to learn from ({counts}): is the index that of the questions?")
         state = PartialState()
         mine = rows[state.process_index :: state.num_processes]
         parts = [mine] if self.positions_at_once is None else list(by_length(mine, self.cost, self.positions_at_once))
-        return SupervisedStep(parts, len(rows), sum(map(self.cost, mine)))
+        return RankingStep(parts, len(rows), sum(map(self.cost, mine)))
 
-    def _next(self, count: int) -> list[Supervised]:
+    def _next(self, count: int) -> list[RankingExample]:
         examples: list[Example] = []
         positions: list[int] = []
         for _ in range(count):
@@ -179,18 +178,18 @@ class SupervisedSource:
 
 @final
 class RetrieverLoss(nn.Module):
-    """A bi-encoder under its training loss: the passages of all questions of a micro-batch are each other's negatives.
+    """The training loss of a bi-encoder; the passages of other questions in a micro-batch are negatives too.
 
     Args:
-        scale: of the scores, as `in_batch_loss` says.
+        scale: factor of the scores (`in_batch_loss`).
     """
 
     def __init__(self, retriever: BiEncoder, scale: float) -> None:
         super().__init__()
         self.retriever, self.scale = retriever, scale
 
-    def forward(self, rows: Sequence[Supervised]) -> Float[Tensor, ""]:
-        """The summed loss of some questions, with dropout whatever mode the module is in."""
+    def forward(self, rows: Sequence[RankingExample]) -> Float[Tensor, ""]:
+        """Return the summed loss of some questions; dropout is on, whatever the mode of the module."""
         encoder = self.retriever
         titles, texts = zip(*(passage for row in rows for passage in row.passages), strict=True)
         firsts = torch.tensor([0, *(len(row.passages) for row in rows)]).cumsum(0)[:-1]
@@ -204,8 +203,8 @@ class RetrieverLoss(nn.Module):
             encoder.eval()
         return in_batch_loss(questions, passages, firsts.to(questions.device), self.scale)
 
-    def cost(self, row: Supervised) -> int:
-        """Positions of a question and its passages."""
+    def cost(self, row: RankingExample) -> int:
+        """Return the number of positions of a question and its passages."""
         titles, texts = zip(*row.passages, strict=True)
         rows = [*self.retriever.question_rows([row.question]), *self.retriever.passage_rows(titles, texts)]
         return sum(map(len, rows))
@@ -213,33 +212,33 @@ class RetrieverLoss(nn.Module):
 
 @final
 class RerankerLoss(nn.Module):
-    """A re-ranker under its training loss."""
+    """The training loss of a re-ranker."""
 
     def __init__(self, reranker: Reranker) -> None:
         super().__init__()
         self.reranker = reranker
 
-    def forward(self, rows: Sequence[Supervised]) -> Float[Tensor, ""]:
-        """The summed loss of some questions."""
+    def forward(self, rows: Sequence[RankingExample]) -> Float[Tensor, ""]:
+        """Return the summed loss of some questions."""
         return self.reranker([_group(row) for row in rows])
 
-    def cost(self, row: Supervised) -> int:
-        """Positions of a question's passages, as long as the longest."""
+    def cost(self, row: RankingExample) -> int:
+        """Return the number of positions of a question's passages, padded to the longest."""
         rows = self.reranker.rows(_group(row).pairs)
         return len(rows) * max(map(len, rows))
 
 
-def ranking_loss(module: nn.Module, rows: Sequence[Supervised]) -> Tensor:
-    """The summed loss of a micro-batch, as `training.loop.fit` asks for it."""
+def ranking_loss(module: nn.Module, rows: Sequence[RankingExample]) -> Tensor:
+    """Return the summed loss of a micro-batch, for `training.loop.fit`."""
     return module(rows)
 
 
-def _group(row: Supervised) -> Group:
+def _group(row: RankingExample) -> Group:
     return Group(row.question, row.passages, row.answers)
 
 
 def folds_of(mixture: Mixture) -> dict[str, set[str]]:
-    """All questions of a mixture, with the halves of the training examples that they stand in."""
+    """Return all questions of a mixture, with the halves of the training examples in which they occur."""
     found: dict[str, set[str]] = {}
     for place in range(len(mixture)):
         if (example := mixture.read(place, {})) is not None:
