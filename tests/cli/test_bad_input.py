@@ -255,8 +255,8 @@ def test_plans(refused, shoulders, tmp_path, lm, tiny_encoder, tiny_lm):
     encoder = tiny_encoder("t5").name
     assert "is a t5 model, not a causal language model" in refused(*plan, f"backbone.name={encoder}")
     small = f"backbone.name={lm.name}"
-    assert "an input of 0 and an answer of 16 tokens" in refused(*plan, small, "--input-length", 0)
-    assert "an input of 8 and an answer of 0 tokens" in refused(*plan, small, "--input-length", 8, "--output-length", 0)
+    assert "the input has 0 and the answer 16 tokens" in refused(*plan, small, "--input-length", 0)
+    assert "the input has 8 and the answer 0 tokens" in refused(*plan, small, "--input-length", 8, "--output-length", 0)
     code, out, error = shoulders(*plan, f"backbone.name={tiny_lm('bloom').name}", "--input-length", 8)
     assert (code, error) == (0, "")
     assert "trained in all" in out

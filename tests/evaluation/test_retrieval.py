@@ -45,7 +45,7 @@ def test_recall():
     assert first == [1, 0, NEVER]
     assert [recall_at(first, k) for k in (1, 2, 100)] == pytest.approx([100 / 3, 200 / 3, 200 / 3])
     for wrong in ([], 1), (first, 0):
-        with pytest.raises(UsageError, match="1 at least"):
+        with pytest.raises(UsageError, match="must be at least 1"):
             recall_at(*wrong)
 
 

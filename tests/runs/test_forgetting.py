@@ -71,7 +71,7 @@ def test_what_cannot_be_measured_is_refused(values, suite, tmp_path):
     run("train", "bundled_soft_prompt", *values, "--out", tmp_path / "run")
     with pytest.raises(UsageError, match=r"nothing to measure: name held-out text \(--text\), a suite \(--tasks\)"):
         run("forget", tmp_path / "run")
-    with pytest.raises(UsageError, match="nothing but tasks that the run was trained on"):
+    with pytest.raises(UsageError, match="has only tasks that the run was trained on"):
         run("forget", tmp_path / "run", "--tasks", suite, "suite.tasks=adding")
     with pytest.raises(UnknownName, match="did you mean 'parity'"):
         run("forget", tmp_path / "run", "--tasks", suite, "suite.tasks=paritty")

@@ -170,7 +170,7 @@ class RankingSource:
         if self.fold and fold_of(example) != self.fold:
             tally(self.counts, example.task, "of the other fold")
             return False
-        if words_of(example.question.text) not in self.questions:
+        if words_of(example.question.query) not in self.questions:
             tally(self.counts, example.task, "in both folds")
             return False
         return True
@@ -242,5 +242,5 @@ def folds_of(mixture: Mixture) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for place in range(len(mixture)):
         if (example := mixture.read(place, {})) is not None:
-            found.setdefault(words_of(example.question.text), set()).add(fold_of(example))
+            found.setdefault(words_of(example.question.query), set()).add(fold_of(example))
     return found
