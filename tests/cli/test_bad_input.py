@@ -65,7 +65,7 @@ def test_standard_input_that_holds_no_question(refused, prompt, monkeypatch):
     for how in ("strict", "surrogateescape"):
         latin = io.TextIOWrapper(io.BytesIO("Où est Orléans?\n".encode("latin-1")), encoding="utf-8", errors=how)
         monkeypatch.setattr(sys, "stdin", latin)
-        assert "what is piped in is not UTF-8" in refused("ask", prompt)
+        assert "standard input is not UTF-8" in refused("ask", prompt)
 
 
 def test_questions_and_names_that_are_no_utf_8(refused, shoulders, prompt, tmp_path):
@@ -99,7 +99,7 @@ def test_a_terminal_that_lacks_a_character_shows_a_sign_in_its_place(prompt, mon
     screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setattr(sys, "argv", ["shoulders", "ask", str(prompt), "hi"])
-    monkeypatch.setattr("shoulders.cli.ask.answer", lambda *_: ["Zoë, 北京 \ud83d"])
+    monkeypatch.setattr("shoulders.answering.answerer.Answerer.ask", lambda *_: Answer("Zoë, 北京 \ud83d", 0.0, 0.0))
     with pytest.raises(SystemExit):
         main()
     screen.flush()
@@ -205,7 +205,7 @@ def test_textual_recursion_whose_first_prompt_is_gone_or_says_nothing(refused, l
 def test_recall_of_no_samples_or_of_what_is_no_number(refused, lm, suite, prompt):
     asked = ["sample", prompt, *values(lm, suite), "--recipe", "bundled_soft_prompt", "--samples"]
     assert "ask for 1 at least" in refused(*asked, "0,4")
-    assert "holds no numbers" in refused(*asked, "four")
+    assert "'four' are not whole numbers" in refused(*asked, "four")
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_the_answer_is_highlighted():
     )
     console = Console(force_terminal=True, color_system="standard", width=200)
     with console.capture() as capture:
-        for line in ask_module.shown(found):
+        for line in ask_module.passage_lines(found):
             console.print(line)
     assert "Oslo has \x1b[1;32m13\x1b[0m" in capture.get()
 
@@ -212,7 +212,7 @@ def test_no_answer_under_a_threshold_that_was_chosen(reader, says, shoulders, lm
     assert code == 0, error
     told = " ".join(out.split())
     assert "one was for 50.0% of 4 questions" in told
-    assert "that stands in what was read is given from a probability of 0.400" in told
+    assert "that stands in the passages read is given from a probability of 0.400" in told
     assert "an answer that does not is given never" in told
     kept = json.loads((reader / "best" / "threshold.json").read_text())
     assert kept["threshold"] == {"standing": pytest.approx(0.4), "elsewhere": "inf"}
@@ -296,7 +296,7 @@ def test_passages_leave_room_for_as_much_as_is_answered(reader, lm, longest):
 
 
 def test_what_no_threshold_can_be_chosen_for(refused, prompt, index):
-    assert "'bare' has none here" in refused("threshold", "bare")
+    assert "'bare' has none" in refused("threshold", "bare")
     assert "no index is named" in refused("threshold", prompt)
 
 

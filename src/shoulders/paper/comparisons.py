@@ -113,7 +113,7 @@ def measure_encoder_decoder(recipe: Recipe, on_done: OnDone) -> tuple[Scores, di
 
 
 @dataclass(frozen=True, slots=True)
-class Extracted:
+class ExtractedAnswer:
     """An answer found in a passage.
 
     Attributes:
@@ -142,7 +142,7 @@ def best_spans(
     questions: Sequence[str],
     passages: Sequence[Sequence[Passage]],
     on_scored: OnScored = lambda _done, _all: None,
-) -> list[Extracted]:
+) -> list[ExtractedAnswer]:
     """For each question the best answer of at most 10 tokens in the most relevant passage that has a word.
 
     An answer that begins or ends inside a word has the whole word.
@@ -163,11 +163,11 @@ def best_spans(
     best = [
         Pair(question, some[at].title, some[at].text) for (question, some), at in zip(together, chosen, strict=True)
     ]
-    found = [Extracted("", at, (0, 0)) for at in chosen]
+    found = [ExtractedAnswer("", at, (0, 0)) for at in chosen]
     for number, (first, last) in _spans(reranker, reranker.rows(best)).items():
         text = best[number].text
         first, last = whole_words((first, last), text)
-        found[number] = Extracted(text[first:last], chosen[number], (first, last))
+        found[number] = ExtractedAnswer(text[first:last], chosen[number], (first, last))
     return found
 
 
@@ -193,7 +193,7 @@ def _spans(reranker: Reranker, rows: Sequence[PairTokens]) -> dict[int, Span]:
     return found
 
 
-AT_ONCE = 64  # questions, for progress
+QUESTIONS_AT_ONCE = 64  # questions, for progress
 EXTRACTIVE = "extractive"
 
 
@@ -219,8 +219,8 @@ def measure_extractive(recipe: Recipe, lm: FrozenLM, name: str, on_done: OnDone)
 
     def answers(examples: Sequence[Example]) -> list[Answer]:
         found: list[Answer] = []
-        for start in range(0, len(examples), AT_ONCE):
-            some = examples[start : start + AT_ONCE]
+        for start in range(0, len(examples), QUESTIONS_AT_ONCE):
+            some = examples[start : start + QUESTIONS_AT_ONCE]
             found += _extracted(reranker, some, evidence.find([example.question for example in some]))
             on_done(len(found), len(examples))
         return found

@@ -1,6 +1,6 @@
 """Recursion compared with single passes: the numbers of the paper's section 4, from results and samples.
 
-Methods are called as in the paper's tables 4 and 6.
+Methods are called as in the paper's recursion_tables 4 and 6.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from shoulders.scaffolds.recursion import RecursionShape
 BARE, PROMPT_TUNED, TEXTUAL = "bare", "Prompt-tuned", "Textual-recursive"
 # The paper's words for a kind of scaffold, where they are not its label.
 ONE_PASS = {BARE: BARE, "soft_prompt": PROMPT_TUNED}
-UNDER = {BARE: "", "soft_prompt": " under a soft prompt"}
+INNER = {BARE: "", "soft_prompt": " under a soft prompt"}
 DASH = "\N{EN DASH}"  # as the paper writes LM-Connector-LM
 ADAPTIVE = {"average", "budget", "rule", "curve"}  # what a result says of adaptive passes
 
@@ -29,11 +29,11 @@ class Method:
     """A row's name and what the columns beside it say.
 
     Attributes:
-        name: as the paper's tables have it.
+        name: as the paper's recursion_tables have it.
         passes: through the frozen model for a question, on average.
         layers: blocks of a Connector; None without one.
         pretrained: training started from a trained scaffold; None where nothing is trained, or by several runs.
-        variant: what is not in the paper's tables: how the Connector starts, when a second pass is made.
+        variant: what is not in the paper's recursion_tables: how the Connector starts, when a second pass is made.
         candidates: answers sampled for a question in textual recursion, or 0.
     """
 
@@ -65,7 +65,7 @@ def method_of(result: Result) -> Method:
         )
     shape = RecursionShape(**choice.get("recursion", {})) if kind == "recursion" else None
     candidates = _candidates(recipe)
-    name = _name(kind, choice.get("inner", {}).get("kind", BARE), shape, candidates)
+    name = _method_name(kind, choice.get("inner", {}).get("kind", BARE), shape, candidates)
     passes = result.content.get("scaffold", {}).get("passes", shape.passes if shape else 1) + bool(candidates)
     variant = [part for part in ("residual", "copied", "shared") if shape and getattr(shape, part)]
     return Method(
@@ -96,16 +96,16 @@ def _candidates(recipe: Mapping[str, Any]) -> int:
     return evidence.get("count", 0) if evidence.get("kind") == "candidates" else 0
 
 
-def _name(kind: str, inner: str, shape: RecursionShape | None, candidates: int) -> str:
-    under = UNDER.get(inner, f" under {label_of(inner)}")
-    own = f"{_stack(shape)}{under}" if shape else ONE_PASS.get(kind, label_of(kind))
+def _method_name(kind: str, inner: str, shape: RecursionShape | None, candidates: int) -> str:
+    under = INNER.get(inner, f" under {label_of(inner)}")
+    own = f"{_passes_and_connectors(shape)}{under}" if shape else ONE_PASS.get(kind, label_of(kind))
     if not candidates:
         return own
     beside = "" if own == PROMPT_TUNED else f", {own}"  # the paper's own is prompt-tuned twice
     return f"{TEXTUAL} (n={candidates}){beside}"
 
 
-def _stack(shape: RecursionShape) -> str:
+def _passes_and_connectors(shape: RecursionShape) -> str:
     """Passes and Connectors in their order."""
     parts = ["LM", "Connector"] * (shape.passes - 1) + ["LM"]
     return DASH.join(["Connector"] * shape.before + parts + ["Connector"] * shape.after)
@@ -120,8 +120,8 @@ def _adaptive(result: Result) -> Mapping[str, Any] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One run in tables 4 and 6 of the paper.
+class RunScores:
+    """One run in recursion_tables 4 and 6 of the paper.
 
     Attributes:
         score: by the metric of its table, on what the table was measured on.
@@ -139,7 +139,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class RecursionTable:
     """The runs that were measured on one split, all on the same examples.
 
     Attributes:
@@ -150,7 +150,7 @@ class Table:
     split: str
     metric: str
     base: str | None
-    rows: Sequence[Row]
+    rows: Sequence[RunScores]
 
     @property
     def examples(self) -> int:
@@ -159,7 +159,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
+class CandidateScores:
     """What so many sampled answers are good for (table 5 of the paper).
 
     Attributes:
@@ -169,15 +169,15 @@ class Candidates:
 
     count: int
     recall: Mapping[str, float]
-    rows: Sequence[Row]
+    rows: Sequence[RunScores]
 
 
 @dataclass(frozen=True, slots=True)
-class Beyond:
+class UnansweredSplit:
     """Questions that no sample answers, and the others (the paper, section 4.2).
 
     Attributes:
-        metric: as in `Table`.
+        metric: as in `RecursionTable`.
         unanswered, questions: how many no sample answers, of how many.
         scores: by run, on those and on the others; None where there are none.
         left_out: by run, why its scores cannot be split.
@@ -191,7 +191,7 @@ class Beyond:
     left_out: Mapping[str, str]
 
 
-def tables(results: Sequence[Result]) -> list[Table]:
+def recursion_tables(results: Sequence[Result]) -> list[RecursionTable]:
     """A table for each split that something was measured on, in the order of the results.
 
     Raises:
@@ -210,12 +210,12 @@ def by_split(results: Sequence[Result]) -> dict[str, list[Result]]:
     return found
 
 
-def by_candidates(measured: Sequence[Table], samples: Sequence[Samples]) -> list[Candidates]:
+def candidate_scores(measured: Sequence[RecursionTable], samples: Sequence[Samples]) -> list[CandidateScores]:
     """By the number of sampled answers, for each number that something is known of."""
     textual = [row for table in measured for row in table.rows if row.method.candidates]
     counts = {count for one in samples for count in one.recall} | {row.method.candidates for row in textual}
     return [
-        Candidates(
+        CandidateScores(
             count,
             {one.name: one.recall[count] for one in samples if count in one.recall},
             [row for row in textual if row.method.candidates == count],
@@ -224,7 +224,7 @@ def by_candidates(measured: Sequence[Table], samples: Sequence[Samples]) -> list
     ]
 
 
-def beyond(samples: Samples, results: Sequence[Result]) -> Beyond:
+def split_unanswered(samples: Samples, results: Sequence[Result]) -> UnansweredSplit:
     """How each run does on the questions that no sample answers, and on those that one does.
 
     Raises:
@@ -238,14 +238,14 @@ def beyond(samples: Samples, results: Sequence[Result]) -> Beyond:
             f"(shoulders evaluate ... test.split={samples.content['split']} --out), or sample for the runs' split"
         )
     first, unanswered = next(iter(split.values()))
-    parts = {name: (_part(*both, never=True), _part(*both, never=False)) for name, both in split.items()}
-    return Beyond(
+    parts = {name: (_part_score(*both, never=True), _part_score(*both, never=False)) for name, both in split.items()}
+    return UnansweredSplit(
         samples,
         metric=metric_of(first),
         unanswered=sum(map(sum, unanswered)),
         questions=sum(map(len, unanswered)),
         scores=parts,
-        left_out={result.name: _why_not(result, samples) for result in results if result.name not in split},
+        left_out={result.name: _reason_left_out(result, samples) for result in results if result.name not in split},
     )
 
 
@@ -270,16 +270,16 @@ def check_same_metric(results: Sequence[Result]) -> None:
             )
 
 
-def _table(split: str, results: Sequence[Result]) -> Table:
+def _table(split: str, results: Sequence[Result]) -> RecursionTable:
     check_same_metric(results)
     methods = {result.name: method_of(result) for result in results}
     base = next((result for result in results if methods[result.name].name == PROMPT_TUNED), None)
     rows = [_row(result, methods[result.name], base) for result in results]
-    return Table(split, metric_of(results[0]), base and base.name, rows)
+    return RecursionTable(split, metric_of(results[0]), base and base.name, rows)
 
 
-def _row(result: Result, method: Method, base: Result | None) -> Row:
-    return Row(
+def _row(result: Result, method: Method, base: Result | None) -> RunScores:
+    return RunScores(
         result,
         method,
         score=average_interval(result.measured),
@@ -303,7 +303,7 @@ def developed_by_em(result: Result) -> bool:
     return same and metric_of(result) == EM.name
 
 
-def _why_not(result: Result, samples: Samples) -> str:
+def _reason_left_out(result: Result, samples: Samples) -> str:
     if "examples_hash" not in result.content:
         return "its results do not say which examples they are of"
     return (
@@ -312,7 +312,7 @@ def _why_not(result: Result, samples: Samples) -> str:
     )
 
 
-def _part(result: Result, unanswered: Sequence[Sequence[bool]], *, never: bool) -> Interval | None:
+def _part_score(result: Result, unanswered: Sequence[Sequence[bool]], *, never: bool) -> Interval | None:
     """The score on the examples that no sample answers, or on the others; wordings without any are left out."""
     kept = [
         Measured(

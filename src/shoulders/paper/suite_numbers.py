@@ -17,17 +17,17 @@ from shoulders.paper.recursion_numbers import BARE, by_split, check_same_metric,
 from shoulders.scaffolds.base import KINDS
 from shoulders.store.files import flat, read_json
 
-CALLED = {"adaptive": "adaptive passes", "lora": "LoRA", "full": "full fine-tuning"}  # scaffolds by their label
+LABELS = {"adaptive": "adaptive passes", "lora": "LoRA", "full": "full fine-tuning"}  # scaffolds by their label
 SEED, LENGTH = "training.seed", "scaffold.length"
 RATES = ("training.learning_rate", "training.base_learning_rate", "rival.learning_rate")
 # Values that do not make another method: names, the seed, and how it was measured (the examples are the same).
-BESIDE = ("name", "about", SEED, "test.")
-MEASURED = ("backbone.", "evidence.")  # all that matters where nothing is trained
-FORGOTTEN = {"before", "after", "ratio", "unchanged", "text"}
+IGNORED = ("name", "about", SEED, "test.")
+WITHOUT_TRAINING = ("backbone.", "evidence.")  # all that matters where nothing is trained
+FORGETTING_KEYS = {"before", "after", "ratio", "unchanged", "text"}
 
 
 @dataclass(frozen=True, slots=True)
-class Forgotten:
+class ForgettingResult:
     """What a training made a language model forget, as `shoulders forget --out` keeps it."""
 
     name: str
@@ -71,7 +71,7 @@ class DataSet:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MethodScores:
     """One method: its runs, which differ in the seed alone.
 
     Attributes:
@@ -82,7 +82,7 @@ class Row:
     name: str
     runs: Sequence[Result]
     average: Average
-    forgotten: Sequence[Forgotten]
+    forgotten: Sequence[ForgettingResult]
 
     @property
     def content(self) -> Mapping[str, Any]:
@@ -156,7 +156,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
+class LengthScores:
     """Scores by length of the prompt (the paper, table 9).
 
     Attributes:
@@ -165,17 +165,17 @@ class Lengths:
     """
 
     columns: Sequence[str]
-    scores: Mapping[int, Mapping[str, Row]]
+    scores: Mapping[int, Mapping[str, MethodScores]]
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class SuiteTable:
     """The methods that were measured on one split, all on the same examples."""
 
     split: str
     metric: str
-    rows: Sequence[Row]
-    lengths: Lengths | None
+    rows: Sequence[MethodScores]
+    lengths: LengthScores | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,15 +190,15 @@ class Curve:
     seeds: Sequence[Sequence[tuple[int, float]]]
 
 
-def read_forgotten(path: Path, name: str) -> Forgotten | None:
+def read_forgetting(path: Path, name: str) -> ForgettingResult | None:
     """What `shoulders forget --out` wrote; None for a folder or a file of another kind, or none at all."""
     if not path.is_file():
         return None
     content = read_json(path)
-    return Forgotten(name, content) if set(content) >= FORGOTTEN else None
+    return ForgettingResult(name, content) if set(content) >= FORGETTING_KEYS else None
 
 
-def suite_tables(results: Sequence[Result], forgotten: Sequence[Forgotten] = ()) -> list[Table]:
+def suite_tables(results: Sequence[Result], forgotten: Sequence[ForgettingResult] = ()) -> list[SuiteTable]:
     """A table for each split that something was measured on, in the order of the results.
 
     Raises:
@@ -216,18 +216,18 @@ def method_names(results: Sequence[Result]) -> dict[str, str]:
 
     Methods are named by what they are, and by the recipe's values that tell them apart where that is not enough.
     """
-    return _told_apart({result.name: (_called(result, results), values_of(result)) for result in results})
+    return _distinguished({result.name: (_method_label(result, results), method_values(result)) for result in results})
 
 
-def values_of(result: Result) -> dict[str, Any]:
+def method_values(result: Result) -> dict[str, Any]:
     """What makes a method: the recipe's values by dotted key, without those of names, seed and measuring.
 
     What is empty, false or 0 is left out: recipes from before there was such a value lack it.
     """
     values = flat(result.content["recipe"])
-    kept = {key: value for key, value in values.items() if value and not key.startswith(BESIDE)}
+    kept = {key: value for key, value in values.items() if value and not key.startswith(IGNORED)}
     if kind_of(result.content) == BARE:
-        kept = {key: value for key, value in kept.items() if key.startswith(MEASURED)}
+        kept = {key: value for key, value in kept.items() if key.startswith(WITHOUT_TRAINING)}
     return {**kept, "backbone.fingerprint": result.content["backbone"]["fingerprint"][:12]}
 
 
@@ -236,7 +236,7 @@ def seed_of(result: Result) -> int:
     return result.content["recipe"]["training"]["seed"]
 
 
-def curves(results: Sequence[Result]) -> list[Curve]:
+def development_curves(results: Sequence[Result]) -> list[Curve]:
     """The methods that were trained and scored on the way; a run that was measured twice counts once."""
     names = method_names(results)
     found: dict[str, dict[int, list[tuple[int, float]]]] = {}
@@ -248,34 +248,36 @@ def curves(results: Sequence[Result]) -> list[Curve]:
     return [Curve(name, list(seeds.values())) for name, seeds in found.items()]
 
 
-def levels(results: Sequence[Result]) -> dict[str, float]:
-    """By method, the score of those without a curve that were measured as the others' curves were."""
-    plans = [_plan(result.content["recipe"]["development"]) for result in results if result.development]
+def untrained_scores(results: Sequence[Result]) -> dict[str, float]:
+    """By method, the score of those without a curve that were measured as the others' development_curves were."""
+    plans = [_measured_part(result.content["recipe"]["development"]) for result in results if result.development]
     names = method_names(results)
-    drawn = {curve.name for curve in curves(results)}
+    drawn = {curve.name for curve in development_curves(results)}
     found: dict[str, list[float]] = {}
     for result in results:
-        plan = _plan(result.content["recipe"]["test"])
+        plan = _measured_part(result.content["recipe"]["test"])
         if plans and names[result.name] not in drawn and all(plan == other for other in plans):
             found.setdefault(names[result.name], []).append(result.content["average"])
     return {name: mean(scores) for name, scores in found.items()}
 
 
-def _plan(plan: Mapping[str, Any]) -> tuple[Any, ...]:
+def _measured_part(plan: Mapping[str, Any]) -> tuple[Any, ...]:
     """What decides on the examples that are measured."""
     return tuple(plan[key] for key in ("split", "limit", "wordings", "seed"))
 
 
-def _table(split: str, results: Sequence[Result], names: Mapping[str, str], forgotten: Sequence[Forgotten]) -> Table:
+def _table(
+    split: str, results: Sequence[Result], names: Mapping[str, str], forgotten: Sequence[ForgettingResult]
+) -> SuiteTable:
     check_same_metric(results)
     runs: dict[str, list[Result]] = {}
     for result in results:
         runs.setdefault(names[result.name], []).append(result)
     rows = [_row(name, some, forgotten) for name, some in runs.items()]
-    return Table(split, metric_of(results[0]), rows, _lengths(rows, split))
+    return SuiteTable(split, metric_of(results[0]), rows, _lengths(rows, split))
 
 
-def _row(name: str, runs: Sequence[Result], forgotten: Sequence[Forgotten]) -> Row:
+def _row(name: str, runs: Sequence[Result], forgotten: Sequence[ForgettingResult]) -> MethodScores:
     for number, run in enumerate(runs):
         for other in runs[:number]:
             if seed_of(run) == seed_of(other):
@@ -284,10 +286,10 @@ def _row(name: str, runs: Sequence[Result], forgotten: Sequence[Forgotten]) -> R
                     "of them, or measure each by its own recipe (leave --recipe out)"
                 )
     own = [one for run in runs for one in forgotten if _scaffold(one.content) == _scaffold(run.content)]
-    return Row(name, runs, average([run.measured for run in runs]), own)
+    return MethodScores(name, runs, average([run.measured for run in runs]), own)
 
 
-def _check_known(forgotten: Sequence[Forgotten], results: Sequence[Result]) -> None:
+def _check_known(forgotten: Sequence[ForgettingResult], results: Sequence[Result]) -> None:
     known = [_scaffold(result.content) for result in results]
     for one in forgotten:
         if _scaffold(one.content) not in known:
@@ -302,57 +304,57 @@ def _scaffold(content: Mapping[str, Any]) -> tuple[Any, ...]:
     return content["backbone"]["fingerprint"], content.get("scaffold", {}).get("fingerprint")
 
 
-def _lengths(rows: Sequence[Row], split: str) -> Lengths | None:
+def _lengths(rows: Sequence[MethodScores], split: str) -> LengthScores | None:
     """Scores by length; None where all prompts are of one."""
-    prompted = [row for row in rows if _prompted(kind_of(row.content))]
-    values = {row.name: values_of(row.runs[0]) for row in prompted}
+    prompted = [row for row in rows if _has_length(kind_of(row.content))]
+    values = {row.name: method_values(row.runs[0]) for row in prompted}
     lengths = sorted({own[LENGTH] for own in values.values()})
     if len(lengths) < 2:
         return None
     left_out = (LENGTH, *(RATES if split == DEV else ()))
     others = {name: {key: own[key] for key in own if key not in left_out} for name, own in values.items()}
     runs = [row.runs[0] for row in rows]
-    columns = _told_apart({row.name: (_called(row.runs[0], runs), others[row.name]) for row in prompted})
-    scores: dict[int, dict[str, Row]] = {length: {} for length in lengths}
+    columns = _distinguished({row.name: (_method_label(row.runs[0], runs), others[row.name]) for row in prompted})
+    scores: dict[int, dict[str, MethodScores]] = {length: {} for length in lengths}
     for row in sorted(prompted, key=lambda row: row.average.value):  # the best comes last, and stays
         scores[values[row.name][LENGTH]][columns[row.name]] = row
-    return Lengths(list(dict.fromkeys(columns.values())), scores)
+    return LengthScores(list(dict.fromkeys(columns.values())), scores)
 
 
-def _prompted(kind: str) -> bool:
+def _has_length(kind: str) -> bool:
     """Whether it is a scaffold with a prompt of some length."""
     return kind in KINDS and any(item.name == "length" for item in fields(KINDS[kind].Config))
 
 
-def _called(result: Result, among: Sequence[Result]) -> str:
+def _method_label(result: Result, among: Sequence[Result]) -> str:
     """What a method is, with its encoder, and with its language model where there are several."""
     content = result.content
     kind = kind_of(content)
-    name = CALLED.get(kind) or label_of(kind)
+    name = LABELS.get(kind) or label_of(kind)
     if encoder := _encoder(content):
         name = f"{name} with {encoder}"
     if len({other.content["backbone"]["fingerprint"] for other in among}) > 1:
-        name = f"{name}, {_short(content['backbone']['name'])}"
+        name = f"{name}, {_short_name(content['backbone']['name'])}"
     return name
 
 
 def _encoder(content: Mapping[str, Any]) -> str:
     """What reads the input of an input-dependent prompt, shortly."""
     if "scaffold" not in content:  # older results
-        return _short(content["recipe"]["scaffold"].get("encoder", "")) if content["trained"] else ""
+        return _short_name(content["recipe"]["scaffold"].get("encoder", "")) if content["trained"] else ""
     encoder = content["scaffold"]["encoder"]
     if not encoder:
         return ""
     itself = encoder["fingerprint"] == content["backbone"]["fingerprint"]
-    return "the LM as encoder" if itself else _short(encoder["name"])
+    return "the LM as encoder" if itself else _short_name(encoder["name"])
 
 
-def _short(name: str) -> str:
+def _short_name(name: str) -> str:
     """The last part of a model's name."""
     return name.rstrip("/").rsplit("/", maxsplit=1)[-1].removeprefix("package:")
 
 
-def _told_apart(methods: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
+def _distinguished(methods: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
     """Names for what is called so and has these values: with the values that tell apart what is called alike."""
     found: dict[str, str] = {}
     for key, (called, own) in methods.items():
