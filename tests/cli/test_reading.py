@@ -226,8 +226,8 @@ def test_no_answer_under_a_threshold_that_was_chosen(reader, says, shoulders, lm
     answers = [shoulders("ask", reader, "Parks of Rome?") for _ in range(3)]
     assert [out for _, out, _ in answers] == ["no answer\n", "no answer\n", "12\n"]
     told = [" ".join(error.split()) for _, _, error in answers]
-    assert "'12' is not sure enough: probability 0.300, it must be 0.400" in told[0]
-    assert "'Lima' is not sure enough: probability 0.900, none such is given" in told[1]
+    assert "'12' is not sure enough: probability 0.300, it must be at least 0.400" in told[0]
+    assert "'Lima' is not sure enough: probability 0.900, such answers are never given" in told[1]
     assert "the answer is not in the evidence" in told[1]
     says(("12", math.log(0.3)), ("Lima", math.log(0.9)))
     said = [json.loads(shoulders("ask", reader, "Parks of Rome?", "--json")[1]) for _ in range(2)]

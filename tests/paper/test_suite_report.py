@@ -124,9 +124,7 @@ def test_tables_of_methods_with_seeds(measured, tmp_path):
     assert kept["tables"][0]["differences"][1] == over
     assert kept["tables"][0]["methods"][1]["runs"] == ["one", "two"]
     assert kept["tables"][0]["methods"][1]["data_sets"][0]["templates"][2] == {"name": "c", "score": 100.0}
-    assert kept["development_curves"] == [
-        {"name": "prompt tuning", "seeds": [[[40, 10.0], [80, 40.0]], [[40, 20.0], [80, 30.0]]]}
-    ]
+    assert kept["curves"] == [{"name": "prompt tuning", "seeds": [[[40, 10.0], [80, 40.0]], [[40, 20.0], [80, 30.0]]]}]
     assert kept["runs"]["two"]["recipe"]["training"]["seed"] == 1
     for name in ("suite.png", "dev.png"):
         assert (tmp_path / "r" / name).read_bytes().startswith(b"\x89PNG")

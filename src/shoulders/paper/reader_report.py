@@ -84,8 +84,10 @@ class ReaderTable:
     @property
     def reranking(self) -> list[tuple[ReaderScores, ReaderScores]]:
         """Each run with a re-ranker, and the same run without."""
-        plain = {row.beside: row for row in self.rows if not row.reranked}
-        return [(row, plain[row.beside]) for row in self.rows if row.reranked and row.beside in plain]
+        plain = {row.without_reranker: row for row in self.rows if not row.reranked}
+        return [
+            (row, plain[row.without_reranker]) for row in self.rows if row.reranked and row.without_reranker in plain
+        ]
 
 
 def write_reader_report(results: Sequence[Result], folder: Path) -> tuple[Path, str]:

@@ -1,4 +1,4 @@
-"""Methods compared on a suite: the numbers of the paper's tables 1, 7 and 9 and of figure 3, computed from results."""
+"""Methods compared on a suite: the numbers of the paper's tables 1, 7 and 9 and of figure 3, from results."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,31 +17,35 @@ from shoulders.paper.recursion_numbers import BARE, by_split, check_same_metric,
 from shoulders.scaffolds.base import KINDS
 from shoulders.store.files import flat, read_json
 
-LABELS = {"adaptive": "adaptive passes", "lora": "LoRA", "full": "full fine-tuning"}  # scaffolds by their label
+LABELS = {
+    "adaptive": "adaptive passes",
+    "lora": "LoRA",
+    "full": "full fine-tuning",
+}  # other scaffolds have their own label
 SEED, LENGTH = "training.seed", "scaffold.length"
 RATES = ("training.learning_rate", "training.base_learning_rate", "rival.learning_rate")
-# Values that do not make another method: names, the seed, and how it was measured (the examples are the same).
+# Values of a recipe that do not make another method: names, the seed, and how it was measured.
 IGNORED = ("name", "about", SEED, "test.")
-WITHOUT_TRAINING = ("backbone.", "evidence.")  # all that matters where nothing is trained
+WITHOUT_TRAINING = ("backbone.", "evidence.")  # the only values that matter if nothing is trained
 FORGETTING_KEYS = {"before", "after", "ratio", "unchanged", "text"}
 
 
 @dataclass(frozen=True, slots=True)
 class ForgettingResult:
-    """What a training made a language model forget, as `shoulders forget --out` keeps it."""
+    """What training made a language model forget: a file that `shoulders forget --out` wrote."""
 
     name: str
     content: Mapping[str, Any]
 
     @property
     def text(self) -> str:
-        """What was read, by the last part of its name."""
+        """Last part of the name of the text that was read."""
         return self.content["text"].rstrip("/").rsplit("/", maxsplit=1)[-1]
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A data set in one template, as one method does in it."""
+    """The score of one method on a data set in one template."""
 
     name: str
     score: float
@@ -49,11 +53,11 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """A data set as one method does on it; of several seeds, their mean.
+    """The score of one method on a data set, as the mean over seeds.
 
     Attributes:
-        score: the median over its templates.
-        templates: the score in each.
+        score: median over the templates.
+        templates: score in each template.
     """
 
     name: str
@@ -65,17 +69,17 @@ class DataSet:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The lowest and the highest score in a template."""
+        """Lowest and highest score in a template."""
         scores = [template.score for template in self.templates]
         return min(scores), max(scores)
 
 
 @dataclass(frozen=True, slots=True)
 class MethodScores:
-    """One method: its runs, which differ in the seed alone.
+    """The scores of one method, from runs that differ only in the seed.
 
     Attributes:
-        average: over data sets; of several seeds, their mean.
+        average: average over data sets, as the mean over seeds.
         forgotten: what its runs made their language models forget, in the order of the runs.
     """
 
@@ -86,48 +90,48 @@ class MethodScores:
 
     @property
     def content(self) -> Mapping[str, Any]:
-        """Of the first run."""
+        """Results of the first run."""
         return self.runs[0].content
 
     @property
     def seeds(self) -> dict[int, float]:
-        """The average of each seed."""
+        """Average score of each seed."""
         return {seed_of(run): run.content["average"] for run in self.runs}
 
     @property
     def clusters(self) -> dict[str, float]:
-        """The mean over the data sets of each cluster."""
+        """Score of each cluster: the mean over its data sets."""
         return {name: mean(run.content["clusters"][name] for run in self.runs) for name in self.content["clusters"]}
 
     @property
     def data_sets(self) -> list[DataSet]:
-        """Each data set of the suite."""
+        """Scores on each data set of the suite."""
         return [self._data_set(name) for name in self.content["tasks"]]
 
     @property
     def seen(self) -> int | None:
-        """Training examples, one that came twice counted twice; None where nothing is trained."""
+        """Training examples seen, repeated ones counted again; None if nothing is trained."""
         return self.runs[0].seen if self.content["trained"] else None
 
     @property
     def trained_on(self) -> dict[str, int]:
-        """Training examples by data set, of the first run; empty where nothing was trained, or results do not say."""
+        """Training examples of the first run by data set; empty if nothing was trained, or in older results."""
         return {name: used(counts) for name, counts in self.content.get("trained_on", {}).items()}
 
     @property
     def seconds(self) -> float | None:
-        """That the training took, on average over the seeds; None where results do not say."""
+        """Seconds of training, averaged over the seeds; None in older results."""
         costs = self._costs("seconds")
         return mean(costs) if costs else None
 
     @property
     def peak_bytes(self) -> int | None:
-        """Of memory that the training took, at most; None where results do not say."""
+        """Largest peak memory of training; None in older results."""
         return max(self._costs("peak_bytes"), default=None)
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Perplexity after the training over that before it, by text; of several seeds, their mean."""
+        """Ratio of perplexity after training to that before it, by text, as the mean over seeds."""
         found: dict[str, list[float]] = {}
         for one in self.forgotten:
             found.setdefault(one.text, []).append(one.content["ratio"])
@@ -135,7 +139,7 @@ class MethodScores:
 
     @property
     def unchanged(self) -> bool | None:
-        """Whether no bit of the language model moved in any run; None where that was not measured."""
+        """Whether every bit of the language model stayed the same in all runs; None if that was not measured."""
         return all(one.content["unchanged"] for one in self.forgotten) if self.forgotten else None
 
     def _costs(self, what: str) -> list[Any]:
@@ -160,8 +164,9 @@ class LengthScores:
     """Scores by length of the prompt (the paper, table 9).
 
     Attributes:
-        scores: by length and by method but for its length; on the development part the best learning rate stands for
-            all (the paper, section 2.2), elsewhere each has a column of its own.
+        columns: names of the methods without their length.
+        scores: scores by length and column. On the development part only the best learning rate is kept (the paper,
+            section 2.2); on other parts each learning rate has its own column.
     """
 
     columns: Sequence[str]
@@ -170,7 +175,7 @@ class LengthScores:
 
 @dataclass(frozen=True, slots=True)
 class SuiteTable:
-    """The methods that were measured on one split, all on the same examples."""
+    """Methods measured on the same examples of one split."""
 
     split: str
     metric: str
@@ -180,10 +185,10 @@ class SuiteTable:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Development scores of a method along its training (the paper, figure 3).
+    """Development scores of a method during its training (the paper, figure 3).
 
     Attributes:
-        seeds: (training examples seen, average score) of each run.
+        seeds: for each run, pairs of training examples seen and average score.
     """
 
     name: str
@@ -191,7 +196,7 @@ class Curve:
 
 
 def read_forgetting(path: Path, name: str) -> ForgettingResult | None:
-    """What `shoulders forget --out` wrote; None for a folder or a file of another kind, or none at all."""
+    """Return the contents of a file of `shoulders forget --out`; None for anything else."""
     if not path.is_file():
         return None
     content = read_json(path)
@@ -199,11 +204,11 @@ def read_forgetting(path: Path, name: str) -> ForgettingResult | None:
 
 
 def suite_tables(results: Sequence[Result], forgotten: Sequence[ForgettingResult] = ()) -> list[SuiteTable]:
-    """A table for each split that something was measured on, in the order of the results.
+    """Return a table for each split that runs were measured on, in the order of the results.
 
     Raises:
         UsageError: there is no result; two of one split were measured on different examples or by different metrics, or
-            are of one method and one seed; or something was forgotten by a run that is not there.
+            are of one method and one seed; or a file of `shoulders forget` belongs to a run that is not there.
     """
     check_comparable(results[:1])
     _check_known(forgotten, results)
@@ -212,17 +217,17 @@ def suite_tables(results: Sequence[Result], forgotten: Sequence[ForgettingResult
 
 
 def method_names(results: Sequence[Result]) -> dict[str, str]:
-    """For each result by its name, what its method is called; runs that differ in the seed alone are of one.
+    """Return the name of each result's method; runs that differ only in the seed have the same one.
 
-    Methods are named by what they are, and by the recipe's values that tell them apart where that is not enough.
+    A name is the label of the method, followed by recipe values if several methods have the same label.
     """
     return _distinguished({result.name: (_method_label(result, results), method_values(result)) for result in results})
 
 
 def method_values(result: Result) -> dict[str, Any]:
-    """What makes a method: the recipe's values by dotted key, without those of names, seed and measuring.
+    """Return the recipe values that define a method, by dotted key: without names, the seed, and how it was measured.
 
-    What is empty, false or 0 is left out: recipes from before there was such a value lack it.
+    Values that are empty, false or 0 are left out, because older recipes lack them.
     """
     values = flat(result.content["recipe"])
     kept = {key: value for key, value in values.items() if value and not key.startswith(IGNORED)}
@@ -232,12 +237,12 @@ def method_values(result: Result) -> dict[str, Any]:
 
 
 def seed_of(result: Result) -> int:
-    """Of its training."""
+    """Return the seed of a run's training."""
     return result.content["recipe"]["training"]["seed"]
 
 
 def development_curves(results: Sequence[Result]) -> list[Curve]:
-    """The methods that were trained and scored on the way; a run that was measured twice counts once."""
+    """Return the development scores of each trained method; a run that was measured twice counts once."""
     names = method_names(results)
     found: dict[str, dict[int, list[tuple[int, float]]]] = {}
     for result in results:
@@ -249,7 +254,7 @@ def development_curves(results: Sequence[Result]) -> list[Curve]:
 
 
 def untrained_scores(results: Sequence[Result]) -> dict[str, float]:
-    """By method, the score of those without a curve that were measured as the others' development_curves were."""
+    """Return the scores of methods without a curve, if they were measured on the examples of the curves."""
     plans = [_measured_part(result.content["recipe"]["development"]) for result in results if result.development]
     names = method_names(results)
     drawn = {curve.name for curve in development_curves(results)}
@@ -262,7 +267,7 @@ def untrained_scores(results: Sequence[Result]) -> dict[str, float]:
 
 
 def _measured_part(plan: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What decides on the examples that are measured."""
+    """Return the values that decide which examples are measured."""
     return tuple(plan[key] for key in ("split", "limit", "wordings", "seed"))
 
 
@@ -295,17 +300,17 @@ def _check_known(forgotten: Sequence[ForgettingResult], results: Sequence[Result
         if _scaffold(one.content) not in known:
             raise UsageError(
                 f"{one.name} tells what {one.content['scaffold']['name'] or 'a run'} forgot, whose scores are not "
-                "among the results: name them, too"
+                "among the results: name that run, too"
             )
 
 
 def _scaffold(content: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Which scaffold or rival around which model; older results do not say."""
+    """Return the fingerprints of the model and of the scaffold or rival; older results lack the second."""
     return content["backbone"]["fingerprint"], content.get("scaffold", {}).get("fingerprint")
 
 
 def _lengths(rows: Sequence[MethodScores], split: str) -> LengthScores | None:
-    """Scores by length; None where all prompts are of one."""
+    """Return scores by prompt length; None if all prompts have the same length."""
     prompted = [row for row in rows if _has_length(kind_of(row.content))]
     values = {row.name: method_values(row.runs[0]) for row in prompted}
     lengths = sorted({own[LENGTH] for own in values.values()})
@@ -316,18 +321,18 @@ def _lengths(rows: Sequence[MethodScores], split: str) -> LengthScores | None:
     runs = [row.runs[0] for row in rows]
     columns = _distinguished({row.name: (_method_label(row.runs[0], runs), others[row.name]) for row in prompted})
     scores: dict[int, dict[str, MethodScores]] = {length: {} for length in lengths}
-    for row in sorted(prompted, key=lambda row: row.average.value):  # the best comes last, and stays
+    for row in sorted(prompted, key=lambda row: row.average.value):  # the best comes last, and is kept
         scores[values[row.name][LENGTH]][columns[row.name]] = row
     return LengthScores(list(dict.fromkeys(columns.values())), scores)
 
 
 def _has_length(kind: str) -> bool:
-    """Whether it is a scaffold with a prompt of some length."""
+    """Whether scaffolds of a kind have a prompt with a length."""
     return kind in KINDS and any(item.name == "length" for item in fields(KINDS[kind].Config))
 
 
 def _method_label(result: Result, among: Sequence[Result]) -> str:
-    """What a method is, with its encoder, and with its language model where there are several."""
+    """Return the label of a method, with its encoder, and with its language model if there are several."""
     content = result.content
     kind = kind_of(content)
     name = LABELS.get(kind) or label_of(kind)
@@ -339,7 +344,7 @@ def _method_label(result: Result, among: Sequence[Result]) -> str:
 
 
 def _encoder(content: Mapping[str, Any]) -> str:
-    """What reads the input of an input-dependent prompt, shortly."""
+    """Return the short name of the encoder of an input-dependent prompt."""
     if "scaffold" not in content:  # older results
         return _short_name(content["recipe"]["scaffold"].get("encoder", "")) if content["trained"] else ""
     encoder = content["scaffold"]["encoder"]
@@ -350,21 +355,21 @@ def _encoder(content: Mapping[str, Any]) -> str:
 
 
 def _short_name(name: str) -> str:
-    """The last part of a model's name."""
+    """Return the last part of a model's name."""
     return name.rstrip("/").rsplit("/", maxsplit=1)[-1].removeprefix("package:")
 
 
 def _distinguished(methods: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
-    """Names for what is called so and has these values: with the values that tell apart what is called alike."""
+    """Return distinct names of methods, from labels and values: equal labels get the values that differ."""
     found: dict[str, str] = {}
-    for key, (called, own) in methods.items():
-        alike = [values for other, values in methods.values() if other == called]
+    for key, (label, own) in methods.items():
+        alike = [values for other, values in methods.values() if other == label]
         names = dict.fromkeys(name for values in alike for name in values)
         apart = [name for name in names if any(values.get(name) != own.get(name) for values in alike)]
         last = [name.rpartition(".")[2] for name in apart]
         short = {name: one if last.count(one) == 1 else name for one, name in zip(last, apart, strict=True)}
-        told = ", ".join(f"{short[name]}={_value(own[name])}" for name in apart if name in own)
-        found[key] = f"{called} ({told})" if told else called
+        chosen = ", ".join(f"{short[name]}={_value(own[name])}" for name in apart if name in own)
+        found[key] = f"{label} ({chosen})" if chosen else label
     return found
 
 
