@@ -11,7 +11,7 @@ CLOSE = 1e-3
 
 
 def in_turn(what: str, runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each run in each round; the order is reversed every round, so that other load affects all."""
+    """Return the seconds of each run in each round; the order alternates, so that other load affects all runs."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds):
         for name in list(runs)[:: 1 if number % 2 else -1]:

@@ -3,8 +3,8 @@
     python -m benchmarks.recursion [--rounds N] [--out FILE]
 
 (a) Greedy answers of 64 tokens to 8 questions of 64 tokens: LM-Connector-LM with 1 and 2 layers, and the bare model.
-(b) 16 sampled candidates of 16 tokens for each of 4 questions of 64 tokens: with one reading of the questions, and in 16
-    calls with one sample each.
+(b) 16 sampled candidates of 16 tokens for each of 4 questions of 64 tokens: with one reading of the questions, and
+    in 16 calls with one sample each.
 (c) A Connector's training step (2 layers, forward, backward, Adam), 8 x 128 tokens of which 7 are scored: with
     first-pass states from disk, and without. Both have the same start and batches, and must have the same losses.
 """

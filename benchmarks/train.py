@@ -4,8 +4,8 @@
 
 (a) One step on a fixed batch, 8 x 128 text tokens of which 6 are scored, prompt 20, fp32: time (the two alternate) and
     peak memory (each in its own process).
-(b) One pass over 512 examples of a suite's mixture with their own lengths, bf16, 32 examples a step: ours, and PEFT with
-    the transformers Trainer, padded to the longest row of a batch of 8. Chunks of 128 examples alternate.
+(b) One pass over 512 examples of a suite's mixture with their own lengths, bf16, 32 examples a step: ours, and PEFT
+    with the transformers Trainer, padded to the longest row of a batch of 8. Chunks of 128 examples alternate.
 
 Both have the same initial prompt and the same examples in the same order, and must have the same losses.
 """

@@ -5,8 +5,8 @@
 The grid file names a recipe and its overrides for each run, with seeds and training lengths; `common` holds values for
 all runs. Each finished run writes `results/NAME.json` (scores by example, recipe, provenance) beside the grid file, and
 is not run again. The summary, with intervals, goes to `summary.md`, curves to `curves.png`. Run folders with
-checkpoints go to `runs/` (not in git), so that an interrupted run goes on. Peak memory is that of the process: to compare it, run
-each cell with a command of its own.
+checkpoints go to `runs/` (not in git), so that an interrupted run goes on. Peak memory is that of the process: to
+compare it, run each cell with a command of its own.
 """
 
 import argparse
