@@ -1,6 +1,5 @@
 """`shoulders ask`: answers to questions, and the passages that they come from."""
 
-import json
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -71,6 +70,8 @@ def ask(  # noqa: PLR0913, PLR0917 (one for each option)
 
     Example: `shoulders ask runs/first/best "What is the capital of France?"`
     """
+    import json
+
     from shoulders.answering.cascade import CascadeAnswerer
     from shoulders.engine.inference import Answering
     from shoulders.records import Question

@@ -1,6 +1,5 @@
 """`shoulders demo`: from a frozen model to scaffolds that answer, with and without passages, on two cores."""
 
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -136,6 +135,8 @@ def _write_report(
 def facts_index(folder: Path) -> Path:
     """Build an index of the bundled fact sheets, one passage each, and return its folder."""
     need("tantivy", "search")
+    import json
+
     from shoulders.data.lines import read_json_lines
     from shoulders.data.readers import bundled_folder
     from shoulders.retrieval.building import build
