@@ -9,7 +9,7 @@ import pytest
 import shoulders
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 
 
 def test_public_names_are_deliberate():
@@ -31,8 +31,13 @@ def python_blocks(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
+def pages_with_code() -> list[Path]:
+    """One page of each code: README and home page show the same."""
+    return list({tuple(blocks): page for page in PAGES if (blocks := python_blocks(page))}.values())
+
+
 @pytest.mark.weights
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", pages_with_code(), ids=lambda page: page.name)
 def test_documented_code_runs(page, tmp_path, monkeypatch):
     """The Python of a page, in order, in one namespace, as a reader would type it."""
     monkeypatch.chdir(tmp_path)
@@ -49,7 +54,8 @@ def test_documented_commands_exist():
     known = {command.callback.__name__ for command in app.registered_commands}
     seen = set()
     for page in PAGES:
-        for line in re.findall(r"^(?:\$ )?shoulders (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        text = page.read_text(encoding="utf-8").replace("\\\n", "")  # long commands go on in the next line
+        for line in re.findall(r"^(?:\$ )?shoulders (.+)$", text, re.MULTILINE):
             words = line.split("#")[0].split()
             assert words[0] in known | {"--help"}, line
             seen.add(words[0])
@@ -63,6 +69,30 @@ def test_documented_commands_exist():
     assert {"train", "evaluate", "ask", "report", "plan"} <= seen
 
 
+def test_documented_names_and_files_exist():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"(?:`|^::: )(shoulders(?:\.[A-Za-z_]+)+)(?=`|\(|$)", text, re.MULTILINE):
+            assert exists(name), f"{page.name}: {name}"
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    module, _, last = name.rpartition(".")
+    try:
+        return hasattr(importlib.import_module(module), last) or bool(importlib.import_module(name))
+    except ModuleNotFoundError:
+        return False
+
+
+def test_lines_of_prose_are_short():
+    for page in [*PAGES, ROOT / "CHANGELOG.md"]:
+        long = [line for line in page.read_text(encoding="utf-8").splitlines() if len(line) > 120]
+        assert not long, f"{page.name}: {long[0]}"
+
+
 def test_every_module_is_documented():
     for path in (ROOT / "src" / "shoulders").rglob("*.py"):
         name = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
@@ -72,4 +102,4 @@ def test_every_module_is_documented():
 
 def test_files_are_short():
     for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]:
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 600, path

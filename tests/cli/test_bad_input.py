@@ -99,7 +99,8 @@ def test_a_terminal_that_lacks_a_character_shows_a_sign_in_its_place(prompt, mon
     screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setattr(sys, "argv", ["shoulders", "ask", str(prompt), "hi"])
-    monkeypatch.setattr("shoulders.answering.answerer.Answerer.ask", lambda *_: Answer("Zoë, 北京 \ud83d", 0.0, 0.0))
+    answer = Answer("Zoë, 北京 \ud83d", -1.0, 1.0)
+    monkeypatch.setattr("shoulders.answering.answerer.answered", lambda *_: [answer])
     with pytest.raises(SystemExit):
         main()
     screen.flush()
