@@ -1,1 +1,1 @@
-"""Speed and memory against the libraries people use, each figure a ratio of two runs that alternate in one process."""
+"""Benchmarks of speed and memory against other libraries: each figure is a ratio of two runs that alternate."""

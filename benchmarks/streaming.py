@@ -2,12 +2,12 @@
 
     python -m benchmarks.streaming [--small N] [--large N] [--read N] [--out FILE]
 
-Two suites are written to a temporary folder: data sets of `.jsonl` and `.jsonl.gz` files of the same kind of records,
-N in all. In a process of its own for each, a stream reads so many examples of the shuffled mixture, rendered and
-tokenised with SmolLM2's tokenizer, for a language model of next to no weights: what is measured is the pipeline and the
-libraries, and no model. `suite_memory_ratio` is the highest resident size with the large suite to that with the small
-one. Both are told, with the size before the suite is opened, so that what the pipeline itself takes can be seen; and
-how many a second of processor time are read as records, read and rendered, and drawn, rendered and tokenised.
+Two suites of N examples in all are written to a temporary folder, as `.jsonl` and `.jsonl.gz` files with the same kind
+of records. For each suite, a process of its own reads examples of the shuffled mixture, rendered and tokenised with
+SmolLM2's tokenizer, for a tiny language model: so the pipeline and its libraries are measured, and no model.
+`suite_memory_ratio` is the peak resident size with the large suite divided by that with the small one. Also reported:
+both peaks; the size before the suite is opened; and examples per second of processor time that are read as records,
+read and rendered, and drawn, rendered and tokenised.
 """
 
 import argparse
@@ -55,7 +55,7 @@ templates:
 
 
 def main() -> None:
-    """Run it and print the ratio last."""
+    """Run the benchmark and print the ratio last."""
     arguments = _arguments()
     if arguments.suite:
         print(json.dumps(_read(Path(arguments.suite), arguments.read)))
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def bench(small: int = SMALL, large: int = LARGE, read: int = READ) -> dict[str, Any]:
-    """Both suites, each in its process; `ratio` is that of their peaks."""
+    """Measure both suites, each in its own process; `ratio` is that of their peaks."""
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, examples in (("small", small), ("large", large)):
@@ -84,16 +84,16 @@ def _in_own_process(suite: Path, read: int) -> dict[str, float]:
 
 
 def _read(suite: Path, count: int) -> dict[str, float]:
-    """What reading takes, in the process that asks."""
+    """Return time and memory of reading, in this process."""
     from shoulders.data.mixture import Mixture
     from shoulders.data.readers import open_suite
     from shoulders.engine.batches import Lengths
     from shoulders.training.stream import Stream
 
-    lm = _model_of_no_weight()
-    os.environ["SHOULDERS_CACHE"] = os.environ["UNPACKED"]  # only now: the model is where it always is
+    lm = _tiny_model()
+    os.environ["SHOULDERS_CACHE"] = os.environ["UNPACKED"]  # only now, because the model is in the usual cache
     lm.ids("what the tokenizer loads when it is first used")
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the highest size of loading counts no more
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak of loading
     before = peak_resident()
     begun = time.process_time()
     mixture = Mixture(open_suite(str(suite)), split="train", seed=0)
@@ -114,7 +114,7 @@ def _read(suite: Path, count: int) -> dict[str, float]:
     return {"before_bytes": before, "peak_bytes": peak_resident(), "open_seconds": seconds["open"], **rates}
 
 
-def _model_of_no_weight() -> Any:
+def _tiny_model() -> Any:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from shoulders.backbone.frozen import FrozenLM
@@ -127,7 +127,7 @@ def _model_of_no_weight() -> Any:
 
 
 def _write_suite(folder: Path, examples: int) -> None:
-    """Four data sets, every other one packed."""
+    """Write four data sets, every second one compressed."""
     for number in range(4):
         task = folder / f"set{number}"
         task.mkdir(parents=True)
@@ -138,7 +138,7 @@ def _write_suite(folder: Path, examples: int) -> None:
 
 
 def _lines(count: int, seed: int) -> Iterator[str]:
-    """Records of 20 to 60 words."""
+    """Yield records of 20 to 60 words."""
     draw = random.Random(seed)
     for number in range(count):
         words = draw.choices(WORDS, k=draw.randint(20, 60))

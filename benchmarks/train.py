@@ -1,13 +1,13 @@
-"""Prompt tuning here against PEFT's, on SmolLM2-135M.
+"""Speed and memory of prompt tuning against PEFT, on SmolLM2-135M.
 
     python -m benchmarks.train [--suite FOLDER] [--pairs N] [--out FILE]
 
 (a) One step on a fixed batch, 8 x 128 text tokens of which 6 are scored, prompt 20, fp32: time (the two alternate) and
-    peak memory (a process each).
-(b) One pass over 512 examples of a suite's mixture with their own lengths, bf16, 32 examples a step: here, and PEFT
-    under the transformers Trainer with padding to the longest row of a batch of 8. In chunks of 128 that alternate.
+    peak memory (each in its own process).
+(b) One pass over 512 examples of a suite's mixture with their own lengths, bf16, 32 examples a step: ours, and PEFT
+    with the transformers Trainer, padded to the longest row of a batch of 8. Chunks of 128 examples alternate.
 
-Both start from the same prompt, see the same examples in the same order, and must have the same losses.
+Both have the same initial prompt and the same examples in the same order, and must have the same losses.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def bench_step(pairs: int) -> dict[str, Any]:
-    """(a): seconds of a step, ours and PEFT's in turn, after one of each to warm up."""
+    """Measure (a): seconds of a step, ours and PEFT's in turn, after one of each to warm up."""
     runs = {name: make() for name, make in STEPS.items()}
     losses = {name: run() for name, run in runs.items()}
     same("a step's loss", losses)
@@ -76,7 +76,7 @@ def _ids() -> Tensor:
 
 
 def our_step() -> Callable[[], float]:
-    """A step of ours: forward, backward, Adam."""
+    """Return our step: forward, backward, Adam."""
     lm = FrozenLM.load(MODEL, dtype="float32", device="cpu")
     prompt = SoftPrompt(from_vocabulary(lm)(PROMPT))
     optimizer = torch.optim.AdamW(prompt.parameters(), lr=1e-6)
@@ -96,7 +96,7 @@ def our_step() -> Callable[[], float]:
 
 
 def peft_step() -> Callable[[], float]:
-    """The same step by PEFT's PromptTuning."""
+    """Return the same step with PEFT's prompt tuning."""
     model = peft_model(torch.float32, PROMPT)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
     ids = _ids()
@@ -134,14 +134,14 @@ class _Chunk:
 
 
 def bench_epoch(suite: str) -> dict[str, Any]:
-    """(b): seconds of each chunk of the pass, ours and PEFT's in turn."""
+    """Measure (b): seconds of each chunk of the pass, ours and PEFT's in turn."""
     lm = FrozenLM.load(MODEL, dtype="bfloat16", device="cpu")
     mixture = Mixture(open_suite(suite), split="train", seed=0, skip=Skip(failing=True))
     rows = Stream(mixture, lm, lengths=Lengths(), prompt_length=PROMPT).take(EXAMPLES)
     prompt, model = SoftPrompt(from_vocabulary(lm)(PROMPT)), peft_model(torch.bfloat16, PROMPT)
     found: dict[str, Any] = {"ours_seconds": [], "peft_seconds": [], "ours_losses": [], "peft_losses": []}
     found["tokens"] = sum(row.length for row in rows)
-    # No rate: every chunk starts from the same prompts, so that the losses can be compared.
+    # The learning rate is almost 0: every chunk starts from the same prompts, so that losses can be compared.
     for number, start in enumerate(range(0, EXAMPLES, CHUNK)):
         chunk = rows[start : start + CHUNK]
         runs = {"ours": lambda c=chunk: _our_pass(lm, prompt, c), "peft": lambda c=chunk: _peft_pass(model, lm, c)}
@@ -174,7 +174,7 @@ class _Losses(TrainerCallback):
 
 
 def _peft_pass(model: Any, lm: FrozenLM, rows: list[Encoded]) -> list[float]:
-    """PEFT under the Trainer: batches of 8 padded to their longest row, four of them a step."""
+    """Train with PEFT and the Trainer: batches of 8 padded to their longest row, four of them a step."""
     examples = [
         {
             "input_ids": row.ids + row.target,

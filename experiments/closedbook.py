@@ -1,4 +1,4 @@
-"""Lay out closed-book questions for the experiments: EntityQuestions has no test part, so its dev part is halved.
+"""Prepare closed-book questions for the experiments: EntityQuestions has no test part, so its dev part is halved.
 
 python -m experiments.closedbook ../shared/data runs/closedbook
 """

@@ -1,9 +1,9 @@
-"""Measure a trained re-ranker on what retrievers find: the retriever's order, the re-ranker's, and both together.
+"""Measure a trained re-ranker on retrieved passages: the retriever's order, the re-ranker's, and both combined.
 
     python -m experiments.reranking runs/odqa runs/reranker/all --data ../shared/data/odqa --out runs/reranking.json
 
-The weight of the retriever's scores beside the re-ranker's is chosen on nq.dev, for each retriever, and measured on the
-other sets. Only questions with an answer among the passages found count: the others no order can help.
+The weight of the retriever's scores in the sum with the re-ranker's is chosen on nq.dev for each retriever, and
+measured on the other sets. Only questions with an answer among the passages found count: no order can help the others.
 """
 
 import argparse
@@ -26,8 +26,8 @@ SETS = ("nq.dev", "nq.test", "squad.dev")
 
 
 def main() -> None:
-    """Measure every set by every retriever."""
-    parser = argparse.ArgumentParser(description="what a re-ranker does to the order of passages")
+    """Measure every set with every retriever."""
+    parser = argparse.ArgumentParser(description="measure the order of passages with and without a re-ranker")
     parser.add_argument("index", type=Path)
     parser.add_argument("reranker", type=Path, help="folder of the re-ranker that is trained on all questions")
     parser.add_argument("--data", type=Path, required=True)

@@ -1,12 +1,12 @@
-"""Run a grid of recipes one after the other, resumable, and put what was measured side by side.
+"""Run a grid of recipes one after the other, resumable, and compare the results.
 
     python -m experiments.sweep experiments/002-length-suite/grid.json [--only NAME]
 
-The grid file names a recipe and its overrides for each run, with seeds and training lengths; values common to all
-stand in `common`. Each finished run leaves `results/NAME.json` (scores by example, recipe, provenance) beside the grid
-file, and is not run again. The summary, with intervals, goes to `summary.md`, curves to `curves.png`. Run folders with
-checkpoints go to `runs/` (not in git), so a killed run goes on where it was. A peak of memory is that of the process:
-where it is to be compared, run each cell by a command of its own.
+The grid file names a recipe and its overrides for each run, with seeds and training lengths; `common` holds values for
+all runs. Each finished run writes `results/NAME.json` (scores by example, recipe, provenance) beside the grid file, and
+is not run again. The summary, with intervals, goes to `summary.md`, curves to `curves.png`. Run folders with
+checkpoints go to `runs/` (not in git), so that an interrupted run goes on. Peak memory is that of the process: to
+compare it, run each cell with a command of its own.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Run:
 
 
 def main() -> None:
-    """Run what is not there yet, then write the summary."""
+    """Run the cells that have no result yet, then write the summary."""
     folder, kept = run_grid(_measured)
     found = [(run, read_result(path)) for run, path in kept]
     plot(found, folder / "curves.png")
@@ -59,13 +59,13 @@ def main() -> None:
 
 
 def run_grid(measured: Callable[[Run, FrozenLM, Path], dict[str, Any]]) -> tuple[Path, list[tuple[Run, Path]]]:
-    """Run the cells, named on the command line, that have no result yet.
+    """Run the cells of the command line's grid that have no result yet.
 
     Args:
-        measured: the result of a cell, given its backbone and the folder of its run.
+        measured: returns the result of a cell, given its backbone and the folder of its run.
 
     Returns:
-        The folder of the grid, and every cell that has a result with its file.
+        The folder of the grid, and every cell that has a result, with its file.
     """
     parser = argparse.ArgumentParser(description="run a grid of recipes")
     parser.add_argument("grid", type=Path)
@@ -85,7 +85,7 @@ def run_grid(measured: Callable[[Run, FrozenLM, Path], dict[str, Any]]) -> tuple
 
 
 def write_summary(folder: Path, text: str) -> None:
-    """Keep the tables of a grid, and print them."""
+    """Write the tables of a grid, and print them."""
     (folder / "summary.md").write_text(text, encoding="utf-8")
     print(text)
 
@@ -95,7 +95,7 @@ def _kept(folder: Path, run: Run) -> Path:
 
 
 def cells(grid: Mapping[str, Any]) -> Iterator[Run]:
-    """The runs of a grid file: every row with every seed and length."""
+    """Yield the runs of a grid file: every row with every seed and length."""
     for row in grid["rows"]:
         lengths, seeds = row.get("steps", [None]), row.get("seeds", [0])
         for steps, seed in itertools.product(lengths, seeds):
@@ -116,7 +116,7 @@ def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
         scores = measure(recipe, lm, scaffold, recipe.test, parts.tested, evidence=evidence)
         content = result(recipe, lm, scaffold, scores, evidence=evidence)
     for row in content["wordings"]:
-        row["samples"] = []  # the texts of a data set stay where they are
+        row["samples"] = []  # the texts of data sets are not copied
     log = read_log(folder)
     development = {line["number"]: line["score"] for line in log if "score" in line}
     content |= {**told, "training": {**training_of(log), "development": development}}
@@ -125,7 +125,7 @@ def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
 
 
 def trained_scaffold(run: Run, lm: FrozenLM, folder: Path, tasks: Sequence[Task]) -> tuple[Scaffold, dict[str, Any]]:
-    """The run's scaffold, and what its training took (`training_told`); goes on where a killed one was."""
+    """Return the run's scaffold and the costs of its training; go on with an interrupted run."""
     if run.recipe.scaffold.kind == "bare":
         return Bare(), {}
     resume = (folder / CHECKPOINTS).exists()
@@ -134,7 +134,7 @@ def trained_scaffold(run: Run, lm: FrozenLM, folder: Path, tasks: Sequence[Task]
 
 
 def _rival(run: Run, lm: FrozenLM, folder: Path, parts: TaskParts) -> tuple[dict[str, Any], dict[str, Any]]:
-    """As `trained_scaffold`, of what is trained in the place of one; and what was measured of it."""
+    """Train and measure a rival; return its result and the costs of its training."""
     resume = (folder / CHECKPOINTS).exists()
     progress = train_rival(run.recipe, lm, folder, tasks=parts.trained, resume=resume, watch=Watch(on_step=_print))
     told = training_told(folder, lm, progress)
@@ -143,7 +143,7 @@ def _rival(run: Run, lm: FrozenLM, folder: Path, parts: TaskParts) -> tuple[dict
 
 
 def training_of(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a result keeps of its training beside what it took: positions, losses."""
+    """Return the numbers of positions and the losses of a training log."""
     return {
         "positions": sum(line["positions"] for line in log),
         "losses": [round(line["loss"], 4) for line in log],
@@ -158,7 +158,7 @@ def _print(step: Step) -> None:
 
 
 def summary(found: Sequence[tuple[Run, Result]]) -> str:
-    """Tables of the grid: scores, development scores and losses over training."""
+    """Return the tables of the grid: scores, development scores and losses over training."""
     groups: dict[str, list[tuple[Run, Result]]] = {}
     for run, one in found:
         groups.setdefault(run.group, []).append((run, one))
@@ -167,16 +167,16 @@ def summary(found: Sequence[tuple[Run, Result]]) -> str:
     return "\n".join(
         [
             *_scores(groups),
-            f"\n{examples} examples of the {split} part a run, the same in all.\n",
+            f"\n{examples} examples of the {split} part, the same for all runs.\n",
             *_over_training(groups),
-            f"\nThe loss (nats a token, mean over the steps from the column before) is over examples not trained on "
-            f"before; all runs of one seed see the same ones in the same order. torch {torch.__version__}.\n",
+            f"\nThe loss (nats a token, mean over the steps since the column before) is over examples not trained on "
+            f"before; all runs of one seed have the same examples in the same order. torch {torch.__version__}.\n",
         ]
     )
 
 
 def _scores(groups: Mapping[str, Sequence[tuple[Run, Result]]]) -> list[str]:
-    """Mean over seeds, spread, and intervals over the examples of the first seed."""
+    """Return means over seeds, their spread, and intervals over the examples of the first seed."""
     tuned = [members[0][1] for members in groups.values() if members[0][0].recipe.scaffold.kind == "soft_prompt"]
     lines = [
         "| run | seeds | examples seen | trained | average | by seed | 95% interval, first seed | over prompt tuning |",
@@ -199,7 +199,7 @@ def _scores(groups: Mapping[str, Sequence[tuple[Run, Result]]]) -> list[str]:
 
 
 def _over_training(groups: Mapping[str, Sequence[tuple[Run, Result]]], columns: int = 8) -> list[str]:
-    """Losses, and development scores where there are any, up to each of some steps: means over seeds."""
+    """Return losses and any development scores up to some steps, as means over seeds."""
     trained = {group: members for group, members in groups.items() if members[0][0].recipe.scaffold.kind != "bare"}
     steps = max((run.recipe.training.steps for members in trained.values() for run, _ in members), default=0)
     ends = [steps * number // columns for number in range(1, columns + 1)]
@@ -212,7 +212,7 @@ def _over_training(groups: Mapping[str, Sequence[tuple[Run, Result]]], columns: 
         parts = [losses[start:end] for start, end in itertools.pairwise([0, *ends])]
         cells = [f"{part.mean():.3f}" if len(part) else "" for part in parts]
         scored = [one.content["training"]["development"] for _, one in members]
-        if len(scored[0]) == 1:  # nothing was chosen among
+        if len(scored[0]) == 1:  # there was no choice between scores
             scored = [{}]
         shown = [f"{step}: {np.mean([one[step] for one in scored]):.1f}" for step in scored[0]]
         lines.append(f"| {group} | {' | '.join(cells)} | {', '.join(shown)} |")
@@ -220,7 +220,7 @@ def _over_training(groups: Mapping[str, Sequence[tuple[Run, Result]]], columns: 
 
 
 def plot(found: Sequence[tuple[Run, Result]], path: Path) -> None:
-    """Losses over training, and how far they are from the first prompt tuning's on the same examples; first seeds."""
+    """Plot the losses of first seeds over training, and their differences from the first prompt tuning."""
     curves: dict[str, tuple[int, Sequence[float]]] = {}
     tuned: Sequence[float] | None = None
     for run, one in found:
@@ -241,7 +241,7 @@ def plot(found: Sequence[tuple[Run, Result]], path: Path) -> None:
 
 
 def _smooth(values: ArrayLike, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means over a sixth of a run, at their middle."""
+    """Return means over a sixth of a run, and the examples seen at their middle."""
     width = max(1, len(np.asarray(values)) // 6)
     means = np.convolve(values, np.ones(width) / width, mode="valid")
     return (np.arange(len(means)) + width / 2) * batch, means

@@ -1,8 +1,8 @@
-"""Run a grid of recipes that model text, resumable, and put perplexities side by side.
+"""Run a grid of language-modelling recipes, resumable, and compare perplexities.
 
     python -m experiments.text experiments/008-language-modelling/grid.json [--only NAME]
 
-As `experiments.sweep`, for recipes with `text.source`: each run leaves `results/NAME.json` beside the grid file, the
+Like `experiments.sweep`, for recipes with `text.source`: each run writes `results/NAME.json` beside the grid file, the
 table goes to `summary.md`, and run folders to `runs/` (not in git).
 """
 
@@ -22,7 +22,7 @@ from shoulders.training.log import read_log
 
 
 def main() -> None:
-    """Run what is not there yet, then write the summary."""
+    """Run the cells that have no result yet, then write the summary."""
     folder, kept = run_grid(_measured)
     write_summary(folder, summary([(run, read_json(path)) for run, path in kept]))
 
@@ -36,7 +36,7 @@ def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
 
 
 def summary(found: Sequence[tuple[Run, Mapping[str, Any]]], columns: int = 5) -> str:
-    """Perplexity on the held-out text, and the training loss by fifths."""
+    """Return a table of perplexity on the held-out text, and of training loss by fifths of the training."""
     lines = [
         "| run | trained | tokens seen | perplexity | bits per byte | loss by fifths of the training |",
         "| --- | ---: | ---: | ---: | ---: | --- |",
@@ -51,7 +51,7 @@ def summary(found: Sequence[tuple[Run, Mapping[str, Any]]], columns: int = 5) ->
             f"{' '.join(f'{sum(part) / len(part):.3f}' for part in parts)} |"
         )
     tokens = found[0][1]["tokens"] if found else 0
-    return "\n".join([*lines, f"\n{tokens:,} held-out tokens, the same in all. torch {torch.__version__}.\n"])
+    return "\n".join([*lines, f"\n{tokens:,} held-out tokens, the same for all runs. torch {torch.__version__}.\n"])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "experiments" / "012-suite-rivals" / "report" / "suite.json"
 OUT = ROOT / "docs" / "images"
-SHOWN = {  # names in the record, as the figure has them
+SHOWN = {  # names in the record, and in the figure
     "bare LM": "bare model",
     "prompt tuning": "prompt tuning",
     "ID-PT with the LM as encoder": "ID-PT, the model as its own encoder",

@@ -2,7 +2,7 @@
 
 from typer.testing import CliRunner
 
-from shoulders.cli.commands import app
+from shoulders.cli.main import app
 from shoulders.runs.registry import recipe_named
 from shoulders.store.files import flat
 

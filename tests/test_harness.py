@@ -206,7 +206,7 @@ def test_a_model_is_found_by_the_folder_of_its_scaffold(lm, prompt, tmp_path):
     assert made.loglikelihood(pairs) == ShouldersLM(prompt, lm).loglikelihood(pairs)
     with pytest.raises(UsageError, match="backbone=NAME"):
         ShouldersLM()
-    with pytest.raises(UsageError, match="name the backbone"):
+    with pytest.raises(UsageError, match="name no backbone: add one"):
         ShouldersLM(SoftPrompt(from_vocabulary(lm)(5)))
 
 
@@ -228,6 +228,15 @@ def test_a_rival_of_a_scaffold_says_what_its_own_library_reads_it_to_say(lm, tmp
     assert said != pytest.approx([one for one, _ in ShouldersLM(backbone=lm).loglikelihood(pairs)], rel=1e-2)
     assert found.get_model_info()["scaffold_kind"] == kind
     assert found.get_model_info()["backbone_fingerprint"] == lm.fingerprint()
+
+
+def test_without_the_harness_its_command_line_says_what_to_install():
+    code = "import runpy, sys; sys.modules['lm_eval'] = None; runpy.run_module('shoulders.harness', None, '__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: lm-evaluation-harness is missing")
+    assert "pip install 'shoulders[harness]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow  # the harness reads all of its own tasks first

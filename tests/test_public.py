@@ -46,7 +46,7 @@ def test_documented_code_runs(page, tmp_path, monkeypatch):
 
 def test_documented_commands_exist():
     """Every `shoulders COMMAND` of the documentation is one, with recipes and values that exist."""
-    from shoulders.cli.commands import app
+    from shoulders.cli.main import app
     from shoulders.runs.ranking_recipes import ranking_recipes
     from shoulders.runs.recipe import with_overrides
     from shoulders.runs.registry import recipe_named

@@ -1,20 +1,15 @@
-"""Frozen models with their scaffolds inside EleutherAI's lm-evaluation-harness, as its model `shoulders`.
+"""The model `shoulders` for EleutherAI's lm-evaluation-harness: a frozen model with its scaffold.
 
     python -m shoulders.harness run --model shoulders --model_args scaffold=runs/first --tasks hellaswag
 
-is the harness's own command line with that model known to it. In Python: `simple_evaluate(ShouldersLM("runs/first"))`.
-Without a scaffold it is the harness's own `hf` model of the same weights.
+is the harness's own command line with this model added. In Python: `simple_evaluate(ShouldersLM("runs/first"))`.
+Without a scaffold it gives the results of the harness's `hf` model of the same weights.
 """
 
 from collections.abc import Sequence
 from typing import Any, cast, final
 
 import torch
-from lm_eval.__main__ import cli_evaluate
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
-from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from shoulders.answering.models import LoadedModel, model_info
 from shoulders.backbone.choosing import Choice
@@ -30,6 +25,7 @@ from shoulders.scaffolds.base import BARE, Scaffold
 from shoulders.scaffolds.storage import Origin
 
 try:
+    from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.models.utils import (
@@ -40,32 +36,33 @@ try:
     )
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
-    raise SourceNotFound(f"lm-evaluation-harness is missing ({error}): pip install 'shoulders[harness]'") from error
+    missing = SourceNotFound(f"lm-evaluation-harness is missing ({error}): pip install 'shoulders[harness]'")
+    raise (SystemExit(f"error: {missing}") if __name__ == "__main__" else missing) from error
 
-LONGEST = 256  # tokens that are generated where a task does not say, as with the harness's own models
+LONGEST = 256  # tokens to generate if a task sets no limit, as in the harness's own models
 Request = tuple[tuple[str, str], list[int], list[int]]  # context and continuation as texts, and as token ids
 
 
 @register_model("shoulders")
 @final
 class ShouldersLM(TemplateLM):
-    """A frozen model behind a scaffold, the bare one, or a rival that was trained in a scaffold's place.
+    """A frozen model with a scaffold, without one, or replaced by a rival.
 
-    Continuations of one context share one reading of it, and requests of similar length a batch. A prompt takes
-    `length` positions of the context, and contexts that do not fit beside it lose their beginning, as everywhere in the
-    harness; none of its positions is scored. The encoder of ID-PT reads the context of a request.
+    A context that several continuations share is read once, and requests of similar length share a batch. A prompt
+    takes `length` positions of the context. As everywhere in the harness, contexts that are too long lose their
+    beginning. Positions of the prompt are not scored. The encoder of ID-PT reads the context of a request.
 
     Args:
-        scaffold: a run's, scaffold's or rival's folder or hub name, "bare", or the scaffold itself.
-        backbone: the frozen model, or where it is (`sources`); the one that the scaffold names, if it is left out.
+        scaffold: folder or hub name of a run, a scaffold or a rival, "bare", or the scaffold itself.
+        backbone: the frozen model, or its name or folder; by default the one named in the scaffold.
         dtype: as in `FrozenLM.load`.
-        device: likewise; the harness asks for CUDA where nobody has said anything, which is taken for "auto".
-        positions_at_once: size of a batch, in positions. The harness's `batch_size` counts requests and is ignored.
-        end: count the end of the text after each continuation too, as rank classification does in T0 and in
-            `shoulders evaluate`; the harness leaves it out.
+        device: as in `FrozenLM.load`. The harness asks for CUDA by default, which means "auto" on machines without it.
+        positions_at_once: size of a batch in positions. The harness's `batch_size` counts requests and is ignored.
+        end: also score the end of the text after each continuation, as rank classification does in T0 and in
+            `shoulders evaluate`; the harness does not.
 
     Raises:
-        UsageError: there is neither a scaffold nor a backbone, or the name is that of something that answers nothing.
+        UsageError: neither a scaffold nor a backbone is named, or the name is that of something that does not answer.
         SourceNotFound, HubUnreachable, CorruptFile, WrongBackbone: as `FrozenLM.load` and `Scaffold.load`.
     """
 
@@ -87,8 +84,8 @@ class ShouldersLM(TemplateLM):
         if isinstance(backbone, str):
             origin = info.origin if info else cast(Scaffold, scaffold).origin
             backbone = FrozenLM.load(backbone or _backbone_of(origin), dtype=dtype, device=place)
-        found = info.load(backbone) if info else LoadedModel(backbone, cast(Scaffold, scaffold))
-        self.lm, self.scaffold = found.lm, found.scaffold
+        loaded = info.load(backbone) if info else LoadedModel(backbone, cast(Scaffold, scaffold))
+        self.lm, self.scaffold = loaded.lm, loaded.scaffold
         self.backbone, self.info = backbone, info
         self.tokenizer = self.lm.tokenizer
         self.positions_at_once, self.end = positions_at_once, end
@@ -96,27 +93,27 @@ class ShouldersLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """What ends a text."""
+        """Id of the token that ends a text."""
         return self.lm.end
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before the first token that is scored of a text without a context."""
+        """Id of the token that is read before the first scored token of a text without a context."""
         first = self.lm.tokenizer.bos_token_id
         return first if isinstance(first, int) else self.lm.end
 
     @property
     def max_length(self) -> int:
-        """Positions that the prompt leaves to a text."""
+        """Number of positions that the prompt leaves to a text."""
         return self.lm.context - self.scaffold.length
 
     @property
     def tokenizer_name(self) -> str:
-        """Of the tokenizer, for the harness's cache of requests."""
+        """Name of the tokenizer, for the harness's cache of requests."""
         return self.lm.name.replace("/", "__")
 
     def get_model_info(self) -> dict[str, Any]:
-        """What results say of the model."""
+        """Return the description of the model for the harness's results."""
         info = self.info
         return {
             "model_dtype": str(self.lm.dtype),
@@ -127,7 +124,7 @@ class ShouldersLM(TemplateLM):
         }
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as the tokenizer writes it."""
+        """Return a conversation in the tokenizer's chat template."""
         return str(
             self.lm.tokenizer.apply_chat_template(
                 chat_history,
@@ -138,16 +135,16 @@ class ShouldersLM(TemplateLM):
         )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids; special tokens at the beginning as the tokenizer adds them, and none twice."""
+        """Return token ids, with the tokenizer's special tokens at the beginning unless the text has them already."""
         if add_special_tokens is None:
             add_special_tokens = not has_bos_prefix(string, self.lm.tokenizer.decode([self.prefix_token_id]))
-        tokenizer = self.lm.tokenizer  # which here finds special tokens in texts, as the harness's own models do
+        tokenizer = self.lm.tokenizer  # special tokens in texts are recognised, as in the harness's own models
         return tokenized(
             tokenizer, self.lm.vocabulary, string, add_special_tokens=add_special_tokens, split_special_tokens=False
         ).input_ids
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-likelihoods of continuations; that of nothing, which the harness's own models do not take, is 0."""
+        """Return log-likelihoods of continuations; 0 for empty ones, which the harness's own models refuse."""
         something = [request for request in requests if any(request.args)]
         nothing = [(request.args, [self.prefix_token_id], []) for request in requests if not any(request.args)]
         found = iter(super().loglikelihood(something, disable_tqdm))
@@ -155,7 +152,7 @@ class ShouldersLM(TemplateLM):
         return [next(found if any(request.args) else others) for request in requests]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
-        """Log-likelihood of whole texts, in as few windows as the context allows; each token is scored once."""
+        """Return log-likelihoods of whole texts, in as few windows as the context allows; each token is scored once."""
         owners: list[int] = []
         windows: list[Request] = []
         for number, request in enumerate(requests):
@@ -172,7 +169,7 @@ class ShouldersLM(TemplateLM):
         return sums
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
-        """Continuations, each until one of its stop sequences; greedy where a task does not ask for samples."""
+        """Return continuations up to a stop sequence; greedy ones unless a task asks for samples."""
         together: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             together.setdefault(repr(request.args[1]), []).append(number)
@@ -193,7 +190,7 @@ class ShouldersLM(TemplateLM):
         return found
 
     def _scored(self, requests: Sequence[Request]) -> list[Scored]:
-        """Continuations of the same context are branches of one row."""
+        """Return the scores of requests; continuations of the same context are branches of one row."""
         numbers: dict[tuple[str, tuple[int, ...]], list[int]] = {}
         for number, ((text, _), context, ids) in enumerate(requests):
             if not ids:
@@ -215,7 +212,7 @@ class ShouldersLM(TemplateLM):
         return [found[number] for number in range(len(requests))]
 
     def _generated(self, texts: Sequence[str], asked: dict[str, Any]) -> list[str]:
-        """Continuations of texts by the harness's settings."""
+        """Return continuations of texts by the harness's settings."""
         settings: dict[str, Any] = {**normalize_gen_kwargs(asked, LONGEST)}
         longest = settings.pop("max_gen_toks")
         stops = [stop for stop in handle_stop_sequences(settings.pop("until", None), eos=None) if stop]
@@ -236,7 +233,7 @@ class ShouldersLM(TemplateLM):
     def _continued(
         self, given: ScaffoldInput, longest: int, stops: list[str], settings: dict[str, Any]
     ) -> list[list[int]]:
-        """Token ids after each row: by our loop where it has the settings, else by transformers'."""
+        """Return the token ids generated after each row, by transformers' loop if ours lacks one of the settings."""
         if not settings.keys() <= {"do_sample", "temperature", "top_k", "top_p"}:
             return decode.generate_with_transformers(
                 self.lm, self.scaffold, given, longest=longest, stop_strings=stops or None, **settings
@@ -247,7 +244,7 @@ class ShouldersLM(TemplateLM):
         return decode.generate(self.lm, self.scaffold, given, longest=longest, stops=stops, choice=choice)
 
     def _kept(self, context: list[int], after: int, what: str) -> list[int]:
-        """The end of a context, as much of it as fits before `after` positions."""
+        """Return the end of a context, as much of it as fits before `after` positions."""
         room = self.max_length - after
         if room < 1:
             raise ContextFull(
@@ -264,13 +261,11 @@ class ShouldersLM(TemplateLM):
 
 
 def _backbone_of(origin: Origin | None) -> str:
-    """The backbone that a scaffold was trained around."""
+    """Return the name of the backbone that a scaffold was trained around."""
     if origin is None:
-        raise UsageError("neither the bare model nor a new scaffold can name the backbone: --model_args backbone=NAME")
+        raise UsageError("the bare model and a new scaffold name no backbone: add one, --model_args backbone=NAME")
     return origin.backbone
 
 
 if __name__ == "__main__":
-    from lm_eval.__main__ import cli_evaluate
-
     cli_evaluate()

@@ -65,7 +65,7 @@ def test_standard_input_that_holds_no_question(refused, prompt, monkeypatch):
     for how in ("strict", "surrogateescape"):
         latin = io.TextIOWrapper(io.BytesIO("Où est Orléans?\n".encode("latin-1")), encoding="utf-8", errors=how)
         monkeypatch.setattr(sys, "stdin", latin)
-        assert "what is piped in is not UTF-8" in refused("ask", prompt)
+        assert "standard input is not UTF-8" in refused("ask", prompt)
 
 
 def test_questions_and_names_that_are_no_utf_8(refused, shoulders, prompt, tmp_path):
@@ -203,8 +203,8 @@ def test_textual_recursion_whose_first_prompt_is_gone_or_says_nothing(refused, l
 
 def test_recall_of_no_samples_or_of_what_is_no_number(refused, lm, suite, prompt):
     asked = ["sample", prompt, *values(lm, suite), "--recipe", "bundled_soft_prompt", "--samples"]
-    assert "must be at least 1" in refused(*asked, "0,4")
-    assert "holds no numbers" in refused(*asked, "four")
+    assert "ask for 1 at least" in refused(*asked, "0,4")
+    assert "'four' are not whole numbers" in refused(*asked, "four")
 
 
 @pytest.mark.parametrize(

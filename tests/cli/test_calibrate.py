@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from shoulders.answering import open as open_model
-from shoulders.cli.commands import app
+from shoulders.cli.main import app
 from shoulders.evaluation.results import read_result
 from shoulders.records import Question
 from shoulders.runs.recipe import with_overrides
@@ -99,7 +99,9 @@ def test_the_passes_of_an_answer_are_chosen(runs, worked, refused, lm):
     )
     assert "--passes 2: thrice/best answers with 3 passes, always" in refused("ask", "thrice", "hi", "--passes", 2)
     for wrong in ("0", "-1", "many", "1.5"):
-        assert "is no number of passes: --passes auto, or 1, 2, ..." in refused("ask", "auto", "hi", "--passes", wrong)
+        assert "is not a number of passes: --passes auto, or 1, 2, ..." in refused(
+            "ask", "auto", "hi", "--passes", wrong
+        )
 
 
 def test_the_smallest_budget_is_the_first_stage_and_the_bare_model_can_be_it(runs, worked):

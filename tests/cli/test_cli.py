@@ -3,16 +3,19 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import typer
 
 from commands import fitting, run
 from shoulders.backbone.fingerprint import identity
-from shoulders.cli.main import main
+from shoulders.cli.common import find_recipe
+from shoulders.cli.main import app, main
 from shoulders.engine.inference import Answering, answer
 from shoulders.errors import UsageError
 from shoulders.records import Question
@@ -209,6 +212,18 @@ def test_help_teaches(command, taught, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     printed = " ".join(run(*[part for part in (command, "--help") if part]).split())
     assert [part for part in taught if part not in printed] == []
+
+
+def test_every_command_has_an_example_of_its_own():
+    """One that the command line accepts, with recipes and values that exist."""
+    for name, command in typer.main.get_command(app).commands.items():
+        example = re.search(r"^Example: `shoulders (.+)`$", command.help, re.MULTILINE)
+        assert example, name
+        called, *arguments = shlex.split(example[1])
+        assert called == name
+        given = command.make_context(name, arguments).params
+        if name in {"train", "sweep", "plan"}:
+            find_recipe(given["recipe"], given["overrides"] or [])
 
 
 def test_help_is_fast():

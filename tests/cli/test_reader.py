@@ -12,7 +12,7 @@ from commands import run
 from shoulders.answering import open as open_model
 from shoulders.answering.models import model_info
 from shoulders.backbone.fingerprint import identity
-from shoulders.cli.commands import app
+from shoulders.cli.main import app
 from shoulders.cli.scores import print_retrieval
 from shoulders.engine import inference
 from shoulders.errors import ContextFull, SourceNotFound, UsageError

@@ -142,7 +142,7 @@ def test_the_answer_is_highlighted():
     )
     console = Console(force_terminal=True, color_system="standard", width=200)
     with console.capture() as capture:
-        for line in ask_module.shown(found):
+        for line in ask_module.passage_lines(found):
             console.print(line)
     assert "Oslo has \x1b[1;32m13\x1b[0m" in capture.get()
 
@@ -212,7 +212,7 @@ def test_no_answer_under_a_threshold_that_was_chosen(reader, says, shoulders, lm
     assert code == 0, error
     told = " ".join(out.split())
     assert "one was for 50.0% of 4 questions" in told
-    assert "that stands in what was read is given from a probability of 0.400" in told
+    assert "that stands in the passages read is given from a probability of 0.400" in told
     assert "an answer that does not is given never" in told
     kept = json.loads((reader / "best" / "threshold.json").read_text())
     assert kept["threshold"] == {"standing": pytest.approx(0.4), "elsewhere": "inf"}
@@ -226,8 +226,8 @@ def test_no_answer_under_a_threshold_that_was_chosen(reader, says, shoulders, lm
     answers = [shoulders("ask", reader, "Parks of Rome?") for _ in range(3)]
     assert [out for _, out, _ in answers] == ["no answer\n", "no answer\n", "12\n"]
     told = [" ".join(error.split()) for _, _, error in answers]
-    assert "'12' is not sure enough: probability 0.300, it must be 0.400" in told[0]
-    assert "'Lima' is not sure enough: probability 0.900, none such is given" in told[1]
+    assert "'12' is not sure enough: probability 0.300, it must be at least 0.400" in told[0]
+    assert "'Lima' is not sure enough: probability 0.900, such answers are never given" in told[1]
     assert "the answer is not in the evidence" in told[1]
     says(("12", math.log(0.3)), ("Lima", math.log(0.9)))
     said = [json.loads(shoulders("ask", reader, "Parks of Rome?", "--json")[1]) for _ in range(2)]
@@ -296,7 +296,7 @@ def test_passages_leave_room_for_as_much_as_is_answered(reader, lm, longest):
 
 
 def test_what_no_threshold_can_be_chosen_for(refused, prompt, index):
-    assert "'bare' has none here" in refused("threshold", "bare")
+    assert "'bare' has none" in refused("threshold", "bare")
     assert "no index is named" in refused("threshold", prompt)
 
 

@@ -13,7 +13,13 @@ from shoulders.evaluation import protocol
 from shoulders.evaluation.protocol import EvaluationPlan, evaluate
 from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import average, difference_interval
-from shoulders.paper.suite_numbers import Forgotten, curves, levels, method_names, suite_tables
+from shoulders.paper.suite_numbers import (
+    ForgettingResult,
+    development_curves,
+    method_names,
+    suite_tables,
+    untrained_scores,
+)
 from shoulders.paper.suite_report import write_suite_report
 from shoulders.records import Answer
 from shoulders.runs.recipe import Recipe
@@ -185,7 +191,7 @@ def test_values_tell_methods_apart_and_seeds_do_not(measured):
 
 @pytest.mark.parametrize(("split", "columns"), [("validation", 1), ("test", 2)])
 def test_scores_by_length(measured, split, columns):
-    """Table 9: on the development part the best learning rate of each length; elsewhere none is chosen."""
+    """SuiteTable 9: on the development part the best learning rate of each length; elsewhere none is chosen."""
     runs = [
         measured("a", WORSE, length=10, learning_rate=0.1, split=split),
         measured("b", RIGHT, length=10, learning_rate=0.3, split=split),
@@ -208,13 +214,13 @@ def test_figure_3_has_one_curve_of_a_run_measured_twice_and_levels_of_what_is_no
     log = scored(10.0, 20.0)
     dev, test = measured("a", split="validation", log=log), measured("b", log=log)
     bare, elsewhere = measured("c", WORSE, "bare", split="validation"), measured("d", WORSE, "bare", log=log)
-    assert [(one.name, one.seeds) for one in curves([dev, test, bare])] == [
+    assert [(one.name, one.seeds) for one in development_curves([dev, test, bare])] == [
         ("prompt tuning", [[(40, 10.0), (80, 20.0)]])
     ]
-    assert levels([dev, test, bare]) == {"bare LM": pytest.approx(125 / 3)}
-    assert levels([test, elsewhere]) == {}
+    assert untrained_scores([dev, test, bare]) == {"bare LM": pytest.approx(125 / 3)}
+    assert untrained_scores([test, elsewhere]) == {}
     kept = replace(dev, log=(), content={**dev.content, "training": {"development": {"10": 10.0, "20": 20.0}}})
-    assert curves([kept]) == curves([dev])
+    assert development_curves([kept]) == development_curves([dev])
 
 
 def test_what_was_forgotten_stands_beside_the_method(measured, tmp_path):
@@ -223,7 +229,7 @@ def test_what_was_forgotten_stands_beside_the_method(measured, tmp_path):
     def forgot(run, ratio, unchanged):
         content = {key: run.content[key] for key in ("scaffold", "backbone", "recipe")}
         numbers = {"before": {}, "after": {}, "ratio": ratio, "unchanged": unchanged, "text": "texts/stories.txt"}
-        return Forgotten(f"{run.name}-forget", {**content, **numbers})
+        return ForgettingResult(f"{run.name}-forget", {**content, **numbers})
 
     found = [forgot(runs[2], 1.25, False), forgot(runs[0], 1.0, True)]
     page, _ = write_suite_report(runs, found, tmp_path)

@@ -57,7 +57,7 @@ def test_the_words_of_the_query_are_highlighted(index, monkeypatch):
     console = Console(force_terminal=True, color_system="standard", width=200)
     monkeypatch.setattr(corpus, "console", console)
     with console.capture() as capture:
-        corpus.run_search(index, ["the capitals near OSLO"], 1)
+        corpus.search(index, ["the capitals near OSLO"], 1)
     marked = "\x1b[1;32m{}\x1b[0m"
     text = capture.get().splitlines()[1]
     assert text.strip() == f"{marked.format('Oslo')} is a {marked.format('capital')}. " + (
@@ -116,7 +116,7 @@ def test_bad_input_to_search(refused, index, folder, tmp_path):
 def test_bad_input_to_index(refused, index, folder, tmp_path):
     assert "there is no file or folder 'nowhere'" in refused("index", "nowhere", "--out", tmp_path / "x")
     assert "holds other files" in refused("index", folder, "--out", folder)
-    assert "a source without a name" in refused("index", "", "--out", tmp_path / "x")
+    assert "a source has an empty name" in refused("index", "", "--out", tmp_path / "x")
     assert not (tmp_path / "x").exists()
     with sole_writer(index):
         assert "is being written by process" in refused("index", folder, "--out", index)

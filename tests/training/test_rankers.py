@@ -269,7 +269,7 @@ def test_all_values_of_the_suite_count(place, tmp_path):
 
 def test_one_process_tells(place, tmp_path, monkeypatch):
     (tmp_path / "recipe.json").write_text(json.dumps(recipe_of(place).as_json()))
-    monkeypatch.setattr("shoulders.cli.train.PartialState", lambda: SimpleNamespace(is_main_process=False))
+    monkeypatch.setattr("accelerate.PartialState", lambda: SimpleNamespace(is_main_process=False))
     assert "MRR" not in run("train", tmp_path / "recipe.json", "--out", tmp_path / "run")
     assert (tmp_path / "run" / "results.json").exists()
 

@@ -1,174 +1,206 @@
-"""`shoulders ask`, and what it shows of an answer that was read in passages."""
+"""`shoulders ask`: answers to questions, and the passages that they come from."""
 
-import json
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.text import Text
 
-from shoulders.answering import open as open_answerer
-from shoulders.answering.answerer import Answerer, ModelAnswerer
-from shoulders.answering.cascade import CascadeAnswerer
-from shoulders.answering.stages import is_adaptive
-from shoulders.cli.show import console, counted_passes, errors, harmless, notes, quiet_libraries, say, short
-from shoulders.engine.inference import Answering
+from shoulders.cli.show import (
+    console,
+    counted_passes,
+    error_console,
+    harmless,
+    notes,
+    quiet_libraries,
+    say,
+    short,
+)
 from shoulders.errors import DataError, SourceNotFound, UsageError
-from shoulders.records import Answer, Question
-from shoulders.scaffolds.storage import scaffold_folder
-from shoulders.store.encodings import decode_whole
+
+if TYPE_CHECKING:
+    from shoulders.answering.answerer import Answerer
+    from shoulders.records import Answer
 
 NO_ANSWER = "no answer"
-
-
-def said(found: Answer) -> str:
-    """The answer, or that there is none."""
-    return NO_ANSWER if found.answer is None else harmless(found.answer)
-
-
-def shown(found: Answer) -> Iterator[Text]:
-    """The passages that were read, best first; the answer in its passage; how sure the model was; what was not read."""
-    places = found.places
-    last = max(places, default=0)
-    for rank, passage in enumerate(found.passages[:last], start=1):
-        number = places.get(rank)
-        head = f"{rank:3}  {passage.score:7.3f}  {'read' if rank in places else 'too long'}  "
-        yield Text.assemble(head, (harmless(short(passage.title or passage.text)), "bold"))
-        if found.support and found.passage and number == found.support.number:
-            text = Text(harmless(found.passage.text))
-            text.stylize("bold green", found.support.start, found.support.end)
-            yield Text.assemble("     ", text)
-    if more := len(found.passages) - last:
-        yield Text(f"{more} more found and not read (of at most {found.passages[last].score:.3f})")
-    yield Text(_told(found))
-
-
-def _told(found: Answer) -> str:
-    """Where the answer stands, and how sure the model was of it."""
-    sure = f"probability {found.probability:.3f}"
-    if not found.text:
-        return f"the model says nothing; {sure}"
-    if found.answer is None:
-        needs = "none such is given" if found.least > 1 else f"it must be {found.least:.3f}"
-        sure = f"{harmless(short(found.text))!r} is not sure enough: {sure}, {needs}"
-    if found.support is None or found.passage is None:
-        where = (
-            f"in none of the {len(found.read)} passages that were read" if len(found.read) else "no passage was read"
-        )
-        return f"the answer is not in the evidence ({where}); {sure}"
-    start, end = found.support.start, found.support.end
-    title = harmless(short(found.passage.title))
-    called = f", {title}," if title else ""
-    return (
-        f"in passage {found.support.number + 1} of {len(found.read)} read{called} characters {start} to {end}; {sure}"
-    )
-
-
 AUTO = "auto"
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """How questions are asked."""
+def ask(  # noqa: PLR0913, PLR0917 (one for each option)
+    scaffold: Annotated[
+        str, typer.Argument(help="folder of a run, a scaffold or a rival, a hub name, or 'bare' for the frozen model")
+    ],
+    question: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="questions; without any, type them in or pipe them in, one on each line", show_default=False
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="name or folder of the frozen model [default: the one named in the scaffold]")
+    ] = None,
+    choices: Annotated[str, typer.Option(help="rank these answers instead of generating one: 'yes|no|maybe'")] = "",
+    context: Annotated[Path | None, typer.Option(help="text file to read before each question")] = None,
+    longest: Annotated[
+        int | None,
+        typer.Option(help="largest number of tokens of an answer [default: as when it was measured, or else 64]"),
+    ] = None,
+    truncate: Annotated[bool, typer.Option(help="cut inputs that are too long instead of refusing them")] = False,
+    passes: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N",
+            help="passes through the frozen model: 'auto' for as many as each question needs, or N for the most "
+            "expensive stage of at most N passes alone [default: auto for the output of `shoulders calibrate`]",
+        ),
+    ] = "",
+    index: Annotated[
+        str, typer.Option(help="folder of the index to read passages from [default: the recipe's index, if any]")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object for each question")] = False,
+) -> None:
+    """Answer questions with a trained scaffold, or with several that `shoulders calibrate` put in order of cost.
 
-    backbone: str | None = None
-    choices: str = ""
-    context: Path | None = None
-    longest: int | None = None  # tokens of an answer; None: as the model was measured
-    truncate: bool = False
-    passes: str = ""  # through the frozen model: a number, or "auto"
-    index: str = ""  # of passages to read; empty: that of the recipe, if it has one
-    as_json: bool = False
+    With `--index`, or a scaffold trained to read passages, each answer is printed with the passages that were read and
+    the place where the answer stands in them. "no answer" is printed if the model is less sure than the threshold that
+    `shoulders threshold` chose.
 
-    def __post_init__(self) -> None:
-        if self.passes not in ("", AUTO) and not (self.passes.isdecimal() and int(self.passes)):
-            raise UsageError(f"--passes {self.passes} is no number of passes: --passes {AUTO}, or 1, 2, ...")
-        if self.choices and not self.options:
-            raise UsageError(f"--choices {self.choices!r} names no answer: put '|' between answers, 'yes|no'")
-        if self.longest is not None:
-            Answering(self.longest)  # refuses what is no length, before a model is loaded
-
-    @property
-    def options(self) -> list[str]:
-        """The answers to choose from."""
-        return [choice.strip() for choice in self.choices.split("|") if choice.strip()]
-
-
-def run(name: str, questions: Sequence[str], request: Request) -> None:
-    """Answer the questions given, else those typed or piped in.
-
-    Raises:
-        UsageError: a question could not be answered; of several, the others are answered before it is raised.
+    Example: `shoulders ask runs/first/best "What is the capital of France?"`
     """
+    import json
+
+    from shoulders.answering.cascade import CascadeAnswerer
+    from shoulders.engine.inference import Answering
+    from shoulders.records import Question
+
+    options = _options(choices)
+    _check_passes(passes)
+    if longest is not None:
+        Answering(longest)  # refuses an impossible length before a model is loaded
     quiet_libraries()
-    answerer = _opened(name, request)
-    evidence = _read(request.context)
-    failed = 0
-    for text in questions or typed():
+    answerer = _open(scaffold, passes, backbone=backbone, index=index, longest=longest, truncate=truncate)
+    evidence = _read_context(context)
+    questions, failed = question or [], 0
+    for text in questions or typed_questions():
         try:
-            answer = answerer.ask(Question(text, evidence), request.options)
+            answer = answerer.ask(Question(text, evidence), options)
         except UsageError as error:
             if len(questions) == 1:
                 raise
             failed += 1
-            errors.print(f"{textwrap.shorten(text, 60)}\n  error: {error}", markup=False, emoji=False, soft_wrap=True)
-        else:
-            _tell(text, answer, answerer, request, several=len(questions) > 1)
+            shown = f"{textwrap.shorten(text, 60)}\n  error: {error}"
+            error_console.print(shown, markup=False, emoji=False, soft_wrap=True)
+            continue
+        if as_json:
+            say(json.dumps({"question": text, **answer.as_json()}))
+            continue
+        _print_answer(f"{text}\n  " if len(questions) > 1 else "", answer, reads_passages=answerer.reads_passages)
+        if passes or isinstance(answerer, CascadeAnswerer):
+            notes.print(counted_passes(answer.passes))
     if failed:
-        raise UsageError(f"not answered: {failed} of the questions (why is said above)")
+        raise UsageError(f"not answered: {failed} of the questions (the reasons are above)")
 
 
-def _opened(name: str, request: Request) -> Answerer:
-    """Open what is asked, with as many passes as were asked for."""
-    if request.passes == AUTO and not is_adaptive(name):
+def _options(choices: str) -> list[str]:
+    """Return the answers to choose from, from "yes|no"."""
+    options = [choice.strip() for choice in choices.split("|") if choice.strip()]
+    if choices and not options:
+        raise UsageError(f"--choices {choices!r} names no answer: put '|' between answers, 'yes|no'")
+    return options
+
+
+def _check_passes(passes: str) -> None:
+    if passes not in ("", AUTO) and not (passes.isdecimal() and int(passes)):
+        raise UsageError(f"--passes {passes} is not a number of passes: --passes {AUTO}, or 1, 2, ...")
+
+
+def _open(
+    name: str, passes: str, *, backbone: str | None, index: str, longest: int | None, truncate: bool
+) -> "Answerer":
+    """Open a scaffold or a cascade of several, with the wanted number of passes."""
+    from shoulders.answering import open as open_answerer
+    from shoulders.answering.answerer import ModelAnswerer
+    from shoulders.answering.cascade import CascadeAnswerer
+    from shoulders.answering.stages import is_adaptive
+    from shoulders.scaffolds.storage import scaffold_folder
+
+    if passes == AUTO and not is_adaptive(name):
         place = scaffold_folder(name)
         raise UsageError(
             f"--passes {AUTO} needs thresholds, and {place} is one scaffold: calibrate several first (shoulders "
-            f"calibrate {place} RUN --budget 1.5) and ask what that writes"
+            f"calibrate {place} RUN --budget 1.5) and ask the folder that this writes"
         )
-    answerer = open_answerer(
-        name,
-        backbone=request.backbone,
-        index=request.index,
-        longest=request.longest,
-        truncate=request.truncate,
-    )
+    answerer = open_answerer(name, backbone=backbone, index=index, longest=longest, truncate=truncate)
     if isinstance(answerer, CascadeAnswerer):
-        return answerer if request.passes in ("", AUTO) else answerer.only(int(request.passes))
+        return answerer if passes in ("", AUTO) else answerer.only(int(passes))
     if isinstance(answerer, ModelAnswerer):
-        if request.passes and int(request.passes) != answerer.passes:
+        if passes and int(passes) != answerer.passes:
             raise UsageError(
-                f"--passes {request.passes}: {scaffold_folder(name)} answers with {counted_passes(answerer.passes)}, "
-                "always: leave --passes out, or name another scaffold"
+                f"--passes {passes}: {scaffold_folder(name)} answers with {counted_passes(answerer.passes)}, always: "
+                "leave --passes out, or name another scaffold"
             )
         if answerer.doubt:
             notes.print(f"note: {answerer.doubt}", markup=False, soft_wrap=True)
     return answerer
 
 
-def _tell(question: str, answer: Answer, answerer: Answerer, request: Request, *, several: bool) -> None:
-    """Write the answer on standard output, and what it comes from beside it."""
-    if request.as_json:
-        say(json.dumps({"question": question, **answer.as_json()}))
-        return
-    if answerer.reads_passages:
-        for line in shown(answer):
+def _print_answer(head: str, answer: "Answer", *, reads_passages: bool) -> None:
+    """Print the answer on standard output, and the passages and choices behind it on standard error."""
+    if reads_passages:
+        for line in passage_lines(answer):
             notes.print(line, soft_wrap=True)
     if answer.candidates:
         notes.print("; ".join(one.text for one in answer.candidates), markup=False, highlight=False)
-    text = said(answer) if answerer.reads_passages else answer.text
-    say(f"{question}\n  {text}" if several else text)
-    if request.passes or isinstance(answerer, CascadeAnswerer):
-        notes.print(counted_passes(answer.passes))
+    say(head + (answer_text(answer) if reads_passages else answer.text))
 
 
-def typed() -> Iterator[str]:
-    """Questions from the keyboard until an empty line, or from a pipe, one a line.
+def answer_text(answer: "Answer") -> str:
+    """Return the answer, or "no answer"."""
+    return NO_ANSWER if answer.answer is None else harmless(answer.answer)
+
+
+def passage_lines(answer: "Answer") -> Iterator[Text]:
+    """Yield the passages that were found, best first, the one with the answer in full, and how sure the model was."""
+    places = answer.places
+    last = max(places, default=0)
+    for rank, passage in enumerate(answer.passages[:last], start=1):
+        number = places.get(rank)
+        head = f"{rank:3}  {passage.score:7.3f}  {'read' if rank in places else 'too long'}  "
+        yield Text.assemble(head, (harmless(short(passage.title or passage.text)), "bold"))
+        if answer.support and answer.passage and number == answer.support.number:
+            text = Text(harmless(answer.passage.text))
+            text.stylize("bold green", answer.support.start, answer.support.end)
+            yield Text.assemble("     ", text)
+    if more := len(answer.passages) - last:
+        yield Text(f"{more} more found and not read (highest score {answer.passages[last].score:.3f})")
+    yield Text(_support(answer))
+
+
+def _support(answer: "Answer") -> str:
+    """Return where the answer stands in the passages, and how sure the model was of it."""
+    sure = f"probability {answer.probability:.3f}"
+    if not answer.text:
+        return f"the model generated no text; {sure}"
+    if answer.answer is None:
+        least = "such answers are never given" if answer.least > 1 else f"it must be at least {answer.least:.3f}"
+        sure = f"{harmless(short(answer.text))!r} is not sure enough: {sure}, {least}"
+    if answer.support is None or answer.passage is None:
+        read = len(answer.read)
+        where = f"in none of the {read} passages that were read" if read else "no passage was read"
+        return f"the answer is not in the evidence ({where}); {sure}"
+    support, title = answer.support, harmless(short(answer.passage.title))
+    place = f"in passage {support.number + 1} of {len(answer.read)} read{f', {title},' if title else ''}"
+    return f"{place} characters {support.start} to {support.end}; {sure}"
+
+
+def typed_questions() -> Iterator[str]:
+    """Yield questions from the keyboard until an empty line, or from a pipe, one on each line.
 
     Raises:
-        UsageError: there is no standard input, or what comes out of it is not UTF-8.
+        UsageError: standard input is closed, or its bytes are not UTF-8.
     """
     if sys.stdin is None:
         raise UsageError("there is no question, and standard input is closed: type one after the scaffold's name")
@@ -188,13 +220,16 @@ def typed() -> Iterator[str]:
 def _line() -> str:
     try:
         line = sys.stdin.readline()
-        line.encode()  # where the locale is C, Python passes other bytes on as surrogates
+        line.encode()  # in the locale C, Python passes other bytes on as surrogates
     except UnicodeError as error:
-        raise UsageError(f"what is piped in is not UTF-8 ({error}): convert it first (iconv -t utf-8)") from error
+        raise UsageError(f"standard input is not UTF-8 ({error}): convert it first (iconv -t utf-8)") from error
     return line.removeprefix("\ufeff")
 
 
-def _read(path: Path | None) -> str:
+def _read_context(path: Path | None) -> str:
+    """Return the text to read before each question."""
+    from shoulders.store.encodings import decode_whole
+
     if path is None:
         return ""
     try:

@@ -1,53 +1,82 @@
-"""`shoulders calibrate` and `shoulders threshold`: what chooses thresholds on the development part."""
+"""`shoulders calibrate` and `shoulders threshold`: thresholds that are chosen on the development part."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from shoulders.answering.answerer import ModelAnswerer
-from shoulders.answering.cascade import stage_named
-from shoulders.answering.models import model_info
-from shoulders.answering.stages import Adaptive, Calibration, check_count, check_place, check_rule, save
-from shoulders.cli.common import recipe_of, weights_of
-from shoulders.cli.scores import measuring
-from shoulders.cli.show import console, counted_passes, quiet_libraries
+from shoulders.cli.common import Overrides, RecipeOption, recipe_of, weights_of
+from shoulders.cli.show import console, counted_passes, inform, quiet_libraries
 from shoulders.errors import UsageError, WrongBackbone
-from shoulders.evaluation.results import circumstances
-from shoulders.runs.build import answer_spec
-from shoulders.runs.calibrate import Chosen, calibrate, choose_threshold, judged_answers, keep_threshold, measured_with
-from shoulders.runs.jobs import task_parts
-from shoulders.runs.recipe import recipe_from_json, with_overrides
-from shoulders.scaffolds.base import BARE
-from shoulders.scaffolds.storage import scaffold_folder
 
-MEANT = {"probability": "log-probability", "margin": "margin"}
+if TYPE_CHECKING:
+    from shoulders.answering.stages import Adaptive, Calibration
+    from shoulders.runs.calibrate import Chosen
+
+RULES = {"probability": "log-probability", "margin": "margin"}  # names of the numbers that are compared
 
 
-def run_calibrate(arguments: Sequence[str], budget: float, rule: str, recipe_name: str | None, out: Path) -> None:
-    """Measure every run on the development part, choose the thresholds, and keep them."""
+def calibrate(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN... [KEY=VALUE]...",
+            help="folders of runs or scaffolds around one frozen model, or 'bare'; and recipe values to change, e.g. "
+            "development.limit=500",
+            show_default=False,
+        ),
+    ],
+    budget: Annotated[float, typer.Option(help="average number of passes through the frozen model for an answer")],
+    rule: Annotated[
+        str,
+        typer.Option(help="confidence in an answer: its 'probability', or its 'margin' over the second best answer"),
+    ] = "probability",
+    recipe: RecipeOption = None,
+    out: Annotated[Path, typer.Option(help="folder to write; `ask` and `evaluate` accept it like a scaffold")] = Path(
+        "runs/adaptive"
+    ),
+) -> None:
+    """Choose by confidence which questions go on to a more expensive run, within a budget of passes.
+
+    Every run is measured on the recipe's `development` part, and the thresholds with the best score within the budget
+    are kept. The cost of a question counts the passes of all runs that it went through.
+
+    Example: `shoulders calibrate runs/one_pass runs/two_passes --budget 1.5 --out runs/adaptive`
+    """
+    from shoulders.answering.cascade import stage_named
+    from shoulders.answering.stages import check_count, check_place, check_rule, save
+    from shoulders.cli.scores import measuring
+    from shoulders.evaluation.results import circumstances
+    from shoulders.runs import calibrate as calibration
+    from shoulders.scaffolds.base import BARE
+
     quiet_libraries()
-    names, overrides = _sorted_out(arguments)
+    names, overrides = _names_and_overrides(arguments)
     check_rule(rule)
     check_count(len(names))
     check_place(out, names)
     trained = next((name for name in names if name != BARE), BARE)
-    recipe = recipe_of(trained, recipe_name, overrides)
+    chosen_recipe = recipe_of(trained, recipe, overrides)
     _check_backbones(names)
-    lm = weights_of(recipe.backbone)
+    lm = weights_of(chosen_recipe.backbone)
     stages = [stage_named(name, lm) for name in names]
-    with measuring(f"measuring {len(stages)} stages on {recipe.development.split}") as watch:
-        adaptive, calibration = calibrate(recipe, lm, stages, budget, rule, watch.on_done)
-    console.print(_curve(calibration, recipe.development.split))
-    _tell(adaptive, calibration)
-    save(out, adaptive, lm, calibration, circumstances())
-    console.print(f"kept in {out}; try: shoulders ask {out}", markup=False, soft_wrap=True)
+    split = chosen_recipe.development.split
+    with measuring(f"measuring {len(stages)} stages on {split}") as watch:
+        adaptive, calibrated = calibration.calibrate(chosen_recipe, lm, stages, budget, rule, watch.on_done)
+    console.print(_curve(calibrated, split))
+    _print_stages(adaptive, calibrated)
+    save(out, adaptive, lm, calibrated, circumstances())
+    inform(f"kept in {out}; try: shoulders ask {out}")
 
 
-def _sorted_out(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Scaffolds, and the recipe's values among them."""
+def _names_and_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the scaffolds, and the recipe values among them."""
+    from shoulders.scaffolds.storage import scaffold_folder
+
     overrides = [text for text in arguments if "=" in text and not Path(text).exists()]
     names = [scaffold_folder(text) for text in arguments if text not in overrides]
     places = [Path(name).expanduser().resolve() for name in names]
@@ -58,18 +87,22 @@ def _sorted_out(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _check_backbones(names: Sequence[str]) -> None:
+    """Raise `WrongBackbone` if two scaffolds were trained around different frozen models."""
+    from shoulders.answering.models import model_info
+
     origins = {name: origin for name in names if (origin := model_info(name).origin)}
     for name, origin in origins.items():
-        first, others = next(iter(origins.items()))
-        if origin.fingerprint != others.fingerprint:
+        first, other = next(iter(origins.items()))
+        if origin.fingerprint != other.fingerprint:
             raise WrongBackbone(
-                f"{first} stands around {others.backbone!r} (fingerprint {others.fingerprint[:12]}) and {name} around "
-                f"{origin.backbone!r} ({origin.fingerprint[:12]}): stages share one frozen model, name runs around one"
+                f"{first} was trained around {other.backbone!r} (fingerprint {other.fingerprint[:12]}) and {name} "
+                f"around {origin.backbone!r} ({origin.fingerprint[:12]}): stages share one frozen model, so name runs "
+                "around the same one"
             )
 
 
-def _curve(calibration: Calibration, split: str) -> Table:
-    """Average passes and score, cheapest first; what was chosen stands among them."""
+def _curve(calibration: "Calibration", split: str) -> Table:
+    """Return a table of average passes and scores, cheapest first, with the chosen thresholds marked."""
     table = Table(title=f"calibration on {split}", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     table.add_column("passes", justify="right")
     table.add_column("score", justify="right")
@@ -82,63 +115,88 @@ def _curve(calibration: Calibration, split: str) -> Table:
     return table
 
 
-def _tell(adaptive: Adaptive, calibration: Calibration) -> None:
+def _print_stages(adaptive: "Adaptive", calibration: "Calibration") -> None:
+    """Print at which confidence each stage stops, and the average number of passes."""
     for stage, threshold in zip(adaptive.stages, adaptive.thresholds, strict=False):
-        sure = f"with a {MEANT[adaptive.rule]} of at least {threshold:.3f}"
-        told = f"stops at {stage.name} ({counted_passes(stage.passes)}) {sure}"
-        console.print(told, markup=False, soft_wrap=True)
+        sure = f"with a {RULES[adaptive.rule]} of at least {threshold:.3f}"
+        inform(f"stops at {stage.name} ({counted_passes(stage.passes)}) {sure}")
     last, chosen = adaptive.stages[-1], calibration.chosen
-    console.print(
-        f"otherwise goes on to {last.name} ({counted_passes(last.passes)} more)", markup=False, soft_wrap=True
-    )
+    inform(f"otherwise goes on to {last.name} ({counted_passes(last.passes)} more)")
     console.print(f"{chosen.passes:.2f} passes an answer on average (budget {calibration.budget:.2f})")
 
 
-def run_threshold(name: str, overrides: Sequence[str], index: str, *, test: bool) -> None:
-    """Choose a reader's threshold on the development part, and keep it beside the scaffold."""
+def threshold(
+    scaffold: Annotated[str, typer.Argument(help="folder of a run or a scaffold that reads passages")],
+    overrides: Overrides = None,
+    index: Annotated[
+        str, typer.Option(help="folder of the index to read passages from [default: the recipe's index]")
+    ] = "",
+    test: Annotated[bool, typer.Option("--test", help="also measure the threshold on the recipe's test part")] = False,
+) -> None:
+    """Choose how sure a reader must be to answer; below that, `shoulders ask` prints "no answer".
+
+    Two probabilities are chosen on the recipe's `development` part: one for answers that stand in the passages read,
+    and one for the others. They give the best F1, where "no answer" is right for a question none of whose answers was
+    in the passages read. Choose again for another index: `shoulders ask` warns if it reads another one.
+
+    Example: `shoulders threshold runs/reader --index runs/index --test`
+    """
+    from shoulders.answering.answerer import ModelAnswerer
+    from shoulders.answering.models import model_info
+    from shoulders.cli.scores import measuring
+    from shoulders.runs import calibrate as calibration
+    from shoulders.runs.build import answer_spec
+    from shoulders.runs.jobs import task_parts
+    from shoulders.runs.recipe import recipe_from_json, with_overrides
+    from shoulders.scaffolds.base import BARE
+
     quiet_libraries()
-    if name == BARE or not Path(name).expanduser().is_dir():
-        raise UsageError(f"a threshold lies in the folder of its scaffold, and {name!r} has none here: name a run")
-    info = model_info(name)
-    recipe = with_overrides(recipe_from_json(info.recipe), overrides)
+    if scaffold == BARE or not Path(scaffold).expanduser().is_dir():
+        raise UsageError(f"a threshold is kept in the folder of its scaffold, and {scaffold!r} has none: name a run")
+    info = model_info(scaffold)
+    recipe = with_overrides(recipe_from_json(info.recipe), overrides or [])
     spec = answer_spec(recipe).with_options(index)
     if not spec.reads_passages:
-        raise UsageError(f"{name} was not trained to read passages, and no index is named: add one (--index FOLDER)")
+        raise UsageError(
+            f"{scaffold} was not trained to read passages, and no index is named: add one (--index FOLDER)"
+        )
     recipe = replace(recipe, evidence=spec.evidence)
     lm = weights_of(recipe.backbone)
     reader = ModelAnswerer.load(info, lm, spec)
-    judged = []
     parts = task_parts(recipe)
     plans = [(recipe.development, parts.trained), *([(recipe.test, parts.tested)] if test else [])]
+    judged = []
     for plan, tasks in plans:
         with measuring(f"asking {plan.split}") as watch:
-            judged.append(judged_answers(reader, recipe, plan, tasks, watch.on_done))
-    chosen = choose_threshold(judged[0])
-    others = [measured_with(chosen.threshold, some) for some in judged[1:]]
-    console.print(_table([(plan.split, one) for (plan, _), one in zip(plans, (chosen, *others), strict=True)]))
-    _tell_threshold(chosen)
-    path = keep_threshold(Path(info.name).expanduser(), reader, recipe, lm, chosen, others)
-    console.print(f"kept in {path}", markup=False, soft_wrap=True)
+            judged.append(calibration.judged_answers(reader, recipe, plan, tasks, watch.on_done))
+    chosen = calibration.choose_threshold(judged[0])
+    others = [calibration.measured_with(chosen.threshold, one) for one in judged[1:]]
+    console.print(_outcomes([(plan.split, one) for (plan, _), one in zip(plans, (chosen, *others), strict=True)]))
+    _print_threshold(chosen)
+    path = calibration.keep_threshold(Path(info.name).expanduser(), reader, recipe, lm, chosen, others)
+    inform(f"kept in {path}")
 
 
-def _table(parts: Sequence[tuple[str, Chosen]]) -> Table:
-    """Answering always, and answering or abstaining, on each part."""
+def _outcomes(parts: Sequence[tuple[str, "Chosen"]]) -> Table:
+    """Return a table of scores on each part, with all answers given and with the threshold."""
     table = Table(title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     for header in ("part", "answers", "coverage", "EM of those answered", "EM", "F1"):
         table.add_column(header, justify="left" if header in ("part", "answers") else "right")
     for split, chosen in parts:
-        for which, one in (("all", chosen.before), ("sure enough", chosen.after)):
-            answered = "-" if one.exact_match_answered is None else f"{one.exact_match_answered:.1f}"
-            table.add_row(split, which, f"{one.coverage:.1f}%", answered, f"{one.exact_match:.1f}", f"{one.f1:.1f}")
+        for answers, outcome in (("all", chosen.before), ("sure enough", chosen.after)):
+            answered = "-" if outcome.exact_match_answered is None else f"{outcome.exact_match_answered:.1f}"
+            coverage = f"{outcome.coverage:.1f}%"
+            table.add_row(split, answers, coverage, answered, f"{outcome.exact_match:.1f}", f"{outcome.f1:.1f}")
     return table
 
 
-def _tell_threshold(chosen: Chosen) -> None:
-    told = "EM and F1 count 'no answer' as right where no gold answer was read, and as wrong where one was"
-    console.print(f"{told}: one was for {chosen.answerable:.1f}% of {chosen.examples:,} questions.", soft_wrap=True)
-    for what, least in (
-        ("that stands in what was read", chosen.threshold.standing),
+def _print_threshold(chosen: "Chosen") -> None:
+    """Print from which probability on answers are given."""
+    counted = "EM and F1 count 'no answer' as right if no correct answer was in the passages read, else as wrong"
+    inform(f"{counted}: one was for {chosen.answerable:.1f}% of {chosen.examples:,} questions.")
+    for which, least in (
+        ("that stands in the passages read", chosen.threshold.standing),
         ("that does not", chosen.threshold.elsewhere),
     ):
         rule = f"from a probability of {max(least, 0):.3f}" if least <= 1 else "never"
-        console.print(f"an answer {what} is given {rule}", soft_wrap=True)
+        inform(f"an answer {which} is given {rule}")

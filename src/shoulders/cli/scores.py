@@ -1,14 +1,14 @@
-"""What commands that train or measure print: progress of both, tables of scores, what was left out."""
+"""Printing of commands that train or measure: progress, tables of scores, examples that were left out."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TimeElapsedColumn
 from rich.table import Table
 
-from shoulders.cli.show import console
+from shoulders.cli.show import console, progress_bars, warn
 from shoulders.data.mixture import totals
 from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.results import metrics_of_tasks
@@ -19,16 +19,8 @@ from shoulders.training.loop import Step
 
 @contextmanager
 def watching(title: str, steps: int) -> Iterator[Watch]:
-    """Progress of a training run, with rate and time left; a second bar while the development set is scored."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left"),
-    )
-    with Progress(*columns, console=console) as bars:
+    """Show the progress of a training run; a second bar shows the scoring of the development set."""
+    with progress_bars("{task.completed:.0f}/{task.total:.0f}", "{task.fields[note]}") as bars:
         training = bars.add_task(title, total=steps, note="")
         scoring = bars.add_task("  scoring", total=1, note="", visible=False)
 
@@ -47,20 +39,15 @@ def watching(title: str, steps: int) -> Iterator[Watch]:
 
 @contextmanager
 def measuring(title: str) -> Iterator[Watch]:
-    """Progress of an evaluation."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} examples"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as bars:
+    """Show the progress of an evaluation."""
+    counts = "{task.completed:.0f}/{task.total:.0f} examples"
+    with progress_bars(counts, TimeElapsedColumn(), time_left=False) as bars:
         scoring = bars.add_task(title, total=1)
         yield Watch(on_done=lambda done, total: bars.update(scoring, completed=done, total=total))
 
 
 def scores_table(title: str, columns: Mapping[str, Scores]) -> Table:
-    """Scores of several scaffolds side by side: tasks, and the average with its interval."""
+    """Return a table of several scaffolds' scores on each task, and of their averages with 95% intervals."""
     first = next(iter(columns.values()))
     title = f"{title}: {first.examples} examples"
     table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
@@ -83,48 +70,50 @@ def scores_table(title: str, columns: Mapping[str, Scores]) -> Table:
 
 
 def counts_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
-    """What became of the examples that a training read, by data set; what happened to none has no column."""
-    columns = [what for what, number in totals(counts).items() if number]
+    """Return a table of the examples of each data set by what happened to them in training, without empty columns."""
+    columns = [event for event, number in totals(counts).items() if number]
     table = Table(title="examples", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     table.add_column("data set", no_wrap=True)
-    for what in columns:
-        table.add_column(what, justify="right")
-    for name, of_name in counts.items():
-        table.add_row(name, *[f"{of_name.get(what, 0):,}" for what in columns])
+    for event in columns:
+        table.add_column(event, justify="right")
+    for name, data_set in counts.items():
+        table.add_row(name, *[f"{data_set.get(event, 0):,}" for event in columns])
     return table
 
 
+def print_scores(title: str, columns: Mapping[str, Scores]) -> None:
+    """Print a table of scores, and the examples that were left out of the first of them."""
+    console.print(scores_table(title, columns))
+    print_skipped(next(iter(columns.values())))
+
+
 def print_skipped(scores: Scores) -> None:
-    """Say what was not measured, and why."""
+    """Print which examples were not measured, and why."""
     if scores.unmeasured:
-        told = f"unmeasured, because there is no such split: {', '.join(scores.unmeasured)}"
-        console.print(told, style="yellow", markup=False, soft_wrap=True)
+        warn(f"not measured, because they have no such split: {', '.join(scores.unmeasured)}")
     if scores.truncated:
-        console.print(f"cut to fit the context: the inputs of {scores.truncated} examples", style="yellow")
-    for wording, left_out in scores.skipped.items():
-        failed, broken = left_out.count - left_out.bad_rows, left_out.bad_rows
-        what = [f"{failed} examples whose template fails"] * bool(failed) + [f"{broken} broken lines"] * bool(broken)
-        told = f"left out of {wording}: {' and '.join(what)}; the first: {left_out.reason}"
-        console.print(told, style="yellow", markup=False, soft_wrap=True)
+        warn(f"cut to fit the context: the inputs of {scores.truncated} examples")
+    for wording, skipped in scores.skipped.items():
+        failed, broken = skipped.count - skipped.bad_rows, skipped.bad_rows
+        counts = [f"{failed} examples whose template fails"] * bool(failed) + [f"{broken} broken lines"] * bool(broken)
+        warn(f"left out of {wording}: {' and '.join(counts)}; the first: {skipped.reason}")
 
 
 def print_retrieval(content: Mapping[str, Any]) -> None:
-    """Of a result over retrieved passages, how often an answer was found, and how often read."""
-    found = content["retrieval"]
-    if not found:
+    """Print how often an answer was among the passages found, and among those read, if passages were retrieved."""
+    retrieval = content["retrieval"]
+    if not retrieval:
         return
-    _print_recall("", found["recall"], found["recall_at_input"], found["packed"])
-    by_dpr = found.get("recall_by_dpr"), found.get("recall_at_input_by_dpr")
-    if by_dpr[0] and by_dpr != (found["recall"], found["recall_at_input"]):
-        _print_recall("by DPR's rule, ", *by_dpr, found["packed"])
-    if (supported := found.get("supported")) is not None:
+    _print_recall("", retrieval["recall"], retrieval["recall_at_input"], retrieval["packed"])
+    by_dpr = retrieval.get("recall_by_dpr"), retrieval.get("recall_at_input_by_dpr")
+    if by_dpr[0] and by_dpr != (retrieval["recall"], retrieval["recall_at_input"]):
+        _print_recall("by DPR's rule, ", *by_dpr, retrieval["packed"])
+    if (supported := retrieval.get("supported")) is not None:
         console.print(f"answers that stand in a passage that was read: {supported:.1f}%")
-    if found["without"] or found["too_long"]:
-        console.print(
-            f"no passage is read for {found['without']} examples; {found['too_long']} passages are longer than the "
-            "context: cut them (evidence.truncate=yes), or raise suite.lengths.input",
-            style="yellow",
-            soft_wrap=True,
+    if retrieval["without"] or retrieval["too_long"]:
+        warn(
+            f"{retrieval['without']} examples were read without a passage; {retrieval['too_long']} passages are longer "
+            "than the context: cut them (evidence.truncate=yes), or raise suite.lengths.input"
         )
 
 

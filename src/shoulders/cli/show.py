@@ -1,51 +1,70 @@
-"""What all commands print with: one console, texts as they are, progress bars."""
+"""Printing that all commands share: consoles, safe and short texts, progress bars."""
 
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import regex
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shoulders.errors import SourceNotFound
 
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
 console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False, style="red")
+error_console = Console(stderr=True, highlight=False, style="red")
 notes = Console(stderr=True, highlight=False, style="dim")
 
 SHOWN = 100  # characters of a query or passage that messages repeat
-# What a terminal would obey instead of showing it: control characters, and those that turn the direction of writing.
-OBEYED = regex.compile(r"[\p{Cc}\p{Cs}\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def say(text: str) -> None:
-    """A line as it is: rich would wrap it, widen its tabs and turn `:heart:` into a picture."""
+    """Print a line unchanged: rich would wrap it, expand its tabs and turn `:heart:` into an emoji."""
     console.file.write(f"{text}\n")
     console.file.flush()
 
 
+def warn(text: str) -> None:
+    """Print a line in yellow."""
+    console.print(text, style="yellow", markup=False, emoji=False, soft_wrap=True)
+
+
+def inform(text: str) -> None:
+    """Print a line of plain text, which may hold names of files."""
+    console.print(text, markup=False, emoji=False, soft_wrap=True)
+
+
 def short(text: str) -> str:
-    """The beginning of a text, on one line."""
+    """Return the beginning of a text, on one line."""
     line = " ".join(text.split())
     return line if len(line) <= SHOWN else f"{line[:SHOWN]}…"
 
 
 def harmless(text: str) -> str:
-    """A text from elsewhere on one line, each character in its place: white space as spaces, controls as a sign."""
-    return OBEYED.sub(lambda found: " " if found[0].isspace() else "\N{REPLACEMENT CHARACTER}", text)
+    """Return a text from outside on one line: white space as spaces, control characters as a replacement character.
+
+    A terminal would obey control characters, and those that change the direction of writing, instead of showing them.
+    The length stays the same, so that places in the text do.
+    """
+    import regex
+
+    return regex.sub(
+        r"[\p{Cc}\p{Cs}\u200e\u200f\u2028-\u202e\u2066-\u2069]",
+        lambda match: " " if match[0].isspace() else "\N{REPLACEMENT CHARACTER}",
+        text,
+    )
 
 
 def counted_passes(count: int) -> str:
-    """Passes through the frozen model, in words."""
+    """Return a number of passes through the frozen model in words."""
     return f"{count} pass" if count == 1 else f"{count} passes"
 
 
 def quiet_libraries() -> None:
-    """Only our own progress on the screen."""
+    """Turn off the progress bars and warnings of other libraries."""
     from transformers.utils import logging as transformers_logging
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -55,53 +74,49 @@ def quiet_libraries() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
+def progress_bars(*columns: "str | ProgressColumn", time_left: bool = True) -> "Progress":
+    """Return progress bars with a title, these columns and, unless said otherwise, the time left."""
+    from rich.progress import BarColumn, Progress, TimeRemainingColumn
+
+    left = [TimeRemainingColumn(compact=True), "left"] if time_left else []
+    shown = ("{task.description}", BarColumn(bar_width=16), *columns, *left)
+    return Progress(*shown, console=console, speed_estimate_period=300)
+
+
 @contextmanager
 def reading(title: str) -> Iterator[Callable[[int, int, int], None]]:
-    """Progress of reading documents, with rate and time left: bytes read, bytes in all (0: unknown), documents."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        DownloadColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left"),
-    )
-    with Progress(*columns, console=console, speed_estimate_period=300) as bars:
+    """Show the progress of reading documents; yield a function of bytes read, of all bytes (or 0) and of documents."""
+    from rich.progress import DownloadColumn
+
+    with progress_bars(DownloadColumn(), "{task.fields[note]}") as bars:
         bar = bars.add_task(title, total=None, note="")
 
-        def on_done(done: int, total: int, documents: int) -> None:
+        def on_progress(done: int, total: int, documents: int) -> None:
             rate = documents / (bars.tasks[0].elapsed or 1)
             note = f"{documents:,} documents, {rate:,.0f}/s"
             bars.update(bar, completed=done, total=total or None, note=note)
 
-        yield on_done
+        yield on_progress
 
 
 @contextmanager
-def counting(title: str, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Progress of work on so many things, with rate and time left: done, in all."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left"),
-    )
-    with Progress(*columns, console=console, speed_estimate_period=300) as bars:
+def counting(title: str, things: str) -> Iterator[Callable[[int, int], None]]:
+    """Show the progress of work on many things; yield a function of how many are done, and of how many there are."""
+    with progress_bars("{task.fields[note]}") as bars:
         bar = bars.add_task(title, total=None, note="")
 
-        def on_done(done: int, total: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             rate = done / (bars.tasks[0].elapsed or 1)
-            bars.update(bar, completed=done, total=total, note=f"{done:,}/{total:,} {what}, {rate:,.0f}/s")
+            bars.update(bar, completed=done, total=total, note=f"{done:,}/{total:,} {things}, {rate:,.0f}/s")
 
-        yield on_done
+        yield on_progress
 
 
 def need(module: str, extra: str) -> Any:
-    """An optional library, or how to get it.
+    """Import and return an optional library.
 
     Raises:
-        SourceNotFound: it is not installed.
+        SourceNotFound: it is not installed; the message says how to install it.
     """
     import importlib
 

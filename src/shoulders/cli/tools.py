@@ -1,33 +1,39 @@
-"""What the tools do: `shoulders recipes`, `check`, `plan` and `convert`."""
+"""`shoulders recipes`, `check`, `plan` and `convert`: commands that inspect and convert."""
 
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.table import Table
 
-from shoulders.backbone.frozen import FrozenLM
-from shoulders.cli.common import find_recipe
-from shoulders.cli.show import console, quiet_libraries, say
-from shoulders.data.checking import find_problems
-from shoulders.data.readers import open_suite
+from shoulders.cli.common import Overrides, find_recipe
+from shoulders.cli.show import console, inform, quiet_libraries, say
 from shoulders.errors import DataError, SourceNotFound, UsageError
-from shoulders.retrieval.sizes import TOKENS, needs
-from shoulders.runs.cost import Cost, cost
-from shoulders.runs.ranking_recipes import ranking_recipes
-from shoulders.runs.registry import recipe_named, recipes
-from shoulders.scaffolds.base import KINDS, Scaffold
-from shoulders.scaffolds.peft import CONFIG as PEFT_CONFIG
-from shoulders.scaffolds.peft import base_of, from_peft, to_peft
-from shoulders.scaffolds.storage import CONFIG, read_origin
-from shoulders.store.files import flat
+
+if TYPE_CHECKING:
+    from shoulders.runs.cost import Cost
+
+INDEX = "index"  # `shoulders plan index` instead of a recipe's name
 
 
-def run_recipes(name: str | None) -> None:
-    """List the recipes, or show one as `key=value` lines that the command line takes back."""
+def recipes(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="recipe whose values are printed; without it, all are listed", show_default=False),
+    ] = None,
+) -> None:
+    """List the named recipes, or show every value of one, as `key=value` lines that the command line accepts.
+
+    Example: `shoulders recipes bundled_soft_prompt`
+    """
+    from shoulders.runs.ranking_recipes import ranking_recipes
+    from shoulders.runs.registry import recipe_named
+    from shoulders.runs.registry import recipes as all_recipes
+    from shoulders.store.files import flat
+
     if name is None:
-        table = Table("recipe", "what it is", box=None, header_style="bold")
-        for recipe in [*recipes().values(), *ranking_recipes().values()]:
+        table = Table("recipe", "description", box=None, header_style="bold")
+        for recipe in [*all_recipes().values(), *ranking_recipes().values()]:
             table.add_row(recipe.name, recipe.about)
         console.print(table)
         console.print("shoulders recipes NAME shows the values of one", style="dim")
@@ -37,91 +43,120 @@ def run_recipes(name: str | None) -> None:
         say(f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}")
 
 
-def run_check(source: str, names: list[str]) -> None:
-    """Look through a suite, task by task, and say what is wrong.
+def check(
+    suite: Annotated[str, typer.Argument(help="a suite, as suite.source names it: a folder, qa:..., p3:..., hub:...")],
+    tasks: Annotated[list[str] | None, typer.Argument(help="check these tasks only", show_default=False)] = None,
+) -> None:
+    """Check a suite before it is trained on: broken lines, failing templates, repeated ids.
 
-    Raises:
-        DataError: something is.
+    Every record is read and rendered in every template. Ids are the records' `id` fields, compared within a split.
+
+    Example: `shoulders check data/my-suite`
     """
+    from collections import Counter
+
+    from shoulders.data.checking import find_problems
+    from shoulders.data.readers import open_suite
+
     quiet_libraries()
-    found: Counter[str] = Counter()
-    for task in open_suite(source, names):
+    counts: Counter[str] = Counter()
+    for task in open_suite(suite, tasks or []):
         splits = {split: task.rows(split, name) for name in task.wordings for split in task.split_names(name)}
-        told = ", ".join(f"{rows:,} {split}" for split, rows in splits.items())
-        console.print(f"{task.name}: {told}; {len(task.wordings)} templates", markup=False)
+        rows = ", ".join(f"{count:,} {split}" for split, count in splits.items())
+        inform(f"{task.name}: {rows}; {len(task.wordings)} templates")
         for problem in find_problems(task):
-            found[problem.what] += problem.count
+            counts[problem.what] += problem.count
             say(f"  {problem.split}: {problem.count} {problem.what}; the first: {problem.first}")
-    if found:
-        told = ", ".join(f"{count} {what}" for what, count in found.items())
-        raise DataError(f"something is wrong in {source!r}: {told}")
+    if counts:
+        summary = ", ".join(f"{count} {problem}" for problem, count in counts.items())
+        raise DataError(f"something is wrong in {suite!r}: {summary}")
     console.print("nothing is wrong")
 
 
-def run_plan(name: str, overrides: Sequence[str], input_length: int, output_length: int) -> None:
-    """Print what a recipe costs."""
+def plan(
+    recipe: Annotated[
+        str, typer.Argument(help="a recipe's name or recipe.json file, or 'index' for an evidence corpus")
+    ],
+    overrides: Overrides = None,
+    input_length: Annotated[int, typer.Option(help="tokens of an input")] = 256,
+    output_length: Annotated[int, typer.Option(help="tokens of an answer")] = 16,
+    passages: Annotated[int, typer.Option(help="passages of an index; DPR's Wikipedia has 21,015,324")] = 21_015_324,
+    dimension: Annotated[int, typer.Option(help="numbers in each dense vector of an index")] = 768,
+    tokens_per_second: Annotated[float, typer.Option(help="reading speed of the encoder of an index")] = 0,
+) -> None:
+    """Estimate what a recipe costs at any scale, without loading a weight: parameters, memory, floating-point work.
+
+    A training step and an answer are run on PyTorch's meta device, which has shapes but no values, and counted.
+
+    `shoulders plan index --passages N --dimension D` estimates what an evidence corpus of that size needs on disk, in
+    memory and in time, for each kind of index.
+
+    Example: `shoulders plan paper_idpt --input-length 512`
+    """
+    from shoulders.runs.cost import cost
+    from shoulders.scaffolds.base import KINDS
+
+    if recipe == INDEX:
+        _plan_index(passages, dimension, tokens_per_second)
+        return
     quiet_libraries()
-    recipe = find_recipe(name, overrides)
-    found = cost(recipe, input_length, output_length)
-    console.print(f"[bold]{recipe.name}[/bold]: {KINDS[recipe.scaffold.kind].label} around {recipe.backbone.name}")
-    console.print(_parameters(found))
-    console.print(_memory(found, recipe.training.batch_size))
-    if found.context_bytes:
-        console.print(_contexts(found, recipe.training.batch_size * recipe.training.steps, input_length))
-    console.print(_work(found, recipe.training.batch_size, recipe.training.steps, input_length, output_length))
+    planned = find_recipe(recipe, overrides or [])
+    costs, training = cost(planned, input_length, output_length), planned.training
+    console.print(f"[bold]{planned.name}[/bold]: {KINDS[planned.scaffold.kind].label} around {planned.backbone.name}")
+    console.print(_parameters(costs))
+    console.print(_memory(costs, training.batch_size))
+    if costs.context_bytes:
+        console.print(_contexts(costs, training.batch_size * training.steps, input_length))
+    console.print(_work(costs, training.batch_size, training.steps, input_length, output_length))
 
 
-def _parameters(found: Cost) -> Table:
+def _parameters(costs: "Cost") -> Table:
     table = Table("parameters", "count", "of the backbone", box=None, header_style="bold")
-    trained = sum(found.trained.values())
-    for part, count in found.trained.items():
-        table.add_row(f"trained: {part}", f"{count:,}", _share(count, found.backbone))
-    table.add_row("trained in all", f"{trained:,}", _share(trained, found.backbone), style="bold")
-    if found.encoder:
-        table.add_row("frozen encoder", f"{found.encoder:,}", _share(found.encoder, found.backbone))
-    table.add_row("frozen backbone", f"{found.backbone:,}", "")
+    trained = sum(costs.trained.values())
+    for part, count in costs.trained.items():
+        table.add_row(f"trained: {part}", f"{count:,}", _share(count, costs.backbone))
+    table.add_row("trained in all", f"{trained:,}", _share(trained, costs.backbone), style="bold")
+    if costs.encoder:
+        table.add_row("frozen encoder", f"{costs.encoder:,}", _share(costs.encoder, costs.backbone))
+    table.add_row("frozen backbone", f"{costs.backbone:,}", "")
     return table
 
 
-def _memory(found: Cost, batch: int) -> Table:
+def _memory(costs: "Cost", batch: int) -> Table:
     table = Table("memory", "GB", "", box=None, header_style="bold")
-    table.add_row("frozen weights", _gb(found.weights_bytes))
-    table.add_row("trained parameters, gradients, Adam", _gb(found.training_bytes), "fp32")
-    table.add_row("activations", _gb(found.activations_bytes), f"of one micro-batch (a step has {batch} examples)")
-    table.add_row("a training step in all", _gb(found.weights_bytes + found.training_bytes + found.activations_bytes))
-    table.add_row("keys and values of one answer", _gb(found.cache_bytes))
+    table.add_row("frozen weights", _gb(costs.weights_bytes))
+    table.add_row("trained parameters, gradients, Adam", _gb(costs.training_bytes), "fp32")
+    table.add_row("activations", _gb(costs.activations_bytes), f"of one micro-batch (a step has {batch} examples)")
+    table.add_row("a training step in all", _gb(costs.weights_bytes + costs.training_bytes + costs.activations_bytes))
+    table.add_row("keys and values of one answer", _gb(costs.cache_bytes))
     return table
 
 
-def _contexts(found: Cost, examples: int, length: int) -> Table:
+def _contexts(costs: "Cost", examples: int, length: int) -> Table:
     table = Table("keys and values on disk", "GB", "", box=None, header_style="bold")
-    table.add_row(
-        f"a context of {length} tokens", _gb(found.context_bytes), f"{found.context_bytes // length:,} bytes a token"
-    )
-    about = f"of {examples:,} examples; those that come again, and contexts that several share, count once"
-    table.add_row("of the whole run at most", _gb(found.context_bytes * examples), about)
+    bytes_per_token = f"{costs.context_bytes // length:,} bytes a token"
+    table.add_row(f"a context of {length} tokens", _gb(costs.context_bytes), bytes_per_token)
+    about = f"of {examples:,} examples; repeated examples and shared contexts count once"
+    table.add_row("of the whole run at most", _gb(costs.context_bytes * examples), about)
     return table
 
 
-def _work(found: Cost, batch: int, steps: int, input_length: int, output_length: int) -> Table:
+def _work(costs: "Cost", batch: int, steps: int, input_length: int, output_length: int) -> Table:
     table = Table("floating-point work", "TFLOP", "", box=None, header_style="bold")
-    table.add_row(
-        f"a training step of {batch} examples",
-        _tera(found.step),
-        f"{_over(found.step, found.step_floor)} over a plain prompt",
-    )
-    table.add_row(f"the whole run of {steps:,} steps", _tera(found.step * steps), "")
-    table.add_row("one answer, bare model", _tera(found.answer_bare), f"{input_length} tokens in, {output_length} out")
-    table.add_row(
-        "one answer, plain prompt as long",
-        _tera(found.answer_prompt),
-        f"{_over(found.answer_prompt, found.answer_bare)} over bare",
-    )
-    table.add_row(
-        "one answer, this scaffold",
-        _tera(found.answer),
-        f"{_over(found.answer, found.answer_prompt)} over a plain prompt",
-    )
+    lengths = f"{input_length} tokens in, {output_length} out"
+    over_prompt, over_bare = "over a plain prompt", "over bare"
+    for name, work, note in (
+        (f"a training step of {batch} examples", costs.step, f"{_over(costs.step, costs.step_floor)} {over_prompt}"),
+        (f"the whole run of {steps:,} steps", costs.step * steps, ""),
+        ("one answer, bare model", costs.answer_bare, lengths),
+        (
+            "one answer, plain prompt of that length",
+            costs.answer_prompt,
+            f"{_over(costs.answer_prompt, costs.answer_bare)} {over_bare}",
+        ),
+        ("one answer, this scaffold", costs.answer, f"{_over(costs.answer, costs.answer_prompt)} {over_prompt}"),
+    ):
+        table.add_row(name, f"{work / 1e12:,.3f}", note)
     return table
 
 
@@ -137,38 +172,50 @@ def _gb(size: int) -> str:
     return f"{size / 1e9:,.3f}"
 
 
-def _tera(operations: int) -> str:
-    return f"{operations / 1e12:,.3f}"
+def _plan_index(passages: int, dimension: int, tokens_per_second: float) -> None:
+    """Print what an index of so many passages needs, by kind of index."""
+    from shoulders.retrieval.sizes import TOKENS, needs
 
-
-NAME = "index"  # in the place of a recipe's
-
-
-def run_plan_index(passages: int, dimension: int, tokens_per_second: float) -> None:
-    """Print what an index of so many passages needs, by engine."""
     table = Table("part", "disk GB", "memory GB", "hours", "", box=None, header_style="bold")
     for need in needs(passages, dimension, tokens_per_second):
         hours = "" if need.seconds is None else f"{need.seconds / 3600:,.2f}"
         table.add_row(need.part, f"{need.disk / 1e9:,.2f}", f"{need.memory / 1e9:,.2f}", hours, need.note)
     console.print(f"[bold]{passages:,} passages[/bold], vectors of {dimension:,} numbers")
     console.print(table)
-    told = f"an encoder reads about {passages * TOKENS / 1e9:,.2f} billion tokens"
-    told += "" if tokens_per_second else ": --tokens-per-second gives its hours"
-    console.print(told, soft_wrap=True)
+    hint = "" if tokens_per_second else ": --tokens-per-second gives its hours"
+    inform(f"an encoder reads about {passages * TOKENS / 1e9:,.2f} billion tokens{hint}")
 
 
-def run_convert(source: Path, target: Path, backbone: str | None) -> None:
-    """Convert in the direction that the source's files tell."""
+def convert(
+    source: Annotated[Path, typer.Argument(help="folder of a soft prompt, or of a PEFT prompt-tuning adapter")],
+    target: Annotated[Path, typer.Argument(help="folder to write")],
+    backbone: Annotated[
+        str | None, typer.Option(help="the language model that it belongs to [default: the one named in the folder]")
+    ] = None,
+) -> None:
+    """Convert a soft prompt to PEFT's prompt-tuning format, or such an adapter to a soft prompt.
+
+    Example: `shoulders convert runs/first/best adapter`
+    """
+    from shoulders.backbone.frozen import FrozenLM
+    from shoulders.scaffolds.base import Scaffold
+    from shoulders.scaffolds.peft import CONFIG as PEFT_CONFIG
+    from shoulders.scaffolds.peft import base_of, from_peft, to_peft
+    from shoulders.scaffolds.storage import CONFIG, read_origin
+
     quiet_libraries()
     if (source / PEFT_CONFIG).exists():
         prompt = from_peft(source)
         lm = FrozenLM.load(backbone or base_of(source))
         if prompt.prompt.shape[1] != lm.width:
-            raise UsageError(f"the adapter's width is {prompt.prompt.shape[1]}, that of {lm.name!r} is {lm.width}")
+            raise UsageError(
+                f"its vectors have width {prompt.prompt.shape[1]}, and {lm.name!r} needs {lm.width}: name the "
+                "adapter's own model (--backbone)"
+            )
         prompt.made_for(lm).save_pretrained(target)
     elif (source / CONFIG).exists():
         lm = FrozenLM.load(backbone or read_origin(str(source)).backbone)
         to_peft(Scaffold.load(source, lm), lm, target)
     else:
         raise SourceNotFound(f"{source} holds neither a scaffold ({CONFIG}) nor a PEFT adapter ({PEFT_CONFIG})")
-    console.print(f"written to {target}")
+    inform(f"written to {target}")

@@ -1,232 +1,294 @@
-"""`shoulders train` and `shoulders sweep`."""
+"""`shoulders train` and `shoulders sweep`: commands that train, and measure the best result."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from accelerate import PartialState
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from shoulders.answering.models import rival_info
-from shoulders.backbone.frozen import FrozenLM
-from shoulders.cli.common import find_recipe, weights_of
-from shoulders.cli.evaluate import measured
-from shoulders.cli.scores import counts_table, measuring, print_retrieval, print_skipped, scores_table, watching
-from shoulders.cli.show import console, need, quiet_libraries
-from shoulders.data.mixture import left_out
-from shoulders.data.tasks import Task
+from shoulders.cli.common import Overrides, RecipeName, Rival, SkipBadRows, find_recipe, weights_of, with_flags
+from shoulders.cli.show import console, inform, need, quiet_libraries
 from shoulders.errors import UsageError
-from shoulders.evaluation.results import RESULTS
-from shoulders.evidence.base import Evidence
-from shoulders.paper.recipes import GRIDS
-from shoulders.paper.rivals import train_rival
-from shoulders.retrieval.towers import RERANKER
-from shoulders.runs.build import TaskParts, new_evidence
-from shoulders.runs.jobs import check_tested, measure, measure_text, task_parts
-from shoulders.runs.ranking_recipes import KINDS, RankingRecipe, ranking_recipe_from_json, ranking_recipes
-from shoulders.runs.recipe import Recipe, with_overrides
-from shoulders.runs.run import (
-    Watch,
-    keep_test_scores,
-    result,
-    text_result,
-    train,
-    train_until,
-    trained_parameters,
-    training_told,
-)
-from shoulders.runs.sweep import Candidate, Grid, SweepPlan, parsed_grid, sweep
-from shoulders.scaffolds.base import Scaffold
-from shoulders.store.files import BEST, read_json, write_json
-from shoulders.training.loop import Progress
+
+if TYPE_CHECKING:
+    from shoulders.backbone.frozen import FrozenLM
+    from shoulders.evidence.base import Evidence
+    from shoulders.runs.build import TaskParts
+    from shoulders.runs.recipe import Recipe
+    from shoulders.runs.run import Watch
+    from shoulders.runs.sweep import Candidate, Grid
+    from shoulders.training.loop import Progress
 
 
-def is_ranking(name: str) -> bool:
-    """Whether a recipe, by name or as a file, is that of a retriever or a re-ranker."""
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the run [default: runs/RECIPE]")] = None,
+    resume: Annotated[bool, typer.Option(help="go on from the newest checkpoint in the folder")] = False,
+    cross_fit: Annotated[
+        bool,
+        typer.Option(
+            "--cross-fit",
+            help="for a re-ranker: train one on each half of the questions and one on all of them, so that a reader's "
+            "training questions are ranked by one that was not trained on them",
+        ),
+    ] = False,
+    rival: Rival = "",
+    skip_bad_rows: SkipBadRows = False,
+) -> None:
+    """Train a recipe's scaffold (or retriever, or re-ranker), and measure the best one on the test part.
+
+    The folder gets recipe.json, log.jsonl, TensorBoard curves, checkpoints, the best scaffold (`best/`) and
+    results.json. A run that was interrupted goes on exactly from its last checkpoint: the same command with `--resume`.
+
+    Several processes share the steps: `accelerate launch -m shoulders train ...` on GPUs, and on CPUs
+    `ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m shoulders train ...`.
+
+    Example: `shoulders train bundled_soft_prompt training.steps=200 --out runs/first`
+    """
+    from shoulders.runs.jobs import check_tested, task_parts
+
+    values = with_flags(overrides, skip_bad_rows=skip_bad_rows)
+    if _is_ranking(recipe):
+        if rival:
+            raise UsageError(f"{recipe} orders passages and has no rival: leave --rival out")
+        _train_ranking(recipe, values, out, resume=resume, cross_fit=cross_fit)
+        return
+    if cross_fit:
+        raise UsageError(f"{recipe} has no re-ranker to cross-fit: shoulders train reranker --cross-fit")
+    quiet_libraries()
+    plan = find_recipe(recipe, _with_rival(values, rival))
+    plan.check_trainable()
+    lm, parts = weights_of(plan.backbone), task_parts(plan)
+    check_tested(plan, lm, parts)
+    _train_and_measure(plan, lm, parts, out or _default_folder(plan), resume=resume)
+
+
+def _is_ranking(name: str) -> bool:
+    """Whether a recipe, by its name or its file, trains a retriever or a re-ranker."""
+    from shoulders.runs.ranking_recipes import KINDS, ranking_recipes
+    from shoulders.store.files import read_json
+
     if not name.endswith(".json"):
         return name in ranking_recipes()
     return Path(name).exists() and read_json(Path(name)).get("kind") in KINDS
 
 
-def run_train_ranking(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool, cross_fit: bool) -> None:
-    """Train by the recipe, and say how well passages are ordered."""
+def _train_ranking(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool, cross_fit: bool) -> None:
+    """Train a retriever or a re-ranker, and print how well it orders passages."""
     need("tantivy", "search")
     quiet_libraries()
-    from shoulders.runs.train_ranking import cross_fit as cross_fitted
-    from shoulders.runs.train_ranking import train_ranking
+    from accelerate import PartialState
 
-    recipe = with_overrides(_named(name), overrides)
+    from shoulders.cli.scores import watching
+    from shoulders.retrieval.towers import RERANKER
+    from shoulders.runs import train_ranking
+    from shoulders.runs.ranking_recipes import ranking_recipe_from_json, ranking_recipes
+    from shoulders.runs.recipe import with_overrides
+    from shoulders.store.files import BEST, read_json
+
+    named = ranking_recipe_from_json(read_json(Path(name))) if name.endswith(".json") else ranking_recipes()[name]
+    recipe = with_overrides(named, overrides)
     folder = out or Path("runs") / recipe.name
     steps = recipe.training.steps
     if cross_fit:
-        runs = cross_fitted(recipe, folder, resume=resume, watch=lambda part: watching(f"{recipe.name} {part}", steps))
-        found = {part: ranked.result for part, ranked in runs.items()}
+        runs = train_ranking.cross_fit(
+            recipe, folder, resume=resume, watch=lambda part: watching(f"{recipe.name} {part}", steps)
+        )
+        results = {part: ranked.result for part, ranked in runs.items()}
     else:
         with watching(recipe.name, steps) as watch:
-            found = {recipe.name: train_ranking(recipe, folder, resume=resume, watch=watch).result}
+            ranked = train_ranking.train_ranking(recipe, folder, resume=resume, watch=watch)
+        results = {recipe.name: ranked.result}
     if not PartialState().is_main_process:
         return
-    console.print(_table(found))
-    kept = folder if cross_fit else folder / "best"
-    how = (
-        f"evidence.reranker={kept}"
-        if recipe.kind == RERANKER
-        else f"shoulders encode {recipe.index} --retriever {kept}"
-    )
-    console.print(f"kept in {kept}; use it: {how}", markup=False, soft_wrap=True)
+    console.print(_ranking_table(results))
+    kept = folder if cross_fit else folder / BEST
+    encode = f"shoulders encode {recipe.index} --retriever {kept}"
+    inform(f"kept in {kept}; use it: {f'evidence.reranker={kept}' if recipe.kind == RERANKER else encode}")
 
 
-def _named(name: str) -> RankingRecipe:
-    return ranking_recipe_from_json(read_json(Path(name))) if name.endswith(".json") else ranking_recipes()[name]
-
-
-def _table(found: Mapping[str, Mapping[str, Any]]) -> Table:
-    first = next(iter(found.values()))["development"]
+def _ranking_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return a table of MRR and recall on the development questions, before and after ranking."""
+    first = next(iter(results.values()))["development"]
     title = f"development: {first['questions']} questions with an answer among the passages found"
     table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     for column in ("", "MRR@10", *(f"recall@{k}" for k in sorted(first["recall"], key=int))):
         table.add_column(column, justify="right" if column else "left")
-    table.add_row("as found", *_cells(first, "found_"))
-    for name, one in found.items():
-        measured = one["development"]
-        table.add_row(f"{name}, step {measured['step']}", *_cells(measured))
+    table.add_row("as found", *_ranking_cells(first, "found_"))
+    for name, result in results.items():
+        measured = result["development"]
+        table.add_row(f"{name}, step {measured['step']}", *_ranking_cells(measured))
         if weight := measured.get("best_retriever_weight"):
-            table.add_row(f"  retriever_weight={weight}", *_cells(measured["retriever_weights"][str(weight)]))
+            weighted = measured["retriever_weights"][str(weight)]
+            table.add_row(f"  retriever_weight={weight}", *_ranking_cells(weighted))
     return table
 
 
-def _cells(order: Mapping[str, Any], of: str = "") -> list[str]:
-    recall = order[f"{of}recall"]
-    values = (order[f"{of}reciprocal_rank"], *(recall[k] for k in sorted(recall, key=int)))
+def _ranking_cells(measured: Mapping[str, Any], prefix: str = "") -> list[str]:
+    recall = measured[f"{prefix}recall"]
+    values = (measured[f"{prefix}reciprocal_rank"], *(recall[k] for k in sorted(recall, key=int)))
     return [f"{value:.1f}" for value in values]
 
 
-def run_train(name: str, overrides: Sequence[str], out: Path | None, *, resume: bool, rival: str = "") -> None:
-    """Train, then measure the best scaffold on the test part."""
-    quiet_libraries()
-    recipe = find_recipe(name, rivalled(overrides, rival))
-    recipe.check_trainable()
-    lm, parts = weights_of(recipe.backbone), task_parts(recipe)
-    check_tested(recipe, lm, parts)
-    train_and_measure(recipe, lm, parts, out or default_folder(recipe), resume=resume)
-
-
-def rivalled(overrides: Sequence[str], rival: str) -> list[str]:
-    """Recipe values with what `--rival` says."""
+def _with_rival(overrides: Sequence[str], rival: str) -> list[str]:
+    """Return recipe values with the one that `--rival` sets."""
     return [*([f"rival.kind={rival}"] if rival else []), *overrides]
 
 
-def default_folder(recipe: Recipe) -> Path:
-    """Where a run goes if nothing is said."""
+def _default_folder(recipe: "Recipe") -> Path:
     return Path("runs") / "-".join(filter(None, [recipe.name, recipe.rival.kind]))
 
 
-def train_and_measure(recipe: Recipe, lm: FrozenLM, parts: TaskParts, folder: Path, *, resume: bool) -> None:
-    """A recipe's run with loaded weights and tasks, and its results."""
+def _train_and_measure(recipe: "Recipe", lm: "FrozenLM", parts: "TaskParts", folder: Path, *, resume: bool) -> None:
+    """Train a recipe's scaffold or rival with loaded weights and tasks, and write its results."""
+    from accelerate import PartialState
+
+    from shoulders.runs.build import new_evidence
+    from shoulders.store.files import BEST
+
     evidence = new_evidence(recipe, lm, recipe.scaffold.taken) if parts.tested else None
-    if recipe.rival.kind:
-        _run_rival(recipe, lm, parts, evidence, folder, resume=resume)
-        return
+    run = _rival_run if recipe.rival.kind else _scaffold_run
+    run(recipe, lm, parts, evidence, folder, resume=resume)
+    if PartialState().is_main_process:
+        inform(f"kept in {folder / BEST}; try: shoulders ask {folder}")
+
+
+def _scaffold_run(
+    recipe: "Recipe", lm: "FrozenLM", parts: "TaskParts", evidence: "Evidence | None", folder: Path, *, resume: bool
+) -> None:
+    """Train a scaffold, and let the main process measure it."""
+    from accelerate import PartialState
+
+    from shoulders.cli.scores import measuring, print_retrieval, print_scores, watching
+    from shoulders.evaluation.results import RESULTS
+    from shoulders.runs import run
+    from shoulders.runs.jobs import measure, measure_text
+    from shoulders.store.files import BEST, write_json
+
     with watching(recipe.name, recipe.training.steps) as watch:
-        scaffold, progress = train(
+        scaffold, progress = run.train(
             recipe, lm, folder, tasks=parts.trained, evidence=evidence, resume=resume, watch=watch
         )
     if not PartialState().is_main_process:
         return
-    _print_training(trained_parameters(scaffold), progress)
-    told = training_told(folder, lm, progress)
-    if parts.tested:
-        _measure_tasks(recipe, lm, scaffold, parts.tested, evidence, folder, told)
-    else:
+    _print_training(run.trained_parameters(scaffold), progress)
+    training = run.training_told(folder, lm, progress)
+    best = folder / BEST
+    if not parts.tested:
         numbers = measure_text(recipe, lm, scaffold)
         console.print(f"perplexity {numbers.perplexity:.2f} on {numbers.tokens:,} held-out tokens")
-        write_json(folder / RESULTS, {**text_result(recipe, lm, scaffold, numbers, str(folder / BEST)), **told})
-    console.print(f"kept in {folder / BEST}; try: shoulders ask {folder / BEST}")
+        write_json(folder / RESULTS, {**run.text_result(recipe, lm, scaffold, numbers, str(best)), **training})
+        return
+    with measuring(f"measuring on {recipe.test.split}") as watch:
+        scores = measure(recipe, lm, scaffold, recipe.test, parts.tested, watch.on_done, evidence)
+    print_scores(recipe.name, {"score": scores})
+    content = {**run.result(recipe, lm, scaffold, scores, str(best), evidence), **training}
+    print_retrieval(content)
+    write_json(folder / RESULTS, content)
+    run.keep_test_scores(scaffold, lm, best, recipe.test.split, scores)
 
 
-def _run_rival(
-    recipe: Recipe, lm: FrozenLM, parts: TaskParts, evidence: Evidence | None, folder: Path, *, resume: bool
+def _rival_run(
+    recipe: "Recipe", lm: "FrozenLM", parts: "TaskParts", evidence: "Evidence | None", folder: Path, *, resume: bool
 ) -> None:
-    """Likewise for what is trained in the place of the recipe's scaffold."""
+    """Train a rival instead of the recipe's scaffold, and let the main process measure it."""
+    from accelerate import PartialState
+
+    from shoulders.answering.models import rival_info
+    from shoulders.cli.evaluate import measured_rival
+    from shoulders.cli.scores import watching
+    from shoulders.evaluation.results import RESULTS
+    from shoulders.paper.rivals import train_rival
+    from shoulders.runs.run import training_told
+    from shoulders.store.files import BEST, write_json
+
     with watching(f"{recipe.name}, {recipe.rival.kind}", recipe.training.steps) as watch:
         progress = train_rival(recipe, lm, folder, tasks=parts.trained, evidence=evidence, resume=resume, watch=watch)
     if not PartialState().is_main_process:
         return
-    told = training_told(folder, lm, progress)
-    content = measured(rival_info(folder / BEST), recipe, lm, parts.tested, evidence)
+    training = training_told(folder, lm, progress)
+    content = measured_rival(rival_info(folder / BEST), recipe, lm, parts.tested, evidence)
     _print_training(content["trained"], progress)
-    write_json(folder / RESULTS, {**content, **told})
-    console.print(f"kept in {folder / BEST}; try: shoulders ask {folder}")
+    write_json(folder / RESULTS, {**content, **training})
 
 
-def _print_training(parameters: int, progress: Progress) -> None:
-    best = (
-        f"best development score {progress.best_score:.1f} at step {progress.best_step}" if progress.best_step else ""
+def _print_training(parameters: int, progress: "Progress") -> None:
+    from shoulders.cli.scores import counts_table
+    from shoulders.data.mixture import left_out
+
+    best = f"best development score {progress.best_score:.1f} at step {progress.best_step}; "
+    skipped = left_out(progress.counts)
+    console.print(
+        f"{parameters:,} trained parameters; {best if progress.best_step else ''}examples left out: {skipped}"
     )
-    told = left_out(progress.counts)
-    console.print(f"{parameters:,} trained parameters; {best}; examples left out: {told}")
-    if told != "none":
+    if skipped != "none":
         console.print(counts_table(progress.counts))
 
 
-def _measure_tasks(
-    recipe: Recipe,
-    lm: FrozenLM,
-    scaffold: Scaffold,
-    tasks: Sequence[Task],
-    evidence: Evidence | None,
-    folder: Path,
-    told: Mapping[str, Any],
+def sweep(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE,VALUE",
+            help="values to try; several grids are combined [default: the paper's grid for what the recipe trains]",
+        ),
+    ] = None,
+    fraction: Annotated[float, typer.Option(help="share of the steps that every candidate is trained for")] = 0.1,
+    out: Annotated[Path | None, typer.Option(help="folder of the sweep [default: runs/RECIPE-sweep]")] = None,
+    resume: Annotated[bool, typer.Option(help="go on with what is not done yet")] = False,
+    rival: Rival = "",
 ) -> None:
-    with measuring(f"measuring on {recipe.test.split}") as watch:
-        scores = measure(recipe, lm, scaffold, recipe.test, tasks, watch.on_done, evidence)
-    console.print(scores_table(recipe.name, {"score": scores}))
-    print_skipped(scores)
-    content = {**result(recipe, lm, scaffold, scores, str(folder / BEST), evidence), **told}
-    print_retrieval(content)
-    write_json(folder / RESULTS, content)
-    keep_test_scores(scaffold, lm, folder / BEST, recipe.test.split, scores)
+    """Train candidates for a tenth of a recipe's steps, then go on with the one that is best on the development part.
 
+    Every candidate trains with the learning rates of its full run and pauses. The best one goes on from its checkpoint
+    as if it had never paused, and is measured on the test part. The folder gets sweep.json, sweep.md (the table of
+    candidates) and a folder for each run. A candidate that diverges or does not fit is noted and skipped.
 
-def run_sweep(
-    name: str,
-    overrides: Sequence[str],
-    grid: Sequence[str],
-    fraction: float,
-    out: Path | None,
-    *,
-    resume: bool,
-    rival: str,
-) -> None:
-    """Train a share of every candidate's steps, then the rest of the best one's, and measure that on the test part."""
+    Example: `shoulders sweep bundled_soft_prompt --grid training.learning_rate=0.03,0.1,0.3`
+    """
+    from accelerate import PartialState
+
+    from shoulders.cli.scores import watching
+    from shoulders.runs import sweep as sweeping
+    from shoulders.runs.jobs import task_parts
+
     quiet_libraries()
-    recipe = find_recipe(name, rivalled(overrides, rival))
-    plan = SweepPlan(recipe, parsed_grid(grid) or _usual(recipe), fraction)
-    every = plan.candidates()
-    lm, parts = weights_of(recipe.backbone), task_parts(recipe)
-    folder = out or default_folder(recipe).with_name(f"{default_folder(recipe).name}-sweep")
+    base = find_recipe(recipe, _with_rival(overrides or [], rival))
+    plan = sweeping.SweepPlan(base, sweeping.parsed_grid(grid or []) or _paper_grid(base), fraction)
+    candidates = plan.candidates()
+    lm, parts = weights_of(base.backbone), task_parts(base)
+    folder = out or _default_folder(base).with_name(f"{_default_folder(base).name}-sweep")
 
-    def watch(candidate: Candidate) -> AbstractContextManager[Watch]:
-        return watching(f"candidate {candidate.name} of {len(every)}", plan.until)
+    def watch(candidate: "Candidate") -> "AbstractContextManager[Watch]":
+        return watching(f"candidate {candidate.name} of {len(candidates)}", plan.until)
 
-    found = sweep(plan, lm, parts, folder, _train_until, watch, resume=resume)
-    assert found.chosen is not None
+    swept = sweeping.sweep(plan, lm, parts, folder, _train_until, watch, resume=resume)
+    assert swept.chosen is not None
     if PartialState().is_main_process:
-        console.print(found.table(), markup=False, soft_wrap=True)
-    train_and_measure(found.chosen.recipe, lm, parts, folder / found.chosen.name, resume=True)
+        inform(swept.table())
+    _train_and_measure(swept.chosen.recipe, lm, parts, folder / swept.chosen.name, resume=True)
 
 
-def _train_until(recipe: Recipe, *given: Any, **options: Any) -> Progress:
-    """Train the recipe's scaffold, or its rival, up to a pause."""
-    return (train_rival if recipe.rival.kind else train_until)(recipe, *given, **options)
+def _paper_grid(recipe: "Recipe") -> "Grid":
+    """Return the paper's grid for what the recipe trains."""
+    from shoulders.paper.recipes import GRIDS
 
-
-def _usual(recipe: Recipe) -> Grid:
-    """The paper's grid for what the recipe trains."""
     kind = recipe.rival.kind or recipe.scaffold.kind
     if kind not in GRIDS:
         rate = "rival.learning_rate" if recipe.rival.kind else "training.learning_rate"
         raise UsageError(f"the paper has no grid for {kind}: name one, --grid {rate}=1e-4,2e-4,5e-4")
     return GRIDS[kind]
+
+
+def _train_until(recipe: "Recipe", *given: Any, **options: Any) -> "Progress":
+    """Train the recipe's scaffold, or its rival, up to a pause."""
+    from shoulders.paper.rivals import train_rival
+    from shoulders.runs.run import train_until
+
+    return (train_rival if recipe.rival.kind else train_until)(recipe, *given, **options)

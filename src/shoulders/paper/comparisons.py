@@ -1,4 +1,4 @@
-"""What a frozen model is compared with: a sequence-to-sequence model as it is, and a fine-tuned extractive reader."""
+"""Methods that frozen models are compared with: a bare sequence-to-sequence model, and an extractive reader."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ from shoulders.scaffolds.base import Bare
 @final
 @dataclass(frozen=True, slots=True)
 class EncoderDecoderAnswers:
-    """A sequence-to-sequence model that answers; the encoder reads each question once, whatever its choices.
+    """A sequence-to-sequence model that answers; its encoder reads each question once, for all of its choices.
 
     Attributes:
-        longest_input: tokens of a question at most; longer ones are cut, and `how` is told.
+        longest_input: largest number of tokens of a question; longer ones are cut, and reported to `how.on_cut`.
     """
 
     model: FrozenEncoderDecoder
@@ -40,7 +40,7 @@ class EncoderDecoderAnswers:
     how: Answering
 
     def generated(self, questions: Sequence[Question]) -> list[Answer]:
-        """The greedy answer to each question."""
+        """Return the greedy answer to each question."""
         longest = self.how.longest
 
         def read(sources: Sequence[list[int]], _: Sequence[int]) -> list[Answer]:
@@ -50,7 +50,7 @@ class EncoderDecoderAnswers:
         return self._in_groups(questions, [longest] * len(questions), read)
 
     def chosen(self, questions: Sequence[Question], choices: Sequence[Sequence[str]]) -> list[Answer]:
-        """The choice of the highest log-likelihood, summed over its tokens and the end, for each question."""
+        """Return the choice with the highest log-likelihood, summed over its tokens and the end, for each question."""
         targets = [[self.model.target_ids(choice) for choice in some] for some in choices]
 
         def read(sources: Sequence[list[int]], numbers: Sequence[int]) -> list[list[float]]:
@@ -66,7 +66,7 @@ class EncoderDecoderAnswers:
         extra: Sequence[int],
         read: Callable[[Sequence[list[int]], Sequence[int]], Sequence[Found]],
     ) -> list[Found]:
-        """What `read` makes of questions of similar length together, given their numbers too; in their order."""
+        """Call `read` on batches of questions of similar length and their numbers; return the results in order."""
         rows = [self._source(question) for question in questions]
         found: dict[int, Found] = {}
         for group in by_length(range(len(rows)), lambda n: len(rows[n]) + extra[n], self.how.positions_at_once):
@@ -82,12 +82,12 @@ class EncoderDecoderAnswers:
 
 
 def measure_encoder_decoder(recipe: Recipe, on_done: OnDone) -> tuple[Scores, dict[str, Any]]:
-    """Scores of the recipe's sequence-to-sequence model on its suite, and all that `results.json` holds of them.
+    """Measure the recipe's sequence-to-sequence model on its suite; return scores and the content of `results.json`.
 
     Inputs are cut at `suite.lengths.input` tokens (T0: 1,024).
 
     Raises:
-        UsageError: the recipe is one of text, or puts evidence before questions.
+        UsageError: the recipe is for text, or reads evidence before questions.
         SourceNotFound, HubUnreachable: as `FrozenEncoderDecoder.load`.
     """
     backbone, suite = recipe.backbone, recipe.suite
@@ -113,13 +113,13 @@ def measure_encoder_decoder(recipe: Recipe, on_done: OnDone) -> tuple[Scores, di
 
 
 @dataclass(frozen=True, slots=True)
-class Extracted:
+class ExtractedAnswer:
     """An answer found in a passage.
 
     Attributes:
-        text: of the answer; "" where no passage has a word.
-        passage: number of the passage that it is from.
-        characters: where it stands in the passage's text.
+        text: text of the answer; "" if no passage has a word.
+        passage: number of the passage.
+        characters: place of the answer in the text of the passage.
     """
 
     text: str
@@ -133,7 +133,7 @@ def extract(
     passages: Sequence[Sequence[Passage]],
     on_scored: OnScored = lambda _done, _all: None,
 ) -> list[str]:
-    """The answer to each question in its passages; "" where there is none."""
+    """Return the answer to each question in its passages; "" if there is none."""
     return [found.text for found in best_spans(reranker, questions, passages, on_scored)]
 
 
@@ -142,20 +142,22 @@ def best_spans(
     questions: Sequence[str],
     passages: Sequence[Sequence[Passage]],
     on_scored: OnScored = lambda _done, _all: None,
-) -> list[Extracted]:
-    """For each question the best answer of at most 10 tokens in the most relevant passage that has a word.
+) -> list[ExtractedAnswer]:
+    """Return the best answer of at most 10 tokens to each question, in its most relevant passage that has a word.
 
-    An answer that begins or ends inside a word has the whole word.
+    An answer that begins or ends inside a word is extended to the whole word.
 
     Args:
-        on_scored: is told how many passages have their relevance.
+        on_scored: called with the number of passages scored so far, and of all passages.
 
     Raises:
         UsageError: a question has no passage.
     """
     without = next((question for question, some in zip(questions, passages, strict=True) if not some), None)
     if without is not None:
-        raise UsageError(f"there is no passage for {without!r}: an answer is found in one, so retrieve 1 at least")
+        raise UsageError(
+            f"there is no passage for {without!r}: answers are taken from passages, so retrieve at least 1"
+        )
     together = list(zip(questions, passages, strict=True))
     pairs = [Pair(question, one.title, one.text) for question, some in together for one in some]
     scores = iter(reranker.frozen().scores(pairs, on_scored))
@@ -163,25 +165,25 @@ def best_spans(
     best = [
         Pair(question, some[at].title, some[at].text) for (question, some), at in zip(together, chosen, strict=True)
     ]
-    found = [Extracted("", at, (0, 0)) for at in chosen]
+    found = [ExtractedAnswer("", at, (0, 0)) for at in chosen]
     for number, (first, last) in _spans(reranker, reranker.rows(best)).items():
         text = best[number].text
         first, last = whole_words((first, last), text)
-        found[number] = Extracted(text[first:last], chosen[number], (first, last))
+        found[number] = ExtractedAnswer(text[first:last], chosen[number], (first, last))
     return found
 
 
 def _most_relevant(passages: Sequence[Passage], scores: Sequence[float]) -> int:
-    """The best passage that is not empty; the best where all are."""
+    """Return the number of the best passage that is not empty; of the best one if all are empty."""
     return max(range(len(passages)), key=lambda at: (bool(passages[at].text.strip()), scores[at]))
 
 
 def _spans(reranker: Reranker, rows: Sequence[PairTokens]) -> dict[int, Span]:
-    """By number of the row, the characters of the best span of its passage; rows without a passage have none."""
+    """Return the characters of the best span of each row's passage, by row number; rows without a passage have none."""
     found: dict[int, Span] = {}
-    told = [number for number, row in enumerate(rows) if row.offsets]
+    filled = [number for number, row in enumerate(rows) if row.offsets]
     budget = positions_at_once(reranker.tower.device)
-    for numbers in by_length(told, lambda number: len(rows[number]), budget):
+    for numbers in by_length(filled, lambda number: len(rows[number]), budget):
         tokens = reranker.rows.padded([rows[number] for number in numbers]).to(reranker.tower.device)
         with torch.inference_mode():
             logits = reranker.span(reranker.tower.states(tokens)).cpu()
@@ -193,17 +195,17 @@ def _spans(reranker: Reranker, rows: Sequence[PairTokens]) -> dict[int, Span]:
     return found
 
 
-AT_ONCE = 64  # questions, for progress
+QUESTIONS_AT_ONCE = 64  # questions between two reports of progress
 EXTRACTIVE = "extractive"
 
 
 def measure_extractive(recipe: Recipe, lm: FrozenLM, name: str, on_done: OnDone) -> tuple[Scores, dict[str, Any]]:
-    """Scores of a re-ranker's own best spans by a recipe's `test`, and all that `results.json` holds of them.
+    """Measure a re-ranker's best spans by a recipe's `test`; return scores and the content of `results.json`.
 
-    It reads all `evidence.passages` that are found for a question, as DPR's reader does, packed or not.
+    All `evidence.passages` found for a question are read, as DPR's reader does, whether or not they fit a context.
 
     Args:
-        lm: of the recipe: says which passages a frozen reader would read of them.
+        lm: the recipe's model, which decides which of the passages a frozen reader would read.
 
     Raises:
         UsageError: the recipe retrieves no passages.
@@ -211,16 +213,16 @@ def measure_extractive(recipe: Recipe, lm: FrozenLM, name: str, on_done: OnDone)
     evidence = new_evidence(recipe, lm, recipe.scaffold.taken)
     if not isinstance(evidence, PackedEvidence):
         raise UsageError(
-            f"{name} is a re-ranker, which finds answers in passages, and the recipe retrieves none: name one that "
-            "does, --recipe reader evidence.index=FOLDER"
+            f"{name} is a re-ranker, which finds answers in passages, and the recipe retrieves none: name a recipe "
+            "that does, --recipe reader evidence.index=FOLDER"
         )
     reranker = reranker_named(name)
     assert reranker is not None
 
     def answers(examples: Sequence[Example]) -> list[Answer]:
         found: list[Answer] = []
-        for start in range(0, len(examples), AT_ONCE):
-            some = examples[start : start + AT_ONCE]
+        for start in range(0, len(examples), QUESTIONS_AT_ONCE):
+            some = examples[start : start + QUESTIONS_AT_ONCE]
             found += _extracted(reranker, some, evidence.find([example.question for example in some]))
             on_done(len(found), len(examples))
         return found
@@ -234,7 +236,7 @@ def measure_extractive(recipe: Recipe, lm: FrozenLM, name: str, on_done: OnDone)
 
 
 def _extracted(reranker: Reranker, examples: Sequence[Example], found: Sequence[Sequence[Passage]]) -> list[Answer]:
-    """The best span of each question's passages; "" where there is no passage. How sure it is is not told."""
+    """Return the best span of each question's passages, without a probability; "" if there is no passage."""
     asked = [number for number, passages in enumerate(found) if passages]
     queries = [examples[number].question.query for number in asked]
     texts = dict(zip(asked, extract(reranker, queries, [found[number] for number in asked]), strict=True))

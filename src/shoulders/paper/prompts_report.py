@@ -1,4 +1,4 @@
-"""How far the prompts that a scaffold generates lie apart, and a map of them: table 8 of the paper."""
+"""Distances between the prompts that a scaffold generates, and a map of them: table 8 of the paper."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,11 +13,11 @@ from shoulders.engine.batches import by_length
 from shoulders.engine.inference import POSITIONS_AT_ONCE
 from shoulders.errors import UsageError
 from shoulders.evaluation import plots
-from shoulders.evaluation.report import NONE, markdown, number
+from shoulders.evaluation.report import NONE, number
+from shoulders.paper.tables import section, write_page
 from shoulders.records import Example, Question
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.input_prompt import InputPrompt
-from shoulders.store.files import save_failed, write_json
 
 SAME_TEMPLATE = "same data set, same template"
 SAME_DATA_SET = "same data set, different templates"
@@ -28,7 +28,7 @@ OnDone = Callable[[int, int], None]  # prompts generated, prompts in all
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """Of pairs of one kind: mean and standard deviation over the pairs; None without any."""
+    """Mean and standard deviation of the distances of pairs of one kind; None if there is no pair."""
 
     pairs: int
     mean: float | None
@@ -40,8 +40,8 @@ class PromptMap:
     """Prompts in the plane of their two principal directions.
 
     Attributes:
-        points: of each prompt.
-        shares: of the variance, that the two directions stand for.
+        points: coordinates of each prompt.
+        shares: share of the variance along each of the two directions.
     """
 
     points: Sequence[tuple[float, float]]
@@ -49,16 +49,16 @@ class PromptMap:
 
 
 def generator_of(scaffold: Scaffold) -> InputPrompt:
-    """What generates prompts in a scaffold, wherever it stands inside.
+    """Return the module that generates prompts inside a scaffold.
 
     Raises:
-        UsageError: nothing does.
+        UsageError: there is none.
     """
     for module in scaffold.modules():
         if isinstance(module, InputPrompt):
             return module
     raise UsageError(
-        f"a scaffold of kind {scaffold.kind} generates no prompts: what it has is the same for all inputs, so that all "
+        f"a scaffold of kind {scaffold.kind} generates no prompts: its prompt is the same for all inputs, so that all "
         "distances are 0; name an ID-PT scaffold (input_prompt)"
     )
 
@@ -70,12 +70,12 @@ def similarities(
     positions_at_once: int = POSITIONS_AT_ONCE,
     on_done: OnDone = lambda _done, _all: None,
 ) -> Float[np.ndarray, "N N"]:
-    """Cosine similarity of each two generated prompts: the mean over positions of that of the vectors at the position.
+    """Return the cosine similarities of all pairs of generated prompts, each averaged over positions.
 
-    Memory for all N prompts is taken: N x P x D numbers in fp32.
+    All N prompts are held in memory: N x P x D numbers in fp32.
 
     Args:
-        positions_at_once: of the encoder, its learned prompt and padding included.
+        positions_at_once: size of the encoder's batches in positions, with its learned prompt and padding.
 
     Source: the paper, section 2.3 and footnote 4; it does not say how vectors become a distance of prompts.
     """
@@ -97,9 +97,9 @@ def similarities(
 
 
 def distances(examples: Sequence[Example], alike: Float[np.ndarray, "N N"]) -> dict[str, Distance]:
-    """Cosine distance over pairs of examples: of one template, of two templates of one data set, of two data sets.
+    """Return cosine distances of pairs of examples: in one template, one data set, and two data sets.
 
-    Two examples of one data set are two of its records: one record in two templates is no pair.
+    Two examples of one data set are two of its records: one record in two templates does not make a pair.
 
     Raises:
         UsageError: there is no pair at all.
@@ -132,9 +132,10 @@ def _distance(some: np.ndarray) -> Distance:
 
 
 def prompt_map(alike: Float[np.ndarray, "N N"]) -> PromptMap:
-    """Principal components of the prompts, whose vectors are brought to length 1, from their similarities alone.
+    """Return the two principal components of the prompts, computed from their similarities.
 
-    A direction has no sign of its own: the point farthest out along it lies on the positive side.
+    The vectors of the prompts have length 1. A direction has no sign of its own: the sign is chosen so that the point
+    farthest from the origin is positive.
     """
     centred = alike - alike.mean(axis=0) - alike.mean(axis=1)[:, None] + alike.mean()
     values, vectors = np.linalg.eigh(centred)
@@ -145,8 +146,7 @@ def prompt_map(alike: Float[np.ndarray, "N N"]) -> PromptMap:
     return PromptMap([(float(x), float(y)) for x, y in points], (float(first), float(second)))
 
 
-PAGE, NUMBERS = "prompts.md", "prompts.json"
-ALT = "generated prompts in the plane of their two principal directions, by task"
+CAPTIONS = {plots.PROMPTS: "generated prompts in the plane of their two principal directions, by task"}
 NOTE = (
     "Cosine distance, 1 - a·b / |a||b|, of the vectors at the same position of two prompts, averaged over positions; "
     "mean and standard deviation are over pairs of prompts. Two examples of one data set are two of its records."
@@ -162,11 +162,11 @@ def write_prompts_report(
     positions_at_once: int,
     on_done: OnDone = lambda _done, _all: None,
 ) -> tuple[Path, str]:
-    """Write distances between the prompts generated for some examples, and a map; returns the page and a summary.
+    """Write distances between the prompts of some examples, and a map of them; return the page's path and a summary.
 
     Args:
-        name: of the scaffold.
-        about: where it comes from, for the JSON file.
+        name: name of the scaffold.
+        about: provenance of the scaffold, for the JSON file.
         positions_at_once, on_done: as in `similarities`.
 
     Raises:
@@ -174,44 +174,44 @@ def write_prompts_report(
         SaveFailed: the folder cannot be written.
     """
     alike = similarities(generator, [example.question for example in examples], positions_at_once, on_done)
-    found, placed = distances(examples, alike), prompt_map(alike)
+    apart, placed = distances(examples, alike), prompt_map(alike)
+    located = list(zip(examples, placed.points, strict=True))
     points: dict[str, list[tuple[float, float]]] = {}
-    for example, point in zip(examples, placed.points, strict=True):
+    for example, point in located:
         points.setdefault(example.task, []).append(point)
-    columns = {
-        "vectors from": list(found),
-        "mean": [NONE if one.mean is None else f"{one.mean:#.3g}" for one in found.values()],
-        "std": [NONE if one.std is None else f"{one.std:#.3g}" for one in found.values()],
-        "pairs": [number(one.pairs) for one in found.values()],
-    }
-    told = _told(name, found[SAME_TEMPLATE].mean, found[DIFFERENT].mean, len(examples), len(points))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        drawn = plots.draw_map(points, placed.shares, folder)
-        table = (
-            f"## Distances between generated prompts (table 8 of the paper)\n\n{markdown(columns, ('vectors from',))}"
-        )
-        parts = ["# Generated prompts", told, table, NOTE, f"![{ALT}]({drawn})"]
-        (folder / PAGE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise save_failed(folder, error) from error
-    prompts = [
-        {"task": example.task, "template": example.template, "id": example.id, "point": point}
-        for example, point in zip(examples, placed.points, strict=True)
+    summary = _summary(name, apart[SAME_TEMPLATE].mean, apart[DIFFERENT].mean, len(examples), len(points))
+    rows = [
+        {"vectors from": kind, "mean": _digits(one.mean), "std": _digits(one.std), "pairs": number(one.pairs)}
+        for kind, one in apart.items()
     ]
-    content = {
-        "distances": {kind: asdict(one) for kind, one in found.items()},
+    table = section("Distances between generated prompts (table 8 of the paper)", rows, ("vectors from",), NOTE)
+    numbers = {
+        "distances": {kind: asdict(one) for kind, one in apart.items()},
         "variance_shown": placed.shares,
-        "prompts": prompts,
+        "prompts": [
+            {"task": example.task, "template": example.template, "id": example.id, "point": point}
+            for example, point in located
+        ],
         **about,
     }
-    write_json(folder / NUMBERS, content)
-    return folder / PAGE, told
+
+    def draw() -> Sequence[str]:
+        return [plots.draw_map(points, placed.shares, folder)]
+
+    def parts(drawn: Sequence[str]) -> Sequence[str]:
+        return ["# Generated prompts", summary, table, *drawn]
+
+    return write_page(folder, "prompts", draw, parts, numbers, CAPTIONS), summary
 
 
-def _told(name: str, near: float | None, far: float | None, prompts: int, tasks: int) -> str:
-    told = f"{name}: {prompts:,} prompts for {tasks} data set{'s' * (tasks != 1)}."
+def _digits(value: float | None) -> str:
+    return NONE if value is None else f"{value:#.3g}"
+
+
+def _summary(name: str, near: float | None, far: float | None, prompts: int, tasks: int) -> str:
+    """Return how far apart prompts of one template, and of different data sets, are."""
+    counts = f"{name}: {prompts:,} prompts for {tasks} data set{'s' * (tasks != 1)}."
     if near is None or far is None:
-        return told
+        return counts
     times = f", {far / near:.1f} times as far" if near else ""
-    return f"{told} Those of one template lie {near:#.3g} apart, those of different data sets {far:#.3g}{times}."
+    return f"{counts} Those of one template lie {near:#.3g} apart, those of different data sets {far:#.3g}{times}."

@@ -13,7 +13,6 @@ from shoulders.evaluation.report import (
     called,
     check_comparable,
     headline,
-    markdown,
     number,
     or_none,
     origin,
@@ -23,13 +22,12 @@ from shoulders.evaluation.report import (
 from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import Interval, average_interval, difference_interval
 from shoulders.paper.recursion_numbers import by_split, check_same_metric, label_of, metric_of
+from shoulders.paper.tables import section, write_page
 from shoulders.retrieval.search import DENSE, HYBRID, RANKS, SPARSE
 from shoulders.scaffolds.base import KINDS
-from shoulders.store.files import save_failed, write_json
 
-PAGE, NUMBERS = "reader.md", "reader.json"
-ALT = "score of each reader with its interval, and how often an answer was in what it read"
-METHODS = {  # a scaffold of any other kind goes by its label
+CAPTIONS = {plots.READERS: "score of each reader with its interval, and how often an answer was in what it read"}
+METHODS = {  # names by kind; other scaffolds have their label
     "bare": "frozen LM, bare",
     "soft_prompt": "frozen LM, prompt-tuned",
     "adaptive": "frozen LM, adaptive passes",
@@ -38,27 +36,23 @@ METHODS = {  # a scaffold of any other kind goes by its label
     "full": "fine-tuned",
     "extractive": "extractive reader",
 }
-APART = (
-    "reranker",
-    "retriever_weight",
-    "store",
-)  # values of evidence that tell a run from the same one without a re-ranker
+RERANKING_KEYS = ("reranker", "retriever_weight", "store")  # values of evidence that only re-ranked runs have
 WORDS = ("run", "method", "LM", "retriever", "re-ranker")  # columns
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One run.
+class ReaderScores:
+    """The scores of one run, with the method and the passages that they come from.
 
     Attributes:
-        method: what reads.
-        backbone: its name.
-        retriever: what found the passages; "oracle" for annotated ones, a dash for none.
-        reranked: whether a re-ranker put them in order.
-        recall: percentage of questions with an answer in what was read ("Recall @ J1 input"); None without passages.
-        packed: passages read for a question, on average.
+        method: the reader's method.
+        backbone: name of the frozen model.
+        retriever: the retriever; "oracle" for annotated passages, a dash for none.
+        reranked: whether a re-ranker ordered the passages.
+        recall: percentage of questions with an answer in the passages read ("Recall @ J1 input"), if any were read.
+        packed: average number of passages read for a question.
         scores: by metric.
-        gap: over the first run of the table, paired, by the deciding metric; None for that run.
+        gap: paired difference from the first run of the table, by the deciding metric; None for that run.
     """
 
     result: Result
@@ -72,75 +66,74 @@ class Row:
     gap: Interval | None
 
     @property
-    def beside(self) -> tuple[str, str]:
-        """What a run has in common with the same one without its re-ranker: its recipe's values but for that."""
+    def without_reranker(self) -> tuple[str, str]:
+        """Method and recipe values other than the re-ranker's: equal for a run and the same one without a re-ranker."""
         recipe = {key: value for key, value in self.result.content["recipe"].items() if key not in ("name", "about")}
-        evidence = {key: value for key, value in (recipe.get("evidence") or {}).items() if key not in APART}
+        evidence = {key: value for key, value in (recipe.get("evidence") or {}).items() if key not in RERANKING_KEYS}
         return self.method, json.dumps({**recipe, "evidence": evidence}, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class ReaderTable:
     """The runs that were measured on one split, all on the same examples."""
 
     split: str
     metric: str
-    rows: Sequence[Row]
+    rows: Sequence[ReaderScores]
 
     @property
-    def reranking(self) -> list[tuple[Row, Row]]:
-        """Each run with a re-ranker, and the same without."""
-        plain = {row.beside: row for row in self.rows if not row.reranked}
-        return [(row, plain[row.beside]) for row in self.rows if row.reranked and row.beside in plain]
+    def reranking(self) -> list[tuple[ReaderScores, ReaderScores]]:
+        """Each run with a re-ranker, and the same run without."""
+        plain = {row.without_reranker: row for row in self.rows if not row.reranked}
+        return [
+            (row, plain[row.without_reranker]) for row in self.rows if row.reranked and row.without_reranker in plain
+        ]
 
 
 def write_reader_report(results: Sequence[Result], folder: Path) -> tuple[Path, str]:
-    """Write tables, numbers and a plot of readers; returns the path of the tables and a summary.
+    """Write tables, numbers and a plot of readers; return the path of the page and a summary.
 
     Raises:
         UsageError: there is no run, or two of one split were measured on different examples or by different metrics.
         SaveFailed: the folder cannot be written.
     """
-    measured = reader_tables(results)
-    told = [line for table in measured for line in _told(table)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        drawn = plots.draw_readers({table.split: _bars(table) for table in measured}, folder)
-        parts = ["# A frozen reader", *told, *map(_page, measured), f"![{ALT}]({drawn})"]
-        (folder / PAGE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise save_failed(folder, error) from error
-    write_json(
-        folder / NUMBERS,
-        {
-            "tables": [_as_json(table) for table in measured],
-            "runs": {result.name: origin(result.content) for result in results},
-        },
-    )
-    return folder / PAGE, "\n".join(told)
+    tables = reader_tables(results)
+    summary = [line for table in tables for line in _summary(table)]
+
+    def draw() -> Sequence[str]:
+        return [plots.draw_readers({table.split: _bars(table) for table in tables}, folder)]
+
+    def parts(drawn: Sequence[str]) -> Sequence[str]:
+        return ["# A frozen reader", *summary, *map(_section, tables), *drawn]
+
+    numbers = {
+        "tables": [_as_json(table) for table in tables],
+        "runs": {result.name: origin(result.content) for result in results},
+    }
+    return write_page(folder, "reader", draw, parts, numbers, CAPTIONS), "\n".join(summary)
 
 
-def reader_tables(results: Sequence[Result]) -> list[Table]:
-    """A table for each split that something was measured on, in the order of the results.
+def reader_tables(results: Sequence[Result]) -> list[ReaderTable]:
+    """Return a table for each split that runs were measured on, in the order of the results.
 
     Raises:
         UsageError: there is no result, or two of one split were measured on different examples or by different metrics.
     """
     check_comparable(results[:1])
-    found: list[Table] = []
+    found: list[ReaderTable] = []
     for split, some in by_split(results).items():
         check_same_metric(some)
-        found.append(Table(split, metric_of(some[0]), [_row(result, some[0]) for result in some]))
+        found.append(ReaderTable(split, metric_of(some[0]), [_row(result, some[0]) for result in some]))
     return found
 
 
-def _row(result: Result, first: Result) -> Row:
+def _row(result: Result, first: Result) -> ReaderScores:
     content = result.content
     evidence = content["recipe"].get("evidence") or {}
     retrieval = content.get("retrieval") or {}
     names = (metric_of(result), EM.name, F1.name)
     measured = {name: rows for name in names if (rows := result.measured_by(name))}
-    return Row(
+    return ReaderScores(
         result,
         method_of(content),
         content["backbone"]["name"],
@@ -154,14 +147,14 @@ def _row(result: Result, first: Result) -> Row:
 
 
 def method_of(content: Mapping[str, Any]) -> str:
-    """What read, by the kind of what was trained; kinds from elsewhere go by their own name."""
+    """Return the reader's method, by the kind of what was trained; unknown kinds keep their own name."""
     rival = (content["recipe"].get("rival") or {}).get("kind")
     kind = rival if rival and content.get("trained") else content["scaffold"]["kind"]
     return METHODS.get(kind) or (f"frozen LM, {label_of(kind)}" if kind in KINDS else str(kind))
 
 
 def retriever_of(evidence: Mapping[str, Any]) -> str:
-    """What put passages before the questions, by the recipe's `evidence`."""
+    """Return the source of the passages, by the recipe's `evidence`."""
     kind = evidence.get("kind") or ""
     if kind == "oracle":
         others = evidence.get("distractors", 0)
@@ -173,56 +166,60 @@ def retriever_of(evidence: Mapping[str, Any]) -> str:
     return {SPARSE: "BM25", DENSE: dense, HYBRID: f"{dense} + BM25", RANKS: f"{dense} + BM25 (ranks)"}.get(name, name)
 
 
-def _told(table: Table) -> list[str]:
-    """Who is ahead, and what re-ranking is worth."""
-    told = [f"On {table.split}: {headline([row.result for row in table.rows])}"]
+def _summary(table: ReaderTable) -> list[str]:
+    """Return which reader is ahead, and the gain from each re-ranker."""
+    lines = [f"On {table.split}: {headline([row.result for row in table.rows])}"]
     for row, plain in table.reranking:
         gap = difference_interval(row.result.measured, plain.result.measured)
         recall = ""
         if row.recall is not None and plain.recall is not None:
             recall = f", recall at the reader's input from {plain.recall:.1f} to {row.recall:.1f}"
-        told.append(
+        lines.append(
             f"Re-ranking what {row.retriever} finds: {called(table.metric)} {signed(gap)} "
             f"({row.result.name} over {plain.result.name}, paired){recall}."
         )
-    return told
+    return lines
 
 
-def _page(table: Table) -> str:
-    """Tables 2 and 3 of the paper in one."""
-    rows = table.rows
-    columns = {
-        "run": [row.result.name for row in rows],
-        "method": [row.method for row in rows],
-        "LM": [row.backbone for row in rows],
-        "retriever": [row.retriever for row in rows],
-        "re-ranker": [_reranker(row) for row in rows],
-        "recall @ input": [percent(row.recall) for row in rows],
-        "passages": [percent(row.packed) for row in rows],
-        "trained parameters": [number(row.result.content.get("trained")) for row in rows],
+def _section(table: ReaderTable) -> str:
+    """Return tables 2 and 3 of the paper in one."""
+    first = table.rows[0].result
+    title = f"Readers on {table.split}: {first.content['examples']:,} examples (tables 2 and 3 of the paper)"
+    return section(title, [_cells(row, table) for row in table.rows], WORDS)
+
+
+def _cells(row: ReaderScores, table: ReaderTable) -> dict[str, str]:
+    """Return the cells of a run."""
+    metrics = dict.fromkeys(name for other in table.rows for name in other.scores)
+    cells = {
+        "run": row.result.name,
+        "method": row.method,
+        "LM": row.backbone,
+        "retriever": row.retriever,
+        "re-ranker": _reranker(row),
+        "recall @ input": percent(row.recall),
+        "passages": percent(row.packed),
+        "trained parameters": number(row.result.content.get("trained")),
+        **{f"{called(metric)} [95% interval]": or_none(row.scores.get(metric)) for metric in metrics},
     }
-    for metric in dict.fromkeys(name for row in rows for name in row.scores):
-        columns[f"{called(metric)} [95% interval]"] = [or_none(row.scores.get(metric)) for row in rows]
-    if len(rows) > 1:
-        columns[f"{called(table.metric)} over {rows[0].result.name}, paired"] = [signed(row.gap) for row in rows]
-    examples = rows[0].result.content["examples"]
-    title = f"## Readers on {table.split}: {examples:,} examples (tables 2 and 3 of the paper)"
-    return f"{title}\n\n{markdown(columns, WORDS)}"
+    if len(table.rows) > 1:
+        cells[f"{called(table.metric)} over {table.rows[0].result.name}, paired"] = signed(row.gap)
+    return cells
 
 
-def _reranker(row: Row) -> str:
-    """Whether a re-ranker ordered the passages, and how much the retriever's scores counted beside its own."""
+def _reranker(row: ReaderScores) -> str:
+    """Return whether a re-ranker ordered the passages, and the weight of the retriever's scores beside its own."""
     if not row.reranked:
         return NONE if row.recall is None else "no"
     weight = row.result.content["recipe"]["evidence"].get("retriever_weight")
     return f"yes, with {weight:g} x the retriever's" if weight else "yes"
 
 
-def _bars(table: Table) -> list[plots.Bar]:
+def _bars(table: ReaderTable) -> list[plots.Bar]:
     return [plots.Bar(row.result.name, row.scores[table.metric], row.recall) for row in table.rows]
 
 
-def _as_json(table: Table) -> dict[str, Any]:
+def _as_json(table: ReaderTable) -> dict[str, Any]:
     return {
         "split": table.split,
         "metric": table.metric,
@@ -238,7 +235,7 @@ def _as_json(table: Table) -> dict[str, Any]:
     }
 
 
-def _row_as_json(row: Row) -> dict[str, Any]:
+def _row_as_json(row: ReaderScores) -> dict[str, Any]:
     return {
         "run": row.result.name,
         "method": row.method,

@@ -1,7 +1,7 @@
-"""The paper's own settings, each number with the place that it stands at.
+"""The paper's settings as recipes, each number with the section or table that it comes from.
 
-J1-Large was never released: its shape is here for `shoulders plan`, and any Hugging Face model takes its place in
-training (`backbone.name=...`).
+J1-Large was never released: `shoulders plan` uses its shape, and training uses any Hugging Face model
+(`backbone.name=...`).
 """
 
 from dataclasses import replace
@@ -28,8 +28,8 @@ T0PP = (
     "yelp_review_full"
 )
 
-# What the paper chooses among on the development part, by kind of scaffold: learning rates (2.2, 4.1, 4.2), and lengths
-# of ID-PT's prompt (2.2), each pair trained for 10% of the steps before the best one goes on.
+# The paper's grids, by kind of scaffold: learning rates (2.2, 4.1, 4.2) and lengths of ID-PT's prompt (2.2). Each
+# candidate is trained for 10% of the steps, and the best one on the development part goes on.
 GRIDS = {
     "input_prompt": {
         "scaffold.length": ("100", "200", "300", "400"),
@@ -41,7 +41,7 @@ GRIDS = {
 
 
 def paper_prompt_tuning() -> Recipe:
-    """Prompt tuning on P3, the frozen baseline of figure 3 and table 9."""
+    """Return prompt tuning on P3: the frozen baseline of figure 3 and table 9."""
     return Recipe(
         name="paper_prompt_tuning",
         about="prompt tuning on P3 as in the paper, section 2.2: the baseline of figure 3 and table 9",
@@ -65,7 +65,7 @@ def paper_prompt_tuning() -> Recipe:
 
 
 def paper_idpt() -> Recipe:
-    """ID-PT on P3: figure 2, table 1, figure 3."""
+    """Return ID-PT on P3: figure 2, table 1, figure 3."""
     base = paper_prompt_tuning()
     return replace(
         base,
@@ -87,7 +87,7 @@ def paper_idpt() -> Recipe:
 
 
 def paper_closed_book() -> Recipe:
-    """Prompt tuning on closed-book Natural Questions: the single pass of table 4, figure 6, and p1 of table 5."""
+    """Return prompt tuning on closed-book NQ: the single pass of table 4 and figure 6, and p1 of table 5."""
     base = paper_prompt_tuning()
     return replace(
         base,
@@ -100,7 +100,7 @@ def paper_closed_book() -> Recipe:
 
 
 def paper_reader() -> Recipe:
-    """Prompt tuning on packed passages of Natural Questions: the frozen reader of tables 2 and 3.
+    """Return prompt tuning on packed passages of Natural Questions: the frozen reader of tables 2 and 3.
 
     The passages come in the order of BM25; the paper's are those of DPR, or of Spider and BM25, re-ranked.
     """
@@ -119,7 +119,7 @@ def paper_reader() -> Recipe:
 
 
 def paper_textual_recursion() -> Recipe:
-    """p2 of textual recursion on closed-book Natural Questions: tables 4 and 5, figure 5b."""
+    """Return p2 of textual recursion on closed-book Natural Questions: tables 4 and 5, figure 5b."""
     return replace(
         paper_closed_book(),
         name="paper_textual_recursion",
@@ -129,7 +129,7 @@ def paper_textual_recursion() -> Recipe:
 
 
 def paper_recursion() -> Recipe:
-    """LM-Connector-LM on closed-book Natural Questions: tables 4 and 6, figure 5c."""
+    """Return LM-Connector-LM on closed-book Natural Questions: tables 4 and 6, figure 5c."""
     base = paper_closed_book()
     return replace(
         base,

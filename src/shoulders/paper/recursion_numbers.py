@@ -1,6 +1,6 @@
 """Recursion compared with single passes: the numbers of the paper's section 4, from results and samples.
 
-Methods are called as in the paper's tables 4 and 6.
+Methods are named as in the paper's tables 4 and 6.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,23 +17,23 @@ from shoulders.scaffolds.base import KINDS
 from shoulders.scaffolds.recursion import RecursionShape
 
 BARE, PROMPT_TUNED, TEXTUAL = "bare", "Prompt-tuned", "Textual-recursive"
-# The paper's words for a kind of scaffold, where they are not its label.
+# The paper's names of kinds of scaffolds, where they differ from the label.
 ONE_PASS = {BARE: BARE, "soft_prompt": PROMPT_TUNED}
-UNDER = {BARE: "", "soft_prompt": " under a soft prompt"}
+INNER = {BARE: "", "soft_prompt": " under a soft prompt"}
 DASH = "\N{EN DASH}"  # as the paper writes LM-Connector-LM
-ADAPTIVE = {"average", "budget", "rule", "curve"}  # what a result says of adaptive passes
+ADAPTIVE = {"average", "budget", "rule", "curve"}  # keys of a result of adaptive passes
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A row's name and what the columns beside it say.
+    """The method of a run.
 
     Attributes:
-        name: as the paper's tables have it.
-        passes: through the frozen model for a question, on average.
+        name: name in the paper's tables.
+        passes: average number of passes through the frozen model for a question.
         layers: blocks of a Connector; None without one.
-        pretrained: training started from a trained scaffold; None where nothing is trained, or by several runs.
-        variant: what is not in the paper's tables: how the Connector starts, when a second pass is made.
+        pretrained: training started from a trained scaffold; None if nothing is trained, or several runs are combined.
+        variant: choices that the paper's tables do not have: the Connector's start, the rule for a second pass.
         candidates: answers sampled for a question in textual recursion, or 0.
     """
 
@@ -46,13 +46,13 @@ class Method:
 
 
 def method_of(result: Result) -> Method:
-    """The method of a result, by its recipe.
+    """Return the method of a result, by its recipe.
 
     Raises:
-        UsageError: the recipe that it was measured by is that of another kind of scaffold.
-        CorruptFile: what it says of adaptive passes is broken.
+        UsageError: it was measured by the recipe of another kind of scaffold.
+        CorruptFile: its numbers of adaptive passes are broken.
     """
-    if adaptive := _adaptive(result):  # of several scaffolds: the recipe says how they were measured, not what they are
+    if adaptive := _adaptive(result):  # several scaffolds: the recipe says only how they were measured
         name = f"Adaptive (budget {adaptive['budget']:g})"
         return Method(name, adaptive["average"], variant=f"decided by {adaptive['rule']}")
     recipe = result.content["recipe"]
@@ -61,11 +61,11 @@ def method_of(result: Result) -> Method:
     if kind not in (choice["kind"], BARE):
         raise UsageError(
             f"{result.name} is a scaffold of kind {kind} and was measured by a recipe with scaffold.kind="
-            f"{choice['kind']}, which says nothing of it: measure it by its own recipe (leave --recipe out)"
+            f"{choice['kind']}, which does not describe it: measure it by its own recipe (leave --recipe out)"
         )
     shape = RecursionShape(**choice.get("recursion", {})) if kind == "recursion" else None
     candidates = _candidates(recipe)
-    name = _name(kind, choice.get("inner", {}).get("kind", BARE), shape, candidates)
+    name = _method_name(kind, choice.get("inner", {}).get("kind", BARE), shape, candidates)
     passes = result.content.get("scaffold", {}).get("passes", shape.passes if shape else 1) + bool(candidates)
     variant = [part for part in ("residual", "copied", "shared") if shape and getattr(shape, part)]
     return Method(
@@ -79,40 +79,40 @@ def method_of(result: Result) -> Method:
 
 
 def kind_of(content: Mapping[str, Any]) -> str:
-    """Of the scaffold, or the rival, that was measured; older results do not say, but how much was trained."""
+    """Return the kind of the measured scaffold or rival; older results hold only the number of trained parameters."""
     if "scaffold" in content:
         return content["scaffold"]["kind"]
     return content["recipe"]["scaffold"]["kind"] if content["trained"] else BARE
 
 
 def label_of(kind: str) -> str:
-    """What a kind of scaffold is called; by its kind where the package that it comes from is not installed."""
+    """Return the label of a kind of scaffold; the kind itself if the package that it comes from is not installed."""
     return KINDS[kind].label if kind in KINDS else kind
 
 
 def _candidates(recipe: Mapping[str, Any]) -> int:
-    """Answers that are sampled for each question; 0 without textual recursion."""
+    """Return the number of answers sampled for each question; 0 without textual recursion."""
     evidence = recipe.get("evidence") or {}
     return evidence.get("count", 0) if evidence.get("kind") == "candidates" else 0
 
 
-def _name(kind: str, inner: str, shape: RecursionShape | None, candidates: int) -> str:
-    under = UNDER.get(inner, f" under {label_of(inner)}")
-    own = f"{_stack(shape)}{under}" if shape else ONE_PASS.get(kind, label_of(kind))
+def _method_name(kind: str, inner: str, shape: RecursionShape | None, candidates: int) -> str:
+    under = INNER.get(inner, f" under {label_of(inner)}")
+    own = f"{_passes_and_connectors(shape)}{under}" if shape else ONE_PASS.get(kind, label_of(kind))
     if not candidates:
         return own
-    beside = "" if own == PROMPT_TUNED else f", {own}"  # the paper's own is prompt-tuned twice
+    beside = "" if own == PROMPT_TUNED else f", {own}"  # the paper's own method is prompt-tuned in both passes
     return f"{TEXTUAL} (n={candidates}){beside}"
 
 
-def _stack(shape: RecursionShape) -> str:
-    """Passes and Connectors in their order."""
+def _passes_and_connectors(shape: RecursionShape) -> str:
+    """Return the passes and Connectors in their order, like LM-Connector-LM."""
     parts = ["LM", "Connector"] * (shape.passes - 1) + ["LM"]
     return DASH.join(["Connector"] * shape.before + parts + ["Connector"] * shape.after)
 
 
 def _adaptive(result: Result) -> Mapping[str, Any] | None:
-    """What a result says of adaptive passes; None if each question was given the same number."""
+    """Return a result's numbers of adaptive passes; None if every question was given the same number of passes."""
     said = result.content.get("passes")
     if said is not None and not (isinstance(said, dict) and set(said) >= ADAPTIVE):
         raise CorruptFile(f"the results {result.name} lack some of `passes`: {', '.join(sorted(ADAPTIVE))}")
@@ -120,14 +120,14 @@ def _adaptive(result: Result) -> Mapping[str, Any] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RunScores:
     """One run in tables 4 and 6 of the paper.
 
     Attributes:
-        score: by the metric of its table, on what the table was measured on.
-        gap: over the first prompt-tuned row, paired; None for that row and without one.
-        development: best development score and its step, where that is EM like the score.
-        seen: training examples, one that came twice counted twice; None where nothing is trained.
+        score: score by the metric of its table.
+        gap: paired difference from the first prompt-tuned run; None for that run, or without one.
+        development: best development score and its step, if it is EM like the score.
+        seen: training examples seen, repeated ones counted again; None if nothing is trained.
     """
 
     result: Result
@@ -139,48 +139,50 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """The runs that were measured on one split, all on the same examples.
+class RecursionTable:
+    """Runs measured on the same examples of one split.
 
     Attributes:
-        metric: what the wordings are scored by: "exact_match", or several names where they differ.
-        base: name of the row that differences are over; None without a prompt-tuned one.
+        metric: the metric of the wordings: "em", or several names if they differ.
+        base: name of the run that differences are from; None without a prompt-tuned run.
     """
 
     split: str
     metric: str
     base: str | None
-    rows: Sequence[Row]
+    rows: Sequence[RunScores]
 
     @property
     def examples(self) -> int:
-        """Predictions made by each run."""
+        """Number of predictions made by each run."""
         return self.rows[0].result.content["examples"]
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
-    """What so many sampled answers are good for (table 5 of the paper).
+class CandidateScores:
+    """Recall and scores with a number of sampled answers (table 5 of the paper).
 
     Attributes:
-        recall: by name of the samples, percent of questions with a right answer among them.
-        rows: textual recursions over so many.
+        count: number of sampled answers for a question.
+        recall: percentage of questions with a right answer among them, by name of the samples.
+        rows: textual recursions over that many.
     """
 
     count: int
     recall: Mapping[str, float]
-    rows: Sequence[Row]
+    rows: Sequence[RunScores]
 
 
 @dataclass(frozen=True, slots=True)
-class Beyond:
-    """Questions that no sample answers, and the others (the paper, section 4.2).
+class UnansweredSplit:
+    """Scores on questions that no sample answers, and on the others (the paper, section 4.2).
 
     Attributes:
-        metric: as in `Table`.
-        unanswered, questions: how many no sample answers, of how many.
-        scores: by run, on those and on the others; None where there are none.
-        left_out: by run, why its scores cannot be split.
+        metric: as in `RecursionTable`.
+        unanswered: number of questions that no sample answers.
+        questions: number of all questions.
+        scores: by run, the scores on the unanswered questions and on the others; None if there are none.
+        left_out: by run, the reason why its scores cannot be split.
     """
 
     samples: Samples
@@ -191,31 +193,31 @@ class Beyond:
     left_out: Mapping[str, str]
 
 
-def tables(results: Sequence[Result]) -> list[Table]:
-    """A table for each split that something was measured on, in the order of the results.
+def recursion_tables(results: Sequence[Result]) -> list[RecursionTable]:
+    """Return a table for each split that runs were measured on, in the order of the results.
 
     Raises:
-        UsageError: there is none; two of one split were measured on different examples or by different metrics; or see
-            `method_of`.
+        UsageError: there is no result; two of one split were measured on different examples or by different metrics;
+            or see `method_of`.
     """
     check_comparable(results[:1])
     return [_table(split, some) for split, some in by_split(results).items()]
 
 
 def by_split(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results by the part of the data that was measured, in their order."""
+    """Return results by the split that they were measured on, in their order."""
     found: dict[str, list[Result]] = {}
     for result in results:
         found.setdefault(split_of(result), []).append(result)
     return found
 
 
-def by_candidates(measured: Sequence[Table], samples: Sequence[Samples]) -> list[Candidates]:
-    """By the number of sampled answers, for each number that something is known of."""
+def candidate_scores(measured: Sequence[RecursionTable], samples: Sequence[Samples]) -> list[CandidateScores]:
+    """Return recall and scores for each number of sampled answers that was measured."""
     textual = [row for table in measured for row in table.rows if row.method.candidates]
     counts = {count for one in samples for count in one.recall} | {row.method.candidates for row in textual}
     return [
-        Candidates(
+        CandidateScores(
             count,
             {one.name: one.recall[count] for one in samples if count in one.recall},
             [row for row in textual if row.method.candidates == count],
@@ -224,8 +226,8 @@ def by_candidates(measured: Sequence[Table], samples: Sequence[Samples]) -> list
     ]
 
 
-def beyond(samples: Samples, results: Sequence[Result]) -> Beyond:
-    """How each run does on the questions that no sample answers, and on those that one does.
+def split_unanswered(samples: Samples, results: Sequence[Result]) -> UnansweredSplit:
+    """Split each run's score into questions that no sample answers, and the others.
 
     Raises:
         UsageError: no run was measured on the questions that were sampled for.
@@ -238,29 +240,29 @@ def beyond(samples: Samples, results: Sequence[Result]) -> Beyond:
             f"(shoulders evaluate ... test.split={samples.content['split']} --out), or sample for the runs' split"
         )
     first, unanswered = next(iter(split.values()))
-    parts = {name: (_part(*both, never=True), _part(*both, never=False)) for name, both in split.items()}
-    return Beyond(
+    parts = {name: (_part_score(*both, never=True), _part_score(*both, never=False)) for name, both in split.items()}
+    return UnansweredSplit(
         samples,
         metric=metric_of(first),
         unanswered=sum(map(sum, unanswered)),
         questions=sum(map(len, unanswered)),
         scores=parts,
-        left_out={result.name: _why_not(result, samples) for result in results if result.name not in split},
+        left_out={result.name: _reason_left_out(result, samples) for result in results if result.name not in split},
     )
 
 
 def split_of(result: Result) -> str:
-    """The part of the data that was measured."""
+    """Return the split that a result was measured on."""
     return result.content["recipe"]["test"]["split"]
 
 
 def metric_of(result: Result) -> str:
-    """What decides on the score: one name, or several where wordings differ."""
+    """Return the metric that decides on the score: one name, or several if wordings differ."""
     return ", ".join(dict.fromkeys(row["metric"] for row in result.content["wordings"]))
 
 
 def check_same_metric(results: Sequence[Result]) -> None:
-    """Raise `UsageError` for results of different examples (`check_comparable`), or scored by different metrics."""
+    """Raise `UsageError` for results of different examples (`check_comparable`) or different metrics."""
     check_comparable(results)
     for result in results:
         if metric_of(result) != metric_of(results[0]):
@@ -270,16 +272,16 @@ def check_same_metric(results: Sequence[Result]) -> None:
             )
 
 
-def _table(split: str, results: Sequence[Result]) -> Table:
+def _table(split: str, results: Sequence[Result]) -> RecursionTable:
     check_same_metric(results)
     methods = {result.name: method_of(result) for result in results}
     base = next((result for result in results if methods[result.name].name == PROMPT_TUNED), None)
     rows = [_row(result, methods[result.name], base) for result in results]
-    return Table(split, metric_of(results[0]), base and base.name, rows)
+    return RecursionTable(split, metric_of(results[0]), base and base.name, rows)
 
 
-def _row(result: Result, method: Method, base: Result | None) -> Row:
-    return Row(
+def _row(result: Result, method: Method, base: Result | None) -> RunScores:
+    return RunScores(
         result,
         method,
         score=average_interval(result.measured),
@@ -290,20 +292,20 @@ def _row(result: Result, method: Method, base: Result | None) -> Row:
 
 
 def _best_development(result: Result) -> tuple[float, int] | None:
-    """The best development score of a run's log and the step that it was first reached at."""
+    """Return the best development score in a run's log, and the step at which it was first reached."""
     best = max(result.development, key=lambda one: one[1], default=None)
     return best and (best[1], best[0])
 
 
 def developed_by_em(result: Result) -> bool:
-    """Whether development scores are EM, as far as results tell: no more wordings than were measured, all by EM."""
+    """Whether development scores are EM: their wordings are among the measured ones, which are all scored by EM."""
     plans = result.content["recipe"]
     wordings = [plans[name]["wordings"] for name in ("development", "test")]
     same = wordings[0] == wordings[1] or 0 < wordings[0] <= (wordings[1] or wordings[0])
     return same and metric_of(result) == EM.name
 
 
-def _why_not(result: Result, samples: Samples) -> str:
+def _reason_left_out(result: Result, samples: Samples) -> str:
     if "examples_hash" not in result.content:
         return "its results do not say which examples they are of"
     return (
@@ -312,8 +314,8 @@ def _why_not(result: Result, samples: Samples) -> str:
     )
 
 
-def _part(result: Result, unanswered: Sequence[Sequence[bool]], *, never: bool) -> Interval | None:
-    """The score on the examples that no sample answers, or on the others; wordings without any are left out."""
+def _part_score(result: Result, unanswered: Sequence[Sequence[bool]], *, never: bool) -> Interval | None:
+    """Return the score on the examples that no sample answers, or on the others; empty wordings are left out."""
     kept = [
         Measured(
             row.task,

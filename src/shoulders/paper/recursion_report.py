@@ -8,75 +8,77 @@ from typing import Any
 from shoulders.evaluation import plots
 from shoulders.evaluation.metrics import EM
 from shoulders.evaluation.recall import Samples
-from shoulders.evaluation.report import NONE, called, headline, markdown, number, or_none, origin, signed
+from shoulders.evaluation.report import NONE, called, headline, number, or_none, origin, percent, signed
 from shoulders.evaluation.results import Result
 from shoulders.paper.recursion_numbers import (
-    Beyond,
-    Candidates,
-    Row,
-    Table,
-    beyond,
-    by_candidates,
+    CandidateScores,
+    RecursionTable,
+    RunScores,
+    UnansweredSplit,
+    candidate_scores,
     developed_by_em,
     metric_of,
+    recursion_tables,
     split_of,
-    tables,
+    split_unanswered,
 )
-from shoulders.store.files import save_failed, write_json
+from shoulders.paper.tables import section, write_page
 
-PAGE, NUMBERS = "recursion.md", "recursion.json"
-ALT = {
+CAPTIONS = {
     plots.DEVELOPMENT: "development score over training steps (figure 6 of the paper)",
     plots.PASSES: "score over passes through the frozen model",
 }
 WORDS = ("run", "LM", "method", "pretrain init?", "variant")  # columns
 PRETRAINED = {True: "Yes", False: "No", None: NONE}
+OTHER_METRIC = (
+    "Scored by {metric}, not by exact match (EM): the wordings of these tasks are scored by it. Development scores are "
+    "left out for the same reason."
+)
 
 
 def write_recursion_report(results: Sequence[Result], samples: Sequence[Samples], folder: Path) -> tuple[Path, str]:
-    """Write tables, numbers and plots of runs and of what was sampled; returns the path of the tables and a summary.
+    """Write tables, numbers and plots of runs and of sampled answers; return the path of the page and a summary.
 
     Args:
-        samples: one for each first prompt that answers were sampled under; none will do.
+        samples: one for each first prompt that answers were sampled with; may be empty.
 
     Raises:
-        UsageError, CorruptFile: the runs cannot be compared (`tables`), or not with the samples (`beyond`).
+        UsageError, CorruptFile: the runs cannot be compared (`recursion_tables`), or not with the samples
+            (`split_unanswered`).
         SaveFailed: the folder cannot be written.
     """
-    measured = tables(results)
-    candidates = by_candidates(measured, samples)
-    split = [beyond(one, results) for one in samples]
-    told = _summary(measured, split)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        drawn = _draw(results, measured, folder)
-        parts = [
+    tables = recursion_tables(results)
+    candidates = candidate_scores(tables, samples)
+    unanswered = [split_unanswered(one, results) for one in samples]
+    summary = _summary(tables, unanswered)
+
+    def parts(drawn: Sequence[str]) -> Sequence[str]:
+        return [
             "# One frozen model, several passes",
-            *told,
-            *[_methods(table) for table in measured],
-            *[f"![{ALT[name]}]({name})" for name in drawn],
+            *summary,
+            *map(_methods, tables),
+            *drawn,
             *[_candidates(candidates, samples)] * bool(candidates),
-            *[_beyond(one) for one in split],
+            *map(_unanswered_section, unanswered),
         ]
-        (folder / PAGE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise save_failed(folder, error) from error
-    write_json(folder / NUMBERS, _as_json(measured, candidates, split))
-    return folder / PAGE, "\n".join(told)
+
+    numbers = _as_json(tables, candidates, unanswered)
+    page = write_page(folder, "recursion", lambda: _draw(results, tables, folder), parts, numbers, CAPTIONS)
+    return page, "\n".join(summary)
 
 
-def _summary(measured: Sequence[Table], split: Sequence[Beyond]) -> list[str]:
-    """Who is ahead on each split, and who answers most of what no sample answers."""
-    told = [f"On {table.split}: {headline([row.result for row in table.rows])}" for table in measured]
-    for one in split:
+def _summary(tables: Sequence[RecursionTable], unanswered: Sequence[UnansweredSplit]) -> list[str]:
+    """Return which run is ahead on each split, and which on the questions that no sample answers."""
+    lines = [f"On {table.split}: {headline([row.result for row in table.rows])}" for table in tables]
+    for one in unanswered:
         scores = {name: never for name, (never, _) in one.scores.items() if never}
         if scores:
             best = max(scores, key=lambda name: scores[name].value)
-            told.append(f"{_unanswered(one)} Ahead on these is {best}: {called(one.metric)} {scores[best]}.")
-    return told
+            lines.append(f"{_share(one)} Ahead on these is {best}: {called(one.metric)} {scores[best]}.")
+    return lines
 
 
-def _draw(results: Sequence[Result], measured: Sequence[Table], folder: Path) -> list[str]:
+def _draw(results: Sequence[Result], measured: Sequence[RecursionTable], folder: Path) -> list[str]:
     place = {result.name: number for number, result in enumerate(results)}
     spent = {
         f"{called(table.metric)} on {table.split}": [
@@ -93,72 +95,78 @@ def _draw(results: Sequence[Result], measured: Sequence[Table], folder: Path) ->
 
 
 def _curve(result: Result) -> list[tuple[float, float]]:
-    """Of a run whose passes are adaptive."""
+    """Return average passes and scores over thresholds, of a run with adaptive passes."""
     return [(point["passes"], point["score"]) for point in result.content.get("passes", {}).get("curve", ())]
 
 
-def _methods(table: Table) -> str:
-    """Tables 4 and 6 of the paper; columns that nothing is known for are left out."""
-    columns = {
-        "run": [row.result.name for row in table.rows],
-        "LM passes": [f"{row.method.passes:.3g}" for row in table.rows],
-        "LM": [row.result.content["backbone"]["name"] for row in table.rows],
-        "method": [row.method.name for row in table.rows],
-        "Connector layers": [number(row.method.layers) for row in table.rows],
-        "pretrain init?": [PRETRAINED[row.method.pretrained] for row in table.rows],
-        "variant": [row.method.variant or NONE for row in table.rows],
-        "trained parameters": [number(row.result.content["trained"]) for row in table.rows],
-        "examples seen": [number(row.seen) for row in table.rows],
+def _methods(table: RecursionTable) -> str:
+    """Return tables 4 and 6 of the paper in one."""
+    title = f"Methods on {table.split}: {table.examples:,} examples (tables 4 and 6 of the paper)"
+    note = "" if table.metric == EM.name else OTHER_METRIC.format(metric=table.metric)
+    return section(title, [_cells(row, table) for row in table.rows], WORDS, note)
+
+
+def _cells(row: RunScores, table: RecursionTable) -> dict[str, str]:
+    """Return the cells of a run; without any development score, there is no column for it."""
+    cells = {
+        "run": row.result.name,
+        "LM passes": f"{row.method.passes:.3g}",
+        "LM": row.result.content["backbone"]["name"],
+        "method": row.method.name,
+        "Connector layers": number(row.method.layers),
+        "pretrain init?": PRETRAINED[row.method.pretrained],
+        "variant": row.method.variant or NONE,
+        "trained parameters": number(row.result.content["trained"]),
+        "examples seen": number(row.seen),
     }
-    if any(row.development for row in table.rows):
-        columns["best EM on dev"] = [_development(row) for row in table.rows]
-    columns[f"{called(table.metric)} on {table.split} [95% interval]"] = [str(row.score) for row in table.rows]
+    if any(other.development for other in table.rows):
+        cells["best EM on dev"] = _development(row)
+    cells[f"{called(table.metric)} on {table.split} [95% interval]"] = str(row.score)
     if table.base:
-        columns[f"over {table.base}, paired"] = [signed(row.gap) for row in table.rows]
-    title = f"## Methods on {table.split}: {table.examples:,} examples (tables 4 and 6 of the paper)"
-    note = "" if table.metric == EM.name else f"\n\n{_no_em(table.metric)}"
-    return f"{title}\n\n{markdown(columns, WORDS)}{note}"
+        cells[f"over {table.base}, paired"] = signed(row.gap)
+    return cells
 
 
-def _no_em(metric: str) -> str:
-    return (
-        f"Scored by {metric}, not by exact match (EM): that is what the wordings of these tasks are scored by. "
-        "Development scores are left out for the same reason."
-    )
+def _candidates(candidates: Sequence[CandidateScores], samples: Sequence[Samples]) -> str:
+    """Return table 5 of the paper: recall of the samples, and scores of the textual recursions over them."""
+    textual = [row.result for one in candidates for row in one.rows]
+    metrics = {split_of(result): called(metric_of(result)) for result in textual}
+    recalls = {some.name: f"recall of {some.name} on {some.content['split']}" for some in samples}
+    rows = [
+        {
+            "candidates": number(one.count),
+            **{header: percent(one.recall.get(name)) for name, header in recalls.items()},
+            **{f"{metric} on {split} [95% interval]": _textual(one, split) for split, metric in metrics.items()},
+        }
+        for one in candidates
+    ]
+    return section("Sampled candidates (table 5 of the paper)", rows, WORDS)
 
 
-def _candidates(found: Sequence[Candidates], samples: Sequence[Samples]) -> str:
-    """Table 5 of the paper: recall of the samples, and scores of the textual recursions over them."""
-    columns = {"candidates": [number(one.count) for one in found]}
-    for some in samples:
-        values = [one.recall.get(some.name) for one in found]
-        header = f"recall of {some.name} on {some.content['split']}"
-        columns[header] = [NONE if value is None else f"{value:.1f}" for value in values]
-    textual = [row.result for one in found for row in one.rows]
-    for split, metric in {split_of(result): metric_of(result) for result in textual}.items():
-        columns[f"{called(metric)} on {split} [95% interval]"] = [_textual(one, split) for one in found]
-    return f"## Sampled candidates (table 5 of the paper)\n\n{markdown(columns, WORDS)}"
+def _textual(one: CandidateScores, split: str) -> str:
+    """Return the scores of the textual recursions on a split."""
+    scores = [f"{row.score} ({row.result.name})" for row in one.rows if split_of(row.result) == split]
+    return "; ".join(scores) or NONE
 
 
-def _textual(one: Candidates, split: str) -> str:
-    told = [f"{row.score} ({row.result.name})" for row in one.rows if split_of(row.result) == split]
-    return "; ".join(told) or NONE
-
-
-def _beyond(one: Beyond) -> str:
-    """The analysis at the end of the paper's section 4.2."""
+def _unanswered_section(one: UnansweredSplit) -> str:
+    """Return the analysis at the end of the paper's section 4.2."""
     metric, answered = called(one.metric), one.questions - one.unanswered
-    columns = {
-        "run": list(one.scores),
-        f"{metric} on the {one.unanswered:,} no sample answers": [or_none(never) for never, _ in one.scores.values()],
-        f"{metric} on the other {answered:,}": [or_none(other) for _, other in one.scores.values()],
-    }
-    left_out = "".join(f"\n\n{name} is left out: {why}." for name, why in one.left_out.items())
-    title = "## Questions beyond a single pass (section 4.2 of the paper)"
-    return f"{title}\n\n{_unanswered(one)}\n\n{markdown(columns, WORDS)}{left_out}"
+    rows = [
+        {
+            "run": name,
+            f"{metric} on the {one.unanswered:,} no sample answers": or_none(never),
+            f"{metric} on the other {answered:,}": or_none(other),
+        }
+        for name, (never, other) in one.scores.items()
+    ]
+    left_out = "\n\n".join(f"{name} is left out: {why}." for name, why in one.left_out.items())
+    title = f"Questions beyond a single pass (section 4.2 of the paper)\n\n{_share(one)}"
+    return section(title, rows, WORDS, left_out)
 
 
-def _unanswered(one: Beyond) -> str:
+def _share(one: UnansweredSplit) -> str:
+    """Return how many questions no sample answers."""
     share = 100 * one.unanswered / one.questions
     return (
         f"{one.unanswered:,} of {one.questions:,} questions ({share:.1f}%) have no right answer among "
@@ -166,12 +174,14 @@ def _unanswered(one: Beyond) -> str:
     )
 
 
-def _development(row: Row) -> str:
+def _development(row: RunScores) -> str:
     return f"{row.development[0]:.1f} (step {row.development[1]:,})" if row.development else NONE
 
 
-def _as_json(measured: Sequence[Table], candidates: Sequence[Candidates], split: Sequence[Beyond]) -> dict[str, Any]:
-    """The numbers of all tables, with where each comes from."""
+def _as_json(
+    measured: Sequence[RecursionTable], candidates: Sequence[CandidateScores], split: Sequence[UnansweredSplit]
+) -> dict[str, Any]:
+    """Return the numbers of all tables, with the provenance of each run."""
     results = [row.result for table in measured for row in table.rows]
     return {
         "tables": [
@@ -207,7 +217,7 @@ def _as_json(measured: Sequence[Table], candidates: Sequence[Candidates], split:
     }
 
 
-def _row_as_json(row: Row) -> dict[str, Any]:
+def _row_as_json(row: RunScores) -> dict[str, Any]:
     development = row.development and {"score": row.development[0], "step": row.development[1]}
     return {
         "run": row.result.name,

@@ -1,6 +1,7 @@
-"""Rivals of a scaffold (LoRA, prefix tuning, full fine-tuning), from the first step to measured scores.
+"""Rivals of a scaffold (LoRA, prefix tuning, full fine-tuning): training, loading and measuring.
 
-They see the same examples, loss and selection. Those that change weights train a copy of the backbone.
+They are trained on the same examples, with the same loss and selection. Rivals that change weights train a copy of the
+backbone.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,14 +35,14 @@ from shoulders.training.plan import RivalChoice
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """A model to adapt, in the shape in which scaffolds are trained and measured.
+    """A rival in the form in which scaffolds are trained and measured.
 
     Attributes:
-        lm: the model that is adapted, or the backbone itself if it does not change.
-        scaffold: what it is read through.
-        trained: its parameters are what moves.
-        refresh: makes `lm` what `trained` is; called before each use.
-        write: puts it into a folder, in the format of the library that made it.
+        lm: the adapted model, or the backbone itself if it does not change.
+        scaffold: the scaffold that the model is used with.
+        trained: the module whose parameters are trained.
+        refresh: copies the trained parameters into `lm`; called before each use.
+        write: writes the rival into a folder, in the format of the library that made it.
     """
 
     lm: FrozenLM
@@ -52,16 +53,16 @@ class Rival:
 
 
 def new_rival(choice: RivalChoice, lm: FrozenLM, room: int, seed: int) -> Rival:
-    """A rival at the start of its training; without a prefix it says exactly what the backbone says.
+    """Return a rival at the start of its training; without a prefix it gives exactly the backbone's outputs.
 
     Args:
         lm: the backbone, of which a copy is trained.
-        room: positions of the context left free for the prompt it is compared with, or taken by a prefix.
+        room: positions of the context left free for the prompt of the compared scaffold, or taken by a prefix.
 
     Raises:
         SourceNotFound: PEFT is needed, and is not installed.
-        UsageError: the model cannot be adapted so, a prefix has no length, or several processes train a copy that is
-            not in fp32.
+        UsageError: the model cannot be adapted in this way, a prefix has no length, or several processes train a copy
+            that is not in fp32.
     """
     torch.manual_seed(seed)
     if choice.kind == PREFIX:
@@ -83,7 +84,7 @@ def new_rival(choice: RivalChoice, lm: FrozenLM, room: int, seed: int) -> Rival:
 def _prefix(lm: FrozenLM, length: int) -> Rival:
     if length < 1:
         raise UsageError(
-            "prefix tuning takes as many positions as the scaffold's prompt, and it has none: give it some"
+            "prefix tuning takes as many positions as the scaffold's prompt, which has 0: set scaffold.length"
         )
     scaffold = PrefixTuning(add_prefix(lm, length)).to(lm.device)
     return Rival(lm, scaffold, scaffold, lambda: None, lambda folder: scaffold.write(str(folder)))
@@ -91,10 +92,10 @@ def _prefix(lm: FrozenLM, length: int) -> Rival:
 
 @final
 class Weights(nn.Module):
-    """The weights of a model that train, in fp32.
+    """The trained weights of a model, in fp32.
 
-    Where the model holds one in another type, a master copy is trained, and rounded into the model before it is used:
-    updates that are small beside a weight are not lost. Source: Micikevicius et al. 2018, section 3.1.
+    For a weight that the model holds in another type, a master copy is trained, and rounded into the model before use:
+    so no update is lost because it is small beside its weight. Source: Micikevicius et al. 2018, section 3.1.
     """
 
     def __init__(self, lm: FrozenLM) -> None:
@@ -109,7 +110,7 @@ class Weights(nn.Module):
         if self._rounded and PartialState().num_processes > 1:
             raise UsageError("several processes fine-tune all weights in fp32 only: backbone.dtype=float32")
         for master, weight in self._rounded:
-            weight.register_post_accumulate_grad_hook(_handing_to(master))
+            weight.register_post_accumulate_grad_hook(_gradient_hook(master))
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -118,12 +119,12 @@ class Weights(nn.Module):
             weight.copy_(master)
 
     def forward(self, lm: FrozenLM, given: ScaffoldInput) -> Float[Tensor, "B T D"]:
-        """States of the model itself; as a module, so that processes can share the training."""
+        """Return the states of the model itself; a module's `forward`, so that processes can share the training."""
         return lm.states(given.embeds, given.mask)
 
 
-def _handing_to(master: nn.Parameter) -> Callable[[Tensor], None]:
-    """A hook that adds the gradient of a rounded weight to that of its master copy."""
+def _gradient_hook(master: nn.Parameter) -> Callable[[Tensor], None]:
+    """Return a hook that adds the gradient of a rounded weight to that of its master copy."""
 
     def hand_over(weight: Tensor) -> None:
         assert weight.grad is not None
@@ -145,24 +146,24 @@ def train_rival(
     watch: Watch | None = None,
     until: int | None = None,
 ) -> Progress:
-    """Train the recipe's rival on a copy of the backbone; the run's folder is like a scaffold's (`recipes.run.train`).
+    """Train the recipe's rival on a copy of the backbone; the run's folder is like a scaffold's (`runs.run.train`).
 
-    `best/` holds the rival of the best development score, as PEFT (LoRA) or transformers (all weights) saves it.
+    `best/` holds the rival with the best development score, as PEFT (LoRA) or transformers (all weights) saves it.
 
     Args:
         lm: the backbone.
-        tasks, evidence: of the recipe, as `recipes.run.train` takes them.
-        until: pause after this step (`recipes.run.train_until`).
+        tasks, evidence: those of the recipe, as in `runs.run.train`.
+        until: pause after this step (`runs.run.train_until`).
 
     Raises:
-        UsageError: the folder holds another run, or one that is not to be resumed; the rival does not fit the model.
+        UsageError: the folder holds another run, or a run and `resume` is not set; the rival does not fit the model.
     """
     recipe.check_trainable()
     run = run_folder(folder, recipe, resume=resume)
     tasks = tasks_of(recipe) if tasks is None else tasks
     rival = new_rival(recipe.rival, lm, recipe.scaffold.taken, recipe.training.seed)
     watch = watch or Watch()
-    if tasks:  # candidates are the frozen model's
+    if tasks:  # candidates are sampled from the frozen model
         evidence = evidence or new_evidence(recipe, lm, rival.scaffold.length)
     job = _job(recipe, rival, tasks, watch.on_done, evidence)
     answering = answer_spec(recipe).as_json()
@@ -180,7 +181,7 @@ def train_rival(
 
 
 def _job(recipe: Recipe, rival: Rival, tasks: Sequence[Task], on_done: OnDone, evidence: Evidence | None) -> Job:
-    """The recipe's own job, with the model brought up to date before each loss and each score."""
+    """Return the recipe's job, with the model refreshed before each loss and each score."""
     job = job_of(recipe, rival.lm, rival.scaffold, tasks, on_done, evidence)
 
     def loss(module: nn.Module, part: Any) -> Tensor:
@@ -202,23 +203,23 @@ def measure_rival(
     on_done: OnDone,
     evidence: Evidence | None = None,
 ) -> tuple[Scores, dict[str, Any]]:
-    """Scores of a rival by a recipe's `test`, and all that `results.json` holds of them.
+    """Measure a rival by a recipe's `test`; return scores and the content of `results.json`.
 
     Args:
-        lm: the backbone that it was made from.
+        lm: the backbone that the rival was made from.
     """
     found = load_rival(info, recipe, lm)
-    evidence = evidence or new_evidence(recipe, lm, found.scaffold.length)  # the frozen model's, as in training
+    evidence = evidence or new_evidence(recipe, lm, found.scaffold.length)  # read with the frozen model, as in training
     scores = measure(recipe, found.lm, found.scaffold, recipe.test, tasks, on_done, evidence)
     content = result(recipe, lm, found.scaffold, scores, str(info.folder), evidence)
     return scores, {**content, **rival_measured(info, found)}
 
 
 def load_rival(info: RivalInfo, recipe: Recipe, lm: FrozenLM) -> LoadedModel:
-    """Return what was trained, held as a recipe says, beside the room that the recipe's own prompt would take.
+    """Load a rival, with the recipe's attention and with room in the context for the recipe's own prompt.
 
     Args:
-        lm: the backbone that it was made from.
+        lm: the backbone that the rival was made from.
 
     Raises:
         WrongBackbone, CorruptFile: as `RivalInfo.load`.
@@ -227,7 +228,7 @@ def load_rival(info: RivalInfo, recipe: Recipe, lm: FrozenLM) -> LoadedModel:
 
 
 def rival_measured(info: RivalInfo, found: LoadedModel) -> dict[str, Any]:
-    """What a result says of a rival in the place of a scaffold."""
+    """Return the description of a rival for a result, in place of a scaffold's."""
     recipe = recipe_from_json(info.origin.recipe)
     choice, name = recipe.rival, str(info.folder)
     rate = choice.plan(recipe.training).learning_rate

@@ -1,4 +1,4 @@
-"""Methods compared on a suite: the numbers of the paper's tables 1, 7 and 9 and of figure 3, computed from results."""
+"""Methods compared on a suite: the numbers of the paper's tables 1, 7 and 9 and of figure 3, from results."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,31 +17,35 @@ from shoulders.paper.recursion_numbers import BARE, by_split, check_same_metric,
 from shoulders.scaffolds.base import KINDS
 from shoulders.store.files import flat, read_json
 
-CALLED = {"adaptive": "adaptive passes", "lora": "LoRA", "full": "full fine-tuning"}  # scaffolds by their label
+LABELS = {
+    "adaptive": "adaptive passes",
+    "lora": "LoRA",
+    "full": "full fine-tuning",
+}  # other scaffolds have their own label
 SEED, LENGTH = "training.seed", "scaffold.length"
 RATES = ("training.learning_rate", "training.base_learning_rate", "rival.learning_rate")
-# Values that do not make another method: names, the seed, and how it was measured (the examples are the same).
-BESIDE = ("name", "about", SEED, "test.")
-MEASURED = ("backbone.", "evidence.")  # all that matters where nothing is trained
-FORGOTTEN = {"before", "after", "ratio", "unchanged", "text"}
+# Values of a recipe that do not make another method: names, the seed, and how it was measured.
+IGNORED = ("name", "about", SEED, "test.")
+WITHOUT_TRAINING = ("backbone.", "evidence.")  # the only values that matter if nothing is trained
+FORGETTING_KEYS = {"before", "after", "ratio", "unchanged", "text"}
 
 
 @dataclass(frozen=True, slots=True)
-class Forgotten:
-    """What a training made a language model forget, as `shoulders forget --out` keeps it."""
+class ForgettingResult:
+    """What training made a language model forget: a file that `shoulders forget --out` wrote."""
 
     name: str
     content: Mapping[str, Any]
 
     @property
     def text(self) -> str:
-        """What was read, by the last part of its name."""
+        """Last part of the name of the text that was read."""
         return self.content["text"].rstrip("/").rsplit("/", maxsplit=1)[-1]
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A data set in one template, as one method does in it."""
+    """The score of one method on a data set in one template."""
 
     name: str
     score: float
@@ -49,11 +53,11 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """A data set as one method does on it; of several seeds, their mean.
+    """The score of one method on a data set, as the mean over seeds.
 
     Attributes:
-        score: the median over its templates.
-        templates: the score in each.
+        score: median over the templates.
+        templates: score in each template.
     """
 
     name: str
@@ -65,69 +69,69 @@ class DataSet:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The lowest and the highest score in a template."""
+        """Lowest and highest score in a template."""
         scores = [template.score for template in self.templates]
         return min(scores), max(scores)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One method: its runs, which differ in the seed alone.
+class MethodScores:
+    """The scores of one method, from runs that differ only in the seed.
 
     Attributes:
-        average: over data sets; of several seeds, their mean.
+        average: average over data sets, as the mean over seeds.
         forgotten: what its runs made their language models forget, in the order of the runs.
     """
 
     name: str
     runs: Sequence[Result]
     average: Average
-    forgotten: Sequence[Forgotten]
+    forgotten: Sequence[ForgettingResult]
 
     @property
     def content(self) -> Mapping[str, Any]:
-        """Of the first run."""
+        """Results of the first run."""
         return self.runs[0].content
 
     @property
     def seeds(self) -> dict[int, float]:
-        """The average of each seed."""
+        """Average score of each seed."""
         return {seed_of(run): run.content["average"] for run in self.runs}
 
     @property
     def clusters(self) -> dict[str, float]:
-        """The mean over the data sets of each cluster."""
+        """Score of each cluster: the mean over its data sets."""
         return {name: mean(run.content["clusters"][name] for run in self.runs) for name in self.content["clusters"]}
 
     @property
     def data_sets(self) -> list[DataSet]:
-        """Each data set of the suite."""
+        """Scores on each data set of the suite."""
         return [self._data_set(name) for name in self.content["tasks"]]
 
     @property
     def seen(self) -> int | None:
-        """Training examples, one that came twice counted twice; None where nothing is trained."""
+        """Training examples seen, repeated ones counted again; None if nothing is trained."""
         return self.runs[0].seen if self.content["trained"] else None
 
     @property
     def trained_on(self) -> dict[str, int]:
-        """Training examples by data set, of the first run; empty where nothing was trained, or results do not say."""
+        """Training examples of the first run by data set; empty if nothing was trained, or in older results."""
         return {name: used(counts) for name, counts in self.content.get("trained_on", {}).items()}
 
     @property
     def seconds(self) -> float | None:
-        """That the training took, on average over the seeds; None where results do not say."""
+        """Seconds of training, averaged over the seeds; None in older results."""
         costs = self._costs("seconds")
         return mean(costs) if costs else None
 
     @property
     def peak_bytes(self) -> int | None:
-        """Of memory that the training took, at most; None where results do not say."""
+        """Largest peak memory of training; None in older results."""
         return max(self._costs("peak_bytes"), default=None)
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Perplexity after the training over that before it, by text; of several seeds, their mean."""
+        """Ratio of perplexity after training to that before it, by text, as the mean over seeds."""
         found: dict[str, list[float]] = {}
         for one in self.forgotten:
             found.setdefault(one.text, []).append(one.content["ratio"])
@@ -135,7 +139,7 @@ class Row:
 
     @property
     def unchanged(self) -> bool | None:
-        """Whether no bit of the language model moved in any run; None where that was not measured."""
+        """Whether every bit of the language model stayed the same in all runs; None if that was not measured."""
         return all(one.content["unchanged"] for one in self.forgotten) if self.forgotten else None
 
     def _costs(self, what: str) -> list[Any]:
@@ -156,54 +160,55 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
+class LengthScores:
     """Scores by length of the prompt (the paper, table 9).
 
     Attributes:
-        scores: by length and by method but for its length; on the development part the best learning rate stands for
-            all (the paper, section 2.2), elsewhere each has a column of its own.
+        columns: names of the methods without their length.
+        scores: scores by length and column. On the development part only the best learning rate is kept (the paper,
+            section 2.2); on other parts each learning rate has its own column.
     """
 
     columns: Sequence[str]
-    scores: Mapping[int, Mapping[str, Row]]
+    scores: Mapping[int, Mapping[str, MethodScores]]
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """The methods that were measured on one split, all on the same examples."""
+class SuiteTable:
+    """Methods measured on the same examples of one split."""
 
     split: str
     metric: str
-    rows: Sequence[Row]
-    lengths: Lengths | None
+    rows: Sequence[MethodScores]
+    lengths: LengthScores | None
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Development scores of a method along its training (the paper, figure 3).
+    """Development scores of a method during its training (the paper, figure 3).
 
     Attributes:
-        seeds: (training examples seen, average score) of each run.
+        seeds: for each run, pairs of training examples seen and average score.
     """
 
     name: str
     seeds: Sequence[Sequence[tuple[int, float]]]
 
 
-def read_forgotten(path: Path, name: str) -> Forgotten | None:
-    """What `shoulders forget --out` wrote; None for a folder or a file of another kind, or none at all."""
+def read_forgetting(path: Path, name: str) -> ForgettingResult | None:
+    """Return the contents of a file of `shoulders forget --out`; None for anything else."""
     if not path.is_file():
         return None
     content = read_json(path)
-    return Forgotten(name, content) if set(content) >= FORGOTTEN else None
+    return ForgettingResult(name, content) if set(content) >= FORGETTING_KEYS else None
 
 
-def suite_tables(results: Sequence[Result], forgotten: Sequence[Forgotten] = ()) -> list[Table]:
-    """A table for each split that something was measured on, in the order of the results.
+def suite_tables(results: Sequence[Result], forgotten: Sequence[ForgettingResult] = ()) -> list[SuiteTable]:
+    """Return a table for each split that runs were measured on, in the order of the results.
 
     Raises:
         UsageError: there is no result; two of one split were measured on different examples or by different metrics, or
-            are of one method and one seed; or something was forgotten by a run that is not there.
+            are of one method and one seed; or a file of `shoulders forget` belongs to a run that is not there.
     """
     check_comparable(results[:1])
     _check_known(forgotten, results)
@@ -212,32 +217,32 @@ def suite_tables(results: Sequence[Result], forgotten: Sequence[Forgotten] = ())
 
 
 def method_names(results: Sequence[Result]) -> dict[str, str]:
-    """For each result by its name, what its method is called; runs that differ in the seed alone are of one.
+    """Return the name of each result's method; runs that differ only in the seed have the same one.
 
-    Methods are named by what they are, and by the recipe's values that tell them apart where that is not enough.
+    A name is the label of the method, followed by recipe values if several methods have the same label.
     """
-    return _told_apart({result.name: (_called(result, results), values_of(result)) for result in results})
+    return _distinguished({result.name: (_method_label(result, results), method_values(result)) for result in results})
 
 
-def values_of(result: Result) -> dict[str, Any]:
-    """What makes a method: the recipe's values by dotted key, without those of names, seed and measuring.
+def method_values(result: Result) -> dict[str, Any]:
+    """Return the recipe values that define a method, by dotted key: without names, the seed, and how it was measured.
 
-    What is empty, false or 0 is left out: recipes from before there was such a value lack it.
+    Values that are empty, false or 0 are left out, because older recipes lack them.
     """
     values = flat(result.content["recipe"])
-    kept = {key: value for key, value in values.items() if value and not key.startswith(BESIDE)}
+    kept = {key: value for key, value in values.items() if value and not key.startswith(IGNORED)}
     if kind_of(result.content) == BARE:
-        kept = {key: value for key, value in kept.items() if key.startswith(MEASURED)}
+        kept = {key: value for key, value in kept.items() if key.startswith(WITHOUT_TRAINING)}
     return {**kept, "backbone.fingerprint": result.content["backbone"]["fingerprint"][:12]}
 
 
 def seed_of(result: Result) -> int:
-    """Of its training."""
+    """Return the seed of a run's training."""
     return result.content["recipe"]["training"]["seed"]
 
 
-def curves(results: Sequence[Result]) -> list[Curve]:
-    """The methods that were trained and scored on the way; a run that was measured twice counts once."""
+def development_curves(results: Sequence[Result]) -> list[Curve]:
+    """Return the development scores of each trained method; a run that was measured twice counts once."""
     names = method_names(results)
     found: dict[str, dict[int, list[tuple[int, float]]]] = {}
     for result in results:
@@ -248,34 +253,36 @@ def curves(results: Sequence[Result]) -> list[Curve]:
     return [Curve(name, list(seeds.values())) for name, seeds in found.items()]
 
 
-def levels(results: Sequence[Result]) -> dict[str, float]:
-    """By method, the score of those without a curve that were measured as the others' curves were."""
-    plans = [_plan(result.content["recipe"]["development"]) for result in results if result.development]
+def untrained_scores(results: Sequence[Result]) -> dict[str, float]:
+    """Return the scores of methods without a curve, if they were measured on the examples of the curves."""
+    plans = [_measured_part(result.content["recipe"]["development"]) for result in results if result.development]
     names = method_names(results)
-    drawn = {curve.name for curve in curves(results)}
+    drawn = {curve.name for curve in development_curves(results)}
     found: dict[str, list[float]] = {}
     for result in results:
-        plan = _plan(result.content["recipe"]["test"])
+        plan = _measured_part(result.content["recipe"]["test"])
         if plans and names[result.name] not in drawn and all(plan == other for other in plans):
             found.setdefault(names[result.name], []).append(result.content["average"])
     return {name: mean(scores) for name, scores in found.items()}
 
 
-def _plan(plan: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What decides on the examples that are measured."""
+def _measured_part(plan: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the values that decide which examples are measured."""
     return tuple(plan[key] for key in ("split", "limit", "wordings", "seed"))
 
 
-def _table(split: str, results: Sequence[Result], names: Mapping[str, str], forgotten: Sequence[Forgotten]) -> Table:
+def _table(
+    split: str, results: Sequence[Result], names: Mapping[str, str], forgotten: Sequence[ForgettingResult]
+) -> SuiteTable:
     check_same_metric(results)
     runs: dict[str, list[Result]] = {}
     for result in results:
         runs.setdefault(names[result.name], []).append(result)
     rows = [_row(name, some, forgotten) for name, some in runs.items()]
-    return Table(split, metric_of(results[0]), rows, _lengths(rows, split))
+    return SuiteTable(split, metric_of(results[0]), rows, _lengths(rows, split))
 
 
-def _row(name: str, runs: Sequence[Result], forgotten: Sequence[Forgotten]) -> Row:
+def _row(name: str, runs: Sequence[Result], forgotten: Sequence[ForgettingResult]) -> MethodScores:
     for number, run in enumerate(runs):
         for other in runs[:number]:
             if seed_of(run) == seed_of(other):
@@ -284,85 +291,85 @@ def _row(name: str, runs: Sequence[Result], forgotten: Sequence[Forgotten]) -> R
                     "of them, or measure each by its own recipe (leave --recipe out)"
                 )
     own = [one for run in runs for one in forgotten if _scaffold(one.content) == _scaffold(run.content)]
-    return Row(name, runs, average([run.measured for run in runs]), own)
+    return MethodScores(name, runs, average([run.measured for run in runs]), own)
 
 
-def _check_known(forgotten: Sequence[Forgotten], results: Sequence[Result]) -> None:
+def _check_known(forgotten: Sequence[ForgettingResult], results: Sequence[Result]) -> None:
     known = [_scaffold(result.content) for result in results]
     for one in forgotten:
         if _scaffold(one.content) not in known:
             raise UsageError(
                 f"{one.name} tells what {one.content['scaffold']['name'] or 'a run'} forgot, whose scores are not "
-                "among the results: name them, too"
+                "among the results: name that run, too"
             )
 
 
 def _scaffold(content: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Which scaffold or rival around which model; older results do not say."""
+    """Return the fingerprints of the model and of the scaffold or rival; older results lack the second."""
     return content["backbone"]["fingerprint"], content.get("scaffold", {}).get("fingerprint")
 
 
-def _lengths(rows: Sequence[Row], split: str) -> Lengths | None:
-    """Scores by length; None where all prompts are of one."""
-    prompted = [row for row in rows if _prompted(kind_of(row.content))]
-    values = {row.name: values_of(row.runs[0]) for row in prompted}
+def _lengths(rows: Sequence[MethodScores], split: str) -> LengthScores | None:
+    """Return scores by prompt length; None if all prompts have the same length."""
+    prompted = [row for row in rows if _has_length(kind_of(row.content))]
+    values = {row.name: method_values(row.runs[0]) for row in prompted}
     lengths = sorted({own[LENGTH] for own in values.values()})
     if len(lengths) < 2:
         return None
     left_out = (LENGTH, *(RATES if split == DEV else ()))
     others = {name: {key: own[key] for key in own if key not in left_out} for name, own in values.items()}
     runs = [row.runs[0] for row in rows]
-    columns = _told_apart({row.name: (_called(row.runs[0], runs), others[row.name]) for row in prompted})
-    scores: dict[int, dict[str, Row]] = {length: {} for length in lengths}
-    for row in sorted(prompted, key=lambda row: row.average.value):  # the best comes last, and stays
+    columns = _distinguished({row.name: (_method_label(row.runs[0], runs), others[row.name]) for row in prompted})
+    scores: dict[int, dict[str, MethodScores]] = {length: {} for length in lengths}
+    for row in sorted(prompted, key=lambda row: row.average.value):  # the best comes last, and is kept
         scores[values[row.name][LENGTH]][columns[row.name]] = row
-    return Lengths(list(dict.fromkeys(columns.values())), scores)
+    return LengthScores(list(dict.fromkeys(columns.values())), scores)
 
 
-def _prompted(kind: str) -> bool:
-    """Whether it is a scaffold with a prompt of some length."""
+def _has_length(kind: str) -> bool:
+    """Whether scaffolds of a kind have a prompt with a length."""
     return kind in KINDS and any(item.name == "length" for item in fields(KINDS[kind].Config))
 
 
-def _called(result: Result, among: Sequence[Result]) -> str:
-    """What a method is, with its encoder, and with its language model where there are several."""
+def _method_label(result: Result, among: Sequence[Result]) -> str:
+    """Return the label of a method, with its encoder, and with its language model if there are several."""
     content = result.content
     kind = kind_of(content)
-    name = CALLED.get(kind) or label_of(kind)
+    name = LABELS.get(kind) or label_of(kind)
     if encoder := _encoder(content):
         name = f"{name} with {encoder}"
     if len({other.content["backbone"]["fingerprint"] for other in among}) > 1:
-        name = f"{name}, {_short(content['backbone']['name'])}"
+        name = f"{name}, {_short_name(content['backbone']['name'])}"
     return name
 
 
 def _encoder(content: Mapping[str, Any]) -> str:
-    """What reads the input of an input-dependent prompt, shortly."""
+    """Return the short name of the encoder of an input-dependent prompt."""
     if "scaffold" not in content:  # older results
-        return _short(content["recipe"]["scaffold"].get("encoder", "")) if content["trained"] else ""
+        return _short_name(content["recipe"]["scaffold"].get("encoder", "")) if content["trained"] else ""
     encoder = content["scaffold"]["encoder"]
     if not encoder:
         return ""
     itself = encoder["fingerprint"] == content["backbone"]["fingerprint"]
-    return "the LM as encoder" if itself else _short(encoder["name"])
+    return "the LM as encoder" if itself else _short_name(encoder["name"])
 
 
-def _short(name: str) -> str:
-    """The last part of a model's name."""
+def _short_name(name: str) -> str:
+    """Return the last part of a model's name."""
     return name.rstrip("/").rsplit("/", maxsplit=1)[-1].removeprefix("package:")
 
 
-def _told_apart(methods: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
-    """Names for what is called so and has these values: with the values that tell apart what is called alike."""
+def _distinguished(methods: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
+    """Return distinct names of methods, from labels and values: equal labels get the values that differ."""
     found: dict[str, str] = {}
-    for key, (called, own) in methods.items():
-        alike = [values for other, values in methods.values() if other == called]
+    for key, (label, own) in methods.items():
+        alike = [values for other, values in methods.values() if other == label]
         names = dict.fromkeys(name for values in alike for name in values)
         apart = [name for name in names if any(values.get(name) != own.get(name) for values in alike)]
         last = [name.rpartition(".")[2] for name in apart]
         short = {name: one if last.count(one) == 1 else name for one, name in zip(last, apart, strict=True)}
-        told = ", ".join(f"{short[name]}={_value(own[name])}" for name in apart if name in own)
-        found[key] = f"{called} ({told})" if told else called
+        chosen = ", ".join(f"{short[name]}={_value(own[name])}" for name in apart if name in own)
+        found[key] = f"{label} ({chosen})" if chosen else label
     return found
 
 
