@@ -19,6 +19,7 @@ from shoulders.evidence.packing import Packer
 from shoulders.evidence.retrieved import Retrieved
 from shoulders.records import Question
 from shoulders.retrieval import building
+from shoulders.retrieval import passages as passages_module
 from shoulders.retrieval.bm25 import ExactBM25, SparseWriter
 from shoulders.retrieval.building import build
 from shoulders.retrieval.index import Index
@@ -354,6 +355,29 @@ def test_retrieved_passages_are_evidence(folder, tmp_path, lm):
     assert [passage.score for passage in found] == sorted((passage.score for passage in found), reverse=True)
     with pytest.raises(UsageError, match="0 passages asked for"):
         Retrieved(index, 0, packer).find([question])
+
+
+def test_a_document_that_cannot_be_cut_is_skipped_and_keeps_what_it_had(folder, tmp_path, monkeypatch):
+    class Panic(BaseException):
+        """As a library in Rust raises when it panics."""
+
+    def fails(text):
+        if "Rome" in text:
+            raise Panic("unreachable code")
+        return unicode_sentences(text)
+
+    unicode_sentences = passages_module.unicode_sentences
+    cutting = Cutting(sentences=True)
+    build([str(folder)], tmp_path / "index", cutting)
+    before = Index(tmp_path / "index").passages
+    monkeypatch.setattr(passages_module, "unicode_sentences", fails)
+    for path in folder.iterdir():
+        path.write_text(path.read_text() + " More.")
+    built = build([str(folder)], tmp_path / "index", cutting, prune=True)
+    assert [(Path(one.place).name, one.reason) for one in built.skipped] == [
+        ("Rome.txt", "it cannot be cut into passages (Panic: unreachable code)")
+    ]
+    assert (built.done["deleted"], Index(tmp_path / "index").passages) == (0, before)
 
 
 def test_a_fingerprint_does_not_hang_on_the_clock(tmp_path):

@@ -1,6 +1,8 @@
 """The text of pages, Markdown and PDFs: all of it, its words apart, nothing else."""
 
 import re
+import resource
+import time
 from functools import cache
 
 import pytest
@@ -186,3 +188,38 @@ def test_letters_and_words_of_a_pdf_are_whole(tmp_path):
     )
     text = " ".join(read_text(tmp_path / "a.pdf").text.split())
     assert text == "The fire station's office is selfish in 1999- 2001, Anglo- Saxon."
+
+
+@pytest.mark.parametrize("name", ["a.html", "a.md"])
+@pytest.mark.parametrize("page", ["<div>" * 200_000, "<p>text\n" * 50_000 + "<ul><li>" * 100_000])
+def test_a_page_that_nests_too_deeply_is_refused_soon(told, name, page):
+    started = time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    with pytest.raises(DataError, match="tags nest too deeply"):
+        told(name, page)
+    used = time.process_time() - started[0] + resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - started[1]
+    assert used < 5  # unbounded, it takes minutes
+
+
+def test_a_charset_at_the_end_of_a_deep_page_does_not_stall(told):
+    with pytest.raises(DataError, match="tags nest too deeply"):
+        told("a.html", "<div>" * 200_000 + "<meta charset=utf-8>")
+
+
+def test_long_pages_and_deep_ones_are_read(told):
+    title, text, lost = told("long.html", "<p>some <b>bold</b> words</p>\n" * 20_000)
+    assert (text.count("some bold words"), lost) == (20_000, [])
+    assert told("deep.html", "<div>" * 3_000 + "word") == ("deep", "word", [])
+    assert told("spans.html", "<span>" * 50_000 + "word") == ("spans", "word", [])
+
+
+def test_a_page_that_does_not_say_its_encoding_is_read_as_browsers_do_and_named(told):
+    title, text, lost = told("a.html", "<p>Mal\xe9, 5 \x80</p>".encode("latin-1"))
+    assert text == "Mal\u00e9, 5 \u20ac"
+    assert lost == [("", "it does not say its encoding: read as windows-1252, which is a guess")]
+    assert told("b.html", "<p>Mal\u00e9</p>") == ("b", "Mal\u00e9", [])
+    with pytest.raises(DataError, match="is no text"):
+        told("c.html", bytes(range(256)) * 4)
+    with pytest.raises(DataError, match="it says"):
+        told("d.html", b"<meta charset=utf-8><p>\xff\xfe\xfd")
+    with pytest.raises(DataError, match="it is not UTF-8"):
+        told("e.txt", "Mal\xe9".encode("latin-1"))

@@ -17,9 +17,9 @@ from itertools import chain
 from pathlib import Path
 from typing import final
 
-from shoulders.errors import DataError, SaveFailed
+from shoulders.errors import DataError, SaveFailed, first_line
 from shoulders.retrieval.bm25 import ENGINE, Analyser, SparseWriter
-from shoulders.retrieval.documents import Document, Skipped, Source, open_source
+from shoulders.retrieval.documents import INTERRUPTIONS, Document, Skipped, Source, open_source
 from shoulders.retrieval.index import (
     CHANGED,
     FORMAT,
@@ -200,18 +200,32 @@ class _Build:
         elif known and known.hash == content:
             self.store.see(known.key, self.number)
             self.done["unchanged"] += 1
+        elif (passages := self._passages(item)) is None:
+            if known:  # what is kept of it stays, also when others are pruned
+                self.store.see(known.key, self.number)
         else:
             if known:
                 self.store.delete(known.key)
             self.done["replaced" if known else "added"] += 1
             key = self.store.add(source, item.id, item.title, content, self.number)
-            for number, cut in self.store.add_passages(key, self._cut(item)):
+            for number, cut in self.store.add_passages(key, self._analysed(item.title, passages)):
                 if len(self._terms) < REMEMBERED:
                     self._terms[number] = cut.terms
 
-    def _cut(self, document: Document) -> Iterator[Cut]:
-        for text in [document.text] if document.passage else self.cutting.cut(document.text):
-            yield Cut(text, same_text(text), " ".join(self.analyser.terms(f"{document.title}\n{text}")))
+    def _passages(self, document: Document) -> list[str] | None:
+        """Return the passages of a document; None, and the document is skipped, if the library fails that cuts it."""
+        try:
+            return [document.text] if document.passage else list(self.cutting.cut(document.text))
+        except INTERRUPTIONS:
+            raise
+        except BaseException as error:  # a panic of a library in Rust is no Exception
+            reason = f"it cannot be cut into passages ({type(error).__name__}: {first_line(error)})"
+            self._skip(Skipped(document.place, reason, document.read))
+            return None
+
+    def _analysed(self, title: str, passages: Iterable[str]) -> Iterator[Cut]:
+        for text in passages:
+            yield Cut(text, same_text(text), " ".join(self.analyser.terms(f"{title}\n{text}")))
 
     def _skip(self, item: Skipped) -> None:
         self.done["skipped"] += 1

@@ -28,6 +28,7 @@ KNOWN = WHOLE + LINES + TABLES
 HUB = "hub:"
 COLUMNS = ("id", "text", "title")
 BESIDE = "__MACOSX"  # a folder that macOS packs beside what was meant
+INTERRUPTIONS = (KeyboardInterrupt, SystemExit, GeneratorExit)  # of the program, not failures of a library
 FIELD = regex.compile(r'(?<![^\t])(?:"((?:[^"]++|"")*+)"(?=\t|$)|[^\t]*)')
 UNDECODED = regex.compile(r"[\udc80-\udcff]")  # bytes that a line's encoding does not have, as Python passes them on
 
@@ -165,7 +166,9 @@ def _file_items(file: _File) -> Iterator[Document | Skipped]:
     reader = _json_items if name.endswith(LINES) else _table_items if name.endswith(TABLES) else _whole
     try:
         yield from reader(file)
-    except Exception as error:  # whatever a library makes of a broken file, the others are read
+    except INTERRUPTIONS:
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception; the other files are read all the same
         yield file.skipped(f"it cannot be read ({type(error).__name__}: {first_line(error)})")
 
 

@@ -1,6 +1,8 @@
 """The text of one file: plain text, Markdown, HTML or PDF, without what is no text in it."""
 
 import logging
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -44,6 +46,7 @@ APART = {tag: space for tags, space in ((BLOCKS, "\n\n"), (BOXES, " ")) for tag 
 META = regex.compile(rb"<meta\b[^>]*charset[^>]*>?", regex.IGNORECASE)
 CHARSET = regex.compile(r"charset\s*=\s*[\"']?([^\s;\"']+)", regex.IGNORECASE)
 XML_ENCODING = regex.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([^\"']*)[\"']")
+BROWSERS = "cp1252"  # what browsers read an undeclared page as; HTML Standard, section 13.2.3.2, step 9
 # What the Standard's encodings are called in Python where it is not what they are called there.
 SUPERSETS = {"gbk": "gb18030", "utf-16le": "utf-8", "utf-16be": "utf-8", "x-user-defined": "cp1252"}
 
@@ -54,6 +57,17 @@ SWALLOWING = regex.compile(
     r"<(?=/?(?:title|textarea|style|xmp|iframe|noembed|noframes|script|plaintext|template|noscript|frameset)\b)",
     regex.IGNORECASE,
 )
+
+# lexbor's time grows with the square of the depth of a page, and a parse cannot be interrupted. So a page of many tags
+# is parsed first in a process of its own, which the system ends when its processor time is used up.
+MANY_TAGS = 10_000  # fewer take half a second at most, however deep
+SECONDS, BYTES = 1, 5_000_000  # processor time, and one second more for so many bytes; 10 MB take a second
+TRIAL = """
+import resource, sys
+from selectolax.lexbor import LexborHTMLParser
+resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[1]), int(sys.argv[1])))
+LexborHTMLParser(sys.stdin.buffer.read())
+"""
 
 
 class Titled(NamedTuple):
@@ -103,7 +117,7 @@ def _plain(content: bytes) -> Titled:
 def _markdown(content: bytes) -> Titled:
     text, lost = _decoded(content)
     title, text = _front_matter(clean(text))
-    page = LexborHTMLParser(_commonmark().render(text))
+    page = _parsed(_commonmark().render(text))
     headings = (_text_of(heading) or _text_of(heading, pictures=True) for heading in page.css(HEADINGS))
     return Titled(title or next(filter(None, headings), ""), _text_of(page.body, pictures=True), lost)
 
@@ -133,17 +147,48 @@ def _front_matter(text: str) -> tuple[str, str]:
 
 
 def _html(content: bytes) -> Titled:
-    text, lost = _decoded(content, _declared(content))
-    page = LexborHTMLParser(text)
+    text, lost = _decoded_page(content)
+    page = _parsed(text)
     title = page.css_first("title:not(svg title)")
     return Titled(title.text() if title else "", _text_of(page.body), lost)
+
+
+def _decoded_page(content: bytes) -> tuple[str, Sequence[tuple[str, str]]]:
+    """Return the text of a page; where nothing tells its encoding, read it as browsers do and say so."""
+    declared = _declared(content)
+    try:
+        return _decoded(content, declared)
+    except DataError:
+        if declared:
+            raise
+        text, lost = _decoded(content, BROWSERS)  # refuses what is no text once more
+        return text, [("", "it does not say its encoding: read as windows-1252, which is a guess"), *lost]
+
+
+def _parsed(page: str) -> LexborHTMLParser:
+    """Return the tree of a page.
+
+    Raises:
+        DataError: its tags nest so deeply that parsing would take minutes, or the parser crashes.
+    """
+    if (tags := page.count("<")) > MANY_TAGS:
+        content = page.encode(errors="replace")
+        seconds = SECONDS + len(content) // BYTES
+        tried = subprocess.run(  # noqa: S603 (our own program)
+            [sys.executable, "-P", "-c", TRIAL, str(seconds)], input=content, capture_output=True, check=False
+        )
+        if tried.returncode:
+            raise DataError(
+                f"its {tags:,} tags nest too deeply: they are not parsed within {seconds} s of processor time"
+            )
+    return LexborHTMLParser(page)
 
 
 def _declared(content: bytes) -> str:
     """Return Python's name of the encoding that a page says it has; "" if it says none that there is."""
     labels: list[str] = []
     head = content[: max((meta.end() for meta in META.finditer(content)), default=0)]
-    for meta in LexborHTMLParser(head.decode("latin-1")).css("meta"):  # none of a comment, a script or a title
+    for meta in _parsed(head.decode("latin-1")).css("meta"):  # none of a comment, a script or a title
         about = meta.attributes
         labels.append(about.get("charset") or "")
         if (about.get("http-equiv") or "").lower() == "content-type":
