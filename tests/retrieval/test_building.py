@@ -8,11 +8,13 @@ import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bm25_scores import ExactBM25
 from shoulders.engine.batches import with_evidence
 from shoulders.errors import CorruptFile, DataError, SaveFailed, SourceNotFound, UsageError
 from shoulders.evidence.packing import Packer
@@ -20,7 +22,7 @@ from shoulders.evidence.retrieved import Retrieved
 from shoulders.records import Question
 from shoulders.retrieval import building
 from shoulders.retrieval import passages as passages_module
-from shoulders.retrieval.bm25 import ExactBM25, SparseWriter
+from shoulders.retrieval.bm25 import SparseWriter
 from shoulders.retrieval.building import build
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.passages import Cutting, PassageStore

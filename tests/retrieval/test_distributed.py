@@ -11,9 +11,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from bm25_scores import ExactBM25
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.retrieval import upload
-from shoulders.retrieval.bm25 import ExactBM25
 from shoulders.retrieval.building import build
 from shoulders.retrieval.distributed import MilvusBM25, MilvusVectors
 from shoulders.retrieval.index import Index

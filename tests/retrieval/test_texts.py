@@ -206,14 +206,14 @@ def test_a_charset_at_the_end_of_a_deep_page_does_not_stall(told):
 
 
 def test_long_pages_and_deep_ones_are_read(told):
-    title, text, lost = told("long.html", "<p>some <b>bold</b> words</p>\n" * 20_000)
+    _title, text, lost = told("long.html", "<p>some <b>bold</b> words</p>\n" * 20_000)
     assert (text.count("some bold words"), lost) == (20_000, [])
     assert told("deep.html", "<div>" * 3_000 + "word") == ("deep", "word", [])
     assert told("spans.html", "<span>" * 50_000 + "word") == ("spans", "word", [])
 
 
 def test_a_page_that_does_not_say_its_encoding_is_read_as_browsers_do_and_named(told):
-    title, text, lost = told("a.html", "<p>Mal\xe9, 5 \x80</p>".encode("latin-1"))
+    _title, text, lost = told("a.html", "<p>Mal\xe9, 5 \x80</p>".encode("latin-1"))
     assert text == "Mal\u00e9, 5 \u20ac"
     assert lost == [("", "it does not say its encoding: read as windows-1252, which is a guess")]
     assert told("b.html", "<p>Mal\u00e9</p>") == ("b", "Mal\u00e9", [])

@@ -31,7 +31,7 @@ from shoulders.retrieval.index import (
     VERSION,
     read_manifest,
 )
-from shoulders.retrieval.passages import AT_ONCE, Counts, Cut, Cutting, PassageStore, same_text
+from shoulders.retrieval.passages import AT_ONCE, Counts, Cut, Cutting, Known, PassageStore, same_text
 from shoulders.store.files import LOCK, save_failed, sole_writer, write_json
 
 ANALYSER = "analyser"
@@ -200,17 +200,23 @@ class _Build:
         elif known and known.hash == content:
             self.store.see(known.key, self.number)
             self.done["unchanged"] += 1
-        elif (passages := self._passages(item)) is None:
+        else:
+            self._keep(source, item, content, known)
+
+    def _keep(self, source: int, document: Document, content: bytes, known: Known | None) -> None:
+        """Keep a new document, or one that changed in place of what is known of it."""
+        passages = self._passages(document)
+        if passages is None:
             if known:  # what is kept of it stays, also when others are pruned
                 self.store.see(known.key, self.number)
-        else:
-            if known:
-                self.store.delete(known.key)
-            self.done["replaced" if known else "added"] += 1
-            key = self.store.add(source, item.id, item.title, content, self.number)
-            for number, cut in self.store.add_passages(key, self._analysed(item.title, passages)):
-                if len(self._terms) < REMEMBERED:
-                    self._terms[number] = cut.terms
+            return
+        if known:
+            self.store.delete(known.key)
+        self.done["replaced" if known else "added"] += 1
+        key = self.store.add(source, document.id, document.title, content, self.number)
+        for number, cut in self.store.add_passages(key, self._analysed(document.title, passages)):
+            if len(self._terms) < REMEMBERED:
+                self._terms[number] = cut.terms
 
     def _passages(self, document: Document) -> list[str] | None:
         """Return the passages of a document; None, and the document is skipped, if the library fails that cuts it."""

@@ -168,7 +168,9 @@ def _file_items(file: _File) -> Iterator[Document | Skipped]:
         yield from reader(file)
     except INTERRUPTIONS:
         raise
-    except BaseException as error:  # a panic of a library in Rust is no Exception; the other files are read all the same
+    except (
+        BaseException
+    ) as error:  # a panic of a library in Rust is no Exception; the other files are read all the same
         yield file.skipped(f"it cannot be read ({type(error).__name__}: {first_line(error)})")
 
 

@@ -174,7 +174,7 @@ def _parsed(page: str) -> LexborHTMLParser:
     if (tags := page.count("<")) > MANY_TAGS:
         content = page.encode(errors="replace")
         seconds = SECONDS + len(content) // BYTES
-        tried = subprocess.run(  # noqa: S603 (our own program)
+        tried = subprocess.run(
             [sys.executable, "-P", "-c", TRIAL, str(seconds)], input=content, capture_output=True, check=False
         )
         if tried.returncode:

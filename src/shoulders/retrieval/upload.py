@@ -189,7 +189,10 @@ def _begun(
 
 @final
 class _Weights:
-    """Passages as sparse vectors of BM25's weights, without idf. Source: as `ExactBM25`."""
+    """Passages as sparse vectors of BM25's weights, without idf.
+
+    Source: Robertson and Zaragoza 2009, with Lucene's idf, which is never negative.
+    """
 
     def __init__(self, index: Index, state: UploadState, k1: float, b: float, mean: float) -> None:
         self.index, self.state, self.k1, self.b, self.mean = index, state, k1, b, mean
