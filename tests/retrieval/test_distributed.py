@@ -20,8 +20,7 @@ from shoulders.retrieval.index import Index
 from shoulders.retrieval.milvus import LIMIT, Milvus
 from shoulders.retrieval.passages import Cutting
 from shoulders.retrieval.search import Scored, best_first
-from shoulders.retrieval.upload import Target, states, upload_vectors, upload_weights
-from shoulders.retrieval.upload_state import UploadState
+from shoulders.retrieval.upload import Target, UploadState, upload_records, upload_vectors, upload_weights
 from shoulders.store.files import sole_writer
 
 K = 20
@@ -235,11 +234,11 @@ def test_a_process_killed_for_real_goes_on(index, place, asked, tmp_path):
     ]
     slow = "import shoulders.retrieval.upload as u; u.BATCH = 50; from shoulders.cli.main import main; main()"
     process = subprocess.Popen([command[0], "-c", slow, *command[3:]], env=os.environ, stdout=subprocess.DEVNULL)
-    known, part = {key for key, _ in states(index.folder)}, 0
+    known, part = {key for key, _ in upload_records(index.folder)}, 0
     try:
         while part == 0 and process.poll() is None:
             time.sleep(0.02)
-            for key, path in states(index.folder):
+            for key, path in upload_records(index.folder):
                 if key not in known:
                     with UploadState(path) as state:
                         part = int(state.value("passages") or 0)

@@ -11,7 +11,7 @@ from bm25_scores import ExactBM25
 from shoulders.data.lines import read_json_lines
 from shoulders.errors import CorruptFile, UsageError
 from shoulders.retrieval.bm25 import K1, Analyser, B, SparseSearcher, SparseWriter, check_bm25
-from shoulders.retrieval.passages import Stored
+from shoulders.retrieval.passages import StoredPassage
 from shoulders.retrieval.search import Scored, best_first
 
 REAL = Path(os.environ.get("SHOULDERS_ODQA") or Path(__file__).parents[3] / "shared" / "data" / "odqa")
@@ -27,7 +27,7 @@ def corpus(request, records, asked):
             pytest.skip("no folder of real passages at hand")
         records = list(islice(read_json_lines(REAL / "passages.jsonl.gz"), 10_000))
         asked = [row["question"] for row in islice(read_json_lines(REAL / "nq.dev.jsonl.gz"), 200)]
-    return [Stored(number, one["title"], one["text"]) for number, one in enumerate(records, start=1)], asked
+    return [StoredPassage(number, one["title"], one["text"]) for number, one in enumerate(records, start=1)], asked
 
 
 def tantivy(passages, folder):
@@ -58,7 +58,7 @@ def test_tantivy_finds_what_bm25s_finds(corpus, tmp_path):
 
 
 def test_equal_scores_come_by_number_wherever_the_list_is_cut(tmp_path):
-    passages = [Stored(number, "", "the same words in all") for number in range(1, 400)]
+    passages = [StoredPassage(number, "", "the same words in all") for number in range(1, 400)]
     engine = tantivy(passages[::-1], tmp_path / "sparse")
     for k in (1, 7, 398, 399, 1000):
         (found,) = engine.search(["words"], k)
@@ -73,13 +73,13 @@ def test_queries_do_not_depend_on_each_other(corpus, tmp_path):
 
 
 def test_a_word_said_twice_counts_twice(tmp_path):
-    passages = [Stored(1, "", "apple pear"), Stored(2, "", "pear plum"), Stored(3, "", "fig fig")]
+    passages = [StoredPassage(1, "", "apple pear"), StoredPassage(2, "", "pear plum"), StoredPassage(3, "", "fig fig")]
     once, twice = tantivy(passages, tmp_path / "sparse").search(["plum", "plum plum"], 3)
     assert twice[0].score == pytest.approx(2 * once[0].score)
 
 
 def test_queries_without_an_answer_and_endless_ones(tmp_path):
-    passages = [Stored(number, "", f"number {number} of many") for number in range(1, 50)]
+    passages = [StoredPassage(number, "", f"number {number} of many") for number in range(1, 50)]
     long = " ".join(f"word{number}" for number in range(9_999)) + " 17"
     engine = tantivy(passages, tmp_path / "sparse")
     assert engine.search(["", "the of", "unheard", "!?"], 5) == [[], [], [], []]
@@ -88,7 +88,7 @@ def test_queries_without_an_answer_and_endless_ones(tmp_path):
 
 
 def test_removed_passages_are_not_found(tmp_path):
-    passages = [Stored(number, "", f"number {number} of many") for number in range(1, 50)]
+    passages = [StoredPassage(number, "", f"number {number} of many") for number in range(1, 50)]
     tantivy(passages, tmp_path)
     writer = SparseWriter(tmp_path)
     writer.remove(17)

@@ -1,4 +1,4 @@
-"""BM25: the terms of a text, and search on tantivy."""
+"""BM25: analysis of text into terms, and search on tantivy."""
 
 import math
 import os
@@ -67,7 +67,7 @@ FOLDED = Folding(_folded)
 
 @final
 class Analyser:
-    """English: folding, terms, stop words, Porter's stems. Scripts without spaces: each character, and each pair.
+    """Analysis of English (stop words, Porter's stems) and of scripts without spaces (characters and pairs).
 
     Source: the chain of Lucene's EnglishAnalyzer (possessives, lower case, stop words, Porter), with the folding of its
     ICUFoldingFilter for letters and accents, and the pairs of its CJKBigramFilter.
@@ -83,7 +83,7 @@ class Analyser:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Name, version and settings, as JSON holds them."""
+        """Name, version and settings, in types that JSON has."""
         settings = {
             "folding": "NFKD, casefold, accents and strokes removed, digits, NFC",
             "terms": WORD,
@@ -95,14 +95,14 @@ class Analyser:
         return {"name": self.NAME, "version": self.VERSION, "settings": settings}
 
     def terms(self, text: str) -> list[str]:
-        """The terms of a text in their order."""
+        """Return the terms of a text in their order."""
         text = self._possessive.sub("", text)
         plain = text.lower() if text.isascii() else normalize("NFC", text.translate(FOLDED))
         words = ASCII_TERM.findall(plain) if plain.isascii() else self._words_of(plain)
         return [self._stem(word) if len(word) > SHORT else word for word in words if word not in STOP_WORDS]
 
     def words(self, text: str) -> list[tuple[int, int]]:
-        """Where the words of a text are that terms are made from; in scripts without spaces, its characters."""
+        """Return where the words are that terms are made from; in scripts without spaces, the characters."""
         return [match.span() for match in self._word.finditer(text)]
 
     def _words_of(self, folded: str) -> list[str]:
@@ -147,7 +147,7 @@ def _schema() -> Any:
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _errors_named(folder: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
@@ -158,38 +158,38 @@ def _told(folder: Path) -> Iterator[None]:
 
 @final
 class SparseWriter:
-    """Adds and removes passages; readers see nothing of it before `commit`."""
+    """Writer of an engine's folder; readers see no change before `commit`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with _told(folder):
+        with _errors_named(folder):
             folder.mkdir(exist_ok=True)
             self._writer = Index(_schema(), path=str(folder)).writer(HEAP, num_threads=1)
 
     def add(self, passage: int, terms: str) -> None:
-        """A passage by its terms, joined by spaces."""
-        with _told(self.folder):
+        """Add a passage by its terms, joined by spaces."""
+        with _errors_named(self.folder):
             self._writer.add_document(Document(**{NUMBER: passage, TERMS: terms}))
 
     def remove(self, passage: int) -> None:
-        """Forget a passage; nothing happens if there is none of that number."""
-        with _told(self.folder):
+        """Remove a passage, if there is one of that number."""
+        with _errors_named(self.folder):
             self._writer.delete_documents_by_term(NUMBER, passage)
 
     def commit(self) -> None:
-        """Make what was added and removed last, and visible."""
-        with _told(self.folder):
+        """Make all changes durable and visible."""
+        with _errors_named(self.folder):
             self._writer.commit()
 
     def close(self) -> None:
         """Wait until segments are merged."""
-        with _told(self.folder):
+        with _errors_named(self.folder):
             self._writer.wait_merging_threads()
 
 
 @final
 class SparseSearcher:
-    """BM25 search; queries of one call are answered side by side.
+    """BM25 search; the queries of one call are answered in parallel.
 
     Raises:
         CorruptFile: the folder holds no index of tantivy's that can be read.
@@ -206,7 +206,7 @@ class SparseSearcher:
         self._schema, self._searcher = index.schema, index.searcher()
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
-        """For each query the k passages with the highest scores, of those that have a term of it."""
+        """Return for each query the k passages with the highest scores, of those that have a term of it."""
         terms = [Counter(self.analyser.terms(query)) for query in queries]
         searcher = self._searcher
         if len(terms) == 1:

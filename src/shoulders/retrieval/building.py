@@ -31,7 +31,7 @@ from shoulders.retrieval.index import (
     VERSION,
     read_manifest,
 )
-from shoulders.retrieval.passages import AT_ONCE, Counts, Cut, Cutting, Known, PassageStore, same_text
+from shoulders.retrieval.passages import AT_ONCE, Counts, Cutting, KnownDocument, NewPassage, PassageStore, text_key
 from shoulders.store.files import LOCK, save_failed, sole_writer, write_json
 
 ANALYSER = "analyser"
@@ -45,7 +45,7 @@ Item = Document | Skipped
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a build is: what is counted here is kept whatever happens.
+    """How much of a build is done and kept, even if the process is killed.
 
     Attributes:
         read: bytes of all sources so far.
@@ -59,8 +59,8 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
-    """What a build did.
+class BuildResult:
+    """Counts of what a build did.
 
     Attributes:
         done: documents that were added, replaced, deleted, unchanged; things skipped.
@@ -82,8 +82,8 @@ def build(
     as_is: bool = False,
     prune: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
-) -> Built:
-    """Put the documents of some sources into the index in a folder, which is made if there is none.
+) -> BuildResult:
+    """Add the documents of some sources to the index in a folder, which is made if there is none.
 
     Documents that are there unchanged are left alone, changed ones replaced. The same command finishes what a killed
     one began.
@@ -123,7 +123,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _checked(sources: Sequence[Source], items: Sequence[Iterator[Item]]) -> list[Iterator[Item]]:
-    """The items of all sources, once it is sure that there is a text in one of them."""
+    """Return the items of all sources, having made sure that there is a text in one of them."""
     looked: list[Iterator[Item]] = []
     skipped: list[Skipped] = []
     for number, some in enumerate(items):
@@ -140,7 +140,7 @@ def _checked(sources: Sequence[Source], items: Sequence[Iterator[Item]]) -> list
 
 @final
 class _Build:
-    """One run of `build` over an index that nobody else writes."""
+    """One run of `build` over an index that no other process writes."""
 
     def __init__(self, folder: Path, cutting: Cutting, size: int) -> None:
         self.folder, self.cutting, self.size = folder, cutting, size
@@ -166,7 +166,7 @@ class _Build:
         *,
         prune: bool,
         on_progress: Callable[[Progress], None],
-    ) -> Built:
+    ) -> BuildResult:
         self._follow()
         before, unpruned = 0, []
         for source, some in zip(sources, items, strict=True):
@@ -203,7 +203,7 @@ class _Build:
         else:
             self._keep(source, item, content, known)
 
-    def _keep(self, source: int, document: Document, content: bytes, known: Known | None) -> None:
+    def _keep(self, source: int, document: Document, content: bytes, known: KnownDocument | None) -> None:
         """Keep a new document, or one that changed in place of what is known of it."""
         passages = self._passages(document)
         if passages is None:
@@ -229,9 +229,9 @@ class _Build:
             self._skip(Skipped(document.place, reason, document.read))
             return None
 
-    def _analysed(self, title: str, passages: Iterable[str]) -> Iterator[Cut]:
+    def _analysed(self, title: str, passages: Iterable[str]) -> Iterator[NewPassage]:
         for text in passages:
-            yield Cut(text, same_text(text), " ".join(self.analyser.terms(f"{title}\n{text}")))
+            yield NewPassage(text, text_key(text), " ".join(self.analyser.terms(f"{title}\n{text}")))
 
     def _skip(self, item: Skipped) -> None:
         self.done["skipped"] += 1
@@ -249,7 +249,7 @@ class _Build:
             self.done["deleted"] += len(some)
 
     def _follow(self) -> None:
-        """Give the engine what changed."""
+        """Bring the engine up to date with the passages that changed."""
         pending = self.store.pending()
         if not pending:
             return
@@ -269,7 +269,7 @@ class _Build:
             self.store.set_state(CHANGED, str(self.number))
         self._terms.clear()
 
-    def _finished(self, unpruned: Sequence[str]) -> Built:
+    def _finished(self, unpruned: Sequence[str]) -> BuildResult:
         self.engine.close()
         counts = self.store.counts()
         manifest = {
@@ -288,7 +288,7 @@ class _Build:
         with self.store.writing():
             self.store.set_state(UNFINISHED, "")
         self.store.close()
-        return Built(counts, self.done, self.skipped, unpruned)
+        return BuildResult(counts, self.done, self.skipped, unpruned)
 
 
 def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:

@@ -1,4 +1,4 @@
-"""Search by dot product on FAISS over the vectors of an index, and the retrievers of an index by their names."""
+"""Dense search on FAISS over the vectors of an index, and the retrievers of an index by their names."""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from shoulders.errors import CorruptFile, SourceNotFound, UnknownName, UsageError, first_line
 from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.index import Index
-from shoulders.retrieval.search import Scored, Searcher, best_first, retriever_of_kind
-from shoulders.retrieval.vectors import AGAIN, VectorStore, encoder_of, vectors_in
+from shoulders.retrieval.search import Scored, Searcher, best_first, make_retriever
+from shoulders.retrieval.vectors import AGAIN, VectorStore, load_encoder, vectors_in
 from shoulders.store.files import read_json, sole_writer, whole_file, write_json
 
 FLAT, SQ8, IVF_SQ8, IVF_PQ, IVF_RABITQ = "flat", "sq8", "ivf-sq8", "ivf-pq", "ivf-rabitq"
@@ -31,7 +31,7 @@ AT_ONCE = 256  # queries
 
 @final
 class DenseSearcher:
-    """Search over the vectors of an index.
+    """Dense search over the vectors of an index.
 
     Args:
         encoder: makes the vectors of queries.
@@ -54,11 +54,11 @@ class DenseSearcher:
 
     @property
     def fingerprint(self) -> str:
-        """Which vectors are searched, and how."""
+        """The identity of the vectors and the kind of search."""
         return f"dense {self.vectors.fingerprint} {self.vectors.type} {self.kind}"
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
-        """For each query the k passages whose vectors have the largest dot product with its own.
+        """Return for each query the k passages whose vectors have the largest dot product with the query's.
 
         Fewer if there are fewer, or none near; none at all for a query without a word.
 
@@ -79,14 +79,14 @@ class DenseSearcher:
         return found
 
     def nearest(self, rows: NDArray[np.float32], k: int) -> list[list[Scored]]:
-        """For each vector [Q, E] the k passages of the largest dot product, best first."""
+        """Return for each vector [Q, E] the k passages of the largest dot product, best first."""
         if not len(self.vectors):
             return [[] for _ in rows]
         found = self._candidates(rows, k)
         return [best_first(self._scored(row, some[some >= 0]), k) for row, some in zip(rows, found, strict=True)]
 
     def _candidates(self, rows: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        """Numbers of passages [Q, at least k], -1 where there is none; of equal scores all or none are among them."""
+        """Return numbers of passages [Q, at least k], -1 for none; of equal scores all or none are included."""
         depth = k * CANDIDATES[self.kind] + MORE
         while True:
             depth = min(depth, len(self.vectors))
@@ -102,18 +102,18 @@ class DenseSearcher:
         return [Scored(int(n), float(s)) for n, s in zip(numbers, scores, strict=True)]
 
 
-def kind_for(passages: int) -> str:
-    """The usual kind for so many passages."""
+def default_kind(passages: int) -> str:
+    """Return the kind of FAISS index that is used for so many passages."""
     return SQ8 if passages < LARGE else IVF_SQ8
 
 
 def build_faiss(vectors: VectorStore, kind: str = "") -> str:
-    """Put vectors into FAISS beside them, unless that is done already; gives the kind.
+    """Build the FAISS index of some vectors beside them, unless it is up to date, and return its kind.
 
     Args:
         kind: one of `KINDS`. "flat" and "sq8" look at every vector, as it is or a byte for each number; "ivf-" ones at
             those in cells near the query: a byte for each number, for 8 numbers ("ivf-pq"), or a bit for each
-            ("ivf-rabitq"). Without one, the kind that is there already, or that of `kind_for`.
+            ("ivf-rabitq"). Without one, the kind that is there already, or that of `default_kind`.
 
     Raises:
         UnknownName: there is no such kind.
@@ -122,7 +122,7 @@ def build_faiss(vectors: VectorStore, kind: str = "") -> str:
     """
     about = vectors.folder / ABOUT
     before = read_json(about) if about.exists() else {}
-    kind = kind or str(before.get("kind") or kind_for(len(vectors)))
+    kind = kind or str(before.get("kind") or default_kind(len(vectors)))
     if kind not in KINDS:
         raise UnknownName("kind of dense index", kind, KINDS)
     if (before.get("kind"), before.get("of")) == (kind, _of(vectors)):
@@ -139,8 +139,8 @@ def build_faiss(vectors: VectorStore, kind: str = "") -> str:
     return kind
 
 
-def dense_of(index: Index, name: str = "", encoder: BiEncoder | None = None) -> DenseSearcher:
-    """The searcher over an index's vectors of that name, or over the only ones.
+def open_dense(index: Index, name: str = "", encoder: BiEncoder | None = None) -> DenseSearcher:
+    """Return the searcher over an index's vectors of that name, or over the only ones.
 
     Args:
         encoder: that made them, if it is at hand; else it is loaded by the name that is kept with them.
@@ -151,7 +151,7 @@ def dense_of(index: Index, name: str = "", encoder: BiEncoder | None = None) -> 
     """
     vectors = VectorStore(vectors_in(index.folder, name))
     vectors.check(index.store)
-    return DenseSearcher(vectors, encoder or encoder_of(vectors))
+    return DenseSearcher(vectors, encoder or load_encoder(vectors))
 
 
 def _built(vectors: VectorStore, kind: str) -> Any:
@@ -174,7 +174,7 @@ def _built(vectors: VectorStore, kind: str) -> Any:
 
 
 def _recipe(kind: str, dimension: int, cells: int) -> str:
-    """The index in FAISS's own words."""
+    """Return the description of an index for FAISS's factory."""
     parts = max(part for part in range(1, max(1, dimension // 8) + 1) if dimension % part == 0)
     return {
         FLAT: "Flat",
@@ -186,13 +186,13 @@ def _recipe(kind: str, dimension: int, cells: int) -> str:
 
 
 def _sample(vectors: VectorStore, size: int) -> NDArray[np.float32]:
-    """Vectors of passages all over the corpus, the same every time."""
+    """Return vectors spread evenly over the corpus, the same every time."""
     places = np.linspace(0, len(vectors) - 1, min(size, len(vectors))).astype(np.int64)
     return vectors.take(vectors.ids[places])
 
 
 def _of(vectors: VectorStore) -> str:
-    """What a FAISS index was made of."""
+    """Return an identity of the vectors that a FAISS index is made of."""
     return f"{vectors.fingerprint} {vectors.state} {vectors.type}"
 
 
@@ -212,7 +212,7 @@ def _opened(vectors: VectorStore) -> tuple[str, Any]:
 
 
 def _seal(path: Path) -> str:
-    """Size of a file, and a hash over both its ends: reading all of it would make mapping it pointless."""
+    """Return the size of a file with a hash of both its ends; hashing all of it would read what is only mapped."""
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(SEALED)
@@ -221,13 +221,13 @@ def _seal(path: Path) -> str:
 
 
 def retriever_of(index: Index, kind: str, dense: str = "", weight: float = 1.0) -> Searcher:
-    """What searches an index; `retriever_of_kind` says how.
+    """Return the retriever of an index by its kind (see `make_retriever`).
 
     Args:
         dense: the name of its vectors, if it has several.
 
     Raises:
         UnknownName: there is no such kind, or there are no vectors of that name.
-        UsageError, SourceNotFound: the index has no vectors that can be searched (`dense_of`).
+        UsageError, SourceNotFound: the index has no vectors that can be searched (`open_dense`).
     """
-    return retriever_of_kind(kind, lambda: dense_of(index, dense), lambda: index.sparse, weight)
+    return make_retriever(kind, lambda: open_dense(index, dense), lambda: index.sparse, weight)

@@ -1,4 +1,4 @@
-"""The documents that a corpus is made from: text, Markdown, HTML, PDF, JSON Lines, tables and hub data sets.
+"""Documents of a corpus: text, Markdown, HTML, PDF, JSON Lines, tables and hub data sets.
 
 They are read when they are needed, so a source may be larger than memory.
 """
@@ -54,7 +54,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What a source holds and gives no document.
+    """A part of a source that gives no document.
 
     Attributes:
         lost: it could not be read, so nobody knows which documents are in it; otherwise it is empty, or part of one.
@@ -68,7 +68,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A named source.
+    """A named source of documents.
 
     Attributes:
         name: that its documents are kept under.
@@ -82,7 +82,7 @@ class Source:
 
 
 def open_source(name: str, *, as_is: bool = False) -> Source:
-    """A source by its name.
+    """Return a source by its name.
 
     Args:
         as_is: records of JSON Lines and of the hub are passages already.
@@ -129,7 +129,7 @@ def _files(root: Path, refused: Callable[[OSError], None]) -> list[Path]:
 
 
 def _is_file(path: Path) -> bool:
-    """Return whether it is no pipe or device; what cannot be looked at is for whoever opens it to name."""
+    """Return whether it is no pipe or device; what cannot be examined is left to the reader, which reports it."""
     try:
         return path.is_file() or not path.exists()
     except OSError:
@@ -220,7 +220,7 @@ def _table_items(file: _File) -> Iterator[Document | Skipped]:
 
 
 def _fields(line: str, columns: int) -> list[str]:
-    """The fields of a table's line; quotes belong to the text unless they enclose a field, doubled ones in it."""
+    """Return the fields of a table's line; quotes are text unless they enclose a field, in which they are doubled."""
     line = line.rstrip("\r\n")
     plain = line.split("\t")
     if '"' not in line:
@@ -238,7 +238,7 @@ def _decoded(text: str) -> str:
 
 @contextmanager
 def _reading(file: _File, newline: str) -> Iterator[tuple[BinaryIO, Iterator[str], list[str]]]:
-    """The file, the lines of what is packed in it, and a list for the reason why it could not be read to its end."""
+    """Yield the file, the lines of its decompressed text, and a list for the reason why reading stopped early."""
     trouble: list[str] = []
     try:
         raw = file.path.open("rb")
@@ -285,7 +285,7 @@ def _hub_source(name: str, *, as_is: bool) -> Source:
 def _document(
     values: Mapping[str, Any], begin: str, number: int, place: str, read: int, *, passage: bool
 ) -> Document | Skipped:
-    """A record as a document; without an id (`id`, or BEIR's `_id`) of its own its number stands for one."""
+    """Return the document of a record; a record without `id` (or BEIR's `_id`) gets its number as its id."""
     text = values.get("text")
     if not isinstance(text, str):
         return Skipped(place, "there is no `text` in it", read)

@@ -1,10 +1,10 @@
-"""An index: a folder with passages, what searches them, and a manifest that says what they are.
+"""An index: a folder with passages, the engines that search them, and a manifest.
 
 manifest.json      format, analyser, cutting, counts, engine; written last
 passages.sqlite    documents and passages (WAL)
 tantivy/           the sparse engine
 dense/NAME/        vectors of a dense retriever, if there are any (`shoulders.retrieval.vectors`)
-milvus/KEY.sqlite  what a server was sent, a file for each collection (`shoulders.retrieval.upload_state`)
+milvus/KEY.sqlite  what a server was sent, a file for each collection (`shoulders.retrieval.upload`)
 """
 
 import json
@@ -30,7 +30,7 @@ UNFINISHED = "unfinished"  # set while a build runs, and left behind by one that
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage that was found."""
+    """A passage that a search returned."""
 
     id: int
     title: str
@@ -88,23 +88,23 @@ class Index:
 
     @property
     def unfinished(self) -> bool:
-        """The last command that wrote it was interrupted, or is still running."""
+        """Whether the last command that wrote the index was interrupted or is still running."""
         return bool(self.store.state(UNFINISHED))
 
     @property
     def passages(self) -> int:
-        """Passages that can be found, when it was last finished."""
+        """Number of passages that can be found, when the index was last finished."""
         return self.manifest["counts"]["passages"]
 
     @property
     def fingerprint(self) -> str:
-        """Another one after every `shoulders index` that changed a passage, whatever the clock says."""
+        """A value that every `shoulders index` changes that changed a passage; it does not depend on the time."""
         said = {key: value for key, value in self.manifest.items() if key != "time"}
         parts = [said, self.store.state(CHANGED)]
         return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def search(self, queries: Sequence[str], k: int, searcher: Searcher | None = None) -> list[list[Hit]]:
-        """For each query at most k passages that have a term of it, best first.
+        """Return for each query at most k passages, best first.
 
         Args:
             searcher: what searches; BM25 on tantivy if none is given.
@@ -124,7 +124,7 @@ class Index:
 
 
 def _is_source(name: str) -> bool:
-    """Return whether a name is that of something that is read, and no text."""
+    """Return whether a name is that of a file, folder or hub data set, and not a text."""
     try:
         return name.startswith("hub:") or Path(name).expanduser().exists()
     except (OSError, ValueError):  # longer than a name may be, or with a character that none has
@@ -132,7 +132,7 @@ def _is_source(name: str) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What is said about an index.
+    """Return the manifest of an index.
 
     Raises:
         SourceNotFound: there is no index, or none that was ever finished.

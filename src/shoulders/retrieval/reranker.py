@@ -1,4 +1,4 @@
-"""The re-ranker: an encoder that reads a question with a passage and says how relevant it is; in memory and on disk."""
+"""The re-ranker: an encoder that scores how relevant a passage is to a question; its training loss and its files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +18,11 @@ from shoulders.retrieval.scoring import (
     LENGTH,
     OnScored,
     Pair,
-    PairReader,
+    PairTokenizer,
     PairTokens,
     Seen,
-    for_scoring,
     scored,
+    scoring_copy,
     token_spans,
 )
 from shoulders.retrieval.towers import Tower
@@ -44,7 +44,7 @@ QUESTIONS = "questions"
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """Where a re-ranker comes from.
+    """The origin of a re-ranker.
 
     Attributes:
         encoder: the pretrained encoder that it was started from.
@@ -60,16 +60,16 @@ class About:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A re-ranker's files beside its encoder, as read."""
+class RerankerFiles:
+    """The content of a re-ranker's files beside its encoder."""
 
     about: About
     length: int
     heads: Mapping[str, Tensor]
 
 
-def write_reranker(folder: Path, tower: Tower, stored: Stored) -> None:
-    """All files of a re-ranker, in place only when they are whole.
+def write_reranker(folder: Path, tower: Tower, stored: RerankerFiles) -> None:
+    """Write all files of a re-ranker, in place only when they are whole.
 
     Raises:
         SaveFailed: the place cannot be written, or holds something else.
@@ -93,7 +93,7 @@ def write_reranker(folder: Path, tower: Tower, stored: Stored) -> None:
 
 
 def model_folder(folder: Path) -> Path:
-    """Where a re-ranker lies: a run's folder stands for its best."""
+    """Return the folder of a re-ranker; in a run's folder, that of its best."""
     inner = recovered(folder / BEST)
     return inner if (inner / DESCRIPTION).exists() else folder
 
@@ -103,8 +103,8 @@ def is_reranker(folder: Path) -> bool:
     return (model_folder(folder.expanduser()) / DESCRIPTION).exists()
 
 
-def read_reranker(folder: Path) -> Stored:
-    """What `write_reranker` wrote beside the encoder.
+def read_reranker(folder: Path) -> RerankerFiles:
+    """Read the files of `write_reranker` beside the encoder.
 
     Raises:
         SourceNotFound: there is no re-ranker in the folder.
@@ -119,7 +119,7 @@ def read_reranker(folder: Path) -> Stored:
     try:
         seen = Seen.from_tensor(read_tensors(folder / SEEN)[QUESTIONS])
         about = About(content["encoder"], content["recipe"], content["measured"], seen)
-        return Stored(about, int(content["length"]), read_tensors(folder / HEADS))
+        return RerankerFiles(about, int(content["length"]), read_tensors(folder / HEADS))
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFile(f"{folder / DESCRIPTION} is not a re-ranker's description: {error!r}") from error
 
@@ -152,7 +152,7 @@ class Group:
 
 @final
 class Reranker(nn.Module):
-    """An encoder with heads for the beginning and end of an answer, and for relevance.
+    """An encoder with heads for the start and end of an answer, and for relevance.
 
     Its forward pass is the training loss; `frozen` gives the scores.
 
@@ -164,7 +164,7 @@ class Reranker(nn.Module):
     def __init__(self, tower: Tower, length: int = LENGTH, dropout: float = 0.1, about: About | None = None) -> None:
         super().__init__()
         self.tower, self.about = tower, about or About(tower.name)
-        self.rows = PairReader(tower, length)
+        self.rows = PairTokenizer(tower, length)
         self.span = nn.Linear(tower.width, 2)
         self.relevance = nn.Linear(tower.width, 1)
         if not 0 <= dropout < 1:
@@ -178,7 +178,7 @@ class Reranker(nn.Module):
     def start(
         cls, name: str = ENCODER, *, length: int = LENGTH, dropout: float = 0.1, seed: int = 0, dtype: str = "auto"
     ) -> Self:
-        """A fresh re-ranker on a pretrained encoder (`Tower.load` says how it is named).
+        """Return a new re-ranker on a pretrained encoder (named as in `Tower.load`).
 
         Args:
             dropout: while training, in every place that the encoder has one.
@@ -199,7 +199,7 @@ class Reranker(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, *, dtype: str = "auto", device: str = "auto") -> Self:
-        """The re-ranker of a folder.
+        """Load the re-ranker of a folder.
 
         Raises:
             SourceNotFound, UsageError, CorruptFile: there is none, or one that is broken or of another format.
@@ -207,25 +207,25 @@ class Reranker(nn.Module):
         folder = Path(folder).expanduser()
         stored = read_reranker(folder)
         loaded = cls(Tower.load(str(folder), dtype=dtype, device=device), stored.length, about=stored.about)
-        loaded.put_heads(stored.heads, folder)
+        loaded.load_heads(stored.heads, folder)
         return loaded
 
     def save(self, folder: Path, about: About) -> None:
-        """Write the re-ranker, with what is to be said about it.
+        """Write the re-ranker, with its origin.
 
         Raises:
             SaveFailed: the place cannot be written, or holds something else.
         """
         heads = {name: value for name, value in self.state_dict().items() if not name.startswith("tower.")}
-        write_reranker(folder, self.tower, Stored(about, self.rows.length, heads))
+        write_reranker(folder, self.tower, RerankerFiles(about, self.rows.length, heads))
 
     @property
     def seen(self) -> Seen:
         """The questions that it was trained on."""
         return self.about.seen
 
-    def put_heads(self, heads: Mapping[str, Tensor], source: object) -> None:
-        """Take over the weights of trained heads.
+    def load_heads(self, heads: Mapping[str, Tensor], source: object) -> None:
+        """Load the weights of trained heads.
 
         Raises:
             CorruptFile: they do not fit the encoder.
@@ -237,7 +237,7 @@ class Reranker(nn.Module):
         self.load_state_dict(heads, strict=False)
 
     def forward(self, groups: Sequence[Group]) -> Float[Tensor, ""]:
-        """The training loss, summed over the groups, with dropout whatever mode the module is in.
+        """Return the training loss, summed over the groups, with dropout in whatever mode the module is.
 
         Of each group the cross-entropy of the positive passage being the relevant one, minus the log of the summed
         probabilities of the answers' spans in it: P(start) P(end), each a softmax over the row, as in
@@ -260,11 +260,11 @@ class Reranker(nn.Module):
         return loss
 
     def frozen(self) -> "FrozenReranker":
-        """What scores passages with the weights as they are now."""
+        """Return a scorer with a copy of the present weights."""
         return FrozenReranker(self)
 
     def fingerprint(self) -> str:
-        """Which weights these are, with the length of rows and the type of the matrix products."""
+        """Return a hash of the weights, the length of rows and the type of the matrix products."""
         heads = self.span.state_dict() | {f"r.{name}": value for name, value in self.relevance.state_dict().items()}
         parts = [self.tower.fingerprint(), str(self.tower.compute), str(self.rows.length)]
         digest = blake2b("/".join(parts).encode(), digest_size=16)
@@ -283,16 +283,16 @@ class Reranker(nn.Module):
 
 @final
 class FrozenReranker:
-    """A re-ranker's scores. The weights are copied once, in the type of its matrix products."""
+    """Scores of a re-ranker whose weights are copied once, in the type of its matrix products."""
 
     def __init__(self, reranker: Reranker) -> None:
         self.fingerprint, self.seen = reranker.fingerprint(), reranker.seen
         self._rows, self._device = reranker.rows, reranker.tower.device
-        self._model = for_scoring(reranker.tower.model, reranker.tower.compute)
+        self._model = scoring_copy(reranker.tower.model, reranker.tower.compute)
         self._weight, self._bias = (part.detach().clone() for part in reranker.relevance.parameters())
 
     def scores(self, pairs: Sequence[Pair], on_scored: OnScored = lambda _done, _all: None) -> list[float]:
-        """The relevance of each pair's passage for its question, as a logit."""
+        """Return the relevance of each pair's passage to its question, as a logit."""
         return scored(pairs, self._rows, self._relevance, self._device, on_scored)
 
     def _relevance(self, rows: list[PairTokens]) -> Float[Tensor, "B"]:
@@ -303,12 +303,12 @@ class FrozenReranker:
 
 
 def reranker_loss(module: nn.Module, groups: Sequence[Group]) -> Tensor:
-    """The summed loss of a micro-batch of whole groups, as `training.loop.fit` asks for it."""
+    """Return the summed loss of a micro-batch of whole groups, for `training.loop.fit`."""
     return module(groups)
 
 
 def _log_probability(logits: Float[Tensor, "S 2"], spans: Sequence[Span]) -> Float[Tensor, ""]:
-    """The log of the summed probability of spans of tokens."""
+    """Return the log of the summed probability of spans of tokens."""
     start, end = logits.log_softmax(0).unbind(1)
     firsts, lasts = [first for first, _ in spans], [last - 1 for _, last in spans]
     return (start[firsts] + end[lasts]).logsumexp(0)

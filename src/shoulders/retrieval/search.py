@@ -1,4 +1,4 @@
-"""What every retriever does, which retriever a recipe chooses, and dense and sparse retrieval together."""
+"""The interface of a retriever, sums and fusions of dense and sparse retrieval, and the choice of their weight."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ RETRIEVERS = (SPARSE, DENSE, HYBRID, RANKS)
 
 
 class Scored(NamedTuple):
-    """A passage's number and its score."""
+    """The number of a passage, and its score."""
 
     passage: int
     score: float
@@ -21,17 +21,17 @@ class Searcher(Protocol):
     """A retriever over the passages of an index."""
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
-        """For each query at most k passages, best first; of equal scores the lower number first."""
+        """Return for each query at most k passages, best first; of equal scores the lower number first."""
         ...
 
 
 def best_first(found: Sequence[Scored], k: int) -> list[Scored]:
-    """The k best of some passages, in the order of `Searcher.search`."""
+    """Return the k best of some passages, in the order of `Searcher.search`."""
     return sorted(found, key=lambda one: (-one.score, one.passage))[:k]
 
 
 def fingerprint_of(searcher: Searcher | None) -> str:
-    """What a retriever's answers depend on beside the index: its `fingerprint` if it has one, else its kind."""
+    """Return an identity of a retriever apart from its index: its `fingerprint` if it has one, else its class."""
     return str(getattr(searcher, "fingerprint", type(searcher).__name__))
 
 
@@ -44,7 +44,7 @@ SMOOTHING = 60  # of ranks
 
 @final
 class HybridSearcher:
-    """The sum of the dense score and so many times the sparse one, of what either of the two finds.
+    """The sum of the dense score and the weighted sparse score, over all passages that either of them finds.
 
     A passage that one does not find gets the lowest score that this one gave.
 
@@ -59,39 +59,39 @@ class HybridSearcher:
 
     @property
     def fingerprint(self) -> str:
-        """Both retrievers and the weight."""
+        """The identities of both retrievers, the weight and the depth."""
         return f"hybrid {fingerprint_of(self.dense)}, {self.weight} {fingerprint_of(self.sparse)}, {self.depth}"
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
-        """For each query the k passages of the highest sum."""
+        """Return for each query the k passages of the highest sum."""
         depth = max(k, self.depth)
         lists = zip(self.dense.search(queries, depth), self.sparse.search(queries, depth), strict=True)
-        return [best_first(summed(dense, sparse, self.weight), k) for dense, sparse in lists]
+        return [best_first(weighted_sum(dense, sparse, self.weight), k) for dense, sparse in lists]
 
 
 @final
 class RankFusion:
-    """The sum of 1 / (60 + rank) over the lists that a passage stands in: nothing to choose, any kind of scores."""
+    """Reciprocal rank fusion: the sum of 1 / (60 + rank) over the lists that contain a passage; without parameters."""
 
     def __init__(self, dense: Searcher, sparse: Searcher, depth: int = DEPTH) -> None:
         self.dense, self.sparse, self.depth = dense, sparse, depth
 
     @property
     def fingerprint(self) -> str:
-        """Both retrievers."""
+        """The identities of both retrievers and the depth."""
         return f"rrf {fingerprint_of(self.dense)}, {fingerprint_of(self.sparse)}, {self.depth}"
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
-        """For each query the k passages of the highest sum."""
+        """Return for each query the k passages of the highest sum."""
         depth = max(k, self.depth)
         lists = zip(self.dense.search(queries, depth), self.sparse.search(queries, depth), strict=True)
-        return [best_first(fused(both), k) for both in lists]
+        return [best_first(reciprocal_ranks(both), k) for both in lists]
 
 
-def retriever_of_kind(
+def make_retriever(
     kind: str, dense: Callable[[], Searcher], sparse: Callable[[], Searcher], weight: float = 1.0
 ) -> Searcher:
-    """The retriever of a kind, over what searches the two ways; either is opened only if it takes part.
+    """Return the retriever of a kind, opening only the searchers that it needs.
 
     Args:
         kind: "sparse", "dense", "hybrid" (the sum of their scores), or "rrf" (of their ranks).
@@ -111,7 +111,7 @@ def retriever_of_kind(
 
 @dataclass(frozen=True, slots=True)
 class ChosenWeight:
-    """The weight of sparse scores that did best, and how all did that were tried."""
+    """The weight of sparse scores with the best result, and the results of all weights."""
 
     weight: float
     scores: Mapping[float, float]
@@ -125,7 +125,7 @@ def choose_weight(
     weights: Sequence[float] = WEIGHTS,
     depth: int = DEPTH,
 ) -> ChosenWeight:
-    """The weight of the best score on development questions; of equal ones the smallest.
+    """Return the weight with the best result on development questions; of equal ones the smallest.
 
     Both retrievers search once. The questions must be none that the result is reported on.
 
@@ -139,20 +139,21 @@ def choose_weight(
         raise UsageError(f"a weight chosen of {len(weights)} on {len(queries)} questions: 1 at least of each")
     lists = list(zip(dense.search(queries, depth), sparse.search(queries, depth), strict=True))
     scores = {
-        weight: score([best_first(summed(*both, weight), SWEPT_AT) for both in lists]) for weight in sorted(weights)
+        weight: score([best_first(weighted_sum(*both, weight), SWEPT_AT) for both in lists])
+        for weight in sorted(weights)
     }
     return ChosenWeight(max(scores, key=lambda weight: scores[weight]), scores)
 
 
-def summed(dense: Sequence[Scored], sparse: Sequence[Scored], weight: float) -> list[Scored]:
-    """All passages of two lists, with the weighted sum of their scores."""
+def weighted_sum(dense: Sequence[Scored], sparse: Sequence[Scored], weight: float) -> list[Scored]:
+    """Return all passages of two lists, with the weighted sum of their scores."""
     first, second = dict(dense), dict(sparse)
     low, lower = min(first.values(), default=0.0), min(second.values(), default=0.0)
     return [Scored(one, first.get(one, low) + weight * second.get(one, lower)) for one in first.keys() | second.keys()]
 
 
-def fused(lists: Sequence[Sequence[Scored]]) -> list[Scored]:
-    """All passages of some lists, with the sum over their ranks."""
+def reciprocal_ranks(lists: Sequence[Sequence[Scored]]) -> list[Scored]:
+    """Return all passages of some lists, with the sum of their reciprocal ranks."""
     sums: dict[int, float] = {}
     for some in lists:
         for rank, one in enumerate(some, start=1):

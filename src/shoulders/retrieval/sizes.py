@@ -1,4 +1,4 @@
-"""What an index of so many passages needs: disk, memory and time, by engine. Formulas, checked against real files.
+"""Disk, memory and time that an index of a given size needs, by engine: formulas, checked against real files.
 
 Figures of a passage are of Wikipedia's passages of 100 words with their titles (87 words, 536 characters on average),
 measured on 60,250 of them; times are those of one core, or of two for matrix products.
@@ -41,7 +41,7 @@ LINKS = 2 * 30  # neighbours of a vector on the lowest layer of HNSW with M = 30
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What one part of an index needs.
+    """Disk, memory and time of one part of an index.
 
     Attributes:
         disk, memory: bytes; memory is what searching holds, or maps and reads again and again.
@@ -57,7 +57,7 @@ class Need:
 
 
 def needs(passages: int, dimension: int, tokens_per_second: float = 0) -> list[Need]:
-    """The parts of an index, and the engines that may search it.
+    """Return the needs of an index's parts and of the engines that can search it.
 
     Args:
         dimension: of dense vectors.
@@ -88,7 +88,7 @@ def needs(passages: int, dimension: int, tokens_per_second: float = 0) -> list[N
 
 
 def faiss_bytes(kind: str, passages: int, dimension: int) -> int:
-    """Size of a FAISS index with the passages' numbers, as one of `KINDS`."""
+    """Return the size of a FAISS index of one of `KINDS`, the numbers of the passages included."""
     cells = faiss_cells(passages)
     code = {
         "flat": FLOAT * dimension,
@@ -108,7 +108,7 @@ def faiss_bytes(kind: str, passages: int, dimension: int) -> int:
 
 
 def faiss_cells(passages: int) -> int:
-    """Cells of an inverted file over so many passages."""
+    """Return the number of cells of an inverted file over so many passages."""
     return max(1, min(int(CELLS * math.sqrt(passages)), passages // 39))
 
 

@@ -1,4 +1,4 @@
-"""The text of one file: plain text, Markdown, HTML or PDF, without what is no text in it."""
+"""The text of one file (plain text, Markdown, HTML or PDF), without markup and other parts that are not text."""
 
 import logging
 import subprocess
@@ -70,8 +70,8 @@ LexborHTMLParser(sys.stdin.buffer.read())
 """
 
 
-class Titled(NamedTuple):
-    """A text and what it is called.
+class FileText(NamedTuple):
+    """The text of a file, and its title.
 
     Attributes:
         lost: what of it could not be read: where in the file, and why.
@@ -83,13 +83,13 @@ class Titled(NamedTuple):
 
 
 def clean(text: str) -> str:
-    """The text without control characters, invisible marks and half characters; line breaks and tabs stay."""
+    """Return the text without control characters, invisible marks and half characters; line breaks and tabs stay."""
     text = SOFT_HYPHEN.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     return CONTROL.sub(" ", INVISIBLE.sub("", text))
 
 
-def read_text(path: Path) -> Titled:
-    """The text of a file, and its title: as the file states it, else the file's name.
+def read_text(path: Path) -> FileText:
+    """Return the text of a file, and its title: the one that the file states, else the file's name.
 
     Raises:
         DataError: it cannot be read; the message is the reason without the file's name.
@@ -101,25 +101,25 @@ def read_text(path: Path) -> Titled:
     except OSError as error:
         raise DataError(error.strerror or first_line(error)) from error
     title = " ".join(clean(found.title).split()) or legible(path.stem)
-    return Titled(title, clean(found.text), found.lost)
+    return FileText(title, clean(found.text), found.lost)
 
 
 def _decoded(content: bytes, declared: str = "") -> tuple[str, Sequence[tuple[str, str]]]:
-    """Return the text, and what of it is lost."""
+    """Return the text, and which parts of it are lost."""
     text, broken = decode(content, declared)
     return text, [("", f"{broken:,} of its characters could not be read and are U+FFFD now")] if broken else []
 
 
-def _plain(content: bytes) -> Titled:
-    return Titled("", *_decoded(content))
+def _plain(content: bytes) -> FileText:
+    return FileText("", *_decoded(content))
 
 
-def _markdown(content: bytes) -> Titled:
+def _markdown(content: bytes) -> FileText:
     text, lost = _decoded(content)
     title, text = _front_matter(clean(text))
     page = _parsed(_commonmark().render(text))
     headings = (_text_of(heading) or _text_of(heading, pictures=True) for heading in page.css(HEADINGS))
-    return Titled(title or next(filter(None, headings), ""), _text_of(page.body, pictures=True), lost)
+    return FileText(title or next(filter(None, headings), ""), _text_of(page.body, pictures=True), lost)
 
 
 @cache
@@ -146,11 +146,11 @@ def _front_matter(text: str) -> tuple[str, str]:
     return ("" if title is None else str(title)), text[matter.end() :]
 
 
-def _html(content: bytes) -> Titled:
+def _html(content: bytes) -> FileText:
     text, lost = _decoded_page(content)
     page = _parsed(text)
     title = page.css_first("title:not(svg title)")
-    return Titled(title.text() if title else "", _text_of(page.body), lost)
+    return FileText(title.text() if title else "", _text_of(page.body), lost)
 
 
 def _decoded_page(content: bytes) -> tuple[str, Sequence[tuple[str, str]]]:
@@ -201,7 +201,7 @@ def _declared(content: bytes) -> str:
 
 
 def _text_of(root: LexborNode | None, *, pictures: bool = False) -> str:
-    """Return what is seen of an element, words of two boxes apart; if wanted, what stands for pictures too."""
+    """Return the visible text of an element, words of two boxes apart, and on request the text of pictures."""
     if root is None:
         return ""
     hidden = {node.mem_id for node in root.css(HIDDEN)}
@@ -221,14 +221,14 @@ def _text_of(root: LexborNode | None, *, pictures: bool = False) -> str:
 
 
 def _instead(node: LexborNode, *, pictures: bool) -> str:
-    """Return what an element without text stands for."""
+    """Return the text that stands for an element without text."""
     if node.tag == "img" and pictures:
         return node.attributes.get("alt") or ""
     return "\n" if node.tag == "br" else ""
 
 
 def _children(node: LexborNode) -> list[LexborNode]:
-    """Return what is in an element; what is written above text (ruby) comes after the text."""
+    """Return the children of an element; ruby annotations come after their base text."""
     found, child = [], node.child
     while child is not None:
         found.append(child)
@@ -236,7 +236,7 @@ def _children(node: LexborNode) -> list[LexborNode]:
     return sorted(found, key=lambda one: one.tag == "rt") if node.tag == "ruby" else found
 
 
-def _pdf(path: Path) -> Titled:
+def _pdf(path: Path) -> FileText:
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
     try:
         reader = PdfReader(path)
@@ -260,4 +260,4 @@ def _pdf(path: Path) -> Titled:
     with suppress(Exception):  # the text is there without it
         title = str((reader.metadata and reader.metadata.title) or "")
     text = PRESENTED.sub(lambda found: normalize("NFKC", found[0]), "\n".join(texts))
-    return Titled(title, HYPHEN.sub("", text), lost)
+    return FileText(title, HYPHEN.sub("", text), lost)

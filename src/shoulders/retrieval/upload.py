@@ -1,7 +1,8 @@
-"""Sending an index to Milvus, and bringing a collection up to date.
+"""Uploading an index to Milvus, and bringing a collection up to date.
 
-What is kept beside the index (`UploadState`) follows the server: it is written before a batch goes out and after the
-server has acknowledged it. Whenever a process is killed, the next one first deletes what may have arrived unseen.
+A record of what was sent (`UploadState`) is kept beside the index, a file for each collection, named by the key that
+the collection gets when it is created. It is written before a batch is sent and after the server has acknowledged it.
+Whenever a process is killed, the next one first deletes what may have arrived unacknowledged.
 
 A passage's number is never given to another text, so what changed is a difference of two sets of numbers.
 """
@@ -9,13 +10,13 @@ A passage's number is never given to another text, so what changed is a differen
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Protocol, final
+from typing import Any, NamedTuple, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,7 @@ from shoulders.errors import UnknownName, UsageError
 from shoulders.retrieval.bm25 import PYSERINI, Analyser, check_bm25
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.milvus import BUILT, FLAT, Milvus, Vector
-from shoulders.retrieval.upload_state import FOLDER, PASSAGES, ROWS, SUFFIX, UploadState
-from shoulders.store.files import check_format, save_failed, sole_writer
+from shoulders.store.files import check_format, database_errors, open_database, save_failed, sole_writer, transaction
 
 FORMAT, VERSION = "shoulders-collection", 1
 BM25, VECTORS = "bm25", "vectors"
@@ -33,12 +33,22 @@ BATCH = 2000  # passages of one request: 1.5 MB of weights, 6 MB of vectors of 7
 DRIFT = 1e-3  # by so much the mean length may move before all weights are sent anew
 ENGINE = "engine"  # key of the kind of Milvus's index over dense vectors
 ROUND, COLLECTION, KIND, INDEX = "round", "collection", "kind", "index"
+FOLDER, SUFFIX = "milvus", ".sqlite"
+TABLES = """
+CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE terms (number INTEGER PRIMARY KEY, term TEXT NOT NULL UNIQUE, passages INTEGER NOT NULL);
+CREATE TABLE sent (passage INTEGER PRIMARY KEY, round INTEGER NOT NULL);
+CREATE TABLE uncertain (passage INTEGER PRIMARY KEY);
+"""
+AT_ONCE = 10_000  # SQLite takes at most 32,766 values in one statement
+PASSAGES, ROWS = "passages", "rows"
+TERMS = "SELECT term, number, passages FROM terms WHERE term"
 
-OnSent = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 
-class Vectors(Protocol):
-    """Dense vectors of passages, as they are kept."""
+class PassageVectors(Protocol):
+    """Dense vectors of passages, as they are stored."""
 
     @property
     def dimension(self) -> int:
@@ -47,17 +57,17 @@ class Vectors(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Of the encoder that made them."""
+        """The identity of the encoder that made them."""
         ...
 
     def batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Passage numbers [N] and their vectors [N, D]."""
+        """Yield passage numbers [N] and their vectors [N, D]."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where an index goes: a collection, there already or not, on a server."""
+    """The collection on a server that an index is uploaded to, whether it exists already or not."""
 
     server: Milvus
     collection: str
@@ -68,7 +78,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What an upload did, in passages; `passages` is what the collection holds now."""
+    """Numbers of passages in an upload; `passages` is how many the collection holds now."""
 
     added: int
     deleted: int
@@ -78,9 +88,9 @@ class Sent:
 
 
 def upload_weights(
-    index: Index, target: Target, k1: float = PYSERINI[0], b: float = PYSERINI[1], on_sent: OnSent = lambda *_: None
+    index: Index, target: Target, k1: float = PYSERINI[0], b: float = PYSERINI[1], on_sent: OnProgress = lambda *_: None
 ) -> Sent:
-    """Send BM25 weights; if there are some already, what changed.
+    """Upload BM25 weights; where the collection holds some already, upload the changes.
 
     A weight is the part of BM25 that depends on the passage, tf (k1 + 1) / (tf + k1 (1 - b + b length / mean)); the idf
     of a term comes in with the query, from counts over all passages that were sent. So a change of the corpus changes
@@ -105,9 +115,9 @@ def upload_weights(
 
 
 def upload_vectors(
-    index: Index, vectors: Vectors, target: Target, kind: str = "", on_sent: OnSent = lambda *_: None
+    index: Index, vectors: PassageVectors, target: Target, kind: str = "", on_sent: OnProgress = lambda *_: None
 ) -> Sent:
-    """Send dense vectors; if there are some already, those that are new, and delete those that are gone.
+    """Upload dense vectors; where the collection holds some already, add the new ones and delete those that are gone.
 
     Args:
         kind: of Milvus's index over them: "FLAT" compares all; "HNSW", "IVF_FLAT" and "IVF_SQ8" find less, sooner. ""
@@ -125,14 +135,14 @@ def upload_vectors(
         return upload.run_vectors(vectors, index, on_sent)
 
 
-def states(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The keys of all collections that an index was sent to, and where what was sent is kept."""
+def upload_records(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the keys of all collections that an index was sent to, with the paths of their records."""
     for path in sorted((folder / FOLDER).glob(f"*{SUFFIX}")):
         yield path.stem, path
 
 
 def check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], target: str) -> None:
-    """Raise `UsageError` if a collection holds other things than those wanted."""
+    """Raise `UsageError` if the description of a collection differs from the one wanted."""
     check_format(about, (FORMAT, VERSION), target, "upload to another (--collection)")
     for key, value in wanted.items():
         if key == "analyser" and about.get("kind") == BM25:
@@ -148,7 +158,7 @@ def check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], target: str
 def _begun(
     folder: Path, target: Target, about: Mapping[str, Any], usual: Mapping[str, Any] | None = None
 ) -> Iterator["_Upload"]:
-    """What sends to a collection, which is made if it is not there.
+    """Yield an upload to a collection, which is created if it is not there.
 
     Args:
         about: that a collection must be.
@@ -187,9 +197,141 @@ def _begun(
             yield _Upload(target, state, known)
 
 
+class TermDimension(NamedTuple):
+    """The dimension of a term in the sparse vectors, and how many of the uploaded passages have the term."""
+
+    number: int
+    passages: int
+
+
+@final
+class UploadState:
+    """The record of one collection: its vocabulary, and the passages that the server has acknowledged.
+
+    Numbers of terms are given in the order in which they are met and never change, so no two terms share a dimension.
+    The passages that have a term are counted over those that were acknowledged: the same numbers whatever was killed
+    in between, and however the server spreads its rows.
+
+    Raises:
+        SaveFailed, CorruptFile: the file cannot be used, or is another one.
+    """
+
+    def __init__(self, path: Path, *, write: bool = False) -> None:
+        self.path = path
+        with self._errors_named():
+            self._file = open_database(path, TABLES, write=write)
+            self._file.execute("SELECT count(*) FROM state").fetchone()
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._errors_named():
+            self._file.close()
+
+    def __enter__(self) -> "UploadState":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def value(self, key: str) -> str:
+        """Return a value stored beside the rest; "" if there is none."""
+        with self._errors_named():
+            row = self._file.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else ""
+
+    def set_value(self, key: str, value: object) -> None:
+        """Store a value."""
+        with self._errors_named():
+            self._file.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (key, str(value)))
+
+    def sent(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the passages that were acknowledged, by number, and the round of each."""
+        with self._errors_named():
+            rows = self._file.execute("SELECT passage, round FROM sent ORDER BY passage")
+            pairs = np.fromiter((value for row in rows for value in row), np.int64).reshape(-1, 2)
+        return pairs[:, 0], pairs[:, 1]
+
+    def numbered(self, terms: Collection[str]) -> dict[str, int]:
+        """Return the dimensions of terms, assigning new ones where there are none."""
+        with self._writing():
+            self._file.executemany(
+                "INSERT OR IGNORE INTO terms (term, passages) VALUES (?, 0)", ((term,) for term in terms)
+            )
+        return {term: known.number for term, known in self.known(terms).items()}
+
+    def known(self, terms: Iterable[str]) -> dict[str, TermDimension]:
+        """Return the dimensions of those of the terms that have one."""
+        found: dict[str, TermDimension] = {}
+        asked = list(dict.fromkeys(terms))
+        with self._errors_named():
+            for start in range(0, len(asked), AT_ONCE):
+                some = asked[start : start + AT_ONCE]
+                query = f"{TERMS} IN ({','.join('?' * len(some))})"
+                rows = self._file.execute(query, some)
+                found.update((term, TermDimension(number, passages)) for term, number, passages in rows)
+        return found
+
+    def begin(self, passages: Sequence[int]) -> None:
+        """Note that new passages are about to be sent."""
+        with self._writing():
+            self._doubt(passages)
+
+    def acknowledge(self, passages: Sequence[int], rows: int, terms: Mapping[int, int], round_: int) -> None:
+        """Note that the server has acknowledged new passages.
+
+        Args:
+            rows: that it has of them; a passage without a term has none.
+            terms: by number of a term, how many of them have it.
+        """
+        with self._writing():
+            self._file.executemany("INSERT INTO sent VALUES (?, ?)", ((one, round_) for one in passages))
+            self._file.executemany("DELETE FROM uncertain WHERE passage = ?", ((one,) for one in passages))
+            self._change(len(passages), rows, terms)
+
+    def renew(self, passages: Sequence[int], round_: int) -> None:
+        """Note that the server has acknowledged new weights of passages that it had."""
+        with self._writing():
+            self._file.executemany("UPDATE sent SET round = ? WHERE passage = ?", ((round_, one) for one in passages))
+
+    def leave(self, passages: Sequence[int], rows: int, terms: Mapping[int, int]) -> None:
+        """Note that passages are about to be deleted on the server, with their number of rows and their terms."""
+        with self._writing():
+            self._file.executemany("DELETE FROM sent WHERE passage = ?", ((one,) for one in passages))
+            self._doubt(passages)
+            self._change(-len(passages), -rows, {number: -count for number, count in terms.items()})
+
+    def uncertain(self) -> list[int]:
+        """Return the passages that the server may or may not have, and that are not counted."""
+        with self._errors_named():
+            return [passage for (passage,) in self._file.execute("SELECT passage FROM uncertain ORDER BY passage")]
+
+    def settle(self) -> None:
+        """Note that the server has none of the uncertain passages."""
+        with self._writing():
+            self._file.execute("DELETE FROM uncertain")
+
+    def _doubt(self, passages: Sequence[int]) -> None:
+        self._file.executemany("INSERT OR IGNORE INTO uncertain VALUES (?)", ((one,) for one in passages))
+
+    def _change(self, passages: int, rows: int, terms: Mapping[int, int]) -> None:
+        change = "UPDATE terms SET passages = passages + ? WHERE number = ?"
+        self._file.executemany(change, ((count, number) for number, count in terms.items()))
+        for key, value in ((PASSAGES, passages), (ROWS, rows)):
+            self._file.execute("INSERT OR IGNORE INTO state VALUES (?, '0')", (key,))
+            self._file.execute("UPDATE state SET value = CAST(value AS INTEGER) + ? WHERE key = ?", (value, key))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._errors_named(), transaction(self._file):
+            yield
+
+    def _errors_named(self) -> AbstractContextManager[Any]:
+        return database_errors(self.path, "record of an upload", "INDEX, copied elsewhere")
+
+
 @final
 class _Weights:
-    """Passages as sparse vectors of BM25's weights, without idf.
+    """Passages as sparse vectors of BM25 weights, without idf.
 
     Source: Robertson and Zaragoza 2009, with Lucene's idf, which is never negative.
     """
@@ -198,7 +340,7 @@ class _Weights:
         self.index, self.state, self.k1, self.b, self.mean = index, state, k1, b, mean
 
     def of(self, passages: list[int]) -> dict[int, Vector]:
-        """The vectors of passages, those without a term left out."""
+        """Return the vectors of passages, leaving out those without a term."""
         stored = self.index.store.get(passages)  # one that was deleted meanwhile is not in it
         counted = {number: Counter(self.index.analyser.terms(one.searched)) for number, one in stored.items()}
         numbers = self.state.numbered({term for terms in counted.values() for term in terms})
@@ -211,7 +353,7 @@ class _Weights:
 
 @final
 class _Upload:
-    """One run of an upload to a collection that nobody else writes."""
+    """One upload to a collection that no other process writes."""
 
     def __init__(self, target: Target, state: UploadState, about: Mapping[str, Any]) -> None:
         self.server, self.collection, self.target = target.server, target.collection, target
@@ -224,7 +366,7 @@ class _Upload:
         state.settle()
 
     def round_for(self, mean: float) -> float:
-        """The mean length that weights are made with: the one of before, or a new one if it has moved too far."""
+        """Return the mean length that weights use: the previous one, or a new one if the mean has moved too far."""
         known = json.loads(self.state.value(ROUND) or "[0, 0]")
         if not known[1] or abs(mean / known[1] - 1) > DRIFT:
             known = [known[0] + 1, mean]
@@ -232,8 +374,8 @@ class _Upload:
         self.round = known[0]
         return known[1]
 
-    def run_weights(self, weights: _Weights, index: Index, on_sent: OnSent) -> Sent:
-        """Send what is new, delete what is gone, and send anew what was made with another mean."""
+    def run_weights(self, weights: _Weights, index: Index, on_sent: OnProgress) -> Sent:
+        """Upload new passages, delete those that are gone, and upload again those that were made with another mean."""
         numbers = index.store.numbers()
         sent, rounds = self.state.sent()
         gone, new = np.setdiff1d(sent, numbers), np.setdiff1d(numbers, sent)
@@ -253,8 +395,8 @@ class _Upload:
             self._tell(len(some), on_sent)
         return self._finished(Sent(len(new), len(gone), len(old), len(numbers) - len(new) - len(old), 0), index)
 
-    def run_vectors(self, vectors: Vectors, index: Index, on_sent: OnSent) -> Sent:
-        """Send what is new, and delete what is gone."""
+    def run_vectors(self, vectors: PassageVectors, index: Index, on_sent: OnProgress) -> Sent:
+        """Upload new passages, and delete those that are gone."""
         numbers = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in vectors.batches())])
         sent, _ = self.state.sent()
         gone, new = np.setdiff1d(sent, numbers), np.setdiff1d(numbers, sent)
@@ -273,13 +415,13 @@ class _Upload:
     def _expect(self, passages: int) -> None:
         self.all = passages
         if passages and self.about["finished"]:
-            self.server.tell(self.collection, {**self.about, "finished": False})
+            self.server.set_about(self.collection, {**self.about, "finished": False})
 
-    def _tell(self, passages: int, on_sent: OnSent) -> None:
+    def _tell(self, passages: int, on_sent: OnProgress) -> None:
         self.done += passages
         on_sent(self.done, self.all)
 
-    def _delete(self, gone: NDArray[np.int64], on_sent: OnSent) -> None:
+    def _delete(self, gone: NDArray[np.int64], on_sent: OnProgress) -> None:
         for some in _parts(gone):
             rows = self.server.get(self.collection, some)
             terms = Counter(term for row in rows.values() if isinstance(row, Mapping) for term in row)
@@ -302,7 +444,7 @@ class _Upload:
         mean = json.loads(self.state.value(ROUND) or "[0, 0]")[1]
         time = datetime.now(UTC).isoformat(timespec="seconds")
         told = {"finished": True, "counts": counts, "mean_length": mean, "index": fingerprint, "time": time}
-        self.server.tell(self.collection, {**self.about, **told})
+        self.server.set_about(self.collection, {**self.about, **told})
         self.state.set_value(INDEX, fingerprint)
         return Sent(sent.added, sent.deleted, sent.renewed, sent.unchanged, counts[PASSAGES])
 

@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoulders.errors import CorruptFile, DataError, HubUnreachable, SourceNotFound, UnknownName, UsageError
-from shoulders.retrieval.bi_encoder import BiEncoder
+from shoulders.retrieval.bi_encoder import BiEncoder, Reading, reading_from_json
 from shoulders.retrieval.index import MANIFEST, RUN, Index
 from shoulders.retrieval.passages import PassageStore
-from shoulders.retrieval.towers import Reading, reading_from
 from shoulders.store.files import check_format, lasting, read_json, save_failed, sole_writer, whole_file, write_json
 
 DENSE, SHARDS = "dense", "shards"
@@ -59,7 +58,7 @@ class VectorStore:
             raise UsageError(f"the vectors {folder} are not finished: {AGAIN}")
         self.folder, self._run = folder, manifest["run"]
         self.encoder, self.fingerprint = manifest["encoder"]["name"], manifest["encoder"]["fingerprint"]
-        self.reading: Reading = reading_from(manifest["encoder"].get("reading"), str(folder / MANIFEST))
+        self.reading: Reading = reading_from_json(manifest["encoder"].get("reading"), str(folder / MANIFEST))
         self.dimension, self.type, self.state = manifest["dimension"], manifest["type"], manifest["state"]
         self._shards = [_shard(path, self.dimension, self.type) for path in _paths(folder)]
         numbers = _numbers(self._shards)
@@ -73,12 +72,12 @@ class VectorStore:
         return len(self.ids)
 
     def batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """All vectors with the numbers of their passages [N] and [N, E], a shard at a time."""
+        """Yield all vectors with the numbers of their passages, [N] and [N, E], a shard at a time."""
         for shard in self._shards:
             yield shard[PASSAGE].astype(np.int64), shard[VECTOR].astype(np.float32)
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The vectors of some passages [N, E]; all of them must be there."""
+        """Return the vectors of some passages [N, E]; all of them must be there."""
         rows = self._order[np.searchsorted(self.ids, numbers)]
         shards = np.searchsorted(self._starts, rows, "right") - 1
         found = np.empty((len(rows), self.dimension), np.float32)
@@ -108,7 +107,7 @@ def encode(
     dtype: str = "float16",
     on_progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> VectorStore:
-    """Make the vectors of an index's passages, or bring them up to date; what a killed run made is kept.
+    """Encode the passages of an index, or only those that are new; what a killed run encoded is kept.
 
     Args:
         name: of the vectors in the index; made from the retriever's if there is none.
@@ -138,12 +137,12 @@ def encode(
 
 
 def name_of(encoder: str) -> str:
-    """What the vectors of a retriever are called."""
+    """Return the name of a retriever's vectors."""
     return re.sub(r"[^\w.-]+", "-", encoder.rpartition(":")[2]).strip("-.") or "vectors"
 
 
 def vectors_in(index: Path, name: str = "") -> Path:
-    """The folder of an index's vectors of that name, or of the only ones.
+    """Return the folder of an index's vectors of that name, or of the only ones.
 
     Raises:
         SourceNotFound: there are none.
@@ -163,8 +162,8 @@ def vectors_in(index: Path, name: str = "") -> Path:
     return index / DENSE / (name or names[0])
 
 
-def encoder_of(vectors: VectorStore) -> BiEncoder:
-    """The retriever that made some vectors, by the name that is kept with them.
+def load_encoder(vectors: VectorStore) -> BiEncoder:
+    """Load the retriever that made some vectors, by the name that is stored with them.
 
     Raises:
         SourceNotFound: it is not there any more.
@@ -226,7 +225,7 @@ def _check_same(folder: Path, name: str, fingerprint: str, dtype: str) -> None:
 
 
 def _prune(folder: Path, numbers: NDArray[np.int64], dimension: int, dtype: str) -> NDArray[np.int64]:
-    """Leave out of the shards what the index does not hold; the numbers of what they hold then."""
+    """Remove from the shards the passages that the index no longer holds, and return the numbers of the rest."""
     held = []
     for path in _paths(folder):
         shard = _shard(path, dimension, dtype)
@@ -241,7 +240,7 @@ def _prune(folder: Path, numbers: NDArray[np.int64], dimension: int, dtype: str)
 
 
 def _rows(store: PassageStore, encoder: BiEncoder, numbers: NDArray[np.int64], dtype: str) -> NDArray[Any]:
-    """Rows of a shard: those passages with their vectors."""
+    """Return the rows of a shard: passage numbers with their vectors."""
     stored = list(store.get(numbers.tolist()).values())
     found = encoder.encode_passages([one.title for one in stored], [one.text for one in stored])
     rows = np.empty(len(stored), _row_type(encoder.dimension, dtype))
