@@ -304,7 +304,7 @@ def test_folders_that_are_no_place_for_an_index(folder, tmp_path):
 
 def test_folders_that_hold_no_index_for_us(folder, tmp_path):
     index = tmp_path / "index"
-    with pytest.raises(SourceNotFound, match=r"is no index .*: build one with `shoulders index`"):
+    with pytest.raises(SourceNotFound, match=r"is not an index .*: build one with `shoulders index`"):
         Index(folder)
     made([folder], index)
     manifest = json.loads((index / "manifest.json").read_text())
@@ -355,7 +355,7 @@ def test_retrieved_passages_are_evidence(folder, tmp_path, lm):
     exact = ExactBM25(index.store.passages(), index.analyser, 0.9, 0.4)
     (found,) = Retrieved(index, 3, packer, exact).find([question], "a")
     assert [passage.score for passage in found] == sorted((passage.score for passage in found), reverse=True)
-    with pytest.raises(UsageError, match="0 passages asked for"):
+    with pytest.raises(UsageError, match="number of passages must be at least 1, got 0"):
         Retrieved(index, 0, packer).find([question])
 
 

@@ -296,10 +296,10 @@ def test_data_sets_of_the_hub(tmp_path):
 def test_sources_that_are_not_there(tmp_path):
     with pytest.raises(SourceNotFound, match="there is no file or folder 'nowhere'"):
         open_source("nowhere")
-    with pytest.raises(SourceNotFound, match="holds no file that can be read"):
+    with pytest.raises(SourceNotFound, match="holds no file of a readable type"):
         open_source(str(tmp_path))
     (tmp_path / "x.docx").write_text("x")
-    with pytest.raises(SourceNotFound, match=r"is none of the files that can be read: \.txt"):
+    with pytest.raises(SourceNotFound, match=r"is not a file of a readable type: \.txt"):
         open_source(str(tmp_path / "x.docx"))
     with pytest.raises((HubUnreachable, SourceNotFound)):
         open_source("hub:nobody/nothing")

@@ -107,7 +107,7 @@ def test_an_empty_corpus_finds_nothing(tmp_path):
 
 @pytest.mark.parametrize(("k1", "b"), [(-1, 0.5), (1, 1.5), (float("nan"), 0.5), (float("inf"), 0.5)])
 def test_bad_parameters(k1, b):
-    with pytest.raises(UsageError, match="k1 is at least 0, b between 0 and 1"):
+    with pytest.raises(UsageError, match="k1 must be at least 0 and b between 0 and 1"):
         check_bm25(k1, b)
 
 

@@ -72,12 +72,12 @@ def test_a_kind_is_of_vectors(refused, index, tmp_path):
 def test_bad_input(refused, shoulders, index, folder, tmp_path):
     server = tmp_path / "server.db"
     assert "no Milvus answers at http://localhost:1" in refused("upload", index, "--to", "http://localhost:1")
-    assert "is no address of Milvus" in refused("upload", index, "--to", "wiki")
+    assert "is not an address of Milvus" in refused("upload", index, "--to", "wiki")
     assert "holds a password" in refused("search", index, "Oslo", "--engine", "http://me:secret@localhost:1")
     assert "no variable NO_SUCH_TOKEN" in refused("upload", index, "--to", server, "--token-env", "NO_SUCH_TOKEN")
     assert f"was not sent to {server} (bm25)" in refused("search", index, "Oslo", "--engine", server)
-    assert "is no index" in refused("upload", folder, "--to", server)
-    assert "k1 is at least 0" in refused("upload", index, "--to", server, "--k1", -1)
+    assert "is not an index" in refused("upload", folder, "--to", server)
+    assert "k1 must be at least 0" in refused("upload", index, "--to", server, "--k1", -1)
     assert shoulders("upload", index, "--to", server)[0] == 0
     assert "Milvus gives 16,384 at most" in refused("search", index, "Oslo", "-k", 16_385, "--engine", server)
     assert "has b 0.4, and not 0.75" in refused("upload", index, "--to", server, "--b", 0.75)

@@ -50,9 +50,9 @@ class Reading:
         pooling: a text's vector is the state of its first token ("cls") or the mean of all its states ("mean").
         normalised: vectors have length one.
         pair: a passage is read as `title [SEP] text`, as in DPR; else as one text, the title in its first line.
-        longest: tokens of a question or passage.
-        question_prefix: what a question begins with, e.g. "query: ".
-        passage_prefix: what a passage begins with.
+        longest: tokens of a question or passage at most.
+        question_prefix: put before each question, e.g. "query: ".
+        passage_prefix: put before each passage.
     """
 
     pooling: str = MEAN
@@ -66,7 +66,7 @@ class Reading:
         if self.pooling not in POOLINGS:
             raise UnknownName("pooling", self.pooling, POOLINGS)
         if self.longest < 3:
-            raise UsageError(f"texts of {self.longest} tokens at most: 3 at least, {USUAL} are usual")
+            raise UsageError(f"length of texts must be at least 3 tokens, got {self.longest}; {USUAL} are usual")
 
     def questions(self, texts: Sequence[str]) -> list[Text]:
         """Return questions in the form in which they are read."""
@@ -75,9 +75,9 @@ class Reading:
     def passages(self, titles: Sequence[str], texts: Sequence[str]) -> list[Text]:
         """Return passages in the form in which they are read.
 
-        DPR: Karpukhin et al. 2020, section 4.1, and `dpr/models/hf_models.py`; all segments are the
-        first. Others: title and text as one, as BEIR does (Thakur et al. 2021), which has a space for our line end; to
-        BERT's tokenizers these are the same.
+        DPR: Karpukhin et al. 2020, section 4.1, and `dpr/models/hf_models.py`; all segments are of the first type.
+        Others: title and text as one text, as in BEIR (Thakur et al. 2021), which puts a space where we have a line
+        break; BERT's tokenizers treat both alike.
         """
         both = zip(titles, texts, strict=True)
         if self.pair:
@@ -112,12 +112,12 @@ class BiEncoder(nn.Module):
         Args:
             name: a hub id, folder or package of: DPR's encoders (one of the two, or `question|passage`), Spider, a
                 sentence-transformers model, a retriever saved by `save`, or any encoder.
-            pooling: "cls" or "mean"; "" for what is said where it lies, and where nothing is said, the mean.
+            pooling: "cls" or "mean"; "" for the pooling of its own configuration, or the mean if it has none.
             dtype: of matrix products (`Tower.load`).
 
         Raises:
             SourceNotFound, HubUnreachable: there is no such model, or it cannot be fetched.
-            UsageError: it is of a kind that is not read, or there is no such pooling.
+            UsageError: it is a retriever of an unsupported kind, or there is no such pooling.
         """
         recovered(Path(name))
         place = find_encoders(name)
@@ -133,7 +133,7 @@ class BiEncoder(nn.Module):
         """Write the retriever so that `load` reads it: encoders in transformers' format, and the form of their texts.
 
         Raises:
-            SaveFailed: the folder cannot be written, or holds something else; what was in it is as it was.
+            SaveFailed: the folder cannot be written, or holds something else; its content is unchanged.
         """
         with whole_folder(folder, OURS) as scratch:
             if self.shared:
@@ -211,8 +211,8 @@ def in_batch_loss(
 
     Args:
         passages: the positives and the hard negatives of all questions, in any order.
-        positives: which of them is each question's own.
-        scale: of the scores; vectors of length one cannot tell passages apart without one (sentence-transformers: 20).
+        positives: the index of each question's own passage.
+        scale: factor of the scores; scores of unit vectors are too close without it (sentence-transformers: 20).
     """
     return F.cross_entropy(scale * questions @ passages.T, positives, reduction="sum")
 
@@ -250,8 +250,8 @@ def find_encoders(name: str) -> EncoderSources:
 
     Raises:
         SourceNotFound, HubUnreachable: nothing is there by that name.
-        UsageError: it is a retriever of a kind that is not read.
-        CorruptFile: what describes it is broken.
+        UsageError: it is a retriever of an unsupported kind.
+        CorruptFile: its description is broken.
     """
     if "|" in name:
         question, _, passage = name.partition("|")
@@ -276,7 +276,7 @@ def reading_from_json(values: Any, what: str) -> Reading:
     """Return the form of texts that was saved as JSON.
 
     Raises:
-        CorruptFile: it is none.
+        CorruptFile: the JSON is not such a form.
     """
     try:
         return Reading(**{item.name: values[item.name] for item in fields(Reading)})
@@ -306,8 +306,8 @@ def _place_of_modules(name: str, modules: Any) -> EncoderSources:
     kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise UsageError(
-            f"{name} is a sentence-transformers model of {', '.join(kinds)}: read are those of Transformer, Pooling "
-            "and Normalize"
+            f"{name} is a sentence-transformers model of {', '.join(kinds)}: only Transformer, Pooling and "
+            "Normalize are supported"
         )
     body, pooling = modules[0]["path"], _json_of(name, f"{modules[1]['path']}/config.json") or {}
     limits = _json_of(name, f"{body}/sentence_bert_config.json".removeprefix("/")) or {}
@@ -328,7 +328,7 @@ def _pooling_of(name: str, config: dict[str, Any]) -> str:
     others = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
     if len(chosen) != 1 or any(key not in flags.values() for key in others):
         raise UsageError(
-            f"{name} pools by {', '.join(others) or 'nothing that is known'}: known are {', '.join(POOLINGS)}"
+            f"{name} pools by {', '.join(others) or 'nothing known'}: only {' and '.join(POOLINGS)} are supported"
         )
     return chosen[0]
 

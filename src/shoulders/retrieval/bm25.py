@@ -192,7 +192,7 @@ class SparseSearcher:
     """BM25 search; the queries of one call are answered in parallel.
 
     Raises:
-        CorruptFile: the folder holds no index of tantivy's that can be read.
+        CorruptFile: the folder holds no readable index of tantivy.
     """
 
     def __init__(self, folder: Path, analyser: Analyser) -> None:
@@ -236,4 +236,4 @@ PYSERINI = (0.9, 0.4)
 def check_bm25(k1: float, b: float) -> None:
     """Raise `UsageError` for parameters that BM25 cannot have."""
     if not (0 <= k1 < math.inf and 0 <= b <= 1):
-        raise UsageError(f"BM25 with k1 = {k1} and b = {b}: k1 is at least 0, b between 0 and 1")
+        raise UsageError(f"k1 must be at least 0 and b between 0 and 1, got k1 = {k1}, b = {b}")

@@ -48,8 +48,8 @@ class Progress:
     """How much of a build is done and kept, even if the process is killed.
 
     Attributes:
-        read: bytes of all sources so far.
-        size: bytes of all sources; 0 where nobody knows.
+        read: bytes of all sources that have been read.
+        size: bytes of all sources; 0 if unknown.
     """
 
     read: int
@@ -63,9 +63,9 @@ class BuildResult:
     """Counts of what a build did.
 
     Attributes:
-        done: documents that were added, replaced, deleted, unchanged; things skipped.
-        skipped: the first of these.
-        unpruned: sources of which nothing was deleted, because a part of them could not be read.
+        done: documents added, replaced, deleted and unchanged; parts of sources skipped.
+        skipped: the first of the parts skipped.
+        unpruned: sources from which nothing was deleted, because a part of them could not be read.
     """
 
     counts: Counts
@@ -85,8 +85,7 @@ def build(
 ) -> BuildResult:
     """Add the documents of some sources to the index in a folder, which is made if there is none.
 
-    Documents that are there unchanged are left alone, changed ones replaced. The same command finishes what a killed
-    one began.
+    Unchanged documents are left alone, changed ones replaced. Running it again finishes an interrupted build.
 
     Args:
         as_is: records of JSON Lines and of the hub are passages already.

@@ -41,7 +41,7 @@ TYPES = "token_type_ids"
 class CrossEncoder:
     """A ranker that scores `[CLS] question [SEP] title passage [SEP]` by its one label, before any activation.
 
-    The longer of question and passage is cut where both do not fit. Which questions it was trained on is not known.
+    The longer of question and passage is cut where both do not fit. The questions that it was trained on are unknown.
     """
 
     def __init__(
@@ -103,8 +103,7 @@ def _check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
     labels = model.config.num_labels
     if labels != 1:
         raise UsageError(
-            f"{name!r} has {labels} labels, a cross-encoder that orders passages has one: name another, or train a "
-            "re-ranker"
+            f"{name!r} has {labels} labels, a cross-encoder for ranking has one: name another, or train a re-ranker"
         )
     if not tokenizer.is_fast:
         raise UsageError(
@@ -149,7 +148,7 @@ def reranker_named(name: str, *, dtype: str = "auto", device: str = "auto") -> R
         return dpr_reader(name, dtype=dtype, device=device)
     if not architectures[0].endswith(CLASSIFIER):
         raise UsageError(
-            f"{name!r} is {architectures[0]} and orders no passages: name a re-ranker that was trained here, DPR's "
+            f"{name!r} is {architectures[0]} which cannot rank passages: name a re-ranker that was trained here, DPR's "
             "reader, or a cross-encoder (a sequence classifier with one label)"
         )
     return None

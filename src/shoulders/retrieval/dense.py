@@ -18,11 +18,11 @@ from shoulders.retrieval.vectors import AGAIN, VectorStore, load_encoder, vector
 from shoulders.store.files import read_json, sole_writer, whole_file, write_json
 
 FLAT, SQ8, IVF_SQ8, IVF_PQ, IVF_RABITQ = "flat", "sq8", "ivf-sq8", "ivf-pq", "ivf-rabitq"
-CANDIDATES = {FLAT: 1, SQ8: 2, IVF_SQ8: 2, IVF_PQ: 10, IVF_RABITQ: 10}  # looked at for each passage asked for
+CANDIDATES = {FLAT: 1, SQ8: 2, IVF_SQ8: 2, IVF_PQ: 10, IVF_RABITQ: 10}  # examined for each passage requested
 KINDS = tuple(CANDIDATES)
-LARGE = 1_000_000  # passages from which on not all are looked at
+LARGE = 1_000_000  # passages from which on an index has cells, and a search examines some of them
 ENGINE, ABOUT = "faiss.index", "faiss.json"
-MORE = 64  # candidates at least beyond those that are asked for
+MORE = 64  # candidates examined in addition, at least
 TRAINED_ON = 64  # vectors for each cell
 CODES = 256  # of a part of a vector in ivf-pq
 SEALED = 1 << 20  # bytes at either end of a file
@@ -60,7 +60,7 @@ class DenseSearcher:
     def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
         """Return for each query the k passages whose vectors have the largest dot product with the query's.
 
-        Fewer if there are fewer, or none near; none at all for a query without a word.
+        Fewer if the index has fewer or the cells near the query hold fewer; none for an empty query.
 
         Raises:
             UsageError: a query's vector is not finite.
@@ -111,13 +111,13 @@ def build_faiss(vectors: VectorStore, kind: str = "") -> str:
     """Build the FAISS index of some vectors beside them, unless it is up to date, and return its kind.
 
     Args:
-        kind: one of `KINDS`. "flat" and "sq8" look at every vector, as it is or a byte for each number; "ivf-" ones at
-            those in cells near the query: a byte for each number, for 8 numbers ("ivf-pq"), or a bit for each
-            ("ivf-rabitq"). Without one, the kind that is there already, or that of `default_kind`.
+        kind: one of `KINDS`. "flat" and "sq8" compare every vector, in float32 or a byte for each number; the "ivf-"
+            kinds those in cells near the query, with a byte for each number, for 8 numbers ("ivf-pq"), or a bit for
+            each number ("ivf-rabitq"). "" for the present kind, or that of `default_kind`.
 
     Raises:
         UnknownName: there is no such kind.
-        UsageError: there are too few vectors for it, or another process is at it.
+        UsageError: there are too few vectors for it, or another process is building it.
         SaveFailed: it cannot be written.
     """
     about = vectors.folder / ABOUT
@@ -133,7 +133,7 @@ def build_faiss(vectors: VectorStore, kind: str = "") -> str:
         with whole_file(path) as part:
             try:
                 faiss.write_index(built, str(part))
-            except RuntimeError as error:  # what FAISS makes of a full disk
+            except RuntimeError as error:  # FAISS's error for a full disk
                 raise OSError(first_line(error)) from error
         write_json(about, {"kind": kind, "of": _of(vectors), "seal": _seal(path), "faiss": faiss.__version__})
     return kind
@@ -143,11 +143,11 @@ def open_dense(index: Index, name: str = "", encoder: BiEncoder | None = None) -
     """Return the searcher over an index's vectors of that name, or over the only ones.
 
     Args:
-        encoder: that made them, if it is at hand; else it is loaded by the name that is kept with them.
+        encoder: the one that made them; None loads it by the name that is stored with them.
 
     Raises:
-        UsageError: the index changed since they were made, or they were made by another retriever (as it is now).
-        SourceNotFound: there are none, or the retriever is not there.
+        UsageError: the index changed since they were made, or the retriever's weights did.
+        SourceNotFound: there are no vectors, or the retriever is missing.
     """
     vectors = VectorStore(vectors_in(index.folder, name))
     vectors.check(index.store)
@@ -202,9 +202,9 @@ def _opened(vectors: VectorStore) -> tuple[str, Any]:
         raise SourceNotFound(f"the vectors {vectors.folder} are not ready to be searched: {AGAIN}")
     known = read_json(about)
     if known.get("of") != _of(vectors):
-        raise UsageError(f"{path} was made of other vectors than there are in {vectors.folder} now: {AGAIN}")
+        raise UsageError(f"{path} was built from other vectors than {vectors.folder} holds now: {AGAIN}")
     if known.get("seal") != _seal(path) or known.get("kind") not in KINDS:
-        raise CorruptFile(f"{path} is not what {about.name} tells of: delete both, then {AGAIN}")
+        raise CorruptFile(f"{path} does not match {about.name}: delete both, then {AGAIN}")
     try:
         return known["kind"], faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:

@@ -1,7 +1,7 @@
 """Search of an index on Milvus: the same passages and scores as the local engines, however the server is sharded.
 
-The server only multiplies: terms are our analyser's, weights and statistics our own. Of passages with equal scores the
-lower number comes first here too, as long as no more than `LIMIT` tie for the last place.
+The server only computes inner products: terms, weights and statistics are computed here. Of passages with equal scores
+the lower number comes first, as long as no more than `LIMIT` tie for the last place.
 """
 
 import math
@@ -53,7 +53,7 @@ class MilvusBM25:
         """Return for each query the k passages with the highest scores, of those that have a term of it.
 
         Raises:
-            UsageError: k is more than Milvus gives.
+            UsageError: k is larger than Milvus's limit.
             SourceNotFound: the server does not answer.
         """
         return self._held.search([self._weighed(query) for query in queries], k)
@@ -87,7 +87,7 @@ class MilvusVectors:
         """Return for each query the k passages with the largest inner products; none for an empty query.
 
         Raises:
-            UsageError: as of `MilvusBM25`, or the vectors have another dimension.
+            UsageError: as for `MilvusBM25`, or the vectors have another dimension.
         """
         asked = [number for number, query in enumerate(queries) if query.strip()]
         vectors: list[Vector] = [{} for _ in queries]
@@ -120,13 +120,13 @@ def server_retriever(
     """Return the retriever of an index on a server by its kind (see `make_retriever`).
 
     Args:
-        collection: that is searched; of "hybrid" and "rrf" two, "SPARSE,DENSE". "" for those that the index was sent
-            to.
+        collection: the name of the collection to search; for "hybrid" and "rrf" two names, "SPARSE,DENSE". "" for the
+            collections that the index was sent to.
         dense: the name of the index's vectors, if it has several.
 
     Raises:
         UnknownName: there is no such kind.
-        SourceNotFound, UsageError: as of `MilvusBM25`; or there are no vectors here, or not the encoder that made them.
+        SourceNotFound, UsageError: as for `MilvusBM25`; or the vectors or the encoder that made them are missing here.
     """
     names = _collections(kind, collection)
     stale: list[bool] = []
@@ -154,7 +154,7 @@ def _collections(kind: str, named: str) -> dict[str, str]:
     if len(names) != len((SPARSE, DENSE)):
         raise UsageError(
             f"{kind} searches two collections, and {named!r} names {len(names)}: name SPARSE,DENSE (--collection; "
-            "evidence.collection in a recipe), or none where the index was sent to one of each"
+            "evidence.collection in a recipe), or none if the index was sent to one of each"
         )
     return dict(zip((SPARSE, DENSE), names, strict=True))
 
@@ -164,8 +164,8 @@ class _Collection:
     """A collection that an index was sent to, with its record beside the index.
 
     Attributes:
-        fingerprint: of the collection and what was in it when it was last brought up to date.
-        stale: it was not sent all of the index as it is now.
+        fingerprint: identity of the collection and of its content after the last upload.
+        stale: whether the index has changed since the last upload.
     """
 
     def __init__(self, index: Index, server: Milvus, name: str, wanted: Mapping[str, Any]) -> None:
@@ -185,7 +185,7 @@ class _Collection:
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
         if k > LIMIT:
-            raise UsageError(f"{k:,} passages asked for: Milvus gives {LIMIT:,} at most")
+            raise UsageError(f"number of passages must be at most {LIMIT:,} on Milvus, got {k:,}")
         asked = [number for number, vector in enumerate(vectors) if len(vector)]
         found: list[list[Scored]] = [[] for _ in vectors]
         more = min(k + 1, LIMIT)

@@ -1,6 +1,6 @@
 """Documents of a corpus: text, Markdown, HTML, PDF, JSON Lines, tables and hub data sets.
 
-They are read when they are needed, so a source may be larger than memory.
+Documents are read one at a time, so a source may be larger than memory.
 """
 
 import gzip
@@ -27,7 +27,7 @@ LINES, TABLES = (".jsonl", ".jsonl.gz"), (".tsv", ".tsv.gz")
 KNOWN = WHOLE + LINES + TABLES
 HUB = "hub:"
 COLUMNS = ("id", "text", "title")
-BESIDE = "__MACOSX"  # a folder that macOS packs beside what was meant
+BESIDE = "__MACOSX"  # a folder that macOS adds to archives
 INTERRUPTIONS = (KeyboardInterrupt, SystemExit, GeneratorExit)  # of the program, not failures of a library
 FIELD = regex.compile(r'(?<![^\t])(?:"((?:[^"]++|"")*+)"(?=\t|$)|[^\t]*)')
 UNDECODED = regex.compile(r"[\udc80-\udcff]")  # bytes that a line's encoding does not have, as Python passes them on
@@ -38,10 +38,10 @@ class Document:
     """One text of a source.
 
     Attributes:
-        id: the same whenever the source is read, and no other's in it.
-        place: where it stands, for messages.
-        read: bytes of the source up to its end, for progress.
-        passage: it is a passage already, kept as it is.
+        id: unique in its source, and the same whenever the source is read.
+        place: file and line, for messages.
+        read: bytes of the source up to the end of the document, for progress.
+        passage: whether it is a passage already and must not be cut.
     """
 
     id: str
@@ -57,7 +57,7 @@ class Skipped:
     """A part of a source that gives no document.
 
     Attributes:
-        lost: it could not be read, so nobody knows which documents are in it; otherwise it is empty, or part of one.
+        lost: whether it could not be read, so that its documents are unknown; otherwise it is empty, or part of one.
     """
 
     place: str
@@ -71,9 +71,9 @@ class Source:
     """A named source of documents.
 
     Attributes:
-        name: that its documents are kept under.
-        size: bytes of all of it, for progress; 0 where nobody knows.
-        items: reads it from the beginning.
+        name: the name under which its documents are stored.
+        size: bytes of the whole source, for progress; 0 if unknown.
+        items: a function that reads the source from the beginning.
     """
 
     name: str
@@ -88,7 +88,7 @@ def open_source(name: str, *, as_is: bool = False) -> Source:
         as_is: records of JSON Lines and of the hub are passages already.
 
     Raises:
-        SourceNotFound: nothing is there, or nothing that can be read.
+        SourceNotFound: it does not exist, or holds no file of a readable type.
         HubUnreachable: it is a data set of the hub, and the hub does not answer.
     """
     if name.startswith(HUB):
@@ -102,7 +102,7 @@ def open_source(name: str, *, as_is: bool = False) -> Source:
     if not path.exists():
         raise SourceNotFound(f"there is no file or folder {name!r} (a data set of the hub is named {HUB}NAME)")
     if not files:
-        what = "holds no file that can be read" if path.is_dir() else "is none of the files that can be read"
+        what = "holds no file of a readable type" if path.is_dir() else "is not a file of a readable type"
         raise SourceNotFound(f"{legible(name)} {what}: {', '.join(KNOWN)}")
     root = path if path.is_dir() else path.parent
     sizes = [_size(file) for file in files]

@@ -43,14 +43,14 @@ class Index:
     """An index opened for searching.
 
     Raises:
-        SourceNotFound: there is none in the folder, or its first build was interrupted.
-        UsageError: it is of another format, or was analysed otherwise than queries are.
-        CorruptFile: a part of it is broken.
+        SourceNotFound: the folder holds no index, or its first build was interrupted.
+        UsageError: the index has another format, or another analyser than queries have.
+        CorruptFile: a part of the index is broken.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = folder = Path(folder).expanduser()
-        self._scratch: TemporaryDirectory[str] | None = None  # what it lies in, where nobody named a folder
+        self._scratch: TemporaryDirectory[str] | None = None  # the folder of an index without a named one
         self.manifest = read_manifest(folder)
         self.analyser = Analyser()
         self.analyser.check(self.manifest.get("analyser") or {}, str(folder))
@@ -61,13 +61,13 @@ class Index:
     def build(cls, sources: Sequence[str] | str, folder: str | Path | None = None) -> "Index":
         """Return an index of files, folders, hub data sets (`hub:NAME`), or of texts themselves.
 
-        What is neither a file nor a hub data set is a text. Building again in the same folder brings it up to date.
+        A string that names no file, folder or hub data set is a text. Building again in a folder brings it up to date.
 
         Args:
-            folder: to keep it in; None keeps it in a temporary folder, as long as the index is used.
+            folder: of the index; None for a temporary folder, which is deleted with the index.
 
         Raises:
-            SourceNotFound, DataError, SaveFailed: as `building.build`.
+            SourceNotFound, DataError, SaveFailed: as in `building.build`.
         """
         from shoulders.retrieval.building import build  # which reads indexes itself
         from shoulders.retrieval.passages import Cutting
@@ -107,13 +107,13 @@ class Index:
         """Return for each query at most k passages, best first.
 
         Args:
-            searcher: what searches; BM25 on tantivy if none is given.
+            searcher: the retriever; None for BM25 on tantivy.
 
         Raises:
             UsageError: k is below 1.
         """
         if k < 1:
-            raise UsageError(f"{k} passages asked for: 1 at least")
+            raise UsageError(f"number of passages must be at least 1, got {k}")
         found = (searcher or self.sparse).search(queries, k)
         return [self._hits(some) for some in found]
 
@@ -135,14 +135,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of an index.
 
     Raises:
-        SourceNotFound: there is no index, or none that was ever finished.
-        UsageError: it is of another format.
+        SourceNotFound: there is no index, or its first build was interrupted.
+        UsageError: it has another format.
         CorruptFile: the manifest is broken.
     """
     if not (folder / MANIFEST).exists():
         if (folder / PASSAGES).exists():
             raise SourceNotFound(f"the index {folder} is not finished: run the same `shoulders index` command again")
-        raise SourceNotFound(f"{folder} is no index (it has no {MANIFEST}): build one with `shoulders index`")
+        raise SourceNotFound(f"{folder} is not an index (it has no {MANIFEST}): build one with `shoulders index`")
     manifest = read_json(folder / MANIFEST)
     check_format(manifest, (FORMAT, VERSION), folder, "build it again in a new folder")
     return manifest

@@ -23,7 +23,7 @@ from shoulders.retrieval.search import Scored
 
 NUMBER, VECTOR, ABOUT = "passage", "vector", "shoulders"
 TOKEN_VARIABLE = "MILVUS_TOKEN"  # noqa: S105 (the variable's name)
-LIMIT = 16_384  # of the passages of one answer and of the numbers of one request: Milvus's own
+LIMIT = 16_384  # passages of one answer, and numbers of one request: Milvus's own
 QUERIES = 100  # of one request
 FLAT, HNSW, IVF_FLAT, IVF_SQ8 = "FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8"
 CELLS = 1024  # of an "IVF_" index
@@ -34,7 +34,7 @@ BUILT: dict[str, dict[str, int]] = {  # how Milvus's indexes over dense vectors 
     IVF_SQ8: {"nlist": CELLS},
 }
 PROBED = 64  # cells
-BREADTH = 128  # passages that a search of HNSW keeps in view at least
+BREADTH = 128  # candidates of a search of HNSW, at least
 SCHEMES = ("http", "https", "tcp")
 MESSAGE = re.compile(r"message=(.*?)\)?>?(?:, <.*)?$", re.DOTALL)
 UNREACHABLE, TOKEN, FULL = (
@@ -52,11 +52,11 @@ class Milvus:
 
     Args:
         address: http://HOST:PORT, https://, tcp://, or a path that ends in .db.
-        token: "" for a server that asks for none.
-        timeout: seconds that the server has to answer.
+        token: "" for a server without authentication.
+        timeout: seconds to wait for an answer.
 
     Raises:
-        UsageError: the address is none, the token is wrong, or another process has the file open.
+        UsageError: the address is invalid, the token is wrong, or another process has the file open.
         SourceNotFound: nobody answers there, or milvus-lite is not installed.
         SaveFailed: the local file cannot be made.
     """
@@ -86,7 +86,7 @@ class Milvus:
         """Return the description that `shoulders upload` gave a collection; None if there is no such collection.
 
         Raises:
-            UsageError: somebody else made it.
+            UsageError: the collection was not made by `shoulders upload`.
         """
         with self._errors_named():
             if not self._client.has_collection(collection):
@@ -109,7 +109,7 @@ class Milvus:
         """Create a collection.
 
         Args:
-            dimension: of dense vectors; 0: they are sparse.
+            dimension: of dense vectors; 0 for sparse ones.
             kind: of the index over dense vectors, one of `BUILT`.
         """
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -168,7 +168,7 @@ class Milvus:
         """Return for each vector at most k passages of the largest inner product; ties are in no order.
 
         Args:
-            kind: that the collection was created with.
+            kind: of the collection's index, as it was created.
         """
         how = {HNSW: {"ef": max(BREADTH, 2 * k)}, IVF_FLAT: {"nprobe": PROBED}, IVF_SQ8: {"nprobe": PROBED}}
         found: list[list[Scored]] = []
@@ -224,17 +224,19 @@ def checked_address(address: str) -> str:
     """Return the address if it is valid.
 
     Raises:
-        UsageError: it is neither an URL nor a .db file, or it holds a password.
+        UsageError: it is neither a URL nor a .db file, or it holds a password.
     """
     if "://" not in address:
         if not address.endswith(".db"):
             raise UsageError(
-                f"{address!r} is no address of Milvus: http://HOST:19530, or a local file, NAME.db (milvus-lite)"
+                f"{address!r} is not an address of Milvus: http://HOST:19530, or a local file, NAME.db (milvus-lite)"
             )
         return address
     parts = urlsplit(address)
     if parts.scheme not in SCHEMES or not parts.hostname:
-        raise UsageError(f"{address!r} is no address of Milvus: http://HOST:19530, https://HOST or tcp://HOST:19530")
+        raise UsageError(
+            f"{address!r} is not an address of Milvus: http://HOST:19530, https://HOST or tcp://HOST:19530"
+        )
     if parts.username or parts.password:
         raise UsageError(
             f"the address of {parts.hostname} holds a password, and addresses are shown and kept: put it into "
@@ -247,8 +249,8 @@ def checked_address(address: str) -> str:
 def _local(path: Path) -> Iterator[str]:
     """Serve a local file within, and yield the address.
 
-    milvus-lite is started here and not by pymilvus, which would keep the file open until the process ends, and drops
-    the reason when it cannot be opened.
+    milvus-lite is started here and not by pymilvus, which would keep the file open until the process ends and would not
+    give the reason when it cannot be opened.
     """
     try:
         from milvus_lite import DataDirLockedError, MilvusLiteError

@@ -35,8 +35,8 @@ class Cutting:
     """How documents are cut into passages. Source: Karpukhin et al. 2020, section 4.1 (disjoint blocks of 100 words).
 
     Attributes:
-        words: of a passage; the last one of a document may be shorter.
-        sentences: end each passage with a sentence, where one ends within so many words.
+        words: length of a passage; the last one of a document may be shorter.
+        sentences: whether passages end with a sentence, if one ends within that many words.
     """
 
     words: int = 100
@@ -44,7 +44,7 @@ class Cutting:
 
     def __post_init__(self) -> None:
         if self.words < 1:
-            raise UsageError(f"passages of {self.words} words: 1 at least")
+            raise UsageError(f"words of a passage must be at least 1, got {self.words}")
 
     def cut(self, text: str) -> Iterator[str]:
         """Yield the passages of a text; every word is in one of them, and runs of white space become one space."""
@@ -153,7 +153,7 @@ class Counts:
     """Numbers of documents, passages and terms in a store.
 
     Attributes:
-        passages: that are searched; copies of them are not among them.
+        passages: those that are searched, without copies.
         terms: of all passages that are searched.
     """
 
@@ -167,12 +167,12 @@ class Counts:
 class PassageStore:
     """Documents and passages by number. The number of a passage is never reused.
 
-    Of passages with one text, the first is searched and the others are its copies; when it goes, the next takes its
-    place. Which passages changed is kept until the engines have it (`pending`, `settle`), so that a process may be
-    killed at any time.
+    Of passages with the same text, the first is searched and the others are its copies; when it is deleted, the next
+    takes its place. Changed passages stay recorded until the engines are up to date (`pending`, `settle`), so a process
+    may be killed at any time.
 
     Raises:
-        SaveFailed, CorruptFile: the file cannot be used, or is another one.
+        SaveFailed, CorruptFile: the file cannot be used, or is of another kind.
     """
 
     def __init__(self, path: Path, *, write: bool = False) -> None:
@@ -278,7 +278,7 @@ class PassageStore:
     def of_documents(self, ids: Sequence[str]) -> list[StoredPassage]:
         """Return the passages of the documents with these ids, in their order, including copies of other passages.
 
-        The id that a record of JSON Lines has of its own will do too, without its file's name before it.
+        An id may be given without the file name that precedes the own id of a record of JSON Lines.
         """
         found: list[StoredPassage] = []
         with self._errors_named():

@@ -47,9 +47,9 @@ class About:
     """The origin of a re-ranker.
 
     Attributes:
-        encoder: the pretrained encoder that it was started from.
-        recipe: of the training, if there was one.
-        measured: what was measured, if anything was.
+        encoder: the pretrained encoder that training started from.
+        recipe: the recipe of the training, if any.
+        measured: results of the evaluation, if any.
         seen: the questions that it was trained on.
     """
 
@@ -133,7 +133,7 @@ class Group:
 
     Attributes:
         passages: title and text of each; the first is the positive one.
-        answers: that are looked for in the positive passage.
+        answers: searched for in the positive passage.
     """
 
     question: str
@@ -142,7 +142,7 @@ class Group:
 
     def __post_init__(self) -> None:
         if not self.passages:
-            raise UsageError(f"there is no passage for {self.question!r}: training needs a positive one at least")
+            raise UsageError(f"there is no passage for {self.question!r}: training needs at least a positive one")
 
     @property
     def pairs(self) -> list[Pair]:
@@ -154,11 +154,11 @@ class Group:
 class Reranker(nn.Module):
     """An encoder with heads for the start and end of an answer, and for relevance.
 
-    Its forward pass is the training loss; `frozen` gives the scores.
+    The forward pass computes the training loss; `frozen` returns the scorer.
 
     Attributes:
-        rows: makes tokens of pairs.
-        about: where it comes from, and which questions it has seen.
+        rows: the tokenizer of pairs.
+        about: the origin, and the questions that it has seen.
     """
 
     def __init__(self, tower: Tower, length: int = LENGTH, dropout: float = 0.1, about: About | None = None) -> None:
@@ -168,7 +168,7 @@ class Reranker(nn.Module):
         self.span = nn.Linear(tower.width, 2)
         self.relevance = nn.Linear(tower.width, 1)
         if not 0 <= dropout < 1:
-            raise UsageError(f"a dropout of {dropout}: 0 at least and below 1, 0.1 is usual")
+            raise UsageError(f"dropout must be at least 0 and below 1, got {dropout}; 0.1 is usual")
         for part in self.modules():
             if isinstance(part, nn.Dropout):
                 part.p = dropout
@@ -181,13 +181,13 @@ class Reranker(nn.Module):
         """Return a new re-ranker on a pretrained encoder (named as in `Tower.load`).
 
         Args:
-            dropout: while training, in every place that the encoder has one.
+            dropout: in training, in all dropout layers of the encoder.
             seed: of the heads.
             dtype: of its matrix products.
 
         Raises:
             SourceNotFound, HubUnreachable: there is no such encoder.
-            UsageError: it is unlike BERT: no separator tokens, or no characters for its tokens.
+            UsageError: it lacks BERT's special tokens or a fast tokenizer.
         """
         made = cls(Tower.load(name, dtype=dtype), length, dropout)
         drawn = torch.Generator().manual_seed(seed)
@@ -202,7 +202,7 @@ class Reranker(nn.Module):
         """Load the re-ranker of a folder.
 
         Raises:
-            SourceNotFound, UsageError, CorruptFile: there is none, or one that is broken or of another format.
+            SourceNotFound, UsageError, CorruptFile: there is no re-ranker, or it is broken or of another format.
         """
         folder = Path(folder).expanduser()
         stored = read_reranker(folder)
@@ -239,9 +239,9 @@ class Reranker(nn.Module):
     def forward(self, groups: Sequence[Group]) -> Float[Tensor, ""]:
         """Return the training loss, summed over the groups, with dropout in whatever mode the module is.
 
-        Of each group the cross-entropy of the positive passage being the relevant one, minus the log of the summed
-        probabilities of the answers' spans in it: P(start) P(end), each a softmax over the row, as in
-        `dpr/models/reader.py` (but not over padding). A positive passage in which no span is found has the first only.
+        The loss of a group is the cross-entropy of relevance, with the positive passage as the target, minus the log of
+        the summed probabilities of the answers' spans in it: P(start) P(end), each a softmax over the row, as in
+        `dpr/models/reader.py` (but not over padding). A positive passage without a span has the first part only.
         """
         rows = [row for group in groups for row in self.rows(group.pairs)]
         with self._dropping_out():

@@ -1,6 +1,6 @@
 """Scoring passages for questions: the interface of a ranker, the rows of tokens that it reads, and batched scoring.
 
-Also the questions that a ranker was trained on and must not rank, and its scores together with the retriever's.
+Also the set of questions that a ranker was trained on and must not rank, and interpolation with the retriever's scores.
 """
 
 from collections.abc import Callable, Iterable, Sequence, Sized
@@ -29,8 +29,8 @@ from shoulders.retrieval.towers import Tower
 class Seen:
     """A set of questions as 8-byte hashes, which ignore case, punctuation and white space.
 
-    Two of 100,000 questions share a hash with a probability of 3 in ten thousand millions; then one is refused that
-    was not seen.
+    Two of 100,000 questions share a hash with a probability of 3 in 10,000,000,000; a question is then taken for seen
+    that was not.
     """
 
     hashes: frozenset[int] = frozenset()
@@ -111,9 +111,9 @@ def scored(
     """Return the scores of pairs, batched by their number of tokens, whatever questions they belong to.
 
     Args:
-        encode: the tokens of each pair.
-        score: the scores of some rows of tokens.
-        device: where the model is; it decides how large a batch is.
+        encode: returns the tokens of each pair.
+        score: returns the scores of some rows of tokens.
+        device: of the model, which decides the size of a batch.
     """
     budget = positions_at_once(device)
     found = [0.0] * len(pairs)
@@ -178,7 +178,7 @@ class PairTokens:
 
     Attributes:
         passage: where the tokens of the passage begin.
-        offsets: of each of them, the characters that it stands for.
+        offsets: the characters of each of these tokens.
     """
 
     ids: list[int]
@@ -199,7 +199,7 @@ class PairTokenizer:
         title_room: tokens of a title at most, a quarter of a row.
 
     Raises:
-        UsageError: the encoder is unlike BERT: no separator tokens, or no characters for its tokens.
+        UsageError: the encoder lacks BERT's special tokens or a fast tokenizer, or `length` is too small.
     """
 
     def __init__(self, tower: Tower, length: int = LENGTH) -> None:
@@ -211,7 +211,7 @@ class PairTokenizer:
                 f"a fast tokenizer, e.g. {ENCODER}"
             )
         if length < SHORTEST:
-            raise UsageError(f"a re-ranker that reads {length} tokens: {SHORTEST} at least, {LENGTH} are usual")
+            raise UsageError(f"length of a row must be at least {SHORTEST} tokens, got {length}; {LENGTH} are usual")
         self.length = min(length, tower.context)
         self.question_room, self.title_room = self.length // 2, self.length // 4
         self._tokens = tower.tokens
@@ -257,16 +257,15 @@ class PairTokenizer:
         return dict(zip(different, zip(found["input_ids"], found["offset_mapping"], strict=True), strict=True))
 
 
-KNOWN = {"BertLayer", "RobertaLayer", "XLMRobertaLayer", "ElectraLayer"}  # built alike
+KNOWN = {"BertLayer", "RobertaLayer", "XLMRobertaLayer", "ElectraLayer"}  # of the same structure
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def scoring_copy(model: Model, dtype: torch.dtype) -> Model:
     """Return a copy of an encoder or a classifier that computes the final state of the first position only.
 
-    Of the last layer keys and values are needed for all positions, queries and everything after for one: the score is
-    the same, and a layer's worth of matrix products is saved but for a sixth. Families that are built otherwise
-    compute all states.
+    The last layer needs keys and values of all positions, but queries and everything after them of one only: the score
+    is the same, and five sixths of a layer's matrix products are saved. Other families compute all states.
 
     Args:
         dtype: of the copy's weights.
@@ -310,7 +309,7 @@ WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)  # tried on de
 def interpolated(scores: Sequence[float], found: Sequence[float], weight: float) -> list[float]:
     """Return the scores of one question's passages plus `weight` times the retriever's, both standardised over them.
 
-    Standardised, because the two are on scales of their own; so a sum depends on which passages stand beside it.
+    Both are standardised since their scales differ; so a sum depends on the other passages of the question.
 
     Args:
         scores: of the re-ranker.

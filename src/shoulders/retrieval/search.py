@@ -46,15 +46,15 @@ SMOOTHING = 60  # of ranks
 class HybridSearcher:
     """The sum of the dense score and the weighted sparse score, over all passages that either of them finds.
 
-    A passage that one does not find gets the lowest score that this one gave.
+    A passage that one of the two does not find counts with the lowest score in that list.
 
     Attributes:
-        weight: lambda, how much the sparse score counts.
+        weight: the factor of the sparse score (lambda).
     """
 
     def __init__(self, dense: Searcher, sparse: Searcher, weight: float, depth: int = DEPTH) -> None:
         if not 0 <= weight < float("inf"):
-            raise UsageError(f"sparse scores with the weight {weight}: it cannot be negative, and 1 to 10 are usual")
+            raise UsageError(f"weight of sparse scores must be at least 0 and finite, got {weight}; 1 to 10 are usual")
         self.dense, self.sparse, self.weight, self.depth = dense, sparse, weight, depth
 
     @property
@@ -127,16 +127,18 @@ def choose_weight(
 ) -> ChosenWeight:
     """Return the weight with the best result on development questions; of equal ones the smallest.
 
-    Both retrievers search once. The questions must be none that the result is reported on.
+    Both retrievers search once. The questions must not be those of the reported result.
 
     Args:
-        score: of the first 100 passages of each question, e.g. the share of questions with an answer among them.
+        score: result for the first 100 passages of each question, e.g. the share of questions with an answer there.
 
     Raises:
         UsageError: there is no question or no weight.
     """
     if not queries or not weights:
-        raise UsageError(f"a weight chosen of {len(weights)} on {len(queries)} questions: 1 at least of each")
+        raise UsageError(
+            f"choosing a weight takes at least 1 weight and 1 question, got {len(weights)} and {len(queries)}"
+        )
     lists = list(zip(dense.search(queries, depth), sparse.search(queries, depth), strict=True))
     scores = {
         weight: score([best_first(weighted_sum(*both, weight), SWEPT_AT) for both in lists])

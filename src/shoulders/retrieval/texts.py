@@ -74,7 +74,7 @@ class FileText(NamedTuple):
     """The text of a file, and its title.
 
     Attributes:
-        lost: what of it could not be read: where in the file, and why.
+        lost: parts that could not be read: place in the file, and reason.
     """
 
     title: str
@@ -196,7 +196,7 @@ def _declared(content: bytes) -> str:
     labels += [label.decode("latin-1") for label in XML_ENCODING.findall(content, endpos=1024)]
     known = [encoding for label in labels if (encoding := webencodings.lookup(label))]
     if known and known[0].name == "replacement":
-        raise DataError("it has an encoding that pages may not have: convert it")
+        raise DataError("its declared encoding is not allowed in HTML: convert it")
     return SUPERSETS.get(known[0].name, known[0].codec_info.name) if known else ""
 
 
@@ -252,7 +252,7 @@ def _pdf(path: Path) -> FileText:
     for number in range(count):
         try:
             texts.append(reader.pages[number].extract_text())
-        except Exception as error:  # one page of it, likewise
+        except Exception as error:  # a broken page makes pypdf raise nearly anything, too
             lost.append((f"page {number + 1}", f"it cannot be read ({first_line(error)})"))
     if lost and not texts:
         raise DataError(f"none of its {count} pages can be read; {lost[0][0]}: {lost[0][1]}")

@@ -42,13 +42,13 @@ Text = str | tuple[str, str]  # a text, or two that are read as a pair
 class Tower(nn.Module):
     """A BERT-like encoder that trains, with its tokenizer. Its weights are fp32; it multiplies in `compute`.
 
-    A pair of texts is one row with separators; as in DPR, segments are all of the first type.
+    A pair of texts is one row with separators; as in DPR, all segments are of the first type.
 
     Attributes:
         name: the source it was loaded from.
         width: E, the size of a final state.
         context: positions that it can read.
-        compute: the type of its matrix products, in training and after.
+        compute: the type of its matrix products.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Tower(nn.Module):
 
         Args:
             dtype: of its matrix products: "auto" (bf16 where the device multiplies it fast, else fp32), or a name.
-            subfolder: where in the folder or repository it lies.
+            subfolder: its path in the folder or repository.
 
         Raises:
             SourceNotFound, HubUnreachable: there is no such model, or it cannot be fetched.

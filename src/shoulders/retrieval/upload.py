@@ -30,7 +30,7 @@ from shoulders.store.files import check_format, database_errors, open_database, 
 FORMAT, VERSION = "shoulders-collection", 1
 BM25, VECTORS = "bm25", "vectors"
 BATCH = 2000  # passages of one request: 1.5 MB of weights, 6 MB of vectors of 768
-DRIFT = 1e-3  # by so much the mean length may move before all weights are sent anew
+DRIFT = 1e-3  # relative change of the mean length after which all weights are uploaded again
 ENGINE = "engine"  # key of the kind of Milvus's index over dense vectors
 ROUND, COLLECTION, KIND, INDEX = "round", "collection", "kind", "index"
 FOLDER, SUFFIX = "milvus", ".sqlite"
@@ -93,17 +93,17 @@ def upload_weights(
     """Upload BM25 weights; where the collection holds some already, upload the changes.
 
     A weight is the part of BM25 that depends on the passage, tf (k1 + 1) / (tf + k1 (1 - b + b length / mean)); the idf
-    of a term comes in with the query, from counts over all passages that were sent. So a change of the corpus changes
-    no weight but by the mean length, and that is kept as it was at the first upload until it has moved by more than
-    `DRIFT`; then all weights are sent anew. Until then a score is off by less than that part of it.
+    of a term is part of the query, from counts over all uploaded passages. So a change of the corpus changes other
+    weights only through the mean length. The mean of the first upload is used until the true one differs from it by
+    more than `DRIFT`; then all weights are uploaded again. Until then the relative error of a score is below that.
 
     Args:
-        on_sent: is told how many passages are done, of how many.
+        on_sent: called with the number of passages done, and of all.
 
     Raises:
         UsageError: the collection is another index's or was made otherwise, or another process is uploading.
-        SourceNotFound: the server does not answer. The same call goes on where it stopped.
-        SaveFailed: there is no room on the server or here.
+        SourceNotFound: the server does not answer. The same call resumes the upload.
+        SaveFailed: the disk of the server or of this machine is full.
     """
     check_bm25(k1, b)
     about = {"kind": BM25, "analyser": index.analyser.identity, "k1": k1, "b": b}
@@ -120,12 +120,12 @@ def upload_vectors(
     """Upload dense vectors; where the collection holds some already, add the new ones and delete those that are gone.
 
     Args:
-        kind: of Milvus's index over them: "FLAT" compares all; "HNSW", "IVF_FLAT" and "IVF_SQ8" find less, sooner. ""
-            for the one that is there already, or "FLAT".
+        kind: of Milvus's index over them: "FLAT" compares all vectors; "HNSW", "IVF_FLAT" and "IVF_SQ8" are faster and
+            approximate. "" for the present kind, or "FLAT".
 
     Raises:
         UnknownName: there is no such kind.
-        As `upload_weights`; a collection's kind cannot be changed.
+        UsageError, SourceNotFound, SaveFailed: as in `upload_weights`; a collection's kind cannot be changed.
     """
     if kind and kind not in BUILT:
         raise UnknownName("kind of Milvus's index", kind, BUILT)
@@ -149,8 +149,8 @@ def check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], target: str
             Analyser().check(about.get(key) or {}, target)
         elif about.get(key) != value:
             raise UsageError(
-                f"{target} has {key} {about.get(key)!r}, and not {value!r}: name another collection (--collection), or "
-                "what it was made with"
+                f"{target} has {key} {about.get(key)!r}, not {value!r}: name another collection (--collection), or the "
+                f"{key} that it was made with"
             )
 
 
@@ -161,8 +161,8 @@ def _begun(
     """Yield an upload to a collection, which is created if it is not there.
 
     Args:
-        about: that a collection must be.
-        usual: what a new one is, where `about` does not say.
+        about: the description that the collection must have.
+        usual: of a new one, where `about` has no value.
     """
     try:
         (folder / FOLDER).mkdir(exist_ok=True)
@@ -208,12 +208,12 @@ class TermDimension(NamedTuple):
 class UploadState:
     """The record of one collection: its vocabulary, and the passages that the server has acknowledged.
 
-    Numbers of terms are given in the order in which they are met and never change, so no two terms share a dimension.
-    The passages that have a term are counted over those that were acknowledged: the same numbers whatever was killed
-    in between, and however the server spreads its rows.
+    Dimensions of terms are assigned in the order of their first use and never change, so no two terms share one. The
+    passages that have a term are counted among those that were acknowledged, so the counts do not depend on
+    interruptions or on the server's shards.
 
     Raises:
-        SaveFailed, CorruptFile: the file cannot be used, or is another one.
+        SaveFailed, CorruptFile: the file cannot be used, or is of another kind.
     """
 
     def __init__(self, path: Path, *, write: bool = False) -> None:
@@ -280,8 +280,8 @@ class UploadState:
         """Note that the server has acknowledged new passages.
 
         Args:
-            rows: that it has of them; a passage without a term has none.
-            terms: by number of a term, how many of them have it.
+            rows: number of their rows on the server; a passage without a term has none.
+            terms: number of passages with a term, by the term's dimension.
         """
         with self._writing():
             self._file.executemany("INSERT INTO sent VALUES (?, ?)", ((one, round_) for one in passages))
@@ -443,8 +443,8 @@ class _Upload:
         fingerprint = index.fingerprint
         mean = json.loads(self.state.value(ROUND) or "[0, 0]")[1]
         time = datetime.now(UTC).isoformat(timespec="seconds")
-        told = {"finished": True, "counts": counts, "mean_length": mean, "index": fingerprint, "time": time}
-        self.server.set_about(self.collection, {**self.about, **told})
+        finished = {"finished": True, "counts": counts, "mean_length": mean, "index": fingerprint, "time": time}
+        self.server.set_about(self.collection, {**self.about, **finished})
         self.state.set_value(INDEX, fingerprint)
         return Sent(sent.added, sent.deleted, sent.renewed, sent.unchanged, counts[PASSAGES])
 

@@ -3,8 +3,8 @@
 dense/NAME/manifest.json   encoder, how it reads, type and counts; whether all passages are there
 dense/NAME/shards/N.npy    passages' numbers with their vectors, never changed once written
 
-A passage's number is never given to another text, so bringing vectors up to date is a comparison of numbers: what the
-index no longer holds is left out, what is new is encoded. A killed run has lost one shard at most.
+The number of a passage is never reused, so vectors are brought up to date by comparing numbers: those of deleted passages
+are removed, new passages are encoded. A killed run loses at most one shard.
 """
 
 import re
@@ -37,18 +37,18 @@ class VectorStore:
     """Vectors of passages, memory-mapped.
 
     Attributes:
-        folder: where they are.
+        folder: of the vectors.
         encoder: the name of the retriever that made them.
         fingerprint: of that retriever.
-        reading: how it reads texts.
+        reading: the form of the texts that it reads.
         dimension: E, numbers of a vector.
-        type: that they are kept in, "float16" or "float32".
-        state: which passages these are: a hash over their numbers.
-        ids: the numbers of the passages, rising.
+        type: in which they are stored, "float16" or "float32".
+        state: a hash over the numbers of the passages.
+        ids: the numbers of the passages, in ascending order.
 
     Raises:
-        SourceNotFound: there are none in the folder.
-        UsageError: they are of another format, or not all are there yet.
+        SourceNotFound: the folder holds no vectors.
+        UsageError: they are of another format, or not finished.
         CorruptFile: a part is broken.
     """
 
@@ -66,7 +66,7 @@ class VectorStore:
         self.ids = numbers[self._order]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         if _state(self.ids) != self.state:
-            raise CorruptFile(f"the vectors {folder} are not those that their manifest tells of: {AGAIN}")
+            raise CorruptFile(f"the vectors {folder} do not match their manifest: {AGAIN}")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -110,12 +110,12 @@ def encode(
     """Encode the passages of an index, or only those that are new; what a killed run encoded is kept.
 
     Args:
-        name: of the vectors in the index; made from the retriever's if there is none.
-        dtype: that they are kept in.
-        on_progress: is told how many passages of those that are new have their vectors.
+        name: of the vectors in the index; "" for one made from the retriever's.
+        dtype: type in which they are stored.
+        on_progress: called with the number of new passages encoded, and of all new ones.
 
     Raises:
-        UsageError: another process is at it, the index is not finished or changes meanwhile, or the vectors of that
+        UsageError: another process is encoding, the index is not finished or changes meanwhile, or the vectors of that
             name are another retriever's.
         DataError: a vector is not finite.
         SaveFailed: nothing can be written there.
@@ -123,10 +123,12 @@ def encode(
     if dtype not in TYPES:
         raise UnknownName("type of vectors", dtype, TYPES)
     if index.unfinished:
-        raise UsageError(f"{index.folder} is being written, or that was interrupted: finish it with `shoulders index`")
+        raise UsageError(f"the index {index.folder} is not finished: finish it with `shoulders index`")
     folder = index.folder / DENSE / (name or name_of(encoder.name))
     if folder.parent.parent != index.folder or folder.name in ("", ".", ".."):
-        raise UsageError(f"{name!r} is no name for vectors: letters, digits and -._ are, e.g. {name_of(encoder.name)}")
+        raise UsageError(
+            f"{name!r} is not a name for vectors, which has letters, digits and -._ only, e.g. {name_of(encoder.name)}"
+        )
     try:
         (folder / SHARDS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -145,9 +147,9 @@ def vectors_in(index: Path, name: str = "") -> Path:
     """Return the folder of an index's vectors of that name, or of the only ones.
 
     Raises:
-        SourceNotFound: there are none.
+        SourceNotFound: there are no vectors.
         UnknownName: there are none of that name.
-        UsageError: there are several, and none is named.
+        UsageError: there are several, and `name` is empty.
     """
     names = sorted(path.parent.name for path in (index / DENSE).glob(f"*/{MANIFEST}"))
     if not names:
@@ -166,7 +168,7 @@ def load_encoder(vectors: VectorStore) -> BiEncoder:
     """Load the retriever that made some vectors, by the name that is stored with them.
 
     Raises:
-        SourceNotFound: it is not there any more.
+        SourceNotFound: the retriever is missing.
     """
     try:
         return BiEncoder.load(vectors.encoder, pooling=vectors.reading.pooling)
@@ -245,7 +247,7 @@ def _rows(store: PassageStore, encoder: BiEncoder, numbers: NDArray[np.int64], d
     found = encoder.encode_passages([one.title for one in stored], [one.text for one in stored])
     rows = np.empty(len(stored), _row_type(encoder.dimension, dtype))
     rows[PASSAGE] = [one.id for one in stored]
-    with np.errstate(over="ignore"):  # told below
+    with np.errstate(over="ignore"):  # reported below
         rows[VECTOR] = found
     broken = ~np.isfinite(rows[VECTOR]).all(1)
     if broken.any():
