@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bm25_scores import ExactBM25
+from pdfs import save_pdf
 from shoulders.engine.batches import with_evidence
 from shoulders.errors import CorruptFile, DataError, SaveFailed, SourceNotFound, UsageError
 from shoulders.evidence.packing import Packer
@@ -24,6 +26,7 @@ from shoulders.retrieval import building
 from shoulders.retrieval import passages as passages_module
 from shoulders.retrieval.bm25 import SparseWriter
 from shoulders.retrieval.building import build
+from shoulders.retrieval.documents import open_source
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.passages import Cutting, PassageStore
 from shoulders.store.files import sole_writer
@@ -357,6 +360,43 @@ def test_retrieved_passages_are_evidence(folder, tmp_path, lm):
     assert [passage.score for passage in found] == sorted((passage.score for passage in found), reverse=True)
     with pytest.raises(UsageError, match="number of passages must be at least 1, got 0"):
         Retrieved(index, 0, packer).find([question])
+
+
+def test_passages_name_their_page_and_their_headings(tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    sections = f"# Guide\n\n## Setup\n\n{'setup ' * 60}\n\n### Linux\n\n{'kernel ' * 75}\n\n## Use\n\n{'use ' * 90}"
+    (docs / "a.md").write_text(sections)
+    save_pdf(docs / "b.pdf", [["first " * 40], ["second " * 90], ["third " * 10]])
+    (docs / "c.txt").write_text("# plain words")
+    made([docs], tmp_path / "index")
+    index = Index(tmp_path / "index")
+    assert [(passage.title, passage.text.split()[-1]) for passage in index.store.passages()] == [
+        ("Guide > Setup", "kernel"),
+        ("Guide > Setup > Linux", "use"),
+        ("Guide > Use", "use"),
+        ("b > page 2", "second"),
+        ("b > page 2", "third"),
+        ("c", "words"),
+    ]
+    (hits,) = index.search(["page 2"], 5)  # the title line is searched
+    assert {hit.title for hit in hits} == {"b > page 2"}
+    text = Cutting().cut(open_source(str(docs / "a.md")).items().__next__().text)
+    assert list(text) == [one.text for one in index.store.passages()][:3]  # which spans of answers count in
+    (docs / "a.md").write_text(sections.replace("### Linux", "## Linux"))  # the same text in other sections
+    assert made([docs], tmp_path / "index").done["replaced"] == 1
+
+
+def test_an_index_from_before_there_were_sections_is_read_and_brought_up_to_date(tmp_path):
+    (tmp_path / "a.md").write_text("# Guide\n\n## Setup\n\nwords")
+    (tmp_path / "b.txt").write_text("other words")
+    made([tmp_path], tmp_path / "index")
+    with closing(sqlite3.connect(tmp_path / "index" / "passages.sqlite")) as file:
+        file.execute("ALTER TABLE passages DROP COLUMN section")
+    assert found(tmp_path / "index", "words") == ["b", "Guide"]
+    (tmp_path / "a.md").write_text("# Guide\n\n## Setup\n\nnew words")
+    made([tmp_path], tmp_path / "index")
+    assert found(tmp_path / "index", "words") == ["b", "Guide > Setup"]
 
 
 def test_a_document_that_cannot_be_cut_is_skipped_and_keeps_what_it_had(folder, tmp_path, monkeypatch):

@@ -192,7 +192,8 @@ class _Build:
             self._skip(item)
             return
         how = "passage" if item.passage else repr(self.cutting)
-        content = blake2b("\0".join([how, item.title, item.text]).encode(), digest_size=16).digest()
+        sections = [f"{start} {path}" for start, path in item.sections]
+        content = blake2b("\0".join([how, item.title, item.text, *sections]).encode(), digest_size=16).digest()
         known = self.store.known(source, item.id)
         if known and known.seen == self.number:
             self._skip(Skipped(item.place, f"the id {item.id!r} stands there a second time", item.read, lost=False))
@@ -213,14 +214,14 @@ class _Build:
             self.store.delete(known.key)
         self.done["replaced" if known else "added"] += 1
         key = self.store.add(source, document.id, document.title, content, self.number)
-        for number, cut in self.store.add_passages(key, self._analysed(document.title, passages)):
+        for number, cut in self.store.add_passages(key, self._analysed(document, passages)):
             if len(self._terms) < REMEMBERED:
                 self._terms[number] = cut.terms
 
-    def _passages(self, document: Document) -> list[str] | None:
-        """Return the passages of a document; None, and the document is skipped, if the library fails that cuts it."""
+    def _passages(self, document: Document) -> list[tuple[int, int]] | None:
+        """Return the spans of a document's passages; None, and it is skipped, if the library fails that cuts it."""
         try:
-            return [document.text] if document.passage else list(self.cutting.cut(document.text))
+            return [(0, len(document.text))] if document.passage else list(self.cutting.spans(document.text))
         except INTERRUPTIONS:
             raise
         except BaseException as error:  # a panic of a library in Rust is no Exception
@@ -228,9 +229,12 @@ class _Build:
             self._skip(Skipped(document.place, reason, document.read))
             return None
 
-    def _analysed(self, title: str, passages: Iterable[str]) -> Iterator[NewPassage]:
-        for text in passages:
-            yield NewPassage(text, text_key(text), " ".join(self.analyser.terms(f"{title}\n{text}")))
+    def _analysed(self, document: Document, spans: Iterable[tuple[int, int]]) -> Iterator[NewPassage]:
+        for start, end in spans:
+            text = document.text if document.passage else " ".join(document.text[start:end].split())
+            section = document.section(start, end)
+            terms = self.analyser.terms(f"{document.title}{section}\n{text}")
+            yield NewPassage(text, section, text_key(text), " ".join(terms))
 
     def _skip(self, item: Skipped) -> None:
         self.done["skipped"] += 1

@@ -7,7 +7,8 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from shoulders.data.formats import id_of, one_text
 from shoulders.data.lines import json_object
 from shoulders.data.readers import datasets_library
 from shoulders.errors import DataError, SourceNotFound, first_line
-from shoulders.retrieval.texts import WHOLE, clean, read_text
+from shoulders.retrieval.texts import WHOLE, Section, clean, read_text
 from shoulders.store.encodings import WAY_OUT, line_encoding
 from shoulders.store.files import hub_errors, legible
 
@@ -42,6 +43,7 @@ class Document:
         place: file and line, for messages.
         read: bytes of the source up to the end of the document, for progress.
         passage: whether it is a passage already and must not be cut.
+        sections: pages of a PDF, or what follows the headings of a page or of Markdown.
     """
 
     id: str
@@ -50,6 +52,24 @@ class Document:
     place: str
     read: int
     passage: bool = False
+    sections: Sequence[Section] = ()
+
+    def section(self, start: int, end: int) -> str:
+        """Return the section with most of a span of the text, as it is added to the title; "" if there is none.
+
+        That is " > page 3" or " > Setup > Linux"; a first heading that is the document's title is left out.
+        """
+        first = max(0, bisect_right(self.sections, start, key=lambda one: one.start) - 1)
+        most, path = 0, ()
+        for number in range(first, len(self.sections)):
+            here = self.sections[number]
+            if here.start >= end:
+                break
+            until = self.sections[number + 1].start if number + 1 < len(self.sections) else end
+            covered = min(end, until) - max(start, here.start)
+            if covered > most:
+                most, path = covered, here.path
+        return "".join(f" > {name}" for name in (path[1:] if path[:1] == (self.title,) else path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,14 +196,14 @@ def _file_items(file: _File) -> Iterator[Document | Skipped]:
 
 def _whole(file: _File) -> Iterator[Document | Skipped]:
     try:
-        title, text, lost = read_text(file.path)
+        title, text, lost, sections = read_text(file.path)
     except DataError as error:
         yield file.skipped(str(error))
         return
     for where, reason in lost:
         yield Skipped(", ".join(filter(None, [file.place(), where])), reason, file.before + file.size, lost=False)
     if text.strip():
-        yield Document(file.id, title, text, file.place(), file.before + file.size)
+        yield Document(file.id, title, text, file.place(), file.before + file.size, sections=sections)
     else:
         yield file.skipped("there is no text in it", lost=False)
 

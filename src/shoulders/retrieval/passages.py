@@ -1,7 +1,7 @@
 """Passages of about 100 words: cut from documents, and stored with them in an SQLite file."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -48,8 +48,12 @@ class Cutting:
 
     def cut(self, text: str) -> Iterator[str]:
         """Yield the passages of a text; every word is in one of them, and runs of white space become one space."""
-        for start, end in self._sentence_blocks(text) if self.sentences else self._blocks(text, 0, len(text)):
+        for start, end in self.spans(text):
             yield " ".join(text[start:end].split())
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Return the start and end of each passage in a text."""
+        return self._sentence_blocks(text) if self.sentences else self._blocks(text, 0, len(text))
 
     def _blocks(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         first, last, count = start, start, 0
@@ -107,7 +111,7 @@ CREATE TABLE documents (
 );
 CREATE TABLE passages (
     id INTEGER PRIMARY KEY AUTOINCREMENT, document INTEGER NOT NULL, hash BLOB NOT NULL, copy INTEGER NOT NULL,
-    terms INTEGER NOT NULL, text TEXT NOT NULL
+    terms INTEGER NOT NULL, text TEXT NOT NULL, section TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX passages_of ON passages (document);
 CREATE INDEX passages_like ON passages (hash, copy, terms);
@@ -118,7 +122,7 @@ AT_ONCE = 10_000  # SQLite takes at most 32,766 values in one statement
 
 @dataclass(frozen=True, slots=True)
 class StoredPassage:
-    """A passage of the store."""
+    """A passage of the store; the title is that of its document, followed by its section."""
 
     id: int
     title: str
@@ -132,9 +136,10 @@ class StoredPassage:
 
 @dataclass(frozen=True, slots=True)
 class NewPassage:
-    """A passage to be stored: its text, the hash that its copies share, and its terms, joined by spaces."""
+    """A passage to be stored: text, section, the hash that its copies share, and its terms, joined by spaces."""
 
     text: str
+    section: str
     hash: bytes
     terms: str
 
@@ -180,6 +185,9 @@ class PassageStore:
         with self._errors_named():
             self._file = open_database(path, TABLES, write=write)
             self._file.execute("PRAGMA synchronous = FULL")  # the engines must never know more than this file
+            if not self._one(HAS_SECTIONS):  # made before passages had sections
+                with closing(open_database(path, TABLES)) as file:
+                    file.execute("ALTER TABLE passages ADD COLUMN section TEXT NOT NULL DEFAULT ''")
             self._one("SELECT count(*) FROM state")
 
     def close(self) -> None:
@@ -230,10 +238,8 @@ class PassageStore:
         """Store passages of a document one by one, and yield number and passage of those that are no copies."""
         for cut in passages:
             copy = self._row("SELECT 1 FROM passages WHERE hash = ? AND copy = 0", cut.hash) is not None
-            row = (document, cut.hash, copy, len(cut.terms.split()), cut.text)
-            added = self._file.execute(
-                "INSERT INTO passages (document, hash, copy, terms, text) VALUES (?, ?, ?, ?, ?)", row
-            )
+            row = (document, cut.hash, copy, len(cut.terms.split()), cut.text, cut.section)
+            added = self._file.execute(INSERT, row)
             if not copy:
                 number = int(added.lastrowid or 0)
                 self._note([number])
@@ -325,7 +331,9 @@ class PassageStore:
         return database_errors(self.path, "store of passages", "--out")
 
 
-PASSAGES = "SELECT p.id, d.title, p.text FROM passages p JOIN documents d ON d.key = p.document"
+HAS_SECTIONS = "SELECT count(*) FROM pragma_table_info('passages') WHERE name = 'section'"
+INSERT = "INSERT INTO passages (document, hash, copy, terms, text, section) VALUES (?, ?, ?, ?, ?, ?)"
+PASSAGES = "SELECT p.id, d.title || p.section, p.text FROM passages p JOIN documents d ON d.key = p.document"
 SEARCHED = f"{PASSAGES} WHERE p.copy = 0"
 OF_DOCUMENT = f"{PASSAGES} JOIN sources s ON s.key = d.source WHERE d.id = ? ORDER BY p.id"
 FILES = "SELECT DISTINCT substr(id, 1, instr(id, '#')) FROM documents WHERE instr(id, '#') > 0"  # begin ids of records

@@ -3,9 +3,10 @@
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 from unicodedata import normalize
@@ -51,7 +52,8 @@ BROWSERS = "cp1252"  # what browsers read an undeclared page as; HTML Standard, 
 SUPERSETS = {"gbk": "gb18030", "utf-16le": "utf-8", "utf-16be": "utf-8", "x-user-defined": "cp1252"}
 
 FRONT_MATTER = regex.compile(r"\A---[ \t]*\n(?!\s*\n)(.*?\n)(?:---|\.\.\.)[ \t]*(?:\n|\Z)", regex.DOTALL)
-HEADINGS = "h1,h2,h3,h4,h5,h6"
+HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+LONGEST = 200  # characters of a heading; longer ones are text that is marked up as one
 # Elements that would take the text after them with them; as text, like GitHub Flavored Markdown 6.11.
 SWALLOWING = regex.compile(
     r"<(?=/?(?:title|textarea|style|xmp|iframe|noembed|noframes|script|plaintext|template|noscript|frameset)\b)",
@@ -70,16 +72,30 @@ LexborHTMLParser(sys.stdin.buffer.read())
 """
 
 
+class Section(NamedTuple):
+    """A part of a text, up to the next one: a page of a PDF, or what follows a heading.
+
+    Attributes:
+        start: characters of the text before it.
+        path: ("page 3",), or the headings that it stands under, outermost first.
+    """
+
+    start: int
+    path: tuple[str, ...]
+
+
 class FileText(NamedTuple):
     """The text of a file, and its title.
 
     Attributes:
+        sections: in their order; none before the first heading.
         lost: parts that could not be read: place in the file, and reason.
     """
 
     title: str
     text: str
     lost: Sequence[tuple[str, str]] = ()
+    sections: Sequence[Section] = ()
 
 
 def clean(text: str) -> str:
@@ -101,7 +117,7 @@ def read_text(path: Path) -> FileText:
     except OSError as error:
         raise DataError(error.strerror or first_line(error)) from error
     title = " ".join(clean(found.title).split()) or legible(path.stem)
-    return FileText(title, clean(found.text), found.lost)
+    return found._replace(title=title)
 
 
 def _decoded(content: bytes, declared: str = "") -> tuple[str, Sequence[tuple[str, str]]]:
@@ -111,15 +127,17 @@ def _decoded(content: bytes, declared: str = "") -> tuple[str, Sequence[tuple[st
 
 
 def _plain(content: bytes) -> FileText:
-    return FileText("", *_decoded(content))
+    text, lost = _decoded(content)
+    return FileText("", clean(text), lost)
 
 
 def _markdown(content: bytes) -> FileText:
     text, lost = _decoded(content)
     title, text = _front_matter(clean(text))
     page = _parsed(_commonmark().render(text))
-    headings = (_text_of(heading) or _text_of(heading, pictures=True) for heading in page.css(HEADINGS))
-    return FileText(title or next(filter(None, headings), ""), _text_of(page.body, pictures=True), lost)
+    headings = (_text_of(heading) or _text_of(heading, pictures=True) for heading in page.css(",".join(HEADINGS)))
+    text, sections = _sectioned(page.body, pictures=True)
+    return FileText(title or next(filter(None, headings), ""), text, lost, sections)
 
 
 @cache
@@ -150,7 +168,8 @@ def _html(content: bytes) -> FileText:
     text, lost = _decoded_page(content)
     page = _parsed(text)
     title = page.css_first("title:not(svg title)")
-    return FileText(title.text() if title else "", _text_of(page.body), lost)
+    body, sections = _sectioned(page.body)
+    return FileText(title.text() if title else "", body, lost, sections)
 
 
 def _decoded_page(content: bytes) -> tuple[str, Sequence[tuple[str, str]]]:
@@ -200,24 +219,57 @@ def _declared(content: bytes) -> str:
     return SUPERSETS.get(known[0].name, known[0].codec_info.name) if known else ""
 
 
+class _Heading(NamedTuple):
+    """A heading that is open: its level, and the number of parts before its own."""
+
+    level: int
+    first: int
+
+
 def _text_of(root: LexborNode | None, *, pictures: bool = False) -> str:
     """Return the visible text of an element, words of two boxes apart, and on request the text of pictures."""
-    if root is None:
-        return ""
-    hidden = {node.mem_id for node in root.css(HIDDEN)}
+    return "".join(_parts(root, pictures=pictures)[0]).strip()
+
+
+def _sectioned(root: LexborNode | None, *, pictures: bool = False) -> tuple[str, list[Section]]:
+    """Return the clean text of an element, and its sections."""
+    parts, headings = _parts(root, pictures=pictures)
+    texts: list[str] = []
+    sections: list[Section] = []
+    path: list[tuple[int, str]] = []
+    length, before = 0, 0
+    for level, first, last in headings:
+        name = " ".join(clean("".join(parts[first:last])).split())
+        if 0 < len(name) <= LONGEST:
+            texts.append(clean("".join(parts[before:first])))
+            length, before = length + len(texts[-1]), first
+            path = [*(one for one in path if one[0] < level), (level, name)]
+            sections.append(Section(length, tuple(name for _, name in path)))
+    text = "".join([*texts, clean("".join(parts[before:]))])
+    space = len(text) - len(text.lstrip())
+    return text.strip(), [Section(max(0, start - space), names) for start, names in sections]
+
+
+def _parts(root: LexborNode | None, *, pictures: bool) -> tuple[list[str], list[tuple[int, int, int]]]:
+    """Return the parts of an element's visible text, and of each heading its level, first part and end."""
     parts: list[str] = []
-    todo: list[LexborNode | str] = [root]
+    headings: list[tuple[int, int, int]] = []
+    hidden = {node.mem_id for node in root.css(HIDDEN)} if root else set()
+    todo: list[LexborNode | str | _Heading] = [root] if root else []
     while todo:
         node = todo.pop()
         if isinstance(node, str):
             parts.append(node)
+        elif isinstance(node, _Heading):
+            headings.append((node.level, node.first, len(parts)))
         elif node.is_text_node:
             parts.append(node.text_content or "")
         elif node.is_element_node and node.mem_id not in hidden:
             apart = APART.get(node.tag or "", "")
             parts += [apart, _instead(node, pictures=pictures)]
-            todo += [apart, *reversed(_children(node))]
-    return "".join(parts).strip()
+            opened = [_Heading(int(node.tag[1]), len(parts))] if node.tag in HEADINGS else []
+            todo += [apart, *opened, *reversed(_children(node))]
+    return parts, sorted(headings, key=lambda heading: heading[1])
 
 
 def _instead(node: LexborNode, *, pictures: bool) -> str:
@@ -247,17 +299,31 @@ def _pdf(path: Path) -> FileText:
         raise
     except Exception as error:  # a broken PDF makes pypdf raise nearly anything
         raise DataError(f"not a PDF that can be read ({first_line(error)})") from error
-    texts: list[str] = []
+    texts: dict[int, str] = {}
     lost: list[tuple[str, str]] = []
-    for number in range(count):
+    for number in range(1, count + 1):
         try:
-            texts.append(reader.pages[number].extract_text())
+            texts[number] = reader.pages[number - 1].extract_text().lstrip(" \t")
         except Exception as error:  # a broken page makes pypdf raise nearly anything, too
-            lost.append((f"page {number + 1}", f"it cannot be read ({first_line(error)})"))
+            lost.append((f"page {number}", f"it cannot be read ({first_line(error)})"))
     if lost and not texts:
         raise DataError(f"none of its {count} pages can be read; {lost[0][0]}: {lost[0][1]}")
     title = ""
     with suppress(Exception):  # the text is there without it
         title = str((reader.metadata and reader.metadata.title) or "")
-    text = PRESENTED.sub(lambda found: normalize("NFKC", found[0]), "\n".join(texts))
-    return FileText(title, HYPHEN.sub("", text), lost)
+    text, sections = _joined(texts)
+    return FileText(title, text, lost, sections)
+
+
+def _joined(pages: Mapping[int, str]) -> tuple[str, list[Section]]:
+    """Return the clean text of a PDF's pages, words broken at a line's or page's end made whole, and its sections."""
+    texts: list[str] = []
+    sections: list[Section] = []
+    length = 0
+    for (number, page), (_, after) in pairwise([*pages.items(), (0, "")]):
+        letters = PRESENTED.sub(lambda found: normalize("NFKC", found[0]), page)
+        begun = "a" if after[:1].islower() else "."  # how the next page begins, for words broken at the end of this one
+        texts.append(clean(HYPHEN.sub("", f"{letters}\n{begun}"))[:-1])
+        sections.append(Section(length, (f"page {number}",)))
+        length += len(texts[-1])
+    return "".join(texts), sections

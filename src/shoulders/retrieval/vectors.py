@@ -3,8 +3,8 @@
 dense/NAME/manifest.json   encoder, how it reads, type and counts; whether all passages are there
 dense/NAME/shards/N.npy    passages' numbers with their vectors, never changed once written
 
-The number of a passage is never reused, so vectors are brought up to date by comparing numbers: those of deleted passages
-are removed, new passages are encoded. A killed run loses at most one shard.
+The number of a passage is never reused, so vectors are brought up to date by comparing numbers: those of deleted
+passages are removed, new passages are encoded. A killed run loses at most one shard.
 """
 
 import re
