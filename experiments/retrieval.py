@@ -27,18 +27,10 @@ from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.bm25 import K1, PYSERINI, B
 from shoulders.retrieval.building import build
 from shoulders.retrieval.dense import DenseSearcher, build_faiss
+from shoulders.retrieval.hybrid import SWEPT_AT, UNIT_WEIGHTS, WEIGHTS, HybridSearcher, RankFusion, choose_weight
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.passages import Cutting
-from shoulders.retrieval.search import (
-    SWEPT_AT,
-    UNIT_WEIGHTS,
-    WEIGHTS,
-    HybridSearcher,
-    RankFusion,
-    Scored,
-    Searcher,
-    choose_weight,
-)
+from shoulders.retrieval.search import Scored, Searcher
 from shoulders.retrieval.vectors import encode, name_of
 from shoulders.store.files import write_json
 

@@ -3,8 +3,9 @@
 import pytest
 
 from shoulders.errors import UsageError
+from shoulders.retrieval.hybrid import WEIGHTS, HybridSearcher, RankFusion, choose_weight
 from shoulders.retrieval.index import Index
-from shoulders.retrieval.search import WEIGHTS, HybridSearcher, RankFusion, Scored, choose_weight
+from shoulders.retrieval.search import Scored
 from tiny import save_encoder
 
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from shoulders.errors import CorruptFile, SourceNotFound, UnknownName, UsageError, first_line
 from shoulders.retrieval.bi_encoder import BiEncoder
+from shoulders.retrieval.hybrid import make_retriever
 from shoulders.retrieval.index import Index
-from shoulders.retrieval.search import Scored, Searcher, best_first, make_retriever
+from shoulders.retrieval.search import Scored, Searcher, best_first
 from shoulders.retrieval.vectors import AGAIN, VectorStore, load_encoder, vectors_in
 from shoulders.store.files import read_json, sole_writer, whole_file, write_json
 

@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from shoulders.errors import SourceNotFound, UsageError
+from shoulders.retrieval.hybrid import make_retriever
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.milvus import FLAT, LIMIT, Milvus, Vector
-from shoulders.retrieval.search import DENSE, SPARSE, Scored, Searcher, best_first, make_retriever
+from shoulders.retrieval.search import DENSE, SPARSE, Scored, Searcher, best_first
 from shoulders.retrieval.upload import BM25, ENGINE, INDEX, PASSAGES, VECTORS, UploadState, check_about, upload_records
 from shoulders.retrieval.vectors import VectorStore, load_encoder, vectors_in
 
