@@ -290,7 +290,8 @@ def vectors(index):
 def largest(vectors, queries, k):
     numbers = np.array(sorted(vectors.rows))
     scores = Encoder().encode_questions(queries) @ np.stack([vectors.rows[number] for number in numbers]).T
-    return [best_first([Scored(int(n), float(s)) for n, s in zip(numbers, row, strict=True)], k) for row in scores]
+    lists = [[Scored(int(n), float(s)) for n, s in zip(numbers, row, strict=True)] for row in scores]
+    return [best_first(some, k) for some in lists]
 
 
 def test_vectors_are_found_by_inner_product_and_brought_up_to_date(index, own, vectors, monkeypatch):

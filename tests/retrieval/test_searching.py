@@ -117,4 +117,5 @@ def test_what_is_no_index_of_the_engine(tmp_path):
 
 
 def test_best_first():
-    assert best_first([Scored(5, 1.0), Scored(2, 1.0), Scored(9, 0.5)], 2) == [Scored(2, 1.0), Scored(5, 1.0)]
+    fifth, second = Scored(5, 1.0), Scored(2, 1.0)
+    assert best_first([fifth, second, Scored(9, 0.5)], 2) == [second, fifth]

@@ -132,7 +132,8 @@ def weighted_sum(dense: Sequence[Scored], sparse: Sequence[Scored], weight: floa
     """Return all passages of two lists, with the weighted sum of their scores."""
     first, second = dict(dense), dict(sparse)
     low, lower = min(first.values(), default=0.0), min(second.values(), default=0.0)
-    return [Scored(one, first.get(one, low) + weight * second.get(one, lower)) for one in first.keys() | second.keys()]
+    sums = {one: first.get(one, low) + weight * second.get(one, lower) for one in first.keys() | second.keys()}
+    return [Scored(passage, score) for passage, score in sums.items()]
 
 
 def reciprocal_ranks(lists: Sequence[Sequence[Scored]]) -> list[Scored]:

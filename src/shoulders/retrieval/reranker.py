@@ -161,7 +161,13 @@ class Reranker(nn.Module):
         about: the origin, and the questions that it has seen.
     """
 
-    def __init__(self, tower: Tower, length: int = LENGTH, dropout: float = 0.1, about: About | None = None) -> None:
+    def __init__(
+        self,
+        tower: Tower,
+        length: int = LENGTH,
+        dropout: float = 0.1,
+        about: About | None = None,
+    ) -> None:
         super().__init__()
         self.tower, self.about = tower, about or About(tower.name)
         self.rows = PairTokenizer(tower, length)

@@ -88,7 +88,11 @@ class Sent:
 
 
 def upload_weights(
-    index: Index, target: Target, k1: float = PYSERINI[0], b: float = PYSERINI[1], on_sent: OnProgress = lambda *_: None
+    index: Index,
+    target: Target,
+    k1: float = PYSERINI[0],
+    b: float = PYSERINI[1],
+    on_sent: OnProgress = lambda *_: None,
 ) -> Sent:
     """Upload BM25 weights; where the collection holds some already, upload the changes.
 

@@ -127,7 +127,7 @@ def encode(
     folder = index.folder / DENSE / (name or name_of(encoder.name))
     if folder.parent.parent != index.folder or folder.name in ("", ".", ".."):
         raise UsageError(
-            f"{name!r} is not a name for vectors, which has letters, digits and -._ only, e.g. {name_of(encoder.name)}"
+            f"{name!r} is not a name for vectors (letters, digits and -._ only), e.g. {name_of(encoder.name)}"
         )
     try:
         (folder / SHARDS).mkdir(parents=True, exist_ok=True)
