@@ -312,7 +312,7 @@ def test_vectors_are_found_by_inner_product_and_brought_up_to_date(index, own, v
 
 def test_vectors_of_another_encoder_or_dimension(index, own, vectors):
     upload_vectors(index, vectors, Target(own, "dense"))
-    with pytest.raises(UsageError, match="has encoder 'encoder-1', and not 'encoder-2'"):
+    with pytest.raises(UsageError, match="has encoder 'encoder-1', not 'encoder-2'"):
         MilvusVectors(index, Encoder("encoder-2"), own, "dense")
     with pytest.raises(UsageError, match=r"have 8 dimensions, those at .* 16"):
         MilvusVectors(index, Encoder(dimension=8), own, "dense").search(["x"], 1)
@@ -325,7 +325,7 @@ def test_vectors_of_another_encoder_or_dimension(index, own, vectors):
 
 
 def test_collections_that_do_not_fit(index, sent, folder, tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match=r"has k1 0\.9, and not 1\.2"):
+    with pytest.raises(UsageError, match=r"has k1 0\.9, not 1\.2"):
         upload_weights(index, sent, 1.2, 0.75)
     with pytest.raises(UsageError, match="k1 must be at least 0"):
         upload_weights(index, sent, -1, 0.75)

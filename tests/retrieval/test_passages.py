@@ -87,7 +87,7 @@ def test_where_sentences_end(words, sentences):
 
 
 def test_a_passage_has_a_word():
-    with pytest.raises(UsageError, match="passages of 0 words"):
+    with pytest.raises(UsageError, match="words of a passage must be at least 1, got 0"):
         Cutting(words=0)
 
 

@@ -155,7 +155,7 @@ def test_the_published_reader_is_read(tmp_path, trained):
 
 
 def test_models_of_another_kind_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="BertModel and orders no passages"):
+    with pytest.raises(UsageError, match="BertModel, which cannot rank passages"):
         ranker_named(save_bert(tmp_path / "encoder"))
     save(BertForSequenceClassification(BertConfig(**sizes(num_labels=3))), tmp_path / "labels")
     with pytest.raises(UsageError, match="3 labels"):

@@ -79,8 +79,8 @@ def test_bad_input(refused, shoulders, index, folder, tmp_path):
     assert "is not an index" in refused("upload", folder, "--to", server)
     assert "k1 must be at least 0" in refused("upload", index, "--to", server, "--k1", -1)
     assert shoulders("upload", index, "--to", server)[0] == 0
-    assert "Milvus gives 16,384 at most" in refused("search", index, "Oslo", "-k", 16_385, "--engine", server)
-    assert "has b 0.4, and not 0.75" in refused("upload", index, "--to", server, "--b", 0.75)
+    assert "at most 16,384 on Milvus, got 16,385" in refused("search", index, "Oslo", "-k", 16_385, "--engine", server)
+    assert "has b 0.4, not 0.75" in refused("upload", index, "--to", server, "--b", 0.75)
     assert "there is no collection 'x'" in refused("search", index, "Oslo", "--engine", server, "--collection", "x")
     assert "no passage has a word of 'xyzzy'" in shoulders("search", index, "xyzzy", "--engine", server)[1]
 
