@@ -316,9 +316,9 @@ def test_vectors_of_another_encoder_or_dimension(index, own, vectors):
         MilvusVectors(index, Encoder("encoder-2"), own, "dense")
     with pytest.raises(UsageError, match=r"have 8 dimensions, those at .* 16"):
         MilvusVectors(index, Encoder(dimension=8), own, "dense").search(["x"], 1)
-    with pytest.raises(UsageError, match="has dimension 16, and not 8"):
+    with pytest.raises(UsageError, match="has dimension 16, not 8"):
         upload_vectors(index, Kept({1: np.zeros(8, np.float32)}), Target(own, "dense"))
-    with pytest.raises(UsageError, match="has kind 'vectors', and not 'bm25'"):
+    with pytest.raises(UsageError, match="has kind 'vectors', not 'bm25'"):
         upload_weights(index, Target(own, "dense"))
     with pytest.raises(SourceNotFound, match="was not sent to"):
         MilvusBM25(index, own)

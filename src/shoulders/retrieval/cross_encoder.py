@@ -148,7 +148,7 @@ def reranker_named(name: str, *, dtype: str = "auto", device: str = "auto") -> R
         return dpr_reader(name, dtype=dtype, device=device)
     if not architectures[0].endswith(CLASSIFIER):
         raise UsageError(
-            f"{name!r} is {architectures[0]}, which cannot rank passages: name a re-ranker that was trained here, DPR's "
+            f"{name!r} is {architectures[0]}, which cannot rank passages: name a re-ranker trained here, DPR's "
             "reader, or a cross-encoder (a sequence classifier with one label)"
         )
     return None
