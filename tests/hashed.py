@@ -5,7 +5,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from shoulders.retrieval.towers import Reading
+from shoulders.retrieval.bi_encoder import Reading
 
 
 @lru_cache(100_000)

@@ -145,7 +145,7 @@ def test_answers_are_sampled_after_the_passages_that_are_measured_with(values, i
     ("override", "error", "message"),
     [
         ("evidence.index=", UsageError, r"evidence\.index=FOLDER"),
-        ("evidence.index=nowhere", SourceNotFound, "nowhere is no index"),
+        ("evidence.index=nowhere", SourceNotFound, "nowhere is not an index"),
         ("evidence.passages=0", UsageError, r"evidence\.passages is 0"),
         ("suite.lengths.target=128", ContextFull, "an answer of 128 tokens"),
     ],

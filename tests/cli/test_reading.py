@@ -168,7 +168,7 @@ def test_from_python(lm, index, says, prompt):
 
 
 def test_bad_indexes_are_refused(refused, prompt, tmp_path, index, lm):
-    assert "nowhere is no index" in refused("ask", prompt, "hi", "--index", "nowhere")
+    assert "nowhere is not an index" in refused("ask", prompt, "hi", "--index", "nowhere")
     assert "add --backbone NAME" in refused("ask", "bare", "hi", "--index", index)
     many = refused("ask", prompt, "hi", "--index", index, "--longest", 128)
     assert "no room" in many or "needs" in many

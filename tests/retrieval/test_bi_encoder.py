@@ -13,8 +13,7 @@ from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from shoulders.backbone.sources import locate
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UsageError
-from shoulders.retrieval.bi_encoder import BiEncoder, in_batch_loss
-from shoulders.retrieval.towers import Reading
+from shoulders.retrieval.bi_encoder import BiEncoder, Reading, in_batch_loss
 from shoulders.store.files import read_tensors
 from tiny import TEXTS, VOCABULARY, save_encoder, tokenizer
 

@@ -8,19 +8,25 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bm25_scores import ExactBM25
+from pdfs import save_pdf
 from shoulders.errors import CorruptFile, DataError, SaveFailed, SourceNotFound, UsageError
 from shoulders.evidence.base import with_evidence
 from shoulders.evidence.packing import Packer
 from shoulders.evidence.retrieved import Retrieved
 from shoulders.records import Question
 from shoulders.retrieval import building
-from shoulders.retrieval.bm25 import ExactBM25, SparseWriter
+from shoulders.retrieval import passages as passages_module
+from shoulders.retrieval.bm25 import SparseWriter
 from shoulders.retrieval.building import build
+from shoulders.retrieval.documents import open_source
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.passages import Cutting, PassageStore
 from shoulders.store.files import sole_writer
@@ -301,7 +307,7 @@ def test_folders_that_are_no_place_for_an_index(folder, tmp_path):
 
 def test_folders_that_hold_no_index_for_us(folder, tmp_path):
     index = tmp_path / "index"
-    with pytest.raises(SourceNotFound, match=r"is no index .*: build one with `shoulders index`"):
+    with pytest.raises(SourceNotFound, match=r"is not an index .*: build one with `shoulders index`"):
         Index(folder)
     made([folder], index)
     manifest = json.loads((index / "manifest.json").read_text())
@@ -352,8 +358,68 @@ def test_retrieved_passages_are_evidence(folder, tmp_path, lm):
     exact = ExactBM25(index.store.passages(), index.analyser, 0.9, 0.4)
     (found,) = Retrieved(index, 3, packer, exact).find([question], "a")
     assert [passage.score for passage in found] == sorted((passage.score for passage in found), reverse=True)
-    with pytest.raises(UsageError, match="0 passages asked for"):
+    with pytest.raises(UsageError, match="number of passages must be at least 1, got 0"):
         Retrieved(index, 0, packer).find([question])
+
+
+def test_passages_name_their_page_and_their_headings(tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    sections = f"# Guide\n\n## Setup\n\n{'setup ' * 60}\n\n### Linux\n\n{'kernel ' * 75}\n\n## Use\n\n{'use ' * 90}"
+    (docs / "a.md").write_text(sections)
+    save_pdf(docs / "b.pdf", [["first " * 40], ["second " * 90], ["third " * 10]])
+    (docs / "c.txt").write_text("# plain words")
+    made([docs], tmp_path / "index")
+    index = Index(tmp_path / "index")
+    assert [(passage.title, passage.text.split()[-1]) for passage in index.store.passages()] == [
+        ("Guide > Setup", "kernel"),
+        ("Guide > Setup > Linux", "use"),
+        ("Guide > Use", "use"),
+        ("b > page 2", "second"),
+        ("b > page 2", "third"),
+        ("c", "words"),
+    ]
+    (hits,) = index.search(["page 2"], 5)  # the title line is searched
+    assert {hit.title for hit in hits} == {"b > page 2"}
+    text = Cutting().cut(open_source(str(docs / "a.md")).items().__next__().text)
+    assert list(text) == [one.text for one in index.store.passages()][:3]  # which spans of answers count in
+    (docs / "a.md").write_text(sections.replace("### Linux", "## Linux"))  # the same text in other sections
+    assert made([docs], tmp_path / "index").done["replaced"] == 1
+
+
+def test_an_index_from_before_there_were_sections_is_read_and_brought_up_to_date(tmp_path):
+    (tmp_path / "a.md").write_text("# Guide\n\n## Setup\n\nwords")
+    (tmp_path / "b.txt").write_text("other words")
+    made([tmp_path], tmp_path / "index")
+    with closing(sqlite3.connect(tmp_path / "index" / "passages.sqlite")) as file:
+        file.execute("ALTER TABLE passages DROP COLUMN section")
+    assert found(tmp_path / "index", "words") == ["b", "Guide"]
+    (tmp_path / "a.md").write_text("# Guide\n\n## Setup\n\nnew words")
+    made([tmp_path], tmp_path / "index")
+    assert found(tmp_path / "index", "words") == ["b", "Guide > Setup"]
+
+
+def test_a_document_that_cannot_be_cut_is_skipped_and_keeps_what_it_had(folder, tmp_path, monkeypatch):
+    class Panic(BaseException):
+        """As a library in Rust raises when it panics."""
+
+    def fails(text):
+        if "Rome" in text:
+            raise Panic("unreachable code")
+        return unicode_sentences(text)
+
+    unicode_sentences = passages_module.unicode_sentences
+    cutting = Cutting(sentences=True)
+    build([str(folder)], tmp_path / "index", cutting)
+    before = Index(tmp_path / "index").passages
+    monkeypatch.setattr(passages_module, "unicode_sentences", fails)
+    for path in folder.iterdir():
+        path.write_text(path.read_text() + " More.")
+    built = build([str(folder)], tmp_path / "index", cutting, prune=True)
+    assert [(Path(one.place).name, one.reason) for one in built.skipped] == [
+        ("Rome.txt", "it cannot be cut into passages (Panic: unreachable code)")
+    ]
+    assert (built.done["deleted"], Index(tmp_path / "index").passages) == (0, before)
 
 
 def test_a_fingerprint_does_not_hang_on_the_clock(tmp_path):

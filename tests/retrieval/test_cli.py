@@ -96,9 +96,9 @@ def test_a_query_without_a_word(refused, index, query, said):
 
 
 def test_bad_input_to_search(refused, index, folder, tmp_path):
-    assert "-3 passages asked for" in refused("search", index, "Rome", "-k", -3)
-    assert "is no index" in refused("search", folder, "Rome")
-    assert "is no index" in refused("search", tmp_path / "nowhere", "Rome")
+    assert "number of passages must be at least 1, got -3" in refused("search", index, "Rome", "-k", -3)
+    assert "is not an index" in refused("search", folder, "Rome")
+    assert "is not an index" in refused("search", tmp_path / "nowhere", "Rome")
     manifest = json.loads((index / "manifest.json").read_text())
     older = {"analyser": {**manifest["analyser"], "version": 1}}
     for change, said in (

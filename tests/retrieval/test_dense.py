@@ -12,7 +12,7 @@ from shoulders.evidence.retrieved import Retrieved
 from shoulders.retrieval import dense
 from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.building import build
-from shoulders.retrieval.dense import KINDS, DenseSearcher, build_faiss, dense_of, kind_for
+from shoulders.retrieval.dense import KINDS, DenseSearcher, build_faiss, default_kind, open_dense
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.passages import Cutting
 from shoulders.retrieval.search import Scored
@@ -51,7 +51,7 @@ def all_products(vectors, row):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_finds_what_all_dot_products_find(whole, asked, kind):
-    searcher = dense_of(whole, kind, Hashed())
+    searcher = open_dense(whole, kind, Hashed())
     queries = asked[:40]
     shared, scores = [], []
     for row, found in zip(Hashed().encode_questions(queries), searcher.search(queries, K), strict=True):
@@ -84,17 +84,17 @@ def test_approximate_kinds_find_what_minilm_means(tmp_path, records, asked):
 
 def test_a_query_alone_is_as_among_others_and_every_time(whole, asked):
     for kind in ("flat", "ivf-rabitq"):
-        searcher = dense_of(whole, kind, Hashed())
+        searcher = open_dense(whole, kind, Hashed())
         together = searcher.search(asked[:40], K)
         assert [searcher.search([query], K)[0] for query in asked[:40]] == together == searcher.search(asked[:40], K)
 
 
 def test_built_again_it_finds_the_same(whole, asked, tmp_path):
-    searcher = dense_of(whole, "ivf-pq", Hashed())
+    searcher = open_dense(whole, "ivf-pq", Hashed())
     before = searcher.search(asked[:20], K)
     (searcher.vectors.folder / dense.ABOUT).unlink()
     build_faiss(searcher.vectors, "ivf-pq")
-    assert dense_of(whole, "ivf-pq", Hashed()).search(asked[:20], K) == before
+    assert open_dense(whole, "ivf-pq", Hashed()).search(asked[:20], K) == before
 
 
 def test_of_equal_scores_the_lower_numbers_come_first(tmp_path, records):
@@ -113,14 +113,16 @@ def test_of_equal_scores_the_lower_numbers_come_first(tmp_path, records):
 
 def test_more_than_there_are_gives_all(small):
     build_faiss(encode(small, Hashed()))
-    (hits,) = small.search(["Oslo is a capital. People of Oslo are proud of it."], 1000, dense_of(small, "", Hashed()))
+    (hits,) = small.search(
+        ["Oslo is a capital. People of Oslo are proud of it."], 1000, open_dense(small, "", Hashed())
+    )
     assert len(hits) == 10
     assert hits[0].title == "Oslo"
 
 
 def test_a_query_without_a_word_finds_nothing(small):
     build_faiss(encode(small, Hashed()))
-    found = dense_of(small, "", Hashed()).search(["", "Oslo", " \n"], 3)
+    found = open_dense(small, "", Hashed()).search(["", "Oslo", " \n"], 3)
     assert [len(some) for some in found] == [0, 3, 0]
 
 
@@ -131,11 +133,11 @@ def test_an_empty_index_finds_nothing(tmp_path):
         build([str(source)], tmp_path / "index", Cutting(), prune=True)
     index = Index(tmp_path / "index")
     build_faiss(encode(index, Hashed()))
-    assert dense_of(index, "", Hashed()).search(["Oslo"], 3) == [[]]
+    assert open_dense(index, "", Hashed()).search(["Oslo"], 3) == [[]]
 
 
 def test_the_usual_kind_depends_on_the_size(small):
-    assert (kind_for(999_999), kind_for(1_000_000)) == ("sq8", "ivf-sq8")
+    assert (default_kind(999_999), default_kind(1_000_000)) == ("sq8", "ivf-sq8")
     vectors = encode(small, Hashed())
     assert build_faiss(vectors) == "sq8"
     assert build_faiss(vectors, "flat") == "flat"
@@ -145,7 +147,7 @@ def test_the_usual_kind_depends_on_the_size(small):
 def test_another_retriever_than_the_one_of_the_vectors_is_refused(small):
     build_faiss(encode(small, Hashed()))
     with pytest.raises(UsageError, match=r"hashed \(0123.*other \(abcd"):
-        dense_of(small, "", Hashed(print="abcdef", name="other"))
+        open_dense(small, "", Hashed(print="abcdef", name="other"))
 
 
 def test_a_retriever_that_is_gone_is_named(small):
@@ -153,7 +155,7 @@ def test_a_retriever_that_is_gone_is_named(small):
     with pytest.raises(
         SourceNotFound, match=r"/nowhere/retriever.* of the index .*Put it back there, .*--dense.*shoulders encode"
     ):
-        dense_of(small)
+        open_dense(small)
 
 
 def test_vectors_of_a_query_that_are_not_finite_are_refused(small):
@@ -163,28 +165,28 @@ def test_vectors_of_a_query_that_are_not_finite_are_refused(small):
 
     build_faiss(encode(small, Hashed()))
     with pytest.raises(UsageError, match="not finite"):
-        dense_of(small, "", Broken()).search(["Oslo"], 3)
+        open_dense(small, "", Broken()).search(["Oslo"], 3)
 
 
 def test_vectors_without_faiss_or_with_an_older_or_broken_one_are_refused(small, folder):
     vectors = encode(small, Hashed())
     with pytest.raises(SourceNotFound, match="shoulders encode"):
-        dense_of(small, "", Hashed())
+        open_dense(small, "", Hashed())
     build_faiss(vectors)
     (folder / "Oslo.txt").unlink()
     build([str(folder)], small.folder, Cutting(), prune=True)
     index = Index(small.folder)
     with pytest.raises(UsageError, match="1 are gone"):
-        dense_of(index, "", Hashed())
+        open_dense(index, "", Hashed())
     encode(index, Hashed())
     with pytest.raises(UsageError, match="other vectors"):
-        dense_of(index, "", Hashed())
+        open_dense(index, "", Hashed())
     build_faiss(VectorStore(vectors.folder))
-    assert len(dense_of(index, "", Hashed()).search(["Oslo"], 20)[0]) == 9
+    assert len(open_dense(index, "", Hashed()).search(["Oslo"], 20)[0]) == 9
     engine = vectors.folder / dense.ENGINE
     engine.write_bytes(engine.read_bytes()[:-1])
     with pytest.raises(CorruptFile, match="delete both"):
-        dense_of(index, "", Hashed())
+        open_dense(index, "", Hashed())
 
 
 def test_kinds_that_there_are_not_or_that_need_more(small):
@@ -195,7 +197,7 @@ def test_kinds_that_there_are_not_or_that_need_more(small):
         build_faiss(vectors, "ivf-pq")
     for kind in ("ivf-sq8", "ivf-rabitq"):
         build_faiss(vectors, kind)
-        assert len(dense_of(small, "", Hashed()).search(["Oslo"], 3)[0]) == 3
+        assert len(open_dense(small, "", Hashed()).search(["Oslo"], 3)[0]) == 3
 
 
 def test_a_full_disk_leaves_what_was_there(small, monkeypatch):
@@ -208,7 +210,7 @@ def test_a_full_disk_leaves_what_was_there(small, monkeypatch):
     monkeypatch.setattr(dense.faiss, "write_index", full)
     with pytest.raises(SaveFailed, match="No space left"):
         build_faiss(vectors, "sq8")
-    assert dense_of(small, "", Hashed()).kind == "flat"
+    assert open_dense(small, "", Hashed()).kind == "flat"
 
 
 def test_evidence_knows_which_retriever_found_it(small):
@@ -219,5 +221,5 @@ def test_evidence_knows_which_retriever_found_it(small):
     prints = set()
     for kind in ("flat", "sq8"):
         build_faiss(vectors, kind)
-        prints.add(Retrieved(small, 3, Packer(), dense_of(small, "", Hashed())).fingerprint)
+        prints.add(Retrieved(small, 3, Packer(), open_dense(small, "", Hashed())).fingerprint)
     assert len(prints) == 2

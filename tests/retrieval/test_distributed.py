@@ -11,17 +11,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from bm25_scores import ExactBM25
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.retrieval import upload
-from shoulders.retrieval.bm25 import ExactBM25
 from shoulders.retrieval.building import build
 from shoulders.retrieval.distributed import MilvusBM25, MilvusVectors
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.milvus import LIMIT, Milvus
 from shoulders.retrieval.passages import Cutting
 from shoulders.retrieval.search import Scored, best_first
-from shoulders.retrieval.upload import Target, states, upload_vectors, upload_weights
-from shoulders.retrieval.upload_state import UploadState
+from shoulders.retrieval.upload import Target, UploadState, upload_records, upload_vectors, upload_weights
 from shoulders.store.files import sole_writer
 
 K = 20
@@ -124,7 +123,7 @@ def test_more_passages_than_there_are_and_than_milvus_gives(index, sent):
     searcher = MilvusBM25(index, sent.server)
     for k in (index.passages + 1, LIMIT):
         the_same(searcher.search(["the capital city"], k), exact(index).search(["the capital city"], k))
-    with pytest.raises(UsageError, match=r"16,385 passages asked for: Milvus gives 16,384 at most"):
+    with pytest.raises(UsageError, match=r"number of passages must be at most 16,384 on Milvus, got 16,385"):
         searcher.search(["city"], LIMIT + 1)
 
 
@@ -235,11 +234,11 @@ def test_a_process_killed_for_real_goes_on(index, place, asked, tmp_path):
     ]
     slow = "import shoulders.retrieval.upload as u; u.BATCH = 50; from shoulders.cli.main import main; main()"
     process = subprocess.Popen([command[0], "-c", slow, *command[3:]], env=os.environ, stdout=subprocess.DEVNULL)
-    known, part = {key for key, _ in states(index.folder)}, 0
+    known, part = {key for key, _ in upload_records(index.folder)}, 0
     try:
         while part == 0 and process.poll() is None:
             time.sleep(0.02)
-            for key, path in states(index.folder):
+            for key, path in upload_records(index.folder):
                 if key not in known:
                     with UploadState(path) as state:
                         part = int(state.value("passages") or 0)
@@ -291,7 +290,8 @@ def vectors(index):
 def largest(vectors, queries, k):
     numbers = np.array(sorted(vectors.rows))
     scores = Encoder().encode_questions(queries) @ np.stack([vectors.rows[number] for number in numbers]).T
-    return [best_first([Scored(int(n), float(s)) for n, s in zip(numbers, row, strict=True)], k) for row in scores]
+    lists = [[Scored(int(n), float(s)) for n, s in zip(numbers, row, strict=True)] for row in scores]
+    return [best_first(some, k) for some in lists]
 
 
 def test_vectors_are_found_by_inner_product_and_brought_up_to_date(index, own, vectors, monkeypatch):
@@ -312,22 +312,22 @@ def test_vectors_are_found_by_inner_product_and_brought_up_to_date(index, own, v
 
 def test_vectors_of_another_encoder_or_dimension(index, own, vectors):
     upload_vectors(index, vectors, Target(own, "dense"))
-    with pytest.raises(UsageError, match="has encoder 'encoder-1', and not 'encoder-2'"):
+    with pytest.raises(UsageError, match="has encoder 'encoder-1', not 'encoder-2'"):
         MilvusVectors(index, Encoder("encoder-2"), own, "dense")
     with pytest.raises(UsageError, match=r"have 8 dimensions, those at .* 16"):
         MilvusVectors(index, Encoder(dimension=8), own, "dense").search(["x"], 1)
-    with pytest.raises(UsageError, match="has dimension 16, and not 8"):
+    with pytest.raises(UsageError, match="has dimension 16, not 8"):
         upload_vectors(index, Kept({1: np.zeros(8, np.float32)}), Target(own, "dense"))
-    with pytest.raises(UsageError, match="has kind 'vectors', and not 'bm25'"):
+    with pytest.raises(UsageError, match="has kind 'vectors', not 'bm25'"):
         upload_weights(index, Target(own, "dense"))
     with pytest.raises(SourceNotFound, match="was not sent to"):
         MilvusBM25(index, own)
 
 
 def test_collections_that_do_not_fit(index, sent, folder, tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match=r"has k1 0\.9, and not 1\.2"):
+    with pytest.raises(UsageError, match=r"has k1 0\.9, not 1\.2"):
         upload_weights(index, sent, 1.2, 0.75)
-    with pytest.raises(UsageError, match="k1 is at least 0"):
+    with pytest.raises(UsageError, match="k1 must be at least 0"):
         upload_weights(index, sent, -1, 0.75)
     other = cities(folder, tmp_path)
     with pytest.raises(UsageError, match="was sent from another index"):

@@ -235,7 +235,14 @@ def test_a_link_to_nothing_is_named(tmp_path):
     assert (one.place, one.reason) == (str(tmp_path / "a.txt"), "No such file or directory")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("odd"), MemoryError(), RecursionError("deep"), struct.error("short")])
+class Panic(BaseException):
+    """An error that is no Exception, as a library in Rust raises one when it panics."""
+
+
+ERRORS = [RuntimeError("odd"), MemoryError(), RecursionError("deep"), struct.error("short"), Panic("unreachable code")]
+
+
+@pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.tsv"])
 def test_whatever_a_library_raises_costs_one_file(tmp_path, monkeypatch, error, name):
     def fails(*_):
@@ -247,6 +254,17 @@ def test_whatever_a_library_raises_costs_one_file(tmp_path, monkeypatch, error, 
     assert documents == []
     assert skipped.reason.startswith(f"it cannot be read ({type(error).__name__}: ")
     assert skipped.lost
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)])
+def test_an_interruption_is_no_failure_of_a_file(tmp_path, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(documents_module, "read_text", fails)
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(type(error)):
+        read(tmp_path)
 
 
 def test_an_endless_quotation_does_not_swallow_the_table(tmp_path):
@@ -278,10 +296,10 @@ def test_data_sets_of_the_hub(tmp_path):
 def test_sources_that_are_not_there(tmp_path):
     with pytest.raises(SourceNotFound, match="there is no file or folder 'nowhere'"):
         open_source("nowhere")
-    with pytest.raises(SourceNotFound, match="holds no file that can be read"):
+    with pytest.raises(SourceNotFound, match="holds no file of a readable type"):
         open_source(str(tmp_path))
     (tmp_path / "x.docx").write_text("x")
-    with pytest.raises(SourceNotFound, match=r"is none of the files that can be read: \.txt"):
+    with pytest.raises(SourceNotFound, match=r"is not a file of a readable type: \.txt"):
         open_source(str(tmp_path / "x.docx"))
     with pytest.raises((HubUnreachable, SourceNotFound)):
         open_source("hub:nobody/nothing")

@@ -3,8 +3,9 @@
 import pytest
 
 from shoulders.errors import UsageError
+from shoulders.retrieval.hybrid import WEIGHTS, HybridSearcher, RankFusion, choose_weight
 from shoulders.retrieval.index import Index
-from shoulders.retrieval.search import WEIGHTS, HybridSearcher, RankFusion, Scored, choose_weight
+from shoulders.retrieval.search import Scored
 from tiny import save_encoder
 
 
@@ -68,7 +69,7 @@ def test_the_weight_is_chosen_by_the_score_of_the_first_hundred():
     assert chosen.scores == {weight: float(weight >= 4) for weight in WEIGHTS}
     assert chosen.weight == 4  # the smallest of the best
     assert dense.depths == sparse.depths == [1000]
-    with pytest.raises(UsageError, match="0 questions"):
+    with pytest.raises(UsageError, match="1 question, got 10 and 0"):
         choose_weight(dense, sparse, [], found)
 
 

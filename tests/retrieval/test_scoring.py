@@ -22,7 +22,7 @@ from shoulders.errors import CorruptFile, SourceNotFound, UsageError
 from shoulders.retrieval import scoring
 from shoulders.retrieval.cross_encoder import CrossEncoder, ranker_named, reranker_named
 from shoulders.retrieval.reranker import Reranker
-from shoulders.retrieval.scoring import Pair, for_scoring
+from shoulders.retrieval.scoring import Pair, scoring_copy
 
 ASKED = (QUESTION, "which fish is eaten", "kings")
 PAIRS = [Pair(question, *passage) for question in ASKED for passage in PASSAGES]
@@ -86,7 +86,7 @@ def test_the_first_state_alone_is_the_first_of_all(classifier):
     ids = torch.randint(5, model.config.vocab_size, (3, 20))
     mask = torch.arange(20) < torch.tensor([[20], [7], [12]])
     given = {"input_ids": ids, "attention_mask": mask.long()}
-    narrow = for_scoring(model, torch.float32)
+    narrow = scoring_copy(model, torch.float32)
     torch.testing.assert_close(narrow(**given).logits, model(**given).logits)
     states = narrow.base_model(**given).last_hidden_state
     assert states.shape[1] == (20 if "distil" in model.config.model_type else 1)
@@ -155,7 +155,7 @@ def test_the_published_reader_is_read(tmp_path, trained):
 
 
 def test_models_of_another_kind_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="BertModel and orders no passages"):
+    with pytest.raises(UsageError, match="BertModel, which cannot rank passages"):
         ranker_named(save_bert(tmp_path / "encoder"))
     save(BertForSequenceClassification(BertConfig(**sizes(num_labels=3))), tmp_path / "labels")
     with pytest.raises(UsageError, match="3 labels"):

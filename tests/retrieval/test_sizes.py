@@ -86,4 +86,4 @@ def test_the_plan_of_wikipedia(shoulders):
 
 
 def test_bad_numbers_in_a_plan(refused):
-    assert "0 passages with vectors of 768 numbers" in refused("plan", "index", "--passages", 0)
+    assert "got 0, 768 and 0.0" in refused("plan", "index", "--passages", 0)

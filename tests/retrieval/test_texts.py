@@ -1,6 +1,8 @@
 """The text of pages, Markdown and PDFs: all of it, its words apart, nothing else."""
 
 import re
+import resource
+import time
 from functools import cache
 
 import pytest
@@ -27,7 +29,7 @@ def told(tmp_path_factory):
 
     def tell(name, content):
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        title, text, lost = read_text(folder / name)
+        title, text, lost, _ = read_text(folder / name)
         return title, " ".join(text.split()), list(lost)
 
     return tell
@@ -78,7 +80,7 @@ def test_which_encoding_a_page_has(told, head, encoding):
 
 
 def test_an_encoding_that_pages_may_not_have(told):
-    with pytest.raises(DataError, match="it has an encoding that pages may not have"):
+    with pytest.raises(DataError, match="its declared encoding is not allowed in HTML"):
         told("a.html", "<meta charset=hz-gb-2312><p>~{VPND~}")
 
 
@@ -93,7 +95,7 @@ def test_a_page_with_a_broken_character_is_read_and_the_loss_named(told):
 @given(st.lists(st.tuples(st.sampled_from([*APART, "br", "b", "span", "i-own"]), words), min_size=2, max_size=8))
 def test_boxes_keep_words_apart_and_text_styles_do_not(told, parts):
     """Tables and choices are not parsed outside of theirs, void elements hold nothing."""
-    whole = {"body", "caption", "tbody", "thead", "tfoot", "tr", "td", "th", "input", "br", "hr", "plaintext"}
+    whole = {"body", "table", "caption", "tbody", "thead", "tfoot", "tr", "td", "th", "input", "br", "hr", "plaintext"}
     page, seen = "", ""
     for tag, some_words in parts:
         text = " ".join(some_words)
@@ -157,7 +159,7 @@ def test_titles_of_markdown(told, content, title):
 
 def test_a_broken_page_costs_one_page(tmp_path):
     save_pdf(tmp_path / "a.pdf", [["One."], ["Two."], ["Three."]], broken=[1])
-    title, text, lost = read_text(tmp_path / "a.pdf")
+    title, text, lost, _ = read_text(tmp_path / "a.pdf")
     assert (title, text.split()) == ("a", ["One.", "Three."])
     assert [where for where, _ in lost] == ["page 2"]
     assert lost[0][1].startswith("it cannot be read (")
@@ -186,3 +188,70 @@ def test_letters_and_words_of_a_pdf_are_whole(tmp_path):
     )
     text = " ".join(read_text(tmp_path / "a.pdf").text.split())
     assert text == "The fire station's office is selfish in 1999- 2001, Anglo- Saxon."
+
+
+@pytest.mark.parametrize("name", ["a.html", "a.md"])
+@pytest.mark.parametrize("page", ["<div>" * 200_000, "<p>text\n" * 50_000 + "<ul><li>" * 100_000])
+def test_a_page_that_nests_too_deeply_is_refused_soon(told, name, page):
+    started = time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    with pytest.raises(DataError, match="tags nest too deeply"):
+        told(name, page)
+    used = time.process_time() - started[0] + resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - started[1]
+    assert used < 5  # unbounded, it takes minutes
+
+
+def test_a_charset_at_the_end_of_a_deep_page_does_not_stall(told):
+    with pytest.raises(DataError, match="tags nest too deeply"):
+        told("a.html", "<div>" * 200_000 + "<meta charset=utf-8>")
+
+
+def test_long_pages_and_deep_ones_are_read(told):
+    _title, text, lost = told("long.html", "<p>some <b>bold</b> words</p>\n" * 20_000)
+    assert (text.count("some bold words"), lost) == (20_000, [])
+    assert told("deep.html", "<div>" * 3_000 + "word") == ("deep", "word", [])
+    assert told("spans.html", "<span>" * 50_000 + "word") == ("spans", "word", [])
+
+
+def test_a_page_that_does_not_say_its_encoding_is_read_as_browsers_do_and_named(told):
+    _title, text, lost = told("a.html", "<p>Mal\xe9, 5 \x80</p>".encode("latin-1"))
+    assert text == "Mal\u00e9, 5 \u20ac"
+    assert lost == [("", "it does not say its encoding: read as windows-1252, which is a guess")]
+    assert told("b.html", "<p>Mal\u00e9</p>") == ("b", "Mal\u00e9", [])
+    with pytest.raises(DataError, match="is no text"):
+        told("c.html", bytes(range(256)) * 4)
+    with pytest.raises(DataError, match="it says"):
+        told("d.html", b"<meta charset=utf-8><p>\xff\xfe\xfd")
+    with pytest.raises(DataError, match="it is not UTF-8"):
+        told("e.txt", "Mal\xe9".encode("latin-1"))
+
+
+def test_sections_begin_where_their_headings_are(tmp_path):
+    (tmp_path / "a.md").write_text(
+        "\u200b\n\nintro\r\n\n# Guide\n\none\x07\n\n## Set *up*\n\ntwo\u00ad\n\n#### Deep\n\n## Use\n\n#\n\nend"
+    )
+    (tmp_path / "a.html").write_text(
+        "<body> intro<h1>Guide</h1>one<h2>Set <i>up</i></h2>two<div><h4>Deep</h4></div><h2>Use</h2><h1 hidden>No</h1>"
+        f"<h1></h1>end<h1>{'long ' * 50}</h1>"
+    )
+    for name in ("a.md", "a.html"):
+        text, sections = read_text(tmp_path / name).text, read_text(tmp_path / name).sections
+        assert [path for _, path in sections] == [
+            ("Guide",), ("Guide", "Set up"), ("Guide", "Set up", "Deep"), ("Guide", "Use")
+        ]  # fmt: skip
+        assert [text[start:].split()[0] for start, _ in sections] == ["Guide", "Set", "Deep", "Use"]
+
+
+def test_sections_of_a_pdf_are_its_pages(tmp_path):
+    save_pdf(tmp_path / "a.pdf", [["One self\3"], ["ish sta-"], ["tion."], ["Four."], ["Five-"]], broken=[3])
+    text, sections = read_text(tmp_path / "a.pdf").text, read_text(tmp_path / "a.pdf").sections
+    assert text.split() == ["One", "selfish", "station.", "Five-"]
+    assert [(text[start:].split()[0], path) for start, path in sections] == [
+        ("One", ("page 1",)), ("ish", ("page 2",)), ("tion.", ("page 3",)), ("Five-", ("page 5",))
+    ]  # fmt: skip
+
+
+@some
+@given(st.lists(st.tuples(st.integers(1, 6), words, words), max_size=12))
+def test_text_and_headings_do_not_depend_on_sections(told, parts):
+    page = "".join(f"<h{level}>{' '.join(name)}</h{level}><p>{' '.join(text)}" for level, name, text in parts)
+    assert told("a.html", page)[1] == " ".join(word for _, name, text in parts for word in [*name, *text])

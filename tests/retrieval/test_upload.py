@@ -50,7 +50,7 @@ def test_both_ways_together_on_a_server(shoulders, refused, index, tmp_path, kin
     send = ("upload", texts, "--to", server, "--dense", "tiny")
     assert shoulders(*send, *(["--kind", kind] if kind else []))[0] == 0
     assert "passages: 0 added, 0 deleted, 10 unchanged" in shoulders(*send)[1]
-    assert f"has engine {kind or 'FLAT'!r}, and not 'IVF_SQ8'" in refused(*send, "--kind", "IVF_SQ8")
+    assert f"has engine {kind or 'FLAT'!r}, not 'IVF_SQ8'" in refused(*send, "--kind", "IVF_SQ8")
     for retriever in ("dense", "hybrid", "rrf"):
         asked = ("search", texts, "Who is proud of Oslo?", "--retriever", retriever)
         there, here = (shoulders(*asked, *where)[1].splitlines() for where in (on, ()))
@@ -72,15 +72,15 @@ def test_a_kind_is_of_vectors(refused, index, tmp_path):
 def test_bad_input(refused, shoulders, index, folder, tmp_path):
     server = tmp_path / "server.db"
     assert "no Milvus answers at http://localhost:1" in refused("upload", index, "--to", "http://localhost:1")
-    assert "is no address of Milvus" in refused("upload", index, "--to", "wiki")
+    assert "is not an address of Milvus" in refused("upload", index, "--to", "wiki")
     assert "holds a password" in refused("search", index, "Oslo", "--engine", "http://me:secret@localhost:1")
     assert "no variable NO_SUCH_TOKEN" in refused("upload", index, "--to", server, "--token-env", "NO_SUCH_TOKEN")
     assert f"was not sent to {server} (bm25)" in refused("search", index, "Oslo", "--engine", server)
-    assert "is no index" in refused("upload", folder, "--to", server)
-    assert "k1 is at least 0" in refused("upload", index, "--to", server, "--k1", -1)
+    assert "is not an index" in refused("upload", folder, "--to", server)
+    assert "k1 must be at least 0" in refused("upload", index, "--to", server, "--k1", -1)
     assert shoulders("upload", index, "--to", server)[0] == 0
-    assert "Milvus gives 16,384 at most" in refused("search", index, "Oslo", "-k", 16_385, "--engine", server)
-    assert "has b 0.4, and not 0.75" in refused("upload", index, "--to", server, "--b", 0.75)
+    assert "at most 16,384 on Milvus, got 16,385" in refused("search", index, "Oslo", "-k", 16_385, "--engine", server)
+    assert "has b 0.4, not 0.75" in refused("upload", index, "--to", server, "--b", 0.75)
     assert "there is no collection 'x'" in refused("search", index, "Oslo", "--engine", server, "--collection", "x")
     assert "no passage has a word of 'xyzzy'" in shoulders("search", index, "xyzzy", "--engine", server)[1]
 

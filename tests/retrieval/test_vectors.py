@@ -211,7 +211,7 @@ def test_pickles_are_not_read(index):
 def test_bad_places_and_names(index, tmp_path):
     with pytest.raises(SourceNotFound, match="shoulders encode"):
         vectors_in(index.folder)
-    with pytest.raises(UsageError, match="no name"):
+    with pytest.raises(UsageError, match="not a name for vectors"):
         encode(index, Hashed(), "../../elsewhere")
     with pytest.raises(UnknownName, match="float32"):
         encode(index, Hashed(), dtype="float8")

@@ -7,9 +7,9 @@ from shoulders.records import Question
 from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.building import build
 from shoulders.retrieval.dense import build_faiss
+from shoulders.retrieval.hybrid import HybridSearcher
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.passages import Cutting
-from shoulders.retrieval.search import HybridSearcher
 from shoulders.retrieval.vectors import encode
 from shoulders.runs.build import new_evidence
 from shoulders.runs.recipe import with_overrides

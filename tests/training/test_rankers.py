@@ -317,7 +317,7 @@ def test_what_it_learns_from_is_what_the_recipes_retriever_finds(place, tmp_path
         (["retriever=dens"], "'dense'"),
         (["weight=-1"], "weight is -1.0: it must be at least 0"),
         (["retriever=dense"], "shoulders encode"),
-        (["engine=nowhere"], "no address of Milvus"),
+        (["engine=nowhere"], "not an address of Milvus"),
         (["index="], "shoulders index"),
         (["negatives=8"], "negatives is 8 and depth 8"),
         (["kind=reader"], "did you mean"),

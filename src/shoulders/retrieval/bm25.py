@@ -1,10 +1,9 @@
-"""BM25: the terms of a text, search on tantivy, and exact scores in memory with any k1 and b."""
+"""BM25: analysis of text into terms, and search on tantivy."""
 
 import math
 import os
-from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -13,14 +12,12 @@ from pathlib import Path
 from typing import Any, final
 from unicodedata import decimal, lookup, name, normalize
 
-import numpy as np
 import regex
 import Stemmer
 from tantivy import Document, Index, Occur, Query, SchemaBuilder, Searcher
 
 from shoulders.data.matching import IDEOGRAPHIC, IGNORABLE, KATAKANA, SOUTH_EAST_ASIAN, Folding
 from shoulders.errors import CorruptFile, SaveFailed, UsageError, first_line
-from shoulders.retrieval.passages import Stored
 from shoulders.retrieval.search import Scored, best_first
 
 # Lucene's English stop words, which Pyserini uses.
@@ -70,7 +67,7 @@ FOLDED = Folding(_folded)
 
 @final
 class Analyser:
-    """English: folding, terms, stop words, Porter's stems. Scripts without spaces: each character, and each pair.
+    """Analysis of English (stop words, Porter's stems) and of scripts without spaces (characters and pairs).
 
     Source: the chain of Lucene's EnglishAnalyzer (possessives, lower case, stop words, Porter), with the folding of its
     ICUFoldingFilter for letters and accents, and the pairs of its CJKBigramFilter.
@@ -86,7 +83,7 @@ class Analyser:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Name, version and settings, as JSON holds them."""
+        """Name, version and settings, in types that JSON has."""
         settings = {
             "folding": "NFKD, casefold, accents and strokes removed, digits, NFC",
             "terms": WORD,
@@ -98,14 +95,14 @@ class Analyser:
         return {"name": self.NAME, "version": self.VERSION, "settings": settings}
 
     def terms(self, text: str) -> list[str]:
-        """The terms of a text in their order."""
+        """Return the terms of a text in their order."""
         text = self._possessive.sub("", text)
         plain = text.lower() if text.isascii() else normalize("NFC", text.translate(FOLDED))
         words = ASCII_TERM.findall(plain) if plain.isascii() else self._words_of(plain)
         return [self._stem(word) if len(word) > SHORT else word for word in words if word not in STOP_WORDS]
 
     def words(self, text: str) -> list[tuple[int, int]]:
-        """Where the words of a text are that terms are made from; in scripts without spaces, its characters."""
+        """Return where the words are that terms are made from; in scripts without spaces, the characters."""
         return [match.span() for match in self._word.finditer(text)]
 
     def _words_of(self, folded: str) -> list[str]:
@@ -150,7 +147,7 @@ def _schema() -> Any:
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _errors_named(folder: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
@@ -161,41 +158,41 @@ def _told(folder: Path) -> Iterator[None]:
 
 @final
 class SparseWriter:
-    """Adds and removes passages; readers see nothing of it before `commit`."""
+    """Writer of an engine's folder; readers see no change before `commit`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with _told(folder):
+        with _errors_named(folder):
             folder.mkdir(exist_ok=True)
             self._writer = Index(_schema(), path=str(folder)).writer(HEAP, num_threads=1)
 
     def add(self, passage: int, terms: str) -> None:
-        """A passage by its terms, joined by spaces."""
-        with _told(self.folder):
+        """Add a passage by its terms, joined by spaces."""
+        with _errors_named(self.folder):
             self._writer.add_document(Document(**{NUMBER: passage, TERMS: terms}))
 
     def remove(self, passage: int) -> None:
-        """Forget a passage; nothing happens if there is none of that number."""
-        with _told(self.folder):
+        """Remove a passage, if there is one of that number."""
+        with _errors_named(self.folder):
             self._writer.delete_documents_by_term(NUMBER, passage)
 
     def commit(self) -> None:
-        """Make what was added and removed last, and visible."""
-        with _told(self.folder):
+        """Make all changes durable and visible."""
+        with _errors_named(self.folder):
             self._writer.commit()
 
     def close(self) -> None:
         """Wait until segments are merged."""
-        with _told(self.folder):
+        with _errors_named(self.folder):
             self._writer.wait_merging_threads()
 
 
 @final
 class SparseSearcher:
-    """BM25 search; queries of one call are answered side by side.
+    """BM25 search; the queries of one call are answered in parallel.
 
     Raises:
-        CorruptFile: the folder holds no index of tantivy's that can be read.
+        CorruptFile: the folder holds no readable index of tantivy.
     """
 
     def __init__(self, folder: Path, analyser: Analyser) -> None:
@@ -209,7 +206,7 @@ class SparseSearcher:
         self._schema, self._searcher = index.schema, index.searcher()
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
-        """For each query the k passages with the highest scores, of those that have a term of it."""
+        """Return for each query the k passages with the highest scores, of those that have a term of it."""
         terms = [Counter(self.analyser.terms(query)) for query in queries]
         searcher = self._searcher
         if len(terms) == 1:
@@ -239,53 +236,4 @@ PYSERINI = (0.9, 0.4)
 def check_bm25(k1: float, b: float) -> None:
     """Raise `UsageError` for parameters that BM25 cannot have."""
     if not (0 <= k1 < math.inf and 0 <= b <= 1):
-        raise UsageError(f"BM25 with k1 = {k1} and b = {b}: k1 is at least 0, b between 0 and 1")
-
-
-@final
-class ExactBM25:
-    """Every passage is scored. Source: Robertson and Zaragoza 2009, with Lucene's idf, which is never negative.
-
-    Raises:
-        UsageError: k1 is negative, or b not between 0 and 1.
-    """
-
-    def __init__(self, passages: Iterable[Stored], analyser: Analyser, k1: float, b: float) -> None:
-        check_bm25(k1, b)
-        self.analyser = analyser
-        self._vocabulary: dict[str, int] = {}
-        numbers, lengths, terms, rows, counts = array("q"), array("q"), array("q"), array("q"), array("f")
-        for row, passage in enumerate(passages):
-            found = Counter(analyser.terms(passage.searched))
-            numbers.append(passage.id)
-            lengths.append(found.total())
-            for term, count in found.items():
-                terms.append(self._vocabulary.setdefault(term, len(self._vocabulary)))
-                rows.append(row)
-                counts.append(count)
-        self._numbers = np.array(numbers)
-        order = np.argsort(np.array(terms), kind="stable")
-        frequency = np.bincount(np.array(terms)[order], minlength=len(self._vocabulary))
-        self._ends = np.cumsum(frequency)
-        self._rows, tf = np.array(rows, np.int32)[order], np.array(counts)[order]
-        length = np.array(lengths, np.float32)
-        norm = k1 * (1 - b + b * length / max(length.mean(), 1)) if len(length) else length
-        idf = np.log(1 + (len(length) - frequency + 0.5) / (frequency + 0.5))
-        self._weights = (np.repeat(idf, frequency) * tf * (k1 + 1) / (tf + norm[self._rows])).astype(np.float32)
-
-    def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
-        """For each query the k passages with the highest scores, of those that have a term of it."""
-        return [self._find(Counter(self.analyser.terms(query)), k) for query in queries]
-
-    def _find(self, terms: Counter[str], k: int) -> list[Scored]:
-        scores = np.zeros(len(self._numbers), np.float32)
-        for term, count in terms.items():
-            number = self._vocabulary.get(term)
-            if number is not None:
-                part = slice(self._ends[number - 1] if number else 0, self._ends[number])
-                scores[self._rows[part]] += count * self._weights[part]
-        found = np.flatnonzero(scores)
-        if len(found) > k:  # all that tie with the last one stay until they are sorted
-            found = found[scores[found] >= np.partition(scores[found], -k)[-k]]
-        found = found[np.lexsort((self._numbers[found], -scores[found]))][:k]
-        return [Scored(int(self._numbers[row]), float(scores[row])) for row in found]
+        raise UsageError(f"k1 must be at least 0 and b between 0 and 1, got k1 = {k1}, b = {b}")

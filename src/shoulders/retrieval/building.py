@@ -17,9 +17,9 @@ from itertools import chain
 from pathlib import Path
 from typing import final
 
-from shoulders.errors import DataError, SaveFailed
+from shoulders.errors import DataError, SaveFailed, first_line
 from shoulders.retrieval.bm25 import ENGINE, Analyser, SparseWriter
-from shoulders.retrieval.documents import Document, Skipped, Source, open_source
+from shoulders.retrieval.documents import INTERRUPTIONS, Document, Skipped, Source, open_source
 from shoulders.retrieval.index import (
     CHANGED,
     FORMAT,
@@ -31,7 +31,7 @@ from shoulders.retrieval.index import (
     VERSION,
     read_manifest,
 )
-from shoulders.retrieval.passages import AT_ONCE, Counts, Cut, Cutting, PassageStore, same_text
+from shoulders.retrieval.passages import AT_ONCE, Counts, Cutting, KnownDocument, NewPassage, PassageStore, text_key
 from shoulders.store.files import LOCK, save_failed, sole_writer, write_json
 
 ANALYSER = "analyser"
@@ -45,11 +45,11 @@ Item = Document | Skipped
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a build is: what is counted here is kept whatever happens.
+    """How much of a build is done and kept, even if the process is killed.
 
     Attributes:
-        read: bytes of all sources so far.
-        size: bytes of all sources; 0 where nobody knows.
+        read: bytes of all sources that have been read.
+        size: bytes of all sources; 0 if unknown.
     """
 
     read: int
@@ -59,13 +59,13 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
-    """What a build did.
+class BuildResult:
+    """Counts of what a build did.
 
     Attributes:
-        done: documents that were added, replaced, deleted, unchanged; things skipped.
-        skipped: the first of these.
-        unpruned: sources of which nothing was deleted, because a part of them could not be read.
+        done: documents added, replaced, deleted and unchanged; parts of sources skipped.
+        skipped: the first of the parts skipped.
+        unpruned: sources from which nothing was deleted, because a part of them could not be read.
     """
 
     counts: Counts
@@ -82,11 +82,10 @@ def build(
     as_is: bool = False,
     prune: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
-) -> Built:
-    """Put the documents of some sources into the index in a folder, which is made if there is none.
+) -> BuildResult:
+    """Add the documents of some sources to the index in a folder, which is made if there is none.
 
-    Documents that are there unchanged are left alone, changed ones replaced. The same command finishes what a killed
-    one began.
+    Unchanged documents are left alone, changed ones replaced. Running it again finishes an interrupted build.
 
     Args:
         as_is: records of JSON Lines and of the hub are passages already.
@@ -123,7 +122,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _checked(sources: Sequence[Source], items: Sequence[Iterator[Item]]) -> list[Iterator[Item]]:
-    """The items of all sources, once it is sure that there is a text in one of them."""
+    """Return the items of all sources, having made sure that there is a text in one of them."""
     looked: list[Iterator[Item]] = []
     skipped: list[Skipped] = []
     for number, some in enumerate(items):
@@ -140,7 +139,7 @@ def _checked(sources: Sequence[Source], items: Sequence[Iterator[Item]]) -> list
 
 @final
 class _Build:
-    """One run of `build` over an index that nobody else writes."""
+    """One run of `build` over an index that no other process writes."""
 
     def __init__(self, folder: Path, cutting: Cutting, size: int) -> None:
         self.folder, self.cutting, self.size = folder, cutting, size
@@ -166,7 +165,7 @@ class _Build:
         *,
         prune: bool,
         on_progress: Callable[[Progress], None],
-    ) -> Built:
+    ) -> BuildResult:
         self._follow()
         before, unpruned = 0, []
         for source, some in zip(sources, items, strict=True):
@@ -193,7 +192,8 @@ class _Build:
             self._skip(item)
             return
         how = "passage" if item.passage else repr(self.cutting)
-        content = blake2b("\0".join([how, item.title, item.text]).encode(), digest_size=16).digest()
+        sections = [f"{start} {path}" for start, path in item.sections]
+        content = blake2b("\0".join([how, item.title, item.text, *sections]).encode(), digest_size=16).digest()
         known = self.store.known(source, item.id)
         if known and known.seen == self.number:
             self._skip(Skipped(item.place, f"the id {item.id!r} stands there a second time", item.read, lost=False))
@@ -201,17 +201,40 @@ class _Build:
             self.store.see(known.key, self.number)
             self.done["unchanged"] += 1
         else:
-            if known:
-                self.store.delete(known.key)
-            self.done["replaced" if known else "added"] += 1
-            key = self.store.add(source, item.id, item.title, content, self.number)
-            for number, cut in self.store.add_passages(key, self._cut(item)):
-                if len(self._terms) < REMEMBERED:
-                    self._terms[number] = cut.terms
+            self._keep(source, item, content, known)
 
-    def _cut(self, document: Document) -> Iterator[Cut]:
-        for text in [document.text] if document.passage else self.cutting.cut(document.text):
-            yield Cut(text, same_text(text), " ".join(self.analyser.terms(f"{document.title}\n{text}")))
+    def _keep(self, source: int, document: Document, content: bytes, known: KnownDocument | None) -> None:
+        """Keep a new document, or one that changed in place of what is known of it."""
+        passages = self._passages(document)
+        if passages is None:
+            if known:  # what is kept of it stays, also when others are pruned
+                self.store.see(known.key, self.number)
+            return
+        if known:
+            self.store.delete(known.key)
+        self.done["replaced" if known else "added"] += 1
+        key = self.store.add(source, document.id, document.title, content, self.number)
+        for number, cut in self.store.add_passages(key, self._analysed(document, passages)):
+            if len(self._terms) < REMEMBERED:
+                self._terms[number] = cut.terms
+
+    def _passages(self, document: Document) -> list[tuple[int, int]] | None:
+        """Return the spans of a document's passages; None, and it is skipped, if the library fails that cuts it."""
+        try:
+            return [(0, len(document.text))] if document.passage else list(self.cutting.spans(document.text))
+        except INTERRUPTIONS:
+            raise
+        except BaseException as error:  # a panic of a library in Rust is no Exception
+            reason = f"it cannot be cut into passages ({type(error).__name__}: {first_line(error)})"
+            self._skip(Skipped(document.place, reason, document.read))
+            return None
+
+    def _analysed(self, document: Document, spans: Iterable[tuple[int, int]]) -> Iterator[NewPassage]:
+        for start, end in spans:
+            text = document.text if document.passage else " ".join(document.text[start:end].split())
+            section = document.section(start, end)
+            terms = self.analyser.terms(f"{document.title}{section}\n{text}")
+            yield NewPassage(text, section, text_key(text), " ".join(terms))
 
     def _skip(self, item: Skipped) -> None:
         self.done["skipped"] += 1
@@ -229,7 +252,7 @@ class _Build:
             self.done["deleted"] += len(some)
 
     def _follow(self) -> None:
-        """Give the engine what changed."""
+        """Bring the engine up to date with the passages that changed."""
         pending = self.store.pending()
         if not pending:
             return
@@ -249,7 +272,7 @@ class _Build:
             self.store.set_state(CHANGED, str(self.number))
         self._terms.clear()
 
-    def _finished(self, unpruned: Sequence[str]) -> Built:
+    def _finished(self, unpruned: Sequence[str]) -> BuildResult:
         self.engine.close()
         counts = self.store.counts()
         manifest = {
@@ -268,7 +291,7 @@ class _Build:
         with self.store.writing():
             self.store.set_state(UNFINISHED, "")
         self.store.close()
-        return Built(counts, self.done, self.skipped, unpruned)
+        return BuildResult(counts, self.done, self.skipped, unpruned)
 
 
 def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:

@@ -1,4 +1,4 @@
-"""Cross-encoders that others trained, and which kind of ranker a name stands for."""
+"""Published cross-encoders, and loading a ranker of any kind by its name."""
 
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -30,7 +30,7 @@ from shoulders.backbone.sources import locate, pick_device, pick_dtype
 from shoulders.backbone.tokenizing import tokenized
 from shoulders.errors import UsageError
 from shoulders.retrieval.reranker import DESCRIPTION, Reranker, model_folder
-from shoulders.retrieval.scoring import OnScored, Pair, Ranker, Seen, for_scoring, scored
+from shoulders.retrieval.scoring import OnScored, Pair, Ranker, Seen, scored, scoring_copy
 from shoulders.retrieval.towers import Tower
 from shoulders.store.files import hub_errors, recovered
 
@@ -41,7 +41,7 @@ TYPES = "token_type_ids"
 class CrossEncoder:
     """A ranker that scores `[CLS] question [SEP] title passage [SEP]` by its one label, before any activation.
 
-    The longer of question and passage is cut where both do not fit. Which questions it was trained on is not known.
+    The longer of question and passage is cut where both do not fit. The questions that it was trained on are unknown.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class CrossEncoder:
         self._pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
         parts = f"{fingerprint.checksum(model)}/{compute}/{self._longest}"
         self.fingerprint = blake2b(parts.encode(), digest_size=16).hexdigest()
-        self._model = for_scoring(model, compute)
+        self._model = scoring_copy(model, compute)
 
     @classmethod
     def load(cls, name: str, *, dtype: str = "auto", device: str = "auto") -> Self:
-        """Load one by hub id, folder or package (`shoulders.backbone.sources`).
+        """Load a cross-encoder by hub id, folder or package (`shoulders.backbone.sources`).
 
         Raises:
             SourceNotFound, HubUnreachable: there is no such model, or it cannot be fetched.
@@ -73,7 +73,7 @@ class CrossEncoder:
         return cls(model.to(place), tokenizer, name, pick_dtype(dtype, place))
 
     def scores(self, pairs: Sequence[Pair], on_scored: OnScored = lambda _done, _all: None) -> list[float]:
-        """The logit of each pair."""
+        """Return the logit of each pair."""
         return scored(pairs, self._rows, self._logits, self._device, on_scored)
 
     def _rows(self, pairs: Sequence[Pair]) -> list[Encoding]:
@@ -103,8 +103,7 @@ def _check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
     labels = model.config.num_labels
     if labels != 1:
         raise UsageError(
-            f"{name!r} has {labels} labels, a cross-encoder that orders passages has one: name another, or train a "
-            "re-ranker"
+            f"{name!r} has {labels} labels, a cross-encoder for ranking has one: name another, or train a re-ranker"
         )
     if not tokenizer.is_fast:
         raise UsageError(
@@ -117,7 +116,7 @@ CLASSIFIER = "ForSequenceClassification"
 
 
 def ranker_named(name: str, *, dtype: str = "auto", device: str = "auto") -> Ranker:
-    """What scores passages, by folder, hub id or package.
+    """Load the model that scores passages, by folder, hub id or package.
 
     Args:
         dtype: of its matrix products.
@@ -132,7 +131,7 @@ def ranker_named(name: str, *, dtype: str = "auto", device: str = "auto") -> Ran
 
 
 def reranker_named(name: str, *, dtype: str = "auto", device: str = "auto") -> Reranker | None:
-    """The re-ranker of that name, trained here or published as DPR's reader; None if it is a cross-encoder.
+    """Load the re-ranker of that name, trained here or published as DPR's reader; None if it is a cross-encoder.
 
     Raises:
         SourceNotFound, HubUnreachable, CorruptFile: it is not there, or broken.
@@ -149,14 +148,14 @@ def reranker_named(name: str, *, dtype: str = "auto", device: str = "auto") -> R
         return dpr_reader(name, dtype=dtype, device=device)
     if not architectures[0].endswith(CLASSIFIER):
         raise UsageError(
-            f"{name!r} is {architectures[0]} and orders no passages: name a re-ranker that was trained here, DPR's "
+            f"{name!r} is {architectures[0]}, which cannot rank passages: name a re-ranker trained here, DPR's "
             "reader, or a cross-encoder (a sequence classifier with one label)"
         )
     return None
 
 
 def dpr_reader(name: str, *, dtype: str = "auto", device: str = "auto") -> Reranker:
-    """DPR's extractive reader as transformers keeps it (`facebook/dpr-reader-*`).
+    """Load DPR's extractive reader in transformers' format (`facebook/dpr-reader-*`).
 
     Raises:
         SourceNotFound, HubUnreachable, CorruptFile: it is not there, or broken.
@@ -175,12 +174,12 @@ def dpr_reader(name: str, *, dtype: str = "auto", device: str = "auto") -> Reran
     made = Reranker(Tower(model.to(place).eval(), tokenizer, name, pick_dtype(dtype, place)))
     heads = {"span": predictor.qa_outputs, "relevance": predictor.qa_classifier}
     weights = {f"{head}.{part}": value for head, layer in heads.items() for part, value in layer.state_dict().items()}
-    made.put_heads(weights, name)
+    made.load_heads(weights, name)
     return made
 
 
 def _folder(source: str) -> Path | None:
-    """The folder of a re-ranker that was trained here, fetched if need be; None for other models."""
+    """Return the folder of a re-ranker that was trained here, downloaded if need be; None for other models."""
     if Path(source).exists():
         folder = model_folder(Path(source))
         return folder if (folder / DESCRIPTION).exists() else None

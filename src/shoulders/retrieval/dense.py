@@ -1,4 +1,4 @@
-"""Search by dot product on FAISS over the vectors of an index, and the retrievers of an index by their names."""
+"""Dense search on FAISS over the vectors of an index, and the retrievers of an index by their names."""
 
 import math
 from collections.abc import Sequence
@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 
 from shoulders.errors import CorruptFile, SourceNotFound, UnknownName, UsageError, first_line
 from shoulders.retrieval.bi_encoder import BiEncoder
+from shoulders.retrieval.hybrid import make_retriever
 from shoulders.retrieval.index import Index
-from shoulders.retrieval.search import Scored, Searcher, best_first, retriever_of_kind
-from shoulders.retrieval.vectors import AGAIN, VectorStore, encoder_of, vectors_in
+from shoulders.retrieval.search import Scored, Searcher, best_first
+from shoulders.retrieval.vectors import AGAIN, VectorStore, load_encoder, vectors_in
 from shoulders.store.files import read_json, sole_writer, whole_file, write_json
 
 FLAT, SQ8, IVF_SQ8, IVF_PQ, IVF_RABITQ = "flat", "sq8", "ivf-sq8", "ivf-pq", "ivf-rabitq"
-CANDIDATES = {FLAT: 1, SQ8: 2, IVF_SQ8: 2, IVF_PQ: 10, IVF_RABITQ: 10}  # looked at for each passage asked for
+CANDIDATES = {FLAT: 1, SQ8: 2, IVF_SQ8: 2, IVF_PQ: 10, IVF_RABITQ: 10}  # examined for each passage requested
 KINDS = tuple(CANDIDATES)
-LARGE = 1_000_000  # passages from which on not all are looked at
+LARGE = 1_000_000  # passages from which on an index has cells, and a search examines some of them
 ENGINE, ABOUT = "faiss.index", "faiss.json"
-MORE = 64  # candidates at least beyond those that are asked for
+MORE = 64  # candidates examined in addition, at least
 TRAINED_ON = 64  # vectors for each cell
 CODES = 256  # of a part of a vector in ivf-pq
 SEALED = 1 << 20  # bytes at either end of a file
@@ -31,7 +32,7 @@ AT_ONCE = 256  # queries
 
 @final
 class DenseSearcher:
-    """Search over the vectors of an index.
+    """Dense search over the vectors of an index.
 
     Args:
         encoder: makes the vectors of queries.
@@ -54,13 +55,13 @@ class DenseSearcher:
 
     @property
     def fingerprint(self) -> str:
-        """Which vectors are searched, and how."""
+        """The identity of the vectors and the kind of search."""
         return f"dense {self.vectors.fingerprint} {self.vectors.type} {self.kind}"
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
-        """For each query the k passages whose vectors have the largest dot product with its own.
+        """Return for each query the k passages whose vectors have the largest dot product with the query's.
 
-        Fewer if there are fewer, or none near; none at all for a query without a word.
+        Fewer if the index has fewer or the cells near the query hold fewer; none for an empty query.
 
         Raises:
             UsageError: a query's vector is not finite.
@@ -79,14 +80,14 @@ class DenseSearcher:
         return found
 
     def nearest(self, rows: NDArray[np.float32], k: int) -> list[list[Scored]]:
-        """For each vector [Q, E] the k passages of the largest dot product, best first."""
+        """Return for each vector [Q, E] the k passages of the largest dot product, best first."""
         if not len(self.vectors):
             return [[] for _ in rows]
         found = self._candidates(rows, k)
         return [best_first(self._scored(row, some[some >= 0]), k) for row, some in zip(rows, found, strict=True)]
 
     def _candidates(self, rows: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        """Numbers of passages [Q, at least k], -1 where there is none; of equal scores all or none are among them."""
+        """Return numbers of passages [Q, at least k], -1 for none; of equal scores all or none are included."""
         depth = k * CANDIDATES[self.kind] + MORE
         while True:
             depth = min(depth, len(self.vectors))
@@ -102,27 +103,27 @@ class DenseSearcher:
         return [Scored(int(n), float(s)) for n, s in zip(numbers, scores, strict=True)]
 
 
-def kind_for(passages: int) -> str:
-    """The usual kind for so many passages."""
+def default_kind(passages: int) -> str:
+    """Return the kind of FAISS index that is used for so many passages."""
     return SQ8 if passages < LARGE else IVF_SQ8
 
 
 def build_faiss(vectors: VectorStore, kind: str = "") -> str:
-    """Put vectors into FAISS beside them, unless that is done already; gives the kind.
+    """Build the FAISS index of some vectors beside them, unless it is up to date, and return its kind.
 
     Args:
-        kind: one of `KINDS`. "flat" and "sq8" look at every vector, as it is or a byte for each number; "ivf-" ones at
-            those in cells near the query: a byte for each number, for 8 numbers ("ivf-pq"), or a bit for each
-            ("ivf-rabitq"). Without one, the kind that is there already, or that of `kind_for`.
+        kind: one of `KINDS`. "flat" and "sq8" compare every vector, in float32 or a byte for each number; the "ivf-"
+            kinds those in cells near the query, with a byte for each number, for 8 numbers ("ivf-pq"), or a bit for
+            each number ("ivf-rabitq"). "" for the present kind, or that of `default_kind`.
 
     Raises:
         UnknownName: there is no such kind.
-        UsageError: there are too few vectors for it, or another process is at it.
+        UsageError: there are too few vectors for it, or another process is building it.
         SaveFailed: it cannot be written.
     """
     about = vectors.folder / ABOUT
     before = read_json(about) if about.exists() else {}
-    kind = kind or str(before.get("kind") or kind_for(len(vectors)))
+    kind = kind or str(before.get("kind") or default_kind(len(vectors)))
     if kind not in KINDS:
         raise UnknownName("kind of dense index", kind, KINDS)
     if (before.get("kind"), before.get("of")) == (kind, _of(vectors)):
@@ -133,25 +134,25 @@ def build_faiss(vectors: VectorStore, kind: str = "") -> str:
         with whole_file(path) as part:
             try:
                 faiss.write_index(built, str(part))
-            except RuntimeError as error:  # what FAISS makes of a full disk
+            except RuntimeError as error:  # FAISS's error for a full disk
                 raise OSError(first_line(error)) from error
         write_json(about, {"kind": kind, "of": _of(vectors), "seal": _seal(path), "faiss": faiss.__version__})
     return kind
 
 
-def dense_of(index: Index, name: str = "", encoder: BiEncoder | None = None) -> DenseSearcher:
-    """The searcher over an index's vectors of that name, or over the only ones.
+def open_dense(index: Index, name: str = "", encoder: BiEncoder | None = None) -> DenseSearcher:
+    """Return the searcher over an index's vectors of that name, or over the only ones.
 
     Args:
-        encoder: that made them, if it is at hand; else it is loaded by the name that is kept with them.
+        encoder: the one that made them; None loads it by the name that is stored with them.
 
     Raises:
-        UsageError: the index changed since they were made, or they were made by another retriever (as it is now).
-        SourceNotFound: there are none, or the retriever is not there.
+        UsageError: the index changed since they were made, or the retriever's weights did.
+        SourceNotFound: there are no vectors, or the retriever is missing.
     """
     vectors = VectorStore(vectors_in(index.folder, name))
     vectors.check(index.store)
-    return DenseSearcher(vectors, encoder or encoder_of(vectors))
+    return DenseSearcher(vectors, encoder or load_encoder(vectors))
 
 
 def _built(vectors: VectorStore, kind: str) -> Any:
@@ -174,7 +175,7 @@ def _built(vectors: VectorStore, kind: str) -> Any:
 
 
 def _recipe(kind: str, dimension: int, cells: int) -> str:
-    """The index in FAISS's own words."""
+    """Return the description of an index for FAISS's factory."""
     parts = max(part for part in range(1, max(1, dimension // 8) + 1) if dimension % part == 0)
     return {
         FLAT: "Flat",
@@ -186,13 +187,13 @@ def _recipe(kind: str, dimension: int, cells: int) -> str:
 
 
 def _sample(vectors: VectorStore, size: int) -> NDArray[np.float32]:
-    """Vectors of passages all over the corpus, the same every time."""
+    """Return vectors spread evenly over the corpus, the same every time."""
     places = np.linspace(0, len(vectors) - 1, min(size, len(vectors))).astype(np.int64)
     return vectors.take(vectors.ids[places])
 
 
 def _of(vectors: VectorStore) -> str:
-    """What a FAISS index was made of."""
+    """Return an identity of the vectors that a FAISS index is made of."""
     return f"{vectors.fingerprint} {vectors.state} {vectors.type}"
 
 
@@ -202,9 +203,9 @@ def _opened(vectors: VectorStore) -> tuple[str, Any]:
         raise SourceNotFound(f"the vectors {vectors.folder} are not ready to be searched: {AGAIN}")
     known = read_json(about)
     if known.get("of") != _of(vectors):
-        raise UsageError(f"{path} was made of other vectors than there are in {vectors.folder} now: {AGAIN}")
+        raise UsageError(f"{path} was built from other vectors than {vectors.folder} holds now: {AGAIN}")
     if known.get("seal") != _seal(path) or known.get("kind") not in KINDS:
-        raise CorruptFile(f"{path} is not what {about.name} tells of: delete both, then {AGAIN}")
+        raise CorruptFile(f"{path} does not match {about.name}: delete both, then {AGAIN}")
     try:
         return known["kind"], faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
@@ -212,7 +213,7 @@ def _opened(vectors: VectorStore) -> tuple[str, Any]:
 
 
 def _seal(path: Path) -> str:
-    """Size of a file, and a hash over both its ends: reading all of it would make mapping it pointless."""
+    """Return the size of a file with a hash of both its ends; hashing all of it would read what is only mapped."""
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(SEALED)
@@ -221,13 +222,13 @@ def _seal(path: Path) -> str:
 
 
 def retriever_of(index: Index, kind: str, dense: str = "", weight: float = 1.0) -> Searcher:
-    """What searches an index; `retriever_of_kind` says how.
+    """Return the retriever of an index by its kind (see `make_retriever`).
 
     Args:
         dense: the name of its vectors, if it has several.
 
     Raises:
         UnknownName: there is no such kind, or there are no vectors of that name.
-        UsageError, SourceNotFound: the index has no vectors that can be searched (`dense_of`).
+        UsageError, SourceNotFound: the index has no vectors that can be searched (`open_dense`).
     """
-    return retriever_of_kind(kind, lambda: dense_of(index, dense), lambda: index.sparse, weight)
+    return make_retriever(kind, lambda: open_dense(index, dense), lambda: index.sparse, weight)

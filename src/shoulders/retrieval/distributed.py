@@ -1,7 +1,7 @@
-"""Searching an index on Milvus: the same passages and scores as beside the library, whatever the server's shards.
+"""Search of an index on Milvus: the same passages and scores as the local engines, however the server is sharded.
 
-The server only multiplies: terms are our analyser's, weights and statistics our own. Of passages with equal scores the
-lower number comes first here too, as long as no more than `LIMIT` tie for the last place.
+The server only computes inner products: terms, weights and statistics are computed here. Of passages with equal scores
+the lower number comes first, as long as no more than `LIMIT` tie for the last place.
 """
 
 import math
@@ -13,29 +13,29 @@ import numpy as np
 from jaxtyping import Float32
 
 from shoulders.errors import SourceNotFound, UsageError
+from shoulders.retrieval.hybrid import make_retriever
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.milvus import FLAT, LIMIT, Milvus, Vector
-from shoulders.retrieval.search import DENSE, SPARSE, Scored, Searcher, best_first, retriever_of_kind
-from shoulders.retrieval.upload import BM25, ENGINE, INDEX, VECTORS, check_about, states
-from shoulders.retrieval.upload_state import PASSAGES, UploadState
-from shoulders.retrieval.vectors import VectorStore, encoder_of, vectors_in
+from shoulders.retrieval.search import DENSE, SPARSE, Scored, Searcher, best_first
+from shoulders.retrieval.upload import BM25, ENGINE, INDEX, PASSAGES, VECTORS, UploadState, check_about, upload_records
+from shoulders.retrieval.vectors import VectorStore, load_encoder, vectors_in
 
 
 class QueryEncoder(Protocol):
-    """What makes vectors of queries that vectors of passages are compared with."""
+    """An encoder of queries."""
 
     def fingerprint(self) -> str:
-        """Of the encoder that the passages' vectors were made by."""
+        """Return the identity of the encoder; the passages' vectors must have the same."""
         ...
 
     def encode_questions(self, questions: Sequence[str], /) -> Float32[np.ndarray, "N D"]:
-        """The vectors of queries."""
+        """Return the vectors of queries."""
         ...
 
 
 @final
 class MilvusBM25:
-    """BM25 with the k1 and b that the index was sent with (`upload_weights`).
+    """BM25 with the k1 and b of the upload (`upload_weights`).
 
     Args:
         collection: "" for the one that the index was sent to.
@@ -51,16 +51,16 @@ class MilvusBM25:
         self.fingerprint, self.stale = self._held.fingerprint, self._held.stale
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
-        """For each query the k passages with the highest scores, of those that have a term of it.
+        """Return for each query the k passages with the highest scores, of those that have a term of it.
 
         Raises:
-            UsageError: k is more than Milvus gives.
+            UsageError: k is larger than Milvus's limit.
             SourceNotFound: the server does not answer.
         """
         return self._held.search([self._weighed(query) for query in queries], k)
 
     def _weighed(self, query: str) -> dict[int, float]:
-        """Lucene's idf times the count, by term."""
+        """Return Lucene's idf times the count of each term, by the term's dimension."""
         counts = Counter(self.analyser.terms(query))
         state = self._held.state
         known, passages = state.known(counts), int(state.value(PASSAGES) or 0)
@@ -73,7 +73,7 @@ class MilvusBM25:
 
 @final
 class MilvusVectors:
-    """Inner products with the vectors of `upload_vectors`; arguments and errors as of `MilvusBM25`.
+    """Inner products with the vectors of `upload_vectors`; arguments and errors as for `MilvusBM25`.
 
     Raises:
         UsageError: the vectors were made by another encoder than the query's.
@@ -85,10 +85,10 @@ class MilvusVectors:
         self.fingerprint, self.stale = self._held.fingerprint, self._held.stale
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
-        """For each query the k passages with the largest inner products; none for one without a word.
+        """Return for each query the k passages with the largest inner products; none for an empty query.
 
         Raises:
-            UsageError: as of `MilvusBM25`, or the vectors have another dimension.
+            UsageError: as for `MilvusBM25`, or the vectors have another dimension.
         """
         asked = [number for number, query in enumerate(queries) if query.strip()]
         vectors: list[Vector] = [{} for _ in queries]
@@ -108,8 +108,8 @@ class MilvusVectors:
             )
 
 
-class Served(NamedTuple):
-    """What searches an index on a server, and whether the server was sent all of the index as it is now."""
+class ServerRetriever(NamedTuple):
+    """A retriever on a server, and whether the index has changed since it was sent."""
 
     searcher: Searcher
     stale: bool
@@ -117,17 +117,17 @@ class Served(NamedTuple):
 
 def server_retriever(
     index: Index, server: Milvus, kind: str, collection: str = "", dense: str = "", weight: float = 1.0
-) -> Served:
-    """What searches an index on a server; `retriever_of_kind` says how.
+) -> ServerRetriever:
+    """Return the retriever of an index on a server by its kind (see `make_retriever`).
 
     Args:
-        collection: that is searched; of "hybrid" and "rrf" two, "SPARSE,DENSE". "" for those that the index was sent
-            to.
+        collection: the name of the collection to search; for "hybrid" and "rrf" two names, "SPARSE,DENSE". "" for the
+            collections that the index was sent to.
         dense: the name of the index's vectors, if it has several.
 
     Raises:
         UnknownName: there is no such kind.
-        SourceNotFound, UsageError: as of `MilvusBM25`; or there are no vectors here, or not the encoder that made them.
+        SourceNotFound, UsageError: as for `MilvusBM25`; or the vectors or the encoder that made them are missing here.
     """
     names = _collections(kind, collection)
     stale: list[bool] = []
@@ -139,23 +139,23 @@ def server_retriever(
 
     def vectors() -> Searcher:
         store = VectorStore(vectors_in(index.folder, dense))
-        searcher = MilvusVectors(index, encoder_of(store), server, names[DENSE])
+        searcher = MilvusVectors(index, load_encoder(store), server, names[DENSE])
         stale.append(searcher.stale)
         return searcher
 
-    searcher = retriever_of_kind(kind, vectors, weights, weight)
-    return Served(searcher, any(stale))
+    searcher = make_retriever(kind, vectors, weights, weight)
+    return ServerRetriever(searcher, any(stale))
 
 
 def _collections(kind: str, named: str) -> dict[str, str]:
-    """By what searches it the collection that is named, or ""."""
+    """Return the collection named for each kind of search, or ""."""
     names = [name.strip() for name in named.split(",")]
     if kind in (SPARSE, DENSE) or not named:
         return dict.fromkeys((SPARSE, DENSE), named)
     if len(names) != len((SPARSE, DENSE)):
         raise UsageError(
             f"{kind} searches two collections, and {named!r} names {len(names)}: name SPARSE,DENSE (--collection; "
-            "evidence.collection in a recipe), or none where the index was sent to one of each"
+            "evidence.collection in a recipe), or none if the index was sent to one of each"
         )
     return dict(zip((SPARSE, DENSE), names, strict=True))
 
@@ -165,15 +165,15 @@ class _Collection:
     """A collection that an index was sent to, with its record beside the index.
 
     Attributes:
-        fingerprint: of the collection and what was in it when it was last brought up to date.
-        stale: it was not sent all of the index as it is now.
+        fingerprint: identity of the collection and of its content after the last upload.
+        stale: whether the index has changed since the last upload.
     """
 
     def __init__(self, index: Index, server: Milvus, name: str, wanted: Mapping[str, Any]) -> None:
         self.server = server
         self.name, self.about = _found(index, server, name, wanted)
         check_about(self.about, wanted, f"the collection {self.name!r} at {server.address}")
-        path = dict(states(index.folder)).get(self.about["key"])
+        path = dict(upload_records(index.folder)).get(self.about["key"])
         if path is None:
             raise UsageError(
                 f"the collection {self.name!r} at {server.address} was sent from another index than {index.folder}: "
@@ -186,7 +186,7 @@ class _Collection:
 
     def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
         if k > LIMIT:
-            raise UsageError(f"{k:,} passages asked for: Milvus gives {LIMIT:,} at most")
+            raise UsageError(f"number of passages must be at most {LIMIT:,} on Milvus, got {k:,}")
         asked = [number for number, vector in enumerate(vectors) if len(vector)]
         found: list[list[Scored]] = [[] for _ in vectors]
         more = min(k + 1, LIMIT)
@@ -200,7 +200,7 @@ class _Collection:
 
 
 def _found(index: Index, server: Milvus, name: str, wanted: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The collection of that name, or the one of that kind that the index was sent to."""
+    """Return the collection of that name, or the one of that kind that the index was sent to."""
     if name:
         about = server.about(name)
         if about is None:
@@ -211,7 +211,7 @@ def _found(index: Index, server: Milvus, name: str, wanted: Mapping[str, Any]) -
         return name, about
     kind, encoder = wanted["kind"], wanted.get("encoder")
     found: dict[str, dict[str, Any]] = {}
-    for key, path in states(index.folder):
+    for key, path in upload_records(index.folder):
         with UploadState(path) as state:
             collection, theirs = state.value("collection"), state.value("kind")
         about = server.about(collection) if theirs == kind else None

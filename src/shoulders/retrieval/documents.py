@@ -1,13 +1,14 @@
-"""The documents that a corpus is made from: text, Markdown, HTML, PDF, JSON Lines, tables and hub data sets.
+"""Documents of a corpus: text, Markdown, HTML, PDF, JSON Lines, tables and hub data sets.
 
-They are read when they are needed, so a source may be larger than memory.
+Documents are read one at a time, so a source may be larger than memory.
 """
 
 import gzip
 import io
 import os
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from shoulders.data.formats import id_of, one_text
 from shoulders.data.lines import json_object
 from shoulders.data.readers import datasets_library
 from shoulders.errors import DataError, SourceNotFound, first_line
-from shoulders.retrieval.texts import WHOLE, clean, read_text
+from shoulders.retrieval.texts import WHOLE, Section, clean, read_text
 from shoulders.store.encodings import WAY_OUT, line_encoding
 from shoulders.store.files import hub_errors, legible
 
@@ -27,7 +28,8 @@ LINES, TABLES = (".jsonl", ".jsonl.gz"), (".tsv", ".tsv.gz")
 KNOWN = WHOLE + LINES + TABLES
 HUB = "hub:"
 COLUMNS = ("id", "text", "title")
-BESIDE = "__MACOSX"  # a folder that macOS packs beside what was meant
+BESIDE = "__MACOSX"  # a folder that macOS adds to archives
+INTERRUPTIONS = (KeyboardInterrupt, SystemExit, GeneratorExit)  # of the program, not failures of a library
 FIELD = regex.compile(r'(?<![^\t])(?:"((?:[^"]++|"")*+)"(?=\t|$)|[^\t]*)')
 UNDECODED = regex.compile(r"[\udc80-\udcff]")  # bytes that a line's encoding does not have, as Python passes them on
 
@@ -37,10 +39,11 @@ class Document:
     """One text of a source.
 
     Attributes:
-        id: the same whenever the source is read, and no other's in it.
-        place: where it stands, for messages.
-        read: bytes of the source up to its end, for progress.
-        passage: it is a passage already, kept as it is.
+        id: unique in its source, and the same whenever the source is read.
+        place: file and line, for messages.
+        read: bytes of the source up to the end of the document, for progress.
+        passage: whether it is a passage already and must not be cut.
+        sections: pages of a PDF, or what follows the headings of a page or of Markdown.
     """
 
     id: str
@@ -49,14 +52,32 @@ class Document:
     place: str
     read: int
     passage: bool = False
+    sections: Sequence[Section] = ()
+
+    def section(self, start: int, end: int) -> str:
+        """Return the section with most of a span of the text, as it is added to the title; "" if there is none.
+
+        That is " > page 3" or " > Setup > Linux"; a first heading that is the document's title is left out.
+        """
+        first = max(0, bisect_right(self.sections, start, key=lambda one: one.start) - 1)
+        most, path = 0, ()
+        for number in range(first, len(self.sections)):
+            here = self.sections[number]
+            if here.start >= end:
+                break
+            until = self.sections[number + 1].start if number + 1 < len(self.sections) else end
+            covered = min(end, until) - max(start, here.start)
+            if covered > most:
+                most, path = covered, here.path
+        return "".join(f" > {name}" for name in (path[1:] if path[:1] == (self.title,) else path))
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What a source holds and gives no document.
+    """A part of a source that gives no document.
 
     Attributes:
-        lost: it could not be read, so nobody knows which documents are in it; otherwise it is empty, or part of one.
+        lost: whether it could not be read, so that its documents are unknown; otherwise it is empty, or part of one.
     """
 
     place: str
@@ -67,12 +88,12 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A named source.
+    """A named source of documents.
 
     Attributes:
-        name: that its documents are kept under.
-        size: bytes of all of it, for progress; 0 where nobody knows.
-        items: reads it from the beginning.
+        name: the name under which its documents are stored.
+        size: bytes of the whole source, for progress; 0 if unknown.
+        items: a function that reads the source from the beginning.
     """
 
     name: str
@@ -81,13 +102,13 @@ class Source:
 
 
 def open_source(name: str, *, as_is: bool = False) -> Source:
-    """A source by its name.
+    """Return a source by its name.
 
     Args:
         as_is: records of JSON Lines and of the hub are passages already.
 
     Raises:
-        SourceNotFound: nothing is there, or nothing that can be read.
+        SourceNotFound: it does not exist, or holds no file of a readable type.
         HubUnreachable: it is a data set of the hub, and the hub does not answer.
     """
     if name.startswith(HUB):
@@ -101,7 +122,7 @@ def open_source(name: str, *, as_is: bool = False) -> Source:
     if not path.exists():
         raise SourceNotFound(f"there is no file or folder {name!r} (a data set of the hub is named {HUB}NAME)")
     if not files:
-        what = "holds no file that can be read" if path.is_dir() else "is none of the files that can be read"
+        what = "holds no file of a readable type" if path.is_dir() else "is not a file of a readable type"
         raise SourceNotFound(f"{legible(name)} {what}: {', '.join(KNOWN)}")
     root = path if path.is_dir() else path.parent
     sizes = [_size(file) for file in files]
@@ -128,7 +149,7 @@ def _files(root: Path, refused: Callable[[OSError], None]) -> list[Path]:
 
 
 def _is_file(path: Path) -> bool:
-    """Return whether it is no pipe or device; what cannot be looked at is for whoever opens it to name."""
+    """Return whether it is no pipe or device; what cannot be examined is left to the reader, which reports it."""
     try:
         return path.is_file() or not path.exists()
     except OSError:
@@ -165,20 +186,24 @@ def _file_items(file: _File) -> Iterator[Document | Skipped]:
     reader = _json_items if name.endswith(LINES) else _table_items if name.endswith(TABLES) else _whole
     try:
         yield from reader(file)
-    except Exception as error:  # whatever a library makes of a broken file, the others are read
+    except INTERRUPTIONS:
+        raise
+    except (
+        BaseException
+    ) as error:  # a panic of a library in Rust is no Exception; the other files are read all the same
         yield file.skipped(f"it cannot be read ({type(error).__name__}: {first_line(error)})")
 
 
 def _whole(file: _File) -> Iterator[Document | Skipped]:
     try:
-        title, text, lost = read_text(file.path)
+        title, text, lost, sections = read_text(file.path)
     except DataError as error:
         yield file.skipped(str(error))
         return
     for where, reason in lost:
         yield Skipped(", ".join(filter(None, [file.place(), where])), reason, file.before + file.size, lost=False)
     if text.strip():
-        yield Document(file.id, title, text, file.place(), file.before + file.size)
+        yield Document(file.id, title, text, file.place(), file.before + file.size, sections=sections)
     else:
         yield file.skipped("there is no text in it", lost=False)
 
@@ -215,7 +240,7 @@ def _table_items(file: _File) -> Iterator[Document | Skipped]:
 
 
 def _fields(line: str, columns: int) -> list[str]:
-    """The fields of a table's line; quotes belong to the text unless they enclose a field, doubled ones in it."""
+    """Return the fields of a table's line; quotes are text unless they enclose a field, in which they are doubled."""
     line = line.rstrip("\r\n")
     plain = line.split("\t")
     if '"' not in line:
@@ -233,7 +258,7 @@ def _decoded(text: str) -> str:
 
 @contextmanager
 def _reading(file: _File, newline: str) -> Iterator[tuple[BinaryIO, Iterator[str], list[str]]]:
-    """The file, the lines of what is packed in it, and a list for the reason why it could not be read to its end."""
+    """Yield the file, the lines of its decompressed text, and a list for the reason why reading stopped early."""
     trouble: list[str] = []
     try:
         raw = file.path.open("rb")
@@ -280,7 +305,7 @@ def _hub_source(name: str, *, as_is: bool) -> Source:
 def _document(
     values: Mapping[str, Any], begin: str, number: int, place: str, read: int, *, passage: bool
 ) -> Document | Skipped:
-    """A record as a document; without an id (`id`, or BEIR's `_id`) of its own its number stands for one."""
+    """Return the document of a record; a record without `id` (or BEIR's `_id`) gets its number as its id."""
     text = values.get("text")
     if not isinstance(text, str):
         return Skipped(place, "there is no `text` in it", read)

@@ -1,10 +1,10 @@
-"""An index: a folder with passages, what searches them, and a manifest that says what they are.
+"""An index: a folder with passages, the engines that search them, and a manifest.
 
 manifest.json      format, analyser, cutting, counts, engine; written last
 passages.sqlite    documents and passages (WAL)
 tantivy/           the sparse engine
 dense/NAME/        vectors of a dense retriever, if there are any (`shoulders.retrieval.vectors`)
-milvus/KEY.sqlite  what a server was sent, a file for each collection (`shoulders.retrieval.upload_state`)
+milvus/KEY.sqlite  what a server was sent, a file for each collection (`shoulders.retrieval.upload`)
 """
 
 import json
@@ -30,7 +30,7 @@ UNFINISHED = "unfinished"  # set while a build runs, and left behind by one that
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage that was found."""
+    """A passage that a search returned."""
 
     id: int
     title: str
@@ -43,14 +43,14 @@ class Index:
     """An index opened for searching.
 
     Raises:
-        SourceNotFound: there is none in the folder, or its first build was interrupted.
-        UsageError: it is of another format, or was analysed otherwise than queries are.
-        CorruptFile: a part of it is broken.
+        SourceNotFound: the folder holds no index, or its first build was interrupted.
+        UsageError: the index has another format, or another analyser than queries have.
+        CorruptFile: a part of the index is broken.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = folder = Path(folder).expanduser()
-        self._scratch: TemporaryDirectory[str] | None = None  # what it lies in, where nobody named a folder
+        self._scratch: TemporaryDirectory[str] | None = None  # the folder of an index without a named one
         self.manifest = read_manifest(folder)
         self.analyser = Analyser()
         self.analyser.check(self.manifest.get("analyser") or {}, str(folder))
@@ -61,13 +61,13 @@ class Index:
     def build(cls, sources: Sequence[str] | str, folder: str | Path | None = None) -> "Index":
         """Return an index of files, folders, hub data sets (`hub:NAME`), or of texts themselves.
 
-        What is neither a file nor a hub data set is a text. Building again in the same folder brings it up to date.
+        A string that names no file, folder or hub data set is a text. Building again in a folder brings it up to date.
 
         Args:
-            folder: to keep it in; None keeps it in a temporary folder, as long as the index is used.
+            folder: of the index; None for a temporary folder, which is deleted with the index.
 
         Raises:
-            SourceNotFound, DataError, SaveFailed: as `building.build`.
+            SourceNotFound, DataError, SaveFailed: as in `building.build`.
         """
         from shoulders.retrieval.building import build  # which reads indexes itself
         from shoulders.retrieval.passages import Cutting
@@ -88,32 +88,32 @@ class Index:
 
     @property
     def unfinished(self) -> bool:
-        """The last command that wrote it was interrupted, or is still running."""
+        """Whether the last command that wrote the index was interrupted or is still running."""
         return bool(self.store.state(UNFINISHED))
 
     @property
     def passages(self) -> int:
-        """Passages that can be found, when it was last finished."""
+        """Number of passages that can be found, when the index was last finished."""
         return self.manifest["counts"]["passages"]
 
     @property
     def fingerprint(self) -> str:
-        """Another one after every `shoulders index` that changed a passage, whatever the clock says."""
+        """A value that every `shoulders index` changes that changed a passage; it does not depend on the time."""
         said = {key: value for key, value in self.manifest.items() if key != "time"}
         parts = [said, self.store.state(CHANGED)]
         return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def search(self, queries: Sequence[str], k: int, searcher: Searcher | None = None) -> list[list[Hit]]:
-        """For each query at most k passages that have a term of it, best first.
+        """Return for each query at most k passages, best first.
 
         Args:
-            searcher: what searches; BM25 on tantivy if none is given.
+            searcher: the retriever; None for BM25 on tantivy.
 
         Raises:
             UsageError: k is below 1.
         """
         if k < 1:
-            raise UsageError(f"{k} passages asked for: 1 at least")
+            raise UsageError(f"number of passages must be at least 1, got {k}")
         found = (searcher or self.sparse).search(queries, k)
         return [self._hits(some) for some in found]
 
@@ -124,7 +124,7 @@ class Index:
 
 
 def _is_source(name: str) -> bool:
-    """Return whether a name is that of something that is read, and no text."""
+    """Return whether a name is that of a file, folder or hub data set, and not a text."""
     try:
         return name.startswith("hub:") or Path(name).expanduser().exists()
     except (OSError, ValueError):  # longer than a name may be, or with a character that none has
@@ -132,17 +132,17 @@ def _is_source(name: str) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What is said about an index.
+    """Return the manifest of an index.
 
     Raises:
-        SourceNotFound: there is no index, or none that was ever finished.
-        UsageError: it is of another format.
+        SourceNotFound: there is no index, or its first build was interrupted.
+        UsageError: it has another format.
         CorruptFile: the manifest is broken.
     """
     if not (folder / MANIFEST).exists():
         if (folder / PASSAGES).exists():
             raise SourceNotFound(f"the index {folder} is not finished: run the same `shoulders index` command again")
-        raise SourceNotFound(f"{folder} is no index (it has no {MANIFEST}): build one with `shoulders index`")
+        raise SourceNotFound(f"{folder} is not an index (it has no {MANIFEST}): build one with `shoulders index`")
     manifest = read_json(folder / MANIFEST)
     check_format(manifest, (FORMAT, VERSION), folder, "build it again in a new folder")
     return manifest

@@ -1,4 +1,4 @@
-"""The one place that talks to Milvus: collections of numbered vectors, and what is said about each.
+"""The client of Milvus: collections of vectors by passage number, each with its description.
 
 A local file (milvus-lite, inside this process) serves as a server does: for trying things out and for tests.
 """
@@ -23,7 +23,7 @@ from shoulders.retrieval.search import Scored
 
 NUMBER, VECTOR, ABOUT = "passage", "vector", "shoulders"
 TOKEN_VARIABLE = "MILVUS_TOKEN"  # noqa: S105 (the variable's name)
-LIMIT = 16_384  # of the passages of one answer and of the numbers of one request: Milvus's own
+LIMIT = 16_384  # passages of one answer, and numbers of one request: Milvus's own
 QUERIES = 100  # of one request
 FLAT, HNSW, IVF_FLAT, IVF_SQ8 = "FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8"
 CELLS = 1024  # of an "IVF_" index
@@ -34,7 +34,7 @@ BUILT: dict[str, dict[str, int]] = {  # how Milvus's indexes over dense vectors 
     IVF_SQ8: {"nlist": CELLS},
 }
 PROBED = 64  # cells
-BREADTH = 128  # passages that a search of HNSW keeps in view at least
+BREADTH = 128  # candidates of a search of HNSW, at least
 SCHEMES = ("http", "https", "tcp")
 MESSAGE = re.compile(r"message=(.*?)\)?>?(?:, <.*)?$", re.DOTALL)
 UNREACHABLE, TOKEN, FULL = (
@@ -52,11 +52,11 @@ class Milvus:
 
     Args:
         address: http://HOST:PORT, https://, tcp://, or a path that ends in .db.
-        token: "" for a server that asks for none.
-        timeout: seconds that the server has to answer.
+        token: "" for a server without authentication.
+        timeout: seconds to wait for an answer.
 
     Raises:
-        UsageError: the address is none, the token is wrong, or another process has the file open.
+        UsageError: the address is invalid, the token is wrong, or another process has the file open.
         SourceNotFound: nobody answers there, or milvus-lite is not installed.
         SaveFailed: the local file cannot be made.
     """
@@ -67,7 +67,7 @@ class Milvus:
             logging.getLogger(library).setLevel(logging.CRITICAL)
         with ExitStack() as held:
             place = address if "://" in address else held.enter_context(_local(Path(address)))
-            with self._told():
+            with self._errors_named():
                 self._client = MilvusClient(uri=place, token=token, timeout=timeout)
             held.callback(self._client.close)
             self._held = held.pop_all()
@@ -83,12 +83,12 @@ class Milvus:
         self.close()
 
     def about(self, collection: str) -> dict[str, Any] | None:
-        """What `shoulders upload` said about a collection; None if there is no such collection.
+        """Return the description that `shoulders upload` gave a collection; None if there is no such collection.
 
         Raises:
-            UsageError: somebody else made it.
+            UsageError: the collection was not made by `shoulders upload`.
         """
-        with self._told():
+        with self._errors_named():
             if not self._client.has_collection(collection):
                 return None
             described: Any = self._client.describe_collection(collection)
@@ -100,16 +100,16 @@ class Milvus:
             )
         return json.loads(properties[ABOUT])
 
-    def tell(self, collection: str, about: Mapping[str, Any]) -> None:
-        """Keep with a collection what it is."""
-        with self._told():
+    def set_about(self, collection: str, about: Mapping[str, Any]) -> None:
+        """Store a collection's description with it."""
+        with self._errors_named():
             self._client.alter_collection_properties(collection, {ABOUT: json.dumps(about)}, timeout=self.timeout)
 
     def create(self, collection: str, about: Mapping[str, Any], dimension: int = 0, kind: str = FLAT) -> None:
-        """A new collection.
+        """Create a collection.
 
         Args:
-            dimension: of dense vectors; 0: they are sparse.
+            dimension: of dense vectors; 0 for sparse ones.
             kind: of the index over dense vectors, one of `BUILT`.
         """
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -123,57 +123,57 @@ class Milvus:
             indexes.add_index(VECTOR, index_type=kind, metric_type="IP", params=BUILT[kind])
         else:
             indexes.add_index(VECTOR, index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
-        with self._told():
+        with self._errors_named():
             self._client.create_collection(
                 collection, schema=schema, index_params=indexes, properties={ABOUT: json.dumps(about)}
             )
 
     def load(self, collection: str) -> None:
-        """Have the server make a collection ready for searching."""
-        with self._told():
+        """Load a collection on the server, so that it can be searched."""
+        with self._errors_named():
             self._client.load_collection(collection, timeout=self.timeout)
 
     def upsert(self, collection: str, rows: Mapping[int, Vector]) -> None:
-        """Put in vectors by passage number; what the server acknowledged is kept by it."""
+        """Insert or replace vectors by passage number; they are durable once the server has acknowledged them."""
         if rows:
-            with self._told():
+            with self._errors_named():
                 fields = [{NUMBER: number, VECTOR: vector} for number, vector in rows.items()]
                 self._client.upsert(collection, fields, timeout=self.timeout)
 
     def get(self, collection: str, numbers: Sequence[int]) -> dict[int, Vector]:
-        """The vectors of those of the numbered passages that are there."""
-        with self._told():
+        """Return the vectors of those of the numbered passages that exist."""
+        with self._errors_named():
             rows = self._client.get(
                 collection, ids=list(numbers), output_fields=[NUMBER, VECTOR], consistency_level="Strong"
             )
         return {row[NUMBER]: row[VECTOR] for row in rows}
 
     def delete(self, collection: str, numbers: Sequence[int]) -> None:
-        """Delete passages; those that are not there are none to it."""
-        with self._told():
+        """Delete passages; numbers without a passage are ignored."""
+        with self._errors_named():
             self._client.delete(collection, ids=list(numbers), timeout=self.timeout)
 
     def flush(self, collection: str) -> None:
-        """Have the server write down what it holds, and index it."""
-        with self._told():
+        """Have the server write to disk and index what it holds."""
+        with self._errors_named():
             self._client.flush(collection)
 
     def count(self, collection: str) -> int:
-        """Passages that are there."""
-        with self._told():
+        """Return the number of passages in a collection."""
+        with self._errors_named():
             rows = self._client.query(collection, "", output_fields=["count(*)"], consistency_level="Strong")
         return int(rows[0]["count(*)"])
 
     def search(self, collection: str, vectors: Sequence[Vector], k: int, kind: str = FLAT) -> list[list[Scored]]:
-        """For each vector at most k passages of the largest inner product; equal ones in no order.
+        """Return for each vector at most k passages of the largest inner product; ties are in no order.
 
         Args:
-            kind: that the collection was created with.
+            kind: of the collection's index, as it was created.
         """
         how = {HNSW: {"ef": max(BREADTH, 2 * k)}, IVF_FLAT: {"nprobe": PROBED}, IVF_SQ8: {"nprobe": PROBED}}
         found: list[list[Scored]] = []
         for start in range(0, len(vectors), QUERIES):
-            with self._told():
+            with self._errors_named():
                 some = self._client.search(
                     collection,
                     data=list(vectors[start : start + QUERIES]),
@@ -187,7 +187,7 @@ class Milvus:
         return found
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _errors_named(self) -> Iterator[None]:
         try:
             yield
         except (MilvusException, OSError) as error:
@@ -214,27 +214,29 @@ class Milvus:
 
 @cache
 def shared(address: str) -> Milvus:
-    """A connection for all of the process, with the token of MILVUS_TOKEN; a local file cannot be opened twice."""
+    """Return the process's one connection to an address, with the token of MILVUS_TOKEN: a file opens once."""
     server = Milvus(address, os.environ.get(TOKEN_VARIABLE, ""))
     atexit.register(server.close)
     return server
 
 
 def checked_address(address: str) -> str:
-    """The address, if it can be one.
+    """Return the address if it is valid.
 
     Raises:
-        UsageError: it is neither an URL nor a .db file, or it holds a password.
+        UsageError: it is neither a URL nor a .db file, or it holds a password.
     """
     if "://" not in address:
         if not address.endswith(".db"):
             raise UsageError(
-                f"{address!r} is no address of Milvus: http://HOST:19530, or a local file, NAME.db (milvus-lite)"
+                f"{address!r} is not an address of Milvus: http://HOST:19530, or a local file, NAME.db (milvus-lite)"
             )
         return address
     parts = urlsplit(address)
     if parts.scheme not in SCHEMES or not parts.hostname:
-        raise UsageError(f"{address!r} is no address of Milvus: http://HOST:19530, https://HOST or tcp://HOST:19530")
+        raise UsageError(
+            f"{address!r} is not an address of Milvus: http://HOST:19530, https://HOST or tcp://HOST:19530"
+        )
     if parts.username or parts.password:
         raise UsageError(
             f"the address of {parts.hostname} holds a password, and addresses are shown and kept: put it into "
@@ -245,10 +247,10 @@ def checked_address(address: str) -> str:
 
 @contextmanager
 def _local(path: Path) -> Iterator[str]:
-    """The address of a local file, served while within.
+    """Serve a local file within, and yield the address.
 
-    milvus-lite is started here and not by pymilvus, which would keep the file open until the process ends, and drops
-    the reason when it cannot be opened.
+    milvus-lite is started here and not by pymilvus, which would keep the file open until the process ends and would not
+    give the reason when it cannot be opened.
     """
     try:
         from milvus_lite import DataDirLockedError, MilvusLiteError

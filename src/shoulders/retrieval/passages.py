@@ -1,7 +1,7 @@
-"""Passages of about 100 words: cut from documents, and kept with them in an SQLite file."""
+"""Passages of about 100 words: cut from documents, and stored with them in an SQLite file."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -32,11 +32,11 @@ LINE_BREAK = regex.compile(r"(?<!\n\s*)\n(?!\s*\n)")  # inside a paragraph
 @final
 @dataclass(frozen=True, slots=True)
 class Cutting:
-    """How documents become passages. Source: Karpukhin et al. 2020, section 4.1 (disjoint blocks of 100 words).
+    """How documents are cut into passages. Source: Karpukhin et al. 2020, section 4.1 (disjoint blocks of 100 words).
 
     Attributes:
-        words: of a passage; the last one of a document may be shorter.
-        sentences: end each passage with a sentence, where one ends within so many words.
+        words: length of a passage; the last one of a document may be shorter.
+        sentences: whether passages end with a sentence, if one ends within that many words.
     """
 
     words: int = 100
@@ -44,12 +44,16 @@ class Cutting:
 
     def __post_init__(self) -> None:
         if self.words < 1:
-            raise UsageError(f"passages of {self.words} words: 1 at least")
+            raise UsageError(f"words of a passage must be at least 1, got {self.words}")
 
     def cut(self, text: str) -> Iterator[str]:
-        """The passages of a text, every word of it in one of them; runs of white space become one space."""
-        for start, end in self._sentence_blocks(text) if self.sentences else self._blocks(text, 0, len(text)):
+        """Yield the passages of a text; every word is in one of them, and runs of white space become one space."""
+        for start, end in self.spans(text):
             yield " ".join(text[start:end].split())
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Return the start and end of each passage in a text."""
+        return self._sentence_blocks(text) if self.sentences else self._blocks(text, 0, len(text))
 
     def _blocks(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         first, last, count = start, start, 0
@@ -79,7 +83,7 @@ class Cutting:
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
-    """Sentences by UAX 29, not ended by an abbreviation, nor by a line's end alone."""
+    """Yield the sentences of UAX 29, except that neither an abbreviation nor a line break alone ends one."""
     plain = regex.sub(r"\p{Cs}", "\ufffd", text)  # half a surrogate pair is no text to the library
     plain = LINE_BREAK.sub(" ", plain.replace("\r", " "))
     start, end = 0, 0
@@ -92,8 +96,8 @@ def _sentences(text: str) -> Iterator[tuple[int, int]]:
     yield start, len(text)
 
 
-def same_text(text: str) -> bytes:
-    """What two passages share if they differ in letter case, the look of letters (full width) or white space only."""
+def text_key(text: str) -> bytes:
+    """Return a hash that is equal for texts that differ only in letter case, full-width forms or white space."""
     plain = normalize("NFD", normalize("NFD", text.translate(LOOKS)).casefold())
     return blake2b(" ".join(plain.split()).encode(errors="surrogatepass"), digest_size=16).digest()
 
@@ -107,7 +111,7 @@ CREATE TABLE documents (
 );
 CREATE TABLE passages (
     id INTEGER PRIMARY KEY AUTOINCREMENT, document INTEGER NOT NULL, hash BLOB NOT NULL, copy INTEGER NOT NULL,
-    terms INTEGER NOT NULL, text TEXT NOT NULL
+    terms INTEGER NOT NULL, text TEXT NOT NULL, section TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX passages_of ON passages (document);
 CREATE INDEX passages_like ON passages (hash, copy, terms);
@@ -117,8 +121,8 @@ AT_ONCE = 10_000  # SQLite takes at most 32,766 values in one statement
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A passage as it is kept."""
+class StoredPassage:
+    """A passage of the store; the title is that of its document, followed by its section."""
 
     id: int
     title: str
@@ -126,22 +130,23 @@ class Stored:
 
     @property
     def searched(self) -> str:
-        """What of it is searched: its title too, as in Pyserini's index of Wikipedia."""
+        """The text that is searched: title and text, as in Pyserini's index of Wikipedia."""
         return f"{self.title}\n{self.text}"
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """A passage before it is kept: its text, what its copies share, and its terms, joined by spaces."""
+class NewPassage:
+    """A passage to be stored: text, section, the hash that its copies share, and its terms, joined by spaces."""
 
     text: str
+    section: str
     hash: bytes
     terms: str
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """A document that is kept: its number, its hash, and the last run that saw it."""
+class KnownDocument:
+    """A stored document: its number, its hash, and the last run that found it in its source."""
 
     key: int
     hash: bytes
@@ -150,10 +155,10 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a store holds.
+    """Numbers of documents, passages and terms in a store.
 
     Attributes:
-        passages: that are searched; copies of them are not among them.
+        passages: those that are searched, without copies.
         terms: of all passages that are searched.
     """
 
@@ -165,82 +170,83 @@ class Counts:
 
 @final
 class PassageStore:
-    """Documents and passages by number. A passage's number is never given to another one.
+    """Documents and passages by number. The number of a passage is never reused.
 
-    Of passages with one text, the first is searched and the others are its copies; when it goes, the next takes its
-    place. Which passages changed is kept until the engines have it (`pending`, `settle`), so that a process may be
-    killed at any time.
+    Of passages with the same text, the first is searched and the others are its copies; when it is deleted, the next
+    takes its place. Changed passages stay recorded until the engines are up to date (`pending`, `settle`), so a process
+    may be killed at any time.
 
     Raises:
-        SaveFailed, CorruptFile: the file cannot be used, or is another one.
+        SaveFailed, CorruptFile: the file cannot be used, or is of another kind.
     """
 
     def __init__(self, path: Path, *, write: bool = False) -> None:
         self.path = path
-        with self._told():
+        with self._errors_named():
             self._file = open_database(path, TABLES, write=write)
             self._file.execute("PRAGMA synchronous = FULL")  # the engines must never know more than this file
+            if not self._one(HAS_SECTIONS):  # made before passages had sections
+                with closing(open_database(path, TABLES)) as file:
+                    file.execute("ALTER TABLE passages ADD COLUMN section TEXT NOT NULL DEFAULT ''")
             self._one("SELECT count(*) FROM state")
 
     def close(self) -> None:
         """Fold the write-ahead log into the file and close it."""
-        with self._told():
+        with self._errors_named():
             self._file.close()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """All changes within, or none."""
-        with self._told(), transaction(self._file):
+        """Commit all changes within together, or none."""
+        with self._errors_named(), transaction(self._file):
             yield
 
     def state(self, key: str) -> str:
-        """A value kept beside the passages; "" if there is none."""
+        """Return a value stored beside the passages; "" if there is none."""
         row = self._row("SELECT value FROM state WHERE key = ?", key)
         return row[0] if row else ""
 
     def set_state(self, key: str, value: str) -> None:
-        """Keep a value."""
+        """Store a value."""
         self._file.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (key, value))
 
     def source(self, name: str) -> int:
-        """The number of a source, given when it is first seen."""
+        """Return the number of a source, which it gets when it is first used."""
         self._file.execute("INSERT OR IGNORE INTO sources (name) VALUES (?)", (name,))
         return self._one("SELECT key FROM sources WHERE name = ?", name)
 
     def sources(self) -> list[str]:
-        """The names of all sources."""
+        """Return the names of all sources."""
         return [name for (name,) in self._file.execute("SELECT name FROM sources ORDER BY key")]
 
-    def known(self, source: int, document: str) -> Known | None:
-        """A document of a source, if it is kept."""
+    def known(self, source: int, document: str) -> KnownDocument | None:
+        """Return a document of a source, if it is stored."""
         row = self._row("SELECT key, hash, seen FROM documents WHERE source = ? AND id = ?", source, document)
-        return Known(*row) if row else None
+        return KnownDocument(*row) if row else None
 
     def see(self, document: int, run: int) -> None:
         """Note that a document is still in its source."""
         self._file.execute("UPDATE documents SET seen = ? WHERE key = ?", (run, document))
 
     def add(self, source: int, document: str, title: str, content: bytes, run: int) -> int:
-        """A new document without passages."""
+        """Add a document without passages, and return its number."""
         row = (source, document, title, content, run)
         added = self._file.execute("INSERT INTO documents (source, id, title, hash, seen) VALUES (?, ?, ?, ?, ?)", row)
         return int(added.lastrowid or 0)
 
-    def add_passages(self, document: int, passages: Iterable[Cut]) -> Iterator[tuple[int, Cut]]:
-        """Keep passages of a document, as they are asked for. Gives number and passage of those that are no copies."""
+    def add_passages(self, document: int, passages: Iterable[NewPassage]) -> Iterator[tuple[int, NewPassage]]:
+        """Store passages of a document one by one, and yield number and passage of those that are no copies."""
         for cut in passages:
             copy = self._row("SELECT 1 FROM passages WHERE hash = ? AND copy = 0", cut.hash) is not None
-            row = (document, cut.hash, copy, len(cut.terms.split()), cut.text)
-            added = self._file.execute(
-                "INSERT INTO passages (document, hash, copy, terms, text) VALUES (?, ?, ?, ?, ?)", row
-            )
+            row = (document, cut.hash, copy, len(cut.terms.split()), cut.text, cut.section)
+            added = self._file.execute(INSERT, row)
             if not copy:
                 number = int(added.lastrowid or 0)
                 self._note([number])
                 yield number, cut
 
     def delete(self, document: int) -> None:
-        """Delete a document with its passages; of what was searched, the next copy takes the place."""
+        """Delete a document with its passages; the next copy of a passage that was searched takes its place."""
         rows = self._file.execute("SELECT id, hash FROM passages WHERE document = ? AND copy = 0", (document,))
         searched = rows.fetchall()
         self._file.execute("DELETE FROM passages WHERE document = ?", (document,))
@@ -253,60 +259,60 @@ class PassageStore:
                 self._note([heir])
 
     def unseen(self, source: int, run: int) -> list[int]:
-        """Documents of a source that a run did not see."""
+        """Return the documents of a source that a run did not find in it."""
         rows = self._file.execute("SELECT key FROM documents WHERE source = ? AND seen <> ?", (source, run))
         return [key for (key,) in rows]
 
     def pending(self) -> list[int]:
-        """Passages that changed since the engines were last in step."""
+        """Return the passages that changed since the engines were last brought up to date."""
         return [number for (number,) in self._file.execute("SELECT passage FROM pending ORDER BY passage")]
 
     def settle(self) -> None:
-        """Note that the engines have all changes."""
+        """Note that the engines are up to date."""
         self._file.execute("DELETE FROM pending")
 
-    def get(self, numbers: Sequence[int]) -> Mapping[int, Stored]:
-        """Those of the numbered passages that are searched."""
-        found: dict[int, Stored] = {}
-        with self._told():
+    def get(self, numbers: Sequence[int]) -> Mapping[int, StoredPassage]:
+        """Return those of the numbered passages that are searched."""
+        found: dict[int, StoredPassage] = {}
+        with self._errors_named():
             for start in range(0, len(numbers), AT_ONCE):
                 some = numbers[start : start + AT_ONCE]
                 rows = self._file.execute(f"{SEARCHED} AND p.id IN ({','.join('?' * len(some))})", some)
-                found.update((row[0], Stored(*row)) for row in rows)
+                found.update((row[0], StoredPassage(*row)) for row in rows)
         return found
 
-    def of_documents(self, ids: Sequence[str]) -> list[Stored]:
-        """The passages of the documents with these ids, in their order; copies of other passages are among them.
+    def of_documents(self, ids: Sequence[str]) -> list[StoredPassage]:
+        """Return the passages of the documents with these ids, in their order, including copies of other passages.
 
-        The id that a record of JSON Lines has of its own will do too, without its file's name before it.
+        An id may be given without the file name that precedes the own id of a record of JSON Lines.
         """
-        found: list[Stored] = []
-        with self._told():
+        found: list[StoredPassage] = []
+        with self._errors_named():
             for document in ids:
                 for file in self._files:
-                    found += [Stored(*row) for row in self._file.execute(OF_DOCUMENT, (f"{file}{document}",))]
+                    found += [StoredPassage(*row) for row in self._file.execute(OF_DOCUMENT, (f"{file}{document}",))]
         return found
 
     @cached_property
     def _files(self) -> list[str]:
-        """What ids may begin with, nothing among it; asked once, since it takes a look at every document."""
+        """The prefixes that ids may have, including the empty one; looked up once, since all documents are scanned."""
         return ["", *(file for (file,) in self._file.execute(FILES))]
 
-    def passages(self) -> Iterator[Stored]:
-        """All passages that are searched, by number."""
-        with self._told():
+    def passages(self) -> Iterator[StoredPassage]:
+        """Yield all passages that are searched, by number."""
+        with self._errors_named():
             for row in self._file.execute(f"{SEARCHED} ORDER BY p.id"):
-                yield Stored(*row)
+                yield StoredPassage(*row)
 
     def numbers(self) -> NDArray[np.int64]:
-        """The numbers of all passages that are searched, rising."""
-        with self._told():
+        """Return the numbers of all passages that are searched, in ascending order."""
+        with self._errors_named():
             rows = self._file.execute("SELECT id FROM passages WHERE copy = 0 ORDER BY id")
             return np.fromiter((number for (number,) in rows), np.int64)
 
     def counts(self) -> Counts:
-        """How much there is."""
-        with self._told():
+        """Return the numbers of documents, passages and terms."""
+        with self._errors_named():
             passages, terms = self._row("SELECT count(*), total(terms) FROM passages WHERE copy = 0") or (0, 0)
             copies = self._one("SELECT count(*) FROM passages WHERE copy = 1")
             return Counts(self._one("SELECT count(*) FROM documents"), passages, copies, int(terms))
@@ -321,11 +327,13 @@ class PassageStore:
         row = self._row(query, *values)
         return int(row[0] or 0) if row else 0
 
-    def _told(self) -> AbstractContextManager[None]:
+    def _errors_named(self) -> AbstractContextManager[None]:
         return database_errors(self.path, "store of passages", "--out")
 
 
-PASSAGES = "SELECT p.id, d.title, p.text FROM passages p JOIN documents d ON d.key = p.document"
+HAS_SECTIONS = "SELECT count(*) FROM pragma_table_info('passages') WHERE name = 'section'"
+INSERT = "INSERT INTO passages (document, hash, copy, terms, text, section) VALUES (?, ?, ?, ?, ?, ?)"
+PASSAGES = "SELECT p.id, d.title || p.section, p.text FROM passages p JOIN documents d ON d.key = p.document"
 SEARCHED = f"{PASSAGES} WHERE p.copy = 0"
 OF_DOCUMENT = f"{PASSAGES} JOIN sources s ON s.key = d.source WHERE d.id = ? ORDER BY p.id"
 FILES = "SELECT DISTINCT substr(id, 1, instr(id, '#')) FROM documents WHERE instr(id, '#') > 0"  # begin ids of records

@@ -1,4 +1,4 @@
-"""The re-ranker: an encoder that reads a question with a passage and says how relevant it is; in memory and on disk."""
+"""The re-ranker: an encoder that scores how relevant a passage is to a question; its training loss and its files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +18,11 @@ from shoulders.retrieval.scoring import (
     LENGTH,
     OnScored,
     Pair,
-    PairReader,
+    PairTokenizer,
     PairTokens,
     Seen,
-    for_scoring,
     scored,
+    scoring_copy,
     token_spans,
 )
 from shoulders.retrieval.towers import Tower
@@ -44,12 +44,12 @@ QUESTIONS = "questions"
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """Where a re-ranker comes from.
+    """The origin of a re-ranker.
 
     Attributes:
-        encoder: the pretrained encoder that it was started from.
-        recipe: of the training, if there was one.
-        measured: what was measured, if anything was.
+        encoder: the pretrained encoder that training started from.
+        recipe: the recipe of the training, if any.
+        measured: results of the evaluation, if any.
         seen: the questions that it was trained on.
     """
 
@@ -60,16 +60,16 @@ class About:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A re-ranker's files beside its encoder, as read."""
+class RerankerFiles:
+    """The content of a re-ranker's files beside its encoder."""
 
     about: About
     length: int
     heads: Mapping[str, Tensor]
 
 
-def write_reranker(folder: Path, tower: Tower, stored: Stored) -> None:
-    """All files of a re-ranker, in place only when they are whole.
+def write_reranker(folder: Path, tower: Tower, stored: RerankerFiles) -> None:
+    """Write all files of a re-ranker, in place only when they are whole.
 
     Raises:
         SaveFailed: the place cannot be written, or holds something else.
@@ -93,7 +93,7 @@ def write_reranker(folder: Path, tower: Tower, stored: Stored) -> None:
 
 
 def model_folder(folder: Path) -> Path:
-    """Where a re-ranker lies: a run's folder stands for its best."""
+    """Return the folder of a re-ranker; in a run's folder, that of its best."""
     inner = recovered(folder / BEST)
     return inner if (inner / DESCRIPTION).exists() else folder
 
@@ -103,8 +103,8 @@ def is_reranker(folder: Path) -> bool:
     return (model_folder(folder.expanduser()) / DESCRIPTION).exists()
 
 
-def read_reranker(folder: Path) -> Stored:
-    """What `write_reranker` wrote beside the encoder.
+def read_reranker(folder: Path) -> RerankerFiles:
+    """Read the files of `write_reranker` beside the encoder.
 
     Raises:
         SourceNotFound: there is no re-ranker in the folder.
@@ -119,7 +119,7 @@ def read_reranker(folder: Path) -> Stored:
     try:
         seen = Seen.from_tensor(read_tensors(folder / SEEN)[QUESTIONS])
         about = About(content["encoder"], content["recipe"], content["measured"], seen)
-        return Stored(about, int(content["length"]), read_tensors(folder / HEADS))
+        return RerankerFiles(about, int(content["length"]), read_tensors(folder / HEADS))
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFile(f"{folder / DESCRIPTION} is not a re-ranker's description: {error!r}") from error
 
@@ -133,7 +133,7 @@ class Group:
 
     Attributes:
         passages: title and text of each; the first is the positive one.
-        answers: that are looked for in the positive passage.
+        answers: searched for in the positive passage.
     """
 
     question: str
@@ -142,7 +142,7 @@ class Group:
 
     def __post_init__(self) -> None:
         if not self.passages:
-            raise UsageError(f"there is no passage for {self.question!r}: training needs a positive one at least")
+            raise UsageError(f"there is no passage for {self.question!r}: training needs at least a positive one")
 
     @property
     def pairs(self) -> list[Pair]:
@@ -152,23 +152,29 @@ class Group:
 
 @final
 class Reranker(nn.Module):
-    """An encoder with heads for the beginning and end of an answer, and for relevance.
+    """An encoder with heads for the start and end of an answer, and for relevance.
 
-    Its forward pass is the training loss; `frozen` gives the scores.
+    The forward pass computes the training loss; `frozen` returns the scorer.
 
     Attributes:
-        rows: makes tokens of pairs.
-        about: where it comes from, and which questions it has seen.
+        rows: the tokenizer of pairs.
+        about: the origin, and the questions that it has seen.
     """
 
-    def __init__(self, tower: Tower, length: int = LENGTH, dropout: float = 0.1, about: About | None = None) -> None:
+    def __init__(
+        self,
+        tower: Tower,
+        length: int = LENGTH,
+        dropout: float = 0.1,
+        about: About | None = None,
+    ) -> None:
         super().__init__()
         self.tower, self.about = tower, about or About(tower.name)
-        self.rows = PairReader(tower, length)
+        self.rows = PairTokenizer(tower, length)
         self.span = nn.Linear(tower.width, 2)
         self.relevance = nn.Linear(tower.width, 1)
         if not 0 <= dropout < 1:
-            raise UsageError(f"a dropout of {dropout}: 0 at least and below 1, 0.1 is usual")
+            raise UsageError(f"dropout must be at least 0 and below 1, got {dropout}; 0.1 is usual")
         for part in self.modules():
             if isinstance(part, nn.Dropout):
                 part.p = dropout
@@ -178,16 +184,16 @@ class Reranker(nn.Module):
     def start(
         cls, name: str = ENCODER, *, length: int = LENGTH, dropout: float = 0.1, seed: int = 0, dtype: str = "auto"
     ) -> Self:
-        """A fresh re-ranker on a pretrained encoder (`Tower.load` says how it is named).
+        """Return a new re-ranker on a pretrained encoder (named as in `Tower.load`).
 
         Args:
-            dropout: while training, in every place that the encoder has one.
+            dropout: in training, in all dropout layers of the encoder.
             seed: of the heads.
             dtype: of its matrix products.
 
         Raises:
             SourceNotFound, HubUnreachable: there is no such encoder.
-            UsageError: it is unlike BERT: no separator tokens, or no characters for its tokens.
+            UsageError: it lacks BERT's special tokens or a fast tokenizer.
         """
         made = cls(Tower.load(name, dtype=dtype), length, dropout)
         drawn = torch.Generator().manual_seed(seed)
@@ -199,33 +205,33 @@ class Reranker(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, *, dtype: str = "auto", device: str = "auto") -> Self:
-        """The re-ranker of a folder.
+        """Load the re-ranker of a folder.
 
         Raises:
-            SourceNotFound, UsageError, CorruptFile: there is none, or one that is broken or of another format.
+            SourceNotFound, UsageError, CorruptFile: there is no re-ranker, or it is broken or of another format.
         """
         folder = Path(folder).expanduser()
         stored = read_reranker(folder)
         loaded = cls(Tower.load(str(folder), dtype=dtype, device=device), stored.length, about=stored.about)
-        loaded.put_heads(stored.heads, folder)
+        loaded.load_heads(stored.heads, folder)
         return loaded
 
     def save(self, folder: Path, about: About) -> None:
-        """Write the re-ranker, with what is to be said about it.
+        """Write the re-ranker, with its origin.
 
         Raises:
             SaveFailed: the place cannot be written, or holds something else.
         """
         heads = {name: value for name, value in self.state_dict().items() if not name.startswith("tower.")}
-        write_reranker(folder, self.tower, Stored(about, self.rows.length, heads))
+        write_reranker(folder, self.tower, RerankerFiles(about, self.rows.length, heads))
 
     @property
     def seen(self) -> Seen:
         """The questions that it was trained on."""
         return self.about.seen
 
-    def put_heads(self, heads: Mapping[str, Tensor], source: object) -> None:
-        """Take over the weights of trained heads.
+    def load_heads(self, heads: Mapping[str, Tensor], source: object) -> None:
+        """Load the weights of trained heads.
 
         Raises:
             CorruptFile: they do not fit the encoder.
@@ -237,11 +243,11 @@ class Reranker(nn.Module):
         self.load_state_dict(heads, strict=False)
 
     def forward(self, groups: Sequence[Group]) -> Float[Tensor, ""]:
-        """The training loss, summed over the groups, with dropout whatever mode the module is in.
+        """Return the training loss, summed over the groups, with dropout in whatever mode the module is.
 
-        Of each group the cross-entropy of the positive passage being the relevant one, minus the log of the summed
-        probabilities of the answers' spans in it: P(start) P(end), each a softmax over the row, as in
-        `dpr/models/reader.py` (but not over padding). A positive passage in which no span is found has the first only.
+        The loss of a group is the cross-entropy of relevance, with the positive passage as the target, minus the log of
+        the summed probabilities of the answers' spans in it: P(start) P(end), each a softmax over the row, as in
+        `dpr/models/reader.py` (but not over padding). A positive passage without a span has the first part only.
         """
         rows = [row for group in groups for row in self.rows(group.pairs)]
         with self._dropping_out():
@@ -260,11 +266,11 @@ class Reranker(nn.Module):
         return loss
 
     def frozen(self) -> "FrozenReranker":
-        """What scores passages with the weights as they are now."""
+        """Return a scorer with a copy of the present weights."""
         return FrozenReranker(self)
 
     def fingerprint(self) -> str:
-        """Which weights these are, with the length of rows and the type of the matrix products."""
+        """Return a hash of the weights, the length of rows and the type of the matrix products."""
         heads = self.span.state_dict() | {f"r.{name}": value for name, value in self.relevance.state_dict().items()}
         parts = [self.tower.fingerprint(), str(self.tower.compute), str(self.rows.length)]
         digest = blake2b("/".join(parts).encode(), digest_size=16)
@@ -283,16 +289,16 @@ class Reranker(nn.Module):
 
 @final
 class FrozenReranker:
-    """A re-ranker's scores. The weights are copied once, in the type of its matrix products."""
+    """Scores of a re-ranker whose weights are copied once, in the type of its matrix products."""
 
     def __init__(self, reranker: Reranker) -> None:
         self.fingerprint, self.seen = reranker.fingerprint(), reranker.seen
         self._rows, self._device = reranker.rows, reranker.tower.device
-        self._model = for_scoring(reranker.tower.model, reranker.tower.compute)
+        self._model = scoring_copy(reranker.tower.model, reranker.tower.compute)
         self._weight, self._bias = (part.detach().clone() for part in reranker.relevance.parameters())
 
     def scores(self, pairs: Sequence[Pair], on_scored: OnScored = lambda _done, _all: None) -> list[float]:
-        """The relevance of each pair's passage for its question, as a logit."""
+        """Return the relevance of each pair's passage to its question, as a logit."""
         return scored(pairs, self._rows, self._relevance, self._device, on_scored)
 
     def _relevance(self, rows: list[PairTokens]) -> Float[Tensor, "B"]:
@@ -303,12 +309,12 @@ class FrozenReranker:
 
 
 def reranker_loss(module: nn.Module, groups: Sequence[Group]) -> Tensor:
-    """The summed loss of a micro-batch of whole groups, as `training.loop.fit` asks for it."""
+    """Return the summed loss of a micro-batch of whole groups, for `training.loop.fit`."""
     return module(groups)
 
 
 def _log_probability(logits: Float[Tensor, "S 2"], spans: Sequence[Span]) -> Float[Tensor, ""]:
-    """The log of the summed probability of spans of tokens."""
+    """Return the log of the summed probability of spans of tokens."""
     start, end = logits.log_softmax(0).unbind(1)
     firsts, lasts = [first for first, _ in spans], [last - 1 for _, last in spans]
     return (start[firsts] + end[lasts]).logsumexp(0)

@@ -1,6 +1,6 @@
-"""Scores of passages for questions: what a ranker is, and the rows of tokens that it reads.
+"""Scoring passages for questions: the interface of a ranker, the rows of tokens that it reads, and batched scoring.
 
-Also the questions that a ranker was trained on and must not rank, and its scores together with the retriever's.
+Also the set of questions that a ranker was trained on and must not rank, and interpolation with the retriever's scores.
 """
 
 from collections.abc import Callable, Iterable, Sequence, Sized
@@ -27,26 +27,26 @@ from shoulders.retrieval.towers import Tower
 @final
 @dataclass(frozen=True)
 class Seen:
-    """A set of questions as 8-byte hashes. Case, punctuation and white space do not matter.
+    """A set of questions as 8-byte hashes, which ignore case, punctuation and white space.
 
-    Two of 100,000 questions share a hash with a probability of 3 in ten thousand millions; then one is refused that
-    was not seen.
+    Two of 100,000 questions share a hash with a probability of 3 in 10,000,000,000; a question is then taken for seen
+    that was not.
     """
 
     hashes: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, questions: Iterable[str]) -> Self:
-        """The set of these questions."""
+        """Return the set of these questions."""
         return cls(frozenset(map(_hash, questions)))
 
     @classmethod
     def from_tensor(cls, hashes: Int[Tensor, "N"]) -> Self:
-        """The set that `tensor` gave."""
+        """Return the set that `tensor` returned."""
         return cls(frozenset(hashes.tolist()))
 
     def tensor(self) -> Int[Tensor, "N"]:
-        """The hashes in order."""
+        """Return the hashes in ascending order."""
         return torch.from_numpy(np.array(sorted(self.hashes), dtype=np.int64))
 
     def __contains__(self, question: str) -> bool:
@@ -57,7 +57,7 @@ class Seen:
 
 
 def words_of(question: str) -> str:
-    """What two questions share that are the same: their words, whatever case and punctuation."""
+    """Return the words of a question, without case and punctuation: the same for questions that count as one."""
     return " ".join(token for token in answer_tokens(question) if token[0].isalnum())
 
 
@@ -84,11 +84,11 @@ class Pair:
 
 
 class Ranker(Protocol):
-    """A model that reads a question and a passage together and says how relevant the passage is."""
+    """A model that reads a question and a passage together and scores how relevant the passage is."""
 
     @property
     def fingerprint(self) -> str:
-        """Which model this is: equal fingerprints give equal scores."""
+        """An identity of the model: equal fingerprints give equal scores."""
         ...
 
     @property
@@ -97,7 +97,7 @@ class Ranker(Protocol):
         ...
 
     def scores(self, pairs: Sequence[Pair], on_scored: OnScored = lambda _done, _all: None) -> list[float]:
-        """A score for each pair, in their order; higher is more relevant."""
+        """Return a score for each pair, in their order; higher is more relevant."""
         ...
 
 
@@ -108,12 +108,12 @@ def scored(
     device: torch.device,
     on_scored: OnScored,
 ) -> list[float]:
-    """Scores of pairs that are batched by their number of tokens, whatever questions they belong to.
+    """Return the scores of pairs, batched by their number of tokens, whatever questions they belong to.
 
     Args:
-        encode: the tokens of each pair.
-        score: the scores of some rows of tokens.
-        device: where the model is; it decides how large a batch is.
+        encode: returns the tokens of each pair.
+        score: returns the scores of some rows of tokens.
+        device: of the model, which decides the size of a batch.
     """
     budget = positions_at_once(device)
     found = [0.0] * len(pairs)
@@ -131,7 +131,7 @@ def scored(
 
 
 def positions_at_once(device: torch.device) -> int:
-    """Positions of a batch, its padding included."""
+    """Return the positions of a batch, padding included."""
     return POSITIONS.get(device.type, MANY_POSITIONS)
 
 
@@ -139,7 +139,7 @@ LONGEST = 10  # tokens of an extracted answer
 
 
 def token_spans(spans: Sequence[Span], offsets: Sequence[Span]) -> list[Span]:
-    """Spans of characters as spans of tokens; those that are not wholly among the tokens are left out.
+    """Return spans of characters as spans of tokens; those that are not wholly within the tokens are left out.
 
     Args:
         offsets: characters of each token, in their order.
@@ -153,7 +153,7 @@ def token_spans(spans: Sequence[Span], offsets: Sequence[Span]) -> list[Span]:
 
 
 def best_span(start: Float[Tensor, "S"], end: Float[Tensor, "S"], longest: int = LONGEST) -> Span:
-    """The tokens from a start to an end with the largest sum of the two logits, at most `longest` of them."""
+    """Return the span of at most `longest` tokens with the largest sum of its two logits."""
     size = len(start)
     allowed = torch.ones(size, size, dtype=torch.bool, device=start.device).triu().tril(longest - 1)
     sums = (start[:, None] + end[None]).masked_fill(~allowed, -torch.inf)
@@ -162,7 +162,7 @@ def best_span(start: Float[Tensor, "S"], end: Float[Tensor, "S"], longest: int =
 
 
 def whole_words(span: Span, text: str) -> Span:
-    """The span of characters, made longer where it ends inside a word, or a character of several code points."""
+    """Return the span of characters, extended where it ends inside a word or a character of several code points."""
     first, last = span
     inside = [place for place in word_places(text) if place[0] < last and place[1] > first]
     return (min(first, inside[0][0]), max(last, inside[-1][1])) if inside else span
@@ -174,11 +174,11 @@ LENGTH, SHORTEST = 350, 16  # tokens of a row
 
 @dataclass(frozen=True, slots=True)
 class PairTokens:
-    """`[CLS] question [SEP] title [SEP] passage` as token ids.
+    """Token ids of `[CLS] question [SEP] title [SEP] passage`.
 
     Attributes:
         passage: where the tokens of the passage begin.
-        offsets: of each of them, the characters that it stands for.
+        offsets: the characters of each of these tokens.
     """
 
     ids: list[int]
@@ -190,8 +190,8 @@ class PairTokens:
 
 
 @final
-class PairReader:
-    """Makes rows of pairs, with the tokenizer of an encoder.
+class PairTokenizer:
+    """Tokenizer of pairs for an encoder like BERT.
 
     Attributes:
         length: tokens of a row at most. A passage is cut at its end.
@@ -199,7 +199,7 @@ class PairReader:
         title_room: tokens of a title at most, a quarter of a row.
 
     Raises:
-        UsageError: the encoder is unlike BERT: no separator tokens, or no characters for its tokens.
+        UsageError: the encoder lacks BERT's special tokens or a fast tokenizer, or `length` is too small.
     """
 
     def __init__(self, tower: Tower, length: int = LENGTH) -> None:
@@ -211,14 +211,14 @@ class PairReader:
                 f"a fast tokenizer, e.g. {ENCODER}"
             )
         if length < SHORTEST:
-            raise UsageError(f"a re-ranker that reads {length} tokens: {SHORTEST} at least, {LENGTH} are usual")
+            raise UsageError(f"length of a row must be at least {SHORTEST} tokens, got {length}; {LENGTH} are usual")
         self.length = min(length, tower.context)
         self.question_room, self.title_room = self.length // 2, self.length // 4
         self._tokens = tower.tokens
         self._first, self._between, self._pad = first, between, pad if isinstance(pad, int) else 0
 
     def __call__(self, pairs: Sequence[Pair]) -> list[PairTokens]:
-        """The rows of pairs; each different question, title and passage is read once."""
+        """Return the rows of pairs; each distinct question, title and passage is tokenised once."""
         questions = self._pieces([pair.question for pair in pairs], self.question_room)
         titles = self._pieces([pair.title for pair in pairs], self.title_room)
         texts = self._pieces([pair.text for pair in pairs], self.length)
@@ -232,16 +232,16 @@ class PairReader:
         return rows
 
     def padded(self, rows: Sequence[PairTokens]) -> Tokens:
-        """Rows as one batch."""
+        """Return rows as one batch."""
         return pad_right([row.ids for row in rows], self._pad)
 
     def too_long(self, questions: Sequence[str]) -> int:
-        """How many of the questions have more tokens than are read."""
+        """Return the number of questions that have more tokens than are read."""
         found = self._pieces(questions, self.question_room + 1)
         return sum(len(found[question][0]) > self.question_room for question in questions)
 
     def _pieces(self, texts: Sequence[str], longest: int) -> dict[str, tuple[list[int], list[Span]]]:
-        """Of each different text its tokens, without special ones, and the characters that each stands for."""
+        """Return for each distinct text its tokens, without special ones, and the characters of each token."""
         different = list(dict.fromkeys(texts))
         if not different:
             return {}
@@ -257,16 +257,15 @@ class PairReader:
         return dict(zip(different, zip(found["input_ids"], found["offset_mapping"], strict=True), strict=True))
 
 
-KNOWN = {"BertLayer", "RobertaLayer", "XLMRobertaLayer", "ElectraLayer"}  # built alike
+KNOWN = {"BertLayer", "RobertaLayer", "XLMRobertaLayer", "ElectraLayer"}  # of the same structure
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def for_scoring(model: Model, dtype: torch.dtype) -> Model:
-    """A copy of an encoder, or of a classifier on one, that computes the first position's final state only.
+def scoring_copy(model: Model, dtype: torch.dtype) -> Model:
+    """Return a copy of an encoder or a classifier that computes the final state of the first position only.
 
-    Of the last layer keys and values are needed for all positions, queries and everything after for one: the score is
-    the same, and a layer's worth of matrix products is saved but for a sixth. Families that are built otherwise
-    compute all states.
+    The last layer needs keys and values of all positions, but queries and everything after them of one only: the score
+    is the same, and five sixths of a layer's matrix products are saved. Other families compute all states.
 
     Args:
         dtype: of the copy's weights.
@@ -282,7 +281,7 @@ def for_scoring(model: Model, dtype: torch.dtype) -> Model:
 
 @final
 class _FirstPosition(nn.Module):
-    """A BERT layer whose output is that of the first position alone."""
+    """A BERT layer that computes the output of the first position alone."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -308,9 +307,9 @@ WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)  # tried on de
 
 
 def interpolated(scores: Sequence[float], found: Sequence[float], weight: float) -> list[float]:
-    """The scores of one question's passages plus `weight` times the retriever's, both standardised over them.
+    """Return the scores of one question's passages plus `weight` times the retriever's, both standardised over them.
 
-    Standardised, because the two are on scales of their own; so a sum depends on which passages stand beside it.
+    Both are standardised since their scales differ; so a sum depends on the other passages of the question.
 
     Args:
         scores: of the re-ranker.
@@ -324,7 +323,7 @@ def interpolated(scores: Sequence[float], found: Sequence[float], weight: float)
 
 
 def _standardised(scores: Sequence[float]) -> list[float]:
-    """With mean 0 and standard deviation 1; all 0 where they are equal."""
+    """Return the scores with mean 0 and standard deviation 1; zeros where they are equal."""
     spread = pstdev(scores) if scores else 0.0
     mean = fmean(scores) if scores else 0.0
     return [(score - mean) / spread if spread else 0.0 for score in scores]

@@ -1,17 +1,14 @@
-"""What every retriever does, which retriever a recipe chooses, and dense and sparse retrieval together."""
+"""The interface of a retriever, and the names of the kinds."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, final
-
-from shoulders.errors import UnknownName, UsageError
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 SPARSE, DENSE, HYBRID, RANKS = "sparse", "dense", "hybrid", "rrf"
 RETRIEVERS = (SPARSE, DENSE, HYBRID, RANKS)
 
 
 class Scored(NamedTuple):
-    """A passage's number and its score."""
+    """The number of a passage, and its score."""
 
     passage: int
     score: float
@@ -21,140 +18,15 @@ class Searcher(Protocol):
     """A retriever over the passages of an index."""
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
-        """For each query at most k passages, best first; of equal scores the lower number first."""
+        """Return for each query at most k passages, best first; of equal scores the lower number first."""
         ...
 
 
 def best_first(found: Sequence[Scored], k: int) -> list[Scored]:
-    """The k best of some passages, in the order of `Searcher.search`."""
+    """Return the k best of some passages, in the order of `Searcher.search`."""
     return sorted(found, key=lambda one: (-one.score, one.passage))[:k]
 
 
 def fingerprint_of(searcher: Searcher | None) -> str:
-    """What a retriever's answers depend on beside the index: its `fingerprint` if it has one, else its kind."""
+    """Return an identity of a retriever apart from its index: its `fingerprint` if it has one, else its class."""
     return str(getattr(searcher, "fingerprint", type(searcher).__name__))
-
-
-DEPTH = 1000  # candidates of each list
-WEIGHTS = tuple(float(weight) for weight in range(1, 11))  # the paper's, for scores of DPR's size
-UNIT_WEIGHTS = tuple(weight / 100 for weight in WEIGHTS)  # for vectors of length one, whose scores are below 1
-SWEPT_AT = 100  # recall at so many passages chooses the weight
-SMOOTHING = 60  # of ranks
-
-
-@final
-class HybridSearcher:
-    """The sum of the dense score and so many times the sparse one, of what either of the two finds.
-
-    A passage that one does not find gets the lowest score that this one gave.
-
-    Attributes:
-        weight: lambda, how much the sparse score counts.
-    """
-
-    def __init__(self, dense: Searcher, sparse: Searcher, weight: float, depth: int = DEPTH) -> None:
-        if not 0 <= weight < float("inf"):
-            raise UsageError(f"sparse scores with the weight {weight}: it cannot be negative, and 1 to 10 are usual")
-        self.dense, self.sparse, self.weight, self.depth = dense, sparse, weight, depth
-
-    @property
-    def fingerprint(self) -> str:
-        """Both retrievers and the weight."""
-        return f"hybrid {fingerprint_of(self.dense)}, {self.weight} {fingerprint_of(self.sparse)}, {self.depth}"
-
-    def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
-        """For each query the k passages of the highest sum."""
-        depth = max(k, self.depth)
-        lists = zip(self.dense.search(queries, depth), self.sparse.search(queries, depth), strict=True)
-        return [best_first(summed(dense, sparse, self.weight), k) for dense, sparse in lists]
-
-
-@final
-class RankFusion:
-    """The sum of 1 / (60 + rank) over the lists that a passage stands in: nothing to choose, any kind of scores."""
-
-    def __init__(self, dense: Searcher, sparse: Searcher, depth: int = DEPTH) -> None:
-        self.dense, self.sparse, self.depth = dense, sparse, depth
-
-    @property
-    def fingerprint(self) -> str:
-        """Both retrievers."""
-        return f"rrf {fingerprint_of(self.dense)}, {fingerprint_of(self.sparse)}, {self.depth}"
-
-    def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
-        """For each query the k passages of the highest sum."""
-        depth = max(k, self.depth)
-        lists = zip(self.dense.search(queries, depth), self.sparse.search(queries, depth), strict=True)
-        return [best_first(fused(both), k) for both in lists]
-
-
-def retriever_of_kind(
-    kind: str, dense: Callable[[], Searcher], sparse: Callable[[], Searcher], weight: float = 1.0
-) -> Searcher:
-    """The retriever of a kind, over what searches the two ways; either is opened only if it takes part.
-
-    Args:
-        kind: "sparse", "dense", "hybrid" (the sum of their scores), or "rrf" (of their ranks).
-        weight: of sparse scores in the hybrid sum.
-
-    Raises:
-        UnknownName: there is no such kind.
-    """
-    if kind not in RETRIEVERS:
-        raise UnknownName("retriever", kind, RETRIEVERS)
-    if kind == SPARSE:
-        return sparse()
-    if kind == DENSE:
-        return dense()
-    return HybridSearcher(dense(), sparse(), weight) if kind == HYBRID else RankFusion(dense(), sparse())
-
-
-@dataclass(frozen=True, slots=True)
-class ChosenWeight:
-    """The weight of sparse scores that did best, and how all did that were tried."""
-
-    weight: float
-    scores: Mapping[float, float]
-
-
-def choose_weight(
-    dense: Searcher,
-    sparse: Searcher,
-    queries: Sequence[str],
-    score: Callable[[Sequence[Sequence[Scored]]], float],
-    weights: Sequence[float] = WEIGHTS,
-    depth: int = DEPTH,
-) -> ChosenWeight:
-    """The weight of the best score on development questions; of equal ones the smallest.
-
-    Both retrievers search once. The questions must be none that the result is reported on.
-
-    Args:
-        score: of the first 100 passages of each question, e.g. the share of questions with an answer among them.
-
-    Raises:
-        UsageError: there is no question or no weight.
-    """
-    if not queries or not weights:
-        raise UsageError(f"a weight chosen of {len(weights)} on {len(queries)} questions: 1 at least of each")
-    lists = list(zip(dense.search(queries, depth), sparse.search(queries, depth), strict=True))
-    scores = {
-        weight: score([best_first(summed(*both, weight), SWEPT_AT) for both in lists]) for weight in sorted(weights)
-    }
-    return ChosenWeight(max(scores, key=lambda weight: scores[weight]), scores)
-
-
-def summed(dense: Sequence[Scored], sparse: Sequence[Scored], weight: float) -> list[Scored]:
-    """All passages of two lists, with the weighted sum of their scores."""
-    first, second = dict(dense), dict(sparse)
-    low, lower = min(first.values(), default=0.0), min(second.values(), default=0.0)
-    return [Scored(one, first.get(one, low) + weight * second.get(one, lower)) for one in first.keys() | second.keys()]
-
-
-def fused(lists: Sequence[Sequence[Scored]]) -> list[Scored]:
-    """All passages of some lists, with the sum over their ranks."""
-    sums: dict[int, float] = {}
-    for some in lists:
-        for rank, one in enumerate(some, start=1):
-            sums[one.passage] = sums.get(one.passage, 0.0) + 1 / (SMOOTHING + rank)
-    return [Scored(passage, score) for passage, score in sums.items()]

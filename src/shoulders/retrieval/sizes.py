@@ -1,4 +1,4 @@
-"""What an index of so many passages needs: disk, memory and time, by engine. Formulas, checked against real files.
+"""Disk, memory and time that an index of a given size needs, by engine: formulas, checked against real files.
 
 Figures of a passage are of Wikipedia's passages of 100 words with their titles (87 words, 536 characters on average),
 measured on 60,250 of them; times are those of one core, or of two for matrix products.
@@ -22,9 +22,9 @@ FLOAT, HALF, BYTE = 4, 2, 1
 # Heaps' law: the 60,000 first passages have 104,146 terms, and twice as many passages 2 ** 0.526 as many.
 VOCABULARY, OF_PASSAGES, GROWTH = 104_146, 60_000, 0.526
 TERM_BYTES, SENT_BYTES = 37, 10  # of a term and of a passage in the record of an upload
-CACHE = 128 << 20  # bytes that SQLite keeps of its pages (`corpus.store`)
+CACHE = 128 << 20  # bytes that SQLite keeps of its pages (`store.files`)
 
-# FAISS, as `corpus.dense` builds it.
+# FAISS, as `retrieval.dense` builds it.
 CELLS = 4  # times the square root of the number of passages
 TRAINED_ON = 64  # vectors of each cell
 ROUNDS = 10  # of k-means: FAISS's default for inverted files
@@ -41,11 +41,12 @@ LINKS = 2 * 30  # neighbours of a vector on the lowest layer of HNSW with M = 30
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What one part of an index needs.
+    """Disk, memory and time of one part of an index.
 
     Attributes:
-        disk, memory: bytes; memory is what searching holds, or maps and reads again and again.
-        seconds: to make it; None where only the encoder's speed would tell.
+        disk: bytes.
+        memory: bytes that searching allocates, or maps and reads all the time.
+        seconds: time to build it; None if that depends on the encoder's unknown speed.
         note: on the memory, or on what the figures leave out.
     """
 
@@ -57,19 +58,19 @@ class Need:
 
 
 def needs(passages: int, dimension: int, tokens_per_second: float = 0) -> list[Need]:
-    """The parts of an index, and the engines that may search it.
+    """Return the needs of an index's parts and of the engines that can search it.
 
     Args:
         dimension: of dense vectors.
-        tokens_per_second: that the encoder reads; 0: not known.
+        tokens_per_second: speed of the encoder; 0 if unknown.
 
     Raises:
-        UsageError: a number below 1.
+        UsageError: a number is too small.
     """
     if passages < 1 or dimension < 1 or tokens_per_second < 0:
         raise UsageError(
-            f"{passages} passages with vectors of {dimension} numbers, {tokens_per_second} tokens a second: at least 1 "
-            "passage, 1 number and 0 tokens"
+            "sizes must be at least 1 passage, 1 number of a vector and 0 tokens a second, got "
+            f"{passages}, {dimension} and {tokens_per_second}"
         )
     encoding = passages * TOKENS / tokens_per_second if tokens_per_second else None
     return [
@@ -88,7 +89,7 @@ def needs(passages: int, dimension: int, tokens_per_second: float = 0) -> list[N
 
 
 def faiss_bytes(kind: str, passages: int, dimension: int) -> int:
-    """Size of a FAISS index with the passages' numbers, as one of `KINDS`."""
+    """Return the size of a FAISS index of one of `KINDS`, the numbers of the passages included."""
     cells = faiss_cells(passages)
     code = {
         "flat": FLOAT * dimension,
@@ -108,7 +109,7 @@ def faiss_bytes(kind: str, passages: int, dimension: int) -> int:
 
 
 def faiss_cells(passages: int) -> int:
-    """Cells of an inverted file over so many passages."""
+    """Return the number of cells of an inverted file over so many passages."""
     return max(1, min(int(CELLS * math.sqrt(passages)), passages // 39))
 
 

@@ -1,7 +1,8 @@
-"""Sending an index to Milvus, and bringing a collection up to date.
+"""Uploading an index to Milvus, and bringing a collection up to date.
 
-What is kept beside the index (`UploadState`) follows the server: it is written before a batch goes out and after the
-server has acknowledged it. Whenever a process is killed, the next one first deletes what may have arrived unseen.
+A record of what was sent (`UploadState`) is kept beside the index, a file for each collection, named by the key that
+the collection gets when it is created. It is written before a batch is sent and after the server has acknowledged it.
+Whenever a process is killed, the next one first deletes what may have arrived unacknowledged.
 
 A passage's number is never given to another text, so what changed is a difference of two sets of numbers.
 """
@@ -9,13 +10,13 @@ A passage's number is never given to another text, so what changed is a differen
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Protocol, final
+from typing import Any, NamedTuple, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,21 +25,30 @@ from shoulders.errors import UnknownName, UsageError
 from shoulders.retrieval.bm25 import PYSERINI, Analyser, check_bm25
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.milvus import BUILT, FLAT, Milvus, Vector
-from shoulders.retrieval.upload_state import FOLDER, PASSAGES, ROWS, SUFFIX, UploadState
-from shoulders.store.files import check_format, save_failed, sole_writer
+from shoulders.store.files import check_format, database_errors, open_database, save_failed, sole_writer, transaction
 
 FORMAT, VERSION = "shoulders-collection", 1
 BM25, VECTORS = "bm25", "vectors"
 BATCH = 2000  # passages of one request: 1.5 MB of weights, 6 MB of vectors of 768
-DRIFT = 1e-3  # by so much the mean length may move before all weights are sent anew
+DRIFT = 1e-3  # relative change of the mean length after which all weights are uploaded again
 ENGINE = "engine"  # key of the kind of Milvus's index over dense vectors
 ROUND, COLLECTION, KIND, INDEX = "round", "collection", "kind", "index"
+FOLDER, SUFFIX = "milvus", ".sqlite"
+TABLES = """
+CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE terms (number INTEGER PRIMARY KEY, term TEXT NOT NULL UNIQUE, passages INTEGER NOT NULL);
+CREATE TABLE sent (passage INTEGER PRIMARY KEY, round INTEGER NOT NULL);
+CREATE TABLE uncertain (passage INTEGER PRIMARY KEY);
+"""
+AT_ONCE = 10_000  # SQLite takes at most 32,766 values in one statement
+PASSAGES, ROWS = "passages", "rows"
+TERMS = "SELECT term, number, passages FROM terms WHERE term"
 
-OnSent = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 
-class Vectors(Protocol):
-    """Dense vectors of passages, as they are kept."""
+class PassageVectors(Protocol):
+    """Dense vectors of passages, as they are stored."""
 
     @property
     def dimension(self) -> int:
@@ -47,17 +57,17 @@ class Vectors(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Of the encoder that made them."""
+        """The identity of the encoder that made them."""
         ...
 
     def batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Passage numbers [N] and their vectors [N, D]."""
+        """Yield passage numbers [N] and their vectors [N, D]."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where an index goes: a collection, there already or not, on a server."""
+    """The collection on a server that an index is uploaded to, whether it exists already or not."""
 
     server: Milvus
     collection: str
@@ -68,7 +78,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What an upload did, in passages; `passages` is what the collection holds now."""
+    """Numbers of passages in an upload; `passages` is how many the collection holds now."""
 
     added: int
     deleted: int
@@ -78,22 +88,26 @@ class Sent:
 
 
 def upload_weights(
-    index: Index, target: Target, k1: float = PYSERINI[0], b: float = PYSERINI[1], on_sent: OnSent = lambda *_: None
+    index: Index,
+    target: Target,
+    k1: float = PYSERINI[0],
+    b: float = PYSERINI[1],
+    on_sent: OnProgress = lambda *_: None,
 ) -> Sent:
-    """Send BM25 weights; if there are some already, what changed.
+    """Upload BM25 weights; where the collection holds some already, upload the changes.
 
     A weight is the part of BM25 that depends on the passage, tf (k1 + 1) / (tf + k1 (1 - b + b length / mean)); the idf
-    of a term comes in with the query, from counts over all passages that were sent. So a change of the corpus changes
-    no weight but by the mean length, and that is kept as it was at the first upload until it has moved by more than
-    `DRIFT`; then all weights are sent anew. Until then a score is off by less than that part of it.
+    of a term is part of the query, from counts over all uploaded passages. So a change of the corpus changes other
+    weights only through the mean length. The mean of the first upload is used until the true one differs from it by
+    more than `DRIFT`; then all weights are uploaded again. Until then the relative error of a score is below that.
 
     Args:
-        on_sent: is told how many passages are done, of how many.
+        on_sent: called with the number of passages done, and of all.
 
     Raises:
         UsageError: the collection is another index's or was made otherwise, or another process is uploading.
-        SourceNotFound: the server does not answer. The same call goes on where it stopped.
-        SaveFailed: there is no room on the server or here.
+        SourceNotFound: the server does not answer. The same call resumes the upload.
+        SaveFailed: the disk of the server or of this machine is full.
     """
     check_bm25(k1, b)
     about = {"kind": BM25, "analyser": index.analyser.identity, "k1": k1, "b": b}
@@ -105,17 +119,17 @@ def upload_weights(
 
 
 def upload_vectors(
-    index: Index, vectors: Vectors, target: Target, kind: str = "", on_sent: OnSent = lambda *_: None
+    index: Index, vectors: PassageVectors, target: Target, kind: str = "", on_sent: OnProgress = lambda *_: None
 ) -> Sent:
-    """Send dense vectors; if there are some already, those that are new, and delete those that are gone.
+    """Upload dense vectors; where the collection holds some already, add the new ones and delete those that are gone.
 
     Args:
-        kind: of Milvus's index over them: "FLAT" compares all; "HNSW", "IVF_FLAT" and "IVF_SQ8" find less, sooner. ""
-            for the one that is there already, or "FLAT".
+        kind: of Milvus's index over them: "FLAT" compares all vectors; "HNSW", "IVF_FLAT" and "IVF_SQ8" are faster and
+            approximate. "" for the present kind, or "FLAT".
 
     Raises:
         UnknownName: there is no such kind.
-        As `upload_weights`; a collection's kind cannot be changed.
+        UsageError, SourceNotFound, SaveFailed: as in `upload_weights`; a collection's kind cannot be changed.
     """
     if kind and kind not in BUILT:
         raise UnknownName("kind of Milvus's index", kind, BUILT)
@@ -125,22 +139,22 @@ def upload_vectors(
         return upload.run_vectors(vectors, index, on_sent)
 
 
-def states(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The keys of all collections that an index was sent to, and where what was sent is kept."""
+def upload_records(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the keys of all collections that an index was sent to, with the paths of their records."""
     for path in sorted((folder / FOLDER).glob(f"*{SUFFIX}")):
         yield path.stem, path
 
 
 def check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], target: str) -> None:
-    """Raise `UsageError` if a collection holds other things than those wanted."""
+    """Raise `UsageError` if the description of a collection differs from the one wanted."""
     check_format(about, (FORMAT, VERSION), target, "upload to another (--collection)")
     for key, value in wanted.items():
         if key == "analyser" and about.get("kind") == BM25:
             Analyser().check(about.get(key) or {}, target)
         elif about.get(key) != value:
             raise UsageError(
-                f"{target} has {key} {about.get(key)!r}, and not {value!r}: name another collection (--collection), or "
-                "what it was made with"
+                f"{target} has {key} {about.get(key)!r}, not {value!r}: name another collection (--collection), or the "
+                f"{key} that it was made with"
             )
 
 
@@ -148,11 +162,11 @@ def check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], target: str
 def _begun(
     folder: Path, target: Target, about: Mapping[str, Any], usual: Mapping[str, Any] | None = None
 ) -> Iterator["_Upload"]:
-    """What sends to a collection, which is made if it is not there.
+    """Yield an upload to a collection, which is created if it is not there.
 
     Args:
-        about: that a collection must be.
-        usual: what a new one is, where `about` does not say.
+        about: the description that the collection must have.
+        usual: of a new one, where `about` has no value.
     """
     try:
         (folder / FOLDER).mkdir(exist_ok=True)
@@ -187,15 +201,150 @@ def _begun(
             yield _Upload(target, state, known)
 
 
+class TermDimension(NamedTuple):
+    """The dimension of a term in the sparse vectors, and how many of the uploaded passages have the term."""
+
+    number: int
+    passages: int
+
+
+@final
+class UploadState:
+    """The record of one collection: its vocabulary, and the passages that the server has acknowledged.
+
+    Dimensions of terms are assigned in the order of their first use and never change, so no two terms share one. The
+    passages that have a term are counted among those that were acknowledged, so the counts do not depend on
+    interruptions or on the server's shards.
+
+    Raises:
+        SaveFailed, CorruptFile: the file cannot be used, or is of another kind.
+    """
+
+    def __init__(self, path: Path, *, write: bool = False) -> None:
+        self.path = path
+        with self._errors_named():
+            self._file = open_database(path, TABLES, write=write)
+            self._file.execute("SELECT count(*) FROM state").fetchone()
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._errors_named():
+            self._file.close()
+
+    def __enter__(self) -> "UploadState":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def value(self, key: str) -> str:
+        """Return a value stored beside the rest; "" if there is none."""
+        with self._errors_named():
+            row = self._file.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else ""
+
+    def set_value(self, key: str, value: object) -> None:
+        """Store a value."""
+        with self._errors_named():
+            self._file.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (key, str(value)))
+
+    def sent(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the passages that were acknowledged, by number, and the round of each."""
+        with self._errors_named():
+            rows = self._file.execute("SELECT passage, round FROM sent ORDER BY passage")
+            pairs = np.fromiter((value for row in rows for value in row), np.int64).reshape(-1, 2)
+        return pairs[:, 0], pairs[:, 1]
+
+    def numbered(self, terms: Collection[str]) -> dict[str, int]:
+        """Return the dimensions of terms, assigning new ones where there are none."""
+        with self._writing():
+            self._file.executemany(
+                "INSERT OR IGNORE INTO terms (term, passages) VALUES (?, 0)", ((term,) for term in terms)
+            )
+        return {term: known.number for term, known in self.known(terms).items()}
+
+    def known(self, terms: Iterable[str]) -> dict[str, TermDimension]:
+        """Return the dimensions of those of the terms that have one."""
+        found: dict[str, TermDimension] = {}
+        asked = list(dict.fromkeys(terms))
+        with self._errors_named():
+            for start in range(0, len(asked), AT_ONCE):
+                some = asked[start : start + AT_ONCE]
+                query = f"{TERMS} IN ({','.join('?' * len(some))})"
+                rows = self._file.execute(query, some)
+                found.update((term, TermDimension(number, passages)) for term, number, passages in rows)
+        return found
+
+    def begin(self, passages: Sequence[int]) -> None:
+        """Note that new passages are about to be sent."""
+        with self._writing():
+            self._doubt(passages)
+
+    def acknowledge(self, passages: Sequence[int], rows: int, terms: Mapping[int, int], round_: int) -> None:
+        """Note that the server has acknowledged new passages.
+
+        Args:
+            rows: number of their rows on the server; a passage without a term has none.
+            terms: number of passages with a term, by the term's dimension.
+        """
+        with self._writing():
+            self._file.executemany("INSERT INTO sent VALUES (?, ?)", ((one, round_) for one in passages))
+            self._file.executemany("DELETE FROM uncertain WHERE passage = ?", ((one,) for one in passages))
+            self._change(len(passages), rows, terms)
+
+    def renew(self, passages: Sequence[int], round_: int) -> None:
+        """Note that the server has acknowledged new weights of passages that it had."""
+        with self._writing():
+            self._file.executemany("UPDATE sent SET round = ? WHERE passage = ?", ((round_, one) for one in passages))
+
+    def leave(self, passages: Sequence[int], rows: int, terms: Mapping[int, int]) -> None:
+        """Note that passages are about to be deleted on the server, with their number of rows and their terms."""
+        with self._writing():
+            self._file.executemany("DELETE FROM sent WHERE passage = ?", ((one,) for one in passages))
+            self._doubt(passages)
+            self._change(-len(passages), -rows, {number: -count for number, count in terms.items()})
+
+    def uncertain(self) -> list[int]:
+        """Return the passages that the server may or may not have, and that are not counted."""
+        with self._errors_named():
+            return [passage for (passage,) in self._file.execute("SELECT passage FROM uncertain ORDER BY passage")]
+
+    def settle(self) -> None:
+        """Note that the server has none of the uncertain passages."""
+        with self._writing():
+            self._file.execute("DELETE FROM uncertain")
+
+    def _doubt(self, passages: Sequence[int]) -> None:
+        self._file.executemany("INSERT OR IGNORE INTO uncertain VALUES (?)", ((one,) for one in passages))
+
+    def _change(self, passages: int, rows: int, terms: Mapping[int, int]) -> None:
+        change = "UPDATE terms SET passages = passages + ? WHERE number = ?"
+        self._file.executemany(change, ((count, number) for number, count in terms.items()))
+        for key, value in ((PASSAGES, passages), (ROWS, rows)):
+            self._file.execute("INSERT OR IGNORE INTO state VALUES (?, '0')", (key,))
+            self._file.execute("UPDATE state SET value = CAST(value AS INTEGER) + ? WHERE key = ?", (value, key))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._errors_named(), transaction(self._file):
+            yield
+
+    def _errors_named(self) -> AbstractContextManager[Any]:
+        return database_errors(self.path, "record of an upload", "INDEX, copied elsewhere")
+
+
 @final
 class _Weights:
-    """Passages as sparse vectors of BM25's weights, without idf. Source: as `ExactBM25`."""
+    """Passages as sparse vectors of BM25 weights, without idf.
+
+    Source: Robertson and Zaragoza 2009, with Lucene's idf, which is never negative.
+    """
 
     def __init__(self, index: Index, state: UploadState, k1: float, b: float, mean: float) -> None:
         self.index, self.state, self.k1, self.b, self.mean = index, state, k1, b, mean
 
     def of(self, passages: list[int]) -> dict[int, Vector]:
-        """The vectors of passages, those without a term left out."""
+        """Return the vectors of passages, leaving out those without a term."""
         stored = self.index.store.get(passages)  # one that was deleted meanwhile is not in it
         counted = {number: Counter(self.index.analyser.terms(one.searched)) for number, one in stored.items()}
         numbers = self.state.numbered({term for terms in counted.values() for term in terms})
@@ -208,7 +357,7 @@ class _Weights:
 
 @final
 class _Upload:
-    """One run of an upload to a collection that nobody else writes."""
+    """One upload to a collection that no other process writes."""
 
     def __init__(self, target: Target, state: UploadState, about: Mapping[str, Any]) -> None:
         self.server, self.collection, self.target = target.server, target.collection, target
@@ -221,7 +370,7 @@ class _Upload:
         state.settle()
 
     def round_for(self, mean: float) -> float:
-        """The mean length that weights are made with: the one of before, or a new one if it has moved too far."""
+        """Return the mean length that weights use: the previous one, or a new one if the mean has moved too far."""
         known = json.loads(self.state.value(ROUND) or "[0, 0]")
         if not known[1] or abs(mean / known[1] - 1) > DRIFT:
             known = [known[0] + 1, mean]
@@ -229,8 +378,8 @@ class _Upload:
         self.round = known[0]
         return known[1]
 
-    def run_weights(self, weights: _Weights, index: Index, on_sent: OnSent) -> Sent:
-        """Send what is new, delete what is gone, and send anew what was made with another mean."""
+    def run_weights(self, weights: _Weights, index: Index, on_sent: OnProgress) -> Sent:
+        """Upload new passages, delete those that are gone, and upload again those that were made with another mean."""
         numbers = index.store.numbers()
         sent, rounds = self.state.sent()
         gone, new = np.setdiff1d(sent, numbers), np.setdiff1d(numbers, sent)
@@ -250,8 +399,8 @@ class _Upload:
             self._tell(len(some), on_sent)
         return self._finished(Sent(len(new), len(gone), len(old), len(numbers) - len(new) - len(old), 0), index)
 
-    def run_vectors(self, vectors: Vectors, index: Index, on_sent: OnSent) -> Sent:
-        """Send what is new, and delete what is gone."""
+    def run_vectors(self, vectors: PassageVectors, index: Index, on_sent: OnProgress) -> Sent:
+        """Upload new passages, and delete those that are gone."""
         numbers = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in vectors.batches())])
         sent, _ = self.state.sent()
         gone, new = np.setdiff1d(sent, numbers), np.setdiff1d(numbers, sent)
@@ -270,13 +419,13 @@ class _Upload:
     def _expect(self, passages: int) -> None:
         self.all = passages
         if passages and self.about["finished"]:
-            self.server.tell(self.collection, {**self.about, "finished": False})
+            self.server.set_about(self.collection, {**self.about, "finished": False})
 
-    def _tell(self, passages: int, on_sent: OnSent) -> None:
+    def _tell(self, passages: int, on_sent: OnProgress) -> None:
         self.done += passages
         on_sent(self.done, self.all)
 
-    def _delete(self, gone: NDArray[np.int64], on_sent: OnSent) -> None:
+    def _delete(self, gone: NDArray[np.int64], on_sent: OnProgress) -> None:
         for some in _parts(gone):
             rows = self.server.get(self.collection, some)
             terms = Counter(term for row in rows.values() if isinstance(row, Mapping) for term in row)
@@ -298,8 +447,8 @@ class _Upload:
         fingerprint = index.fingerprint
         mean = json.loads(self.state.value(ROUND) or "[0, 0]")[1]
         time = datetime.now(UTC).isoformat(timespec="seconds")
-        told = {"finished": True, "counts": counts, "mean_length": mean, "index": fingerprint, "time": time}
-        self.server.tell(self.collection, {**self.about, **told})
+        finished = {"finished": True, "counts": counts, "mean_length": mean, "index": fingerprint, "time": time}
+        self.server.set_about(self.collection, {**self.about, **finished})
         self.state.set_value(INDEX, fingerprint)
         return Sent(sent.added, sent.deleted, sent.renewed, sent.unchanged, counts[PASSAGES])
 

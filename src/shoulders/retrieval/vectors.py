@@ -3,8 +3,8 @@
 dense/NAME/manifest.json   encoder, how it reads, type and counts; whether all passages are there
 dense/NAME/shards/N.npy    passages' numbers with their vectors, never changed once written
 
-A passage's number is never given to another text, so bringing vectors up to date is a comparison of numbers: what the
-index no longer holds is left out, what is new is encoded. A killed run has lost one shard at most.
+The number of a passage is never reused, so vectors are brought up to date by comparing numbers: those of deleted
+passages are removed, new passages are encoded. A killed run loses at most one shard.
 """
 
 import re
@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoulders.errors import CorruptFile, DataError, HubUnreachable, SourceNotFound, UnknownName, UsageError
-from shoulders.retrieval.bi_encoder import BiEncoder
+from shoulders.retrieval.bi_encoder import BiEncoder, Reading, reading_from_json
 from shoulders.retrieval.index import MANIFEST, RUN, Index
 from shoulders.retrieval.passages import PassageStore
-from shoulders.retrieval.towers import Reading, reading_from
 from shoulders.store.files import check_format, lasting, read_json, save_failed, sole_writer, whole_file, write_json
 
 DENSE, SHARDS = "dense", "shards"
@@ -38,18 +37,18 @@ class VectorStore:
     """Vectors of passages, memory-mapped.
 
     Attributes:
-        folder: where they are.
+        folder: of the vectors.
         encoder: the name of the retriever that made them.
         fingerprint: of that retriever.
-        reading: how it reads texts.
+        reading: the form of the texts that it reads.
         dimension: E, numbers of a vector.
-        type: that they are kept in, "float16" or "float32".
-        state: which passages these are: a hash over their numbers.
-        ids: the numbers of the passages, rising.
+        type: in which they are stored, "float16" or "float32".
+        state: a hash over the numbers of the passages.
+        ids: the numbers of the passages, in ascending order.
 
     Raises:
-        SourceNotFound: there are none in the folder.
-        UsageError: they are of another format, or not all are there yet.
+        SourceNotFound: the folder holds no vectors.
+        UsageError: they are of another format, or not finished.
         CorruptFile: a part is broken.
     """
 
@@ -59,7 +58,7 @@ class VectorStore:
             raise UsageError(f"the vectors {folder} are not finished: {AGAIN}")
         self.folder, self._run = folder, manifest["run"]
         self.encoder, self.fingerprint = manifest["encoder"]["name"], manifest["encoder"]["fingerprint"]
-        self.reading: Reading = reading_from(manifest["encoder"].get("reading"), str(folder / MANIFEST))
+        self.reading: Reading = reading_from_json(manifest["encoder"].get("reading"), str(folder / MANIFEST))
         self.dimension, self.type, self.state = manifest["dimension"], manifest["type"], manifest["state"]
         self._shards = [_shard(path, self.dimension, self.type) for path in _paths(folder)]
         numbers = _numbers(self._shards)
@@ -67,18 +66,18 @@ class VectorStore:
         self.ids = numbers[self._order]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         if _state(self.ids) != self.state:
-            raise CorruptFile(f"the vectors {folder} are not those that their manifest tells of: {AGAIN}")
+            raise CorruptFile(f"the vectors {folder} do not match their manifest: {AGAIN}")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """All vectors with the numbers of their passages [N] and [N, E], a shard at a time."""
+        """Yield all vectors with the numbers of their passages, [N] and [N, E], a shard at a time."""
         for shard in self._shards:
             yield shard[PASSAGE].astype(np.int64), shard[VECTOR].astype(np.float32)
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The vectors of some passages [N, E]; all of them must be there."""
+        """Return the vectors of some passages [N, E]; all of them must be there."""
         rows = self._order[np.searchsorted(self.ids, numbers)]
         shards = np.searchsorted(self._starts, rows, "right") - 1
         found = np.empty((len(rows), self.dimension), np.float32)
@@ -108,15 +107,15 @@ def encode(
     dtype: str = "float16",
     on_progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> VectorStore:
-    """Make the vectors of an index's passages, or bring them up to date; what a killed run made is kept.
+    """Encode the passages of an index, or only those that are new; what a killed run encoded is kept.
 
     Args:
-        name: of the vectors in the index; made from the retriever's if there is none.
-        dtype: that they are kept in.
-        on_progress: is told how many passages of those that are new have their vectors.
+        name: of the vectors in the index; "" for one made from the retriever's.
+        dtype: type in which they are stored.
+        on_progress: called with the number of new passages encoded, and of all new ones.
 
     Raises:
-        UsageError: another process is at it, the index is not finished or changes meanwhile, or the vectors of that
+        UsageError: another process is encoding, the index is not finished or changes meanwhile, or the vectors of that
             name are another retriever's.
         DataError: a vector is not finite.
         SaveFailed: nothing can be written there.
@@ -124,10 +123,12 @@ def encode(
     if dtype not in TYPES:
         raise UnknownName("type of vectors", dtype, TYPES)
     if index.unfinished:
-        raise UsageError(f"{index.folder} is being written, or that was interrupted: finish it with `shoulders index`")
+        raise UsageError(f"the index {index.folder} is not finished: finish it with `shoulders index`")
     folder = index.folder / DENSE / (name or name_of(encoder.name))
     if folder.parent.parent != index.folder or folder.name in ("", ".", ".."):
-        raise UsageError(f"{name!r} is no name for vectors: letters, digits and -._ are, e.g. {name_of(encoder.name)}")
+        raise UsageError(
+            f"{name!r} is not a name for vectors (letters, digits and -._ only), e.g. {name_of(encoder.name)}"
+        )
     try:
         (folder / SHARDS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -138,17 +139,17 @@ def encode(
 
 
 def name_of(encoder: str) -> str:
-    """What the vectors of a retriever are called."""
+    """Return the name of a retriever's vectors."""
     return re.sub(r"[^\w.-]+", "-", encoder.rpartition(":")[2]).strip("-.") or "vectors"
 
 
 def vectors_in(index: Path, name: str = "") -> Path:
-    """The folder of an index's vectors of that name, or of the only ones.
+    """Return the folder of an index's vectors of that name, or of the only ones.
 
     Raises:
-        SourceNotFound: there are none.
+        SourceNotFound: there are no vectors.
         UnknownName: there are none of that name.
-        UsageError: there are several, and none is named.
+        UsageError: there are several, and `name` is empty.
     """
     names = sorted(path.parent.name for path in (index / DENSE).glob(f"*/{MANIFEST}"))
     if not names:
@@ -163,11 +164,11 @@ def vectors_in(index: Path, name: str = "") -> Path:
     return index / DENSE / (name or names[0])
 
 
-def encoder_of(vectors: VectorStore) -> BiEncoder:
-    """The retriever that made some vectors, by the name that is kept with them.
+def load_encoder(vectors: VectorStore) -> BiEncoder:
+    """Load the retriever that made some vectors, by the name that is stored with them.
 
     Raises:
-        SourceNotFound: it is not there any more.
+        SourceNotFound: the retriever is missing.
     """
     try:
         return BiEncoder.load(vectors.encoder, pooling=vectors.reading.pooling)
@@ -226,7 +227,7 @@ def _check_same(folder: Path, name: str, fingerprint: str, dtype: str) -> None:
 
 
 def _prune(folder: Path, numbers: NDArray[np.int64], dimension: int, dtype: str) -> NDArray[np.int64]:
-    """Leave out of the shards what the index does not hold; the numbers of what they hold then."""
+    """Remove from the shards the passages that the index no longer holds, and return the numbers of the rest."""
     held = []
     for path in _paths(folder):
         shard = _shard(path, dimension, dtype)
@@ -241,12 +242,12 @@ def _prune(folder: Path, numbers: NDArray[np.int64], dimension: int, dtype: str)
 
 
 def _rows(store: PassageStore, encoder: BiEncoder, numbers: NDArray[np.int64], dtype: str) -> NDArray[Any]:
-    """Rows of a shard: those passages with their vectors."""
+    """Return the rows of a shard: passage numbers with their vectors."""
     stored = list(store.get(numbers.tolist()).values())
     found = encoder.encode_passages([one.title for one in stored], [one.text for one in stored])
     rows = np.empty(len(stored), _row_type(encoder.dimension, dtype))
     rows[PASSAGE] = [one.id for one in stored]
-    with np.errstate(over="ignore"):  # told below
+    with np.errstate(over="ignore"):  # reported below
         rows[VECTOR] = found
     broken = ~np.isfinite(rows[VECTOR]).all(1)
     if broken.any():
