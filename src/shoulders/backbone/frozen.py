@@ -18,7 +18,7 @@ from shoulders.backbone.choosing import ends_of
 from shoulders.backbone.loading import load_tokenizer, load_whole
 from shoulders.backbone.passes import PassMemory, StackInput, check_serves, read, read_together, recurrent
 from shoulders.backbone.sources import is_encoder_decoder, locate, pick_device, pick_dtype
-from shoulders.backbone.tokenizing import tokenized
+from shoulders.backbone.tokenizing import keep_text, tokenized
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.records import IGNORE, Tokens
 
@@ -80,9 +80,12 @@ SCORED_AT_ONCE = 1024  # positions whose logits (each a row of V floats) are hel
 class FrozenLM:
     """A pretrained causal language model whose weights never change.
 
+    >>> lm = FrozenLM.load("HuggingFaceTB/SmolLM2-135M")  # or FrozenLM(model, tokenizer)  # doctest: +SKIP
+
     A plain object, never a child of a module: what trains or is saved cannot contain it by accident. It uses the
     model's public interface only (input embeddings, base model, output embeddings), so any Hugging Face causal LM with
-    a token-wise vocabulary head will do.
+    a token-wise vocabulary head will do. A model of your own is used as it is, and switched to evaluation without
+    gradients; of a tokenizer of your own a copy is used, which reads special tokens in a text as characters.
 
     Attributes:
         name: the source it was loaded from.
@@ -92,7 +95,8 @@ class FrozenLM:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "") -> None:
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
+        # A tokenizer of the user's own stays as it is.
+        self.tokenizer = tokenizer if tokenizer.split_special_tokens else keep_text(deepcopy(tokenizer))
         self.name: str = name or str(model.name_or_path)
         self.config = model.config.get_text_config(decoder=True)
         self.width = token_table(model).shape[1]

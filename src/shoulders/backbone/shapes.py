@@ -33,6 +33,7 @@ class NoTokenizer:
     """In the place of a tokenizer where no text is read; only the length that one would cut texts to is known."""
 
     model_max_length: int = UNLIMITED
+    split_special_tokens: bool = True
 
 
 def text_length(name: str) -> int:

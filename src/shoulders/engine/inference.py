@@ -14,7 +14,7 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine import decode
 from shoulders.engine.batches import Encoded, by_length, encode, question_batch, tokenised, truncated
 from shoulders.errors import ContextFull, UsageError
-from shoulders.records import Answer, Question, QuestionLike, ScaffoldInput, as_question
+from shoulders.records import Answer, Question, QuestionLike, ScaffoldInput, as_question, as_questions
 from shoulders.scaffolds.base import Scaffold
 
 Found = TypeVar("Found")  # what is made of one row
@@ -90,7 +90,7 @@ def answered(
 ) -> list[Answer]:
     """As `answer`, with how sure the model was of each."""
     how = how or Answering()
-    rows = [_fitting(as_question(one), lm, scaffold, how.longest, how) for one in questions]
+    rows = [_fitting(one, lm, scaffold, how.longest, how) for one in as_questions(questions)]
 
     def read(given: ScaffoldInput, _: Sequence[int]) -> list[Answer]:
         return [_as_text(one, lm) for one in decode.likeliest(lm, scaffold, given, longest=how.longest)]
@@ -111,7 +111,7 @@ def sample(
         UsageError, ContextFull: as `answer`.
     """
     how = how or Answering()
-    rows = [_fitting(as_question(one), lm, scaffold, how.longest, how) for one in questions]
+    rows = [_fitting(one, lm, scaffold, how.longest, how) for one in as_questions(questions)]
     branches = [sampling.count * (len(row.ids) + scaffold.length + how.longest) for row in rows]
 
     def read(given: ScaffoldInput, numbers: Sequence[int]) -> list[list[Answer]]:
@@ -153,8 +153,10 @@ def rank(
         ContextFull: a question, the prompt and the longest choice do not fit the context.
     """
     how = how or Answering()
-    asked = [tokenised(as_question(one), lm) for one in questions]
+    asked = [tokenised(one, lm) for one in as_questions(questions)]
     for question, some in zip(asked, choices, strict=True):
+        if isinstance(some, str):
+            raise UsageError(f"the choices of a question are one string ({some!r:.80}): give a list of choices")
         if not some:
             raise UsageError(f"there are no choices to rank for the question {question.text!r}: give at least one")
     options = [

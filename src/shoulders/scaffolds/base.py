@@ -298,7 +298,7 @@ class Scaffold(
         except RuntimeError as error:
             raise CorruptFile(f"the weights in {folder} are not those of its {CONFIG}: {error}") from error
         scaffold.origin = stored.origin
-        return scaffold.to(lm.device).eval()
+        return scaffold.around(lm).to(lm.device).eval()
 
     def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> str | None:
         """Write the folder as a whole: a process killed half-way or a full disk leaves what was there before.

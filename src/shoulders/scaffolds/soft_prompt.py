@@ -209,7 +209,7 @@ class SoftPrompt(Scaffold, kind="soft_prompt"):
     @classmethod
     def new(cls, config: SoftPromptConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:
         """A prompt that starts as `config.init` says."""
-        return cls(chosen(config, lm, seed, data)(config.length), config.placement)
+        return cls(chosen(config, lm, seed, data)(config.length), config.placement).around(lm)
 
     @property
     def reads_before(self) -> bool:

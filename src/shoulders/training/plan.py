@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from shoulders.errors import UnknownName, UsageError
-from shoulders.scaffolds.peft import ALL_LINEAR, FULL, LORA, PREFIX
+from shoulders.scaffolds.peft import ALL_LINEAR, FULL, LORA, PREFIX, PrefixTuning
 
 DECAYS = ("none", "linear")
 HIGHEST_RATE = 1e3  # of any use; far above it fp32 overflows in the first steps
@@ -82,9 +82,8 @@ class TrainPlan:
         return factor
 
 
-# LoRA: Dettmers et al. 2023 (QLoRA), for models up to 13B. A prefix without an MLP: of the order that Liu et al. 2022
-# (P-Tuning v2) use. All weights: the middle of Devlin et al. 2019, appendix A.3.
-RATES = {LORA: 2e-4, PREFIX: 1e-2, FULL: 3e-5}
+# LoRA: Dettmers et al. 2023 (QLoRA), for models up to 13B. All weights: the middle of Devlin et al. 2019, appendix A.3.
+RATES = {LORA: 2e-4, PREFIX: PrefixTuning.usual_rate, FULL: 3e-5}
 RIVALS = tuple(RATES)
 EPS = 1e-8  # of Adam in transformers' own trainer
 
