@@ -100,8 +100,7 @@ def train(
         scaffold: what trains, in place.
         examples: pairs `(question, answer)`, records with `question` and `answer` or `answers` (and `choices`,
             `evidence`), a `datasets.Dataset` of such, the name of a suite ("bundled", a folder, "qa:PATH/NAME"), or
-            its tasks. Examples with an answer that does not fit the context are left out, longer questions are cut;
-            a warning counts them.
+            its tasks. Those that do not fit the context are left out, and counted in a warning.
         steps: optimizer steps.
         out: folder for checkpoints, a log and the trained scaffold; the same call goes on from there if it was
             interrupted.
@@ -114,8 +113,8 @@ def train(
         WrongBackbone: the scaffold was made around another model.
         TrainingDiverged: the loss is not finite; the last checkpoint is kept.
     """
-    how = _plan({"steps": steps, "learning_rate": getattr(scaffold, "usual_rate", 0), **plan})
     _check_fits(scaffold, lm)
+    how = _plan({"steps": steps, "learning_rate": scaffold.usual_rate, **plan})
     if not any(weight.requires_grad and weight.numel() for weight in scaffold.parameters()):
         raise UsageError(f"there is nothing to train in {type(scaffold).__name__}: it has no parameters")
     tasks = open_examples(examples)
