@@ -25,7 +25,7 @@ def with_lora(lm: FrozenLM) -> tuple[FrozenLM, int]:
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
     adapted = peft.get_peft_model(copy.model, config)
     weights = [weight for weight in adapted.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=2e-4)
+    optimizer = torch.optim.AdamW(weights, lr=1e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=STEPS)
     for step in range(STEPS):
         for row in range(BATCH):

@@ -104,7 +104,9 @@ class Index:
         return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     @overload
-    def search(self, queries: str, k: int = 10, searcher: Searcher | None = None) -> list[Hit]: ...
+    def search(  # pyright: ignore[reportOverlappingOverload] (a string is a sequence of strings)
+        self, queries: str, k: int = 10, searcher: Searcher | None = None
+    ) -> list[Hit]: ...
 
     @overload
     def search(self, queries: Sequence[str], k: int = 10, searcher: Searcher | None = None) -> list[list[Hit]]: ...
