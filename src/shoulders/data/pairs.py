@@ -99,7 +99,7 @@ def given_tasks(rows: Iterable[Any]) -> list[Task]:
 def _example(number: int, row: Any) -> Example:
     if isinstance(row, Example):
         return row
-    record = dict(zip(("question", "answer"), row, strict=True)) if _is_pair(row) else row
+    record: Any = dict(zip(("question", "answer"), row, strict=True)) if _is_pair(row) else row
     try:
         if not isinstance(record, Mapping):
             raise ValueError("it is neither a pair nor a record")
