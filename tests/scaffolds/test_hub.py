@@ -120,7 +120,16 @@ def test_a_scaffold_is_pushed_to_a_hub_and_pulled_from_it(lm, hub, tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    run('SoftPrompt(torch.full((3, lm.width), 0.25)).made_for(lm).push_to_hub("me/toy-prompt")')
+    run(
+        """
+        prompt = SoftPrompt(torch.full((3, lm.width), 0.25)).around(lm)
+        prompt.push_to_hub("me/toy-prompt")
+        run = train(prompt, lm, [("Hi", "Ho")], steps=1, progress=False)
+        run.push_to_hub("me/trained", private=True)
+        """
+    )
+    assert set(Hub.files["me/trained"]) == set(Hub.files["me/toy-prompt"])
+    assert json.loads(Hub.files["me/trained"]["config.json"])["recipe"]["training"]["steps"] == 1
     stored = Hub.files["me/toy-prompt"]
     assert {"config.json", "model.safetensors", "README.md"} <= set(stored)
     assert json.loads(stored["config.json"])["backbone"]["fingerprint"] == lm.fingerprint()

@@ -14,7 +14,7 @@ from shoulders.engine import inference
 from shoulders.engine.inference import Answering, Sampling, answered, choose
 from shoulders.evidence.base import Evidence
 from shoulders.evidence.packing import PackedEvidence
-from shoulders.records import Answer, Passage, Question, QuestionLike
+from shoulders.records import Answer, Passage, Question, QuestionLike, as_questions
 from shoulders.scaffolds.base import Scaffold
 
 
@@ -161,7 +161,7 @@ class ModelAnswerer(Answerer):
         yield from _trimmed(pieces, first_line=self.reads_passages)
 
     def _given(self, questions: Sequence[QuestionLike]) -> list[_ModelInput]:
-        asked = [self.spec.question(one) for one in questions]
+        asked = [self.spec.question(one) for one in as_questions(questions)]
         if self.evidence is None:
             return [_ModelInput(one) for one in asked]
         found = self.evidence.find(asked)

@@ -11,7 +11,7 @@ from shoulders.answering.stages import Adaptive, Stage, StageAnswer, StoredCasca
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.inference import Answering, Sampling, likeliest_choice
 from shoulders.errors import UsageError
-from shoulders.records import Answer, QuestionLike
+from shoulders.records import Answer, QuestionLike, as_questions
 
 
 @final
@@ -53,9 +53,10 @@ class CascadeAnswerer(Answerer):
 
         def ask(stage: Stage, numbers: Sequence[int]) -> list[Answer]:
             some = [choices[number] for number in numbers] if choices else ()
-            return self._alone(stage).ask_all([questions[number] for number in numbers], some)
+            return self._alone(stage).ask_all([asked[number] for number in numbers], some)
 
-        return self.adaptive.answer_in_stages(len(questions), ask)
+        asked = as_questions(questions)
+        return self.adaptive.answer_in_stages(len(asked), ask)
 
     def ask_all(self, questions: Sequence[QuestionLike], choices: Sequence[Sequence[str]] = ()) -> list[Answer]:
         """Return the answers to several questions, which share batches in each stage."""

@@ -113,8 +113,13 @@ class ModelInfo:
         """Name of the backbone.
 
         Raises:
-            UsageError: the bare model records no backbone.
+            UsageError: the bare model records no backbone, or the model of a scaffold has no name.
         """
+        if self.origin is not None and not self.origin.backbone:
+            raise UsageError(
+                f"{self.name} was trained around a model that was given as an object, without a name: give the model "
+                "(in Python shoulders.open(NAME, lm=lm)), or name a saved copy of it (--backbone, backbone=)"
+            )
         if self.origin is None:
             raise UsageError(
                 "the bare model has no scaffold to name its backbone: add --backbone NAME (in Python "

@@ -27,7 +27,7 @@ from shoulders.backbone.passes import (
     run_stack_together,
 )
 from shoulders.backbone.sources import is_encoder_decoder, locate, pick_device, pick_dtype
-from shoulders.backbone.tokenizing import tokenized
+from shoulders.backbone.tokenizing import keep_text, tokenized
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.records import IGNORE, KeysValues, Tokens
 
@@ -92,9 +92,13 @@ SCORED_AT_ONCE = 1024  # positions whose logits (V floats each) are held in memo
 class FrozenLM:
     """A pretrained causal language model whose weights never change.
 
+    >>> lm = FrozenLM.load("HuggingFaceTB/SmolLM2-135M")  # or FrozenLM(model, tokenizer)  # doctest: +SKIP
+
     It is a plain object and never a child of a module, so that it is never trained or saved by accident. It uses the
     model's public interface only (input embeddings, base model, output embeddings), so that any Hugging Face causal LM
-    with a vocabulary head for each position can be one.
+    with a vocabulary head for each position can be one. A model of your own is used as it is, and switched to
+    evaluation without gradients; of a tokenizer of your own a copy is used, which reads special tokens in a text as
+    characters.
 
     Attributes:
         name: the source that it was loaded from.
@@ -104,7 +108,8 @@ class FrozenLM:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "") -> None:
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
+        # A tokenizer of the user's own stays as it is.
+        self.tokenizer = tokenizer if tokenizer.split_special_tokens else keep_text(deepcopy(tokenizer))
         self.name: str = name or str(model.name_or_path)
         self.config = model.config.get_text_config(decoder=True)
         self.width = token_table(model).shape[1]

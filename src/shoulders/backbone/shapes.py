@@ -33,6 +33,7 @@ class NoTokenizer:
     """A stand-in for the tokenizer of a model that reads no text: it has only the length that texts are cut to."""
 
     model_max_length: int = UNLIMITED
+    split_special_tokens: bool = True
 
 
 def text_length(name: str) -> int:

@@ -1,30 +1,41 @@
-"""A task of examples given as Python values: pairs of strings, records, or a `datasets.Dataset`."""
+"""Examples given as Python values: pairs of strings, records, or a table of the datasets library, as tasks."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
+from shoulders.data.formats import missing, one_text, texts_of
+from shoulders.data.readers import open_suite
 from shoulders.data.tasks import DEV, TEST, TRAIN, Task
 from shoulders.errors import DataError
 from shoulders.records import Example, Question
 
-NAME = "examples"
-FIELDS = "question and answer (or answers), and optionally choices and evidence"
+NAME, CLOSED = "examples", "examples with choices"
+WORDING = "as given"
+FORMS = "(question, answer), or a record with question and answer (or answers), and optionally choices and evidence"
+SHOWN = 80  # characters of an example in a message
+
+Examples = str | Path | Sequence[Task] | Iterable[Any]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class InMemoryTask:
-    """A task of examples in memory. Every split has all of them: splitting them is up to the caller."""
+    """A task of examples that are at hand. Every split holds all of them: the caller decides what to measure on."""
 
+    name: str
     examples: Sequence[Example]
-    name: str = NAME
     cluster: str = NAME
-    wordings: tuple[str, ...] = ("as given",)
-    evidence: str = ""
+    wordings: tuple[str, ...] = (WORDING,)
+
+    @property
+    def evidence(self) -> str:
+        """The field that questions are asked about, where a record has it."""
+        return "evidence" if any(one.question.evidence for one in self.examples) else ""
 
     def split_names(self, wording: str) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the names of the splits."""
+        """Return the usual splits."""
         return TRAIN, DEV, TEST
 
     def rows(self, split: str, wording: str) -> int:  # noqa: ARG002
@@ -40,48 +51,89 @@ class InMemoryTask:
         return ("Accuracy",)
 
     def original(self, wording: str) -> bool:  # noqa: ARG002
-        """Return True: the examples are the data set's own task."""
+        """Return that the examples are the task itself."""
         return True
 
 
-def given_task(rows: Iterable[Any]) -> InMemoryTask:
-    """Return a task of `(question, answer)` pairs, of mappings, or of the rows of a `datasets.Dataset`.
+def open_examples(examples: Examples) -> list[Task]:
+    """Return examples as tasks, whichever way they are given.
 
-    An answer is a text, or a list of correct texts, the first of which training teaches. With `choices` the answer is
-    one of them, and evaluation chooses it by rank classification.
+    Args:
+        examples: the name of a suite (`open_suite`), tasks of one, or rows (`given_tasks`).
 
     Raises:
-        DataError: there are no examples, or one has another form; the message has its number, from 0.
+        DataError, SourceNotFound, UnknownName: as `given_tasks` and `open_suite`.
     """
+    if isinstance(examples, str | Path):
+        return open_suite(str(examples))
+    if isinstance(examples, list | tuple) and examples and all(hasattr(one, "wordings") for one in examples):
+        return list(examples)
+    return given_tasks(examples)
+
+
+def given_tasks(rows: Iterable[Any]) -> list[Task]:
+    """Return the tasks of `(question, answer)` pairs, of records, or of the rows of a `datasets.Dataset`.
+
+    An answer is a text, or several texts (a list, or SQuAD's `{"text": [...]}`) that all count as right, the first of
+    which is taught. With `choices` the answer is one of them, and is found by rank classification: such examples are a
+    task of their own. `evidence` is read before the question, with an empty line after it.
+
+    Raises:
+        DataError: there are no examples, or one is of another form; it is named by its number, from 0.
+    """
+    if isinstance(rows, Mapping):
+        parts = [str(name) for name in rows] or ["train"]
+        raise DataError(f"the examples are a mapping of {', '.join(parts)}: give rows, e.g. examples[{parts[0]!r}]")
+    if not isinstance(rows, Iterable):
+        raise DataError(f"the examples are a {type(rows).__name__}: give a list, each {FORMS}")
     examples = [_example(number, row) for number, row in enumerate(rows)]
     if not examples:
-        raise DataError(f"there are no examples: give pairs of strings, or records with {FIELDS}")
-    return InMemoryTask(examples)
-
-
-def is_tasks(examples: Any) -> bool:
-    """Return whether the examples are a list of tasks already."""
-    return isinstance(examples, list | tuple) and bool(examples) and all(hasattr(one, "wordings") for one in examples)
+        raise DataError(f"there are no examples: give some, each {FORMS}")
+    parts = {
+        NAME: [one for one in examples if one.choices is None],
+        CLOSED: [one for one in examples if one.choices is not None],
+    }
+    return [InMemoryTask(name, some) for name, some in parts.items() if some]
 
 
 def _example(number: int, row: Any) -> Example:
     if isinstance(row, Example):
         return row
-    if isinstance(row, Mapping):
-        question, answer = row.get("question"), row.get("answers", row.get("answer"))
-        choices, evidence = row.get("choices"), row.get("evidence") or ""
-    elif isinstance(row, list | tuple) and len(row) == 2:
-        (question, answer), choices, evidence = row, None, ""
-    else:
-        raise DataError(f"example {number} is {row!r:.80}: give (question, answer), or a record with {FIELDS}")
-    answers = (answer,) if isinstance(answer, str) else tuple(answer or ())
-    texts = [question, evidence, *answers, *(choices or ())]
-    if not answers or not question or not all(isinstance(text, str) for text in texts):
-        raise DataError(f"example {number} ({row!r:.80}) has no question, or no answer that is a text")
-    if choices and answers[0] not in choices:
-        raise DataError(f"example {number}: the answer {answers[0]!r} is not among the choices {tuple(choices)!r}")
-    asked = Question(question, evidence=evidence)
-    return Example(NAME, "as given", str(number), asked, answers[0], answers, tuple(choices) if choices else None)
+    record: Any = dict(zip(("question", "answer"), row, strict=True)) if _is_pair(row) else row
+    try:
+        if not isinstance(record, Mapping):
+            raise ValueError("it is neither a pair nor a record")
+        question, choices = _question(record), _choices(record)
+        field = "answer" if missing(record.get("answers")) else "answers"
+        answers = texts_of(record.get(field), field)
+        if choices and answers[0] not in choices:
+            raise ValueError(f"the answer {answers[0]!r} is none of the choices {', '.join(map(repr, choices))}")
+    except ValueError as error:
+        shown = " ".join(repr(row).split())[:SHOWN]
+        raise DataError(f"example {number}, {shown}: {error}; give {FORMS}") from error
+    return Example(CLOSED if choices else NAME, WORDING, str(number), question, answers[0], answers, choices)
 
 
-Examples = str | Sequence[Task] | Iterable[Any]
+def _is_pair(row: Any) -> bool:
+    return isinstance(row, list | tuple) and len(row) == 2
+
+
+def _question(record: Mapping[str, Any]) -> Question:
+    question, evidence = record.get("question"), record.get("evidence")
+    if isinstance(question, str):
+        read_first = "" if missing(evidence) else one_text(evidence, "evidence")
+        question = Question(question, evidence=f"{read_first}\n\n" if read_first else "")
+    if not isinstance(question, Question):
+        raise ValueError("`question` is missing" if missing(question) else "`question` is no text")
+    if not question.text.strip():
+        raise ValueError("`question` is empty")
+    return question
+
+
+def _choices(record: Mapping[str, Any]) -> tuple[str, ...] | None:
+    found = record.get("choices")
+    if missing(found):
+        return None
+    if not isinstance(found, list | tuple):
+        raise ValueError(f"`choices` is a {type(found).__name__}, no list")
+    return tuple(one_text(choice, "choices") for choice in found) or None

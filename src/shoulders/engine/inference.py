@@ -19,7 +19,7 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine import decode
 from shoulders.engine.batches import Encoded, by_length, encode, question_batch, tokenised, truncated
 from shoulders.errors import ContextFull, UsageError
-from shoulders.records import Answer, Question, QuestionLike, ScaffoldInput, as_question
+from shoulders.records import Answer, Question, QuestionLike, ScaffoldInput, as_question, as_questions
 from shoulders.scaffolds.base import Scaffold
 
 Found = TypeVar("Found")  # of one row
@@ -101,7 +101,7 @@ def answered(
         UsageError, ContextFull: see `answer`.
     """
     how = how or Answering()
-    rows = [_fitting(as_question(one), lm, scaffold, how.longest, how) for one in questions]
+    rows = [_fitting(one, lm, scaffold, how.longest, how) for one in as_questions(questions)]
 
     def read(given: ScaffoldInput, _: Sequence[int]) -> list[Answer]:
         return [_as_text(one, lm) for one in decode.likeliest(lm, scaffold, given, longest=how.longest)]
@@ -122,7 +122,7 @@ def sample(
         UsageError, ContextFull: see `answer`.
     """
     how = how or Answering()
-    rows = [_fitting(as_question(one), lm, scaffold, how.longest, how) for one in questions]
+    rows = [_fitting(one, lm, scaffold, how.longest, how) for one in as_questions(questions)]
     branches = [sampling.count * (len(row.ids) + scaffold.length + how.longest) for row in rows]
 
     def read(given: ScaffoldInput, numbers: Sequence[int]) -> list[list[Answer]]:
@@ -166,8 +166,10 @@ def rank(
         ContextFull: a question, the prompt and the longest choice do not fit the context.
     """
     how = how or Answering()
-    known = [tokenised(as_question(one), lm) for one in questions]
+    known = [tokenised(one, lm) for one in as_questions(questions)]
     for question, some in zip(known, choices, strict=True):
+        if isinstance(some, str):
+            raise UsageError(f"the choices of a question are one string ({some!r:.80}): give a list of choices")
         if not some:
             raise UsageError(f"the question {question.text!r} has no choices to rank: give at least one")
     options = [

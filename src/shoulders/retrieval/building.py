@@ -75,7 +75,7 @@ class BuildResult:
 
 
 def build(
-    names: Sequence[str],
+    names: Sequence[str | Source],
     folder: Path,
     cutting: Cutting,
     *,
@@ -88,6 +88,7 @@ def build(
     Unchanged documents are left alone, changed ones replaced. Running it again finishes an interrupted build.
 
     Args:
+        names: of files, folders and data sets (`open_source`), or sources that are open already.
         as_is: records of JSON Lines and of the hub are passages already.
         prune: delete documents that these sources no longer hold; a source that could not be read to the end keeps all.
 
@@ -97,7 +98,7 @@ def build(
         UsageError: another process is writing the index, or it was analysed otherwise.
         SaveFailed: the folder is no index, or cannot be written.
     """
-    sources = [open_source(name, as_is=as_is) for name in dict.fromkeys(names)]
+    sources = [name if isinstance(name, Source) else open_source(name, as_is=as_is) for name in dict.fromkeys(names)]
     _check_folder(folder)
     items = [source.items() for source in sources]
     if not (folder / PASSAGES).exists():

@@ -101,6 +101,17 @@ class Source:
     items: Callable[[], Iterator[Document | Skipped]]
 
 
+def texts_source(texts: Sequence[str], name: str = "texts") -> Source:
+    """Return texts that are at hand as a source; the number of each is its id."""
+
+    def items() -> Iterator[Document | Skipped]:
+        for number, text in enumerate(texts):
+            place = f"text {number} of {name}"
+            yield Document(str(number), "", text, place, 0) if text.strip() else Skipped(place, "it is empty", 0)
+
+    return Source(name, 0, items)
+
+
 def open_source(name: str, *, as_is: bool = False) -> Source:
     """Return a source by its name.
 

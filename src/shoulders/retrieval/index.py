@@ -7,13 +7,16 @@ dense/NAME/        vectors of a dense retriever, if there are any (`shoulders.re
 milvus/KEY.sqlite  what a server was sent, a file for each collection (`shoulders.retrieval.upload`)
 """
 
+import atexit
 import json
+import re
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, final
+from typing import Any, Self, final, overload
 
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.retrieval.bm25 import Analyser, SparseSearcher
@@ -25,6 +28,7 @@ MANIFEST, PASSAGES, SPARSE = "manifest.json", "passages.sqlite", "tantivy"
 FORMAT, VERSION = "shoulders-index", 1
 RUN = "run"  # number of the last command that wrote it
 CHANGED = "changed"  # number of the last one that changed a passage
+PATH = re.compile(r"\S+[/\\]\S*|[/\\~]\S*|\S+\.[A-Za-z]\w{1,5}")  # "docs/", "notes.txt": no text looks so
 UNFINISHED = "unfinished"  # set while a build runs, and left behind by one that was killed
 
 
@@ -50,7 +54,6 @@ class Index:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = folder = Path(folder).expanduser()
-        self._scratch: TemporaryDirectory[str] | None = None  # the folder of an index without a named one
         self.manifest = read_manifest(folder)
         self.analyser = Analyser()
         self.analyser.check(self.manifest.get("analyser") or {}, str(folder))
@@ -58,33 +61,30 @@ class Index:
         self.sparse = SparseSearcher(folder / SPARSE, self.analyser)
 
     @classmethod
-    def build(cls, sources: Sequence[str] | str, folder: str | Path | None = None) -> "Index":
+    def build(cls, sources: str | Path | Sequence[str | Path], folder: str | Path | None = None) -> Self:
         """Return an index of files, folders, hub data sets (`hub:NAME`), or of texts themselves.
 
-        A string that names no file, folder or hub data set is a text. Building again in a folder brings it up to date.
+        >>> shoulders.Index.build(["Rome is in Italy.", "Bern is in Switzerland."])  # doctest: +SKIP
+
+        A string that names no file and no hub data set is a text, unless it looks like a path. Building again in a
+        folder brings it up to date.
 
         Args:
-            folder: of the index; None for a temporary folder, which is deleted with the index.
+            folder: of the index; None for a temporary folder, which is deleted when the process ends.
 
         Raises:
             SourceNotFound, DataError, SaveFailed: as in `building.build`.
         """
         from shoulders.retrieval.building import build  # which reads indexes itself
+        from shoulders.retrieval.documents import Source, texts_source
         from shoulders.retrieval.passages import Cutting
 
-        names = [sources] if isinstance(sources, str) else list(sources)
-        scratch = TemporaryDirectory(prefix="shoulders-index-")
-        place = Path(scratch.name, "index") if folder is None else Path(folder).expanduser()
-        texts = [name for name in names if not _is_source(name)]
-        if texts:
-            lines = [json.dumps({"id": number, "text": text}) + "\n" for number, text in enumerate(texts)]
-            held = Path(scratch.name, "texts.jsonl")
-            held.write_text("".join(lines), encoding="utf-8")
-            names = [name for name in names if _is_source(name)] + [str(held)]
-        build(names, place, Cutting())
-        index = cls(place)
-        index._scratch = scratch if folder is None else None
-        return index
+        given = [sources] if isinstance(sources, str | Path) else list(sources)
+        texts = [one for one in given if isinstance(one, str) and not _is_source(one)]
+        names: list[str | Source] = [str(one) for one in given if isinstance(one, Path) or _is_source(one)]
+        place = _temporary() if folder is None else Path(folder).expanduser()
+        build([*names, *([texts_source(texts)] if texts else [])], place, Cutting(), prune=True)
+        return cls(place)
 
     @property
     def unfinished(self) -> bool:
@@ -103,8 +103,18 @@ class Index:
         parts = [said, self.store.state(CHANGED)]
         return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
-    def search(self, queries: Sequence[str], k: int, searcher: Searcher | None = None) -> list[list[Hit]]:
-        """Return for each query at most k passages, best first.
+    @overload
+    def search(  # pyright: ignore[reportOverlappingOverload] (a string is a sequence of strings)
+        self, queries: str, k: int = 10, searcher: Searcher | None = None
+    ) -> list[Hit]: ...
+
+    @overload
+    def search(self, queries: Sequence[str], k: int = 10, searcher: Searcher | None = None) -> list[list[Hit]]: ...
+
+    def search(
+        self, queries: str | Sequence[str], k: int = 10, searcher: Searcher | None = None
+    ) -> list[Hit] | list[list[Hit]]:
+        """Return at most k passages for a query, best first; a list of such lists for several queries.
 
         Args:
             searcher: the retriever; None for BM25 on tantivy.
@@ -112,6 +122,8 @@ class Index:
         Raises:
             UsageError: k is below 1.
         """
+        if isinstance(queries, str):
+            return self.search([queries], k, searcher)[0]
         if k < 1:
             raise UsageError(f"number of passages must be at least 1, got {k}")
         found = (searcher or self.sparse).search(queries, k)
@@ -126,9 +138,16 @@ class Index:
 def _is_source(name: str) -> bool:
     """Return whether a name is that of a file, folder or hub data set, and not a text."""
     try:
-        return name.startswith("hub:") or Path(name).expanduser().exists()
+        return name.startswith("hub:") or bool(PATH.fullmatch(name)) or Path(name).expanduser().exists()
     except (OSError, ValueError):  # longer than a name may be, or with a character that none has
         return False
+
+
+def _temporary() -> Path:
+    """Return a folder that goes when the process ends: what an index is opened for may outlive the object."""
+    scratch = tempfile.mkdtemp(prefix="shoulders-index-")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    return Path(scratch, "index")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -1,56 +1,83 @@
 """Training and measuring from Python: `shoulders.train` and `shoulders.evaluate`."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, fields
+from hashlib import blake2b
 from pathlib import Path
+from statistics import mean, median
 from typing import Any, final
 
+from accelerate import PartialState
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from shoulders.answering.answerer import ModelAnswerer
+from shoulders.answering.spec import LONGEST, AnswerSpec
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.mixture import Mixture
-from shoulders.data.pairs import Examples, given_task, is_tasks
-from shoulders.data.readers import open_suite
-from shoulders.data.tasks import TRAIN, Task
+from shoulders.data.mixture import READ, Mixture, left_out, totals
+from shoulders.data.pairs import Examples, InMemoryTask, open_examples
+from shoulders.data.readers import QA, QUERY, QUESTION_WORDING
+from shoulders.data.tasks import TEST, TRAIN, Task, check_placement
 from shoulders.engine.batches import Lengths
-from shoulders.errors import UsageError
-from shoulders.evaluation.protocol import EvaluationPlan
-from shoulders.evaluation.protocol import evaluate as measured
+from shoulders.engine.inference import Answering
+from shoulders.errors import UnknownName, UsageError
+from shoulders.evaluation.protocol import EvaluationPlan, Scores
+from shoulders.evaluation.protocol import evaluate as measure
+from shoulders.records import Answer, QuestionLike
+from shoulders.runs.jobs import example_loss
+from shoulders.runs.run import CHECKPOINTS
 from shoulders.scaffolds.base import Scaffold
-from shoulders.training.loop import Hooks, Step, fit
-from shoulders.training.losses import ExampleSource, scaffold_loss
+from shoulders.scaffolds.storage import Origin
+from shoulders.store.files import BEST, RECIPE, read_json, write_json
+from shoulders.training.log import RunLog, read_log
+from shoulders.training.loop import Hooks, Step, checkpoints, fit
+from shoulders.training.losses import ExampleSource
 from shoulders.training.plan import TrainPlan
 from shoulders.training.stream import Stream
 
-# Many small steps and a rate that ends at 0 (experiments/006).
+RUN = "run.json"  # in a run's folder, all that it depends on
+# Many small steps and a rate that ends at 0 (experiments/006); the rate of a prompt that lies under others.
 USUAL = {"batch_size": 8, "warmup": 0.05, "decay": "linear", "base_learning_rate": 0.05, "save_every": 50}
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """A trained scaffold with its model.
+    """A scaffold that has been trained, with the model it stands around.
 
     Attributes:
-        losses: mean loss per scored token of each step of this call.
+        losses: mean loss of each step, per scored token; with `out`, those before an interruption among them.
+        spec: how it is asked.
     """
 
     scaffold: Scaffold
     lm: FrozenLM
     losses: tuple[float, ...]
+    spec: AnswerSpec
+
+    @property
+    def answerer(self) -> ModelAnswerer:
+        """What `shoulders.open` gives for the saved scaffold."""
+        return ModelAnswerer(self.lm, self.scaffold, Answering(self.spec.longest), self.spec)
+
+    def ask(self, question: QuestionLike, choices: Sequence[str] = ()) -> Answer:
+        """Return the answer to a question, or the most likely of some choices (`Answerer.ask`)."""
+        return self.answerer.ask(question, choices)
 
     def save(self, folder: str | Path) -> Path:
         """Write the scaffold to a folder that `shoulders.open`, `Scaffold.load` and the command line read.
 
         Raises:
-            SaveFailed: the folder cannot be written.
+            SaveFailed: it cannot be written.
         """
         self.scaffold.save_pretrained(folder)
-        return Path(folder)
+        return Path(folder).expanduser()
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
-        """Upload the scaffold to a hub repository, with a model card; options are those of `push_to_hub`."""
+        """Upload the scaffold to a hub repository, with a model card; options are Hugging Face's."""
         return self.scaffold.push_to_hub(repository, **options)
 
 
@@ -67,42 +94,58 @@ def train(
 ) -> TrainedRun:
     """Train a scaffold around a frozen model; the model itself does not change.
 
+    >>> run = shoulders.train(prompt, lm, [("Capital of France?", "Paris")], steps=20)  # doctest: +SKIP
+
     Args:
-        scaffold: trained in place.
-        examples: pairs `(question, answer)`, records with `question` and `answer` or `answers` (and `choices`), a
-            `datasets.Dataset` of such, the name of a suite ("bundled", a folder, "qa:PATH/NAME"), or its tasks.
+        scaffold: what trains, in place.
+        examples: pairs `(question, answer)`, records with `question` and `answer` or `answers` (and `choices`,
+            `evidence`), a `datasets.Dataset` of such, the name of a suite ("bundled", a folder, "qa:PATH/NAME"), or
+            its tasks. Those that do not fit the context are left out, and counted in a warning.
         steps: optimizer steps.
-        out: folder for checkpoints and the trained scaffold; after an interruption, the same call continues there.
+        out: folder for checkpoints, a log and the trained scaffold; the same call goes on from there if it was
+            interrupted.
         progress: show a progress bar.
+        on_step: called after each step.
         plan: values of `TrainPlan`, e.g. learning_rate (by default the scaffold's usual one), batch_size (8), seed.
 
     Raises:
-        DataError, UsageError: an example or a value is invalid, or `out` holds another run.
+        DataError, UsageError: an example, or a number, does not fit; or `out` holds another run.
+        WrongBackbone: the scaffold was made around another model.
         TrainingDiverged: the loss is not finite; the last checkpoint is kept.
     """
-    how = TrainPlan(**{**USUAL, "steps": steps, "learning_rate": scaffold.usual_rate, **plan})
-    if not any(weight.requires_grad for weight in scaffold.parameters()):
+    _check_fits(scaffold, lm)
+    how = _plan({"steps": steps, "learning_rate": scaffold.usual_rate, **plan})
+    if not any(weight.requires_grad and weight.numel() for weight in scaffold.parameters()):
         raise UsageError(f"there is nothing to train in {type(scaffold).__name__}: it has no parameters")
-    scaffold.to(lm.device).train()
-    stream = Stream(
-        Mixture(tasks_of(examples), split=TRAIN, seed=how.seed), lm, lengths=Lengths(), prompt_length=scaffold.length
-    )
-    source = ExampleSource(stream, how.batch_size, how.positions_at_once, scaffold.length)
-    losses: list[float] = []
+    tasks = open_examples(examples)
+    check_placement(tasks, scaffold.placement)
     folder = None if out is None else Path(out).expanduser()
-    with _bar(scaffold.label, steps, shown=progress) as show:
+    begun = 0 if folder is None else _steps_done(folder, _about(scaffold, lm, tasks, how))
+    losses = [] if folder is None else [row["loss"] for row in read_log(folder)][:begun]
+    scaffold.around(lm).to(lm.device).train()
+    mixture = Mixture(tasks, split=TRAIN, seed=how.seed)
+    stream = Stream(mixture, lm, lengths=Lengths(lm.context, lm.context), prompt_length=scaffold.length)
+    source = ExampleSource(stream, how.batch_size, how.positions_at_once, scaffold.length)
+    groups = scaffold.learning_rates(how.learning_rate, how.base_learning_rate)
+    main = PartialState().is_main_process
+    log = RunLog(folder, begun) if folder is not None and main else nullcontext(lambda _: None)
+    with _bar(scaffold.label, shown=progress and main) as show, log as write:
 
         def tell(step: Step) -> None:
             losses.append(step.loss)
-            show(step)
+            write(step)
+            show(step.number, steps, f"loss {step.loss:.3f}")
             on_step(step)
 
-        groups = scaffold.learning_rates(how.learning_rate, how.base_learning_rate)
-        checkpoints = None if folder is None else folder / "checkpoints"
-        fit(scaffold, scaffold_loss(lm, scaffold), source, how, groups=groups, folder=checkpoints, hooks=Hooks(tell))
-    run = TrainedRun(scaffold.eval().made_for(lm, {"training": asdict(how)}), lm, tuple(losses))
-    if folder is not None:
-        run.save(folder / "best")
+        kept = None if folder is None else folder / CHECKPOINTS
+        loss = example_loss(how, lm, scaffold)
+        fit(scaffold, loss, source, how, groups=groups, folder=kept, hooks=Hooks(tell))
+    if (told := left_out(stream.counts)) != "none":
+        _warn(f"{told}, of {totals(stream.counts)[READ]} examples that were read", lm)
+    spec = AnswerSpec(wording=QUESTION_WORDING if isinstance(examples, str) and examples.startswith(QA) else QUERY)
+    run = TrainedRun(_made(scaffold.eval(), lm, how, spec), lm, tuple(losses), spec)
+    if folder is not None and main:
+        run.save(folder / BEST)
     return run
 
 
@@ -111,48 +154,124 @@ def evaluate(
     examples: Examples,
     lm: FrozenLM | None = None,
     *,
-    split: str = "test",
+    split: str = TEST,
     limit: int = 0,
-    longest: int = 32,
+    longest: int = LONGEST,
+    progress: bool = True,
 ) -> Mapping[str, float]:
-    """Return scores by metric ("exact_match", "f1", "accuracy" ...), in percent, averaged over tasks.
+    """Measure a scaffold: scores by metric ("exact_match", "f1", "accuracy" ...) and their "average", in percent.
+
+    As `shoulders evaluate` does: a task's score is the median over its wordings, and those of tasks are averaged. The
+    "average" takes of each task the metric that decides.
 
     Args:
-        run: the result of `train`, or a scaffold with its `lm`.
-        examples: as in `train`; of a suite, the split is measured, of pairs all.
-        limit: maximum number of examples of a wording; 0 for all.
-        longest: maximum length of a generated answer in tokens.
+        run: what `train` returned, or a scaffold; `Bare()` is the model as it is.
+        examples: as in `train`; of a suite the split is measured, and rows are all measured.
+        lm: the frozen model, where the scaffold does not know it.
+        limit: examples of each wording at most; 0 for all.
+        longest: tokens of a generated answer at most; as many as `shoulders.open` gives.
+        progress: show a progress bar.
 
     Raises:
-        UsageError: a scaffold is given without its model.
+        DataError, UsageError: an example does not fit; or a scaffold without its model.
+        WrongBackbone: the scaffold was made around another model.
     """
-    if isinstance(run, TrainedRun):
-        scaffold, lm = run.scaffold, run.lm
-    else:
-        scaffold = run
+    scaffold = run.scaffold if isinstance(run, TrainedRun) else run
+    lm = lm or (run.lm if isinstance(run, TrainedRun) else getattr(scaffold, "backbone", None))
     if lm is None:
-        raise UsageError("a scaffold is measured with its model: shoulders.evaluate(scaffold, examples, lm)")
+        raise UsageError("a scaffold is measured around its model: shoulders.evaluate(scaffold, examples, lm)")
+    _check_fits(scaffold, lm)
     plan = EvaluationPlan(split=split, limit=limit, longest=longest)
-    rows = measured(tasks_of(examples), lm, scaffold, plan).wordings
-    totals: dict[str, list[float]] = {}
-    for row in rows:
+    scaffold.to(lm.device).eval()
+    with _bar("measuring", shown=progress) as show:
+        scores = measure(open_examples(examples), lm, scaffold, plan, on_done=lambda done, every: show(done, every, ""))
+    if scores.truncated:
+        _warn(f"{scores.truncated} of {scores.examples} questions were cut", lm)
+    return _averages(scores)
+
+
+def _averages(scores: Scores) -> dict[str, float]:
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in scores.wordings:
         for name, value in row.scores.items():
-            totals.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in totals.items()}
+            found.setdefault(name, {}).setdefault(row.task, []).append(value)
+    return {**{name: mean(map(median, tasks.values())) for name, tasks in found.items()}, "average": scores.average}
 
 
-def tasks_of(examples: Examples) -> list[Task]:
-    """Return the tasks of a suite by name, or given tasks, or one task of given examples."""
-    if isinstance(examples, str):
-        return open_suite(examples)
-    if is_tasks(examples):
-        return list(examples)
-    return [given_task(examples)]
+def _plan(values: Mapping[str, Any]) -> TrainPlan:
+    """Return how a training goes.
+
+    Raises:
+        UnknownName, UsageError: there is no such value, or it does not fit.
+    """
+    known = [item.name for item in fields(TrainPlan) if item.name != "evaluate_every"]  # nothing chooses here
+    for name in values:
+        if name not in known:
+            raise UnknownName("value of training called", name, known)
+    return TrainPlan(**{**USUAL, **values})
+
+
+def _check_fits(scaffold: Scaffold, lm: FrozenLM) -> None:
+    """Raise `UsageError` where one of the two is something else, `WrongBackbone` for a scaffold of another model."""
+    if not isinstance(scaffold, Scaffold) or not isinstance(lm, FrozenLM):
+        raise UsageError(
+            f"a Scaffold and a FrozenLM are needed, in this order, got {type(scaffold).__name__} and "
+            f"{type(lm).__name__}: FrozenLM.load(NAME), or FrozenLM(model, tokenizer)"
+        )
+    own, origin = scaffold.backbone, scaffold.origin
+    if own is not None and own is not lm:
+        origin = Origin(own.name, own.fingerprint(), own.width)
+    if origin is not None and own is not lm:
+        origin.check(lm)
+    lm.check_room(f"a prompt of {scaffold.length} vectors and a text", scaffold.length + 2, "make the prompt shorter")
+
+
+def _made(scaffold: Scaffold, lm: FrozenLM, how: TrainPlan, spec: AnswerSpec) -> Scaffold:
+    return scaffold.made_for(lm, {"training": asdict(how)}, answering=spec.as_json())
+
+
+def _about(scaffold: Scaffold, lm: FrozenLM, tasks: Sequence[Task], how: TrainPlan) -> dict[str, Any]:
+    """Return all that a run depends on, as JSON."""
+    parts = [
+        (task.name, task.examples)
+        if isinstance(task, InMemoryTask)
+        else (task.name, [(name, task.rows(TRAIN, name)) for name in task.wordings if TRAIN in task.split_names(name)])
+        for task in tasks
+    ]
+    examples = blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    kind = {"kind": scaffold.kind, **scaffold.description()}
+    about = {"backbone": lm.fingerprint(), "scaffold": kind, "examples": examples, **asdict(how)}
+    return json.loads(json.dumps(about))
+
+
+def _steps_done(folder: Path, about: Mapping[str, Any]) -> int:
+    """Return the steps that are done already of a run in a folder, which is made if there is none.
+
+    Raises:
+        UsageError: the folder holds another run.
+    """
+    saved = checkpoints(folder / CHECKPOINTS)
+    if (folder / RUN).exists():
+        kept = read_json(folder / RUN)
+        for name, value in about.items():
+            if kept.get(name) != value:
+                raise UsageError(
+                    f"{folder} holds another run ({name} {kept.get(name)}, not {value}): name another folder (out=)"
+                )
+    elif saved or (folder / RECIPE).exists():
+        raise UsageError(f"{folder} holds a run of `shoulders train`: name another folder (out=)")
+    else:
+        write_json(folder / RUN, about)
+    return int(saved[-1].name.removeprefix("step-")) if saved else 0
+
+
+def _warn(told: str, lm: FrozenLM) -> None:
+    warnings.warn(f"{told}: the model has {lm.context} positions, beside the prompt and an answer", stacklevel=3)
 
 
 @contextmanager
-def _bar(title: str, steps: int, *, shown: bool) -> Iterator[Callable[[Step], None]]:
-    """Show a progress bar of a training, and yield the function that updates it."""
+def _bar(title: str, *, shown: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """Show how far something is, on standard error."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=16),
@@ -160,6 +279,6 @@ def _bar(title: str, steps: int, *, shown: bool) -> Iterator[Callable[[Step], No
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
     )
-    with Progress(*columns, disable=not shown) as bars:
-        task = bars.add_task(title, total=steps, note="")
-        yield lambda step: bars.update(task, completed=step.number, note=f"loss {step.loss:.3f}")
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bars:
+        task = bars.add_task(title, total=0, note="")
+        yield lambda done, every, note: bars.update(task, completed=done, total=every, note=note)

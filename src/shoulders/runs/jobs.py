@@ -7,6 +7,7 @@ from typing import Any
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.tasks import Task, check_placement
 from shoulders.data.text import Documents, held_out, open_text
+from shoulders.engine.batches import Encoded
 from shoulders.engine.precomputed import Contexts, StateStore, check_contexts, check_first_pass
 from shoulders.errors import UsageError
 from shoulders.evaluation.perplexity import Perplexity, perplexity
@@ -18,6 +19,7 @@ from shoulders.runs.recipe import Recipe
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.loop import LossOf, Source
 from shoulders.training.losses import TextSource, language_loss, scaffold_loss
+from shoulders.training.plan import TrainPlan
 from shoulders.training.stream import PackedText
 
 HELD_OUT_EVERY = 50  # without a validation text, one of so many documents is held out
@@ -68,9 +70,19 @@ def job_of(
     evidence = evidence or new_evidence(recipe, lm, scaffold.length)
     return Job(
         example_source(recipe, tasks, lm, scaffold, evidence),
-        scaffold_loss(lm, scaffold, _first_pass(recipe, lm, scaffold), _contexts(recipe, lm, scaffold)),
+        example_loss(recipe.training, lm, scaffold),
         lambda: measure(recipe, lm, scaffold, recipe.development, tasks, on_done, evidence).average,
     )
+
+
+def example_loss(plan: TrainPlan, lm: FrozenLM, scaffold: Scaffold) -> LossOf[Sequence[Encoded]]:
+    """Return the loss of a scaffold on examples, over the states that the plan keeps in folders, if it names any.
+
+    Raises:
+        UsageError: something trains before what is to be stored.
+        SaveFailed: a folder cannot be written.
+    """
+    return scaffold_loss(lm, scaffold, _first_pass(plan, lm, scaffold), _contexts(plan, lm, scaffold))
 
 
 def _text_job(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Job:
@@ -84,22 +96,22 @@ def _text_job(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Job:
     text = PackedText(documents, lm, recipe.text.length, plan.seed)
     source = TextSource(text, plan.batch_size, plan.positions_at_once, scaffold.length)
     measured = measured_sequences(recipe, lm, others)
-    loss = language_loss(lm, scaffold, _first_pass(recipe, lm, scaffold))
+    loss = language_loss(lm, scaffold, _first_pass(plan, lm, scaffold))
     return Job(source, loss, lambda: -perplexity(lm, scaffold, measured).perplexity)
 
 
-def _first_pass(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> StateStore | None:
-    """Return the store of the states of the first pass, or None."""
-    folder = recipe.training.first_pass
+def _first_pass(plan: TrainPlan, lm: FrozenLM, scaffold: Scaffold) -> StateStore | None:
+    """Return the store of the states of the first pass, if the plan names a folder for it."""
+    folder = plan.first_pass
     if not folder:
         return None
     check_first_pass(scaffold)  # before there is a folder
     return StateStore(folder, lm)
 
 
-def _contexts(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Contexts | None:
-    """Return the store of the keys and values of the text before the prompt, or None."""
-    folder = recipe.training.contexts
+def _contexts(plan: TrainPlan, lm: FrozenLM, scaffold: Scaffold) -> Contexts | None:
+    """Return the store of what is read before the prompt, if the plan names a folder for it."""
+    folder = plan.contexts
     if not folder:
         return None
     check_contexts(scaffold)  # before there is a folder

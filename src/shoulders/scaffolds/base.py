@@ -281,7 +281,7 @@ class Scaffold(
         except RuntimeError as error:
             raise CorruptFile(f"the weights in {folder} are not those of its {CONFIG}: {error}") from error
         scaffold.origin = saved.origin
-        return scaffold.to(lm.device).eval()
+        return scaffold.around(lm).to(lm.device).eval()
 
     def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> str | None:
         """Write the scaffold's folder, whole or not at all: what was there before stays if writing fails.

@@ -70,8 +70,8 @@ def add_lora(lm: FrozenLM, rank: int, alpha: float, targets: tuple[str, ...]) ->
 
 def _source(lm: FrozenLM) -> str:
     """Return the name by which PEFT and transformers find the model: an absolute path or a hub id."""
-    found = locate(lm.name)
-    return str(Path(found).resolve()) if Path(found).exists() else found
+    found = locate(lm.name) if lm.name else ""
+    return str(Path(found).resolve()) if found and Path(found).exists() else found
 
 
 def add_prefix(lm: FrozenLM, length: int) -> Any:
@@ -153,6 +153,7 @@ class PrefixTuning(Scaffold, kind="prefix_tuning"):
 
     label = "prefix tuning"
     Config = PrefixTuningConfig
+    usual_rate = 1e-2  # without an MLP: of the order that Liu et al. 2022 (P-Tuning v2) use
 
     def __init__(self, adapted: Any) -> None:
         super().__init__()
@@ -184,7 +185,7 @@ class PrefixTuning(Scaffold, kind="prefix_tuning"):
     @classmethod
     def new(cls, config: PrefixTuningConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:  # noqa: ARG003
         """Return a prefix that starts as PEFT starts it."""
-        return cls(add_prefix(lm, config.length))
+        return cls(add_prefix(lm, config.length)).around(lm)
 
 
 CONFIG, WEIGHTS, KEY = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"

@@ -216,7 +216,7 @@ class SoftPrompt(Scaffold, kind="soft_prompt"):
     @classmethod
     def new(cls, config: SoftPromptConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:
         """Return a prompt with the start that `config.init` names."""
-        return cls(chosen(config, lm, seed, data)(config.length), config.placement)
+        return cls(chosen(config, lm, seed, data)(config.length), config.placement).around(lm)
 
     @property
     def reads_before(self) -> bool:

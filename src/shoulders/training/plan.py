@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from shoulders.errors import UnknownName, UsageError
-from shoulders.scaffolds.peft import ALL_LINEAR, FULL, LORA, PREFIX
+from shoulders.scaffolds.peft import ALL_LINEAR, FULL, LORA, PREFIX, PrefixTuning
 
 DECAYS = ("none", "linear")
 HIGHEST_RATE = 1e3  # far above it fp32 overflows in the first steps
@@ -82,9 +82,9 @@ class TrainPlan:
         return factor
 
 
-# Default learning rates. LoRA: Dettmers et al. 2023 (QLoRA), for models up to 13B. Prefix without an MLP: the order of
-# magnitude of Liu et al. 2022 (P-Tuning v2). All weights: the middle of the range of Devlin et al. 2019, appendix A.3.
-RATES = {LORA: 2e-4, PREFIX: 1e-2, FULL: 3e-5}
+# Default learning rates. LoRA: Dettmers et al. 2023 (QLoRA), for models up to 13B. All weights: the middle of the range
+# of Devlin et al. 2019, appendix A.3.
+RATES = {LORA: 2e-4, PREFIX: PrefixTuning.usual_rate, FULL: 3e-5}
 RIVALS = tuple(RATES)
 EPS = 1e-8  # of Adam, the default of transformers' Trainer
 
