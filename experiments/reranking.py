@@ -16,7 +16,7 @@ from shoulders.data.readers import QA
 from shoulders.evaluation.recall import FoundFor, asked, ranking
 from shoulders.evaluation.results import circumstances
 from shoulders.records import Example, Question
-from shoulders.retrieval.dense import retriever_of
+from shoulders.retrieval.dense import open_retriever
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.reranker import Reranker
 from shoulders.retrieval.scoring import WEIGHTS, Pair
@@ -46,7 +46,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     for named in arguments.retriever or ["sparse"]:
         kind, _, weight = named.partition(":")
-        searcher = retriever_of(index, kind, weight=float(weight or 1))
+        searcher = open_retriever(index, kind, weight=float(weight or 1))
         for name in SETS:
             examples = _examples(arguments.data / f"{name}.jsonl.gz", arguments.limit)
             some: Sequence[FoundFor] = asked(examples, index, arguments.depth, searcher)

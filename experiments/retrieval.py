@@ -27,11 +27,18 @@ from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.bm25 import K1, PYSERINI, B
 from shoulders.retrieval.building import build
 from shoulders.retrieval.dense import DenseSearcher, build_faiss
-from shoulders.retrieval.hybrid import SWEPT_AT, UNIT_WEIGHTS, WEIGHTS, HybridSearcher, RankFusion, choose_weight
+from shoulders.retrieval.hybrid import (
+    SWEPT_AT,
+    UNIT_WEIGHTS,
+    WEIGHTS,
+    HybridSearcher,
+    ReciprocalRankFusion,
+    choose_weight,
+)
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.passages import Cutting
-from shoulders.retrieval.search import Scored, Searcher
-from shoulders.retrieval.vectors import encode, name_of
+from shoulders.retrieval.search import ScoredPassage, Searcher
+from shoulders.retrieval.vectors import encode, vectors_name
 from shoulders.store.files import write_json
 
 DEPTHS = (1, 5, 20, 100)
@@ -47,7 +54,7 @@ class Asked:
     answers: Sequence[Sequence[str]]
     right: dict[tuple[int, int], bool] = field(default_factory=dict)
 
-    def first(self, index: Index, found: Sequence[Sequence[Scored]]) -> list[int]:
+    def first(self, index: Index, found: Sequence[Sequence[ScoredPassage]]) -> list[int]:
         """For each question the number of the first passage with an answer."""
         first = []
         for number, some in enumerate(found):
@@ -68,14 +75,14 @@ class InMemoryBM25:
         self.engine = bm25s.BM25(method="lucene", k1=k1, b=b)
         self.engine.index([index.analyser.terms(one.searched) for one in passages], show_progress=False)
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
+    def search(self, queries: Sequence[str], k: int) -> list[list[ScoredPassage]]:
         """Return for each query the k passages with the highest scores, of those that have a term of it."""
-        found: list[list[Scored]] = []
+        found: list[list[ScoredPassage]] = []
         for query in queries:
             terms = [term for term in self.analyser.terms(query) if term in self.engine.vocab_dict]
             scores = self.engine.get_scores(terms) if terms else np.zeros(len(self.numbers))
             best = np.argsort(-scores, kind="stable")[:k]
-            found.append([Scored(self.numbers[row], float(scores[row])) for row in best if scores[row] > 0])
+            found.append([ScoredPassage(self.numbers[row], float(scores[row])) for row in best if scores[row] > 0])
         return found
 
 
@@ -143,10 +150,10 @@ def added(engines: dict[str, Searcher], index: Index, name: str, kind: str, deve
         lambda found: recall_at(development.first(index, found), SWEPT_AT),
         weights,
     )
-    short = name_of(name)
+    short = vectors_name(name)
     engines[f"{short} ({dense_kind})"] = dense
     engines[f"{short} + {chosen.weight:g} tantivy"] = HybridSearcher(dense, index.sparse, chosen.weight)
-    engines[f"{short}, tantivy by rank"] = RankFusion(dense, index.sparse)
+    engines[f"{short}, tantivy by rank"] = ReciprocalRankFusion(dense, index.sparse)
     return {
         "fingerprint": vectors.fingerprint,
         "kind": dense_kind,

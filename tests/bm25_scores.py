@@ -3,7 +3,7 @@
 import bm25s
 import numpy as np
 
-from shoulders.retrieval.search import Scored, best_first
+from shoulders.retrieval.search import ScoredPassage, best_first
 
 
 class ExactBM25:
@@ -24,6 +24,6 @@ class ExactBM25:
     def search(self, queries, k):
         """Return for each query the k passages with the highest scores, of those that have a term of it."""
         return [
-            best_first([Scored(n, float(s)) for n, s in zip(self.numbers, scores, strict=True) if s > 0], k)
+            best_first([ScoredPassage(n, float(s)) for n, s in zip(self.numbers, scores, strict=True) if s > 0], k)
             for scores in map(self.scores, queries)
         ]

@@ -5,7 +5,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from shoulders.retrieval.bi_encoder import Reading
+from shoulders.retrieval.bi_encoder import TextForm
 
 
 @lru_cache(100_000)
@@ -18,7 +18,7 @@ class Hashed:
     """It counts what it encodes."""
 
     def __init__(self, size=32, print="0123456789abcdef", name="hashed"):
-        self.dimension, self.print, self.name, self.reading, self.encoded = size, print, name, Reading(), 0
+        self.dimension, self.print, self.name, self.reading, self.encoded = size, print, name, TextForm(), 0
 
     def fingerprint(self):
         return self.print

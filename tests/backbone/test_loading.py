@@ -26,7 +26,7 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.sources import locate
 from shoulders.errors import CorruptFile, SourceNotFound, UsageError
 from shoulders.retrieval.cross_encoder import CrossEncoder
-from shoulders.retrieval.towers import Tower
+from shoulders.retrieval.text_encoder import TextEncoder
 from tiny import GROUPED, save_encoder, save_encoder_decoder, save_lm, tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -49,7 +49,7 @@ def whole(tmp_path_factory):
     save_encoder_decoder("t5", place / "encoder_decoder")
     save(BertForSequenceClassification(BertConfig(**sizes(num_labels=1))), place / "cross_encoder")
     kinds = {
-        "lm": FrozenLM, "encoder": FrozenEncoder, "tower": Tower, "encoder_decoder": FrozenEncoderDecoder,
+        "lm": FrozenLM, "encoder": FrozenEncoder, "tower": TextEncoder, "encoder_decoder": FrozenEncoderDecoder,
         "cross_encoder": CrossEncoder,
     }  # fmt: skip
     return {name: (kind, place / name, loaded(kind, place / name)) for name, kind in kinds.items()}
@@ -72,8 +72,8 @@ def test_any_part_of_a_checkpoint_is_the_whole_model_or_refused_by_a_name(whole,
     tensors = load_file(folder / WEIGHTS)
     dropped = data.draw(st.sets(st.sampled_from(sorted(tensors)), min_size=1, max_size=3))
     part = changed(folder, tmp_path / "part", {key: value for key, value in tensors.items() if key not in dropped})
-    if kind in (FrozenEncoder, Tower) and all("pooler" in key for key in dropped):  # nothing reads it
-        assert loaded(kind, part) == (wanted if kind is Tower else loaded(kind, part))
+    if kind in (FrozenEncoder, TextEncoder) and all("pooler" in key for key in dropped):  # nothing reads it
+        assert loaded(kind, part) == (wanted if kind is TextEncoder else loaded(kind, part))
         return
     with pytest.raises(CorruptFile) as refused:
         loaded(kind, part)
@@ -123,10 +123,10 @@ def test_an_encoder_is_read_beside_its_head_but_not_with_more_layers(tmp_path):
     kept = found.model.state_dict()["embeddings.word_embeddings.weight"]
     assert torch.equal(kept, model.bert.embeddings.word_embeddings.weight)
     assert found.fingerprint() == loaded(FrozenEncoder, tmp_path / "masked")
-    assert loaded(Tower, tmp_path / "masked")
+    assert loaded(TextEncoder, tmp_path / "masked")
     config = json.loads((tmp_path / "masked" / "config.json").read_text())
     (tmp_path / "masked" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
-    for kind in (FrozenEncoder, Tower):
+    for kind in (FrozenEncoder, TextEncoder):
         with pytest.raises(CorruptFile, match=r"16 tensors have no place in it \(bert\.encoder\.layer\.1\."):
             loaded(kind, tmp_path / "masked")
 

@@ -15,7 +15,7 @@ from shoulders.records import Passage, Question
 from shoulders.retrieval.building import build
 from shoulders.retrieval.passages import Cutting
 from shoulders.retrieval.reranker import Reranker
-from shoulders.retrieval.scoring import Seen
+from shoulders.retrieval.scoring import SeenQuestions
 from shoulders.runs.build import new_evidence
 from shoulders.runs.recipe import Recipe, SuiteChoice, with_overrides
 from shoulders.store.cache import ValueCache
@@ -47,7 +47,7 @@ class Ranks:
     """A ranker that remembers what it scored."""
 
     def __init__(self, fingerprint, score=lambda pair: len(pair.text), seen=()):
-        self.fingerprint, self.score, self.seen = fingerprint, score, Seen.of(seen)
+        self.fingerprint, self.score, self.seen = fingerprint, score, SeenQuestions.of(seen)
         self.scored = []
 
     def scores(self, pairs, on_scored=lambda _done, _all: None):
@@ -190,7 +190,7 @@ def across(tmp_path):
     asked = {"a": ["what is a"], "b": ["what is b"], "all": ["what is a", "what is b"]}
     for number, part in enumerate(CROSS_FITTED):
         made = Reranker.start(bert, dtype="float32", seed=number)
-        made.save(tmp_path / "across" / part, replace(made.about, seen=Seen.of(asked[part])))
+        made.save(tmp_path / "across" / part, replace(made.about, seen=SeenQuestions.of(asked[part])))
     return tmp_path / "across"
 
 

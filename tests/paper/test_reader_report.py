@@ -12,7 +12,7 @@ from shoulders.evaluation import protocol
 from shoulders.evaluation.protocol import EvaluationPlan, evaluate
 from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import average_interval, difference_interval
-from shoulders.paper.reader_report import method_of, retriever_of, write_reader_report
+from shoulders.paper.reader_report import method_of, open_retriever, write_reader_report
 from shoulders.records import Answer
 from shoulders.runs.recipe import Recipe
 from shoulders.runs.run import result
@@ -119,7 +119,7 @@ def test_what_cannot_be_compared_is_refused(measured, tmp_path):
     ],
 )
 def test_retrievers_by_name(evidence, name):
-    assert retriever_of(evidence) == name
+    assert open_retriever(evidence) == name
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from shoulders.backbone.sources import locate
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UsageError
-from shoulders.retrieval.bi_encoder import BiEncoder, Reading, in_batch_loss
+from shoulders.retrieval.bi_encoder import BiEncoder, TextForm, in_batch_loss
 from shoulders.store.files import read_tensors
 from tiny import TEXTS, VOCABULARY, save_encoder, tokenizer
 
@@ -70,8 +70,8 @@ def test_spider_is_one_encoder_for_both(dpr, tmp_path):
 
 
 def test_a_title_is_a_text_of_its_own_for_dpr_and_the_first_line_for_others():
-    assert Reading(pair=True).passages(["t"], ["x"]) == [("t", "x")]
-    assert Reading(passage_prefix="passage: ").passages(["t", ""], ["x", "y"]) == ["passage: t\nx", "passage: y"]
+    assert TextForm(pair=True).passages(["t"], ["x"]) == [("t", "x")]
+    assert TextForm(passage_prefix="passage: ").passages(["t", ""], ["x", "y"]) == ["passage: t\nx", "passage: y"]
 
 
 def test_pooling_can_be_chosen_and_is_checked(plain):
@@ -94,7 +94,7 @@ def test_sentence_transformers_settings_are_read(plain, tmp_path):
     (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     (tmp_path / "modules.json").write_text(json.dumps([*modules, {"path": "2_Normalize", "type": "x.Normalize"}]))
     encoder = load(tmp_path)
-    assert encoder.reading == Reading("cls", True, False, 9, "query: ", "passage: ")
+    assert encoder.reading == TextForm("cls", True, False, 9, "query: ", "passage: ")
     assert np.linalg.norm(encoder.encode_questions(TEXTS), axis=1) == pytest.approx(1)
     (tmp_path / "modules.json").write_text(json.dumps([*modules, {"path": "2_Dense", "type": "x.Dense"}]))
     with pytest.raises(UsageError, match="Dense"):

@@ -15,7 +15,7 @@ from shoulders.retrieval.building import build
 from shoulders.retrieval.dense import KINDS, DenseSearcher, build_faiss, default_kind, open_dense
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.passages import Cutting
-from shoulders.retrieval.search import Scored
+from shoulders.retrieval.search import ScoredPassage
 from shoulders.retrieval.vectors import VectorStore, encode
 
 K = 20
@@ -42,7 +42,7 @@ def small(tmp_path, folder):
 
 def all_products(vectors, row):
     found = [
-        Scored(number, float(np.einsum("e,e->", stored, row)))
+        ScoredPassage(number, float(np.einsum("e,e->", stored, row)))
         for numbers, rows in vectors.batches()
         for number, stored in zip(numbers.tolist(), rows, strict=True)
     ]

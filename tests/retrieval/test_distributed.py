@@ -13,14 +13,14 @@ import pytest
 
 from bm25_scores import ExactBM25
 from shoulders.errors import SourceNotFound, UsageError
-from shoulders.retrieval import upload
+from shoulders.retrieval import milvus_upload as upload
 from shoulders.retrieval.building import build
-from shoulders.retrieval.distributed import MilvusBM25, MilvusVectors
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.milvus import LIMIT, Milvus
+from shoulders.retrieval.milvus_search import MilvusBM25, MilvusVectors
+from shoulders.retrieval.milvus_upload import UploadState, UploadTarget, upload_records, upload_vectors, upload_weights
 from shoulders.retrieval.passages import Cutting
-from shoulders.retrieval.search import Scored, best_first
-from shoulders.retrieval.upload import Target, UploadState, upload_records, upload_vectors, upload_weights
+from shoulders.retrieval.search import ScoredPassage, best_first
 from shoulders.store.files import sole_writer
 
 K = 20
@@ -49,7 +49,7 @@ def server(place):
 @pytest.fixture(scope="module")
 def sent(index, server):
     """The target that the index was sent to."""
-    target = Target(server, "texts")
+    target = UploadTarget(server, "texts")
     upload_weights(index, target)
     return target
 
@@ -99,14 +99,14 @@ def test_the_same_passages_and_scores_as_beside_the_library(index, sent, asked):
 
 @pytest.mark.parametrize(("k1", "b"), [(1.2, 0.75), (0.0, 0.5)])
 def test_with_any_k1_and_b(index, own, asked, k1, b):
-    upload_weights(index, Target(own, "other"), k1, b)
+    upload_weights(index, UploadTarget(own, "other"), k1, b)
     found = MilvusBM25(index, own, "other").search(asked[:40], K)
     the_same(found, exact(index, k1, b).search(asked[:40], K))
 
 
 def test_how_passages_are_spread_over_requests_changes_nothing(index, sent, own, asked, monkeypatch):
     monkeypatch.setattr(upload, "BATCH", 317)
-    upload_weights(index, Target(own, "spread"))
+    upload_weights(index, UploadTarget(own, "spread"))
     found = MilvusBM25(index, own, "spread").search(asked[:40], K)
     the_same(found, MilvusBM25(index, sent.server).search(asked[:40], K), rtol=1e-7)
 
@@ -132,14 +132,14 @@ def test_equal_scores_come_by_number_wherever_the_list_is_cut(tmp_path, own):
     path.write_text("".join(json.dumps({"text": f"the words {'x' * n}"}) + "\n" for n in range(1, 300)))
     build([str(path)], tmp_path / "index", Cutting(), as_is=True)
     index = Index(tmp_path / "index")
-    upload_weights(index, Target(own, "same"))
+    upload_weights(index, UploadTarget(own, "same"))
     for k in (1, 7, 298, 299, 400):
         (found,) = MilvusBM25(index, own).search(["words"], k)
         assert [one.passage for one in found] == list(range(1, min(k, 299) + 1))
 
 
 def test_only_what_changed_is_sent(folder, tmp_path, own, small_batches):
-    target = Target(own, "cities")
+    target = UploadTarget(own, "cities")
     index = cities(folder, tmp_path)
     first = upload_weights(index, target)
     assert (first.added, first.unchanged, first.passages) == (10, 0, 10)
@@ -157,7 +157,7 @@ def test_only_what_changed_is_sent(folder, tmp_path, own, small_batches):
 
 
 def test_weights_are_sent_anew_when_passages_got_longer(folder, tmp_path, own, small_batches):
-    target = Target(own, "cities")
+    target = UploadTarget(own, "cities")
     upload_weights(cities(folder, tmp_path), target)
     index = cities(folder, tmp_path, Rome="Rome has hills. " * 5)
     sent = upload_weights(index, target)
@@ -172,13 +172,13 @@ def test_copies_and_passages_without_a_term(folder, tmp_path, own):
     (folder / "Zwilling.txt").write_text("One text twice.")
     (folder / "Zwei.txt").write_text("One text twice.")
     index = cities(folder, tmp_path)
-    sent = upload_weights(index, Target(own, "cities"))
+    sent = upload_weights(index, UploadTarget(own, "cities"))
     assert sent.passages == 12
     assert own.count("cities") == 11
     the_same(MilvusBM25(index, own).search(["twice", "Riga"], 5), exact(index).search(["twice", "Riga"], 5))
     (first,) = [one for one in index.store.passages() if "twice" in one.text]
     index = cities(folder, tmp_path, **{first.title: None})  # the copy takes its place
-    upload_weights(index, Target(own, "cities"))
+    upload_weights(index, UploadTarget(own, "cities"))
     the_same(MilvusBM25(index, own).search(["twice", "Riga"], 5), exact(index).search(["twice", "Riga"], 5))
 
 
@@ -191,7 +191,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("calls", [1, 3])
 def test_an_upload_killed_at_any_point_goes_on(folder, tmp_path, own, monkeypatch, small_batches, verb, before, calls):
     monkeypatch.setattr(upload, "BATCH", 2)
-    target = Target(own, "cities")
+    target = UploadTarget(own, "cities")
     upload_weights(cities(folder, tmp_path), target)
     gone = {"Rome": None, "Lima": None, "Oslo": None, "Bern": None, "Riga": None, "Cairo": None, "Paris": None}
     index = cities(folder, tmp_path, **gone, **{f"New{n}": f"New{n} is a long town with a wall." for n in range(9)})
@@ -232,7 +232,7 @@ def test_a_process_killed_for_real_goes_on(index, place, asked, tmp_path):
         "--collection",
         "killed",
     ]
-    slow = "import shoulders.retrieval.upload as u; u.BATCH = 50; from shoulders.cli.main import main; main()"
+    slow = "import shoulders.retrieval.milvus_upload as u; u.BATCH = 50; from shoulders.cli.main import main; main()"
     process = subprocess.Popen([command[0], "-c", slow, *command[3:]], env=os.environ, stdout=subprocess.DEVNULL)
     known, part = {key for key, _ in upload_records(index.folder)}, 0
     try:
@@ -246,7 +246,7 @@ def test_a_process_killed_for_real_goes_on(index, place, asked, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     with Milvus(address) as server:
-        sent = upload_weights(index, Target(server, "killed"))
+        sent = upload_weights(index, UploadTarget(server, "killed"))
         assert 0 < sent.unchanged < index.passages
         assert server.count("killed") == sent.passages == index.passages
         the_same(MilvusBM25(index, server).search(asked[:20], K), exact(index).search(asked[:20], K))
@@ -290,13 +290,13 @@ def vectors(index):
 def largest(vectors, queries, k):
     numbers = np.array(sorted(vectors.rows))
     scores = Encoder().encode_questions(queries) @ np.stack([vectors.rows[number] for number in numbers]).T
-    lists = [[Scored(int(n), float(s)) for n, s in zip(numbers, row, strict=True)] for row in scores]
+    lists = [[ScoredPassage(int(n), float(s)) for n, s in zip(numbers, row, strict=True)] for row in scores]
     return [best_first(some, k) for some in lists]
 
 
 def test_vectors_are_found_by_inner_product_and_brought_up_to_date(index, own, vectors, monkeypatch):
     monkeypatch.setattr(upload, "BATCH", 64)
-    target, queries = Target(own, "dense"), ["a river", "a planet", "who?"]
+    target, queries = UploadTarget(own, "dense"), ["a river", "a planet", "who?"]
     sent = upload_vectors(index, vectors, target)
     assert sent.added == len(vectors.rows)
     the_same(MilvusVectors(index, Encoder(), own).search(queries, K), largest(vectors, queries, K))
@@ -311,15 +311,15 @@ def test_vectors_are_found_by_inner_product_and_brought_up_to_date(index, own, v
 
 
 def test_vectors_of_another_encoder_or_dimension(index, own, vectors):
-    upload_vectors(index, vectors, Target(own, "dense"))
+    upload_vectors(index, vectors, UploadTarget(own, "dense"))
     with pytest.raises(UsageError, match="has encoder 'encoder-1', not 'encoder-2'"):
         MilvusVectors(index, Encoder("encoder-2"), own, "dense")
     with pytest.raises(UsageError, match=r"have 8 dimensions, those at .* 16"):
         MilvusVectors(index, Encoder(dimension=8), own, "dense").search(["x"], 1)
     with pytest.raises(UsageError, match="has dimension 16, not 8"):
-        upload_vectors(index, Kept({1: np.zeros(8, np.float32)}), Target(own, "dense"))
+        upload_vectors(index, Kept({1: np.zeros(8, np.float32)}), UploadTarget(own, "dense"))
     with pytest.raises(UsageError, match="has kind 'vectors', not 'bm25'"):
-        upload_weights(index, Target(own, "dense"))
+        upload_weights(index, UploadTarget(own, "dense"))
     with pytest.raises(SourceNotFound, match="was not sent to"):
         MilvusBM25(index, own)
 
@@ -340,7 +340,7 @@ def test_collections_that_do_not_fit(index, sent, folder, tmp_path, monkeypatch)
         upload_weights(index, sent)
     sent.server._client.create_collection("foreign", dimension=4)
     with pytest.raises(UsageError, match=r"'foreign' at .* was not made by `shoulders upload`"):
-        upload_weights(index, Target(sent.server, "foreign"))
+        upload_weights(index, UploadTarget(sent.server, "foreign"))
     monkeypatch.setattr(type(index.analyser), "VERSION", 3)
     with pytest.raises(UsageError, match=r"analysed by 'english' version 2, .* by 'english' version 3"):
         MilvusBM25(index, sent.server)
@@ -348,8 +348,8 @@ def test_collections_that_do_not_fit(index, sent, folder, tmp_path, monkeypatch)
 
 def test_two_collections_of_one_index_are_told_apart(folder, tmp_path, own):
     index = cities(folder, tmp_path)
-    upload_weights(index, Target(own, "one"))
-    upload_weights(index, Target(own, "two"), 1.2, 0.75)
+    upload_weights(index, UploadTarget(own, "one"))
+    upload_weights(index, UploadTarget(own, "two"), 1.2, 0.75)
     with pytest.raises(UsageError, match=r"was sent to .*: name one \(--collection;.*evidence.collection"):
         MilvusBM25(index, own)
     the_same(MilvusBM25(index, own, "two").search(["Oslo"], 3), exact(index, 1.2, 0.75).search(["Oslo"], 3))
@@ -357,7 +357,7 @@ def test_two_collections_of_one_index_are_told_apart(folder, tmp_path, own):
 
 def test_somebody_else_wrote_into_the_collection(folder, tmp_path, own):
     index = cities(folder, tmp_path)
-    upload_weights(index, Target(own, "cities"))
+    upload_weights(index, UploadTarget(own, "cities"))
     own.upsert("cities", {10**6: {1: 1.0}})
     with pytest.raises(UsageError, match="holds 11 passages, 10 were sent from here"):
-        upload_weights(index, Target(own, "cities"))
+        upload_weights(index, UploadTarget(own, "cities"))

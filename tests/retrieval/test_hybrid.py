@@ -3,9 +3,9 @@
 import pytest
 
 from shoulders.errors import UsageError
-from shoulders.retrieval.hybrid import WEIGHTS, HybridSearcher, RankFusion, choose_weight
+from shoulders.retrieval.hybrid import WEIGHTS, HybridSearcher, ReciprocalRankFusion, choose_weight
 from shoulders.retrieval.index import Index
-from shoulders.retrieval.search import Scored
+from shoulders.retrieval.search import ScoredPassage
 from tiny import save_encoder
 
 
@@ -13,7 +13,7 @@ class Fixed:
     """The same list for every query; notes how deep it was searched."""
 
     def __init__(self, *found):
-        self.found, self.depths = [Scored(*one) for one in found], []
+        self.found, self.depths = [ScoredPassage(*one) for one in found], []
 
     def search(self, queries, k):
         self.depths.append(k)
@@ -27,25 +27,25 @@ SPARSE = ((3, 3.0), (4, 2.0), (1, 1.5))
 def test_the_sum_of_raw_scores_with_the_lowest_where_one_is_missing():
     (found,) = HybridSearcher(Fixed(*DENSE), Fixed(*SPARSE), 2.0).search(["q"], 10)
     # 1: 9 + 2 * 1.5; 2: 7 + 2 * 1.5 (lowest sparse); 3: 4 + 2 * 3; 4: 4 (lowest dense) + 2 * 2
-    assert found == [Scored(1, 12.0), Scored(2, 10.0), Scored(3, 10.0), Scored(4, 8.0)]
+    assert found == [ScoredPassage(1, 12.0), ScoredPassage(2, 10.0), ScoredPassage(3, 10.0), ScoredPassage(4, 8.0)]
 
 
 def test_a_list_without_anything_adds_nothing():
     (found,) = HybridSearcher(Fixed(*DENSE), Fixed(), 2.0).search(["q"], 2)
-    assert found == [Scored(1, 9.0), Scored(2, 7.0)]
+    assert found == [ScoredPassage(1, 9.0), ScoredPassage(2, 7.0)]
     assert HybridSearcher(Fixed(), Fixed(), 1.0).search(["q", "r"], 2) == [[], []]
 
 
 def test_a_thousand_candidates_of_each_are_looked_at_or_as_many_as_asked_for():
     dense, sparse = Fixed(*DENSE), Fixed(*SPARSE)
-    for searcher in (HybridSearcher(dense, sparse, 1.0), RankFusion(dense, sparse)):
+    for searcher in (HybridSearcher(dense, sparse, 1.0), ReciprocalRankFusion(dense, sparse)):
         assert len(searcher.search(["q"], 2)[0]) == 2
         searcher.search(["q"], 2000)
     assert dense.depths == sparse.depths == [1000, 2000, 1000, 2000]
 
 
 def test_reciprocal_ranks():
-    (found,) = RankFusion(Fixed(*DENSE), Fixed(*SPARSE)).search(["q"], 10)
+    (found,) = ReciprocalRankFusion(Fixed(*DENSE), Fixed(*SPARSE)).search(["q"], 10)
     expected = {1: 1 / 61 + 1 / 63, 2: 1 / 62, 3: 1 / 63 + 1 / 61, 4: 1 / 62}
     assert [one.passage for one in found] == [1, 3, 2, 4]
     assert dict(found) == pytest.approx(expected)

@@ -6,8 +6,8 @@ from transformers import BertTokenizerFast, DPRReaderTokenizerFast
 
 from rankers import ANSWERS, CONTEXT, PASSAGES, QUESTION, save_bert
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UsageError
-from shoulders.retrieval.reranker import DESCRIPTION, HEADS, SEEN, About, Group, Reranker, reranker_loss
-from shoulders.retrieval.scoring import Pair, Seen
+from shoulders.retrieval.reranker import DESCRIPTION, HEADS, SEEN, Group, Reranker, RerankerOrigin, reranker_loss
+from shoulders.retrieval.scoring import Pair, SeenQuestions
 from shoulders.store.files import write_tensors
 
 GROUP = Group(QUESTION, PASSAGES, ANSWERS)
@@ -142,7 +142,7 @@ def test_no_pair_no_score(reranker):
 
 
 def test_saved_and_loaded_is_the_same(reranker, tmp_path):
-    about = About("bert", {"name": "nq"}, {"recall": 50.0}, Seen.of([QUESTION]))
+    about = RerankerOrigin("bert", {"name": "nq"}, {"recall": 50.0}, SeenQuestions.of([QUESTION]))
     reranker.save(tmp_path / "run", about)
     loaded = Reranker.load(tmp_path / "run", dtype="float32")
     assert loaded.frozen().scores(GROUP.pairs) == reranker.frozen().scores(GROUP.pairs)

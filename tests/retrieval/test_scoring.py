@@ -20,7 +20,7 @@ from transformers import (
 from rankers import PASSAGES, QUESTION, save, save_bert, sizes
 from shoulders.errors import CorruptFile, SourceNotFound, UsageError
 from shoulders.retrieval import scoring
-from shoulders.retrieval.cross_encoder import CrossEncoder, ranker_named, reranker_named
+from shoulders.retrieval.cross_encoder import CrossEncoder, load_ranker, load_reranker
 from shoulders.retrieval.reranker import Reranker
 from shoulders.retrieval.scoring import Pair, scoring_copy
 
@@ -62,7 +62,7 @@ def test_cross_encoders_score_as_sentence_transformers_does(classifier):
     wanted = theirs.predict(
         [(pair.question, f"{pair.title} {pair.text}".strip()) for pair in PAIRS], activation_fn=torch.nn.Identity()
     )
-    found = ranker_named(classifier, dtype="float32", device="cpu").scores(PAIRS)
+    found = load_ranker(classifier, dtype="float32", device="cpu").scores(PAIRS)
     assert found == pytest.approx(wanted.tolist(), abs=1e-5)
     assert max(found) - min(found) > 1e-3
 
@@ -94,7 +94,7 @@ def test_the_first_state_alone_is_the_first_of_all(classifier):
 
 @pytest.mark.parametrize("budget", [1, 100, 400, 100_000])
 def test_a_score_does_not_depend_on_its_neighbours(trained, budget, monkeypatch):
-    ranker = ranker_named(trained, dtype="float32")
+    ranker = load_ranker(trained, dtype="float32")
     alone = [ranker.scores([pair])[0] for pair in PAIRS]
     monkeypatch.setitem(scoring.POSITIONS, "cpu", budget)
     assert ranker.scores(PAIRS) == pytest.approx(alone, abs=1e-5)
@@ -124,7 +124,7 @@ def test_frozen_scores_stay_as_they_were(trained):
 
 
 def test_half_precision_is_near_and_has_another_fingerprint(trained):
-    exact, half = ranker_named(trained, dtype="float32"), ranker_named(trained, dtype="bfloat16")
+    exact, half = load_ranker(trained, dtype="float32"), load_ranker(trained, dtype="bfloat16")
     assert half.scores(PAIRS) == pytest.approx(exact.scores(PAIRS), abs=0.1)
     assert half.scores(PAIRS) != exact.scores(PAIRS)
     assert half.fingerprint != exact.fingerprint
@@ -134,9 +134,9 @@ def test_the_published_reader_is_read(tmp_path, trained):
     torch.manual_seed(4)
     theirs = DPRReader(DPRConfig(**sizes())).eval()
     save(theirs, tmp_path / "dpr")
-    ours = reranker_named(str(tmp_path / "dpr"), dtype="float32")
+    ours = load_reranker(str(tmp_path / "dpr"), dtype="float32")
     assert ours is not None
-    assert ranker_named(str(tmp_path / "dpr"), dtype="float32").fingerprint == ours.fingerprint()
+    assert load_ranker(str(tmp_path / "dpr"), dtype="float32").fingerprint == ours.fingerprint()
     ours.save(tmp_path / "ours", ours.about)
     again = Reranker.load(tmp_path / "ours", dtype="float32")
     assert again.fingerprint() == ours.fingerprint()
@@ -151,20 +151,20 @@ def test_the_published_reader_is_read(tmp_path, trained):
     projected = DPRReader(DPRConfig(**sizes(projection_dim=8)))
     save(projected, tmp_path / "projected")
     with pytest.raises(UsageError, match="projects"):
-        ranker_named(str(tmp_path / "projected"))
+        load_ranker(str(tmp_path / "projected"))
 
 
 def test_models_of_another_kind_are_refused(tmp_path):
     with pytest.raises(UsageError, match="BertModel, which cannot rank passages"):
-        ranker_named(save_bert(tmp_path / "encoder"))
+        load_ranker(save_bert(tmp_path / "encoder"))
     save(BertForSequenceClassification(BertConfig(**sizes(num_labels=3))), tmp_path / "labels")
     with pytest.raises(UsageError, match="3 labels"):
-        ranker_named(str(tmp_path / "labels"))
+        load_ranker(str(tmp_path / "labels"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceNotFound, match="empty"):
-        ranker_named(str(tmp_path / "empty"))
+        load_ranker(str(tmp_path / "empty"))
     with pytest.raises(SourceNotFound, match="no model folder"):
-        ranker_named("/nowhere/at/all")
+        load_ranker("/nowhere/at/all")
 
 
 def test_broken_weights_are_told(tmp_path):
@@ -172,4 +172,4 @@ def test_broken_weights_are_told(tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(CorruptFile, match="truncated or broken"):
-        ranker_named(str(tmp_path))
+        load_ranker(str(tmp_path))

@@ -12,7 +12,7 @@ from shoulders.data.lines import read_json_lines
 from shoulders.errors import CorruptFile, UsageError
 from shoulders.retrieval.bm25 import K1, Analyser, B, SparseSearcher, SparseWriter, check_bm25
 from shoulders.retrieval.passages import StoredPassage
-from shoulders.retrieval.search import Scored, best_first
+from shoulders.retrieval.search import ScoredPassage, best_first
 
 REAL = Path(os.environ.get("SHOULDERS_ODQA") or Path(__file__).parents[3] / "shared" / "data" / "odqa")
 ANALYSER = Analyser()
@@ -117,5 +117,5 @@ def test_what_is_no_index_of_the_engine(tmp_path):
 
 
 def test_best_first():
-    fifth, second = Scored(5, 1.0), Scored(2, 1.0)
-    assert best_first([fifth, second, Scored(9, 0.5)], 2) == [second, fifth]
+    fifth, second = ScoredPassage(5, 1.0), ScoredPassage(2, 1.0)
+    assert best_first([fifth, second, ScoredPassage(9, 0.5)], 2) == [second, fifth]

@@ -6,7 +6,7 @@ import pytest
 
 from shoulders.errors import UsageError
 from shoulders.records import Question
-from shoulders.retrieval.milvus import shared
+from shoulders.retrieval.milvus import shared_connection
 from shoulders.runs.build import new_evidence
 from shoulders.runs.recipe import with_overrides
 from shoulders.runs.registry import recipe_named
@@ -149,5 +149,5 @@ def test_a_recipe_reads_what_is_found_on_the_server(lm, shoulders, index, folder
         with pytest.raises(UsageError, match=r"lacks changes of .*: run shoulders upload .* --to"):
             new_evidence(there, lm, 3)
     finally:
-        shared(str(server)).close()
-        shared.cache_clear()
+        shared_connection(str(server)).close()
+        shared_connection.cache_clear()

@@ -15,7 +15,7 @@ from shoulders.retrieval import vectors
 from shoulders.retrieval.building import build
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.passages import Cutting, PassageStore
-from shoulders.retrieval.vectors import VectorStore, encode, name_of, vectors_in
+from shoulders.retrieval.vectors import VectorStore, encode, vectors_in, vectors_name
 from shoulders.store.files import sole_writer
 
 TEXTS = 300
@@ -230,4 +230,4 @@ def test_bad_places_and_names(index, tmp_path):
     ],
 )
 def test_vectors_are_named_after_their_retriever(encoder, name):
-    assert name_of(encoder) == name
+    assert vectors_name(encoder) == name

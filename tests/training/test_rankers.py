@@ -18,7 +18,7 @@ from shoulders.errors import DataError, TemplateFailed, UsageError
 from shoulders.evidence.reranked import Rankers
 from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.building import build
-from shoulders.retrieval.dense import build_faiss, retriever_of
+from shoulders.retrieval.dense import build_faiss, open_retriever
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.passages import Cutting
 from shoulders.retrieval.reranker import Reranker
@@ -292,14 +292,14 @@ def test_what_it_learns_from_is_what_the_recipes_retriever_finds(place, tmp_path
     made = []
 
     def spied(*args):
-        made.append((args[1:], Spied(retriever_of(*args))))
+        made.append((args[1:], Spied(open_retriever(*args))))
         return made[-1][1]
 
     folder = tmp_path / "index"
     shutil.copytree(place / "index", folder)
     index = Index(folder)
     build_faiss(encode(index, BiEncoder.load(f"{place}/bert", device="cpu"), "tiny"))
-    monkeypatch.setattr("shoulders.retrieval.dense.retriever_of", spied)
+    monkeypatch.setattr("shoulders.retrieval.dense.open_retriever", spied)
     values = [f"index={folder}", "retriever=hybrid", "dense=tiny", "weight=3"]
     recipe = recipe_of(place, name, *values)
     Spied.asked.clear()

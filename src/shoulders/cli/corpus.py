@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from shoulders.retrieval.bm25 import Analyser
     from shoulders.retrieval.index import Hit, Index
     from shoulders.retrieval.milvus import Milvus
+    from shoulders.retrieval.milvus_upload import UploadResult
     from shoulders.retrieval.search import Searcher
-    from shoulders.retrieval.upload import Sent
 
 IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="folder of an index (`shoulders index`)")]
 Collection = Annotated[
@@ -176,7 +176,7 @@ def search(  # noqa: PLR0913, PLR0917 (one for each option)
     need("tantivy", "search")
     need("faiss", "search")
     quiet_libraries()
-    from shoulders.retrieval.dense import retriever_of
+    from shoulders.retrieval.dense import open_retriever
     from shoulders.retrieval.index import Index
     from shoulders.retrieval.search import HYBRID, SPARSE
 
@@ -189,7 +189,7 @@ def search(  # noqa: PLR0913, PLR0917 (one for each option)
     opened, sparse = Index(index), retriever == SPARSE
     terms = [_terms(query, opened.analyser, sparse=sparse) for query in queries]
     if not engine:
-        _print_hits(opened, retriever_of(opened, retriever, dense, weight), queries, k, terms, sparse=sparse)
+        _print_hits(opened, open_retriever(opened, retriever, dense, weight), queries, k, terms, sparse=sparse)
         return
     with _on_server(opened, Engine(engine, collection, token_env), retriever, dense, weight) as searcher:
         _print_hits(opened, searcher, queries, k, terms, sparse=sparse)
@@ -199,7 +199,7 @@ def search(  # noqa: PLR0913, PLR0917 (one for each option)
 def _on_server(index: "Index", engine: Engine, retriever: str, dense: str, weight: float) -> Iterator["Searcher"]:
     """Yield what searches on the server; warn if the server lacks changes of the index."""
     with engine.connected() as server:
-        from shoulders.retrieval.distributed import server_retriever
+        from shoulders.retrieval.milvus_search import server_retriever
 
         served = server_retriever(index, server, retriever, engine.collection, dense, weight)
         if served.stale:
@@ -278,11 +278,11 @@ def upload(
     need("tantivy", "search")
     with engine.connected() as server:
         from shoulders.retrieval.index import Index
-        from shoulders.retrieval.upload import Target, upload_vectors, upload_weights
+        from shoulders.retrieval.milvus_upload import UploadTarget, upload_vectors, upload_weights
         from shoulders.retrieval.vectors import VectorStore, vectors_in
 
         opened = Index(index)
-        target = Target(server, collection or _collection_name(index, dense))
+        target = UploadTarget(server, collection or _collection_name(index, dense))
         if dense:
             vectors = VectorStore(vectors_in(index, dense))
             vectors.check(opened.store)
@@ -296,7 +296,7 @@ def upload(
     _print_sent(sent, f"{target}: {sent.passages:,} {content}")
 
 
-def _print_sent(sent: "Sent", holds: str) -> None:
+def _print_sent(sent: "UploadResult", holds: str) -> None:
     renewed = f", {sent.renewed:,} sent again (their mean length changed)" if sent.renewed else ""
     changes = f"{sent.added:,} added, {sent.deleted:,} deleted, {sent.unchanged:,} unchanged{renewed}"
     inform(f"passages: {changes}\n{holds}")

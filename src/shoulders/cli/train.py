@@ -84,7 +84,7 @@ def _train_ranking(name: str, overrides: Sequence[str], out: Path | None, *, res
     from accelerate import PartialState
 
     from shoulders.cli.scores import watching
-    from shoulders.retrieval.towers import RERANKER
+    from shoulders.retrieval.text_encoder import RERANKER
     from shoulders.runs import train_ranking
     from shoulders.runs.ranking_recipes import ranking_recipe_from_json, ranking_recipes
     from shoulders.runs.recipe import with_overrides

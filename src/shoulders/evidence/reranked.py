@@ -12,8 +12,8 @@ from shoulders.data.mixture import FOLDS
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.evidence.packing import Packed, PackedEvidence
 from shoulders.records import Passage, Question
-from shoulders.retrieval.cross_encoder import ranker_named
-from shoulders.retrieval.reranker import DESCRIPTION, model_folder
+from shoulders.retrieval.cross_encoder import load_ranker
+from shoulders.retrieval.reranker import DESCRIPTION, reranker_folder
 from shoulders.retrieval.scoring import AT_ONCE, Pair, Ranker, interpolated
 from shoulders.store.cache import ValueCache, key_of_texts
 
@@ -38,23 +38,23 @@ class Rankers:
 
     @classmethod
     def load(cls, name: str, *, device: str = "auto") -> Self:
-        """Load one ranker (`ranker_named`), or three cross-fitted ones from a folder with a/, b/ and all/.
+        """Load one ranker (`load_ranker`), or three cross-fitted ones from a folder with a/, b/ and all/.
 
         Raises:
             SourceNotFound, HubUnreachable, CorruptFile: a ranker is missing or broken.
             UsageError: the model of that name cannot rank passages.
         """
         folder = Path(name).expanduser()
-        there = [part for part in CROSS_FITTED if (model_folder(folder / part) / DESCRIPTION).exists()]
+        there = [part for part in CROSS_FITTED if (reranker_folder(folder / part) / DESCRIPTION).exists()]
         if not there:
-            return cls(name, ranker_named(name, device=device))
+            return cls(name, load_ranker(name, device=device))
         missing = [part for part in CROSS_FITTED if part not in there]
         if missing:
             raise SourceNotFound(
                 f"{folder} has no re-ranker in {', '.join(missing)}: cross-fitting needs one trained on each half "
                 "(a, b) and one on all; train what is missing, or name one of the others alone"
             )
-        a, b, every = (ranker_named(str(folder / part), device=device) for part in CROSS_FITTED)
+        a, b, every = (load_ranker(str(folder / part), device=device) for part in CROSS_FITTED)
         return cls(name, every, {FOLDS[0]: b, FOLDS[1]: a})
 
     def ranker_of(self, fold: str) -> Ranker:

@@ -80,16 +80,16 @@ def searcher_of(choice: RetrieverChoice, index: "Index") -> "Searcher":
         SourceNotFound, UsageError: there are no vectors, or not the encoder that made them; the server does not answer,
             or lacks changes of the index.
     """
-    from shoulders.retrieval.dense import retriever_of
+    from shoulders.retrieval.dense import open_retriever
 
     if not choice.engine:
-        return retriever_of(index, choice.retriever, choice.dense, choice.weight)
+        return open_retriever(index, choice.retriever, choice.dense, choice.weight)
     try:
-        from shoulders.retrieval.distributed import server_retriever
-        from shoulders.retrieval.milvus import shared
+        from shoulders.retrieval.milvus import shared_connection
+        from shoulders.retrieval.milvus_search import server_retriever
     except ImportError as error:
         raise SourceNotFound(f"a server (engine) needs {error.name}: pip install 'shoulders[distributed]'") from None
-    server = shared(choice.engine)
+    server = shared_connection(choice.engine)
     served = server_retriever(index, server, choice.retriever, choice.collection, choice.dense, choice.weight)
     if served.stale:
         raise UsageError(

@@ -16,7 +16,7 @@ from shoulders.evaluation.protocol import OnDone, Scores, evaluate_answers, scor
 from shoulders.evaluation.results import provenance, scaffold_measured, scores_as_json
 from shoulders.evidence.packing import PackedEvidence
 from shoulders.records import Answer, Example, Passage, Question
-from shoulders.retrieval.cross_encoder import reranker_named
+from shoulders.retrieval.cross_encoder import load_reranker
 from shoulders.retrieval.reranker import Reranker
 from shoulders.retrieval.scoring import OnScored, Pair, PairTokens, best_span, positions_at_once, whole_words
 from shoulders.runs.build import new_evidence
@@ -216,7 +216,7 @@ def measure_extractive(recipe: Recipe, lm: FrozenLM, name: str, on_done: OnDone)
             f"{name} is a re-ranker, which finds answers in passages, and the recipe retrieves none: name a recipe "
             "that does, --recipe reader evidence.index=FOLDER"
         )
-    reranker = reranker_named(name)
+    reranker = load_reranker(name)
     assert reranker is not None
 
     def answers(examples: Sequence[Example]) -> list[Answer]:

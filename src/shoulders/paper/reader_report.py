@@ -137,7 +137,7 @@ def _row(result: Result, first: Result) -> ReaderScores:
         result,
         method_of(content),
         content["backbone"]["name"],
-        retriever_of(evidence),
+        open_retriever(evidence),
         bool(evidence.get("reranker")),
         retrieval.get("recall_at_input"),
         retrieval.get("packed"),
@@ -153,7 +153,7 @@ def method_of(content: Mapping[str, Any]) -> str:
     return METHODS.get(kind) or (f"frozen LM, {label_of(kind)}" if kind in KINDS else str(kind))
 
 
-def retriever_of(evidence: Mapping[str, Any]) -> str:
+def open_retriever(evidence: Mapping[str, Any]) -> str:
     """Return the source of the passages, by the recipe's `evidence`."""
     kind = evidence.get("kind") or ""
     if kind == "oracle":

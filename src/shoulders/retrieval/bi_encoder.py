@@ -24,7 +24,7 @@ from shoulders.backbone.sources import locate
 from shoulders.engine.batches import by_length
 from shoulders.errors import CorruptFile, UnknownName, UsageError
 from shoulders.records import Tokens
-from shoulders.retrieval.towers import DPR, Text, Tower
+from shoulders.retrieval.text_encoder import DPR, Text, TextEncoder
 from shoulders.store.files import check_format, hub_errors, recovered, whole_folder, write_json
 
 POSITIONS = 65_536  # encoded at once
@@ -43,7 +43,7 @@ USUAL = 256  # tokens
 
 @final
 @dataclass(frozen=True, slots=True)
-class Reading:
+class TextForm:
     """Form of the texts that a retriever's encoders read, and how their states become one vector.
 
     Attributes:
@@ -87,7 +87,7 @@ class Reading:
         ]
 
 
-DPR_READING = Reading(CLS, pair=True)
+DPR_READING = TextForm(CLS, pair=True)
 
 
 @final
@@ -99,7 +99,7 @@ class BiEncoder(nn.Module):
         dimension: E, numbers of a vector.
     """
 
-    def __init__(self, question: Tower, passage: Tower, reading: Reading, name: str) -> None:
+    def __init__(self, question: TextEncoder, passage: TextEncoder, reading: TextForm, name: str) -> None:
         super().__init__()
         self.passage, self.reading, self.name = passage, reading, name
         self.own_question = None if question is passage else question  # what is shared has its weights once
@@ -113,7 +113,7 @@ class BiEncoder(nn.Module):
             name: a hub id, folder or package of: DPR's encoders (one of the two, or `question|passage`), Spider, a
                 sentence-transformers model, a retriever saved by `save`, or any encoder.
             pooling: "cls" or "mean"; "" for the pooling of its own configuration, or the mean if it has none.
-            dtype: of matrix products (`Tower.load`).
+            dtype: of matrix products (`TextEncoder.load`).
 
         Raises:
             SourceNotFound, HubUnreachable: there is no such model, or it cannot be fetched.
@@ -123,11 +123,11 @@ class BiEncoder(nn.Module):
         place = find_encoders(name)
         reading = replace(place.reading, pooling=pooling) if pooling else place.reading
         source, subfolder = place.question
-        question = Tower.load(source, dtype=dtype, device=device, subfolder=subfolder)
+        question = TextEncoder.load(source, dtype=dtype, device=device, subfolder=subfolder)
         if place.passage == place.question:
             return cls(question, question, reading, name)
         source, subfolder = place.passage
-        return cls(question, Tower.load(source, dtype=dtype, device=device, subfolder=subfolder), reading, name)
+        return cls(question, TextEncoder.load(source, dtype=dtype, device=device, subfolder=subfolder), reading, name)
 
     def save(self, folder: Path) -> None:
         """Write the retriever so that `load` reads it: encoders in transformers' format, and the form of their texts.
@@ -144,7 +144,7 @@ class BiEncoder(nn.Module):
             write_json(scratch / OURS, saved(self.reading, shared=self.shared))
 
     @property
-    def question(self) -> Tower:
+    def question(self) -> TextEncoder:
         """The encoder of questions."""
         return self.own_question or self.passage
 
@@ -186,7 +186,7 @@ class BiEncoder(nn.Module):
         with _measuring(self):
             return self._encoded(self.passage.cast_to_compute(), self.passage_rows(titles, texts))
 
-    def _encoded(self, tower: Tower, rows: Sequence[list[int]]) -> NDArray[np.float32]:
+    def _encoded(self, tower: TextEncoder, rows: Sequence[list[int]]) -> NDArray[np.float32]:
         found = np.empty((len(rows), self.dimension), np.float32)
         budget = POSITIONS_OF_CPU if tower.device.type == "cpu" else POSITIONS
         for group in by_length(range(len(rows)), lambda number: len(rows[number]), budget):
@@ -195,7 +195,7 @@ class BiEncoder(nn.Module):
         return found
 
 
-def vectors(tower: Tower, tokens: Tokens, reading: Reading) -> Float[Tensor, "B E"]:
+def vectors(tower: TextEncoder, tokens: Tokens, reading: TextForm) -> Float[Tensor, "B E"]:
     """Return one vector of each text, in fp32."""
     states = tower.states(tokens)
     pooled = states[:, 0] if reading.pooling == CLS else _mean(states, tokens.mask)
@@ -242,7 +242,7 @@ class EncoderSources:
 
     question: tuple[str, str]
     passage: tuple[str, str]
-    reading: Reading
+    reading: TextForm
 
 
 def find_encoders(name: str) -> EncoderSources:
@@ -264,22 +264,22 @@ def find_encoders(name: str) -> EncoderSources:
         return _place_of_modules(name, modules)
     with hub_errors(name):
         config = AutoConfig.from_pretrained(locate(name))
-    return _dpr_place(name) if config.model_type == DPR else EncoderSources((name, ""), (name, ""), Reading())
+    return _dpr_place(name) if config.model_type == DPR else EncoderSources((name, ""), (name, ""), TextForm())
 
 
-def saved(reading: Reading, *, shared: bool) -> dict[str, Any]:
+def saved(reading: TextForm, *, shared: bool) -> dict[str, Any]:
     """Return the description that is saved beside the encoders of a retriever."""
     return {"format": FORMAT, "version": VERSION, "shared": shared, "reading": asdict(reading)}
 
 
-def reading_from_json(values: Any, what: str) -> Reading:
+def reading_from_json(values: Any, what: str) -> TextForm:
     """Return the form of texts that was saved as JSON.
 
     Raises:
         CorruptFile: the JSON is not such a form.
     """
     try:
-        return Reading(**{item.name: values[item.name] for item in fields(Reading)})
+        return TextForm(**{item.name: values[item.name] for item in fields(TextForm)})
     except (KeyError, TypeError) as error:
         raise CorruptFile(f"{what} does not say how texts are read ({error!r}): make it again") from error
 
@@ -312,7 +312,7 @@ def _place_of_modules(name: str, modules: Any) -> EncoderSources:
     body, pooling = modules[0]["path"], _json_of(name, f"{modules[1]['path']}/config.json") or {}
     limits = _json_of(name, f"{body}/sentence_bert_config.json".removeprefix("/")) or {}
     prompts = (_json_of(name, "config_sentence_transformers.json") or {}).get("prompts") or {}
-    reading = Reading(
+    reading = TextForm(
         _pooling_of(name, pooling),
         normalised=len(kinds) > 2,
         longest=limits.get("max_seq_length") or USUAL,

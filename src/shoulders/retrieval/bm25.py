@@ -18,7 +18,7 @@ from tantivy import Document, Index, Occur, Query, SchemaBuilder, Searcher
 
 from shoulders.data.matching import IDEOGRAPHIC, IGNORABLE, KATAKANA, SOUTH_EAST_ASIAN, Folding
 from shoulders.errors import CorruptFile, SaveFailed, UsageError, first_line
-from shoulders.retrieval.search import Scored, best_first
+from shoulders.retrieval.search import ScoredPassage, best_first
 
 # Lucene's English stop words, which Pyserini uses.
 ENGLISH = (
@@ -205,7 +205,7 @@ class SparseSearcher:
             ) from error
         self._schema, self._searcher = index.schema, index.searcher()
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
+    def search(self, queries: Sequence[str], k: int) -> list[list[ScoredPassage]]:
         """Return for each query the k passages with the highest scores, of those that have a term of it."""
         terms = [Counter(self.analyser.terms(query)) for query in queries]
         searcher = self._searcher
@@ -214,7 +214,7 @@ class SparseSearcher:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(lambda one: self._find(searcher, one, k), terms))
 
-    def _find(self, searcher: Searcher, terms: Counter[str], k: int) -> list[Scored]:
+    def _find(self, searcher: Searcher, terms: Counter[str], k: int) -> list[ScoredPassage]:
         clauses = []
         for term, count in terms.items():
             query = Query.term_query(self._schema, TERMS, term, "freq")
@@ -227,7 +227,7 @@ class SparseSearcher:
         if len(hits) > k and hits[k][0] == last:
             hits = [hit for hit in searcher.search(query, k + TIES, count=False).hits if hit[0] >= last]
         numbers = searcher.fast_field_values(NUMBER, [place for _, place in hits])
-        return best_first([Scored(int(n or 0), score) for n, (score, _) in zip(numbers, hits, strict=True)], k)
+        return best_first([ScoredPassage(int(n or 0), score) for n, (score, _) in zip(numbers, hits, strict=True)], k)
 
 
 PYSERINI = (0.9, 0.4)

@@ -29,9 +29,9 @@ from shoulders.backbone.loading import load_tokenizer, load_whole
 from shoulders.backbone.sources import locate, pick_device, pick_dtype
 from shoulders.backbone.tokenizing import tokenized
 from shoulders.errors import UsageError
-from shoulders.retrieval.reranker import DESCRIPTION, Reranker, model_folder
-from shoulders.retrieval.scoring import OnScored, Pair, Ranker, Seen, scored, scoring_copy
-from shoulders.retrieval.towers import Tower
+from shoulders.retrieval.reranker import DESCRIPTION, Reranker, reranker_folder
+from shoulders.retrieval.scoring import OnScored, Pair, Ranker, SeenQuestions, scored, scoring_copy
+from shoulders.retrieval.text_encoder import TextEncoder
 from shoulders.store.files import hub_errors, recovered
 
 TYPES = "token_type_ids"
@@ -48,7 +48,7 @@ class CrossEncoder:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, compute: torch.dtype
     ) -> None:
         _check(model, tokenizer, name)
-        self.seen = Seen()
+        self.seen = SeenQuestions()
         self._tokenizer, self._device = tokenizer, model.device
         self._longest = min(positions_read(model), tokenizer.model_max_length)
         self._typed = TYPES in tokenizer.model_input_names
@@ -115,7 +115,7 @@ DPR_READER = "DPRReader"
 CLASSIFIER = "ForSequenceClassification"
 
 
-def ranker_named(name: str, *, dtype: str = "auto", device: str = "auto") -> Ranker:
+def load_ranker(name: str, *, dtype: str = "auto", device: str = "auto") -> Ranker:
     """Load the model that scores passages, by folder, hub id or package.
 
     Args:
@@ -125,12 +125,12 @@ def ranker_named(name: str, *, dtype: str = "auto", device: str = "auto") -> Ran
         SourceNotFound, HubUnreachable, CorruptFile: it is not there, or broken.
         UsageError: it is a model of another kind.
     """
-    if (reranker := reranker_named(name, dtype=dtype, device=device)) is not None:
+    if (reranker := load_reranker(name, dtype=dtype, device=device)) is not None:
         return reranker.frozen()
     return CrossEncoder.load(name, dtype=dtype, device=device)
 
 
-def reranker_named(name: str, *, dtype: str = "auto", device: str = "auto") -> Reranker | None:
+def load_reranker(name: str, *, dtype: str = "auto", device: str = "auto") -> Reranker | None:
     """Load the re-ranker of that name, trained here or published as DPR's reader; None if it is a cross-encoder.
 
     Raises:
@@ -145,7 +145,7 @@ def reranker_named(name: str, *, dtype: str = "auto", device: str = "auto") -> R
         config = AutoConfig.from_pretrained(source)
     architectures = config.architectures or ["of no known kind"]
     if DPR_READER in architectures:
-        return dpr_reader(name, dtype=dtype, device=device)
+        return load_dpr_reader(name, dtype=dtype, device=device)
     if not architectures[0].endswith(CLASSIFIER):
         raise UsageError(
             f"{name!r} is {architectures[0]}, which cannot rank passages: name a re-ranker trained here, DPR's "
@@ -154,7 +154,7 @@ def reranker_named(name: str, *, dtype: str = "auto", device: str = "auto") -> R
     return None
 
 
-def dpr_reader(name: str, *, dtype: str = "auto", device: str = "auto") -> Reranker:
+def load_dpr_reader(name: str, *, dtype: str = "auto", device: str = "auto") -> Reranker:
     """Load DPR's extractive reader in transformers' format (`facebook/dpr-reader-*`).
 
     Raises:
@@ -171,7 +171,7 @@ def dpr_reader(name: str, *, dtype: str = "auto", device: str = "auto") -> Reran
     plain = {**reader.config.to_dict(), "model_type": "bert", "architectures": None}  # so that it is saved as a BERT
     model: Any = BertModel(BertConfig.from_dict(plain), add_pooling_layer=False)
     model.load_state_dict(predictor.encoder.bert_model.state_dict())
-    made = Reranker(Tower(model.to(place).eval(), tokenizer, name, pick_dtype(dtype, place)))
+    made = Reranker(TextEncoder(model.to(place).eval(), tokenizer, name, pick_dtype(dtype, place)))
     heads = {"span": predictor.qa_outputs, "relevance": predictor.qa_classifier}
     weights = {f"{head}.{part}": value for head, layer in heads.items() for part, value in layer.state_dict().items()}
     made.load_heads(weights, name)
@@ -181,7 +181,7 @@ def dpr_reader(name: str, *, dtype: str = "auto", device: str = "auto") -> Reran
 def _folder(source: str) -> Path | None:
     """Return the folder of a re-ranker that was trained here, downloaded if need be; None for other models."""
     if Path(source).exists():
-        folder = model_folder(Path(source))
+        folder = reranker_folder(Path(source))
         return folder if (folder / DESCRIPTION).exists() else None
     with hub_errors(source):
         try:

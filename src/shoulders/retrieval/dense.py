@@ -14,7 +14,7 @@ from shoulders.errors import CorruptFile, SourceNotFound, UnknownName, UsageErro
 from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.hybrid import make_retriever
 from shoulders.retrieval.index import Index
-from shoulders.retrieval.search import Scored, Searcher, best_first
+from shoulders.retrieval.search import ScoredPassage, Searcher, best_first
 from shoulders.retrieval.vectors import AGAIN, VectorStore, load_encoder, vectors_in
 from shoulders.store.files import read_json, sole_writer, whole_file, write_json
 
@@ -58,7 +58,7 @@ class DenseSearcher:
         """The identity of the vectors and the kind of search."""
         return f"dense {self.vectors.fingerprint} {self.vectors.type} {self.kind}"
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
+    def search(self, queries: Sequence[str], k: int) -> list[list[ScoredPassage]]:
         """Return for each query the k passages whose vectors have the largest dot product with the query's.
 
         Fewer if the index has fewer or the cells near the query hold fewer; none for an empty query.
@@ -66,7 +66,7 @@ class DenseSearcher:
         Raises:
             UsageError: a query's vector is not finite.
         """
-        found: list[list[Scored]] = [[] for _ in queries]
+        found: list[list[ScoredPassage]] = [[] for _ in queries]
         asked = [number for number, query in enumerate(queries) if query.strip()]
         for start in range(0, len(asked), AT_ONCE):
             some = asked[start : start + AT_ONCE]
@@ -79,7 +79,7 @@ class DenseSearcher:
                 found[number] = one
         return found
 
-    def nearest(self, rows: NDArray[np.float32], k: int) -> list[list[Scored]]:
+    def nearest(self, rows: NDArray[np.float32], k: int) -> list[list[ScoredPassage]]:
         """Return for each vector [Q, E] the k passages of the largest dot product, best first."""
         if not len(self.vectors):
             return [[] for _ in rows]
@@ -97,10 +97,10 @@ class DenseSearcher:
                 return numbers
             depth *= 4
 
-    def _scored(self, row: NDArray[np.float32], numbers: NDArray[np.int64]) -> list[Scored]:
+    def _scored(self, row: NDArray[np.float32], numbers: NDArray[np.int64]) -> list[ScoredPassage]:
         # Not a matrix product: BLAS rounds a row according to how many there are.
         scores = np.einsum("ne,e->n", self.vectors.take(numbers), row)
-        return [Scored(int(n), float(s)) for n, s in zip(numbers, scores, strict=True)]
+        return [ScoredPassage(int(n), float(s)) for n, s in zip(numbers, scores, strict=True)]
 
 
 def default_kind(passages: int) -> str:
@@ -221,7 +221,7 @@ def _seal(path: Path) -> str:
         return f"{size} {blake2b(first + file.read(), digest_size=16).hexdigest()}"
 
 
-def retriever_of(index: Index, kind: str, dense: str = "", weight: float = 1.0) -> Searcher:
+def open_retriever(index: Index, kind: str, dense: str = "", weight: float = 1.0) -> Searcher:
     """Return the retriever of an index by its kind (see `make_retriever`).
 
     Args:

@@ -10,7 +10,7 @@ from shoulders.retrieval.search import (
     HYBRID,
     RETRIEVERS,
     SPARSE,
-    Scored,
+    ScoredPassage,
     Searcher,
     best_first,
     fingerprint_of,
@@ -43,7 +43,7 @@ class HybridSearcher:
         """The identities of both retrievers, the weight and the depth."""
         return f"hybrid {fingerprint_of(self.dense)}, {self.weight} {fingerprint_of(self.sparse)}, {self.depth}"
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
+    def search(self, queries: Sequence[str], k: int) -> list[list[ScoredPassage]]:
         """Return for each query the k passages of the highest sum."""
         depth = max(k, self.depth)
         lists = zip(self.dense.search(queries, depth), self.sparse.search(queries, depth), strict=True)
@@ -51,7 +51,7 @@ class HybridSearcher:
 
 
 @final
-class RankFusion:
+class ReciprocalRankFusion:
     """Reciprocal rank fusion: the sum of 1 / (60 + rank) over the lists that contain a passage; without parameters."""
 
     def __init__(self, dense: Searcher, sparse: Searcher, depth: int = DEPTH) -> None:
@@ -62,7 +62,7 @@ class RankFusion:
         """The identities of both retrievers and the depth."""
         return f"rrf {fingerprint_of(self.dense)}, {fingerprint_of(self.sparse)}, {self.depth}"
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
+    def search(self, queries: Sequence[str], k: int) -> list[list[ScoredPassage]]:
         """Return for each query the k passages of the highest sum."""
         depth = max(k, self.depth)
         lists = zip(self.dense.search(queries, depth), self.sparse.search(queries, depth), strict=True)
@@ -87,7 +87,7 @@ def make_retriever(
         return sparse()
     if kind == DENSE:
         return dense()
-    return HybridSearcher(dense(), sparse(), weight) if kind == HYBRID else RankFusion(dense(), sparse())
+    return HybridSearcher(dense(), sparse(), weight) if kind == HYBRID else ReciprocalRankFusion(dense(), sparse())
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def choose_weight(
     dense: Searcher,
     sparse: Searcher,
     queries: Sequence[str],
-    score: Callable[[Sequence[Sequence[Scored]]], float],
+    score: Callable[[Sequence[Sequence[ScoredPassage]]], float],
     weights: Sequence[float] = WEIGHTS,
     depth: int = DEPTH,
 ) -> ChosenWeight:
@@ -128,18 +128,18 @@ def choose_weight(
     return ChosenWeight(max(scores, key=lambda weight: scores[weight]), scores)
 
 
-def weighted_sum(dense: Sequence[Scored], sparse: Sequence[Scored], weight: float) -> list[Scored]:
+def weighted_sum(dense: Sequence[ScoredPassage], sparse: Sequence[ScoredPassage], weight: float) -> list[ScoredPassage]:
     """Return all passages of two lists, with the weighted sum of their scores."""
     first, second = dict(dense), dict(sparse)
     low, lower = min(first.values(), default=0.0), min(second.values(), default=0.0)
     sums = {one: first.get(one, low) + weight * second.get(one, lower) for one in first.keys() | second.keys()}
-    return [Scored(passage, score) for passage, score in sums.items()]
+    return [ScoredPassage(passage, score) for passage, score in sums.items()]
 
 
-def reciprocal_ranks(lists: Sequence[Sequence[Scored]]) -> list[Scored]:
+def reciprocal_ranks(lists: Sequence[Sequence[ScoredPassage]]) -> list[ScoredPassage]:
     """Return all passages of some lists, with the sum of their reciprocal ranks."""
     sums: dict[int, float] = {}
     for some in lists:
         for rank, one in enumerate(some, start=1):
             sums[one.passage] = sums.get(one.passage, 0.0) + 1 / (SMOOTHING + rank)
-    return [Scored(passage, score) for passage, score in sums.items()]
+    return [ScoredPassage(passage, score) for passage, score in sums.items()]

@@ -4,7 +4,7 @@ manifest.json      format, analyser, cutting, counts, engine; written last
 passages.sqlite    documents and passages (WAL)
 tantivy/           the sparse engine
 dense/NAME/        vectors of a dense retriever, if there are any (`shoulders.retrieval.vectors`)
-milvus/KEY.sqlite  what a server was sent, a file for each collection (`shoulders.retrieval.upload`)
+milvus/KEY.sqlite  what a server was sent, a file for each collection (`shoulders.retrieval.milvus_upload`)
 """
 
 import atexit
@@ -21,7 +21,7 @@ from typing import Any, Self, final, overload
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.retrieval.bm25 import Analyser, SparseSearcher
 from shoulders.retrieval.passages import PassageStore
-from shoulders.retrieval.search import Scored, Searcher
+from shoulders.retrieval.search import ScoredPassage, Searcher
 from shoulders.store.files import check_format, read_json
 
 MANIFEST, PASSAGES, SPARSE = "manifest.json", "passages.sqlite", "tantivy"
@@ -129,7 +129,7 @@ class Index:
         found = (searcher or self.sparse).search(queries, k)
         return [self._hits(some) for some in found]
 
-    def _hits(self, found: Sequence[Scored]) -> list[Hit]:
+    def _hits(self, found: Sequence[ScoredPassage]) -> list[Hit]:
         stored = self.store.get([one.passage for one in found])  # one that was deleted meanwhile is not in it
         passages = [(stored[one.passage], one.score) for one in found if one.passage in stored]
         return [Hit(passage.id, passage.title, passage.text, score) for passage, score in passages]

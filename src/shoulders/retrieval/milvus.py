@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pymilvus import DataType, MilvusClient, MilvusException
 
 from shoulders.errors import SaveFailed, SourceNotFound, UsageError, first_line
-from shoulders.retrieval.search import Scored
+from shoulders.retrieval.search import ScoredPassage
 
 NUMBER, VECTOR, ABOUT = "passage", "vector", "shoulders"
 TOKEN_VARIABLE = "MILVUS_TOKEN"  # noqa: S105 (the variable's name)
@@ -164,14 +164,14 @@ class Milvus:
             rows = self._client.query(collection, "", output_fields=["count(*)"], consistency_level="Strong")
         return int(rows[0]["count(*)"])
 
-    def search(self, collection: str, vectors: Sequence[Vector], k: int, kind: str = FLAT) -> list[list[Scored]]:
+    def search(self, collection: str, vectors: Sequence[Vector], k: int, kind: str = FLAT) -> list[list[ScoredPassage]]:
         """Return for each vector at most k passages of the largest inner product; ties are in no order.
 
         Args:
             kind: of the collection's index, as it was created.
         """
         how = {HNSW: {"ef": max(BREADTH, 2 * k)}, IVF_FLAT: {"nprobe": PROBED}, IVF_SQ8: {"nprobe": PROBED}}
-        found: list[list[Scored]] = []
+        found: list[list[ScoredPassage]] = []
         for start in range(0, len(vectors), QUERIES):
             with self._errors_named():
                 some = self._client.search(
@@ -183,7 +183,7 @@ class Milvus:
                     search_params={"metric_type": "IP", "params": how.get(kind, {})},
                     timeout=self.timeout,
                 )
-            found += [[Scored(int(hit[NUMBER]), float(hit["distance"])) for hit in hits] for hits in some]
+            found += [[ScoredPassage(int(hit[NUMBER]), float(hit["distance"])) for hit in hits] for hits in some]
         return found
 
     @contextmanager
@@ -213,7 +213,7 @@ class Milvus:
 
 
 @cache
-def shared(address: str) -> Milvus:
+def shared_connection(address: str) -> Milvus:
     """Return the process's one connection to an address, with the token of MILVUS_TOKEN: a file opens once."""
     server = Milvus(address, os.environ.get(TOKEN_VARIABLE, ""))
     atexit.register(server.close)

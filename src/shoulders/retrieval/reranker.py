@@ -20,12 +20,12 @@ from shoulders.retrieval.scoring import (
     Pair,
     PairTokenizer,
     PairTokens,
-    Seen,
+    SeenQuestions,
     scored,
     scoring_copy,
     token_spans,
 )
-from shoulders.retrieval.towers import Tower
+from shoulders.retrieval.text_encoder import TextEncoder
 from shoulders.store.files import (
     BEST,
     check_format,
@@ -43,7 +43,7 @@ QUESTIONS = "questions"
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class RerankerOrigin:
     """The origin of a re-ranker.
 
     Attributes:
@@ -56,19 +56,19 @@ class About:
     encoder: str
     recipe: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
-    seen: Seen = field(default_factory=Seen)
+    seen: SeenQuestions = field(default_factory=SeenQuestions)
 
 
 @dataclass(frozen=True, slots=True)
 class RerankerFiles:
     """The content of a re-ranker's files beside its encoder."""
 
-    about: About
+    about: RerankerOrigin
     length: int
     heads: Mapping[str, Tensor]
 
 
-def write_reranker(folder: Path, tower: Tower, stored: RerankerFiles) -> None:
+def write_reranker(folder: Path, tower: TextEncoder, stored: RerankerFiles) -> None:
     """Write all files of a re-ranker, in place only when they are whole.
 
     Raises:
@@ -92,7 +92,7 @@ def write_reranker(folder: Path, tower: Tower, stored: RerankerFiles) -> None:
         )
 
 
-def model_folder(folder: Path) -> Path:
+def reranker_folder(folder: Path) -> Path:
     """Return the folder of a re-ranker; in a run's folder, that of its best."""
     inner = recovered(folder / BEST)
     return inner if (inner / DESCRIPTION).exists() else folder
@@ -100,7 +100,7 @@ def model_folder(folder: Path) -> Path:
 
 def is_reranker(folder: Path) -> bool:
     """Return whether a folder holds a re-ranker, or a run that trained one."""
-    return (model_folder(folder.expanduser()) / DESCRIPTION).exists()
+    return (reranker_folder(folder.expanduser()) / DESCRIPTION).exists()
 
 
 def read_reranker(folder: Path) -> RerankerFiles:
@@ -117,8 +117,8 @@ def read_reranker(folder: Path) -> RerankerFiles:
     content = read_json(folder / DESCRIPTION)
     check_format(content, (FORMAT, VERSION), folder, "train the re-ranker again, or use the version that wrote it")
     try:
-        seen = Seen.from_tensor(read_tensors(folder / SEEN)[QUESTIONS])
-        about = About(content["encoder"], content["recipe"], content["measured"], seen)
+        seen = SeenQuestions.from_tensor(read_tensors(folder / SEEN)[QUESTIONS])
+        about = RerankerOrigin(content["encoder"], content["recipe"], content["measured"], seen)
         return RerankerFiles(about, int(content["length"]), read_tensors(folder / HEADS))
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFile(f"{folder / DESCRIPTION} is not a re-ranker's description: {error!r}") from error
@@ -163,13 +163,13 @@ class Reranker(nn.Module):
 
     def __init__(
         self,
-        tower: Tower,
+        tower: TextEncoder,
         length: int = LENGTH,
         dropout: float = 0.1,
-        about: About | None = None,
+        about: RerankerOrigin | None = None,
     ) -> None:
         super().__init__()
-        self.tower, self.about = tower, about or About(tower.name)
+        self.tower, self.about = tower, about or RerankerOrigin(tower.name)
         self.rows = PairTokenizer(tower, length)
         self.span = nn.Linear(tower.width, 2)
         self.relevance = nn.Linear(tower.width, 1)
@@ -184,7 +184,7 @@ class Reranker(nn.Module):
     def start(
         cls, name: str = ENCODER, *, length: int = LENGTH, dropout: float = 0.1, seed: int = 0, dtype: str = "auto"
     ) -> Self:
-        """Return a new re-ranker on a pretrained encoder (named as in `Tower.load`).
+        """Return a new re-ranker on a pretrained encoder (named as in `TextEncoder.load`).
 
         Args:
             dropout: in training, in all dropout layers of the encoder.
@@ -195,7 +195,7 @@ class Reranker(nn.Module):
             SourceNotFound, HubUnreachable: there is no such encoder.
             UsageError: it lacks BERT's special tokens or a fast tokenizer.
         """
-        made = cls(Tower.load(name, dtype=dtype), length, dropout)
+        made = cls(TextEncoder.load(name, dtype=dtype), length, dropout)
         drawn = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for head in (made.span, made.relevance):
@@ -212,11 +212,11 @@ class Reranker(nn.Module):
         """
         folder = Path(folder).expanduser()
         stored = read_reranker(folder)
-        loaded = cls(Tower.load(str(folder), dtype=dtype, device=device), stored.length, about=stored.about)
+        loaded = cls(TextEncoder.load(str(folder), dtype=dtype, device=device), stored.length, about=stored.about)
         loaded.load_heads(stored.heads, folder)
         return loaded
 
-    def save(self, folder: Path, about: About) -> None:
+    def save(self, folder: Path, about: RerankerOrigin) -> None:
         """Write the re-ranker, with its origin.
 
         Raises:
@@ -226,7 +226,7 @@ class Reranker(nn.Module):
         write_reranker(folder, self.tower, RerankerFiles(about, self.rows.length, heads))
 
     @property
-    def seen(self) -> Seen:
+    def seen(self) -> SeenQuestions:
         """The questions that it was trained on."""
         return self.about.seen
 

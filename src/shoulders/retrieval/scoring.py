@@ -21,12 +21,12 @@ from shoulders.data.matching import Span, answer_tokens, word_places
 from shoulders.engine.batches import by_length
 from shoulders.errors import UsageError
 from shoulders.records import Tokens
-from shoulders.retrieval.towers import Tower
+from shoulders.retrieval.text_encoder import TextEncoder
 
 
 @final
 @dataclass(frozen=True)
-class Seen:
+class SeenQuestions:
     """A set of questions as 8-byte hashes, which ignore case, punctuation and white space.
 
     Two of 100,000 questions share a hash with a probability of 3 in 10,000,000,000; a question is then taken for seen
@@ -56,13 +56,13 @@ class Seen:
         return len(self.hashes)
 
 
-def words_of(question: str) -> str:
+def question_words(question: str) -> str:
     """Return the words of a question, without case and punctuation: the same for questions that count as one."""
     return " ".join(token for token in answer_tokens(question) if token[0].isalnum())
 
 
 def _hash(question: str) -> int:
-    digest = blake2b(words_of(question).encode(errors="replace"), digest_size=8).digest()
+    digest = blake2b(question_words(question).encode(errors="replace"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 
 
@@ -92,7 +92,7 @@ class Ranker(Protocol):
         ...
 
     @property
-    def seen(self) -> Seen:
+    def seen(self) -> SeenQuestions:
         """The questions that it is known to have been trained on."""
         ...
 
@@ -202,7 +202,7 @@ class PairTokenizer:
         UsageError: the encoder lacks BERT's special tokens or a fast tokenizer, or `length` is too small.
     """
 
-    def __init__(self, tower: Tower, length: int = LENGTH) -> None:
+    def __init__(self, tower: TextEncoder, length: int = LENGTH) -> None:
         tokenizer = tower.tokenizer
         first, between, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
         if not isinstance(first, int) or not isinstance(between, int) or not tokenizer.is_fast:

@@ -7,7 +7,7 @@ SPARSE, DENSE, HYBRID, RANKS = "sparse", "dense", "hybrid", "rrf"
 RETRIEVERS = (SPARSE, DENSE, HYBRID, RANKS)
 
 
-class Scored(NamedTuple):
+class ScoredPassage(NamedTuple):
     """The number of a passage, and its score."""
 
     passage: int
@@ -17,12 +17,12 @@ class Scored(NamedTuple):
 class Searcher(Protocol):
     """A retriever over the passages of an index."""
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
+    def search(self, queries: Sequence[str], k: int) -> list[list[ScoredPassage]]:
         """Return for each query at most k passages, best first; of equal scores the lower number first."""
         ...
 
 
-def best_first(found: Sequence[Scored], k: int) -> list[Scored]:
+def best_first(found: Sequence[ScoredPassage], k: int) -> list[ScoredPassage]:
     """Return the k best of some passages, in the order of `Searcher.search`."""
     return sorted(found, key=lambda one: (-one.score, one.passage))[:k]
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoulders.errors import CorruptFile, DataError, HubUnreachable, SourceNotFound, UnknownName, UsageError
-from shoulders.retrieval.bi_encoder import BiEncoder, Reading, reading_from_json
+from shoulders.retrieval.bi_encoder import BiEncoder, TextForm, reading_from_json
 from shoulders.retrieval.index import MANIFEST, RUN, Index
 from shoulders.retrieval.passages import PassageStore
 from shoulders.store.files import check_format, lasting, read_json, save_failed, sole_writer, whole_file, write_json
@@ -58,7 +58,7 @@ class VectorStore:
             raise UsageError(f"the vectors {folder} are not finished: {AGAIN}")
         self.folder, self._run = folder, manifest["run"]
         self.encoder, self.fingerprint = manifest["encoder"]["name"], manifest["encoder"]["fingerprint"]
-        self.reading: Reading = reading_from_json(manifest["encoder"].get("reading"), str(folder / MANIFEST))
+        self.reading: TextForm = reading_from_json(manifest["encoder"].get("reading"), str(folder / MANIFEST))
         self.dimension, self.type, self.state = manifest["dimension"], manifest["type"], manifest["state"]
         self._shards = [_shard(path, self.dimension, self.type) for path in _paths(folder)]
         numbers = _numbers(self._shards)
@@ -124,10 +124,10 @@ def encode(
         raise UnknownName("type of vectors", dtype, TYPES)
     if index.unfinished:
         raise UsageError(f"the index {index.folder} is not finished: finish it with `shoulders index`")
-    folder = index.folder / DENSE / (name or name_of(encoder.name))
+    folder = index.folder / DENSE / (name or vectors_name(encoder.name))
     if folder.parent.parent != index.folder or folder.name in ("", ".", ".."):
         raise UsageError(
-            f"{name!r} is not a name for vectors (letters, digits and -._ only), e.g. {name_of(encoder.name)}"
+            f"{name!r} is not a name for vectors (letters, digits and -._ only), e.g. {vectors_name(encoder.name)}"
         )
     try:
         (folder / SHARDS).mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def encode(
     return VectorStore(folder)
 
 
-def name_of(encoder: str) -> str:
+def vectors_name(encoder: str) -> str:
     """Return the name of a retriever's vectors."""
     return re.sub(r"[^\w.-]+", "-", encoder.rpartition(":")[2]).strip("-.") or "vectors"
 

@@ -12,7 +12,7 @@ from shoulders.data.tasks import DEV
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evidence.choice import check_retriever
 from shoulders.retrieval.search import SPARSE
-from shoulders.retrieval.towers import RERANKER
+from shoulders.retrieval.text_encoder import RERANKER
 from shoulders.runs.recipe import SuiteChoice, as_json, with_values
 from shoulders.store.files import flat
 from shoulders.training.plan import TrainPlan
@@ -46,7 +46,7 @@ class RankingRecipe:
     Attributes:
         kind: "retriever" or "reranker".
         encoder: initial encoder; for a retriever also a name for `BiEncoder.load`.
-        dtype: of the matrix products (`Tower.load`).
+        dtype: of the matrix products (`TextEncoder.load`).
         length: maximum tokens of a question with a passage, or of a passage for a retriever.
         index: folder of the passages.
         retriever, weight, dense, engine, collection: the retrieval of passages, as in `EvidenceChoice`; a re-ranker is

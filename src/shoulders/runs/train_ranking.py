@@ -19,10 +19,10 @@ from shoulders.evidence.reranked import ALL
 from shoulders.evidence.sources import searcher_of
 from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.index import Hit, Index
-from shoulders.retrieval.reranker import About, Reranker
-from shoulders.retrieval.scoring import WEIGHTS, Pair, Seen
+from shoulders.retrieval.reranker import Reranker, RerankerOrigin
+from shoulders.retrieval.scoring import WEIGHTS, Pair, SeenQuestions
 from shoulders.retrieval.search import Searcher
-from shoulders.retrieval.towers import RERANKER
+from shoulders.retrieval.text_encoder import RERANKER
 from shoulders.runs.build import suite_parts, training_mixture
 from shoulders.runs.jobs import Job
 from shoulders.runs.ranking_recipes import RankingRecipe, ranking_recipe_from_json
@@ -54,7 +54,7 @@ class _Model:
 
     loss: RerankerLoss | RetrieverLoss
     scores: Callable[[Sequence[Pair]], Sequence[float]]
-    save: Callable[[Path, About], None]
+    save: Callable[[Path, RerankerOrigin], None]
 
     def ordered(self, questions: Sequence[str], hits: Sequence[Sequence[Hit]]) -> list[list[float]]:
         """Return a score for each passage of each question."""
@@ -85,7 +85,7 @@ def train_ranking(
     model = _reranker(recipe) if recipe.kind == RERANKER else _retriever(recipe)
     supervision = RankingSampler(index, recipe.depth, recipe.negatives, recipe.training.seed, searcher)
     source = _source(recipe, supervision, tasks, model.loss)
-    seen = Seen.of(source.questions)
+    seen = SeenQuestions.of(source.questions)
     last: list[RankingScores] = []
 
     def score() -> float:
@@ -94,7 +94,7 @@ def train_ranking(
 
     def keep(_score: float, step: int) -> None:
         measured = {"step": step, **last[0].as_json()}
-        model.save(folder / BEST, About(recipe.encoder, recipe.as_json(), measured, seen))
+        model.save(folder / BEST, RerankerOrigin(recipe.encoder, recipe.as_json(), measured, seen))
         content = {"kind": recipe.kind, "development": measured, "training_questions": len(seen)}
         write_json(folder / RESULTS, {**content, "recipe": recipe.as_json(), **circumstances()})
 

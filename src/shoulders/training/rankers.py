@@ -18,7 +18,7 @@ from shoulders.records import Example
 from shoulders.retrieval.bi_encoder import BiEncoder, in_batch_loss
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.reranker import Group, Reranker
-from shoulders.retrieval.scoring import words_of
+from shoulders.retrieval.scoring import question_words
 from shoulders.retrieval.search import Searcher
 
 Titled = tuple[str, str]  # title and text of a passage
@@ -106,7 +106,7 @@ class RankingSource:
     """A source of steps of `batch_size` questions that have a positive and a negative passage.
 
     Attributes:
-        questions: all questions that may be drawn, as words (`words_of`).
+        questions: all questions that may be drawn, as words (`question_words`).
 
     Args:
         fold: the half of the questions to train on (cross-fitting: the paper, section 3.1); "" for all. A question
@@ -170,7 +170,7 @@ class RankingSource:
         if self.fold and fold_of(example) != self.fold:
             tally(self.counts, example.task, "of the other fold")
             return False
-        if words_of(example.question.query) not in self.questions:
+        if question_words(example.question.query) not in self.questions:
             tally(self.counts, example.task, "in both folds")
             return False
         return True
@@ -242,5 +242,5 @@ def folds_of(mixture: Mixture) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for place in range(len(mixture)):
         if (example := mixture.read(place, {})) is not None:
-            found.setdefault(words_of(example.question.query), set()).add(fold_of(example))
+            found.setdefault(question_words(example.question.query), set()).add(fold_of(example))
     return found

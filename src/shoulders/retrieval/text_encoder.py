@@ -39,7 +39,7 @@ Text = str | tuple[str, str]  # a text, or two that are read as a pair
 
 
 @final
-class Tower(nn.Module):
+class TextEncoder(nn.Module):
     """A BERT-like encoder that trains, with its tokenizer. Its weights are fp32; it multiplies in `compute`.
 
     A pair of texts is one row with separators; as in DPR, all segments are of the first type.
@@ -122,11 +122,11 @@ class Tower(nn.Module):
             found = self.model(input_ids=tokens.ids, attention_mask=mask).last_hidden_state
         return found.float()
 
-    def cast_to_compute(self) -> "Tower":
+    def cast_to_compute(self) -> "TextEncoder":
         """Return a copy with weights in `compute`, not to be trained: faster than casting for every batch."""
         if self.compute == self.model.dtype:
             return self
-        return Tower(deepcopy(self.model).to(self.compute), self.tokenizer, self.name, self.compute)  # type: ignore[arg-type]
+        return TextEncoder(deepcopy(self.model).to(self.compute), self.tokenizer, self.name, self.compute)  # type: ignore[arg-type]
 
     def fingerprint(self) -> str:
         """Return a hash of the weights in full precision: training moves them by less than bf16 can represent."""

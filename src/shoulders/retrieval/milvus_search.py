@@ -16,8 +16,17 @@ from shoulders.errors import SourceNotFound, UsageError
 from shoulders.retrieval.hybrid import make_retriever
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.milvus import FLAT, LIMIT, Milvus, Vector
-from shoulders.retrieval.search import DENSE, SPARSE, Scored, Searcher, best_first
-from shoulders.retrieval.upload import BM25, ENGINE, INDEX, PASSAGES, VECTORS, UploadState, check_about, upload_records
+from shoulders.retrieval.milvus_upload import (
+    BM25,
+    ENGINE,
+    INDEX,
+    PASSAGES,
+    VECTORS,
+    UploadState,
+    check_about,
+    upload_records,
+)
+from shoulders.retrieval.search import DENSE, SPARSE, ScoredPassage, Searcher, best_first
 from shoulders.retrieval.vectors import VectorStore, load_encoder, vectors_in
 
 
@@ -50,7 +59,7 @@ class MilvusBM25:
         self._held = _Collection(index, server, collection, {"kind": BM25, "analyser": index.analyser.identity})
         self.fingerprint, self.stale = self._held.fingerprint, self._held.stale
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
+    def search(self, queries: Sequence[str], k: int) -> list[list[ScoredPassage]]:
         """Return for each query the k passages with the highest scores, of those that have a term of it.
 
         Raises:
@@ -84,7 +93,7 @@ class MilvusVectors:
         self._held = _Collection(index, server, collection, {"kind": VECTORS, "encoder": encoder.fingerprint()})
         self.fingerprint, self.stale = self._held.fingerprint, self._held.stale
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Scored]]:
+    def search(self, queries: Sequence[str], k: int) -> list[list[ScoredPassage]]:
         """Return for each query the k passages with the largest inner products; none for an empty query.
 
         Raises:
@@ -184,11 +193,11 @@ class _Collection:
         self.fingerprint = f"{self.about['key']}/{self.about.get('index', '')}"
         self.stale = not self.about["finished"] or self.state.value(INDEX) != index.fingerprint
 
-    def search(self, vectors: Sequence[Vector], k: int) -> list[list[Scored]]:
+    def search(self, vectors: Sequence[Vector], k: int) -> list[list[ScoredPassage]]:
         if k > LIMIT:
             raise UsageError(f"number of passages must be at most {LIMIT:,} on Milvus, got {k:,}")
         asked = [number for number, vector in enumerate(vectors) if len(vector)]
-        found: list[list[Scored]] = [[] for _ in vectors]
+        found: list[list[ScoredPassage]] = [[] for _ in vectors]
         more = min(k + 1, LIMIT)
         kind = self.about.get(ENGINE, FLAT)
         results = self.server.search(self.name, [vectors[number] for number in asked], more, kind)

@@ -66,7 +66,7 @@ class PassageVectors(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class UploadTarget:
     """The collection on a server that an index is uploaded to, whether it exists already or not."""
 
     server: Milvus
@@ -77,7 +77,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class UploadResult:
     """Numbers of passages in an upload; `passages` is how many the collection holds now."""
 
     added: int
@@ -89,11 +89,11 @@ class Sent:
 
 def upload_weights(
     index: Index,
-    target: Target,
+    target: UploadTarget,
     k1: float = PYSERINI[0],
     b: float = PYSERINI[1],
     on_sent: OnProgress = lambda *_: None,
-) -> Sent:
+) -> UploadResult:
     """Upload BM25 weights; where the collection holds some already, upload the changes.
 
     A weight is the part of BM25 that depends on the passage, tf (k1 + 1) / (tf + k1 (1 - b + b length / mean)); the idf
@@ -119,8 +119,8 @@ def upload_weights(
 
 
 def upload_vectors(
-    index: Index, vectors: PassageVectors, target: Target, kind: str = "", on_sent: OnProgress = lambda *_: None
-) -> Sent:
+    index: Index, vectors: PassageVectors, target: UploadTarget, kind: str = "", on_sent: OnProgress = lambda *_: None
+) -> UploadResult:
     """Upload dense vectors; where the collection holds some already, add the new ones and delete those that are gone.
 
     Args:
@@ -160,7 +160,7 @@ def check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], target: str
 
 @contextmanager
 def _begun(
-    folder: Path, target: Target, about: Mapping[str, Any], usual: Mapping[str, Any] | None = None
+    folder: Path, target: UploadTarget, about: Mapping[str, Any], usual: Mapping[str, Any] | None = None
 ) -> Iterator["_Upload"]:
     """Yield an upload to a collection, which is created if it is not there.
 
@@ -359,7 +359,7 @@ class _Weights:
 class _Upload:
     """One upload to a collection that no other process writes."""
 
-    def __init__(self, target: Target, state: UploadState, about: Mapping[str, Any]) -> None:
+    def __init__(self, target: UploadTarget, state: UploadState, about: Mapping[str, Any]) -> None:
         self.server, self.collection, self.target = target.server, target.collection, target
         self.state, self.about = state, about
         self.done, self.all = 0, 0
@@ -378,7 +378,7 @@ class _Upload:
         self.round = known[0]
         return known[1]
 
-    def run_weights(self, weights: _Weights, index: Index, on_sent: OnProgress) -> Sent:
+    def run_weights(self, weights: _Weights, index: Index, on_sent: OnProgress) -> UploadResult:
         """Upload new passages, delete those that are gone, and upload again those that were made with another mean."""
         numbers = index.store.numbers()
         sent, rounds = self.state.sent()
@@ -397,9 +397,9 @@ class _Upload:
             self.server.upsert(self.collection, weights.of(some))
             self.state.renew(some, self.round)
             self._tell(len(some), on_sent)
-        return self._finished(Sent(len(new), len(gone), len(old), len(numbers) - len(new) - len(old), 0), index)
+        return self._finished(UploadResult(len(new), len(gone), len(old), len(numbers) - len(new) - len(old), 0), index)
 
-    def run_vectors(self, vectors: PassageVectors, index: Index, on_sent: OnProgress) -> Sent:
+    def run_vectors(self, vectors: PassageVectors, index: Index, on_sent: OnProgress) -> UploadResult:
         """Upload new passages, and delete those that are gone."""
         numbers = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in vectors.batches())])
         sent, _ = self.state.sent()
@@ -414,7 +414,7 @@ class _Upload:
                 self.server.upsert(self.collection, dict(zip(passages, rows[some], strict=True)))
                 self.state.acknowledge(passages, len(passages), {}, self.round)
                 self._tell(len(passages), on_sent)
-        return self._finished(Sent(len(new), len(gone), 0, len(numbers) - len(new), 0), index)
+        return self._finished(UploadResult(len(new), len(gone), 0, len(numbers) - len(new), 0), index)
 
     def _expect(self, passages: int) -> None:
         self.all = passages
@@ -434,7 +434,7 @@ class _Upload:
             self.state.settle()
             self._tell(len(some), on_sent)
 
-    def _finished(self, sent: Sent, index: Index) -> Sent:
+    def _finished(self, sent: UploadResult, index: Index) -> UploadResult:
         if self.all:
             self.server.flush(self.collection)
         found, rows = self.server.count(self.collection), int(self.state.value(ROWS) or 0)
@@ -450,7 +450,7 @@ class _Upload:
         finished = {"finished": True, "counts": counts, "mean_length": mean, "index": fingerprint, "time": time}
         self.server.set_about(self.collection, {**self.about, **finished})
         self.state.set_value(INDEX, fingerprint)
-        return Sent(sent.added, sent.deleted, sent.renewed, sent.unchanged, counts[PASSAGES])
+        return UploadResult(sent.added, sent.deleted, sent.renewed, sent.unchanged, counts[PASSAGES])
 
 
 def _parts(numbers: NDArray[np.int64]) -> Iterator[list[int]]:
