@@ -37,7 +37,7 @@ from benchmarks.reranking import made_pairs, real_pairs
 from benchmarks.rivals import MODEL, peak_memory, peaks, peft_model
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.sources import locate
-from shoulders.engine.batches import Encoded
+from shoulders.engine.batches import EncodedQuestion
 from shoulders.engine.precomputed import Contexts
 from shoulders.evaluation.results import circumstances
 from shoulders.records import IGNORE, Placement, Question
@@ -46,7 +46,7 @@ from shoulders.training.losses import scaffold_loss
 
 ROWS, CONTEXT, SCORED, PROMPT, BATCHES, RATE = 4, 512, 6, 20, 3, 1e-6
 
-Batches = list[list[Encoded]]
+Batches = list[list[EncodedQuestion]]
 
 
 def main() -> None:
@@ -151,7 +151,7 @@ def _batches(data: str) -> Batches:
     """Return contexts, with the tokens after them as answers."""
     found = _tokens(Path(data) / "passages.jsonl.gz")
     rows = [list(itertools.islice(found, CONTEXT + SCORED)) for _ in range(BATCHES * ROWS)]
-    encoded = [Encoded(Question(""), row[:CONTEXT], 0, row[CONTEXT:]) for row in rows]
+    encoded = [EncodedQuestion(Question(""), row[:CONTEXT], 0, row[CONTEXT:]) for row in rows]
     return [encoded[start : start + ROWS] for start in range(0, len(encoded), ROWS)]
 
 

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.pairs import in_turn, ratio, report, same
 from shoulders.backbone.choosing import Choice
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.engine.batches import Encoded
+from shoulders.engine.batches import EncodedQuestion
 from shoulders.engine.decode import generate
 from shoulders.engine.precomputed import StateStore
 from shoulders.evaluation.results import circumstances
@@ -106,7 +106,7 @@ def bench_training(lm: FrozenLM, rounds: int) -> dict[str, Any]:
     return {"losses": losses, "seconds": seconds, "computed": store.computed}
 
 
-def _step(lm: FrozenLM, batches: list[list[Encoded]], store: StateStore | None) -> Callable[[], float]:
+def _step(lm: FrozenLM, batches: list[list[EncodedQuestion]], store: StateStore | None) -> Callable[[], float]:
     torch.manual_seed(2)
     scaffold = Recursion(lm, RecursionShape())
     optimizer = torch.optim.AdamW(scaffold.parameters(), lr=RATE)
@@ -122,10 +122,10 @@ def _step(lm: FrozenLM, batches: list[list[Encoded]], store: StateStore | None) 
     return step
 
 
-def _examples(lm: FrozenLM) -> list[Encoded]:
+def _examples(lm: FrozenLM) -> list[EncodedQuestion]:
     """Return rows of random tokens; the last predicted token is not read."""
     rows = torch.randint(100, lm.vocabulary, (ROWS, TEXT + 1)).tolist()
-    return [Encoded(Question(""), row[:-SCORED], 0, row[-SCORED:]) for row in rows]
+    return [EncodedQuestion(Question(""), row[:-SCORED], 0, row[-SCORED:]) for row in rows]
 
 
 def _questions(lm: FrozenLM, rows: int) -> ScaffoldInput:

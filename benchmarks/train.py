@@ -28,8 +28,8 @@ from benchmarks.rivals import MODEL, peak_memory, peaks, peft_model
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
-from shoulders.data.tasks import Skip
-from shoulders.engine.batches import Encoded, Lengths
+from shoulders.data.tasks import SkipPolicy
+from shoulders.engine.batches import EncodedQuestion, Lengths
 from shoulders.evaluation.results import circumstances
 from shoulders.records import IGNORE, ScaffoldInput
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
@@ -119,7 +119,7 @@ STEPS = {"ours": our_step, "peft": peft_step}
 class _Chunk:
     """A fixed list of examples as a source of steps."""
 
-    def __init__(self, rows: list[Encoded], positions_at_once: int) -> None:
+    def __init__(self, rows: list[EncodedQuestion], positions_at_once: int) -> None:
         self.rows, self.position = rows, 0
         self.counts: dict[str, dict[str, int]] = {}
         self.positions_at_once = positions_at_once
@@ -136,7 +136,7 @@ class _Chunk:
 def bench_epoch(suite: str) -> dict[str, Any]:
     """Measure (b): seconds of each chunk of the pass, ours and PEFT's in turn."""
     lm = FrozenLM.load(MODEL, dtype="bfloat16", device="cpu")
-    mixture = Mixture(open_suite(suite), split="train", seed=0, skip=Skip(failing=True))
+    mixture = Mixture(open_suite(suite), split="train", seed=0, skip=SkipPolicy(failing=True))
     rows = Stream(mixture, lm, lengths=Lengths(), prompt_length=PROMPT).take(EXAMPLES)
     prompt, model = SoftPrompt(from_vocabulary(lm)(PROMPT)), peft_model(torch.bfloat16, PROMPT)
     found: dict[str, Any] = {"ours_seconds": [], "peft_seconds": [], "ours_losses": [], "peft_losses": []}
@@ -156,7 +156,7 @@ def bench_epoch(suite: str) -> dict[str, Any]:
     return found
 
 
-def _our_pass(lm: FrozenLM, prompt: SoftPrompt, rows: list[Encoded]) -> list[float]:
+def _our_pass(lm: FrozenLM, prompt: SoftPrompt, rows: list[EncodedQuestion]) -> list[float]:
     losses: list[float] = []
     plan = TrainPlan(steps=len(rows) // BATCH, batch_size=BATCH, learning_rate=1e-12, positions_at_once=2048)
     hooks = Hooks(on_step=lambda step: losses.append(step.loss))
@@ -173,7 +173,7 @@ class _Losses(TrainerCallback):
             self.found.append(logs["loss"])
 
 
-def _peft_pass(model: Any, lm: FrozenLM, rows: list[Encoded]) -> list[float]:
+def _peft_pass(model: Any, lm: FrozenLM, rows: list[EncodedQuestion]) -> list[float]:
     """Train with PEFT and the Trainer: batches of 8 padded to their longest row, four of them a step."""
     examples = [
         {

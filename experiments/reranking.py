@@ -13,7 +13,7 @@ from typing import Any
 
 from shoulders.data.lines import read_json_lines
 from shoulders.data.readers import QA
-from shoulders.evaluation.recall import FoundFor, asked, ranking
+from shoulders.evaluation.recall import RankedQuestion, answerable_questions, ranking
 from shoulders.evaluation.results import circumstances
 from shoulders.records import Example, Question
 from shoulders.retrieval.dense import open_retriever
@@ -49,7 +49,7 @@ def main() -> None:
         searcher = open_retriever(index, kind, weight=float(weight or 1))
         for name in SETS:
             examples = _examples(arguments.data / f"{name}.jsonl.gz", arguments.limit)
-            some: Sequence[FoundFor] = asked(examples, index, arguments.depth, searcher)
+            some: Sequence[RankedQuestion] = answerable_questions(examples, index, arguments.depth, searcher)
             measured = ranking(some, scores, WEIGHTS)
             chosen = measured.best_weight if name == SETS[0] else found[f"{named} {SETS[0]}"]["chosen_weight"]
             found[f"{named} {name}"] = {**measured.as_json(), "asked": len(examples), "chosen_weight": chosen}

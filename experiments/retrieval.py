@@ -20,7 +20,7 @@ import bm25s
 import numpy as np
 
 from shoulders.data.lines import read_json_lines
-from shoulders.data.matching import NEVER, has_answer
+from shoulders.data.matching import NOT_FOUND, has_answer
 from shoulders.evaluation.recall import recall_at
 from shoulders.evaluation.results import circumstances
 from shoulders.retrieval.bi_encoder import BiEncoder
@@ -62,7 +62,7 @@ class Asked:
             for passage, stored in index.store.get(new).items():
                 self.right[number, passage] = has_answer(self.answers[number], stored.text)
             places = (place for place, one in enumerate(some) if self.right[number, one.passage])
-            first.append(next(places, NEVER))
+            first.append(next(places, NOT_FOUND))
         return first
 
 

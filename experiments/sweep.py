@@ -31,10 +31,10 @@ from shoulders.evaluation.results import Result, read_result
 from shoulders.evaluation.statistics import average_interval, difference_interval
 from shoulders.paper.rivals import measure_rival, train_rival
 from shoulders.runs.build import TaskParts, load_backbone, new_evidence
-from shoulders.runs.jobs import measure, task_parts
+from shoulders.runs.jobs import measure, split_tasks
 from shoulders.runs.recipe import Recipe, with_overrides
 from shoulders.runs.registry import recipe_named
-from shoulders.runs.run import CHECKPOINTS, Watch, result, train, training_told
+from shoulders.runs.run import CHECKPOINTS, Watch, result, train, training_summary
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.store.files import BEST, write_json
 from shoulders.training.log import read_log
@@ -107,7 +107,7 @@ def cells(grid: Mapping[str, Any]) -> Iterator[Run]:
 
 
 def _measured(run: Run, lm: FrozenLM, folder: Path) -> dict[str, Any]:
-    recipe, parts = run.recipe, task_parts(run.recipe)
+    recipe, parts = run.recipe, split_tasks(run.recipe)
     if recipe.rival.kind:
         content, told = _rival(run, lm, folder, parts)
     else:
@@ -130,14 +130,14 @@ def trained_scaffold(run: Run, lm: FrozenLM, folder: Path, tasks: Sequence[Task]
         return Bare(), {}
     resume = (folder / CHECKPOINTS).exists()
     scaffold, progress = train(run.recipe, lm, folder, tasks=tasks, resume=resume, watch=Watch(on_step=_print))
-    return scaffold, training_told(folder, lm, progress)
+    return scaffold, training_summary(folder, lm, progress)
 
 
 def _rival(run: Run, lm: FrozenLM, folder: Path, parts: TaskParts) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train and measure a rival; return its result and the costs of its training."""
     resume = (folder / CHECKPOINTS).exists()
     progress = train_rival(run.recipe, lm, folder, tasks=parts.trained, resume=resume, watch=Watch(on_step=_print))
-    told = training_told(folder, lm, progress)
+    told = training_summary(folder, lm, progress)
     _, content = measure_rival(rival_info(folder / BEST), run.recipe, lm, parts.tested, lambda _done, _all: None)
     return content, told
 

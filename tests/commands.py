@@ -4,7 +4,7 @@ from typer.testing import CliRunner
 
 from shoulders.cli.main import app
 from shoulders.runs.registry import recipe_named
-from shoulders.store.files import flat
+from shoulders.store.files import flatten
 
 
 def run(*arguments: object, typed: str = "") -> str:
@@ -16,5 +16,5 @@ def run(*arguments: object, typed: str = "") -> str:
 
 def fitting(recipe: str, values: list[str]) -> list[str]:
     """Those of the values that a recipe has: each kind of scaffold has its own."""
-    known = flat(recipe_named(recipe).as_json())
+    known = flatten(recipe_named(recipe).as_json())
     return [value for value in values if not value.startswith("scaffold.") or value.partition("=")[0] in known]

@@ -16,7 +16,7 @@ from shoulders.backbone.choosing import Choice
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.tokenizing import tokenized
 from shoulders.engine import decode
-from shoulders.engine.batches import Encoded
+from shoulders.engine.batches import EncodedQuestion
 from shoulders.engine.decode import Scored
 from shoulders.engine.inference import POSITIONS_AT_ONCE, Answering, in_groups
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
@@ -197,7 +197,7 @@ class ShouldersLM(TemplateLM):
                 continue
             kept = self._kept(context, len(ids) - 1, "a continuation")
             numbers.setdefault((text, tuple(kept)), []).append(number)
-        rows = [Encoded(Question(text), list(ids), 0) for text, ids in numbers]
+        rows = [EncodedQuestion(Question(text), list(ids), 0) for text, ids in numbers]
         several = list(numbers.values())
         extra = [sum(len(requests[number][2]) for number in some) for some in several]
 
@@ -222,7 +222,7 @@ class ShouldersLM(TemplateLM):
                 name: value for name, value in settings.items() if name not in ("temperature", "top_p", "top_k")
             }
         kept = [self._kept(self.tok_encode(text), longest, "an answer") for text in texts]
-        rows = [Encoded(Question(text), ids, 0) for text, ids in zip(texts, kept, strict=True)]
+        rows = [EncodedQuestion(Question(text), ids, 0) for text, ids in zip(texts, kept, strict=True)]
 
         def read(given: ScaffoldInput, _: Sequence[int]) -> list[str]:
             ids = self._continued(given, longest, stops, settings)

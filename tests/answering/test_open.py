@@ -10,7 +10,7 @@ import shoulders
 from shoulders.answering.calibration import Point
 from shoulders.answering.models import RivalInfo, model_info
 from shoulders.answering.spec import AnswerSpec
-from shoulders.answering.stages import Adaptive, Calibration, Stage, save
+from shoulders.answering.stages import Calibration, Cascade, Stage, save
 from shoulders.data.readers import QUESTION_WORDING
 from shoulders.engine.batches import Lengths
 from shoulders.engine.inference import Answering, Sampling, answered, rank, sample
@@ -68,7 +68,7 @@ def named(lm, index, tmp_path, request):
         stages = (Stage.of(Bare()), Stage.of(Scaffold.load(folder / "best", lm), str(folder)))
         point = Point((-1e-9,), 2.0, 1.0)  # the first stage is never as sure
         calibration = Calibration("probability", 2.0, point, [point], {}, WORDED.as_json())
-        save(tmp_path / "cascade", Adaptive(stages, point.thresholds), lm, calibration, {})
+        save(tmp_path / "cascade", Cascade(stages, point.thresholds), lm, calibration, {})
         return str(tmp_path / "cascade")
     if request.param in ("lora", "full"):
         (tmp_path / "rival").mkdir()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from shoulders.answering.cascade import CascadeAnswerer
-from shoulders.answering.stages import RULES, Adaptive, Stage
+from shoulders.answering.stages import RULES, Cascade, Stage
 from shoulders.engine.inference import Answering, answered, choose, rank
 from shoulders.errors import UnknownName, UsageError
 from shoulders.records import Answer, Question
@@ -31,7 +31,7 @@ def stages(lm):
 
 
 def cascade(lm, stages, thresholds, rule="probability"):
-    return CascadeAnswerer(lm, Adaptive(stages, thresholds, rule), HOW)
+    return CascadeAnswerer(lm, Cascade(stages, thresholds, rule), HOW)
 
 
 def alone(stage, lm):
@@ -129,13 +129,13 @@ def test_one_stage_by_itself(lm, stages):
         assert said(found) == told(alone(stages[stage], lm)[0])
         assert {one.passes for one in found} == {stages[stage].passes}
     with pytest.raises(UsageError, match="no stage answers with 1 passes, they cost 2, 3"):
-        Adaptive(stages[1:], (0.0,)).only(1)
+        Cascade(stages[1:], (0.0,)).only(1)
 
 
 def test_cascades_that_make_no_sense_are_refused(stages):
     with pytest.raises(UnknownName, match="no rule 'probabilty': did you mean 'probability'"):
-        Adaptive(stages, (0.0, 0.0), "probabilty")
+        Cascade(stages, (0.0, 0.0), "probabilty")
     with pytest.raises(UsageError, match="3 stages and 1 thresholds"):
-        Adaptive(stages, (0.0,))
+        Cascade(stages, (0.0,))
     with pytest.raises(UsageError, match="costs 3 passes and the one after it, 'recursion', 2: put the cheaper"):
-        Adaptive((stages[2], stages[1]), (0.0,))
+        Cascade((stages[2], stages[1]), (0.0,))

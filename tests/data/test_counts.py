@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from shoulders.data.mixture import Mixture, left_out, totals
+from shoulders.data.mixture import Mixture, describe_counts, total_counts
 from shoulders.data.readers import folder_task
-from shoulders.data.tasks import Skip, TemplatedTask
+from shoulders.data.tasks import SkipPolicy, TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.engine.batches import Lengths
 from shoulders.errors import BadRow, DataError, TemplateFailed
@@ -33,7 +33,7 @@ def stream(lm):
     def made(position=0, cap=30):
         kinds = [FINE, FINE, FINE, LONG, CUT, NOT_MEANT, FAILING]
         tasks = [task("a", enumerate(kinds * 4)), task("b", enumerate([FINE] * 50))]
-        mixture = Mixture(tasks, split="train", seed=1, cap=cap, skip=Skip(failing=True))
+        mixture = Mixture(tasks, split="train", seed=1, cap=cap, skip=SkipPolicy(failing=True))
         return Stream(mixture, lm, lengths=Lengths(1000, 30), prompt_length=4, position=position)
 
     return made
@@ -49,11 +49,11 @@ def test_an_epoch_is_counted_exactly_by_data_set(stream):
         "a": {"read": 28, "discarded": 4, "truncated": 4, "not meant": 4, "template failed": 4},
         "b": {"read": 30, "capped": 20},
     }
-    assert totals(found.counts)["read"] == 58
-    assert set(left_out(found.counts).split(", ")) == {
+    assert total_counts(found.counts)["read"] == 58
+    assert set(describe_counts(found.counts).split(", ")) == {
         "20 capped", "4 discarded", "4 not meant", "4 template failed", "4 truncated"
     }  # fmt: skip
-    assert left_out({"a": {"read": 3}}) == "none"
+    assert describe_counts({"a": {"read": 3}}) == "none"
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -95,16 +95,16 @@ def test_broken_lines_stop_or_are_counted_as_such(lm, broken):
             found.take(1)
         return found.counts[broken.name]
 
-    for skip in (Skip(), Skip(failing=True)):
+    for skip in (SkipPolicy(), SkipPolicy(failing=True)):
         with pytest.raises(
             BadRow, match=r"train\.jsonl, line (4|12): .*; correct the line, or .*suite.skip_bad_rows=true"
         ):
             read(skip)
-    assert read(Skip(bad_rows=True)) == {"read": 40, "bad row": 4}  # in two wordings
+    assert read(SkipPolicy(bad_rows=True)) == {"read": 40, "bad row": 4}  # in two wordings
 
 
 def test_skipping_broken_lines_skips_no_failing_template(lm):
-    mixture = Mixture([task("a", [(0, FAILING)])], split="train", seed=0, skip=Skip(bad_rows=True))
+    mixture = Mixture([task("a", [(0, FAILING)])], split="train", seed=0, skip=SkipPolicy(bad_rows=True))
     with pytest.raises(TemplateFailed, match="'missing' is undefined"):
         Stream(mixture, lm, lengths=Lengths(), prompt_length=0).take(1)
 
@@ -112,6 +112,6 @@ def test_skipping_broken_lines_skips_no_failing_template(lm):
 def test_a_file_of_broken_lines_only_is_refused_with_the_first(lm, tmp_path):
     (tmp_path / "templates.yaml").write_text(NUMBERS)
     (tmp_path / "train.jsonl").write_text("{\n{\n")
-    mixture = Mixture([folder_task(tmp_path)], split="train", seed=0, skip=Skip(bad_rows=True))
+    mixture = Mixture([folder_task(tmp_path)], split="train", seed=0, skip=SkipPolicy(bad_rows=True))
     with pytest.raises(DataError, match=r"\(\d+ bad row\); the first: .*train\.jsonl, line \d"):
         Stream(mixture, lm, lengths=Lengths(), prompt_length=0).take(1)

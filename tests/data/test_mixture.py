@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from shoulders.data.mixture import Mixture, permuted
+from shoulders.data.mixture import Mixture, permute_index
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.errors import DataError, TemplateFailed, UnknownName
@@ -17,14 +17,14 @@ def task(name: str, rows: int, templates: int = 2, jinja: str = "{{n}}? ||| {{n}
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000])
 def test_a_permutation_is_one(size):
     for key in ("a", "b"):
-        assert sorted(permuted(index, size, key) for index in range(size)) == list(range(size))
+        assert sorted(permute_index(index, size, key) for index in range(size)) == list(range(size))
     if size > 7:
-        assert [permuted(i, size, "a") for i in range(size)] != [permuted(i, size, "b") for i in range(size)]
+        assert [permute_index(i, size, "a") for i in range(size)] != [permute_index(i, size, "b") for i in range(size)]
 
 
 def test_a_permutation_is_not_an_order():
     """Neighbours land far apart: the correlation with the identity is small."""
-    found = [permuted(index, 5000, "key") for index in range(5000)]
+    found = [permute_index(index, 5000, "key") for index in range(5000)]
     mean = 4999 / 2
     covariance = sum((i - mean) * (x - mean) for i, x in enumerate(found))
     assert abs(covariance / sum((i - mean) ** 2 for i in range(5000))) < 0.06

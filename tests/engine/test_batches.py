@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from shoulders.engine.batches import Encoded, by_length, encode, question_batch, training_batch
+from shoulders.engine.batches import EncodedQuestion, by_length, encode, question_batch, training_batch
 from shoulders.engine.inference import Answering, answer, rank
 from shoulders.errors import ContextFull, UsageError
 from shoulders.records import IGNORE, Question
@@ -37,7 +37,7 @@ def test_questions_end_in_one_column(lm):
 
 def test_nothing_is_lost_and_little_is_padding():
     generator = torch.Generator().manual_seed(1)
-    rows = [Encoded(Question("x"), [0] * int(n), 0) for n in torch.randint(5, 300, (64,), generator=generator)]
+    rows = [EncodedQuestion(Question("x"), [0] * int(n), 0) for n in torch.randint(5, 300, (64,), generator=generator)]
     groups = list(by_length(rows, lambda row: row.length, 1024))
     assert sorted(id(row) for group in groups for row in group) == sorted(map(id, rows))
     padded = sum(len(group) * max(row.length for row in group) for group in groups)

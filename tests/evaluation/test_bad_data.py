@@ -5,7 +5,7 @@ import json
 import pytest
 
 from shoulders.data.readers import folder_task
-from shoulders.data.tasks import RenderedTask, Skip
+from shoulders.data.tasks import RenderedTask, SkipPolicy
 from shoulders.errors import BadRow, ContextFull
 from shoulders.evaluation.protocol import EvaluationPlan, evaluate
 from shoulders.evaluation.results import scores_as_json
@@ -43,8 +43,8 @@ def test_broken_lines_stop_or_are_left_out_and_named(lm, tmp_path):
     (tmp_path / "test.jsonl").write_text("".join(json.dumps({"n": n}) + "\n" for n in range(4)) + '{"n":\n{"n": 5}\n')
     task = folder_task(tmp_path)
     with pytest.raises(BadRow, match=r"test\.jsonl, line 5: .*suite.skip_bad_rows=true"):
-        evaluate([task], lm, Bare(), PLAN, skip=Skip(failing=True))
-    scores = evaluate([task], lm, Bare(), PLAN, skip=Skip(bad_rows=True))
+        evaluate([task], lm, Bare(), PLAN, skip=SkipPolicy(failing=True))
+    scores = evaluate([task], lm, Bare(), PLAN, skip=SkipPolicy(bad_rows=True))
     assert {len(one.predictions) for one in scores.wordings} == {5}
     for kept in scores_as_json(scores)["skipped"].values():
         assert (kept["count"], kept["bad_rows"]) == (1, 1)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from shoulders.cli.scores import scores_table
-from shoulders.data.tasks import RenderedTask, Skip, TemplatedTask
+from shoulders.data.tasks import RenderedTask, SkipPolicy, TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.engine.inference import rank
 from shoulders.errors import DataError, TemplateFailed, UnknownName, UsageError
@@ -161,7 +161,7 @@ def test_failing_templates_stop_or_are_counted(lm):
     half = TemplatedTask("x", "y", {"ask": Template("ask", "a", "{{t}} ||| {{ k if k else missing }}")}, task.splits)
     with pytest.raises(TemplateFailed, match=r"template 'ask' of task 'x' on example test:0: .*'missing' is undefined"):
         evaluate([half], lm, Bare(), PLAN)
-    scores = evaluate([half], lm, Bare(), PLAN, skip=Skip(failing=True))
+    scores = evaluate([half], lm, Bare(), PLAN, skip=SkipPolicy(failing=True))
     assert scores.examples == 6
     skipped = scores.skipped["x/ask"]
     assert skipped.count == 6
@@ -178,7 +178,7 @@ def test_wordings_of_which_nothing_is_left_are_refused_with_the_reason():
     with pytest.raises(
         DataError, match=r"renders nothing in 'test': none can be used; the first: .* on example test:0"
     ):
-        chosen_examples([TemplatedTask("x", "y", {"ask": failing}, splits)], PLAN, skip=Skip(failing=True))
+        chosen_examples([TemplatedTask("x", "y", {"ask": failing}, splits)], PLAN, skip=SkipPolicy(failing=True))
 
 
 def test_a_wording_that_is_not_there_cannot_be_left_out():

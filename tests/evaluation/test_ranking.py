@@ -6,8 +6,8 @@ import pytest
 
 from shoulders.data.readers import open_suite
 from shoulders.errors import DataError
-from shoulders.evaluation.recall import FoundFor, ranking
-from shoulders.evaluation.recall import asked as found_for
+from shoulders.evaluation.recall import RankedQuestion, ranking
+from shoulders.evaluation.recall import answerable_questions as found_for
 from shoulders.retrieval.building import build
 from shoulders.retrieval.index import Hit, Index
 from shoulders.retrieval.passages import Cutting
@@ -17,7 +17,7 @@ from shoulders.training.rankers import RankingSampler
 def asked(place, scores):
     """A question with as many passages as scores, the answer in the one of that place."""
     hits = [Hit(n, "", "gold" if n == place else "other", score) for n, score in enumerate(scores)]
-    return FoundFor("q", ("gold",), hits)
+    return RankedQuestion("q", ("gold",), hits)
 
 
 QUESTIONS = [asked(0, [9.0, 5.0, 1.0, 0.0]), asked(3, [9.0, 5.0, 4.0, 0.0])]

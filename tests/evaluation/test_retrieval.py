@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoulders.data.matching import NEVER, first_with_answer, has_answer, has_match, has_span, span_of, spans_of
+from shoulders.data.matching import NOT_FOUND, first_with_answer, has_answer, has_match, has_span, span_of, spans_of
 from shoulders.errors import UsageError
 from shoulders.evaluation.recall import recall_at
 
@@ -42,7 +42,7 @@ def test_curated_trec():
 def test_recall():
     texts = ["nothing", "Rome it is", "Rome again"]
     first = [first_with_answer([answer], texts) for answer in ("Rome", "nothing", "Oslo")]
-    assert first == [1, 0, NEVER]
+    assert first == [1, 0, NOT_FOUND]
     assert [recall_at(first, k) for k in (1, 2, 100)] == pytest.approx([100 / 3, 200 / 3, 200 / 3])
     for wrong in ([], 1), (first, 0):
         with pytest.raises(UsageError, match="must be at least 1"):

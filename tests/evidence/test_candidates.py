@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from shoulders.data.mixture import FOLDS, Mixture, fold_of, totals
+from shoulders.data.mixture import FOLDS, Mixture, fold_of, total_counts
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.engine.batches import Lengths
@@ -133,7 +133,7 @@ def test_training_on_one_fold_leaves_out_the_other_in_all_wordings(lm):
     assert not asked["a"] & asked["b"]
     numbers = {fold: {text.split()[1] for text in texts} for fold, texts in asked.items()}
     assert not numbers["a"] & numbers["b"]
-    assert totals(parts["a"].counts)["of the other fold"] > 0
+    assert total_counts(parts["a"].counts)["of the other fold"] > 0
 
 
 def test_no_training_question_gets_candidates_of_a_prompt_that_saw_it(lm):

@@ -29,7 +29,7 @@ from shoulders.retrieval.building import build
 from shoulders.retrieval.documents import open_source
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.passages import Cutting, PassageStore
-from shoulders.store.files import sole_writer
+from shoulders.store.files import lock_folder
 
 
 def made(sources, folder, cutting=None, **how):
@@ -269,7 +269,7 @@ def test_kill_9_in_the_middle_then_the_same_command(lines, asked, tmp_path, smal
 
 def test_the_second_of_two_writers_is_refused_and_told_who_is_the_first(folder, tmp_path):
     made([folder], tmp_path / "index")
-    with sole_writer(tmp_path / "index"), pytest.raises(UsageError, match=f"being written by process {os.getpid()} on"):
+    with lock_folder(tmp_path / "index"), pytest.raises(UsageError, match=f"being written by process {os.getpid()} on"):
         made([folder], tmp_path / "index")
     made([folder], tmp_path / "index")  # the lock is gone with its holder
     (tmp_path / "index" / "writer.lock").unlink()

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from shoulders.store.files import sole_writer
+from shoulders.store.files import lock_folder
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_bad_input_to_index(refused, index, folder, tmp_path):
     assert "holds other files" in refused("index", folder, "--out", folder)
     assert "a source has an empty name" in refused("index", "", "--out", tmp_path / "x")
     assert not (tmp_path / "x").exists()
-    with sole_writer(index):
+    with lock_folder(index):
         assert "is being written by process" in refused("index", folder, "--out", index)
 
 

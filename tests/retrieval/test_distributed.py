@@ -21,7 +21,7 @@ from shoulders.retrieval.milvus_search import MilvusBM25, MilvusVectors
 from shoulders.retrieval.milvus_upload import UploadState, UploadTarget, upload_records, upload_vectors, upload_weights
 from shoulders.retrieval.passages import Cutting
 from shoulders.retrieval.search import ScoredPassage, best_first
-from shoulders.store.files import sole_writer
+from shoulders.store.files import lock_folder
 
 K = 20
 
@@ -336,7 +336,7 @@ def test_collections_that_do_not_fit(index, sent, folder, tmp_path, monkeypatch)
         MilvusBM25(other, sent.server, "texts")
     with pytest.raises(SourceNotFound, match=r"there is no collection 'none' at .*shared\.db: send the index there"):
         MilvusBM25(index, sent.server, "none")
-    with sole_writer(index.folder / "milvus"), pytest.raises(UsageError, match="is being written by process"):
+    with lock_folder(index.folder / "milvus"), pytest.raises(UsageError, match="is being written by process"):
         upload_weights(index, sent)
     sent.server._client.create_collection("foreign", dimension=4)
     with pytest.raises(UsageError, match=r"'foreign' at .* was not made by `shoulders upload`"):

@@ -8,7 +8,7 @@ from shoulders.errors import HubUnreachable
 from shoulders.runs.ranking_recipes import ranking_recipes
 from shoulders.runs.recipe import with_overrides
 from shoulders.runs.registry import recipe_named
-from shoulders.store.files import lasting, read_json
+from shoulders.store.files import absolute_name, read_json
 from tiny import save_encoder
 
 
@@ -57,9 +57,9 @@ def test_recipes_keep_absolute_folders(here):
 
 
 def test_lasting_names(here):
-    assert lasting("models/tiny|org/name") == f"{here}/models/tiny|org/name"
-    assert lasting("package:models") == "package:models"
-    assert lasting("") == ""
+    assert absolute_name("models/tiny|org/name") == f"{here}/models/tiny|org/name"
+    assert absolute_name("package:models") == "package:models"
+    assert absolute_name("") == ""
 
 
 def test_several_vectors_and_none_named(here, shoulders, refused):

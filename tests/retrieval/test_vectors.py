@@ -16,7 +16,7 @@ from shoulders.retrieval.building import build
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.passages import Cutting, PassageStore
 from shoulders.retrieval.vectors import VectorStore, encode, vectors_in, vectors_name
-from shoulders.store.files import sole_writer
+from shoulders.store.files import lock_folder
 
 TEXTS = 300
 
@@ -167,7 +167,7 @@ def test_kill_9_in_the_middle_then_the_same_command(index):
 
 
 def test_an_index_that_is_being_written_is_not_encoded(index):
-    with sole_writer(index.folder):
+    with lock_folder(index.folder):
         store = PassageStore(index.folder / "passages.sqlite", write=True)
         with store.writing():
             store.set_state("unfinished", "now")

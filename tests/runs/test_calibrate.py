@@ -5,7 +5,7 @@ import math
 import pytest
 
 from shoulders.answering.cascade import CascadeAnswerer
-from shoulders.answering.stages import Adaptive, Stage
+from shoulders.answering.stages import Cascade, Stage
 from shoulders.data.readers import open_suite
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
@@ -42,7 +42,7 @@ def measured(lm, stages, tasks):
 def test_scores_are_those_of_the_cascades_own_answers(lm, stages, measured):
     """Asked for real, with the thresholds that were calibrated: the same answers, passes and score."""
     chosen = measured.best_within_budget(2.0)
-    cascade = CascadeAnswerer(lm, Adaptive(stages, chosen.thresholds), HOW)
+    cascade = CascadeAnswerer(lm, Cascade(stages, chosen.thresholds), HOW)
     scores = measured.scores(measured.stops(chosen.thresholds).tolist())
     passes = []
     for row in scores.wordings:

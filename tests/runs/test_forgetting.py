@@ -12,7 +12,7 @@ from shoulders.engine.inference import Answering, answered
 from shoulders.errors import UnknownName, UsageError
 from shoulders.paper.rivals import load_rival, train_rival
 from shoulders.runs.build import load_tasks
-from shoulders.runs.forgetting import outside
+from shoulders.runs.forgetting import untrained_tasks
 from shoulders.runs.jobs import measure
 from shoulders.runs.recipe import SuiteChoice, with_overrides
 from shoulders.runs.registry import recipe_named
@@ -90,7 +90,7 @@ def test_what_cannot_be_measured_is_refused(values, suite, tmp_path):
 )
 def test_tasks_outside_the_suite_are_those_that_were_not_trained_on(suite, trained, left):
     recipe = with_overrides(recipe_named("bundled_soft_prompt"), [one.replace("SUITE", str(suite)) for one in trained])
-    found, inside = outside(load_tasks(SuiteChoice(source=str(suite))), str(suite), recipe)
+    found, inside = untrained_tasks(load_tasks(SuiteChoice(source=str(suite))), str(suite), recipe)
     assert [task.name for task in found] == left
     assert sorted([*left, *inside]) == sorted(CLUSTERS)
 

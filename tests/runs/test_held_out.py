@@ -10,7 +10,7 @@ from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation import protocol
 from shoulders.runs import jobs
 from shoulders.runs.build import new_scaffold
-from shoulders.runs.jobs import job_of, task_parts
+from shoulders.runs.jobs import job_of, split_tasks
 from shoulders.runs.recipe import with_overrides
 from shoulders.runs.registry import recipe_named
 from shoulders.runs.run import train
@@ -39,7 +39,7 @@ def recipe_with(values, *more, name="bundled_soft_prompt"):
     ],
 )
 def test_tasks_are_trained_or_tested(values, held, trained, tested):
-    parts = task_parts(recipe_with(values, f"suite.held_out={held}"))
+    parts = split_tasks(recipe_with(values, f"suite.held_out={held}"))
     assert [task.name for task in parts.trained] == trained
     assert [task.name for task in parts.tested] == tested
 
@@ -69,7 +69,7 @@ def test_wordings_of_both_kinds_of_tasks_are_left_out(values, lm, tmp_path):
     found = [(row["task"], row["wording"]) for row in read_json(tmp_path / "run" / "results.json")["wordings"]]
     assert found == [("parity", "choose")]
     recipe = recipe_with(own)
-    parts = task_parts(recipe)
+    parts = split_tasks(recipe)
     source = job_of(recipe, lm, new_scaffold(recipe.scaffold, lm, 0), parts.trained, lambda _done, _all: None).source
     assert {row.question.text.split()[0] for _ in range(5) for part in source.step().parts for row in part} == {"After"}
 
@@ -99,7 +99,7 @@ def test_held_out_tasks_are_measured_and_nothing_else(values, tmp_path, monkeypa
 
 def test_no_held_out_example_or_label_is_seen_in_training(values, lm):
     recipe = recipe_with(values, "suite.held_out=Classes", "scaffold.init=labels")
-    parts = task_parts(recipe)
+    parts = split_tasks(recipe)
     assert class_labels(parts.trained) == ["adding even", "adding odd", "counting even", "counting odd"]
     scaffold = new_scaffold(recipe.scaffold, lm, 0, parts.trained)
     seen = job_of(recipe, lm, scaffold, parts.trained, lambda _done, _all: None).source
@@ -113,7 +113,7 @@ def test_labels_of_held_out_tasks_start_no_prompt(values, lm, tmp_path):
     own = [*values, "scaffold.init=labels", "scaffold.length=2", "training.steps=1", "training.learning_rate=1e-9"]
     recipe = recipe_with(own, "suite.held_out=Sums")
     scaffold, _ = train(recipe, lm, tmp_path / "run")
-    parts = task_parts(recipe)
+    parts = split_tasks(recipe)
     wanted = new_scaffold(recipe.scaffold, lm, 0, parts.trained).prompt
     assert torch.allclose(scaffold.prompt, wanted, atol=1e-6)
     assert not torch.allclose(scaffold.prompt, new_scaffold(recipe.scaffold, lm, 0, parts.tested).prompt, atol=1e-3)

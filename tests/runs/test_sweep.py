@@ -13,8 +13,8 @@ from shoulders.runs import run as run_module
 from shoulders.runs import sweep as sweeping
 from shoulders.runs.recipe import with_overrides
 from shoulders.runs.registry import recipe_named
-from shoulders.runs.sweep import SweepPlan, parsed_grid
-from shoulders.store.files import flat, read_json
+from shoulders.runs.sweep import SweepPlan, parse_grid
+from shoulders.store.files import flatten, read_json
 from shoulders.training.log import read_log
 from small_values import save_suite, small_values
 
@@ -207,9 +207,9 @@ def test_the_paper_s_grids_hold_the_values_of_its_recipes():
 
 def test_a_grid_is_each_value_with_each():
     plan = SweepPlan(
-        recipe_named("bundled_soft_prompt"), parsed_grid(["scaffold.length=1, 2", "training.seed=0,1"]), 0.5
+        recipe_named("bundled_soft_prompt"), parse_grid(["scaffold.length=1, 2", "training.seed=0,1"]), 0.5
     )
-    found = [flat(one.recipe.as_json()) for one in plan.candidates()]
+    found = [flatten(one.recipe.as_json()) for one in plan.candidates()]
     assert [(one["scaffold.length"], one["training.seed"]) for one in found] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert plan.until == 55
     few = with_overrides(plan.recipe, ["training.steps=3"])

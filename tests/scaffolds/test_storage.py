@@ -176,7 +176,7 @@ def test_a_full_disk_keeps_the_old_scaffold(lm, prompt, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
-@pytest.mark.parametrize("moment", ["whole_folder", "rename"])
+@pytest.mark.parametrize("moment", ["atomic_folder", "rename"])
 def test_a_process_killed_while_saving_keeps_the_old_scaffold(lm, prompt, tmp_path, moment):
     """Killed before anything is in place, and between the two renames."""
     folder = tmp_path / "s"

@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from shoulders.errors import CorruptFile, DataError
-from shoulders.store.encodings import MARKS, decode, decode_whole
+from shoulders.store.encodings import MARKS, decode, decode_strict
 from shoulders.store.files import read_json
 
 some = settings(max_examples=60, deadline=None, database=None)
@@ -61,7 +61,7 @@ def test_a_few_broken_characters_are_counted():
     content = "äöü".encode() * 20 + b"\xff"
     assert decode(content) == ("äöü" * 20 + "\ufffd", 1)
     with pytest.raises(DataError, match="1 of its characters are not UTF-8"):
-        decode_whole(content)
+        decode_strict(content)
 
 
 @pytest.mark.parametrize("content", [b"\0\5\x16\7\0\2" * 9, "plain".encode("utf-16-le"), bytes(range(256))])

@@ -9,12 +9,12 @@ import pytest
 
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UsageError
 from shoulders.store.files import (
+    atomic_folder,
     check_format,
     open_database,
     read_json,
-    recovered,
+    recover_folder,
     transaction,
-    whole_folder,
     write_json,
 )
 
@@ -31,14 +31,14 @@ def full_disk(monkeypatch):
 
 def test_a_folder_that_a_json_file_does_not_fit_into_is_named(tmp_path, full_disk):
     target = tmp_path / "best"
-    with whole_folder(target, "a.json") as scratch:
+    with atomic_folder(target, "a.json") as scratch:
         write_json(scratch / "a.json", {"old": True})
     full_disk()
     with (
         pytest.raises(
             SaveFailed, match=f"{target}: No space left .*; {target} is as it was before: free space"
         ) as said,
-        whole_folder(target, "a.json") as scratch,
+        atomic_folder(target, "a.json") as scratch,
     ):
         write_json(scratch / "a.json", {"old": False})
     assert ".part" not in str(said.value)
@@ -48,12 +48,12 @@ def test_a_folder_that_a_json_file_does_not_fit_into_is_named(tmp_path, full_dis
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
     """Of the same target; another one's scratch folder may be in use."""
-    left = whole_folder(tmp_path / "best", "a.json")
+    left = atomic_folder(tmp_path / "best", "a.json")
     (left.__enter__() / "half.bin").write_bytes(b"x" * 100)
-    other = whole_folder(tmp_path / "best.2", "a.json")
+    other = atomic_folder(tmp_path / "best.2", "a.json")
     other.__enter__()
     assert len(list(tmp_path.glob(".*.part"))) == 2
-    with whole_folder(tmp_path / "best", "a.json") as scratch:
+    with atomic_folder(tmp_path / "best", "a.json") as scratch:
         write_json(scratch / "a.json", {})
         assert len(list(tmp_path.glob(".*.part"))) == 2
     assert sorted(path.name[:7] for path in tmp_path.iterdir()) == [".best.2", "best"]
@@ -73,7 +73,7 @@ def test_nothing_is_written_in_the_place_of_a_file(tmp_path):
     for target in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(SaveFailed, match="name a"):
             write_json(target / "a.json", {})
-        with pytest.raises(SaveFailed, match="name a"), whole_folder(target, "a.json"):
+        with pytest.raises(SaveFailed, match="name a"), atomic_folder(target, "a.json"):
             pass
     assert (tmp_path / "file").read_text() == "kept"
 
@@ -88,7 +88,7 @@ def test_json_that_cannot_be_read_is_named(tmp_path):
 
 def test_the_folder_one_stands_in_has_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert recovered(Path()) == Path()
+    assert recover_folder(Path()) == Path()
     assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 

@@ -12,7 +12,7 @@ import torch
 
 from commands import run
 from rankers import save_bert
-from shoulders.data.mixture import Mixture, fold_of, totals
+from shoulders.data.mixture import Mixture, fold_of, total_counts
 from shoulders.data.readers import open_suite
 from shoulders.errors import DataError, TemplateFailed, UsageError
 from shoulders.evidence.reranked import Rankers
@@ -117,8 +117,8 @@ def test_questions_are_learnt_from_in_one_fold_only(place, tmp_path):
     assert len(a.questions | b.questions) == 10 - len(twice)
     drawn = {words for _ in range(6) for row in a.step().parts[0] for words in [row.question.lower().split()[-1]]}
     assert drawn == {question.split()[-1] for question in map("{}?".format, a.questions)}
-    assert totals(a.counts)["in both folds"] > 0
-    assert totals(a.counts)["of the other fold"] > 0
+    assert total_counts(a.counts)["in both folds"] > 0
+    assert total_counts(a.counts)["of the other fold"] > 0
 
 
 @pytest.mark.parametrize("kind", ["reranker", "retriever"])

@@ -3,7 +3,7 @@
 import pytest
 
 from shoulders.data.mixture import Mixture
-from shoulders.data.tasks import Skip, TemplatedTask
+from shoulders.data.tasks import SkipPolicy, TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.engine.batches import Lengths
 from shoulders.errors import DataError, TemplateFailed
@@ -13,7 +13,7 @@ from shoulders.training.stream import Stream
 def stream(lm, texts, jinja="{{t}} ||| {{a}}", **settings):
     template = Template("w", "id", jinja)
     task = TemplatedTask("a", "Toys", {"w": template}, {"train": [{"t": t, "a": a} for t, a in texts]})
-    mixture = Mixture([task], split="train", seed=0, skip=settings.pop("skip", Skip()))
+    mixture = Mixture([task], split="train", seed=0, skip=settings.pop("skip", SkipPolicy()))
     return Stream(mixture, lm, **{"lengths": Lengths(), "prompt_length": 0, **settings})
 
 
@@ -50,7 +50,7 @@ def test_failing_templates_stop_or_are_counted_as_such(lm):
     jinja = "{% if a != '0' %}{{ t if a in '123' else missing }} ||| {{a}}{% endif %}"
     with pytest.raises(TemplateFailed, match="'missing' is undefined"):
         stream(lm, texts, jinja).take(6)
-    found = stream(lm, texts, jinja, skip=Skip(failing=True))
+    found = stream(lm, texts, jinja, skip=SkipPolicy(failing=True))
     assert {row.question.text for row in found.take(6)} == {"1?", "2?", "3?"}
     found.take(6 - found.position % 6)
     epochs = found.position // 6
@@ -61,6 +61,6 @@ def test_failing_templates_stop_or_are_counted_as_such(lm):
 
 
 def test_where_every_template_fails_the_first_is_named(lm):
-    found = stream(lm, [("a?", "1"), ("b?", "2")], "{{missing}} ||| x", skip=Skip(failing=True))
+    found = stream(lm, [("a?", "1"), ("b?", "2")], "{{missing}} ||| x", skip=SkipPolicy(failing=True))
     with pytest.raises(DataError, match=r"template failed\); the first: template 'w' of task 'a' on example train:\d"):
         found.take(1)

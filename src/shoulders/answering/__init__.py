@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 from shoulders.answering.answerer import Answerer, ModelAnswerer
 from shoulders.answering.cascade import CascadeAnswerer
 from shoulders.answering.models import model_info
-from shoulders.answering.stages import is_adaptive, read
+from shoulders.answering.stages import is_cascade, read
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import UsageError
 
@@ -47,7 +47,7 @@ def open(
     """
     name = str(name)
     index = str(index.folder if isinstance(index, HasFolder) else index)
-    if is_adaptive(name):
+    if is_cascade(name):
         if index:
             raise UsageError(
                 f"--index goes with one scaffold, and {name} is several: name a run (shoulders ask RUN --index)"

@@ -9,7 +9,7 @@ from shoulders.answering.models import LoadedModel, ModelInfo
 from shoulders.answering.spec import AnswerSpec
 from shoulders.answering.threshold import read_threshold
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.matching import support
+from shoulders.data.matching import find_support
 from shoulders.engine import inference
 from shoulders.engine.inference import Answering, Sampling, answered, choose
 from shoulders.evidence.base import Evidence
@@ -179,7 +179,7 @@ class ModelAnswerer(Answerer):
         """Return the answer with the passages or candidates that it was read from."""
         # After an answer, a bare model with passages writes a further question: only the first line is the answer.
         text = answer.text.split("\n", 1)[0].rstrip() if self.reads_passages else answer.text
-        stands = support(text, given.read)
+        stands = find_support(text, given.read)
         threshold = None if chosen else self.spec.threshold
         return replace(
             answer,

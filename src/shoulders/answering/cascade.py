@@ -7,7 +7,7 @@ from typing import Self, final
 from shoulders.answering.answerer import Answerer, ModelAnswerer
 from shoulders.answering.models import model_info
 from shoulders.answering.spec import AnswerSpec, spec_from_json
-from shoulders.answering.stages import Adaptive, Stage, StageAnswer, StoredCascade
+from shoulders.answering.stages import Cascade, Stage, StageAnswer, StoredCascade
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.inference import Answering, Sampling, likeliest_choice
 from shoulders.errors import UsageError
@@ -25,7 +25,7 @@ class CascadeAnswerer(Answerer):
     """
 
     lm: FrozenLM
-    adaptive: Adaptive
+    adaptive: Cascade
     how: Answering
     spec: AnswerSpec = field(default_factory=AnswerSpec)
 
@@ -37,7 +37,7 @@ class CascadeAnswerer(Answerer):
             SourceNotFound, UsageError, WrongBackbone: as `StoredCascade.load`.
         """
         spec = spec_from_json(stored.calibration.answering, stored.folder).with_options(longest=longest)
-        return cls(lm, stored.load(lm, stage_named), Answering(spec.longest, truncate), spec)
+        return cls(lm, stored.load(lm, load_stage), Answering(spec.longest, truncate), spec)
 
     @property
     def reads_passages(self) -> bool:
@@ -45,7 +45,7 @@ class CascadeAnswerer(Answerer):
         return any(self._alone(stage).reads_passages for stage in self.adaptive.stages)
 
     def only(self, passes: int) -> Self:
-        """Return the most expensive stage of at most so many passes as a cascade of its own (`Adaptive.only`)."""
+        """Return the most expensive stage of at most so many passes as a cascade of its own (`Cascade.only`)."""
         return replace(self, adaptive=self.adaptive.only(passes))
 
     def decide(self, questions: Sequence[QuestionLike], choices: Sequence[Sequence[str]] = ()) -> list[StageAnswer]:
@@ -86,7 +86,7 @@ class CascadeAnswerer(Answerer):
         return ModelAnswerer(self.lm, stage.scaffold, self.how, self.spec, stage.evidence)
 
 
-def stage_named(name: str, lm: FrozenLM) -> Stage:
+def load_stage(name: str, lm: FrozenLM) -> Stage:
     """Return the stage of a scaffold, or of the bare model, with its evidence.
 
     Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, final
 
 from shoulders.answering.spec import AnswerSpec, spec_from_json
-from shoulders.answering.stages import is_adaptive
+from shoulders.answering.stages import is_cascade
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import CorruptFile, UsageError
@@ -15,7 +15,7 @@ from shoulders.retrieval.reranker import is_reranker
 from shoulders.scaffolds.base import BARE, Bare, Scaffold, scaffold_named
 from shoulders.scaffolds.peft import FULL, PREFIX, PrefixTuning, read_adapter
 from shoulders.scaffolds.storage import Origin, read_origin, scaffold_folder, versions
-from shoulders.store.files import BEST, RECIPE, read_json, recovered, write_json
+from shoulders.store.files import BEST, RECIPE, read_json, recover_folder, write_json
 
 RIVAL, RIVAL_FORMAT = "rival.json", 2
 RETRIEVER = "retriever"  # kind of a run that trained a retriever
@@ -155,7 +155,7 @@ def model_info(name: str) -> ModelInfo:
 
 def rival_folder(name: str) -> Path | None:
     """Return the folder of the rival in a run's folder or the folder itself; None if there is no rival."""
-    for folder in (Path(name).expanduser(), recovered(Path(name).expanduser() / BEST)):
+    for folder in (Path(name).expanduser(), recover_folder(Path(name).expanduser() / BEST)):
         if (folder / RIVAL).exists():
             return folder
     return None
@@ -183,7 +183,7 @@ def rival_info(folder: Path) -> RivalInfo:
 def _check_answers(name: str) -> None:
     """Raise `UsageError` for a folder of a cascade, a re-ranker or a retriever, and say what to do with it."""
     folder = Path(name).expanduser()
-    if is_adaptive(folder):
+    if is_cascade(folder):
         raise UsageError(f"{name} puts several scaffolds in order of cost: name one of them, a run of its own")
     if is_reranker(folder) or is_reranker(folder / ALL):
         raise UsageError(

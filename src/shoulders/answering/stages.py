@@ -20,7 +20,7 @@ from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UnknownNam
 from shoulders.evidence.base import Evidence
 from shoulders.records import Answer
 from shoulders.scaffolds.base import Bare, Scaffold
-from shoulders.store.files import check_replaceable, read_json, recovered, whole_folder, write_json
+from shoulders.store.files import atomic_folder, check_replaceable, read_json, recover_folder, write_json
 
 RULES: dict[str, Callable[[Answer], float]] = {
     "probability": lambda answer: answer.log_probability,
@@ -61,7 +61,7 @@ class StageAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Adaptive:
+class Cascade:
     """Stages in order of cost; an input stops at the first whose confidence reaches its threshold, or at the last.
 
     Attributes:
@@ -177,11 +177,11 @@ class StoredCascade:
     stages: Sequence[StoredStage]
     calibration: Calibration
 
-    def load(self, lm: FrozenLM, stage_named: StageNamed) -> Adaptive:
+    def load(self, lm: FrozenLM, load_stage: StageNamed) -> Cascade:
         """Return the cascade around its backbone.
 
         Args:
-            stage_named: loads the stage of a scaffold by name, with its evidence.
+            load_stage: loads the stage of a scaffold by name, with its evidence.
 
         Raises:
             WrongBackbone: `lm` is another model.
@@ -193,15 +193,15 @@ class StoredCascade:
                 f"{self.folder} was calibrated around {self.backbone!r} (fingerprint {self.fingerprint[:12]}); "
                 f"{lm.name!r} has other weights (fingerprint {found[:12]}): load the backbone it was calibrated around"
             )
-        stages = tuple(self._stage(number, lm, stage_named) for number in range(len(self.stages)))
-        return Adaptive(stages, self.calibration.chosen.thresholds, self.calibration.rule)
+        stages = tuple(self._stage(number, lm, load_stage) for number in range(len(self.stages)))
+        return Cascade(stages, self.calibration.chosen.thresholds, self.calibration.rule)
 
-    def _stage(self, number: int, lm: FrozenLM, stage_named: StageNamed) -> Stage:
+    def _stage(self, number: int, lm: FrozenLM, load_stage: StageNamed) -> Stage:
         stored = self.stages[number]
         what = f"stage {number + 1} of {self.folder}"
         name = os.path.normpath(self.folder / stored.name) if stored.name.startswith(".") else stored.name
         try:
-            stage = stage_named(name, lm)
+            stage = load_stage(name, lm)
         except SourceNotFound as error:
             raise SourceNotFound(f"{what}: {error}; put it back, or calibrate again (shoulders calibrate)") from error
         found = replace(_stored(stage, self.folder), name=stored.name)
@@ -215,7 +215,7 @@ class StoredCascade:
 
 
 def save(
-    folder: Path, adaptive: Adaptive, lm: FrozenLM, calibration: Calibration, circumstances: Mapping[str, Any]
+    folder: Path, adaptive: Cascade, lm: FrozenLM, calibration: Calibration, circumstances: Mapping[str, Any]
 ) -> None:
     """Write a cascade into a folder, whole or not at all.
 
@@ -226,7 +226,7 @@ def save(
         SaveFailed: the folder cannot be written, or holds something else.
     """
     folder = folder.expanduser()
-    check_place(folder, [stage.name for stage in adaptive.stages])
+    check_cascade_folder(folder, [stage.name for stage in adaptive.stages])
     content = {
         "format": FORMAT,
         "backbone": {"name": lm.name, "fingerprint": lm.fingerprint()},
@@ -239,11 +239,11 @@ def save(
         "answering": dict(calibration.answering),
         **circumstances,
     }
-    with whole_folder(folder, ADAPTIVE) as scratch:
+    with atomic_folder(folder, ADAPTIVE) as scratch:
         write_json(scratch / ADAPTIVE, content)
 
 
-def check_place(folder: Path, stages: Sequence[str]) -> None:
+def check_cascade_folder(folder: Path, stages: Sequence[str]) -> None:
     """Raise `SaveFailed` for a folder that cannot be replaced, or that contains a stage."""
     folder = folder.expanduser()
     check_replaceable(folder, ADAPTIVE)
@@ -252,9 +252,9 @@ def check_place(folder: Path, stages: Sequence[str]) -> None:
             raise SaveFailed(f"{name} lies in {folder}, which is replaced as a whole: name a new folder (--out)")
 
 
-def is_adaptive(name: str | Path) -> bool:
+def is_cascade(name: str | Path) -> bool:
     """Return whether a folder holds a cascade."""
-    return (recovered(Path(name).expanduser()) / ADAPTIVE).exists()
+    return (recover_folder(Path(name).expanduser()) / ADAPTIVE).exists()
 
 
 def read(folder: Path) -> StoredCascade:
@@ -263,7 +263,7 @@ def read(folder: Path) -> StoredCascade:
     Raises:
         SourceNotFound, CorruptFile: the file is missing, broken or of another format.
     """
-    folder = recovered(folder.expanduser())
+    folder = recover_folder(folder.expanduser())
     content = read_json(folder / ADAPTIVE)
     try:
         if content["format"] != FORMAT:
@@ -285,7 +285,7 @@ def read(folder: Path) -> StoredCascade:
         raise CorruptFile(f"{folder / ADAPTIVE} does not describe a cascade: {error!r}; calibrate again") from error
 
 
-def fingerprint(adaptive: Adaptive) -> str:
+def fingerprint(adaptive: Cascade) -> str:
     """Return a hash over the scaffolds, thresholds and rule of a cascade."""
     parts = [
         [identity(stage.scaffold), stage.passes, *([stage.evidence.fingerprint] if stage.evidence else [])]

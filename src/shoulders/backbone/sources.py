@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from shoulders.backbone.loading import load_tokenizer, load_whole
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UnknownName, UsageError, first_line
-from shoulders.store.files import check_legible, hub_errors, in_cache
+from shoulders.store.files import cache_path, check_utf8_path, hub_errors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -138,7 +138,7 @@ def locate(name: str) -> str:
         raise SourceNotFound(f"there is no model folder or file {name!r}")
     else:
         return name
-    check_legible(found)
+    check_utf8_path(found)
     return str(_converted(found) if found.suffix == ".gguf" else found)
 
 
@@ -165,7 +165,7 @@ def _converted(gguf: Path) -> Path:
             f"{gguf} is one of the {len(parts)} parts of a model, and {', '.join(missing)} is not beside it: put all "
             "parts into one folder"
         )
-    folder = in_cache(CONVERTED, parts[0])
+    folder = cache_path(CONVERTED, parts[0])
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)

@@ -124,10 +124,10 @@ def _open(
     from shoulders.answering import open as open_answerer
     from shoulders.answering.answerer import ModelAnswerer
     from shoulders.answering.cascade import CascadeAnswerer
-    from shoulders.answering.stages import is_adaptive
+    from shoulders.answering.stages import is_cascade
     from shoulders.scaffolds.storage import scaffold_folder
 
-    if passes == AUTO and not is_adaptive(name):
+    if passes == AUTO and not is_cascade(name):
         place = scaffold_folder(name)
         raise UsageError(
             f"--passes {AUTO} needs thresholds, and {place} is one scaffold: calibrate several first (shoulders "
@@ -228,11 +228,11 @@ def _line() -> str:
 
 def _read_context(path: Path | None) -> str:
     """Return the text to read before each question."""
-    from shoulders.store.encodings import decode_whole
+    from shoulders.store.encodings import decode_strict
 
     if path is None:
         return ""
     try:
-        return decode_whole(path.read_bytes()).strip() + "\n\n"
+        return decode_strict(path.read_bytes()).strip() + "\n\n"
     except (OSError, DataError) as error:
         raise SourceNotFound(f"cannot read {path}: {error}") from error

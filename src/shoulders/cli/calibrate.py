@@ -14,8 +14,8 @@ from shoulders.cli.show import console, counted_passes, inform, quiet_libraries
 from shoulders.errors import UsageError, WrongBackbone
 
 if TYPE_CHECKING:
-    from shoulders.answering.stages import Adaptive, Calibration
-    from shoulders.runs.calibrate import Chosen
+    from shoulders.answering.stages import Calibration, Cascade
+    from shoulders.runs.calibrate import ChosenThreshold
 
 RULES = {"probability": "log-probability", "margin": "margin"}  # names of the numbers that are compared
 
@@ -47,8 +47,8 @@ def calibrate(
 
     Example: `shoulders calibrate runs/one_pass runs/two_passes --budget 1.5 --out runs/adaptive`
     """
-    from shoulders.answering.cascade import stage_named
-    from shoulders.answering.stages import check_count, check_place, check_rule, save
+    from shoulders.answering.cascade import load_stage
+    from shoulders.answering.stages import check_cascade_folder, check_count, check_rule, save
     from shoulders.cli.scores import measuring
     from shoulders.evaluation.results import circumstances
     from shoulders.runs import calibrate as calibration
@@ -58,12 +58,12 @@ def calibrate(
     names, overrides = _names_and_overrides(arguments)
     check_rule(rule)
     check_count(len(names))
-    check_place(out, names)
+    check_cascade_folder(out, names)
     trained = next((name for name in names if name != BARE), BARE)
     chosen_recipe = recipe_of(trained, recipe, overrides)
     _check_backbones(names)
     lm = weights_of(chosen_recipe.backbone)
-    stages = [stage_named(name, lm) for name in names]
+    stages = [load_stage(name, lm) for name in names]
     split = chosen_recipe.development.split
     with measuring(f"measuring {len(stages)} stages on {split}") as watch:
         adaptive, calibrated = calibration.calibrate(chosen_recipe, lm, stages, budget, rule, watch.on_done)
@@ -115,7 +115,7 @@ def _curve(calibration: "Calibration", split: str) -> Table:
     return table
 
 
-def _print_stages(adaptive: "Adaptive", calibration: "Calibration") -> None:
+def _print_stages(adaptive: "Cascade", calibration: "Calibration") -> None:
     """Print at which confidence each stage stops, and the average number of passes."""
     for stage, threshold in zip(adaptive.stages, adaptive.thresholds, strict=False):
         sure = f"with a {RULES[adaptive.rule]} of at least {threshold:.3f}"
@@ -146,7 +146,7 @@ def threshold(
     from shoulders.cli.scores import measuring
     from shoulders.runs import calibrate as calibration
     from shoulders.runs.build import answer_spec
-    from shoulders.runs.jobs import task_parts
+    from shoulders.runs.jobs import split_tasks
     from shoulders.runs.recipe import recipe_from_json, with_overrides
     from shoulders.scaffolds.base import BARE
 
@@ -163,21 +163,21 @@ def threshold(
     recipe = replace(recipe, evidence=spec.evidence)
     lm = weights_of(recipe.backbone)
     reader = ModelAnswerer.load(info, lm, spec)
-    parts = task_parts(recipe)
+    parts = split_tasks(recipe)
     plans = [(recipe.development, parts.trained), *([(recipe.test, parts.tested)] if test else [])]
     judged = []
     for plan, tasks in plans:
         with measuring(f"asking {plan.split}") as watch:
-            judged.append(calibration.judged_answers(reader, recipe, plan, tasks, watch.on_done))
+            judged.append(calibration.graded_answers(reader, recipe, plan, tasks, watch.on_done))
     chosen = calibration.choose_threshold(judged[0])
-    others = [calibration.measured_with(chosen.threshold, one) for one in judged[1:]]
+    others = [calibration.threshold_scores(chosen.threshold, one) for one in judged[1:]]
     console.print(_outcomes([(plan.split, one) for (plan, _), one in zip(plans, (chosen, *others), strict=True)]))
     _print_threshold(chosen)
-    path = calibration.keep_threshold(Path(info.name).expanduser(), reader, recipe, lm, chosen, others)
+    path = calibration.save_threshold(Path(info.name).expanduser(), reader, recipe, lm, chosen, others)
     inform(f"kept in {path}")
 
 
-def _outcomes(parts: Sequence[tuple[str, "Chosen"]]) -> Table:
+def _outcomes(parts: Sequence[tuple[str, "ChosenThreshold"]]) -> Table:
     """Return a table of scores on each part, with all answers given and with the threshold."""
     table = Table(title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     for header in ("part", "answers", "coverage", "EM of those answered", "EM", "F1"):
@@ -190,7 +190,7 @@ def _outcomes(parts: Sequence[tuple[str, "Chosen"]]) -> Table:
     return table
 
 
-def _print_threshold(chosen: "Chosen") -> None:
+def _print_threshold(chosen: "ChosenThreshold") -> None:
     """Print from which probability on answers are given."""
     counted = "EM and F1 count 'no answer' as right if no correct answer was in the passages read, else as wrong"
     inform(f"{counted}: one was for {chosen.answerable:.1f}% of {chosen.examples:,} questions.")

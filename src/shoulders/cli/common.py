@@ -65,12 +65,12 @@ def recipe_of(name: str, recipe: str | None, overrides: Sequence[str]) -> "Recip
         UsageError: no recipe is named, and the scaffold holds none.
     """
     from shoulders.answering.models import model_info
-    from shoulders.answering.stages import is_adaptive, read
+    from shoulders.answering.stages import is_cascade, read
     from shoulders.runs.recipe import recipe_from_json, with_overrides
 
     if recipe:
         return find_recipe(recipe, overrides)
-    kept = read(Path(name)).calibration.recipe if is_adaptive(name) else model_info(name).recipe
+    kept = read(Path(name)).calibration.recipe if is_cascade(name) else model_info(name).recipe
     if not kept:
         raise UsageError(f"{name!r} holds no recipe: name one with --recipe (see `shoulders recipes`)")
     return with_overrides(recipe_from_json(kept), overrides)

@@ -114,7 +114,7 @@ def _write_report(
     """Write the results of each scaffold, and the report that compares them."""
     from shoulders.evaluation.report import gains, headline, write_report
     from shoulders.evaluation.results import RESULTS
-    from shoulders.runs.run import keep_test_scores, result, trained_parameters
+    from shoulders.runs.run import result, save_test_scores, trained_parameters
     from shoulders.store.files import BEST, write_json
 
     results = []
@@ -123,7 +123,7 @@ def _write_report(
         best = None if name == BARE else place / BEST
         write_json(place / RESULTS, result(recipes[name], lm, scaffolds[name], measured, best and str(best)))
         if best:
-            keep_test_scores(scaffolds[name], lm, best, recipes[name].test.split, measured)
+            save_test_scores(scaffolds[name], lm, best, recipes[name].test.split, measured)
         results.append(read_run(place, name))
     page = write_report(results, folder / "report", "shoulders: one frozen model, two scaffolds")
     sizes = ", ".join(f"{name} {trained_parameters(scaffolds[name]):,}" for name in (SOFT, INPUT))
@@ -175,7 +175,7 @@ def open_book(
     from shoulders.engine.inference import Answering
     from shoulders.evidence.base import RETRIEVED
     from shoulders.evidence.choice import EvidenceChoice
-    from shoulders.runs.build import answer_spec, retrieval_measured
+    from shoulders.runs.build import answer_spec, measure_retrieval
     from shoulders.runs.jobs import measure
 
     recipe = replace(
@@ -195,7 +195,7 @@ def open_book(
     name = list(scaffolds)[-1]
     spec, scaffold = answer_spec(recipe), scaffolds[name]
     evidence = spec.source(lm, scaffold.length)
-    measured = retrieval_measured(recipe, evidence, opened[name])
+    measured = measure_retrieval(recipe, evidence, opened[name])
     print_retrieval({"retrieval": measured and measured.as_json()})
     reader = ModelAnswerer(lm, scaffold, Answering(spec.longest), spec, evidence)
     _print_one(name, reader, _predictions(opened[name]))

@@ -59,20 +59,20 @@ def evaluate(
 def _measured(name: str, recipe_name: str | None, overrides: Sequence[str]) -> dict[str, Any]:
     """Measure by a recipe's `test` plan, print the scores, and return all that results hold."""
     from shoulders.answering.models import model_info
-    from shoulders.answering.stages import is_adaptive
+    from shoulders.answering.stages import is_cascade
     from shoulders.backbone.sources import is_encoder_decoder
     from shoulders.retrieval.reranker import is_reranker
-    from shoulders.runs.jobs import task_parts
+    from shoulders.runs.jobs import split_tasks
     from shoulders.scaffolds.base import BARE
 
     if is_reranker(Path(name)):
         return _measured_extractive(name, find_recipe(recipe_name or READER, overrides))
     recipe = recipe_of(name, recipe_name, overrides)
-    if is_adaptive(name):
+    if is_cascade(name):
         return _measured_cascade(name, recipe)
     info = model_info(name)
     if info.rival:
-        return measured_rival(info.rival, recipe, weights_of(recipe.backbone), task_parts(recipe).tested)
+        return measured_rival(info.rival, recipe, weights_of(recipe.backbone), split_tasks(recipe).tested)
     check_weights(recipe.backbone)
     if name == BARE and is_encoder_decoder(recipe.backbone.name):
         return _measured_encoder_decoder(recipe)
@@ -124,19 +124,19 @@ def _measured_encoder_decoder(recipe: "Recipe") -> dict[str, Any]:
 
 def _measured_cascade(name: str, recipe: "Recipe") -> dict[str, Any]:
     """Measure all stages on all examples, for the curve, and print the scores with the calibrated thresholds."""
-    from shoulders.answering.cascade import stage_named
+    from shoulders.answering.cascade import load_stage
     from shoulders.answering.stages import read
     from shoulders.cli.scores import measuring, print_scores
-    from shoulders.runs.calibrate import adaptive_result, measure_stages
-    from shoulders.runs.jobs import task_parts
+    from shoulders.runs.calibrate import cascade_result, measure_stages
+    from shoulders.runs.jobs import split_tasks
 
     stored = read(Path(name))
     lm = weights_of(recipe.backbone)
-    adaptive = stored.load(lm, stage_named)
+    adaptive = stored.load(lm, load_stage)
     with measuring(f"measuring {len(adaptive.stages)} stages on {recipe.test.split}") as watch:
-        tasks = task_parts(recipe).tested
+        tasks = split_tasks(recipe).tested
         staged = measure_stages(recipe, lm, adaptive.stages, recipe.test, tasks, adaptive.rule, watch.on_done)
-    content = adaptive_result(recipe, lm, adaptive, staged, stored.calibration, name)
+    content = cascade_result(recipe, lm, adaptive, staged, stored.calibration, name)
     scores = staged.scores(staged.stops(adaptive.thresholds).tolist())
     print_scores(_title(name, recipe), {"score": scores})
     passes = content["passes"]
@@ -200,12 +200,12 @@ def sample(
     from shoulders.cli.scores import measuring
     from shoulders.evaluation.protocol import chosen_examples
     from shoulders.evaluation.recall import recall
-    from shoulders.evaluation.results import provenance, scaffold_measured
+    from shoulders.evaluation.results import describe_scaffold, provenance
     from shoulders.evidence.base import CANDIDATES, with_evidence
     from shoulders.evidence.choice import EvidenceChoice
-    from shoulders.evidence.sources import sampler_of
-    from shoulders.runs.build import answer_spec, evidence_measured
-    from shoulders.runs.jobs import task_parts
+    from shoulders.evidence.sources import new_sampler
+    from shoulders.runs.build import answer_spec, describe_evidence
+    from shoulders.runs.jobs import split_tasks
     from shoulders.scaffolds.base import BARE
     from shoulders.store.cache import ValueCache
 
@@ -223,11 +223,11 @@ def sample(
     if spec.evidence.kind == CANDIDATES:  # these are what is sampled here
         spec = replace(spec, evidence=EvidenceChoice())
     answerer = ModelAnswerer.load(info, lm, spec)
-    tasks = task_parts(plan).tested
+    tasks = split_tasks(plan).tested
     asked = chosen_examples(tasks, plan.test, plan.suite.without(tasks), skip=plan.suite.skip).asked
     sampling = plan.evidence if isinstance(plan.evidence, EvidenceChoice) else EvidenceChoice()
     sampling = replace(sampling, count=max(counts))
-    sampler = sampler_of(sampling, lm, info.name, ValueCache(sampling.store))
+    sampler = new_sampler(sampling, lm, info.name, ValueCache(sampling.store))
 
     def draw(questions: "Sequence[Question]", count: int) -> "list[list[Answer]]":
         return sampler.samples(with_evidence(questions, answerer.evidence), count)
@@ -238,8 +238,8 @@ def sample(
         console.print(f"recall at {count}: {measured.at(count):.1f}%", highlight=False)
     about = {
         "split": plan.test.split,
-        "scaffold": scaffold_measured(answerer.scaffold, None if scaffold == BARE else scaffold),
-        "evidence": evidence_measured(plan, lm, answerer.evidence),
+        "scaffold": describe_scaffold(answerer.scaffold, None if scaffold == BARE else scaffold),
+        "evidence": describe_evidence(plan, lm, answerer.evidence),
     }
     write_numbers(out, {**measured.as_json(), **about, **provenance(plan.as_json(), lm)})
 
@@ -271,7 +271,7 @@ def forget(
     """
     from shoulders.answering.models import model_info
     from shoulders.data.text import open_text
-    from shoulders.evaluation.results import provenance, scaffold_measured
+    from shoulders.evaluation.results import describe_scaffold, provenance
     from shoulders.evidence.choice import EvidenceChoice
     from shoulders.paper.rivals import load_rival, rival_measured
     from shoulders.runs.forgetting import forgetting
@@ -293,7 +293,7 @@ def forget(
         about = rival_measured(info.rival, loaded)
     else:
         loaded = info.load(lm)
-        about = {"scaffold": scaffold_measured(loaded.scaffold, info.name)}
+        about = {"scaffold": describe_scaffold(loaded.scaffold, info.name)}
     measured = forgetting(
         lm,
         loaded.lm,
@@ -309,10 +309,10 @@ def _scores_of(recipe: "Recipe", lm: "FrozenLM", trained: "Recipe") -> "Callable
     """Return a function that measures a model by the recipe's `test`, on tasks that the run was not trained on."""
     from shoulders.cli.scores import measuring
     from shoulders.runs.build import load_tasks
-    from shoulders.runs.forgetting import outside
+    from shoulders.runs.forgetting import untrained_tasks
     from shoulders.runs.jobs import check_measurable, measure
 
-    tasks, inside = outside(load_tasks(recipe.suite), recipe.suite.source, trained)
+    tasks, inside = untrained_tasks(load_tasks(recipe.suite), recipe.suite.source, trained)
     if inside:
         warn(f"left out, because the run was trained on them: {', '.join(inside)}")
     check_measurable(recipe, recipe.test, lm, tasks)

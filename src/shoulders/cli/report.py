@@ -127,7 +127,7 @@ def _prompts(arguments: Sequence[str], out: Path) -> tuple[Path, str]:
     from shoulders.cli.scores import measuring
     from shoulders.data.tasks import DEV
     from shoulders.evaluation.protocol import chosen_examples
-    from shoulders.evaluation.results import provenance, scaffold_measured
+    from shoulders.evaluation.results import describe_scaffold, provenance
     from shoulders.evidence.base import with_evidence
     from shoulders.paper.prompts_report import generator_of, write_prompts_report
     from shoulders.runs.build import new_evidence
@@ -151,7 +151,7 @@ def _prompts(arguments: Sequence[str], out: Path) -> tuple[Path, str]:
     examples = [example for one in chosen for example in one.examples]
     questions = with_evidence([one.question for one in examples], new_evidence(recipe, lm, scaffold.length))
     examples = [replace(example, question=question) for example, question in zip(examples, questions, strict=True)]
-    about = {"scaffold": scaffold_measured(scaffold, place), **provenance(recipe.as_json(), lm)}
+    about = {"scaffold": describe_scaffold(scaffold, place), **provenance(recipe.as_json(), lm)}
     with measuring(f"generating prompts for {plan.split}") as watch:
         return write_prompts_report(name, generator, examples, out, about, plan.positions_at_once, watch.on_done)
 

@@ -9,7 +9,7 @@ from rich.progress import TimeElapsedColumn
 from rich.table import Table
 
 from shoulders.cli.show import console, progress_bars, warn
-from shoulders.data.mixture import totals
+from shoulders.data.mixture import total_counts
 from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.results import metrics_of_tasks
 from shoulders.evaluation.statistics import average_interval
@@ -71,7 +71,7 @@ def scores_table(title: str, columns: Mapping[str, Scores]) -> Table:
 
 def counts_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
     """Return a table of the examples of each data set by what happened to them in training, without empty columns."""
-    columns = [event for event, number in totals(counts).items() if number]
+    columns = [event for event, number in total_counts(counts).items() if number]
     table = Table(title="examples", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     table.add_column("data set", no_wrap=True)
     for event in columns:

@@ -29,7 +29,7 @@ def recipes(
     from shoulders.runs.ranking_recipes import ranking_recipes
     from shoulders.runs.registry import recipe_named
     from shoulders.runs.registry import recipes as all_recipes
-    from shoulders.store.files import flat
+    from shoulders.store.files import flatten
 
     if name is None:
         table = Table("recipe", "description", box=None, header_style="bold")
@@ -39,7 +39,7 @@ def recipes(
         console.print("shoulders recipes NAME shows the values of one", style="dim")
         return
     chosen = ranking_recipes().get(name) or recipe_named(name)
-    for key, value in flat(chosen.as_json()).items():
+    for key, value in flatten(chosen.as_json()).items():
         say(f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}")
 
 

@@ -49,7 +49,7 @@ def train(
 
     Example: `shoulders train bundled_soft_prompt training.steps=200 --out runs/first`
     """
-    from shoulders.runs.jobs import check_tested, task_parts
+    from shoulders.runs.jobs import check_tested, split_tasks
 
     values = with_flags(overrides, skip_bad_rows=skip_bad_rows)
     if _is_ranking(recipe):
@@ -62,7 +62,7 @@ def train(
     quiet_libraries()
     plan = find_recipe(recipe, _with_rival(values, rival))
     plan.check_trainable()
-    lm, parts = weights_of(plan.backbone), task_parts(plan)
+    lm, parts = weights_of(plan.backbone), split_tasks(plan)
     check_tested(plan, lm, parts)
     _train_and_measure(plan, lm, parts, out or _default_folder(plan), resume=resume)
 
@@ -176,7 +176,7 @@ def _scaffold_run(
     if not PartialState().is_main_process:
         return
     _print_training(run.trained_parameters(scaffold), progress)
-    training = run.training_told(folder, lm, progress)
+    training = run.training_summary(folder, lm, progress)
     best = folder / BEST
     if not parts.tested:
         numbers = measure_text(recipe, lm, scaffold)
@@ -189,7 +189,7 @@ def _scaffold_run(
     content = {**run.result(recipe, lm, scaffold, scores, str(best), evidence), **training}
     print_retrieval(content)
     write_json(folder / RESULTS, content)
-    run.keep_test_scores(scaffold, lm, best, recipe.test.split, scores)
+    run.save_test_scores(scaffold, lm, best, recipe.test.split, scores)
 
 
 def _rival_run(
@@ -203,14 +203,14 @@ def _rival_run(
     from shoulders.cli.scores import watching
     from shoulders.evaluation.results import RESULTS
     from shoulders.paper.rivals import train_rival
-    from shoulders.runs.run import training_told
+    from shoulders.runs.run import training_summary
     from shoulders.store.files import BEST, write_json
 
     with watching(f"{recipe.name}, {recipe.rival.kind}", recipe.training.steps) as watch:
         progress = train_rival(recipe, lm, folder, tasks=parts.trained, evidence=evidence, resume=resume, watch=watch)
     if not PartialState().is_main_process:
         return
-    training = training_told(folder, lm, progress)
+    training = training_summary(folder, lm, progress)
     content = measured_rival(rival_info(folder / BEST), recipe, lm, parts.tested, evidence)
     _print_training(content["trained"], progress)
     write_json(folder / RESULTS, {**content, **training})
@@ -218,10 +218,10 @@ def _rival_run(
 
 def _print_training(parameters: int, progress: "Progress") -> None:
     from shoulders.cli.scores import counts_table
-    from shoulders.data.mixture import left_out
+    from shoulders.data.mixture import describe_counts
 
     best = f"best development score {progress.best_score:.1f} at step {progress.best_step}; "
-    skipped = left_out(progress.counts)
+    skipped = describe_counts(progress.counts)
     console.print(
         f"{parameters:,} trained parameters; {best if progress.best_step else ''}examples left out: {skipped}"
     )
@@ -256,13 +256,13 @@ def sweep(
 
     from shoulders.cli.scores import watching
     from shoulders.runs import sweep as sweeping
-    from shoulders.runs.jobs import task_parts
+    from shoulders.runs.jobs import split_tasks
 
     quiet_libraries()
     base = find_recipe(recipe, _with_rival(overrides or [], rival))
-    plan = sweeping.SweepPlan(base, sweeping.parsed_grid(grid or []) or _paper_grid(base), fraction)
+    plan = sweeping.SweepPlan(base, sweeping.parse_grid(grid or []) or _paper_grid(base), fraction)
     candidates = plan.candidates()
-    lm, parts = weights_of(base.backbone), task_parts(base)
+    lm, parts = weights_of(base.backbone), split_tasks(base)
     folder = out or _default_folder(base).with_name(f"{_default_folder(base).name}-sweep")
 
     def watch(candidate: "Candidate") -> "AbstractContextManager[Watch]":

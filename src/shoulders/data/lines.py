@@ -20,7 +20,7 @@ import ijson
 
 from shoulders.errors import BadRow, DataError, SaveFailed
 from shoulders.store.encodings import WAY_OUT
-from shoulders.store.files import in_cache
+from shoulders.store.files import cache_path
 
 CHUNK = 1 << 20  # bytes
 
@@ -35,7 +35,7 @@ def unpacked(path: Path) -> Path:
         SaveFailed: the cache folder cannot be written, or its disk is full.
     """
     with _reading(path):
-        place = in_cache("unpacked", path)
+        place = cache_path("unpacked", path)
     if place.exists():
         return place
     try:

@@ -75,7 +75,7 @@ PART = regex.compile(
     regex.V1,
 )
 UNSEEN = regex.compile(IGNORABLE, regex.V1)
-NEVER = -1
+NOT_FOUND = -1
 
 
 def answer_tokens(text: str) -> list[str]:
@@ -130,7 +130,7 @@ def has_match(patterns: Sequence[str], text: str) -> bool:
 
 def first_with_answer(answers: Sequence[str], texts: Sequence[str], rule: Rule = has_span) -> int:
     """Return the number of the first passage that contains an answer, from 0; NEVER if none does."""
-    return next((number for number, text in enumerate(texts) if rule(answers, text)), NEVER)
+    return next((number for number, text in enumerate(texts) if rule(answers, text)), NOT_FOUND)
 
 
 def _folded(text: str) -> str:
@@ -158,7 +158,7 @@ def _places(part: Sequence[str], whole: Sequence[str]) -> Iterator[int]:
     return (start for start in starts if whole[start : start + size] == part)
 
 
-def support(answer: str, passages: Sequence[Passage]) -> Support | None:
+def find_support(answer: str, passages: Sequence[Passage]) -> Support | None:
     """Return the first occurrence of an answer in the texts of passages, without titles; None if there is none.
 
     The rule is that of recall (`has_span`). An answer without a letter or sign occurs nowhere.

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from itertools import accumulate
 from typing import final
 
-from shoulders.data.tasks import Skip, Task, check_wordings
+from shoulders.data.tasks import SkipPolicy, Task, check_wordings
 from shoulders.errors import BadRow, DataError, TemplateFailed, UsageError
 from shoulders.records import Example
 
@@ -23,34 +23,34 @@ Counts = dict[
 ]  # by data set and category; categories other than these three are reasons to leave out
 
 
-def tally(counts: Counts, name: str, what: str, number: int = 1) -> None:
+def add_count(counts: Counts, name: str, what: str, number: int = 1) -> None:
     """Add to the count of a category (`what`) of a data set."""
     of_name = counts.setdefault(name, {})
     of_name[what] = of_name.get(what, 0) + number
 
 
-def copied(counts: Mapping[str, Mapping[str, int]]) -> Counts:
+def copy_counts(counts: Mapping[str, Mapping[str, int]]) -> Counts:
     """Return a copy of the counts."""
     return {name: dict(of_name) for name, of_name in counts.items()}
 
 
-def totals(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+def total_counts(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
     """Return the counts summed over all data sets."""
     found: Counts = {}
     for of_name in counts.values():
         for what, number in of_name.items():
-            tally(found, "", what, number)
+            add_count(found, "", what, number)
     return found.get("", {})
 
 
-def used(of_name: Mapping[str, int]) -> int:
+def used_count(of_name: Mapping[str, int]) -> int:
     """Return how many examples of a data set were read and not left out."""
     return of_name.get(READ, 0) - sum(n for what, n in of_name.items() if what not in {READ, CAPPED, TRUNCATED})
 
 
-def left_out(counts: Mapping[str, Mapping[str, int]]) -> str:
+def describe_counts(counts: Mapping[str, Mapping[str, int]]) -> str:
     """Return the counts of left out and truncated examples as text, e.g. "3 discarded, 1 bad row", or "none"."""
-    return ", ".join(f"{n} {what}" for what, n in totals(counts).items() if n and what != READ) or "none"
+    return ", ".join(f"{n} {what}" for what, n in total_counts(counts).items() if n and what != READ) or "none"
 
 
 CAP = 500_000  # greatest number of training examples of a data set (Sanh et al. 2021; the paper, section 2.2)
@@ -104,7 +104,7 @@ class Mixture:
         cap: int = CAP,
         without: Sequence[str] = (),
         original_only: bool = False,
-        skip: Skip = Skip(),  # noqa: B008 (frozen)
+        skip: SkipPolicy = SkipPolicy(),  # noqa: B008 (frozen)
     ) -> None:
         """Create the mixture without reading an example.
 
@@ -146,12 +146,12 @@ class Mixture:
     def reference(self, position: int) -> ExampleReference:
         """Return the reference at a position of the endless sequence."""
         epoch, place = divmod(position, len(self))
-        index = permuted(place, len(self), f"{self.seed}/{epoch}")
+        index = permute_index(place, len(self), f"{self.seed}/{epoch}")
         which = bisect_right(self._ends, index)
         component = self.components[which]
         row = index - (self._ends[which] - component.count)
         if component.count < component.rows:  # a capped task: a random part, another one in each epoch
-            row = permuted(row, component.rows, f"{self.seed}/{epoch}/{which}")
+            row = permute_index(row, component.rows, f"{self.seed}/{epoch}/{which}")
         return ExampleReference(component.task, self.split, component.wording, row)
 
     def example(self, position: int) -> Example | None:
@@ -174,9 +174,9 @@ class Mixture:
             example = reference.example()
         except (TemplateFailed, BadRow) as error:
             why = self.skip.reason(error)
-        tally(counts, reference.task.name, READ)
+        add_count(counts, reference.task.name, READ)
         if example is None:
-            tally(counts, reference.task.name, why)
+            add_count(counts, reference.task.name, why)
         return example
 
 
@@ -197,11 +197,11 @@ def _components(task: Task, split: str, cap: int, without: Sequence[str], *, ori
     return found
 
 
-def permuted(index: int, size: int, key: str) -> int:
+def permute_index(index: int, size: int, key: str) -> int:
     """Return the image of `index` under a pseudo-random permutation of range(size) that `key` determines.
 
     A Feistel network of four rounds over the smallest even number of bits that `size` fits into, with cycle walking:
-    images outside the range are permuted again.
+    images outside the range are permute_index again.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     low = (1 << half) - 1

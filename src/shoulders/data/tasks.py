@@ -32,7 +32,7 @@ FAILED, BAD_ROW = "template failed", "bad row"  # reasons to leave out an exampl
 
 
 @dataclass(frozen=True, slots=True)
-class Skip:
+class SkipPolicy:
     """Failures that are left out and counted, instead of stopping a run.
 
     Attributes:
@@ -259,7 +259,7 @@ def check_placement(tasks: Sequence[Task], placement: Placement) -> None:
         )
 
 
-def check_answered(example: Example) -> None:
+def check_has_answers(example: Example) -> None:
     """Raise `UsageError` for an example without answers, which is of use for retrieval only."""
     if not example.references:
         raise UsageError(

@@ -19,7 +19,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from shoulders.errors import DataError, SourceNotFound, TemplateFailed
-from shoulders.store.encodings import decode_whole
+from shoulders.store.encodings import decode_strict
 
 SEPARATOR = "|||"
 PIPES = "3ed2dface8203c4c9dfb1a5dc58e41e0"  # replaces ||| in the data, where it is no separator
@@ -106,7 +106,7 @@ def read_templates(path: Path) -> list[Template]:
         TemplateFailed: the file is not YAML of this form.
     """
     try:
-        content = yaml.load(decode_whole(path.read_bytes()), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        content = yaml.load(decode_strict(path.read_bytes()), Loader=_Loader)  # noqa: S506 (a SafeLoader)
         found = [_template(entry) for entry in content["templates"].values()]
     except OSError as error:
         raise SourceNotFound(f"cannot read the templates {path}: {error.strerror}") from error

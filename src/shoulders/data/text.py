@@ -10,7 +10,7 @@ from typing import Any, final
 from shoulders.data.lines import JsonLines
 from shoulders.data.readers import datasets_library
 from shoulders.errors import DataError, SourceNotFound
-from shoulders.store.encodings import decode_whole
+from shoulders.store.encodings import decode_strict
 from shoulders.store.files import hub_errors
 
 PLAIN = (".txt", ".md")
@@ -88,7 +88,7 @@ def _documents(file: Path) -> Documents:
 
 def _plain(file: Path) -> str:
     try:
-        return decode_whole(file.read_bytes())
+        return decode_strict(file.read_bytes())
     except (OSError, DataError) as error:
         raise DataError(f"{file}: {error}") from error
 

@@ -31,7 +31,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedQuestion:
     """A question as token ids, with its answer in training.
 
     Attributes:
@@ -56,12 +56,12 @@ class Encoded:
         return {Placement.PREFIX: 0, Placement.INFIX: self.question_at, Placement.SUFFIX: len(self.ids)}[placement]
 
 
-def encode(question: Question, lm: FrozenLM, target: str | None = None) -> Encoded:
+def encode(question: Question, lm: FrozenLM, target: str | None = None) -> EncodedQuestion:
     """Return a question as token ids and, for training, its answer with the end token."""
     ids = list(tokenised(question, lm).ids or ())
     at = len(lm.ids(question.evidence)) if question.evidence else 0
     answer = [*lm.continuation_ids(question.whole, target, ids), lm.end] if target is not None else []
-    return Encoded(question, ids, min(at, len(ids)), answer)
+    return EncodedQuestion(question, ids, min(at, len(ids)), answer)
 
 
 def tokenised(question: Question, lm: FrozenLM) -> Question:
@@ -72,9 +72,9 @@ def tokenised(question: Question, lm: FrozenLM) -> Question:
     return replace(question, tokenised=Tokenised(whole, tuple(lm.ids(whole))))
 
 
-def truncated(row: Encoded, longest: int) -> Encoded:
+def truncated(row: EncodedQuestion, longest: int) -> EncodedQuestion:
     """Return the row with its input cut at the end to `longest` tokens, as T0 does."""
-    return Encoded(row.question, row.ids[:longest], min(row.question_at, longest), row.target)
+    return EncodedQuestion(row.question, row.ids[:longest], min(row.question_at, longest), row.target)
 
 
 def by_length(rows: Sequence[Row], length: Callable[[Row], int], budget: int) -> Iterator[list[Row]]:
@@ -89,7 +89,7 @@ def by_length(rows: Sequence[Row], length: Callable[[Row], int], budget: int) ->
         yield group
 
 
-def training_batch(rows: Sequence[Encoded], lm: FrozenLM, scaffold: Scaffold) -> Batch:
+def training_batch(rows: Sequence[EncodedQuestion], lm: FrozenLM, scaffold: Scaffold) -> Batch:
     """Return a batch of questions with their answers, aligned at the prompt's slot and padded on both sides.
 
     With a prefix all padding is at the end, and the backbone needs no mask. With an infix or suffix the text before the
@@ -112,7 +112,7 @@ def training_batch(rows: Sequence[Encoded], lm: FrozenLM, scaffold: Scaffold) ->
     return Batch(given, labels.to(lm.device))
 
 
-def question_batch(rows: Sequence[Encoded], lm: FrozenLM, scaffold: Scaffold) -> ScaffoldInput:
+def question_batch(rows: Sequence[EncodedQuestion], lm: FrozenLM, scaffold: Scaffold) -> ScaffoldInput:
     """Return a batch of questions to answer, padded on the left; a prefix goes between padding and question."""
     length = max(len(row.ids) for row in rows)
     pads = [length - len(row.ids) for row in rows]
@@ -123,7 +123,7 @@ def question_batch(rows: Sequence[Encoded], lm: FrozenLM, scaffold: Scaffold) ->
 
 
 def _given(
-    rows: Sequence[Encoded],
+    rows: Sequence[EncodedQuestion],
     ids: torch.Tensor,
     mask: torch.Tensor | None,
     slots: tuple[int, ...],

@@ -17,7 +17,7 @@ from torch import Tensor
 from shoulders.backbone.choosing import Generated, check_sampling
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine import decode
-from shoulders.engine.batches import Encoded, by_length, encode, question_batch, tokenised, truncated
+from shoulders.engine.batches import EncodedQuestion, by_length, encode, question_batch, tokenised, truncated
 from shoulders.errors import ContextFull, UsageError
 from shoulders.records import Answer, Question, QuestionLike, ScaffoldInput, as_question, as_questions
 from shoulders.scaffolds.base import Scaffold
@@ -213,7 +213,7 @@ def likeliest_choice(choices: Sequence[str], scores: Sequence[float]) -> Answer:
 
 
 def in_groups(
-    rows: Sequence[Encoded],
+    rows: Sequence[EncodedQuestion],
     lm: FrozenLM,
     scaffold: Scaffold,
     how: Answering,
@@ -247,7 +247,7 @@ def check_asked(question: Question) -> None:
         raise UsageError("a question is empty: there is nothing to answer")
 
 
-def _fitting(question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: int, how: Answering) -> Encoded:
+def _fitting(question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: int, how: Answering) -> EncodedQuestion:
     """Return a question as token ids, cut if it does not fit the context and that is allowed."""
     check_asked(question)
     row = encode(question, lm)

@@ -22,7 +22,7 @@ from shoulders.engine.batches import by_length
 from shoulders.errors import UsageError
 from shoulders.records import KeysValues
 from shoulders.scaffolds.base import Scaffold
-from shoulders.store.cache import RowFile, key_of_ids
+from shoulders.store.cache import RowCache, key_of_ids
 
 
 def check_contexts(scaffold: Scaffold) -> None:
@@ -80,7 +80,7 @@ class StateStore:
             "dtype": str(lm.dtype).removeprefix("torch."),
         }
         place = Path(folder).expanduser() / f"{about['fingerprint'][:16]}-{about['dtype']}"
-        self._kept = RowFile(place, about, what="states", option="training.first_pass")
+        self._kept = RowCache(place, about, what="states", option="training.first_pass")
         self.computed = 0
 
     @property
@@ -127,7 +127,7 @@ class Contexts:
     A text runs alone from position 0 and fits any batch: shorter rows are padded with zeros on the left, under the
     batch's mask. Its key is all its token ids: texts that begin alike share nothing.
 
-    The folder is as safe as that of `StateStore` (both are a `RowFile`): texts may be missing, but none is wrong.
+    The folder is as safe as that of `StateStore` (both are a `RowCache`): texts may be missing, but none is wrong.
 
     Args:
         lm: the backbone.
@@ -252,7 +252,7 @@ def _layers(lm: FrozenLM) -> list[_Layer]:
     ]
 
 
-def _file(lm: FrozenLM, layers: Sequence[_Layer], folder: Path) -> RowFile:
+def _file(lm: FrozenLM, layers: Sequence[_Layer], folder: Path) -> RowCache:
     """Return the file of this backbone, in its type, with its way to count positions."""
     about: dict[str, Any] = {
         "format": FORMAT,
@@ -263,7 +263,7 @@ def _file(lm: FrozenLM, layers: Sequence[_Layer], folder: Path) -> RowFile:
     }
     layout = blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=4).hexdigest()
     place = folder.expanduser() / f"contexts-{about['fingerprint'][:16]}-{about['dtype']}-{layout}"
-    return RowFile(place, about, what="keys and values", option="training.contexts")
+    return RowCache(place, about, what="keys and values", option="training.contexts")
 
 
 def _as_bytes(row: TextKeysValues) -> NDArray[np.uint8]:

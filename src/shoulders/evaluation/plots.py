@@ -21,7 +21,7 @@ SUITE, PROMPTS = "suite.png", "prompts.png"
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class PassesScore:
     """Average passes and score of one run.
 
     Attributes:
@@ -55,7 +55,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[str]:
 
 
 def draw_recursion(
-    results: Sequence[Result], spent: Mapping[str, Sequence[Spent]], score: str, folder: Path
+    results: Sequence[Result], spent: Mapping[str, Sequence[PassesScore]], score: str, folder: Path
 ) -> list[str]:
     """Write the plots of a report on recursion into a folder, and return the file names of those with data.
 
@@ -294,7 +294,7 @@ def _perplexity(trained: Sequence[tuple[int, Result]], folder: Path) -> str:
     return _save(figure, folder, PERPLEXITY)
 
 
-def _passes(spent: Mapping[str, Sequence[Spent]], folder: Path) -> str:
+def _passes(spent: Mapping[str, Sequence[PassesScore]], folder: Path) -> str:
     """Draw scores over average passes: a line for each run with a variable number of passes, else a point."""
     figure, _ = _figure(7, sum(3.4 + 0.24 * len(runs) for runs in spent.values()), len(spent))
     for axes, (what, runs) in zip(figure.axes, spent.items(), strict=True):

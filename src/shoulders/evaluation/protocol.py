@@ -10,8 +10,8 @@ from statistics import mean, median
 from typing import Protocol, final
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.mixture import permuted
-from shoulders.data.tasks import DEV, Skip, Task, check_answered, check_wordings
+from shoulders.data.mixture import permute_index
+from shoulders.data.tasks import DEV, SkipPolicy, Task, check_has_answers, check_wordings
 from shoulders.engine.inference import POSITIONS_AT_ONCE, Answering, answered, choose
 from shoulders.errors import BadRow, DataError, TemplateFailed, UnknownName, UsageError
 from shoulders.evaluation.metrics import Metric, metrics_for
@@ -106,7 +106,7 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class WordingExamples:
     """A wording of a task with the examples that are measured."""
 
     task: Task
@@ -124,7 +124,7 @@ class ChosenExamples:
         unmeasured: tasks without the plan's split, and "task/wording" where only that wording lacks it.
     """
 
-    asked: Sequence[Asked]
+    asked: Sequence[WordingExamples]
     skipped: Mapping[str, Skipped]
     unmeasured: tuple[str, ...]
 
@@ -217,7 +217,7 @@ def evaluate(
     *,
     evidence: Evidence | None = None,
     without: Sequence[str] = (),
-    skip: Skip = Skip(),  # noqa: B008 (frozen)
+    skip: SkipPolicy = SkipPolicy(),  # noqa: B008 (frozen)
     on_done: OnDone = lambda _done, _all: None,
 ) -> Scores:
     """Return the scores of a scaffold on some tasks.
@@ -250,7 +250,7 @@ def evaluate_answers(
     *,
     evidence: Evidence | None = None,
     without: Sequence[str] = (),
-    skip: Skip = Skip(),  # noqa: B008 (frozen)
+    skip: SkipPolicy = SkipPolicy(),  # noqa: B008 (frozen)
     on_done: OnDone = lambda _done, _all: None,
 ) -> Scores:
     """Return the scores of any kind of model on some tasks; arguments are those of `evaluate`.
@@ -274,7 +274,7 @@ def scored(
     answer_all: Callable[[Sequence[Example]], Sequence[Answer]],
     *,
     without: Sequence[str] = (),
-    skip: Skip = Skip(),  # noqa: B008 (frozen)
+    skip: SkipPolicy = SkipPolicy(),  # noqa: B008 (frozen)
 ) -> Scores:
     """Return the scores of the answers to the examples of a plan; arguments are those of `evaluate`.
 
@@ -283,7 +283,7 @@ def scored(
     """
     chosen = chosen_examples(tasks, plan, without, skip=skip)
     for one in chosen.asked:
-        check_answered(one.examples[0])
+        check_has_answers(one.examples[0])
     answers = answer_all([example for one in chosen.asked for example in one.examples])
     scores, start = [], 0
     for one in chosen.asked:
@@ -300,7 +300,7 @@ def chosen_examples(
     plan: EvaluationPlan,
     without: Sequence[str] = (),
     *,
-    skip: Skip = Skip(),  # noqa: B008 (frozen)
+    skip: SkipPolicy = SkipPolicy(),  # noqa: B008 (frozen)
 ) -> ChosenExamples:
     """Return the examples that a plan measures; data sets without the split are left out and named (the paper, 2.2).
 
@@ -308,7 +308,7 @@ def chosen_examples(
         TemplateFailed, BadRow, UnknownName, DataError: as `evaluate`.
     """
     check_wordings(tasks, without)
-    asked: list[Asked] = []
+    asked: list[WordingExamples] = []
     skipped: dict[str, Skipped] = {}
     unmeasured: list[str] = []
     for task in tasks:
@@ -324,7 +324,7 @@ def chosen_examples(
             if failures:
                 bad_rows = sum(isinstance(error, BadRow) for error in failures)
                 skipped[f"{task.name}/{wording}"] = Skipped(len(failures), str(failures[0]), bad_rows)
-            asked.append(Asked(task, wording, examples))
+            asked.append(WordingExamples(task, wording, examples))
     if not asked:
         raise _nothing(tasks, plan.split)
     return ChosenExamples(asked, skipped, tuple(unmeasured))
@@ -339,7 +339,7 @@ def _nothing(tasks: Sequence[Task], split: str) -> UsageError:
 
 
 def _some(
-    task: Task, wording: str, plan: EvaluationPlan, *, skip: Skip
+    task: Task, wording: str, plan: EvaluationPlan, *, skip: SkipPolicy
 ) -> tuple[list[Example], list[TemplateFailed | BadRow]]:
     """Return the examples of one wording, and failures; the seed draws the same rows for all wordings of a task."""
     size = task.rows(plan.split, wording)
@@ -348,7 +348,7 @@ def _some(
     for place in range(size):
         if plan.limit and len(found) == plan.limit:
             break
-        row = permuted(place, size, f"{plan.seed}/{task.name}") if plan.limit else place
+        row = permute_index(place, size, f"{plan.seed}/{task.name}") if plan.limit else place
         try:
             example = task.example(plan.split, wording, row)
         except (TemplateFailed, BadRow) as error:

@@ -6,11 +6,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from shoulders.data.matching import NEVER, Rule, first_with_answer, has_answer, has_span, support
-from shoulders.data.tasks import check_answered
+from shoulders.data.matching import NOT_FOUND, Rule, find_support, first_with_answer, has_answer, has_span
+from shoulders.data.tasks import check_has_answers
 from shoulders.errors import CorruptFile, DataError, UsageError, first_line
 from shoulders.evaluation.metrics import exact_match
-from shoulders.evaluation.protocol import Asked, OnDone
+from shoulders.evaluation.protocol import OnDone, WordingExamples
 from shoulders.evaluation.results import Result, examples_hash
 from shoulders.evidence.packing import PackedEvidence
 from shoulders.records import Answer, Example, Question
@@ -81,7 +81,7 @@ def retrieval(
                     of_rule.append(first_with_answer(example.references, [one.text for one in texts], rule))
             packed.append(len(found.passages))
             too_long += found.too_long
-            supported += support(answer, found.passages) is not None
+            supported += find_support(answer, found.passages) is not None
     ranks = [rank for rank in sorted({*RANKS, k}) if rank <= k]
     recall, by_dpr = ({rank: recall_at(numbers, rank) for rank in ranks} for numbers in first.values())
     at_input, at_input_by_dpr = (recall_at(numbers, k) for numbers in read.values())
@@ -159,7 +159,7 @@ class RankingScores:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundFor:
+class RankedQuestion:
     """A question with its retrieved passages.
 
     Attributes:
@@ -173,7 +173,9 @@ class FoundFor:
     judged: frozenset[str] = frozenset()
 
 
-def asked(examples: Sequence[Example], index: Index, depth: int, searcher: Searcher | None = None) -> list[FoundFor]:
+def answerable_questions(
+    examples: Sequence[Example], index: Index, depth: int, searcher: Searcher | None = None
+) -> list[RankedQuestion]:
     """Return the examples with a relevant passage among the first `depth` retrieved ones.
 
     Raises:
@@ -182,10 +184,10 @@ def asked(examples: Sequence[Example], index: Index, depth: int, searcher: Searc
     queries = [example.question.query for example in examples]
     found = index.search(queries, depth, searcher)
     every = [
-        FoundFor(query, example.references, hits, _judged(example, index))
+        RankedQuestion(query, example.references, hits, _judged(example, index))
         for query, example, hits in zip(queries, examples, found, strict=True)
     ]
-    some = [one for one in every if _first(one, one.hits) != NEVER]
+    some = [one for one in every if _first(one, one.hits) != NOT_FOUND]
     if not some:
         raise DataError(
             f"of {len(examples)} questions none has an answer, or a document judged relevant, in the first {depth} "
@@ -201,7 +203,9 @@ def _judged(example: Example, index: Index) -> frozenset[str]:
     return frozenset(one.text for one in index.store.of_documents(example.question.gold))
 
 
-def ranking(questions: Sequence[FoundFor], ordered: PassageScorer, weights: Sequence[float] = ()) -> RankingScores:
+def ranking(
+    questions: Sequence[RankedQuestion], ordered: PassageScorer, weights: Sequence[float] = ()
+) -> RankingScores:
     """Return the scores of an order of passages.
 
     Args:
@@ -219,16 +223,16 @@ def ranking(questions: Sequence[FoundFor], ordered: PassageScorer, weights: Sequ
     return RankingScores(len(questions), _measured(questions, found), _measured(questions, scores), together)
 
 
-def _measured(questions: Sequence[FoundFor], scores: Sequence[Sequence[float]]) -> OrderScores:
+def _measured(questions: Sequence[RankedQuestion], scores: Sequence[Sequence[float]]) -> OrderScores:
     first = [_first(one, _by(one.hits, some)) for one, some in zip(questions, scores, strict=True)]
     return OrderScores(_reciprocal(first), {rank: recall_at(first, rank) for rank in RANKS})
 
 
-def _first(asked: FoundFor, hits: Sequence[Hit]) -> int:
+def _first(asked: RankedQuestion, hits: Sequence[Hit]) -> int:
     """Return the position of the first relevant passage; NEVER if there is none."""
     if asked.answers:
         return first_with_answer(asked.answers, [hit.text for hit in hits])
-    return next((place for place, hit in enumerate(hits) if hit.text in asked.judged), NEVER)
+    return next((place for place, hit in enumerate(hits) if hit.text in asked.judged), NOT_FOUND)
 
 
 def _by(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
@@ -255,7 +259,7 @@ class Recall:
         first: for each wording and example, the position of the first right sample from 0; NEVER if none is right.
     """
 
-    asked: Sequence[Asked]
+    asked: Sequence[WordingExamples]
     counts: tuple[int, ...]
     first: Sequence[Sequence[int]]
 
@@ -278,7 +282,7 @@ class Recall:
         }
 
 
-def recall(asked: Sequence[Asked], samples: DrawSamples, counts: Sequence[int], on_done: OnDone) -> Recall:
+def recall(asked: Sequence[WordingExamples], samples: DrawSamples, counts: Sequence[int], on_done: OnDone) -> Recall:
     """Return the recall among samples; each question is sampled once, and smaller counts are the first samples.
 
     An answer is right if it matches a gold answer exactly, both normalised.
@@ -291,7 +295,7 @@ def recall(asked: Sequence[Asked], samples: DrawSamples, counts: Sequence[int], 
         UsageError: there is no count, a count is below 1, or questions have no gold answers.
     """
     for one in asked:
-        check_answered(one.examples[0])
+        check_has_answers(one.examples[0])
     counts = sorted(set(counts))
     if not counts or counts[0] < 1:
         raise UsageError(
@@ -309,7 +313,7 @@ def recall(asked: Sequence[Asked], samples: DrawSamples, counts: Sequence[int], 
 
 
 def _first_right(samples: Sequence[Answer], golds: Sequence[str]) -> int:
-    return next((number for number, one in enumerate(samples) if exact_match(one.text, golds)), NEVER)
+    return next((number for number, one in enumerate(samples) if exact_match(one.text, golds)), NOT_FOUND)
 
 
 KEYS = {"recipe", "examples", "examples_hash", "split", "recall", "wordings"}
@@ -323,7 +327,7 @@ class Samples:
         name: of the samples in reports.
         content: of the file.
         recall: by k, percentage of questions with a right answer among the first k samples.
-        first: by task and wording, for each example the position of its first right sample, or `NEVER`.
+        first: by task and wording, for each example the position of its first right sample, or `NOT_FOUND`.
     """
 
     name: str
@@ -352,7 +356,7 @@ class Samples:
                     f"the samples {self.name} hold {len(first)} examples of {row['task']}/{row['wording']}, the "
                     f"results {result.name} {len(row['measured'])}, though both name the same: sample them again"
                 )
-            found.append([number == NEVER for number in first])
+            found.append([number == NOT_FOUND for number in first])
         return found
 
 

@@ -33,7 +33,7 @@ def markdown_rows(header: Sequence[str], rows: Iterable[Sequence[str]], left: Se
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
-def called(metric: str) -> str:
+def metric_label(metric: str) -> str:
     """Return the name of a metric as papers write it."""
     return CALLED.get(metric, metric)
 
@@ -53,12 +53,12 @@ def gigabytes(value: int | None) -> str:
     return NONE if value is None else f"{value / 1e9:.1f}"
 
 
-def or_none(interval: Interval | None) -> str:
+def interval_or_dash(interval: Interval | None) -> str:
     """Return a score with its interval as text, or a dash for None."""
     return str(interval) if interval else NONE
 
 
-def signed(gap: Interval | None) -> str:
+def signed_interval(gap: Interval | None) -> str:
     """Return a difference with its interval as text, or a dash for None."""
     return f"{gap.value:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]" if gap else NONE
 

@@ -41,7 +41,7 @@ def provenance(recipe: Mapping[str, Any], lm: FrozenLM | FrozenEncoderDecoder) -
     }
 
 
-def scaffold_measured(scaffold: Scaffold, name: str | None) -> dict[str, Any]:
+def describe_scaffold(scaffold: Scaffold, name: str | None) -> dict[str, Any]:
     """Return kind, cost, name and fingerprint of a scaffold and its encoder.
 
     Args:

@@ -62,7 +62,7 @@ def _retrieved(choice: EvidenceChoice, lm: FrozenLM, room: Room) -> PackedEviden
     except ImportError as error:
         raise SourceNotFound(f"an index needs {error.name}: pip install 'shoulders[search]'") from None
     index = Index(Path(choice.index).expanduser())
-    retrieved = Retrieved(index, choice.passages, packer, searcher_of(choice, index))
+    retrieved = Retrieved(index, choice.passages, packer, new_searcher(choice, index))
     if choice.kind == ORACLE:
         return Oracle(retrieved, choice.distractors)
     return _reranked(choice, retrieved, lm) if choice.reranker else retrieved
@@ -73,7 +73,7 @@ def _reranked(choice: EvidenceChoice, found: PackedEvidence, lm: FrozenLM) -> Pa
     return Reranked(found, Rankers.load(choice.reranker, device=str(lm.device)), store, choice.retriever_weight)
 
 
-def searcher_of(choice: RetrieverChoice, index: "Index") -> "Searcher":
+def new_searcher(choice: RetrieverChoice, index: "Index") -> "Searcher":
     """Return the searcher of an index that is chosen: a local one, or one on a server.
 
     Raises:
@@ -104,22 +104,22 @@ def _candidates(choice: EvidenceChoice, lm: FrozenLM, _: Room) -> Candidates:
     store = ValueCache(choice.store)
     across = _across(choice)
     return Candidates(
-        sampler_of(choice, lm, choice.scaffold, store),
+        new_sampler(choice, lm, choice.scaffold, store),
         choice.count,
-        {fold: sampler_of(choice, lm, name, store) for fold, name in across.items()},
+        {fold: new_sampler(choice, lm, name, store) for fold, name in across.items()},
         choice.before,
     )
 
 
-def sampler_of(choice: EvidenceChoice, lm: FrozenLM, name: str, store: ValueCache) -> FirstPass:
+def new_sampler(choice: EvidenceChoice, lm: FrozenLM, name: str, store: ValueCache) -> FirstPass:
     """Return a sampler of answers: the frozen model under the scaffold of that name."""
-    scaffold = first_prompt(name, lm)
+    scaffold = load_first_prompt(name, lm)
     key = f"{lm.fingerprint()}/{identity(scaffold)}/{choice.temperature}/{choice.longest}/{choice.seed}"
     how = Answering(choice.longest, truncate=True, positions_at_once=SAMPLED_AT_ONCE)
     return FirstPass(lm, scaffold, Sampling(choice.count, choice.temperature, choice.seed), how, store, key)
 
 
-def first_prompt(name: str, lm: FrozenLM) -> Scaffold:
+def load_first_prompt(name: str, lm: FrozenLM) -> Scaffold:
     """Return the scaffold that candidates are sampled under."""
     try:
         return scaffold_named(name, lm)

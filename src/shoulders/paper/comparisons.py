@@ -13,14 +13,14 @@ from shoulders.engine.batches import by_length
 from shoulders.engine.inference import Answering, Found, check_asked, likeliest_choice
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import OnDone, Scores, evaluate_answers, scored
-from shoulders.evaluation.results import provenance, scaffold_measured, scores_as_json
+from shoulders.evaluation.results import describe_scaffold, provenance, scores_as_json
 from shoulders.evidence.packing import PackedEvidence
 from shoulders.records import Answer, Example, Passage, Question
 from shoulders.retrieval.cross_encoder import load_reranker
 from shoulders.retrieval.reranker import Reranker
 from shoulders.retrieval.scoring import OnScored, Pair, PairTokens, best_span, positions_at_once, whole_words
 from shoulders.runs.build import new_evidence
-from shoulders.runs.jobs import task_parts
+from shoulders.runs.jobs import split_tasks
 from shoulders.runs.recipe import Recipe
 from shoulders.runs.run import result, trained_parameters
 from shoulders.scaffolds.base import Bare
@@ -96,7 +96,7 @@ def measure_encoder_decoder(recipe: Recipe, on_done: OnDone) -> tuple[Scores, di
             raise UsageError(
                 f"{key}={value} is for causal models, and {backbone.name} has an encoder and a decoder: leave it empty"
             )
-    tasks = task_parts(recipe).tested
+    tasks = split_tasks(recipe).tested
     model = FrozenEncoderDecoder.load(
         backbone.name, dtype=backbone.dtype, device=backbone.device, input_end=backbone.input_end
     )
@@ -108,7 +108,7 @@ def measure_encoder_decoder(recipe: Recipe, on_done: OnDone) -> tuple[Scores, di
         skip=suite.skip,
         on_done=on_done,
     )
-    about = {"retrieval": None, "trained": 0, "scaffold": scaffold_measured(Bare(), None), "evidence": None}
+    about = {"retrieval": None, "trained": 0, "scaffold": describe_scaffold(Bare(), None), "evidence": None}
     return scores, {**scores_as_json(scores), **about, **provenance(recipe.as_json(), model)}
 
 
@@ -228,7 +228,7 @@ def measure_extractive(recipe: Recipe, lm: FrozenLM, name: str, on_done: OnDone)
         return found
 
     suite = recipe.suite
-    tasks = task_parts(recipe).tested
+    tasks = split_tasks(recipe).tested
     scores = scored(tasks, recipe.test, answers, without=suite.without(tasks), skip=suite.skip)
     about = {"kind": EXTRACTIVE, "name": name, "fingerprint": reranker.fingerprint(), "encoder": reranker.about.encoder}
     content = result(recipe, lm, Bare(recipe.scaffold.taken), scores, evidence=evidence)

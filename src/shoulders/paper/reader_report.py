@@ -10,14 +10,14 @@ from shoulders.evaluation import plots
 from shoulders.evaluation.metrics import EM, F1
 from shoulders.evaluation.report import (
     NONE,
-    called,
     check_comparable,
     headline,
+    interval_or_dash,
+    metric_label,
     number,
-    or_none,
     origin,
     percent,
-    signed,
+    signed_interval,
 )
 from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import Interval, average_interval, difference_interval
@@ -175,7 +175,7 @@ def _summary(table: ReaderTable) -> list[str]:
         if row.recall is not None and plain.recall is not None:
             recall = f", recall at the reader's input from {plain.recall:.1f} to {row.recall:.1f}"
         lines.append(
-            f"Re-ranking what {row.retriever} finds: {called(table.metric)} {signed(gap)} "
+            f"Re-ranking what {row.retriever} finds: {metric_label(table.metric)} {signed_interval(gap)} "
             f"({row.result.name} over {plain.result.name}, paired){recall}."
         )
     return lines
@@ -200,10 +200,10 @@ def _cells(row: ReaderScores, table: ReaderTable) -> dict[str, str]:
         "recall @ input": percent(row.recall),
         "passages": percent(row.packed),
         "trained parameters": number(row.result.content.get("trained")),
-        **{f"{called(metric)} [95% interval]": or_none(row.scores.get(metric)) for metric in metrics},
+        **{f"{metric_label(metric)} [95% interval]": interval_or_dash(row.scores.get(metric)) for metric in metrics},
     }
     if len(table.rows) > 1:
-        cells[f"{called(table.metric)} over {table.rows[0].result.name}, paired"] = signed(row.gap)
+        cells[f"{metric_label(table.metric)} over {table.rows[0].result.name}, paired"] = signed_interval(row.gap)
     return cells
 
 

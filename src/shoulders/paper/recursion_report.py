@@ -8,7 +8,16 @@ from typing import Any
 from shoulders.evaluation import plots
 from shoulders.evaluation.metrics import EM
 from shoulders.evaluation.recall import Samples
-from shoulders.evaluation.report import NONE, called, headline, number, or_none, origin, percent, signed
+from shoulders.evaluation.report import (
+    NONE,
+    headline,
+    interval_or_dash,
+    metric_label,
+    number,
+    origin,
+    percent,
+    signed_interval,
+)
 from shoulders.evaluation.results import Result
 from shoulders.paper.recursion_numbers import (
     CandidateScores,
@@ -74,15 +83,17 @@ def _summary(tables: Sequence[RecursionTable], unanswered: Sequence[UnansweredSp
         scores = {name: never for name, (never, _) in one.scores.items() if never}
         if scores:
             best = max(scores, key=lambda name: scores[name].value)
-            lines.append(f"{_share(one)} Ahead on these is {best}: {called(one.metric)} {scores[best]}.")
+            lines.append(f"{_share(one)} Ahead on these is {best}: {metric_label(one.metric)} {scores[best]}.")
     return lines
 
 
 def _draw(results: Sequence[Result], measured: Sequence[RecursionTable], folder: Path) -> list[str]:
     place = {result.name: number for number, result in enumerate(results)}
     spent = {
-        f"{called(table.metric)} on {table.split}": [
-            plots.Spent(row.result.name, place[row.result.name], row.method.passes, row.score.value, _curve(row.result))
+        f"{metric_label(table.metric)} on {table.split}": [
+            plots.PassesScore(
+                row.result.name, place[row.result.name], row.method.passes, row.score.value, _curve(row.result)
+            )
             for row in table.rows
         ]
         for table in measured
@@ -121,16 +132,16 @@ def _cells(row: RunScores, table: RecursionTable) -> dict[str, str]:
     }
     if any(other.development for other in table.rows):
         cells["best EM on dev"] = _development(row)
-    cells[f"{called(table.metric)} on {table.split} [95% interval]"] = str(row.score)
+    cells[f"{metric_label(table.metric)} on {table.split} [95% interval]"] = str(row.score)
     if table.base:
-        cells[f"over {table.base}, paired"] = signed(row.gap)
+        cells[f"over {table.base}, paired"] = signed_interval(row.gap)
     return cells
 
 
 def _candidates(candidates: Sequence[CandidateScores], samples: Sequence[Samples]) -> str:
     """Return table 5 of the paper: recall of the samples, and scores of the textual recursions over them."""
     textual = [row.result for one in candidates for row in one.rows]
-    metrics = {split_of(result): called(metric_of(result)) for result in textual}
+    metrics = {split_of(result): metric_label(metric_of(result)) for result in textual}
     recalls = {some.name: f"recall of {some.name} on {some.content['split']}" for some in samples}
     rows = [
         {
@@ -151,12 +162,12 @@ def _textual(one: CandidateScores, split: str) -> str:
 
 def _unanswered_section(one: UnansweredSplit) -> str:
     """Return the analysis at the end of the paper's section 4.2."""
-    metric, answered = called(one.metric), one.questions - one.unanswered
+    metric, answered = metric_label(one.metric), one.questions - one.unanswered
     rows = [
         {
             "run": name,
-            f"{metric} on the {one.unanswered:,} no sample answers": or_none(never),
-            f"{metric} on the other {answered:,}": or_none(other),
+            f"{metric} on the {one.unanswered:,} no sample answers": interval_or_dash(never),
+            f"{metric} on the other {answered:,}": interval_or_dash(other),
         }
         for name, (never, other) in one.scores.items()
     ]

@@ -28,7 +28,7 @@ from shoulders.runs.run import Watch, result, run_folder, trained_parameters
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.peft import FULL, LORA, PREFIX, PrefixTuning, add_lora, add_prefix, peft_library
 from shoulders.scaffolds.storage import Origin
-from shoulders.store.files import BEST, whole_folder
+from shoulders.store.files import BEST, atomic_folder
 from shoulders.training.loop import Progress
 from shoulders.training.plan import RivalChoice
 
@@ -171,7 +171,7 @@ def train_rival(
 
     def keep(score: float, step: int) -> None:
         scores = {"development": {"average": score, "step": step}}
-        with whole_folder(folder / BEST, RIVAL) as scratch:
+        with atomic_folder(folder / BEST, RIVAL) as scratch:
             rival.write(scratch)
             origin = replace(kept, scores=scores)
             count = trained_parameters(rival.trained)

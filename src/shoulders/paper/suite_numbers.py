@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from shoulders.data.mixture import used
+from shoulders.data.mixture import used_count
 from shoulders.data.tasks import DEV
 from shoulders.errors import UsageError
 from shoulders.evaluation.report import check_comparable
@@ -15,7 +15,7 @@ from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import Average, average
 from shoulders.paper.recursion_numbers import BARE, by_split, check_same_metric, kind_of, label_of, metric_of
 from shoulders.scaffolds.base import KINDS
-from shoulders.store.files import flat, read_json
+from shoulders.store.files import flatten, read_json
 
 LABELS = {
     "adaptive": "adaptive passes",
@@ -116,7 +116,7 @@ class MethodScores:
     @property
     def trained_on(self) -> dict[str, int]:
         """Training examples of the first run by data set; empty if nothing was trained, or in older results."""
-        return {name: used(counts) for name, counts in self.content.get("trained_on", {}).items()}
+        return {name: used_count(counts) for name, counts in self.content.get("trained_on", {}).items()}
 
     @property
     def seconds(self) -> float | None:
@@ -229,7 +229,7 @@ def method_values(result: Result) -> dict[str, Any]:
 
     Values that are empty, false or 0 are left out, because older recipes lack them.
     """
-    values = flat(result.content["recipe"])
+    values = flatten(result.content["recipe"])
     kept = {key: value for key, value in values.items() if value and not key.startswith(IGNORED)}
     if kind_of(result.content) == BARE:
         kept = {key: value for key, value in kept.items() if key.startswith(WITHOUT_TRAINING)}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shoulders.evaluation import plots
-from shoulders.evaluation.report import NONE, gigabytes, number, origin, signed
+from shoulders.evaluation.report import NONE, gigabytes, number, origin, signed_interval
 from shoulders.evaluation.results import Result
 from shoulders.paper.suite_numbers import (
     DataSet,
@@ -75,7 +75,7 @@ def _summary(table: SuiteTable) -> str:
     sentences = [f"On {table.split}: {first.name} is ahead with {first.average.value:.1f}."]
     for other in others:
         gap = first.average.over(other.average)
-        sentences.append(f"Over {other.name}: {signed(gap)}{'' if gap.low > 0 else ', which may be chance'}.")
+        sentences.append(f"Over {other.name}: {signed_interval(gap)}{'' if gap.low > 0 else ', which may be chance'}.")
     return " ".join(sentences)
 
 
@@ -130,7 +130,7 @@ def _clusters(table: SuiteTable) -> str:
 
 
 def _differences(row: MethodScores, others: Sequence[MethodScores]) -> dict[str, str]:
-    gaps = {other.name: NONE if other is row else signed(row.average.over(other.average)) for other in others}
+    gaps = {other.name: NONE if other is row else signed_interval(row.average.over(other.average)) for other in others}
     return {"row over column": row.name, **gaps}
 
 

@@ -25,7 +25,7 @@ from shoulders.engine.batches import by_length
 from shoulders.errors import CorruptFile, UnknownName, UsageError
 from shoulders.records import Tokens
 from shoulders.retrieval.text_encoder import DPR, Text, TextEncoder
-from shoulders.store.files import check_format, hub_errors, recovered, whole_folder, write_json
+from shoulders.store.files import atomic_folder, check_format, hub_errors, recover_folder, write_json
 
 POSITIONS = 65_536  # encoded at once
 POSITIONS_OF_CPU = 4096  # more do not stay in its caches, and cost a sixth of the speed
@@ -119,7 +119,7 @@ class BiEncoder(nn.Module):
             SourceNotFound, HubUnreachable: there is no such model, or it cannot be fetched.
             UsageError: it is a retriever of an unsupported kind, or there is no such pooling.
         """
-        recovered(Path(name))
+        recover_folder(Path(name))
         place = find_encoders(name)
         reading = replace(place.reading, pooling=pooling) if pooling else place.reading
         source, subfolder = place.question
@@ -135,7 +135,7 @@ class BiEncoder(nn.Module):
         Raises:
             SaveFailed: the folder cannot be written, or holds something else; its content is unchanged.
         """
-        with whole_folder(folder, OURS) as scratch:
+        with atomic_folder(folder, OURS) as scratch:
             if self.shared:
                 self.passage.save(scratch / SHARED)
             else:

@@ -32,7 +32,7 @@ from shoulders.retrieval.index import (
     read_manifest,
 )
 from shoulders.retrieval.passages import AT_ONCE, Counts, Cutting, KnownDocument, NewPassage, PassageStore, text_key
-from shoulders.store.files import LOCK, save_failed, sole_writer, write_json
+from shoulders.store.files import LOCK, lock_folder, save_failed, write_json
 
 ANALYSER = "analyser"
 LIBRARIES = ("shoulders", "tantivy", "PyStemmer", "regex", "unicode-segmentation-rs")  # that make terms and passages
@@ -107,7 +107,7 @@ def build(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise save_failed(folder, error) from error
-    with sole_writer(folder):
+    with lock_folder(folder):
         return _Build(folder, cutting, sum(s.size for s in sources) if all(s.size for s in sources) else 0).run(
             sources, items, prune=prune, on_progress=on_progress
         )

@@ -32,7 +32,7 @@ from shoulders.errors import UsageError
 from shoulders.retrieval.reranker import DESCRIPTION, Reranker, reranker_folder
 from shoulders.retrieval.scoring import OnScored, Pair, Ranker, SeenQuestions, scored, scoring_copy
 from shoulders.retrieval.text_encoder import TextEncoder
-from shoulders.store.files import hub_errors, recovered
+from shoulders.store.files import hub_errors, recover_folder
 
 TYPES = "token_type_ids"
 
@@ -137,7 +137,7 @@ def load_reranker(name: str, *, dtype: str = "auto", device: str = "auto") -> Re
         SourceNotFound, HubUnreachable, CorruptFile: it is not there, or broken.
         UsageError: it is a model of another kind.
     """
-    recovered(Path(name).expanduser())
+    recover_folder(Path(name).expanduser())
     source = locate(name)
     if folder := _folder(source):
         return Reranker.load(folder, dtype=dtype, device=device)

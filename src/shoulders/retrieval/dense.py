@@ -16,7 +16,7 @@ from shoulders.retrieval.hybrid import make_retriever
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.search import ScoredPassage, Searcher, best_first
 from shoulders.retrieval.vectors import AGAIN, VectorStore, load_encoder, vectors_in
-from shoulders.store.files import read_json, sole_writer, whole_file, write_json
+from shoulders.store.files import atomic_file, lock_folder, read_json, write_json
 
 FLAT, SQ8, IVF_SQ8, IVF_PQ, IVF_RABITQ = "flat", "sq8", "ivf-sq8", "ivf-pq", "ivf-rabitq"
 CANDIDATES = {FLAT: 1, SQ8: 2, IVF_SQ8: 2, IVF_PQ: 10, IVF_RABITQ: 10}  # examined for each passage requested
@@ -128,10 +128,10 @@ def build_faiss(vectors: VectorStore, kind: str = "") -> str:
         raise UnknownName("kind of dense index", kind, KINDS)
     if (before.get("kind"), before.get("of")) == (kind, _of(vectors)):
         return kind
-    with sole_writer(vectors.folder):
+    with lock_folder(vectors.folder):
         built = _built(vectors, kind)
         path = vectors.folder / ENGINE
-        with whole_file(path) as part:
+        with atomic_file(path) as part:
             try:
                 faiss.write_index(built, str(part))
             except RuntimeError as error:  # FAISS's error for a full disk

@@ -22,7 +22,7 @@ from shoulders.data.readers import datasets_library
 from shoulders.errors import DataError, SourceNotFound, first_line
 from shoulders.retrieval.texts import WHOLE, Section, clean, read_text
 from shoulders.store.encodings import WAY_OUT, line_encoding
-from shoulders.store.files import hub_errors, legible
+from shoulders.store.files import hub_errors, printable_path
 
 LINES, TABLES = (".jsonl", ".jsonl.gz"), (".tsv", ".tsv.gz")
 KNOWN = WHOLE + LINES + TABLES
@@ -134,19 +134,21 @@ def open_source(name: str, *, as_is: bool = False) -> Source:
         raise SourceNotFound(f"there is no file or folder {name!r} (a data set of the hub is named {HUB}NAME)")
     if not files:
         what = "holds no file of a readable type" if path.is_dir() else "is not a file of a readable type"
-        raise SourceNotFound(f"{legible(name)} {what}: {', '.join(KNOWN)}")
+        raise SourceNotFound(f"{printable_path(name)} {what}: {', '.join(KNOWN)}")
     root = path if path.is_dir() else path.parent
     sizes = [_size(file) for file in files]
 
     def items() -> Iterator[Document | Skipped]:
         for error in closed:
-            yield Skipped(legible(error.filename), error.strerror or first_line(error), 0)
+            yield Skipped(printable_path(error.filename), error.strerror or first_line(error), 0)
         before = 0
         for file, size in zip(files, sizes, strict=True):
-            yield from _file_items(_File(file, clean(legible(file.relative_to(root).as_posix())), before, size, as_is))
+            yield from _file_items(
+                _File(file, clean(printable_path(file.relative_to(root).as_posix())), before, size, as_is)
+            )
             before += size
 
-    return Source(legible(path), sum(sizes), items)
+    return Source(printable_path(path), sum(sizes), items)
 
 
 def _files(root: Path, refused: Callable[[OSError], None]) -> list[Path]:
@@ -183,7 +185,7 @@ class _File:
     as_is: bool
 
     def place(self, line: int = 0) -> str:
-        return f"{legible(self.path)}, line {line}" if line else legible(self.path)
+        return f"{printable_path(self.path)}, line {line}" if line else printable_path(self.path)
 
     def skipped(self, reason: str, *, line: int = 0, read: int | None = None, lost: bool = True) -> Skipped:
         return Skipped(self.place(line), reason, self.before + (self.size if read is None else read), lost)

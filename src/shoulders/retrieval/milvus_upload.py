@@ -25,7 +25,7 @@ from shoulders.errors import UnknownName, UsageError
 from shoulders.retrieval.bm25 import PYSERINI, Analyser, check_bm25
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.milvus import BUILT, FLAT, Milvus, Vector
-from shoulders.store.files import check_format, database_errors, open_database, save_failed, sole_writer, transaction
+from shoulders.store.files import check_format, database_errors, lock_folder, open_database, save_failed, transaction
 
 FORMAT, VERSION = "shoulders-collection", 1
 BM25, VECTORS = "bm25", "vectors"
@@ -172,7 +172,7 @@ def _begun(
         (folder / FOLDER).mkdir(exist_ok=True)
     except OSError as error:
         raise save_failed(folder / FOLDER, error) from error
-    with sole_writer(folder / FOLDER):
+    with lock_folder(folder / FOLDER):
         known = target.server.about(target.collection)
         if known is None:
             known = {

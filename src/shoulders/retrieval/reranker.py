@@ -28,11 +28,11 @@ from shoulders.retrieval.scoring import (
 from shoulders.retrieval.text_encoder import TextEncoder
 from shoulders.store.files import (
     BEST,
+    atomic_folder,
     check_format,
     read_json,
     read_tensors,
-    recovered,
-    whole_folder,
+    recover_folder,
     write_json,
     write_tensors,
 )
@@ -75,7 +75,7 @@ def write_reranker(folder: Path, tower: TextEncoder, stored: RerankerFiles) -> N
         SaveFailed: the place cannot be written, or holds something else.
     """
     about = stored.about
-    with whole_folder(folder, DESCRIPTION) as scratch:
+    with atomic_folder(folder, DESCRIPTION) as scratch:
         tower.save(scratch)
         write_tensors(scratch / HEADS, stored.heads)
         write_tensors(scratch / SEEN, {QUESTIONS: about.seen.tensor()})
@@ -94,7 +94,7 @@ def write_reranker(folder: Path, tower: TextEncoder, stored: RerankerFiles) -> N
 
 def reranker_folder(folder: Path) -> Path:
     """Return the folder of a re-ranker; in a run's folder, that of its best."""
-    inner = recovered(folder / BEST)
+    inner = recover_folder(folder / BEST)
     return inner if (inner / DESCRIPTION).exists() else folder
 
 
@@ -111,7 +111,7 @@ def read_reranker(folder: Path) -> RerankerFiles:
         UsageError: it is of another format.
         CorruptFile: a file is missing, truncated or broken.
     """
-    folder = recovered(folder)
+    folder = recover_folder(folder)
     if not (folder / DESCRIPTION).exists():
         raise SourceNotFound(f"there is no re-ranker in {folder}: {DESCRIPTION} is missing")
     content = read_json(folder / DESCRIPTION)

@@ -20,7 +20,7 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from shoulders.errors import DataError, first_line
 from shoulders.store.encodings import decode
-from shoulders.store.files import legible
+from shoulders.store.files import printable_path
 
 PLAIN, MARKDOWN, HTML, PDF = (".txt",), (".md",), (".html", ".htm"), (".pdf",)
 WHOLE = PLAIN + MARKDOWN + HTML + PDF  # a file of these is one document
@@ -116,7 +116,7 @@ def read_text(path: Path) -> FileText:
         found = _pdf(path) if suffix in PDF else reader(path.read_bytes())
     except OSError as error:
         raise DataError(error.strerror or first_line(error)) from error
-    title = " ".join(clean(found.title).split()) or legible(path.stem)
+    title = " ".join(clean(found.title).split()) or printable_path(path.stem)
     return found._replace(title=title)
 
 

@@ -22,7 +22,15 @@ from shoulders.errors import CorruptFile, DataError, HubUnreachable, SourceNotFo
 from shoulders.retrieval.bi_encoder import BiEncoder, TextForm, reading_from_json
 from shoulders.retrieval.index import MANIFEST, RUN, Index
 from shoulders.retrieval.passages import PassageStore
-from shoulders.store.files import check_format, lasting, read_json, save_failed, sole_writer, whole_file, write_json
+from shoulders.store.files import (
+    absolute_name,
+    atomic_file,
+    check_format,
+    lock_folder,
+    read_json,
+    save_failed,
+    write_json,
+)
 
 DENSE, SHARDS = "dense", "shards"
 FORMAT, VERSION = "shoulders-vectors", 1
@@ -133,7 +141,7 @@ def encode(
         (folder / SHARDS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise save_failed(folder, error) from error
-    with sole_writer(folder):
+    with lock_folder(folder):
         _follow(index.store, folder, encoder, dtype, on_progress)
     return VectorStore(folder)
 
@@ -190,7 +198,11 @@ def _follow(
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "encoder": {"name": lasting(encoder.name), "fingerprint": fingerprint, "reading": asdict(encoder.reading)},
+        "encoder": {
+            "name": absolute_name(encoder.name),
+            "fingerprint": fingerprint,
+            "reading": asdict(encoder.reading),
+        },
         "dimension": encoder.dimension,
         "type": dtype,
         "run": store.state(RUN),
@@ -284,7 +296,7 @@ def _shard(path: Path, dimension: int, dtype: str) -> NDArray[Any]:
 
 
 def _write(path: Path, rows: NDArray[Any]) -> None:
-    with whole_file(path) as part, part.open("wb") as file:
+    with atomic_file(path) as part, part.open("wb") as file:
         np.save(file, rows)
 
 

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from shoulders.answering.answerer import ModelAnswerer
 from shoulders.answering.spec import LONGEST, AnswerSpec
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.mixture import READ, Mixture, left_out, totals
+from shoulders.data.mixture import READ, Mixture, describe_counts, total_counts
 from shoulders.data.pairs import Examples, InMemoryTask, open_examples
 from shoulders.data.readers import QA, QUERY, QUESTION_WORDING
 from shoulders.data.tasks import TEST, TRAIN, Task, check_placement
@@ -140,8 +140,8 @@ def train(
         kept = None if folder is None else folder / CHECKPOINTS
         loss = example_loss(how, lm, scaffold)
         fit(scaffold, loss, source, how, groups=groups, folder=kept, hooks=Hooks(tell))
-    if (told := left_out(stream.counts)) != "none":
-        _warn(f"{told}, of {totals(stream.counts)[READ]} examples that were read", lm)
+    if (told := describe_counts(stream.counts)) != "none":
+        _warn(f"{told}, of {total_counts(stream.counts)[READ]} examples that were read", lm)
     spec = AnswerSpec(wording=QUESTION_WORDING if isinstance(examples, str) and examples.startswith(QA) else QUERY)
     run = TrainedRun(_made(scaffold.eval(), lm, how, spec), lm, tuple(losses), spec)
     if folder is not None and main:

@@ -19,7 +19,7 @@ from shoulders.evaluation.recall import Retrieval, retrieval
 from shoulders.evidence.base import CANDIDATES, Evidence
 from shoulders.evidence.choice import PASSAGES, EvidenceChoice
 from shoulders.evidence.packing import PackedEvidence
-from shoulders.evidence.sources import first_prompt
+from shoulders.evidence.sources import load_first_prompt
 from shoulders.runs.recipe import BackboneChoice, Recipe, SuiteChoice
 from shoulders.scaffolds.base import KINDS, Scaffold, ScaffoldConfig, TrainingData
 from shoulders.scaffolds.storage import scaffold_folder
@@ -45,7 +45,7 @@ def new_evidence(recipe: Recipe, lm: FrozenLM, prompt: int) -> Evidence | None:
     return answer_spec(recipe).source(lm, prompt)
 
 
-def evidence_measured(recipe: Recipe, lm: FrozenLM, evidence: Evidence | None) -> dict[str, Any] | None:
+def describe_evidence(recipe: Recipe, lm: FrozenLM, evidence: Evidence | None) -> dict[str, Any] | None:
     """Return the evidence of a result as JSON: the index, or the prompts that candidates were sampled under."""
     choice = recipe.evidence
     if evidence is None:
@@ -55,10 +55,10 @@ def evidence_measured(recipe: Recipe, lm: FrozenLM, evidence: Evidence | None) -
     if choice.kind != CANDIDATES:
         return {"kind": choice.kind, "fingerprint": evidence.fingerprint}
     names = (choice.scaffold, *choice.across)
-    return {"kind": choice.kind, "scaffolds": {name: identity(first_prompt(name, lm)) for name in names}}
+    return {"kind": choice.kind, "scaffolds": {name: identity(load_first_prompt(name, lm)) for name in names}}
 
 
-def retrieval_measured(recipe: Recipe, evidence: Evidence | None, scores: Scores) -> Retrieval | None:
+def measure_retrieval(recipe: Recipe, evidence: Evidence | None, scores: Scores) -> Retrieval | None:
     """Return the recall of the passages of the measured examples; None if no passages were retrieved."""
     if recipe.evidence.kind not in PASSAGES or not isinstance(evidence, PackedEvidence):
         return None

@@ -25,8 +25,8 @@ from shoulders.answering.models import LoadedModel
 from shoulders.answering.stages import (
     PROBABILITY,
     RULES,
-    Adaptive,
     Calibration,
+    Cascade,
     Stage,
     check_count,
     check_rule,
@@ -39,10 +39,10 @@ from shoulders.data.tasks import Task
 from shoulders.errors import UsageError
 from shoulders.evaluation.metrics import exact_match, token_f1
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen_examples
-from shoulders.evaluation.results import provenance, scaffold_measured, scores_as_json
+from shoulders.evaluation.results import describe_scaffold, provenance, scores_as_json
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.records import Answer, Example
-from shoulders.runs.build import answer_spec, evidence_measured
+from shoulders.runs.build import answer_spec, describe_evidence
 from shoulders.runs.jobs import measure, tasks_of
 from shoulders.runs.recipe import Recipe
 from shoulders.runs.run import trained_parameters
@@ -117,7 +117,7 @@ def calibrate(
     budget: float,
     rule: str = PROBABILITY,
     on_done: OnDone = lambda _done, _all: None,
-) -> tuple[Adaptive, Calibration]:
+) -> tuple[Cascade, Calibration]:
     """Return the cascade of some stages, cheapest first, with the best thresholds within a budget of average passes.
 
     Thresholds are chosen on the development set of the recipe.
@@ -132,7 +132,7 @@ def calibrate(
     check_budget(budget, [stage.passes for stage in stages])
     measured = measure_stages(recipe, lm, stages, recipe.development, tasks_of(recipe), rule, on_done)
     chosen = measured.best_within_budget(budget)
-    adaptive = Adaptive(tuple(stages), chosen.thresholds, rule)
+    adaptive = Cascade(tuple(stages), chosen.thresholds, rule)
     return adaptive, Calibration(
         rule, budget, chosen, measured.curve(), recipe.as_json(), answer_spec(recipe).as_json()
     )
@@ -159,8 +159,8 @@ def measure_stages(
     return StagedScores(found, [stage.passes for stage in stages], rule)
 
 
-def adaptive_result(
-    recipe: Recipe, lm: FrozenLM, adaptive: Adaptive, measured: StagedScores, calibration: Calibration, name: str
+def cascade_result(
+    recipe: Recipe, lm: FrozenLM, adaptive: Cascade, measured: StagedScores, calibration: Calibration, name: str
 ) -> dict[str, Any]:
     """Return the content of `results.json` for a cascade: that of a scaffold, and the passes.
 
@@ -168,7 +168,7 @@ def adaptive_result(
     """
     scores = measured.scores(measured.stops(adaptive.thresholds).tolist())
     stages = [
-        scaffold_measured(stage.scaffold, None if stage.scaffold.kind == Bare.kind else stage.name)
+        describe_scaffold(stage.scaffold, None if stage.scaffold.kind == Bare.kind else stage.name)
         for stage in adaptive.stages
     ]
     kept = {"budget": calibration.budget, "rule": adaptive.rule, "curve_split": recipe.test.split}
@@ -191,7 +191,7 @@ PROGRESS_EVERY = 32  # questions between two reports of progress
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ChosenThreshold:
     """A threshold with its scores on some examples.
 
     Attributes:
@@ -207,20 +207,20 @@ class Chosen:
     after: AbstentionScores
 
 
-def choose_threshold(judged: Sequence[GradedAnswer]) -> Chosen:
+def choose_threshold(judged: Sequence[GradedAnswer]) -> ChosenThreshold:
     """Return the threshold with the best F1 of answering or abstaining (`best_threshold`)."""
-    return measured_with(best_threshold(judged), judged)
+    return threshold_scores(best_threshold(judged), judged)
 
 
-def measured_with(threshold: Threshold, judged: Sequence[GradedAnswer]) -> Chosen:
+def threshold_scores(threshold: Threshold, judged: Sequence[GradedAnswer]) -> ChosenThreshold:
     """Return the scores of a given threshold on some answers."""
     answerable = 100 * sum(one.answerable for one in judged) / len(judged)
-    return Chosen(
+    return ChosenThreshold(
         threshold, len(judged), answerable, abstention_scores(judged, None), abstention_scores(judged, threshold)
     )
 
 
-def judged_answers(
+def graded_answers(
     reader: ModelAnswerer,
     recipe: Recipe,
     plan: EvaluationPlan,
@@ -261,8 +261,13 @@ def _judged(example: Example, found: Answer) -> GradedAnswer:
     )
 
 
-def keep_threshold(
-    folder: Path, reader: ModelAnswerer, recipe: Recipe, lm: FrozenLM, chosen: Chosen, others: Sequence[Chosen] = ()
+def save_threshold(
+    folder: Path,
+    reader: ModelAnswerer,
+    recipe: Recipe,
+    lm: FrozenLM,
+    chosen: ChosenThreshold,
+    others: Sequence[ChosenThreshold] = (),
 ) -> Path:
     """Write a threshold with its provenance into the folder of the scaffold or rival, and return the file.
 
@@ -279,9 +284,9 @@ def keep_threshold(
         "threshold": chosen.threshold.as_json(),
         "chosen_on": _as_json(recipe.development.split, chosen),
         "measured_on": [_as_json(recipe.test.split, one) for one in others],
-        "evidence": evidence_measured(recipe, lm, reader.evidence),
+        "evidence": describe_evidence(recipe, lm, reader.evidence),
         "scaffold": {
-            **scaffold_measured(reader.scaffold, str(folder)),
+            **describe_scaffold(reader.scaffold, str(folder)),
             "kind": recipe.rival.kind or reader.scaffold.kind,
             "fingerprint": LoadedModel(reader.lm, reader.scaffold).fingerprint(),
         },
@@ -291,7 +296,7 @@ def keep_threshold(
     return folder / THRESHOLD
 
 
-def _as_json(split: str, chosen: Chosen) -> dict[str, Any]:
+def _as_json(split: str, chosen: ChosenThreshold) -> dict[str, Any]:
     numbers = asdict(chosen)
     del numbers["threshold"]
     return {"split": split, **numbers}

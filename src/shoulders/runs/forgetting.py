@@ -124,7 +124,7 @@ def forgetting(
     return Forgetting((checksum, adapted.checksum()), text, tasks)
 
 
-def outside(tasks: Sequence[Task], source: str, trained: Recipe) -> tuple[list[Task], list[str]]:
+def untrained_tasks(tasks: Sequence[Task], source: str, trained: Recipe) -> tuple[list[Task], list[str]]:
     """Return the tasks of a suite that a run was not trained on, and the names of the others.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.tasks import Task, check_placement
 from shoulders.data.text import Documents, held_out, open_text
-from shoulders.engine.batches import Encoded
+from shoulders.engine.batches import EncodedQuestion
 from shoulders.engine.precomputed import Contexts, StateStore, check_contexts, check_first_pass
 from shoulders.errors import UsageError
 from shoulders.evaluation.perplexity import Perplexity, perplexity
@@ -34,14 +34,14 @@ class Job:
     score: Callable[[], float]
 
 
-def task_parts(recipe: Recipe) -> TaskParts:
+def split_tasks(recipe: Recipe) -> TaskParts:
     """Return the tasks of a recipe (`suite_parts`); none for a recipe that models text."""
     return TaskParts([], []) if recipe.text.source else suite_parts(recipe.suite)
 
 
 def tasks_of(recipe: Recipe) -> list[Task]:
-    """Return the tasks that a recipe trains and selects on (`task_parts`)."""
-    return task_parts(recipe).trained
+    """Return the tasks that a recipe trains and selects on (`split_tasks`)."""
+    return split_tasks(recipe).trained
 
 
 def job_of(
@@ -75,7 +75,7 @@ def job_of(
     )
 
 
-def example_loss(plan: TrainPlan, lm: FrozenLM, scaffold: Scaffold) -> LossOf[Sequence[Encoded]]:
+def example_loss(plan: TrainPlan, lm: FrozenLM, scaffold: Scaffold) -> LossOf[Sequence[EncodedQuestion]]:
     """Return the loss of a scaffold on examples, over the states that the plan keeps in folders, if it names any.
 
     Raises:
@@ -180,7 +180,7 @@ def measure(
         tasks: to measure; None for the test tasks of the recipe.
         evidence: of the recipe, if it is already built.
     """
-    tasks = task_parts(recipe).tested if tasks is None else tasks
+    tasks = split_tasks(recipe).tested if tasks is None else tasks
     suite = recipe.suite
     return evaluate(
         tasks,

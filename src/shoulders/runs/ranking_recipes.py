@@ -14,7 +14,7 @@ from shoulders.evidence.choice import check_retriever
 from shoulders.retrieval.search import SPARSE
 from shoulders.retrieval.text_encoder import RERANKER
 from shoulders.runs.recipe import SuiteChoice, as_json, with_values
-from shoulders.store.files import flat
+from shoulders.store.files import flatten
 from shoulders.training.plan import TrainPlan
 
 KINDS = (RETRIEVER, RERANKER)
@@ -196,4 +196,4 @@ def ranking_recipe_from_json(content: Mapping[str, Any]) -> RankingRecipe:
     Raises:
         UnknownName, UsageError: a key is unknown, or a value invalid.
     """
-    return with_values(RankingRecipe(name=str(content.get("name", "unnamed"))), flat(content))
+    return with_values(RankingRecipe(name=str(content.get("name", "unnamed"))), flatten(content))

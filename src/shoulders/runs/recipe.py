@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from shoulders.data.mixture import CAP, check_fold
-from shoulders.data.tasks import Skip, Task
+from shoulders.data.tasks import SkipPolicy, Task
 from shoulders.engine.batches import Lengths
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
@@ -18,7 +18,7 @@ from shoulders.evidence.base import SOURCES, EvidenceConfig
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.scaffolds.base import KINDS, ScaffoldConfig
 from shoulders.scaffolds.soft_prompt import SoftPromptConfig
-from shoulders.store.files import flat, lasting, read_json
+from shoulders.store.files import absolute_name, flatten, read_json
 from shoulders.training.plan import RivalChoice, TrainPlan
 
 Record = TypeVar("Record")
@@ -86,9 +86,9 @@ class SuiteChoice:
         return tuple(one for one in self.without_templates if any(one.startswith(f"{task.name}/") for task in tasks))
 
     @property
-    def skip(self) -> Skip:
+    def skip(self) -> SkipPolicy:
         """Kinds of bad examples that are left out and counted, instead of stopping."""
-        return Skip(self.skip_failing, self.skip_bad_rows)
+        return SkipPolicy(self.skip_failing, self.skip_bad_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ def recipe_from_json(content: Mapping[str, Any]) -> Recipe:
         UnknownName, UsageError: a key is unknown, or a value invalid.
     """
     recipe = Recipe(name=str(content.get("name", "unnamed")))
-    return with_values(recipe, flat(content))
+    return with_values(recipe, flatten(content))
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -197,7 +197,7 @@ def with_overrides(recipe: Record, overrides: Iterable[str]) -> Record:
         if not equals:
             raise UsageError(f"{text!r} is not key=value, e.g. training.steps=100")
         key = key.strip()
-        values[key] = lasting(value) if key in FOLDERS else value
+        values[key] = absolute_name(value) if key in FOLDERS else value
     return with_values(recipe, values)
 
 
@@ -210,7 +210,7 @@ def with_values(recipe: Record, values: Mapping[str, Any]) -> Record:
     recipe = _of_kinds(recipe, values, prefix="")
     places = _places(recipe)
     values = {f"{key}.kind" if key in places else key: value for key, value in values.items()}
-    known = set(flat(as_json(recipe)))
+    known = set(flatten(as_json(recipe)))
     for key in values:
         if key not in known:
             raise _unknown(key, known, places)

@@ -15,9 +15,9 @@ from shoulders.data.tasks import Task
 from shoulders.errors import UsageError
 from shoulders.evaluation.perplexity import Perplexity
 from shoulders.evaluation.protocol import OnDone, Scores
-from shoulders.evaluation.results import provenance, scaffold_measured, scores_as_json
+from shoulders.evaluation.results import describe_scaffold, provenance, scores_as_json
 from shoulders.evidence.base import Evidence
-from shoulders.runs.build import answer_spec, evidence_measured, new_evidence, new_scaffold, retrieval_measured
+from shoulders.runs.build import answer_spec, describe_evidence, measure_retrieval, new_evidence, new_scaffold
 from shoulders.runs.jobs import Job, job_of, tasks_of
 from shoulders.runs.recipe import Recipe, read_recipe
 from shoulders.scaffolds.base import Scaffold
@@ -189,7 +189,7 @@ def run_folder(path: Path, recipe: Recipe, *, resume: bool) -> RunFolder:
     return RunFolder.opened(path, recipe.as_json(), lambda kept: read_recipe(kept).as_json(), resume=resume)
 
 
-def training_told(folder: Path, lm: FrozenLM, progress: Progress) -> dict[str, Any]:
+def training_summary(folder: Path, lm: FrozenLM, progress: Progress) -> dict[str, Any]:
     """Return the cost of a finished training, and the counts of its examples, as JSON.
 
     Seconds are those of the steps, without evaluations; memory is the peak of the process that took the last step,
@@ -216,11 +216,11 @@ def result(
         evidence: of the evaluation, if it is already built.
     """
     evidence = evidence or new_evidence(recipe, lm, scaffold.length)
-    found = retrieval_measured(recipe, evidence, scores)
+    found = measure_retrieval(recipe, evidence, scores)
     numbers = {
         **scores_as_json(scores),
         "retrieval": found and found.as_json(),
-        "evidence": evidence_measured(recipe, lm, evidence),
+        "evidence": describe_evidence(recipe, lm, evidence),
     }
     return _with_origin(numbers, recipe, lm, scaffold, name)
 
@@ -236,12 +236,12 @@ def _with_origin(
     return {
         **numbers,
         "trained": trained_parameters(scaffold),
-        "scaffold": scaffold_measured(scaffold, name),
+        "scaffold": describe_scaffold(scaffold, name),
         **provenance(recipe.as_json(), lm),
     }
 
 
-def keep_test_scores(scaffold: Scaffold, lm: FrozenLM, folder: Path, split: str, scores: Scores) -> None:
+def save_test_scores(scaffold: Scaffold, lm: FrozenLM, folder: Path, split: str, scores: Scores) -> None:
     """Add test scores to the description of a saved scaffold, beside its development score."""
     origin = scaffold.origin
     assert origin is not None

@@ -22,7 +22,7 @@ from shoulders.runs.build import TaskParts
 from shoulders.runs.jobs import check_tested
 from shoulders.runs.recipe import Recipe, recipe_from_json, with_overrides
 from shoulders.runs.run import Watch
-from shoulders.store.files import read_json, whole_file, write_json
+from shoulders.store.files import atomic_file, read_json, write_json
 from shoulders.training.log import read_log
 from shoulders.training.loop import Progress
 
@@ -248,11 +248,11 @@ def _opened(plan: SweepPlan, folder: Path, *, resume: bool) -> SweepState:
 def _keep(found: SweepState, lm: FrozenLM, folder: Path) -> None:
     if PartialState().is_main_process:
         write_json(folder / SWEEP, {**found.as_json(), **provenance(found.plan.recipe.as_json(), lm)})
-        with whole_file(folder / TABLE) as part:
+        with atomic_file(folder / TABLE) as part:
             part.write_text(found.table(), encoding="utf-8")
 
 
-def parsed_grid(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def parse_grid(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Return the grid of texts `key=value,value`.
 
     Raises:

@@ -13,10 +13,10 @@ from shoulders.data.mixture import FOLDS
 from shoulders.data.tasks import Task
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, chosen_examples
-from shoulders.evaluation.recall import FoundFor, RankingScores, asked, ranking
+from shoulders.evaluation.recall import RankedQuestion, RankingScores, answerable_questions, ranking
 from shoulders.evaluation.results import RESULTS, circumstances
 from shoulders.evidence.reranked import ALL
-from shoulders.evidence.sources import searcher_of
+from shoulders.evidence.sources import new_searcher
 from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.index import Hit, Index
 from shoulders.retrieval.reranker import Reranker, RerankerOrigin
@@ -72,14 +72,14 @@ def train_ranking(
 
     Raises:
         UsageError: no index is named, the folder holds another run, or a run and `resume` is false.
-        SourceNotFound, UsageError: the retriever is missing (`searcher_of`).
+        SourceNotFound, UsageError: the retriever is missing (`new_searcher`).
         DataError: no question has a passage to learn from, or to be measured on.
     """
     if not recipe.index:
         raise UsageError("no index of passages is named: build one (shoulders index), then index=FOLDER")
     run = RunFolder.opened(folder, recipe.as_json(), _kept, resume=resume)
     index, tasks = Index(Path(recipe.index).expanduser()), suite_parts(recipe.suite).trained
-    searcher = searcher_of(recipe, index)
+    searcher = new_searcher(recipe, index)
     measured_on = _development(recipe, index, searcher, tasks)
     torch.manual_seed(recipe.training.seed)
     model = _reranker(recipe) if recipe.kind == RERANKER else _retriever(recipe)
@@ -136,11 +136,15 @@ def _kept(path: Path) -> Mapping[str, Any]:
     return ranking_recipe_from_json(read_json(path)).as_json()
 
 
-def _development(recipe: RankingRecipe, index: Index, searcher: Searcher, tasks: Sequence[Task]) -> list[FoundFor]:
+def _development(
+    recipe: RankingRecipe, index: Index, searcher: Searcher, tasks: Sequence[Task]
+) -> list[RankedQuestion]:
     plan, suite = recipe.development, recipe.suite
     wanted = EvaluationPlan(split=plan.split, limit=plan.limit, wordings=1)
     chosen = chosen_examples(tasks, wanted, suite.without(tasks), skip=suite.skip)
-    return asked([example for one in chosen.asked for example in one.examples], index, plan.depth, searcher)
+    return answerable_questions(
+        [example for one in chosen.asked for example in one.examples], index, plan.depth, searcher
+    )
 
 
 def _source(

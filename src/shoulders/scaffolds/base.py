@@ -28,7 +28,7 @@ from shoulders.scaffolds.storage import (
     scaffold_folder,
     write_files,
 )
-from shoulders.store.files import whole_folder
+from shoulders.store.files import atomic_folder
 
 REPOSITORY = "https://github.com/shoulders-lm/shoulders"
 
@@ -290,7 +290,7 @@ class Scaffold(
             SaveFailed: it cannot be written, or the folder holds something other than a scaffold.
         """
         target = Path(save_directory).expanduser()
-        with whole_folder(target, CONFIG) as scratch:
+        with atomic_folder(target, CONFIG) as scratch:
             return super().save_pretrained(scratch, **{"repo_id": target.name, **arguments})
 
     def generate_model_card(self, *_: Any, **rest: Any) -> ModelCard:

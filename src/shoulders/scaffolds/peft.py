@@ -18,7 +18,7 @@ from shoulders.records import Placement, ScaffoldInput
 from shoulders.scaffolds.base import NO_DATA, Scaffold, ScaffoldConfig, TrainingData
 from shoulders.scaffolds.program import Pass, Program
 from shoulders.scaffolds.soft_prompt import SoftPrompt
-from shoulders.store.files import read_json, read_tensors, whole_folder, write_json, write_tensors
+from shoulders.store.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
 
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's own names
 ALL_LINEAR = "all-linear"
@@ -219,7 +219,7 @@ def to_peft(prompt: Scaffold, lm: FrozenLM, folder: Path) -> None:
         "prompt_tuning_init": "RANDOM",
         "inference_mode": True,
     }
-    with whole_folder(folder, CONFIG) as scratch:
+    with atomic_folder(folder, CONFIG) as scratch:
         write_json(scratch / CONFIG, config)
         write_tensors(scratch / WEIGHTS, {KEY: prompt.prompt.detach()})
 

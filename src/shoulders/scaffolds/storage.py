@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import CorruptFile, SourceNotFound, WrongBackbone
-from shoulders.store.files import BEST, hub_errors, read_json, read_tensors, recovered, write_json, write_tensors
+from shoulders.store.files import BEST, hub_errors, read_json, read_tensors, recover_folder, write_json, write_tensors
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FORMAT = 2
@@ -108,14 +108,16 @@ def read_files(folder: Path) -> SavedScaffold:
     """
     config, origin = _read_config(folder)
     try:
-        return SavedScaffold(config["kind"], config["description"], origin, read_tensors(recovered(folder) / WEIGHTS))
+        return SavedScaffold(
+            config["kind"], config["description"], origin, read_tensors(recover_folder(folder) / WEIGHTS)
+        )
     except KeyError as error:
         raise _not_a_configuration(folder, error) from error
 
 
 def _read_config(folder: Path) -> tuple[Mapping[str, Any], Origin]:
     """Read the configuration in a scaffold's folder and the origin in it, without the weights."""
-    folder = recovered(folder)
+    folder = recover_folder(folder)
     if not (folder / CONFIG).exists():
         raise SourceNotFound(f"there is no scaffold in {folder}: {CONFIG} is missing")
     config = read_json(folder / CONFIG)
@@ -161,7 +163,7 @@ def fetch(name: str | Path, how: HubOptions | None = None, files: Sequence[str] 
         SourceNotFound, HubUnreachable: it is not there, or the hub does not answer.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir() or recovered(folder).is_dir():
+    if folder.is_dir() or recover_folder(folder).is_dir():
         return folder
     if str(name).startswith(("/", ".", "~")) or str(name).count("/") != 1:
         raise SourceNotFound(f"there is no scaffold folder {str(name)!r}")
@@ -180,7 +182,7 @@ def scaffold_folder(name: str) -> str:
     folder = Path(name).expanduser()
     if (folder / CONFIG).exists():
         return name
-    inner = recovered(folder / BEST)
+    inner = recover_folder(folder / BEST)
     return str(inner) if (inner / CONFIG).exists() else name
 
 

@@ -1,7 +1,7 @@
 """Caches on disk by content key: what a frozen model computed once, read from then on by all processes.
 
-`ValueCache` holds small values (sampled answers, scores) in an SQLite file. `RowFile` holds tensors as rows of bytes in
-a file that is mapped into memory. SQLite copies a large value: it takes 1.2 to 1.7 times as long to read rows of 0.1 to
+`ValueCache` holds small values (sampled answers, scores) in an SQLite file. `RowCache` holds tensors as rows of bytes
+in a file that is mapped into memory. SQLite copies a large value: it takes 1.2 to 1.7 times as long to read rows of 0.1 to
 1 MB, 5 times for rows of 25 MB, and training reads such rows at every step.
 """
 
@@ -134,7 +134,7 @@ EMPTY = _Entry(0, 0, 0).packed(bytes(16))  # replaces a damaged entry
 
 
 @final
-class RowFile:
+class RowCache:
     """Rows of bytes by key: a data file and an index, both only appended to, under a lock that all processes share.
 
     Files are never truncated, since another process may have the data mapped. What a killed process left behind the

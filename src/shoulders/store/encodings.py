@@ -63,7 +63,7 @@ def decode(content: bytes, declared: str = "") -> Decoded:
     raise DataError(f"it is not UTF-8, and its encoding cannot be detected{note}: {WAY_OUT}")
 
 
-def decode_whole(content: bytes) -> str:
+def decode_strict(content: bytes) -> str:
     """Return the text of a file, without its byte order mark.
 
     Raises:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from shoulders.errors import CorruptFile, DataError, HubUnreachable, SaveFailed, SourceNotFound, UsageError, first_line
-from shoulders.store.encodings import decode_whole
+from shoulders.store.encodings import decode_strict
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DATABASE_CACHE = -128 * 1024  # KiB of an SQLite file
@@ -34,7 +34,7 @@ RECIPE = "recipe.json"  # file in a run's folder: everything that the run depend
 
 
 @contextmanager
-def whole_folder(target: Path, marker: str) -> Iterator[Path]:
+def atomic_folder(target: Path, marker: str) -> Iterator[Path]:
     """Yield a temporary folder that replaces the target once it is complete; if anything fails, the target is kept.
 
     Args:
@@ -71,14 +71,14 @@ def whole_folder(target: Path, marker: str) -> Iterator[Path]:
 
 
 def check_replaceable(target: Path, marker: str) -> None:
-    """Raise `SaveFailed` if `whole_folder` would not replace the target."""
+    """Raise `SaveFailed` if `atomic_folder` would not replace the target."""
     if target.is_file():
         raise SaveFailed(f"{target} is a file: name a new folder")
     if target.is_dir() and any(target.iterdir()) and not (target / marker).exists():
         raise SaveFailed(f"{target} contains other files (no {marker} among them): name a new folder")
 
 
-def recovered(target: Path) -> Path:
+def recover_folder(target: Path) -> Path:
     """Return the folder, after restoring it if a process was killed while replacing it."""
     backup = _backup(target)
     if not target.exists() and backup.exists():
@@ -122,13 +122,13 @@ def save_failed(target: Path, error: OSError, *, kept: bool = False, option: str
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object, indented; the file is replaced once it is complete."""
     text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         # Python has surrogates for the bytes of a file name that are not UTF-8: written as JSON's escapes.
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file that replaces the file once it is written; if anything fails, the file stays.
 
     Raises:
@@ -154,7 +154,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CorruptFile: the file is not a JSON object.
     """
     try:
-        content = json.loads(decode_whole(path.read_bytes()))
+        content = json.loads(decode_strict(path.read_bytes()))
     except OSError as error:
         raise SourceNotFound(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, DataError) as error:
@@ -164,12 +164,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the values of nested JSON objects by dotted key, e.g. "training.steps"."""
     found: dict[str, Any] = {}
     for name, value in content.items():
         if isinstance(value, Mapping):
-            found.update(flat(value, f"{prefix}{name}."))
+            found.update(flatten(value, f"{prefix}{name}."))
         else:
             found[f"{prefix}{name}"] = value
     return found
@@ -185,18 +185,20 @@ def check_format(content: Mapping[str, Any], wanted: tuple[str, int], what: obje
         )
 
 
-def legible(path: str | Path) -> str:
+def printable_path(path: str | Path) -> str:
     """Return a path as valid Unicode: bytes that are not UTF-8 are written as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def check_legible(path: str | Path) -> None:
+def check_utf8_path(path: str | Path) -> None:
     """Raise `SourceNotFound` for a path that is not UTF-8: safetensors cannot open such files."""
-    if legible(path) != str(path):
-        raise SourceNotFound(f"{legible(path)} is not UTF-8, and weights cannot be read from such a path: rename it")
+    if printable_path(path) != str(path):
+        raise SourceNotFound(
+            f"{printable_path(path)} is not UTF-8, and weights cannot be read from such a path: rename it"
+        )
 
 
-def lasting(name: str) -> str:
+def absolute_name(name: str) -> str:
     """Return a name that is valid in any working directory: existing paths become absolute, other names are unchanged.
 
     A name may consist of several joined by "|", such as the two encoders of a retriever.
@@ -268,7 +270,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         CorruptFile: the file is truncated, or not a safetensors file.
         SourceNotFound: its path is not UTF-8.
     """
-    check_legible(path)
+    check_utf8_path(path)
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
@@ -281,7 +283,7 @@ LOCK = "writer.lock"
 
 
 @contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Lock a folder for writing. The lock ends with the block, or with the process if it is killed.
 
     Raises:
@@ -317,7 +319,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SHOULDERS_CACHE") or Path.home() / ".cache" / "shoulders")
 
 
-def in_cache(kind: str, source: Path) -> Path:
+def cache_path(kind: str, source: Path) -> Path:
     """Return the path in the cache folder for something derived from a file; it depends on the file's size and time."""
     stat = source.stat()
     key = hashlib.sha256(f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]

@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from shoulders.data.mixture import Counts, copied
+from shoulders.data.mixture import Counts, copy_counts
 from shoulders.errors import CorruptFile, TrainingDiverged, UsageError
-from shoulders.store.files import read_json, read_tensors, whole_folder, write_json, write_tensors
+from shoulders.store.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
 from shoulders.training.plan import TrainPlan
 
 WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
@@ -51,7 +51,7 @@ def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer, progr
         SaveFailed: the disk is full; older checkpoints are untouched.
     """
     target = folder / f"step-{progress.step:08d}"
-    with whole_folder(target, PROGRESS) as scratch:
+    with atomic_folder(target, PROGRESS) as scratch:
         write_tensors(scratch / WEIGHTS, module.state_dict())
         write_tensors(scratch / OPTIMIZER, _flat(optimizer))
         write_json(scratch / PROGRESS, asdict(progress))
@@ -217,7 +217,7 @@ def fit(
     peaks = [group["lr"] for group in optimizer.param_groups]
     progress = _resume(folder, trained, optimizer)
     source.position = progress.position
-    source.counts.update(copied(progress.counts))
+    source.counts.update(copy_counts(progress.counts))
     module, stepper = accelerator.prepare(trained, optimizer)
     saving = folder if accelerator.is_main_process else None
     save = partial(_save, saving, accelerator.unwrap_model(module), optimizer, plan.keep)
@@ -238,7 +238,7 @@ def fit(
         stepper.zero_grad()
         rate, spent = optimizer.param_groups[0]["lr"], time.perf_counter() - begun
         done = Step(number, loss.item(), rate, float(norm or 0.0), examples.positions, spent)
-        progress = replace(progress, step=number, position=source.position, counts=copied(source.counts))
+        progress = replace(progress, step=number, position=source.position, counts=copy_counts(source.counts))
         with _on_failure(partial(save, progress), partial(hooks.on_step, done)):  # nor does a failed evaluation
             if score.due(number):
                 measured = score.measured()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import plain
 from shoulders.data.mixture import Counts
-from shoulders.engine.batches import Encoded, by_length, text_batch, training_batch
+from shoulders.engine.batches import EncodedQuestion, by_length, text_batch, training_batch
 from shoulders.engine.precomputed import Contexts, StateStore, check_contexts, check_first_pass
 from shoulders.errors import UsageError
 from shoulders.scaffolds.base import Scaffold
@@ -24,7 +24,7 @@ from shoulders.training.stream import PackedText, Stream
 class ExampleStep:
     """The examples of one step; the share of this process is divided into micro-batches of similar length."""
 
-    parts: Sequence[Sequence[Encoded]]
+    parts: Sequence[Sequence[EncodedQuestion]]
     terms: int
     positions: int
 
@@ -64,13 +64,13 @@ class ExampleSource:
         terms = sum(len(row.target) for row in rows)
         return ExampleStep(parts, terms, sum(len(part) * max(map(self._cost, part)) for part in parts))
 
-    def _cost(self, row: Encoded) -> int:
+    def _cost(self, row: EncodedQuestion) -> int:
         return row.length + self.prompt_length
 
 
 def scaffold_loss(
     lm: FrozenLM, scaffold: Scaffold, first_pass: StateStore | None = None, contexts: Contexts | None = None
-) -> LossOf[Sequence[Encoded]]:
+) -> LossOf[Sequence[EncodedQuestion]]:
     """Return a function: the summed cross-entropy of the answers of a micro-batch, through scaffold and frozen model.
 
     Args:
@@ -88,7 +88,7 @@ def scaffold_loss(
     elif scaffold.reads_before and plain(lm.config):
         contexts = Contexts(lm)
 
-    def loss(module: nn.Module, rows: Sequence[Encoded]) -> Tensor:
+    def loss(module: nn.Module, rows: Sequence[EncodedQuestion]) -> Tensor:
         batch = training_batch(rows, lm, scaffold)
         given = batch.given
         if first_pass is not None:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shoulders.data.matching import has_span
-from shoulders.data.mixture import Counts, Mixture, fold_of, left_out, tally
+from shoulders.data.mixture import Counts, Mixture, add_count, describe_counts, fold_of
 from shoulders.engine.batches import by_length
 from shoulders.errors import DataError, UsageError
 from shoulders.records import Example
@@ -144,7 +144,7 @@ class RankingSource:
             since = 0 if found else since + self.batch_size - len(rows)
             rows += found
             if since >= 2 * len(self.mixture):  # a question from the start of one epoch may come at the end of the next
-                counts = left_out(self.counts)
+                counts = describe_counts(self.counts)
                 raise DataError(f"there is no question to learn from ({counts}): is the index that of the questions?")
         state = PartialState()
         mine = rows[state.process_index :: state.num_processes]
@@ -163,15 +163,15 @@ class RankingSource:
         drawn = self.supervision.of(examples, positions)
         for example, one in zip(examples, drawn, strict=True):
             if one is None:
-                tally(self.counts, example.task, "without a passage to learn from")
+                add_count(self.counts, example.task, "without a passage to learn from")
         return [one for one in drawn if one is not None]
 
     def _belongs(self, example: Example) -> bool:
         if self.fold and fold_of(example) != self.fold:
-            tally(self.counts, example.task, "of the other fold")
+            add_count(self.counts, example.task, "of the other fold")
             return False
         if question_words(example.question.query) not in self.questions:
-            tally(self.counts, example.task, "in both folds")
+            add_count(self.counts, example.task, "in both folds")
             return False
         return True
 

@@ -5,10 +5,21 @@ from dataclasses import replace
 from typing import final
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.data.mixture import CAPPED, FOLDS, TRUNCATED, Counts, Mixture, fold_of, left_out, permuted, tally, totals
-from shoulders.data.tasks import check_answered
+from shoulders.data.mixture import (
+    CAPPED,
+    FOLDS,
+    TRUNCATED,
+    Counts,
+    Mixture,
+    add_count,
+    describe_counts,
+    fold_of,
+    permute_index,
+    total_counts,
+)
+from shoulders.data.tasks import check_has_answers
 from shoulders.data.text import Documents
-from shoulders.engine.batches import Encoded, Lengths, encode, truncated
+from shoulders.engine.batches import EncodedQuestion, Lengths, encode, truncated
 from shoulders.errors import BadRow, DataError, TemplateFailed
 from shoulders.evidence.base import Evidence, with_evidence
 from shoulders.records import Example, Question
@@ -42,14 +53,14 @@ class Stream:
         self.position = position
         self.counts: Counts = {task: {CAPPED: number} if number else {} for task, number in mixture.capped.items()}
 
-    def take(self, wanted: int) -> list[Encoded]:
+    def take(self, wanted: int) -> list[EncodedQuestion]:
         """Return the next `wanted` examples that can be used.
 
         Raises:
             DataError: there is no usable example in a whole epoch.
             TemplateFailed, BadRow: a template fails or a record is broken, and the mixture does not skip such failures.
         """
-        rows: list[Encoded] = []
+        rows: list[EncodedQuestion] = []
         since = 0
         while len(rows) < wanted:
             examples = [self._next() for _ in range(wanted - len(rows))]
@@ -77,14 +88,14 @@ class Stream:
         example = self.mixture.read(self.position, self.counts)
         self.position += 1
         if example is not None and self.fold and fold_of(example) != self.fold:
-            tally(self.counts, example.task, "of the other fold")
+            add_count(self.counts, example.task, "of the other fold")
             return None
         return example
 
     def _no_example(self) -> DataError:
         """Return the error that says why no example of an epoch can be used."""
-        counted, first = left_out(self.counts), self._first_failure()
-        if totals(self.counts).get("discarded") or first is None:
+        counted, first = describe_counts(self.counts), self._first_failure()
+        if total_counts(self.counts).get("discarded") or first is None:
             return DataError(
                 f"no example fits {self.lengths.input} input and {self.lengths.target} target tokens beside the prompt "
                 f"in {self.lm.context} positions ({counted}): raise suite.lengths or lower scaffold.length"
@@ -99,15 +110,15 @@ class Stream:
                 return error
         return None
 
-    def _usable(self, example: Example) -> Encoded | None:
-        check_answered(example)
+    def _usable(self, example: Example) -> EncodedQuestion | None:
+        check_has_answers(example)
         row = encode(example.question, self.lm, example.target)
         room = self.room - len(row.target)
         if len(row.ids) > self.lengths.input or len(row.target) > self.lengths.target or room < 1:
-            tally(self.counts, example.task, "discarded")
+            add_count(self.counts, example.task, "discarded")
             return None
         if len(row.ids) > room:
-            tally(self.counts, example.task, TRUNCATED)
+            add_count(self.counts, example.task, TRUNCATED)
             return truncated(row, room)
         return row
 
@@ -156,7 +167,7 @@ class PackedText:
     def _tokens(self, place: int) -> list[int]:
         if self._read[0] != place:
             epoch, number = divmod(place, len(self.documents))
-            document = permuted(number, len(self.documents), f"{self.seed}/text/{epoch}")
+            document = permute_index(number, len(self.documents), f"{self.seed}/text/{epoch}")
             text = self.documents[document]
             self._read = place, [*self.lm.ids(text), self.lm.end] if text.strip() else []
         return self._read[1]
