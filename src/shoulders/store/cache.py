@@ -1,8 +1,8 @@
 """Caches on disk by content key: what a frozen model computed once, read from then on by all processes.
 
 `ValueCache` holds small values (sampled answers, scores) in an SQLite file. `RowCache` holds tensors as rows of bytes
-in a file that is mapped into memory. SQLite copies a large value: it takes 1.2 to 1.7 times as long to read rows of 0.1 to
-1 MB, 5 times for rows of 25 MB, and training reads such rows at every step.
+in a file that is mapped into memory. SQLite copies a large value: it takes 1.2 to 1.7 times as long to read rows of
+0.1 to 1 MB, 5 times for rows of 25 MB, and training reads such rows at every step.
 """
 
 import fcntl
