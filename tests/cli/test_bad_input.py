@@ -203,7 +203,7 @@ def test_textual_recursion_whose_first_prompt_is_gone_or_says_nothing(refused, l
 
 def test_recall_of_no_samples_or_of_what_is_no_number(refused, lm, suite, prompt):
     asked = ["sample", prompt, *values(lm, suite), "--recipe", "bundled_soft_prompt", "--samples"]
-    assert "ask for 1 at least" in refused(*asked, "0,4")
+    assert "the number must be at least 1" in refused(*asked, "0,4")
     assert "'four' are not whole numbers" in refused(*asked, "four")
 
 

@@ -170,7 +170,7 @@ def test_oracle_passages_are_measured_like_others(values, index, tmp_path):
     assert (result["retrieval"]["recall_at_input"], result["retrieval"]["packed"]) == (100.0, 1.0)
     assert result["retrieval"]["supported"] == 0.0
     assert result["evidence"]["kind"] == "oracle"
-    with pytest.raises(UsageError, match=r"evidence\.distractors is 4: from 0"):
+    with pytest.raises(UsageError, match=r"evidence\.distractors is 4: it must be from 0"):
         run("evaluate", "bare", "--recipe", "reader", *own, "evidence.distractors=4")
     (tmp_path / "parks.test.jsonl").write_text(json.dumps({"question": "Who?", "answers": ["I"]}) + "\n")
     with pytest.raises(UsageError, match="no passage is annotated"):

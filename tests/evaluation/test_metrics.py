@@ -25,7 +25,7 @@ from shoulders.evaluation.metrics import (
 @pytest.mark.parametrize(
     ("text", "normal"),
     [
-        ("The  Eiffel TextEncoder!", "eiffel tower"),
+        ("The  Eiffel Tower!", "eiffel tower"),
         ("an apple, a day", "apple day"),
         ("U.S.A.", "usa"),
         ("theatre", "theatre"),

@@ -32,7 +32,7 @@ def test_sending_searching_and_sending_what_changed(shoulders, index, folder, tm
     (folder / "Lima.txt").unlink()
     assert shoulders("index", folder, "--out", index, "--prune")[0] == 0
     said = shoulders("search", index, "Tokyo", "--engine", server, "--collection", "cities_index")[1]
-    assert f"what is at {server} is not all of {index} as it is now: shoulders upload" in said
+    assert f"{server} does not hold all of {index} as it is now: run shoulders upload" in said
     assert "passages: 1 added, 1 deleted, 9 unchanged" in shoulders("upload", index, "--to", server)[1]
     said = shoulders("search", index, "Tokyo", "--engine", server)[1]
     assert "Tokyo is a capital" in said

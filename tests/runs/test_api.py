@@ -156,14 +156,14 @@ WRONG = [
     ("Capital of Italy?", "example 1, 'Capital of Italy?': it is neither a pair nor a record"),
     (("Capital of Italy?",), "neither a pair nor a record"),
     (("Capital of Italy?", "Rome", "Milan"), "neither a pair nor a record"),
-    (("Capital of Italy?", None), "`answer` holds no answer"),
-    (("Capital of Italy?", ""), "`answer` holds no answer"),
-    (("Capital of Italy?", []), "`answer` holds no answer"),
+    (("Capital of Italy?", None), "`answer` contains no answer"),
+    (("Capital of Italy?", ""), "`answer` contains no answer"),
+    (("Capital of Italy?", []), "`answer` contains no answer"),
     (("Capital of Italy?", True), "`answer` is true, neither text nor number"),
     ((" ", "Rome"), "`question` is empty"),
     ((3, "Rome"), "`question` is no text"),
     ({"text": "Capital of Italy?", "label": 3}, "`question` is missing"),
-    ({"question": "Italy?", "answers": {"text": []}}, "`answers` holds no answer"),
+    ({"question": "Italy?", "answers": {"text": []}}, "`answers` contains no answer"),
     ({"question": "Italy?", "answer": "Rome", "choices": "Rome|Bern"}, "`choices` is a str, no list"),
     ({"question": "Italy?", "answer": "Rome", "choices": ["Bern", "Paris"]}, "'Rome' is none of the choices 'Bern', "),
     ({"question": "Italy?", "answer": "Rome", "evidence": ["Rome."]}, "`evidence` is a list, neither text nor number"),
@@ -300,8 +300,8 @@ def test_a_suite_is_trained_and_measured_by_its_name_as_on_the_command_line(lm, 
     wanted = json.loads((tmp_path / "scores.json").read_text())
     assert scores["average"] == pytest.approx(wanted["average"])
     rows = [row["scores"] for row in wanted["wordings"]]
-    for name, key in (("accuracy", "accuracy"), ("f1", "f1"), ("exact_match", "em")):
-        of_tasks = [row[key] for row in rows if key in row]  # one wording of each kind in each task
+    for name in ("accuracy", "f1", "exact_match"):
+        of_tasks = [row[name] for row in rows if name in row]  # one wording of each kind in each task
         assert scores[name] == pytest.approx(sum(of_tasks) / len(of_tasks))
 
 

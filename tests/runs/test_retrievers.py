@@ -65,8 +65,8 @@ def test_passages_come_from_the_retriever_of_the_recipe(index, evidence, tmp_pat
     ("value", "error", "message"),
     [
         ("evidence.retriever=dens", UnknownName, "'dense'"),
-        ("evidence.weight=-1", UsageError, "negative"),
-        ("evidence.weight=inf", UsageError, "negative"),
+        ("evidence.weight=-1", UsageError, "it must be at least 0"),
+        ("evidence.weight=inf", UsageError, "it must be at least 0"),
         ("evidence.retriever=hybrid", SourceNotFound, "shoulders encode"),
     ],
 )

@@ -9,7 +9,6 @@ from commands import fitting, run
 from shoulders.cli import train as cli_train
 from shoulders.errors import TrainingDiverged, UnknownName, UsageError
 from shoulders.paper.recipes import GRIDS
-from shoulders.runs import run as run_module
 from shoulders.runs import sweep as sweeping
 from shoulders.runs.recipe import with_overrides
 from shoulders.runs.registry import recipe_named
@@ -84,7 +83,7 @@ def test_the_best_candidate_goes_on_as_if_never_interrupted(values, tiny_encoder
 
 def test_a_killed_sweep_goes_on_and_repeats_nothing(values, tmp_path, monkeypatch):
     command = ["sweep", "bundled_soft_prompt", *values, *GRID, "--out", tmp_path / "sweep"]
-    begun, real = [], run_module.train_until
+    begun, real = [], cli_train._train_until
 
     def killed(recipe, lm, folder, **rest):
         begun.append(folder.name)
@@ -92,7 +91,7 @@ def test_a_killed_sweep_goes_on_and_repeats_nothing(values, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return real(recipe, lm, folder, **rest)
 
-    monkeypatch.setattr(cli_train, "train_until", killed)
+    monkeypatch.setattr(cli_train, "_train_until", killed)
     with pytest.raises((KeyboardInterrupt, AssertionError)):  # as click gives it
         run(*command)
     before = scores(tmp_path / "sweep")
@@ -117,7 +116,7 @@ def test_a_killed_sweep_goes_on_and_repeats_nothing(values, tmp_path, monkeypatc
 
 
 def test_a_candidate_that_fails_is_noted_and_the_others_go_on(values, tmp_path, monkeypatch):
-    real = run_module.train_until
+    real = cli_train._train_until
 
     def failing(recipe, lm, folder, **rest):
         if recipe.scaffold.length == 3:
@@ -126,7 +125,7 @@ def test_a_candidate_that_fails_is_noted_and_the_others_go_on(values, tmp_path, 
             raise TrainingDiverged(step=2, what="loss", value=float("nan"), kept="no checkpoint had been saved yet")
         return real(recipe, lm, folder, **rest)
 
-    monkeypatch.setattr(cli_train, "train_until", failing)
+    monkeypatch.setattr(cli_train, "_train_until", failing)
     command = ["sweep", "bundled_soft_prompt", *values, "--fraction", 0.25, "--out", tmp_path / "sweep"]
     run(*command, "--grid", "scaffold.length=3,4,5,1000")
     content = swept(tmp_path / "sweep")
@@ -149,7 +148,7 @@ def test_what_is_wrong_with_the_program_stops_a_sweep(values, tmp_path, monkeypa
     def broken(*_, **__):
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(cli_train, "train_until", broken)
+    monkeypatch.setattr(cli_train, "_train_until", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         run("sweep", "bundled_soft_prompt", *values, *GRID, "--out", tmp_path / "sweep")
 
