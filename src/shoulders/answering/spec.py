@@ -14,7 +14,7 @@ from shoulders.engine.batches import Lengths
 from shoulders.errors import CorruptFile, UsageError
 from shoulders.evidence.base import RETRIEVED, SOURCES, Evidence, EvidenceConfig
 from shoulders.evidence.choice import PASSAGES, EvidenceChoice
-from shoulders.evidence.sources import new_source
+from shoulders.evidence.kinds import new_source
 from shoulders.records import Question, QuestionLike, as_question
 
 LONGEST = 64  # default maximum length of an answer, in tokens

@@ -203,7 +203,7 @@ def sample(
     from shoulders.evaluation.results import describe_scaffold, provenance
     from shoulders.evidence.base import CANDIDATES, with_evidence
     from shoulders.evidence.choice import EvidenceChoice
-    from shoulders.evidence.sources import new_sampler
+    from shoulders.evidence.kinds import new_sampler
     from shoulders.runs.build import answer_spec, describe_evidence
     from shoulders.runs.jobs import split_tasks
     from shoulders.scaffolds.base import BARE

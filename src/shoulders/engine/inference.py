@@ -22,14 +22,14 @@ from shoulders.errors import ContextFull, UsageError
 from shoulders.records import Answer, Question, QuestionLike, ScaffoldInput, as_question, as_questions
 from shoulders.scaffolds.base import Scaffold
 
-Found = TypeVar("Found")  # of one row
+Result = TypeVar("Result")  # of one row
 
 LONGEST_ANSWER = 256  # in tokens (Sanh et al. 2021; the paper, section 2.2)
 POSITIONS_AT_ONCE = 4096  # positions of one batch, padding and prompt included
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
+class AnswerSettings:
     """Settings for reading and answering questions.
 
     Attributes:
@@ -81,7 +81,7 @@ class Sampling:
 
 
 def answer(
-    questions: Sequence[QuestionLike], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None
+    questions: Sequence[QuestionLike], lm: FrozenLM, scaffold: Scaffold, how: AnswerSettings | None = None
 ) -> list[str]:
     """Return the greedy answer to each question.
 
@@ -93,14 +93,14 @@ def answer(
 
 
 def answered(
-    questions: Sequence[QuestionLike], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None
+    questions: Sequence[QuestionLike], lm: FrozenLM, scaffold: Scaffold, how: AnswerSettings | None = None
 ) -> list[Answer]:
     """Return the greedy answer to each question with its probability.
 
     Raises:
         UsageError, ContextFull: see `answer`.
     """
-    how = how or Answering()
+    how = how or AnswerSettings()
     rows = [_fitting(one, lm, scaffold, how.longest, how) for one in as_questions(questions)]
 
     def read(given: ScaffoldInput, _: Sequence[int]) -> list[Answer]:
@@ -114,14 +114,14 @@ def sample(
     lm: FrozenLM,
     scaffold: Scaffold,
     sampling: Sampling,
-    how: Answering | None = None,
+    how: AnswerSettings | None = None,
 ) -> list[list[Answer]]:
     """Return several answers to each question, sampled after one pass over the question.
 
     Raises:
         UsageError, ContextFull: see `answer`.
     """
-    how = how or Answering()
+    how = how or AnswerSettings()
     rows = [_fitting(one, lm, scaffold, how.longest, how) for one in as_questions(questions)]
     branches = [sampling.count * (len(row.ids) + scaffold.length + how.longest) for row in rows]
 
@@ -133,13 +133,15 @@ def sample(
     return in_groups(rows, lm, scaffold, how, branches, read)
 
 
-def stream(question: QuestionLike, lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None) -> Iterator[str]:
+def stream(
+    question: QuestionLike, lm: FrozenLM, scaffold: Scaffold, how: AnswerSettings | None = None
+) -> Iterator[str]:
     """Yield the greedy answer to a question in pieces, as they are generated.
 
     Raises:
         UsageError, ContextFull: see `answer`.
     """
-    how = how or Answering()
+    how = how or AnswerSettings()
     given = question_batch([_fitting(as_question(question), lm, scaffold, how.longest, how)], lm, scaffold)
     yield from decode.stream(lm, scaffold, given, longest=how.longest)
 
@@ -154,7 +156,7 @@ def rank(
     choices: Sequence[Sequence[str]],
     lm: FrozenLM,
     scaffold: Scaffold,
-    how: Answering | None = None,
+    how: AnswerSettings | None = None,
 ) -> list[list[float]]:
     """Return the log-likelihood of each choice given its question, summed over its tokens and the end token.
 
@@ -165,7 +167,7 @@ def rank(
         UsageError: a question is empty, or has no choices.
         ContextFull: a question, the prompt and the longest choice do not fit the context.
     """
-    how = how or Answering()
+    how = how or AnswerSettings()
     known = [tokenised(one, lm) for one in as_questions(questions)]
     for question, some in zip(known, choices, strict=True):
         if isinstance(some, str):
@@ -193,7 +195,7 @@ def choose(
     choices: Sequence[Sequence[str]],
     lm: FrozenLM,
     scaffold: Scaffold,
-    how: Answering | None = None,
+    how: AnswerSettings | None = None,
 ) -> list[Answer]:
     """Return the likeliest of the choices by `rank`, with its probability among the choices.
 
@@ -216,10 +218,10 @@ def in_groups(
     rows: Sequence[EncodedQuestion],
     lm: FrozenLM,
     scaffold: Scaffold,
-    how: Answering,
+    how: AnswerSettings,
     extra: Sequence[int],
-    read: Callable[[ScaffoldInput, Sequence[int]], Sequence[Found]],
-) -> list[Found]:
+    read: Callable[[ScaffoldInput, Sequence[int]], Sequence[Result]],
+) -> list[Result]:
     """Run `read` on batches of rows of similar length; return its results in the order of the rows.
 
     Args:
@@ -234,7 +236,7 @@ def in_groups(
     def positions(number: int) -> int:
         return scaffold.length + len(rows[number].ids) + extra[number]
 
-    results: dict[int, Found] = {}
+    results: dict[int, Result] = {}
     for group in by_length(range(len(rows)), positions, how.positions_at_once):
         given = question_batch([rows[number] for number in group], lm, scaffold)
         results.update(zip(group, read(given, group), strict=True))
@@ -247,7 +249,9 @@ def check_asked(question: Question) -> None:
         raise UsageError("a question is empty: there is nothing to answer")
 
 
-def _fitting(question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: int, how: Answering) -> EncodedQuestion:
+def _fitting(
+    question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: int, how: AnswerSettings
+) -> EncodedQuestion:
     """Return a question as token ids, cut if it does not fit the context and that is allowed."""
     check_asked(question)
     row = encode(question, lm)

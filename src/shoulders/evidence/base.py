@@ -87,9 +87,9 @@ SOURCES: Registry[EvidenceKind] = Registry(
     "shoulders.evidence",
     "kind of evidence",
     {
-        CANDIDATES: "shoulders.evidence.sources:CANDIDATES_KIND",
-        RETRIEVED: "shoulders.evidence.sources:PASSAGES_KIND",
-        ORACLE: "shoulders.evidence.sources:PASSAGES_KIND",
+        CANDIDATES: "shoulders.evidence.kinds:CANDIDATES_KIND",
+        RETRIEVED: "shoulders.evidence.kinds:PASSAGES_KIND",
+        ORACLE: "shoulders.evidence.kinds:PASSAGES_KIND",
     },
     _fault,
 )

@@ -10,7 +10,7 @@ from shoulders.backbone.encoder_decoder import FrozenEncoderDecoder
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.matching import Span
 from shoulders.engine.batches import by_length
-from shoulders.engine.inference import Answering, Found, check_asked, likeliest_choice
+from shoulders.engine.inference import AnswerSettings, Result, check_asked, likeliest_choice
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import OnDone, Scores, evaluate_answers, scored
 from shoulders.evaluation.results import describe_scaffold, provenance, scores_as_json
@@ -37,7 +37,7 @@ class EncoderDecoderAnswers:
 
     model: FrozenEncoderDecoder
     longest_input: int
-    how: Answering
+    how: AnswerSettings
 
     def generated(self, questions: Sequence[Question]) -> list[Answer]:
         """Return the greedy answer to each question."""
@@ -64,11 +64,11 @@ class EncoderDecoderAnswers:
         self,
         questions: Sequence[Question],
         extra: Sequence[int],
-        read: Callable[[Sequence[list[int]], Sequence[int]], Sequence[Found]],
-    ) -> list[Found]:
+        read: Callable[[Sequence[list[int]], Sequence[int]], Sequence[Result]],
+    ) -> list[Result]:
         """Call `read` on batches of questions of similar length and their numbers; return the results in order."""
         rows = [self._source(question) for question in questions]
-        found: dict[int, Found] = {}
+        found: dict[int, Result] = {}
         for group in by_length(range(len(rows)), lambda n: len(rows[n]) + extra[n], self.how.positions_at_once):
             found.update(zip(group, read([rows[number] for number in group], group), strict=True))
         return [found[number] for number in range(len(rows))]

@@ -18,8 +18,8 @@ from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.recall import Retrieval, retrieval
 from shoulders.evidence.base import CANDIDATES, Evidence
 from shoulders.evidence.choice import PASSAGES, EvidenceChoice
+from shoulders.evidence.kinds import load_first_prompt
 from shoulders.evidence.packing import PackedEvidence
-from shoulders.evidence.sources import load_first_prompt
 from shoulders.runs.recipe import BackboneChoice, Recipe, SuiteChoice
 from shoulders.scaffolds.base import KINDS, Scaffold, ScaffoldConfig, TrainingData
 from shoulders.scaffolds.storage import scaffold_folder

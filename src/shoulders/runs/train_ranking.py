@@ -15,8 +15,8 @@ from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, chosen_examples
 from shoulders.evaluation.recall import RankedQuestion, RankingScores, answerable_questions, ranking
 from shoulders.evaluation.results import RESULTS, circumstances
+from shoulders.evidence.kinds import new_searcher
 from shoulders.evidence.reranked import ALL
-from shoulders.evidence.sources import new_searcher
 from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.index import Hit, Index
 from shoulders.retrieval.reranker import Reranker, RerankerOrigin
