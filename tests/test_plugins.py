@@ -186,6 +186,30 @@ def test_what_is_no_recipe_is_refused(installed, tmp_path, monkeypatch, function
         recipe_named("toy_slow")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("scaffolds", r"cannot be imported \(SystemExit: 3\)"),
+        ("evidence", r"cannot be used \(RuntimeError: no Config\)"),
+        ("recipes", r"cannot be used \(RuntimeError: called\)"),
+    ],
+)
+def test_a_package_that_raises_while_it_is_looked_at_is_named(name, said, tmp_path, monkeypatch):
+    other = tmp_path / "odd_toy-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: odd-toy\nVersion: 1.0\n")
+    (other / "entry_points.txt").write_text(f"[shoulders.{name}]\ntoy_odd = odd_toy_{name}:ODD\n")
+    (tmp_path / "odd_toy_scaffolds.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "odd_toy_evidence.py").write_text(
+        "class Odd:\n    def __getattr__(self, name):\n        raise RuntimeError(f'no {name}')\n\n\nODD = Odd()\n"
+    )
+    (tmp_path / "odd_toy_recipes.py").write_text("def ODD():\n    raise RuntimeError('called')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = {"scaffolds": KINDS, "evidence": SOURCES, "recipes": RECIPES}[name]
+    with pytest.raises(UsageError, match=f"'toy_odd' of the package odd-toy .* {said}: update that package"):
+        registry["toy_odd"]
+
+
 def test_two_packages_of_one_name_are_refused(installed, tmp_path, monkeypatch):
     other = tmp_path / "second_toy-1.0.dist-info"
     other.mkdir()

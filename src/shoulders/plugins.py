@@ -76,12 +76,16 @@ class Registry(Generic[Member]):
         about = f"the {self.what} {point.name!r} of {_package(point)} ({point.value})"
         try:
             found = point.load()
-        except Exception as error:  # whatever another package raises while it is imported
+        except (Exception, SystemExit) as error:  # whatever another package raises while it is imported
             raise UsageError(
                 f"{about} cannot be imported ({type(error).__name__}: {first_line(error)}): update that package, or "
                 "uninstall it"
             ) from error
-        if fault := self._fault(point.name, found):
+        try:
+            fault = self._fault(point.name, found)
+        except Exception as error:  # or while it is looked at
+            fault = f"cannot be used ({type(error).__name__}: {first_line(error)})"
+        if fault:
             raise UsageError(f"{about} {fault}: update that package, or uninstall it")
         return found
 

@@ -66,7 +66,13 @@ QuestionLike = str | Question
 
 
 def as_question(asked: QuestionLike) -> Question:
-    """Return a question that is given as a string or a `Question` as a `Question`."""
+    """Return a question that is given as a string or a `Question` as a `Question`.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not isinstance(asked, str | Question):
+        raise UsageError(f"a question is a {type(asked).__name__}: give a string or a Question")
     return Question(asked) if isinstance(asked, str) else asked
 
 

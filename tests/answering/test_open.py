@@ -25,6 +25,7 @@ from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.scaffolds.storage import Origin
 from shoulders.training.plan import RivalChoice
+from tiny import save_lm
 
 ASKED = "Who lives in Rome?"
 LONGEST = 5
@@ -220,3 +221,43 @@ def test_json_has_the_same_keys_whatever_answers(lm, index, tmp_path, shoulders)
     ]
     assert said[0].keys() == said[1].keys()
     assert [bool(one["passages"]) for one in said] == [False, True]
+
+
+def test_what_cannot_be_opened_is_refused_with_what_it_is(lm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("Rome is in Italy.")
+    save_lm("llama", tmp_path / "model")
+    for name, options, said in (
+        (None, {}, "got None: name one"),
+        (" ", {}, "got ' ': name one"),
+        (prompt(lm), {}, "got a SoftPrompt: name one"),
+        ("notes.txt", {}, "'notes.txt' is a file, and a scaffold is a folder"),
+        ("model", {}, r"model holds a model and no scaffold.*open\('bare', backbone='model'\)"),
+        ("bare", {"lm": "model"}, r"lm is a str: give a FrozenLM \(lm=\), or the name of a model \(backbone=\)"),
+        ("bare", {"longest": "8"}, "longest is '8': give a whole number"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            shoulders.open(name, **{"lm": lm, **options})
+
+
+def test_what_is_no_question_is_refused(lm):
+    bare = shoulders.open("bare", lm=lm, longest=2)
+    for wrong, kind in ((None, "NoneType"), (["Who?"], "list"), (3, "int")):
+        with pytest.raises(UsageError, match=f"a question is a {kind}: give a string or a Question"):
+            bare.ask(wrong)
+    with pytest.raises(UsageError, match="there are 2 questions and choices of 1: give a list for each"):
+        bare.ask_all(["Who?", "Where?"], [["a", "b"]])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [*((key, None) for key in ("description", "backbone", "recipe", "scores", "answering")), ("answering", []),
+     ("kind", None), ("kind", ["soft_prompt"])],
+)  # fmt: skip
+def test_a_configuration_of_other_types_is_refused_as_broken(key, value, lm, tmp_path):
+    folder = kept(prompt(lm), lm, tmp_path / "run", WORDED) / "best"
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, key: value}))
+    for name in (folder, folder.parent):
+        with pytest.raises(CorruptFile, match=r"config\.json is not a scaffold's configuration"):
+            shoulders.open(name, lm=lm)

@@ -45,6 +45,8 @@ def test_saved_and_read_is_unsaved():
     [
         ({"longest": "many"}, CorruptFile, r"the answer settings of runs/x cannot be read \(longest: "),
         ({"evidence": {"passages": []}}, CorruptFile, r"\(passages: "),
+        ({"evidence": None}, CorruptFile, "the answer settings of runs/x cannot be read"),
+        (None, CorruptFile, "the answer settings of runs/x cannot be read"),
         ({"longest": 0}, UsageError, "must be at least 1 token, got 0"),
         ({"wording": "Who?"}, UsageError, r"the wording 'Who\?' has 0 \{query\}: it needs one"),
         ({"wording": "{query} {query}"}, UsageError, r"has 2 \{query\}"),

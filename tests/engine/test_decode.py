@@ -19,7 +19,7 @@ from shoulders.engine.decode import (
 )
 from shoulders.engine.inference import AnswerSettings, Sampling, answered, sample
 from shoulders.errors import UsageError
-from shoulders.records import Question
+from shoulders.records import Question, ScaffoldInput
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
@@ -346,3 +346,18 @@ def test_what_has_ended_is_not_decoded_any_further(lm, questions, monkeypatch):
     for some, wanted in zip(found, kept, strict=True):
         assert [one.ids for one in some] == [one.ids for one in wanted]
         assert [one.log_probability for one in some] == pytest.approx([one.log_probability for one in wanted], rel=1e-3)
+
+
+def test_what_cannot_be_decoded_is_refused(lm, questions):
+    rows = Decode(lm, Bare(), given(lm, Bare(), questions[:1]), longest=4)
+    with pytest.raises(UsageError, match="the same Decode is decoded twice at once"):
+        next(decode([rows, rows], lm))
+    for _ in decode([rows], lm):
+        pass
+    assert rows.ids == generate(lm, Bare(), given(lm, Bare(), questions[:1]), longest=4)
+    with pytest.raises(UsageError, match=r"the stop texts are one string \('abc'\): give a list"):
+        generate(lm, Bare(), given(lm, Bare(), questions[:1]), longest=4, stops="abc")
+    nothing = ScaffoldInput(torch.zeros(1, 0, lm.width), slot=(0,))
+    for scaffold in (Bare(), SoftPrompt(from_vocabulary(lm)(2))):
+        with pytest.raises(UsageError, match="there is no token to continue"):
+            generate(lm, scaffold, nothing, longest=4)

@@ -208,6 +208,12 @@ def test_what_holds_no_rows_is_refused(examples, said, lm):
         ({"evaluate_every": 3}, UnknownName, "no value of training called 'evaluate_every'"),
         ({"learning_rate": -1}, UsageError, "learning_rate is -1"),
         ({"steps": 0}, UsageError, "steps is 0: it must be at least 1"),
+        ({"steps": 1.5}, UsageError, "steps is 1.5: it must be a whole number"),
+        ({"batch_size": "8"}, UsageError, "batch_size is '8': it must be a whole number"),
+        ({"seed": "a"}, UsageError, "seed is 'a': it must be a whole number"),
+        ({"learning_rate": None}, UsageError, "learning_rate is None: it must be a number"),
+        ({"betas": 0.9}, UsageError, "betas is 0.9: it must be two numbers"),
+        ({"betas": "ab"}, UsageError, "betas is 'ab': it must be two numbers"),
         ({"first_pass": "states"}, UsageError, "first_pass"),
     ],
 )
@@ -440,6 +446,27 @@ def test_one_string_is_no_list_of_questions(lm):
             call()
     with pytest.raises(UsageError, match=r"the choices of a question are one string \('yes\|no'\)"):
         answerer.ask("Hi", "yes|no")
+
+
+def test_an_empty_text_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "private.txt").write_text("What nobody named.")
+    assert shoulders.Index.build(["", "Rome is in Italy."]).passages == 1
+    with pytest.raises(DataError, match="text 0 of texts: it is empty"):
+        shoulders.Index.build("")
+
+
+def test_what_is_no_source_of_an_index_is_refused():
+    for wrong, said in (
+        (None, "the sources of an index are a NoneType: give texts"),
+        ({"text": "Rome"}, "the sources of an index are a dict: give texts"),
+        ([], "there are no sources to index: give texts"),
+        (["Rome is in Italy.", ("a", "b")], "source 1 of the index is a tuple: give texts"),
+        ([b"Rome is in Italy."], "source 0 of the index is a bytes: give texts"),
+        (["Rome \udce4 Italy"], "is not UTF-8"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            shoulders.Index.build(wrong)
 
 
 def test_an_index_is_built_of_texts_files_and_folders(lm, tmp_path):

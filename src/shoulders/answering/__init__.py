@@ -42,9 +42,11 @@ def open(
         truncate: cut questions that do not fit the context instead of refusing them.
 
     Raises:
-        UsageError: no backbone is named, or the name stands for something that answers no questions.
+        UsageError: no backbone is named, an argument is of another kind, or the name stands for something that answers
+            no questions.
         SourceNotFound, HubUnreachable, CorruptFile, WrongBackbone: it cannot be loaded.
     """
+    _check_kinds(name, lm, longest)
     name = str(name)
     index = str(index.folder if isinstance(index, HasFolder) else index)
     if is_cascade(name):
@@ -59,3 +61,14 @@ def open(
     spec = info.spec.with_options(index, longest)
     lm = lm or FrozenLM.load(backbone or info.backbone)
     return ModelAnswerer.load(info, lm, spec, truncate=truncate).with_threshold_of(info.name)
+
+
+def _check_kinds(name: object, lm: object, longest: object) -> None:
+    """Raise `UsageError` for an argument of another kind, such as a scaffold in the place of its name."""
+    if not isinstance(name, str | Path) or not str(name).strip():
+        got = repr(name) if isinstance(name, str) or name is None else f"a {type(name).__name__}"
+        raise UsageError(f"what is opened is named by a folder, a hub repository or 'bare', got {got}: name one")
+    if not isinstance(lm, FrozenLM | None):
+        raise UsageError(f"lm is a {type(lm).__name__}: give a FrozenLM (lm=), or the name of a model (backbone=)")
+    if not isinstance(longest, int | None):
+        raise UsageError(f"longest is {longest!r}: give a whole number of tokens")

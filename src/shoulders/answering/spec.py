@@ -118,7 +118,7 @@ def spec_from_json(content: Mapping[str, Any], where: object) -> AnswerSpec:
         UsageError: a value does not fit.
     """
     try:
-        values = dict(content)
+        values = TypeAdapter(dict[str, Any]).validate_python(content)
         if "evidence" in values:
             values["evidence"] = _evidence(values["evidence"])
         return TypeAdapter(AnswerSpec).validate_python(values)
@@ -130,8 +130,9 @@ def spec_from_json(content: Mapping[str, Any], where: object) -> AnswerSpec:
         ) from error
 
 
-def _evidence(content: Mapping[str, Any]) -> EvidenceConfig:
+def _evidence(content: Any) -> EvidenceConfig:
     """Return the config of a kind of evidence from JSON, also of another package."""
+    content = TypeAdapter(dict[str, Any]).validate_python(content)
     kind = str(content.get("kind", ""))
     config = SOURCES[kind].Config if kind else EvidenceChoice
     settled = {item.name for item in fields(config) if not item.init}  # the kind, where a class fixes it

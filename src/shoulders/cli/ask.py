@@ -68,7 +68,7 @@ def ask(  # noqa: PLR0913, PLR0917 (one for each option)
     the place where the answer stands in them. "no answer" is printed if the model is less sure than the threshold that
     `shoulders threshold` chose.
 
-    Example: `shoulders ask runs/first/best "What is the capital of France?"`
+    Example: `shoulders ask runs/first "What is the capital of France?"`
     """
     import json
 

@@ -50,7 +50,7 @@ def evaluate(
     The recipe's `test` values say what is measured, e.g. `test.split=validation test.limit=100 suite.source=PATH`.
     Rivals, re-rankers, the folders of `shoulders calibrate` and the bare model are measured in the same way.
 
-    Example: `shoulders evaluate runs/first/best test.limit=100 --out first.json`
+    Example: `shoulders evaluate runs/first test.limit=100 --out first.json`
     """
     quiet_libraries()
     write_numbers(out, _measured(scaffold, recipe, with_flags(overrides, skip_bad_rows=skip_bad_rows)))
@@ -193,7 +193,7 @@ def sample(
     how answers are sampled (temperature, longest, seed); `evidence.store=FILE` keeps the samples for a textual
     recursion over the same scaffold.
 
-    Example: `shoulders sample runs/first/best --samples 1,8 --out samples.json`
+    Example: `shoulders sample runs/first --samples 1,8 --out samples.json`
     """
     from shoulders.answering.answerer import ModelAnswerer
     from shoulders.answering.models import model_info

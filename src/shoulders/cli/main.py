@@ -31,7 +31,7 @@ app = typer.Typer(
 
 Start with `shoulders demo`. Then train a recipe of your own:
 
-`shoulders recipes` · `shoulders train bundled_input_prompt --out runs/first` · `shoulders ask runs/first/best`
+`shoulders recipes` · `shoulders train bundled_input_prompt --out runs/first` · `shoulders ask runs/first`
 
 Every value of a recipe can be changed on the command line: `training.steps=200 scaffold.length=20`.
 """,

@@ -56,6 +56,9 @@ class Decode:
         branches: number of continuations of each text; they share one pass over it and are next to each other.
         stops: texts that end a row once they have been generated; they stay in its tokens.
 
+    Raises:
+        UsageError: the texts have no token, or the stop texts are one string.
+
     Attributes:
         ids: the tokens of each row so far, without the end token.
     """
@@ -72,6 +75,10 @@ class Decode:
         branches: int = 1,
         stops: Sequence[str] = (),
     ) -> None:
+        if isinstance(stops, str):
+            raise UsageError(f"the stop texts are one string ({stops!r:.80}): give a list of stop texts")
+        if len(given.embeds) and not given.embeds.shape[1]:
+            raise UsageError("there is no token to continue: give a text, if only the model's beginning token")
         self.lm, self.scaffold, self.given = lm, scaffold, given
         self.longest, self.shortest = longest, shortest
         self.branches, self.stops = branches, tuple(stops)
@@ -167,8 +174,13 @@ def decode(several: Sequence[Decode], lm: FrozenLM) -> Iterator[None]:
     """Continue rows of several scaffolds until all have ended, in shared passes; yield after each token.
 
     The sequence may be a list to which rows are appended between two tokens.
+
+    Raises:
+        UsageError: the same rows are in the sequence twice.
     """
     while active := [rows for rows in several if not rows.done]:
+        if len({id(rows) for rows in active}) < len(active):
+            raise UsageError("the same Decode is decoded twice at once: make one for each place")
         for rows, states in zip(active, together([rows.program() for rows in active], lm), strict=True):
             rows.take(states)
         yield

@@ -169,6 +169,8 @@ def rank(
     """
     how = how or AnswerSettings()
     known = [tokenised(one, lm) for one in as_questions(questions)]
+    if len(choices) != len(known):
+        raise UsageError(f"there are {len(known)} questions and choices of {len(choices)}: give a list for each")
     for question, some in zip(known, choices, strict=True):
         if isinstance(some, str):
             raise UsageError(f"the choices of a question are one string ({some!r:.80}): give a list of choices")

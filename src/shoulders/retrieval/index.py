@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -74,13 +74,16 @@ class Index:
 
         Raises:
             SourceNotFound, DataError, SaveFailed: as in `building.build`.
+            UsageError: a source is neither text nor path, or a text is no UTF-8.
         """
+        from shoulders.backbone.tokenizing import check_characters
         from shoulders.retrieval.building import build  # which reads indexes itself
         from shoulders.retrieval.documents import Source, texts_source
         from shoulders.retrieval.passages import Cutting
 
-        given = [sources] if isinstance(sources, str | Path) else list(sources)
+        given = _listed(sources)
         texts = [one for one in given if isinstance(one, str) and not _is_source(one)]
+        check_characters(texts)
         names: list[str | Source] = [str(one) for one in given if isinstance(one, Path) or _is_source(one)]
         place = _temporary() if folder is None else Path(folder).expanduser()
         build([*names, *([texts_source(texts)] if texts else [])], place, Cutting(), prune=True)
@@ -135,8 +138,28 @@ class Index:
         return [Hit(passage.id, passage.title, passage.text, score) for passage, score in passages]
 
 
+def _listed(sources: Any) -> list[str | Path]:
+    """Return sources as a list.
+
+    Raises:
+        UsageError: there are none, or one is neither text nor path.
+    """
+    way_out = "give texts, files, folders or hub:NAME"
+    if isinstance(sources, Mapping) or not isinstance(sources, str | Path | Iterable):
+        raise UsageError(f"the sources of an index are a {type(sources).__name__}: {way_out}")
+    given = [sources] if isinstance(sources, str | Path) else list(sources)
+    if not given:
+        raise UsageError(f"there are no sources to index: {way_out}")
+    for number, one in enumerate(given):
+        if not isinstance(one, str | Path):
+            raise UsageError(f"source {number} of the index is a {type(one).__name__}: {way_out}")
+    return given
+
+
 def _is_source(name: str) -> bool:
     """Return whether a name is that of a file, folder or hub data set, and not a text."""
+    if not name.strip():
+        return False  # as a path it would be the current folder
     try:
         return name.startswith("hub:") or bool(PATH.fullmatch(name)) or Path(name).expanduser().exists()
     except (OSError, ValueError):  # longer than a name may be, or with a character that none has

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
+from numbers import Integral, Real
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, final
@@ -208,7 +209,26 @@ def _plan(values: Mapping[str, Any]) -> TrainPlan:
     for name in values:
         if name not in known:
             raise UnknownName("value of training called", name, known)
-    return TrainPlan(**{**USUAL, **values})
+    return TrainPlan(**{name: _number(name, value) for name, value in {**USUAL, **values}.items()})
+
+
+def _number(name: str, value: Any) -> Any:
+    """Return a value of training, if it is one, as a plain number; texts are returned as they are.
+
+    Raises:
+        UsageError: it should be a number, or two, and is not.
+    """
+    kind = type(getattr(TrainPlan(), name))
+    if kind is int and isinstance(value, Integral):
+        return int(value)
+    if kind is float and isinstance(value, Real):
+        return float(value)
+    if kind is tuple and isinstance(value, Sequence) and [isinstance(one, Real) for one in value] == [True, True]:
+        return tuple(float(one) for one in value)
+    if kind is str:
+        return str(value)
+    wanted = {int: "a whole number", float: "a number", tuple: "two numbers"}[kind]
+    raise UsageError(f"training.{name} is {value!r}: it must be {wanted}")
 
 
 def _check_fits(scaffold: Scaffold, lm: FrozenLM) -> None:

@@ -16,6 +16,7 @@ from shoulders.store.files import BEST, hub_errors, read_json, read_tensors, rec
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FORMAT = 2
+OBJECTS = ("description", "backbone", "recipe", "scores", "answering")  # in the configuration
 
 MODEL_CARD = """---
 {{ card_data }}
@@ -121,10 +122,20 @@ def _read_config(folder: Path) -> tuple[Mapping[str, Any], Origin]:
     if not (folder / CONFIG).exists():
         raise SourceNotFound(f"there is no scaffold in {folder}: {CONFIG} is missing")
     config = read_json(folder / CONFIG)
+    if "model_type" in config:
+        raise SourceNotFound(
+            f"{folder} holds a model and no scaffold: shoulders ask bare --backbone {folder} (in Python "
+            f"shoulders.open('bare', backbone={str(folder)!r}))"
+        )
     try:
         if config["format"] != FORMAT:
             way_out = "update shoulders" if config["format"] > FORMAT else "train it anew (shoulders train)"
             raise CorruptFile(f"{folder} has format {config['format']}, this version reads {FORMAT}: {way_out}")
+        if not isinstance(config["kind"], str):
+            raise TypeError("kind is no text")
+        for name in OBJECTS:
+            if not isinstance(config[name], dict):
+                raise TypeError(f"{name} is no object")
         backbone = config["backbone"]
         return config, Origin(
             backbone["name"],
@@ -165,6 +176,8 @@ def fetch(name: str | Path, how: HubOptions | None = None, files: Sequence[str] 
     folder = Path(name).expanduser()
     if folder.is_dir() or recover_folder(folder).is_dir():
         return folder
+    if folder.is_file():
+        raise SourceNotFound(f"{str(name)!r} is a file, and a scaffold is a folder: name the folder")
     if str(name).startswith(("/", ".", "~")) or str(name).count("/") != 1:
         raise SourceNotFound(f"there is no scaffold folder {str(name)!r}")
     with hub_errors(str(name)):
