@@ -242,12 +242,18 @@ def test_a_shape_is_not_trained(refused, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "description", [{}, {"length": 3, "placement": "sufix"}, {"length": "x", "placement": "prefix"}, []]
+    ("description", "said"),
+    [
+        ({}, "config.json is not that of a soft_prompt"),
+        ({"length": 3, "placement": "sufix"}, "config.json is not that of a soft_prompt"),
+        ({"length": "x", "placement": "prefix"}, "config.json is not that of a soft_prompt"),
+        ([], "config.json is not a scaffold's configuration: TypeError('description is no object')"),
+    ],
 )
-def test_a_scaffold_with_a_broken_description(refused, prompt, description):
+def test_a_scaffold_with_a_broken_description(refused, prompt, description, said):
     config = json.loads((prompt / "config.json").read_text())
     (prompt / "config.json").write_text(json.dumps({**config, "description": description}))
-    assert "config.json is not that of a soft_prompt" in refused("ask", prompt, "hi")
+    assert said in refused("ask", prompt, "hi")
 
 
 def test_plans(refused, shoulders, tmp_path, lm, tiny_encoder, tiny_lm):
