@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from shoulders.data.readers import open_suite
 from shoulders.engine.decode import generate
-from shoulders.engine.inference import AnswerSettings, answer, rank
+from shoulders.engine.inference import Answering, answer, rank
 from shoulders.errors import ContextFull, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, evaluate
 from shoulders.harness import ShouldersLM
@@ -142,7 +142,7 @@ def test_no_position_of_a_prompt_is_scored_and_the_context_makes_room_for_it(lm,
     assert whole == pytest.approx(separately(lm, prompt, [1], lm.ids(TEXTS[2])), rel=1e-4)
     texts = [(text, {"max_gen_toks": 6}) for text in TEXTS]
     said = [text.strip() for text in model.generate_until(asked("generate_until", *texts))]
-    assert said == answer([Question(text) for text in TEXTS], lm, prompt, AnswerSettings(6))
+    assert said == answer([Question(text) for text in TEXTS], lm, prompt, Answering(6))
 
 
 def test_choices_of_a_context_share_its_reading(lm, prompt, monkeypatch):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from shoulders.backbone.encoder import FrozenEncoder
     from shoulders.backbone.frozen import FrozenLM
     from shoulders.backbone.passes import Memory
-    from shoulders.engine.inference import AnswerSettings, Sampling, answer, answered, rank, sample
+    from shoulders.engine.inference import Answering, Sampling, answer, answered, rank, sample
     from shoulders.errors import UsageError
     from shoulders.records import Answer, Placement, Question, ScaffoldInput
     from shoulders.retrieval.index import Index
@@ -34,7 +34,7 @@ _HOMES = {
     "Answer": "records",
     "AnswerSpec": "answering.spec",
     "Answerer": "answering",
-    "AnswerSettings": "engine.inference",
+    "Answering": "engine.inference",
     "Bare": "scaffolds.base",
     "FrozenEncoder": "backbone.encoder",
     "FrozenLM": "backbone.frozen",
@@ -67,9 +67,9 @@ _HOMES = {
 }
 __all__ = [
     "Answer",
-    "AnswerSettings",
     "AnswerSpec",
     "Answerer",
+    "Answering",
     "Bare",
     "FrozenEncoder",
     "FrozenLM",

@@ -18,7 +18,7 @@ from shoulders.backbone.tokenizing import tokenized
 from shoulders.engine import decode
 from shoulders.engine.batches import EncodedQuestion
 from shoulders.engine.decode import Scored
-from shoulders.engine.inference import POSITIONS_AT_ONCE, AnswerSettings, in_groups
+from shoulders.engine.inference import POSITIONS_AT_ONCE, Answering, in_groups
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.records import Question, ScaffoldInput
 from shoulders.scaffolds.base import BARE, Scaffold
@@ -256,8 +256,8 @@ class ShouldersLM(TemplateLM):
         return context[-room:] or [self.prefix_token_id]
 
     @property
-    def _how(self) -> AnswerSettings:
-        return AnswerSettings(positions_at_once=self.positions_at_once)
+    def _how(self) -> Answering:
+        return Answering(positions_at_once=self.positions_at_once)
 
 
 def _backbone_of(origin: Origin | None) -> str:

@@ -13,7 +13,7 @@ from shoulders.answering.spec import AnswerSpec
 from shoulders.answering.stages import Calibration, Cascade, Stage, save
 from shoulders.data.readers import QUESTION_WORDING
 from shoulders.engine.batches import Lengths
-from shoulders.engine.inference import AnswerSettings, Sampling, answered, rank, sample
+from shoulders.engine.inference import Answering, Sampling, answered, rank, sample
 from shoulders.errors import ContextFull, CorruptFile, UsageError
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.paper.rivals import new_rival
@@ -106,15 +106,15 @@ def test_each_kind_is_opened_and_asked(named, lm):
 @pytest.mark.parametrize("named", ["scaffold", "lora"], indirect=True)
 def test_what_is_asked_is_the_pipelines_answer_in_the_wording_of_training(named, lm):
     answerer = shoulders.open(named, lm=lm)
-    assert answerer.how == AnswerSettings(LONGEST, on_cut=answerer.how.on_cut)
+    assert answerer.how == Answering(LONGEST, on_cut=answerer.how.on_cut)
     question = Question(f"Question: {ASKED}\nAnswer:")
     scaffold = answerer.scaffold
-    (wanted,) = answered([question], answerer.lm, scaffold, AnswerSettings(LONGEST))
+    (wanted,) = answered([question], answerer.lm, scaffold, Answering(LONGEST))
     found = answerer.ask(ASKED)
     assert (found.text, found.log_probability, found.margin) == (wanted.text, wanted.log_probability, wanted.margin)
     assert answerer.ask(question) == answerer.ask(question.text) == found  # worded already
     assert answerer.rank(ASKED, CHOICES) == rank([question], [CHOICES], answerer.lm, scaffold)[0]
-    drawn = sample([question], answerer.lm, scaffold, Sampling(2), AnswerSettings(LONGEST))[0]
+    drawn = sample([question], answerer.lm, scaffold, Sampling(2), Answering(LONGEST))[0]
     assert [one.text for one in answerer.sample(ASKED, Sampling(2))] == [one.text for one in drawn]
 
 
@@ -147,7 +147,7 @@ def test_a_failure_while_an_answer_is_streamed_reaches_its_reader(lm, monkeypatc
 
 
 def test_the_functions_of_the_pipeline_take_strings(lm):
-    how, asked = AnswerSettings(3), ["Hi", "Name a planet."]
+    how, asked = Answering(3), ["Hi", "Name a planet."]
     questions = [Question(text) for text in asked]
     for call in (
         lambda some: answered(some, lm, Bare(), how),

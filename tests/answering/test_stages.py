@@ -7,7 +7,7 @@ import pytest
 
 from shoulders.answering.cascade import CascadeAnswerer
 from shoulders.answering.stages import RULES, Cascade, Stage
-from shoulders.engine.inference import AnswerSettings, answered, choose, rank
+from shoulders.engine.inference import Answering, answered, choose, rank
 from shoulders.errors import UnknownName, UsageError
 from shoulders.records import Answer, Question
 from shoulders.scaffolds.base import Bare
@@ -16,7 +16,7 @@ from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from toys import Fact
 
-HOW = AnswerSettings(longest=4)
+HOW = Answering(longest=4)
 ASKED = [Question(f"What comes after {'the number ' * (n % 3)}{n}?") for n in range(12)]
 CHOICES = [("yes", "no", "it depends")] * len(ASKED)
 
@@ -103,7 +103,7 @@ def test_what_is_put_before_a_question_is_read_in_its_stage_only(lm, stages):
 
 def test_the_batch_decides_nothing(lm, stages):
     asked = cascade(lm, stages, (middle(stages[0], lm), middle(stages[1], lm)))
-    narrow = replace(asked, how=AnswerSettings(HOW.longest, positions_at_once=1))
+    narrow = replace(asked, how=Answering(HOW.longest, positions_at_once=1))
     together = asked.decide(ASKED)
     single = [narrow.decide([question])[0] for question in ASKED]
     assert [(one.stage, one.passes) for one in together] == [(one.stage, one.passes) for one in single]

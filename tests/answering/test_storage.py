@@ -12,7 +12,7 @@ from shoulders.answering.calibration import Point
 from shoulders.answering.cascade import CascadeAnswerer, load_stage
 from shoulders.answering.spec import AnswerSpec
 from shoulders.answering.stages import ADAPTIVE, Calibration, Cascade, Stage, fingerprint, is_cascade, read, save
-from shoulders.engine.inference import AnswerSettings
+from shoulders.engine.inference import Answering
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UsageError, WrongBackbone
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.records import Question
@@ -52,7 +52,7 @@ def test_saved_and_loaded_is_unsaved(lm, adaptive, runs):
     assert [stage.passes for stage in again.stages] == [1, 1, 2]
     assert fingerprint(again) == fingerprint(adaptive)
     asked = [Question(f"What is {n}?") for n in range(6)]
-    found, wanted = (CascadeAnswerer(lm, one, AnswerSettings(4)).decide(asked) for one in (again, adaptive))
+    found, wanted = (CascadeAnswerer(lm, one, Answering(4)).decide(asked) for one in (again, adaptive))
     assert found == wanted
 
 

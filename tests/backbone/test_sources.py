@@ -88,13 +88,11 @@ def _timed(code: str) -> dict:
 @pytest.mark.weights
 def test_the_real_model_answers():
     lm = FrozenLM.load(LM, dtype="float32")
-    from shoulders import AnswerSettings, Bare, Question, answer, rank
+    from shoulders import Answering, Bare, Question, answer, rank
 
     assert (
         "Mars"
-        in answer([Question("Name the red planet, the fourth from the sun:")], lm, Bare(), AnswerSettings(longest=30))[
-            0
-        ]
+        in answer([Question("Name the red planet, the fourth from the sun:")], lm, Bare(), Answering(longest=30))[0]
     )
     scores = rank([Question("The capital of France is")], [["Paris", "a banana"]], lm, Bare())[0]
     assert scores[0] > scores[1]

@@ -16,7 +16,7 @@ from commands import fitting, run
 from shoulders.backbone.fingerprint import identity
 from shoulders.cli.common import find_recipe
 from shoulders.cli.main import app, main
-from shoulders.engine.inference import AnswerSettings, answer
+from shoulders.engine.inference import Answering, answer
 from shoulders.errors import UsageError
 from shoulders.records import Question
 from shoulders.scaffolds.base import Scaffold
@@ -103,7 +103,7 @@ def test_train_evaluate_ask_report(values, lm, tiny_encoder, tmp_path):
     assert {path.name for path in (tmp_path / "report").iterdir()} >= {"report.html", "scores.md", "scores.json"}
 
     question = Question("Is 3 even or odd?")
-    assert run("ask", best, question.text, "--longest", 4) == answer([question], lm, found, AnswerSettings(4))[0] + "\n"
+    assert run("ask", best, question.text, "--longest", 4) == answer([question], lm, found, Answering(4))[0] + "\n"
     answered = run(
         "ask", tmp_path / "bundled_input_prompt", "--choices", "even|odd", typed="Is 3 even or odd?\n\nIs 4?\n"
     )

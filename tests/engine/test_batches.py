@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from shoulders.engine.batches import EncodedQuestion, by_length, encode, question_batch, training_batch
-from shoulders.engine.inference import AnswerSettings, answer, rank
+from shoulders.engine.inference import Answering, answer, rank
 from shoulders.errors import ContextFull, UsageError
 from shoulders.records import IGNORE, Question
 from shoulders.scaffolds.base import Bare
@@ -49,18 +49,18 @@ def test_nothing_is_lost_and_little_is_padding():
 def test_questions_that_do_not_fit_are_refused_with_both_numbers_or_cut(lm):
     long = Question("Name a planet. " * 60)
     with pytest.raises(ContextFull, match=r"needs \d+ positions, the model has room for 128: .*allow truncation"):
-        answer([long], lm, Bare(), AnswerSettings(longest=4))
-    assert len(answer([long], lm, Bare(), AnswerSettings(longest=4, truncate=True))) == 1
+        answer([long], lm, Bare(), Answering(longest=4))
+    assert len(answer([long], lm, Bare(), Answering(longest=4, truncate=True))) == 1
     with pytest.raises(ContextFull, match=r"room for 128: ask for a shorter answer"):
-        answer([long], lm, Bare(), AnswerSettings(longest=128, truncate=True))
+        answer([long], lm, Bare(), Answering(longest=128, truncate=True))
     with pytest.raises(ContextFull):
         rank([long], [["a", "b"]], lm, Bare())
     with pytest.raises(ContextFull):
-        answer([Question("Why?")], lm, SoftPrompt(torch.zeros(126, lm.width)), AnswerSettings(longest=4, truncate=True))
+        answer([Question("Why?")], lm, SoftPrompt(torch.zeros(126, lm.width)), Answering(longest=4, truncate=True))
 
 
 def test_a_question_or_an_answer_of_nothing_is_refused(lm):
     with pytest.raises(UsageError, match="a question is empty"):
-        answer([Question("Why?"), Question(" ")], lm, Bare(), AnswerSettings(longest=4))
+        answer([Question("Why?"), Question(" ")], lm, Bare(), Answering(longest=4))
     with pytest.raises(UsageError, match="length of the answer must be at least 1, got 0"):
-        AnswerSettings(longest=0)
+        Answering(longest=0)

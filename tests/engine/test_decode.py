@@ -17,7 +17,7 @@ from shoulders.engine.decode import (
     score,
     stream,
 )
-from shoulders.engine.inference import AnswerSettings, Sampling, answered, sample
+from shoulders.engine.inference import Answering, Sampling, answered, sample
 from shoulders.errors import UsageError
 from shoulders.records import Question, ScaffoldInput
 from shoulders.scaffolds.base import Bare
@@ -266,7 +266,7 @@ def test_samples_follow_the_models_own_distribution(lm, questions):
 
 def test_what_is_sampled_for_a_question_depends_on_no_other(any_lm, questions):
     for scaffold in scaffolds(any_lm):
-        how = AnswerSettings(longest=5)
+        how = Answering(longest=5)
         together = sample(questions, any_lm, scaffold, Sampling(6), how)
         for question, wanted in zip(questions, together, strict=True):
             (alone,) = sample([question], any_lm, scaffold, Sampling(6), how)
@@ -298,8 +298,8 @@ def test_a_sample_that_is_not_the_likeliest_has_a_negative_margin(lm, questions)
 
 def test_a_low_temperature_is_the_greedy_answer(lm, questions):
     scaffold = SoftPrompt(from_vocabulary(lm)(4))
-    greedy = answered(questions, lm, scaffold, AnswerSettings(longest=4))
-    cold = sample(questions, lm, scaffold, Sampling(3, temperature=1e-4), AnswerSettings(longest=4))
+    greedy = answered(questions, lm, scaffold, Answering(longest=4))
+    cold = sample(questions, lm, scaffold, Sampling(3, temperature=1e-4), Answering(longest=4))
     assert [[one.text for one in some] for some in cold] == [[one.text] * 3 for one in greedy]
 
 
@@ -314,7 +314,7 @@ def test_sampling_that_makes_no_sense_is_refused(wrong, message):
 
 def test_no_question_no_answer(lm):
     assert sample([], lm, Bare(), Sampling(2)) == []
-    assert answered([Question("Two plus two is")], lm, Bare(), AnswerSettings(longest=1))[0].log_probability < 0
+    assert answered([Question("Two plus two is")], lm, Bare(), Answering(longest=1))[0].log_probability < 0
 
 
 def test_what_has_ended_is_not_decoded_any_further(lm, questions, monkeypatch):

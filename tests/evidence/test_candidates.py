@@ -7,7 +7,7 @@ from shoulders.data.mixture import FOLDS, Mixture, fold_of, total_counts
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.engine.batches import Lengths
-from shoulders.engine.inference import AnswerSettings, Sampling, sample
+from shoulders.engine.inference import Answering, Sampling, sample
 from shoulders.errors import UsageError
 from shoulders.evidence.base import with_evidence
 from shoulders.evidence.candidates import Candidates, FirstPass, merge_samples
@@ -23,7 +23,7 @@ from shoulders.training.stream import Stream
 
 def first_pass(lm, store=None, **changes):
     scaffold = SoftPrompt(from_vocabulary(lm)(3))
-    how = AnswerSettings(longest=3)
+    how = Answering(longest=3)
     return replace(FirstPass(lm, scaffold, Sampling(), how, store or ValueCache(), "p1"), **changes)
 
 
@@ -165,7 +165,7 @@ def test_a_recipes_candidates_come_from_its_prompts(lm, questions, tmp_path):
     recipe = Recipe("p2", evidence=choice)
     source = new_evidence(recipe, lm, 3)
     for fold, prompt in (("", made[""]), ("a", made["b"]), ("b", made["a"])):
-        wanted = sample(questions, lm, prompt, Sampling(4), AnswerSettings(longest=3))
+        wanted = sample(questions, lm, prompt, Sampling(4), Answering(longest=3))
         assert source.find(questions, fold) == [merge_samples(some) for some in wanted]
     assert new_evidence(Recipe("p2"), lm, 3) is None
     bare = new_evidence(replace(recipe, evidence=replace(choice, scaffold="bare", across=())), lm, 3)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from shoulders.engine.batches import encode
-from shoulders.engine.inference import AnswerSettings, answer
+from shoulders.engine.inference import Answering, answer
 from shoulders.errors import ContextFull, UsageError
 from shoulders.evidence.packing import Packer
 from shoulders.records import Passage, Question
@@ -131,7 +131,7 @@ def test_a_full_context_is_read(lm):
     packed = Packer.for_context(lm, 5, 20, lm.context).pack(QUESTION, PASSAGES)
     assert packed.passages
     prompt = SoftPrompt(from_vocabulary(lm, 0)(5))
-    assert len(answer([packed.question], lm, prompt, AnswerSettings(20))) == 1
+    assert len(answer([packed.question], lm, prompt, Answering(20))) == 1
     with pytest.raises(ContextFull):
         answer([Packer.for_context(lm, 0, 0, lm.context, truncate=True).pack(QUESTION, PASSAGES).question], lm, prompt)
 

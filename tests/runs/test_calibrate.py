@@ -9,7 +9,7 @@ from shoulders.answering.stages import Cascade, Stage
 from shoulders.data.readers import open_suite
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
-from shoulders.engine.inference import AnswerSettings
+from shoulders.engine.inference import Answering
 from shoulders.evaluation.protocol import EvaluationPlan, evaluate
 from shoulders.runs.calibrate import StagedScores
 from shoulders.scaffolds.base import Bare
@@ -19,7 +19,7 @@ from tiny import save_numbers
 from toys import Fact
 
 PLAN = EvaluationPlan(longest=4)
-HOW = AnswerSettings(longest=4, truncate=True)
+HOW = Answering(longest=4, truncate=True)
 
 
 @pytest.fixture

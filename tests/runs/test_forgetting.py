@@ -8,7 +8,7 @@ import torch
 from commands import run
 from shoulders.answering.models import rival_info
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.engine.inference import AnswerSettings, answered
+from shoulders.engine.inference import Answering, answered
 from shoulders.errors import UnknownName, UsageError
 from shoulders.paper.rivals import load_rival, train_rival
 from shoulders.runs.build import load_tasks
@@ -101,7 +101,7 @@ def hashes(folder):
 
 def said(lm, scaffold, questions):
     """Answers with their probabilities, bit by bit."""
-    answers = answered(questions, lm, scaffold, AnswerSettings(longest=6))
+    answers = answered(questions, lm, scaffold, Answering(longest=6))
     return [(one.text, one.log_probability) for one in answers]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from shoulders.backbone.passes import Memory
 from shoulders.engine.batches import encode, question_batch, training_batch
-from shoulders.engine.inference import AnswerSettings, answer, rank
+from shoulders.engine.inference import Answering, answer, rank
 from shoulders.records import Placement, Question
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
@@ -93,7 +93,7 @@ def test_scores_of_choices_are_those_of_training(any_lm, tiny_encoder, questions
 
 
 def test_answers_in_a_batch_are_those_alone(any_lm, tiny_encoder, questions):
-    how = AnswerSettings(longest=6)
+    how = Answering(longest=6)
     for scaffold in scaffolds(any_lm, tiny_encoder):
         asked = evidenced(questions)
         together = answer(asked, any_lm, scaffold, how)
@@ -102,7 +102,7 @@ def test_answers_in_a_batch_are_those_alone(any_lm, tiny_encoder, questions):
 
 
 def test_bare_generation_is_transformers_own(any_lm, questions):
-    found = answer(questions, any_lm, Bare(), AnswerSettings(longest=6))
+    found = answer(questions, any_lm, Bare(), Answering(longest=6))
     for question, text in zip(questions, found, strict=True):
         ids = torch.tensor([any_lm.ids(question.text)])
         own = any_lm.model.generate(
@@ -118,8 +118,8 @@ def test_an_empty_prompt_is_the_bare_model(any_lm, questions):
     batch = training_batch(rows, any_lm, empty)
     states = empty.states(any_lm, batch.given)
     assert torch.equal(states, Bare().states(any_lm, batch.given))
-    assert answer(questions, any_lm, empty, AnswerSettings(longest=4)) == answer(
-        questions, any_lm, Bare(), AnswerSettings(longest=4)
+    assert answer(questions, any_lm, empty, Answering(longest=4)) == answer(
+        questions, any_lm, Bare(), Answering(longest=4)
     )
 
 

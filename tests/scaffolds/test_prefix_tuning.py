@@ -6,7 +6,7 @@ import torch
 from shoulders.backbone.passes import Memory
 from shoulders.backbone.shapes import meta_backbone
 from shoulders.engine.batches import encode, question_batch
-from shoulders.engine.inference import AnswerSettings, answer
+from shoulders.engine.inference import Answering, answer
 from shoulders.errors import CorruptFile, UsageError
 from shoulders.records import ScaffoldInput
 from shoulders.runs.build import new_scaffold
@@ -53,9 +53,9 @@ def test_read_step_by_step_is_read_at_once_and_padding_makes_no_difference(tiny_
 
 def test_answers_depend_on_the_prefix_and_not_on_the_neighbours(lm, questions):
     prefix = PrefixTuning(add_prefix(lm, 5))
-    told = answer(questions, lm, prefix, AnswerSettings(6))
-    assert told == [answer([question], lm, prefix, AnswerSettings(6))[0] for question in questions]
-    assert told != answer(questions, lm, PrefixTuning(add_prefix(lm, 5)), AnswerSettings(6))
+    told = answer(questions, lm, prefix, Answering(6))
+    assert told == [answer([question], lm, prefix, Answering(6))[0] for question in questions]
+    assert told != answer(questions, lm, PrefixTuning(add_prefix(lm, 5)), Answering(6))
 
 
 def test_what_peft_saved_is_read_again(lm, tmp_path):

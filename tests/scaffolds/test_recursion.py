@@ -10,7 +10,7 @@ from shoulders.backbone.frozen import _layers
 from shoulders.backbone.shapes import meta_backbone
 from shoulders.engine.batches import encode, question_batch, training_batch
 from shoulders.engine.decode import Decode, decode, generate, generate_with_transformers
-from shoulders.engine.inference import AnswerSettings, answer
+from shoulders.engine.inference import Answering, answer
 from shoulders.errors import UsageError
 from shoulders.paper.recipes import paper_recursion
 from shoulders.records import Question, ScaffoldInput
@@ -160,7 +160,7 @@ def test_the_connector_multiplies_in_the_backbones_type_and_trains_in_fp32(tiny_
     assert states.dtype == torch.bfloat16
     states.float().pow(2).sum().backward()
     assert all(w.dtype == torch.float32 and w.grad.abs().sum() > 0 for w in scaffold.parameters())
-    assert answer([Question(TEXTS[0])], lm, scaffold, AnswerSettings(longest=3)) is not None
+    assert answer([Question(TEXTS[0])], lm, scaffold, Answering(longest=3)) is not None
 
 
 def test_one_connector_between_all_passes_or_one_each(lm):

@@ -11,7 +11,7 @@ from shoulders.answering.threshold import read_threshold
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.matching import find_support
 from shoulders.engine import inference
-from shoulders.engine.inference import AnswerSettings, Sampling, answered, choose
+from shoulders.engine.inference import Answering, Sampling, answered, choose
 from shoulders.evidence.base import Evidence
 from shoulders.evidence.packing import PackedEvidence
 from shoulders.records import Answer, Passage, Question, QuestionLike, as_questions
@@ -90,7 +90,7 @@ class ModelAnswerer(Answerer):
 
     lm: FrozenLM
     scaffold: Scaffold
-    how: AnswerSettings
+    how: Answering
     spec: AnswerSpec = field(default_factory=AnswerSpec)
     evidence: Evidence | None = None
     doubt: str = ""
@@ -109,7 +109,7 @@ class ModelAnswerer(Answerer):
         """
         model = info.load(lm)
         evidence = spec.source(lm, model.scaffold.length)  # candidates are the frozen model's
-        return cls(model.lm, model.scaffold, AnswerSettings(spec.longest, truncate), spec, evidence)
+        return cls(model.lm, model.scaffold, Answering(spec.longest, truncate), spec, evidence)
 
     def with_threshold_of(self, name: str) -> Self:
         """Return the answerer with the threshold that is stored in a folder, if there is one.

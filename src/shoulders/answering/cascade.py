@@ -9,7 +9,7 @@ from shoulders.answering.models import model_info
 from shoulders.answering.spec import AnswerSpec, spec_from_json
 from shoulders.answering.stages import Cascade, Stage, StageAnswer, StoredCascade
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.engine.inference import AnswerSettings, Sampling, likeliest_choice
+from shoulders.engine.inference import Answering, Sampling, likeliest_choice
 from shoulders.errors import UsageError
 from shoulders.records import Answer, QuestionLike, as_questions
 
@@ -26,7 +26,7 @@ class CascadeAnswerer(Answerer):
 
     lm: FrozenLM
     adaptive: Cascade
-    how: AnswerSettings
+    how: Answering
     spec: AnswerSpec = field(default_factory=AnswerSpec)
 
     @classmethod
@@ -37,7 +37,7 @@ class CascadeAnswerer(Answerer):
             SourceNotFound, UsageError, WrongBackbone: as `StoredCascade.load`.
         """
         spec = spec_from_json(stored.calibration.answering, stored.folder).with_options(longest=longest)
-        return cls(lm, stored.load(lm, load_stage), AnswerSettings(spec.longest, truncate), spec)
+        return cls(lm, stored.load(lm, load_stage), Answering(spec.longest, truncate), spec)
 
     @property
     def reads_passages(self) -> bool:

@@ -73,13 +73,13 @@ def ask(  # noqa: PLR0913, PLR0917 (one for each option)
     import json
 
     from shoulders.answering.cascade import CascadeAnswerer
-    from shoulders.engine.inference import AnswerSettings
+    from shoulders.engine.inference import Answering
     from shoulders.records import Question
 
     options = _options(choices)
     _check_passes(passes)
     if longest is not None:
-        AnswerSettings(longest)  # refuses an impossible length before a model is loaded
+        Answering(longest)  # refuses an impossible length before a model is loaded
     quiet_libraries()
     answerer = _open(scaffold, passes, backbone=backbone, index=index, longest=longest, truncate=truncate)
     evidence = _read_context(context)

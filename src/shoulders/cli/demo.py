@@ -172,7 +172,7 @@ def open_book(
     """
     from shoulders.answering.answerer import ModelAnswerer
     from shoulders.cli.scores import measuring, print_retrieval
-    from shoulders.engine.inference import AnswerSettings
+    from shoulders.engine.inference import Answering
     from shoulders.evidence.base import RETRIEVED
     from shoulders.evidence.choice import EvidenceChoice
     from shoulders.runs.build import answer_spec, measure_retrieval
@@ -197,7 +197,7 @@ def open_book(
     evidence = spec.source(lm, scaffold.length)
     measured = measure_retrieval(recipe, evidence, opened[name])
     print_retrieval({"retrieval": measured and measured.as_json()})
-    reader = ModelAnswerer(lm, scaffold, AnswerSettings(spec.longest), spec, evidence)
+    reader = ModelAnswerer(lm, scaffold, Answering(spec.longest), spec, evidence)
     _print_one(name, reader, _predictions(opened[name]))
 
 
@@ -231,12 +231,12 @@ def _answer_typed_questions(
     scores: "Mapping[str, Scores]", scaffolds: "Mapping[str, Scaffold]", lm: "FrozenLM"
 ) -> None:
     from shoulders.answering.answerer import ModelAnswerer
-    from shoulders.engine.inference import AnswerSettings
+    from shoulders.engine.inference import Answering
 
     best = max((SOFT, INPUT), key=lambda name: scores[name].average)
     console.print(f"\nNow you: answers by {best}, and by the {BARE} for comparison.")
     for question in typed_questions():
         say(question)
         for name in (best, BARE):
-            answerer = ModelAnswerer(lm, scaffolds[name], AnswerSettings(LONGEST))
+            answerer = ModelAnswerer(lm, scaffolds[name], Answering(LONGEST))
             say(f"  {name}: {answerer.ask(question).text}")

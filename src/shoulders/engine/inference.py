@@ -29,7 +29,7 @@ POSITIONS_AT_ONCE = 4096  # positions of one batch, padding and prompt included
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerSettings:
+class Answering:
     """Settings for reading and answering questions.
 
     Attributes:
@@ -81,7 +81,7 @@ class Sampling:
 
 
 def answer(
-    questions: Sequence[QuestionLike], lm: FrozenLM, scaffold: Scaffold, how: AnswerSettings | None = None
+    questions: Sequence[QuestionLike], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None
 ) -> list[str]:
     """Return the greedy answer to each question.
 
@@ -93,14 +93,14 @@ def answer(
 
 
 def answered(
-    questions: Sequence[QuestionLike], lm: FrozenLM, scaffold: Scaffold, how: AnswerSettings | None = None
+    questions: Sequence[QuestionLike], lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None
 ) -> list[Answer]:
     """Return the greedy answer to each question with its probability.
 
     Raises:
         UsageError, ContextFull: see `answer`.
     """
-    how = how or AnswerSettings()
+    how = how or Answering()
     rows = [_fitting(one, lm, scaffold, how.longest, how) for one in as_questions(questions)]
 
     def read(given: ScaffoldInput, _: Sequence[int]) -> list[Answer]:
@@ -114,14 +114,14 @@ def sample(
     lm: FrozenLM,
     scaffold: Scaffold,
     sampling: Sampling,
-    how: AnswerSettings | None = None,
+    how: Answering | None = None,
 ) -> list[list[Answer]]:
     """Return several answers to each question, sampled after one pass over the question.
 
     Raises:
         UsageError, ContextFull: see `answer`.
     """
-    how = how or AnswerSettings()
+    how = how or Answering()
     rows = [_fitting(one, lm, scaffold, how.longest, how) for one in as_questions(questions)]
     branches = [sampling.count * (len(row.ids) + scaffold.length + how.longest) for row in rows]
 
@@ -133,15 +133,13 @@ def sample(
     return in_groups(rows, lm, scaffold, how, branches, read)
 
 
-def stream(
-    question: QuestionLike, lm: FrozenLM, scaffold: Scaffold, how: AnswerSettings | None = None
-) -> Iterator[str]:
+def stream(question: QuestionLike, lm: FrozenLM, scaffold: Scaffold, how: Answering | None = None) -> Iterator[str]:
     """Yield the greedy answer to a question in pieces, as they are generated.
 
     Raises:
         UsageError, ContextFull: see `answer`.
     """
-    how = how or AnswerSettings()
+    how = how or Answering()
     given = question_batch([_fitting(as_question(question), lm, scaffold, how.longest, how)], lm, scaffold)
     yield from decode.stream(lm, scaffold, given, longest=how.longest)
 
@@ -156,7 +154,7 @@ def rank(
     choices: Sequence[Sequence[str]],
     lm: FrozenLM,
     scaffold: Scaffold,
-    how: AnswerSettings | None = None,
+    how: Answering | None = None,
 ) -> list[list[float]]:
     """Return the log-likelihood of each choice given its question, summed over its tokens and the end token.
 
@@ -167,7 +165,7 @@ def rank(
         UsageError: a question is empty, or has no choices.
         ContextFull: a question, the prompt and the longest choice do not fit the context.
     """
-    how = how or AnswerSettings()
+    how = how or Answering()
     known = [tokenised(one, lm) for one in as_questions(questions)]
     if len(choices) != len(known):
         raise UsageError(f"there are {len(known)} questions and choices of {len(choices)}: give a list for each")
@@ -197,7 +195,7 @@ def choose(
     choices: Sequence[Sequence[str]],
     lm: FrozenLM,
     scaffold: Scaffold,
-    how: AnswerSettings | None = None,
+    how: Answering | None = None,
 ) -> list[Answer]:
     """Return the likeliest of the choices by `rank`, with its probability among the choices.
 
@@ -220,7 +218,7 @@ def in_groups(
     rows: Sequence[EncodedQuestion],
     lm: FrozenLM,
     scaffold: Scaffold,
-    how: AnswerSettings,
+    how: Answering,
     extra: Sequence[int],
     read: Callable[[ScaffoldInput, Sequence[int]], Sequence[Result]],
 ) -> list[Result]:
@@ -251,9 +249,7 @@ def check_asked(question: Question) -> None:
         raise UsageError("a question is empty: there is nothing to answer")
 
 
-def _fitting(
-    question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: int, how: AnswerSettings
-) -> EncodedQuestion:
+def _fitting(question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: int, how: Answering) -> EncodedQuestion:
     """Return a question as token ids, cut if it does not fit the context and that is allowed."""
     check_asked(question)
     row = encode(question, lm)

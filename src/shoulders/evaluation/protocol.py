@@ -12,7 +12,7 @@ from typing import Protocol, final
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import permute_index
 from shoulders.data.tasks import DEV, SkipPolicy, Task, check_has_answers, check_wordings
-from shoulders.engine.inference import POSITIONS_AT_ONCE, AnswerSettings, answered, choose
+from shoulders.engine.inference import POSITIONS_AT_ONCE, Answering, answered, choose
 from shoulders.errors import BadRow, DataError, TemplateFailed, UnknownName, UsageError
 from shoulders.evaluation.metrics import Metric, metrics_for
 from shoulders.evaluation.statistics import Measured
@@ -198,7 +198,7 @@ class ScaffoldAnswers:
 
     lm: FrozenLM
     scaffold: Scaffold
-    how: AnswerSettings
+    how: Answering
 
     def generated(self, questions: Sequence[Question]) -> list[Answer]:
         """Return the greedy answer to each question (`answered`)."""
@@ -245,7 +245,7 @@ def evaluate(
 
 def evaluate_answers(
     tasks: Sequence[Task],
-    model: Callable[[AnswerSettings], Answers],
+    model: Callable[[Answering], Answers],
     plan: EvaluationPlan,
     *,
     evidence: Evidence | None = None,
@@ -259,7 +259,7 @@ def evaluate_answers(
         model: returns the model for some settings of generation.
     """
     cut: list[Question] = []
-    how = AnswerSettings(plan.longest, truncate=True, positions_at_once=plan.positions_at_once, on_cut=cut.append)
+    how = Answering(plan.longest, truncate=True, positions_at_once=plan.positions_at_once, on_cut=cut.append)
 
     def answers(examples: Sequence[Example]) -> list[Answer]:
         return _answers(examples, model(how), evidence, on_done)

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import Protocol, final
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.engine.inference import AnswerSettings, Sampling, sample
+from shoulders.engine.inference import Answering, Sampling, sample
 from shoulders.errors import UsageError
 from shoulders.records import Answer, Passage, Question
 from shoulders.scaffolds.base import Scaffold
@@ -49,7 +49,7 @@ class FirstPass:
     lm: FrozenLM
     scaffold: Scaffold
     sampling: Sampling
-    how: AnswerSettings
+    how: Answering
     store: ValueCache
     name: str
 

@@ -9,7 +9,7 @@ from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import FOLDS
 from shoulders.engine.batches import Lengths
-from shoulders.engine.inference import AnswerSettings, Sampling
+from shoulders.engine.inference import Answering, Sampling
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.evidence.base import ORACLE, SOURCES, Evidence, EvidenceConfig, Room
 from shoulders.evidence.candidates import Candidates, FirstPass
@@ -115,7 +115,7 @@ def new_sampler(choice: EvidenceChoice, lm: FrozenLM, name: str, store: ValueCac
     """Return a sampler of answers: the frozen model under the scaffold of that name."""
     scaffold = load_first_prompt(name, lm)
     key = f"{lm.fingerprint()}/{identity(scaffold)}/{choice.temperature}/{choice.longest}/{choice.seed}"
-    how = AnswerSettings(choice.longest, truncate=True, positions_at_once=SAMPLED_AT_ONCE)
+    how = Answering(choice.longest, truncate=True, positions_at_once=SAMPLED_AT_ONCE)
     return FirstPass(lm, scaffold, Sampling(choice.count, choice.temperature, choice.seed), how, store, key)
 
 

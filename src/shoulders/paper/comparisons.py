@@ -10,7 +10,7 @@ from shoulders.backbone.encoder_decoder import FrozenEncoderDecoder
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.matching import Span
 from shoulders.engine.batches import by_length
-from shoulders.engine.inference import AnswerSettings, Result, check_asked, likeliest_choice
+from shoulders.engine.inference import Answering, Result, check_asked, likeliest_choice
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import OnDone, Scores, evaluate_answers, scored
 from shoulders.evaluation.results import describe_scaffold, provenance, scores_as_json
@@ -37,7 +37,7 @@ class EncoderDecoderAnswers:
 
     model: FrozenEncoderDecoder
     longest_input: int
-    how: AnswerSettings
+    how: Answering
 
     def generated(self, questions: Sequence[Question]) -> list[Answer]:
         """Return the greedy answer to each question."""

@@ -23,7 +23,7 @@ from shoulders.data.pairs import Examples, InMemoryTask, open_examples
 from shoulders.data.readers import QA, QUERY, QUESTION_WORDING
 from shoulders.data.tasks import TEST, TRAIN, Task, check_placement
 from shoulders.engine.batches import Lengths
-from shoulders.engine.inference import AnswerSettings
+from shoulders.engine.inference import Answering
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, Scores
 from shoulders.evaluation.protocol import evaluate as measure
@@ -62,7 +62,7 @@ class TrainedRun:
     @property
     def answerer(self) -> ModelAnswerer:
         """What `shoulders.open` gives for the saved scaffold."""
-        return ModelAnswerer(self.lm, self.scaffold, AnswerSettings(self.spec.longest), self.spec)
+        return ModelAnswerer(self.lm, self.scaffold, Answering(self.spec.longest), self.spec)
 
     def ask(self, question: QuestionLike, choices: Sequence[str] = ()) -> Answer:
         """Return the answer to a question, or the most likely of some choices (`Answerer.ask`)."""
