@@ -121,8 +121,11 @@ class Memory:
 
 def plain(config: PreTrainedConfig) -> bool:
     """Return whether every layer keeps nothing but keys and values, of the whole text or of a sliding window."""
-    layers = DynamicCache(config=config).layers
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    return _plain(DynamicCache(config=config))
+
+
+def _plain(cache: Cache) -> bool:
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 
 def recurrent(config: PreTrainedConfig) -> bool:
@@ -252,13 +255,13 @@ def run_stack_together(
     Rows are aligned at the right, with padding before them. Stacks with layers that keep more than keys and values
     (linear attention) run on one input after the other.
     """
-    config = stack.config
-    if len(parts) == 1 or not plain(config):  # type: ignore[arg-type]
-        return [run_stack(stack, part.embeds, part.mask, part.memory, weights) for part in parts]
     memories = [part.memory or PassMemory() for part in parts]
+    alone = len(parts) == 1
+    caches = [] if alone else [memory.cache_for(stack.config) for memory in memories]  # type: ignore[arg-type]
+    if alone or not all(map(_plain, caches)):
+        return [run_stack(stack, part.embeds, part.mask, part.memory, weights) for part in parts]
     rows, new = zip(*(part.embeds.shape[:2] for part in parts), strict=True)
     seen, longest = [memory.seen for memory in memories], max(new)
-    caches = [memory.cache_for(config) for memory in memories]  # type: ignore[arg-type]
     for part, memory in zip(parts, memories, strict=True):
         memory.extend(part.embeds.shape[0], part.embeds.shape[1], part.mask, part.embeds.device)
     width = max(seen) + longest

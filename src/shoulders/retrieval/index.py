@@ -82,9 +82,10 @@ class Index:
         from shoulders.retrieval.passages import Cutting
 
         given = _listed(sources)
-        texts = [one for one in given if isinstance(one, str) and not _is_source(one)]
+        named = [isinstance(one, Path) or _is_source(one) for one in given]
+        names: list[str | Source] = [str(one) for one, is_name in zip(given, named, strict=True) if is_name]
+        texts = [str(one) for one, is_name in zip(given, named, strict=True) if not is_name]
         check_characters(texts)
-        names: list[str | Source] = [str(one) for one in given if isinstance(one, Path) or _is_source(one)]
         place = _temporary() if folder is None else Path(folder).expanduser()
         build([*names, *([texts_source(texts)] if texts else [])], place, Cutting(), prune=True)
         return cls(place)

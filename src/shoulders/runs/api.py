@@ -34,7 +34,7 @@ from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.storage import Origin
 from shoulders.store.files import BEST, RECIPE, read_json, write_json
 from shoulders.training.log import RunLog, read_log
-from shoulders.training.loop import Hooks, Step, checkpoints, fit
+from shoulders.training.loop import Hooks, Step, fit, steps_done
 from shoulders.training.losses import ExampleSource
 from shoulders.training.plan import TrainPlan
 from shoulders.training.stream import Stream
@@ -270,7 +270,7 @@ def _steps_done(folder: Path, about: Mapping[str, Any]) -> int:
     Raises:
         UsageError: the folder holds another run.
     """
-    saved = checkpoints(folder / CHECKPOINTS)
+    done = steps_done(folder / CHECKPOINTS)
     if (folder / RUN).exists():
         kept = read_json(folder / RUN)
         for name, value in about.items():
@@ -278,11 +278,11 @@ def _steps_done(folder: Path, about: Mapping[str, Any]) -> int:
                 raise UsageError(
                     f"{folder} holds another run ({name} {kept.get(name)}, not {value}): name another folder (out=)"
                 )
-    elif saved or (folder / RECIPE).exists():
+    elif done or (folder / RECIPE).exists():
         raise UsageError(f"{folder} holds a run of `shoulders train`: name another folder (out=)")
     else:
         write_json(folder / RUN, about)
-    return int(saved[-1].name.removeprefix("step-")) if saved else 0
+    return done
 
 
 def _warn(told: str, lm: FrozenLM) -> None:

@@ -23,7 +23,7 @@ from shoulders.runs.recipe import Recipe, read_recipe
 from shoulders.scaffolds.base import Scaffold
 from shoulders.store.files import BEST, RECIPE, write_json
 from shoulders.training.log import RunLog, read_log
-from shoulders.training.loop import Hooks, OnStep, Progress, Step, checkpoints, fit
+from shoulders.training.loop import Hooks, OnStep, Progress, Step, fit, steps_done
 from shoulders.training.plan import TrainPlan
 
 CHECKPOINTS = "checkpoints"  # folder of the checkpoints in that of the run
@@ -70,8 +70,7 @@ class RunFolder:
             UsageError: the folder holds another run, or a run and `resume` is false.
         """
         inner = path / part
-        saved = checkpoints(inner / CHECKPOINTS)
-        done = int(saved[-1].name.removeprefix("step-")) if saved else 0
+        done = steps_done(inner / CHECKPOINTS)
         if (inner / RECIPE).exists():
             if not resume:
                 what = f"runs ({part} at step {done})" if part else f"a run at step {done}"

@@ -20,7 +20,6 @@ from shoulders.scaffolds.program import Pass, Program
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 from shoulders.store.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
 
-ADAPTER_CONFIG = "adapter_config.json"  # PEFT's own names
 ALL_LINEAR = "all-linear"
 LORA, PREFIX, FULL = "lora", "prefix_tuning", "full"  # kinds of rivals; full fine-tuning has no adapter
 

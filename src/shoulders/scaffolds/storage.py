@@ -14,7 +14,7 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import CorruptFile, SourceNotFound, WrongBackbone
 from shoulders.store.files import BEST, hub_errors, read_json, read_tensors, recover_folder, write_json, write_tensors
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 2
 OBJECTS = ("description", "backbone", "recipe", "scores", "answering")  # in the configuration
 

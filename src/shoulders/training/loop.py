@@ -65,6 +65,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / PROGRESS).exists())
 
 
+def steps_done(folder: Path) -> int:
+    """Return the step of the newest checkpoint in a folder; 0 if there is none."""
+    saved = checkpoints(folder)
+    return int(saved[-1].name.removeprefix("step-")) if saved else 0
+
+
 def load_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer) -> Progress:
     """Restore module, optimizer and random state, and return the progress.
 
