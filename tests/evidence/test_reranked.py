@@ -135,7 +135,9 @@ def test_a_correction_is_added_to_the_retrievers_scores(store):
     ranker.score = lambda pair: 0.0
     (found,) = Reranked(Finds(), Rankers("r", ranker), ValueCache("")).find(ASKED[:1])
     assert [passage.text for passage in found] == [passage.text for passage in PASSAGES]
-    with pytest.raises(UsageError, match=r"retriever_weight=0\.5: the re-ranker r was trained to correct .* weight of 2"):
+    with pytest.raises(
+        UsageError, match=r"retriever_weight=0\.5: the re-ranker r was trained to correct .* weight of 2"
+    ):
         Reranked(Finds(), Rankers("r", ranker), store, 0.5)
 
 

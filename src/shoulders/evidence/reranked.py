@@ -135,9 +135,7 @@ class Reranked:
         ]
         ranker = self.rankers.ranker_of(fold)
         scores = iter(_scores(pairs, ranker, self.store))
-        return [
-            self._ordered(passages, list(islice(scores, len(passages))), ranker.order_weight) for passages in found
-        ]
+        return [self._ordered(passages, list(islice(scores, len(passages))), ranker.order_weight) for passages in found]
 
     def _ordered(self, passages: Sequence[Passage], scores: Sequence[float], order_weight: float) -> list[Passage]:
         found = [passage.score for passage in passages]

@@ -327,7 +327,8 @@ class FrozenReranker:
     def __init__(self, reranker: Reranker) -> None:
         self.fingerprint, self.seen, self.order_weight = reranker.fingerprint(), reranker.seen, reranker.order_weight
         self._rows, self._device = reranker.rows, reranker.tower.device
-        self._model = scoring_copy(reranker.tower.model, reranker.tower.compute)
+        whole = reranker.gate is not None  # whose similarity is one of all positions
+        self._model = scoring_copy(reranker.tower.model, reranker.tower.compute, whole=whole)
         self._weight, self._bias = (part.detach().clone() for part in reranker.relevance.parameters())
         self._gate = None if reranker.gate is None else reranker.gate.detach().clone()
 

@@ -268,7 +268,7 @@ KNOWN = {"BertLayer", "RobertaLayer", "XLMRobertaLayer", "ElectraLayer"}  # of t
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def scoring_copy(model: Model, dtype: torch.dtype) -> Model:
+def scoring_copy(model: Model, dtype: torch.dtype, *, whole: bool = False) -> Model:
     """Return a copy of an encoder or a classifier that computes the final state of the first position only.
 
     The last layer needs keys and values of all positions, but queries and everything after them of one only: the score
@@ -276,11 +276,12 @@ def scoring_copy(model: Model, dtype: torch.dtype) -> Model:
 
     Args:
         dtype: of the copy's weights.
+        whole: compute the final states of all positions.
     """
     copy = deepcopy(model)
     nn.Module.to(copy, dtype).eval().requires_grad_(False)
     layers: Any = getattr(getattr(copy.base_model, "encoder", None), "layer", None)
-    if layers and type(layers[-1]).__name__ in KNOWN:
+    if not whole and layers and type(layers[-1]).__name__ in KNOWN:
         copy.set_attn_implementation("sdpa")  # whose mask is a matrix
         layers[-1] = _FirstPosition(layers[-1])
     return copy
