@@ -103,8 +103,8 @@ class Reranked:
         own = self.rankers.default.order_weight
         if own and self.weight:
             raise UsageError(
-                f"evidence.retriever_weight={self.weight}: the re-ranker {self.rankers.name} was trained to correct the "
-                f"retriever's order at a weight of {own:g}: leave evidence.retriever_weight at 0"
+                f"evidence.retriever_weight={self.weight}: the re-ranker {self.rankers.name} was trained to correct "
+                f"the retriever's order at a weight of {own:g}: leave evidence.retriever_weight at 0"
             )
 
     @property

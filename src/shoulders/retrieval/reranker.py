@@ -164,9 +164,10 @@ class Reranker(nn.Module):
     The forward pass computes the training loss; `frozen` returns the scorer.
 
     With `order_weight`, the score of a passage is `order_weight` times the retriever's standardised score plus
-    `gate * (head(CLS) + 10 cos(question, passage))`, where both vectors are means over their own tokens in the row. The
-    gate starts at 0, so that training starts at the retriever's order and leaves it only where that lowers the loss; the
-    cosine is what the encoder knew as a bi-encoder. Without it, the score is `head(CLS)` (the paper, section 3.1).
+    `gate * (head(CLS) + 10 cos(question, passage))`, where both vectors are means over their own tokens in the row.
+    The gate starts at 0, so that training starts at the retriever's order and leaves it only where that lowers the
+    loss; the cosine is what the encoder knew as a bi-encoder. Without it, the score is `head(CLS)` (the paper, section
+    3.1).
 
     Args:
         order_weight: weight of the retriever's standardised score; 0 for a re-ranker that does not know it.
