@@ -24,7 +24,7 @@ from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.loop import Hooks, checkpoints, fit
 from shoulders.training.losses import scaffold_loss
 from shoulders.training.plan import TrainPlan
-from toys import PLAN, in_processes, source
+from toys import PLAN, in_processes, layered, source
 
 
 def trained(lm, scaffold, plan=PLAN, **rest):
@@ -44,6 +44,7 @@ def prompts(lm, tiny_encoder):
     yield InputPrompt(lm, lm, shape, norm=1.0, start=from_vocabulary(lm)(4))
     yield Recursion(lm, RecursionShape(layers=1))
     yield Recursion(lm, RecursionShape(residual=True), SoftPrompt(from_vocabulary(lm)(4)))
+    yield from layered(lm, tiny_encoder).values()
 
 
 NAMES = ["soft_prompt", "soft_prompt_suffix", "input_prompt", "input_prompt_base", "self", "recursion", "residual"]
@@ -54,7 +55,9 @@ def test_training_moves_the_whole_scaffold_and_nothing_else(any_lm, tiny_encoder
         frozen, encoder = any_lm.checksum(), scaffold.encoder and scaffold.encoder.fingerprint()
         before = deepcopy(scaffold.state_dict())
         trained(any_lm, scaffold, replace(PLAN, steps=2), groups=scaffold.learning_rates(0.01))
-        assert all((now != before[name]).any() for name, now in scaffold.state_dict().items())
+        trains = {name for name, _ in scaffold.named_parameters()}
+        moved = {name for name, now in scaffold.state_dict().items() if (now != before[name]).any()}
+        assert moved == trains
         assert any_lm.checksum() == frozen
         assert (scaffold.encoder and scaffold.encoder.fingerprint()) == encoder
 
