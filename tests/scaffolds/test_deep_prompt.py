@@ -33,10 +33,10 @@ def states(lm, scaffold, ids):
         return scaffold.states(lm, ScaffoldInput(lm.embed(ids), None, (0,) * len(ids)))
 
 
-@pytest.mark.parametrize("text", ["Answer with one word.", TEXTS[2]])
-def test_a_prompt_that_starts_from_a_text_is_the_text(any_lm, text):
+def test_a_prompt_that_starts_from_a_text_is_the_text(any_lm):
     """The prompt's positions, in all layers, are those of the text before the question."""
-    known = any_lm.ids(text)[:12]
+    text = "Answer with one word."
+    known = any_lm.ids(text)
     prompt = DeepPrompt.new(DeepPrompt.Config(length=len(known), init="text", init_text=text), any_lm)
     ids = torch.tensor([any_lm.ids("What is the capital of France?")])
     with torch.no_grad():

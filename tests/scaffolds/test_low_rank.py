@@ -19,7 +19,7 @@ from shoulders.scaffolds.peft import from_peft, to_peft
 from toys import moved
 
 SHAPE = InputPromptShape(length=4, encoder_length=3, head_width=8)
-FAMILIES = ["llama", "gpt2", "opt", "gemma2", "bloom", "qwen3", "mixtral"]
+FAMILIES = ["llama", "gpt2", "opt", "gemma2", "bloom", "qwen3", "falcon"]
 
 
 def own_model(lm):

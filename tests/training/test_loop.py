@@ -44,14 +44,13 @@ def prompts(lm, tiny_encoder):
     yield InputPrompt(lm, lm, shape, norm=1.0, start=from_vocabulary(lm)(4))
     yield Recursion(lm, RecursionShape(layers=1))
     yield Recursion(lm, RecursionShape(residual=True), SoftPrompt(from_vocabulary(lm)(4)))
-    yield from layered(lm, tiny_encoder).values()
 
 
 NAMES = ["soft_prompt", "soft_prompt_suffix", "input_prompt", "input_prompt_base", "self", "recursion", "residual"]
 
 
 def test_training_moves_the_whole_scaffold_and_nothing_else(any_lm, tiny_encoder):
-    for scaffold in prompts(any_lm, tiny_encoder):
+    for scaffold in (*prompts(any_lm, tiny_encoder), *layered(any_lm, tiny_encoder).values()):
         frozen, encoder = any_lm.checksum(), scaffold.encoder and scaffold.encoder.fingerprint()
         before = deepcopy(scaffold.state_dict())
         trained(any_lm, scaffold, replace(PLAN, steps=2), groups=scaffold.learning_rates(0.01))
@@ -74,6 +73,13 @@ def test_losses_fall(lm, tiny_encoder):
     for scaffold in prompts(lm, tiny_encoder):
         losses = trained(lm, scaffold, replace(PLAN, steps=40, learning_rate=0.1))
         assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
+
+
+@pytest.mark.parametrize("name", ["deep suffix", "low rank suffix", "scales", "input deep", "gated"])
+def test_losses_fall_under_scaffolds_of_every_layer(lm, tiny_encoder, name):
+    scaffold = layered(lm, tiny_encoder)[name]
+    losses = trained(lm, scaffold, replace(PLAN, steps=30), groups=scaffold.learning_rates(0.02, 0.02))
+    assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
 
 
 @pytest.mark.parametrize("kind", ["soft_prompt", "input_prompt"])

@@ -107,7 +107,8 @@ def layer_sizes(layer: nn.Module) -> tuple[int, int]:
     return layer.nx, layer.nf
 
 
-_CURRENT: ContextVar[Sequence[tuple[int, LayerEdits]] | None] = ContextVar("edits of the current forward", default=None)
+LayerParts = Sequence[tuple[int, LayerEdit | None]]  # number of rows and edit of each part of a batch, in one layer
+_CURRENT: ContextVar[Mapping[str, LayerParts] | None] = ContextVar("edits of the current forward", default=None)
 _HOOKING = Lock()
 
 
@@ -119,11 +120,13 @@ def edited(stack: nn.Module, parts: Sequence[tuple[int, LayerEdits]]) -> Iterato
         stack: the model.
         parts: number of rows and edits of each part of the batch, in order.
     """
-    if not any(layers for _, layers in parts):
+    names = {name: None for _, layers in parts for name in layers}
+    if not names:
         yield
         return
     _hook(stack)
-    kept = _CURRENT.set(_merged(parts))
+    merged = _merged(parts)
+    kept = _CURRENT.set({name: [(rows, layers.get(name)) for rows, layers in merged] for name in names})
     try:
         yield
     finally:
@@ -156,7 +159,7 @@ def _before(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[An
 def _after(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:  # noqa: ARG001
     """Return the edited output of a layer; None to leave it as it is."""
     parts = _parts(name)
-    if all(edit is None for _, edit in parts):
+    if not parts:
         return None
     reads, outputs = _pieces(inputs[0], parts, name), _pieces(output, parts, name)
     pieces = [
@@ -166,12 +169,13 @@ def _after(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tens
     return (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).view_as(output)
 
 
-def _parts(name: str) -> list[tuple[int, LayerEdit | None]]:
-    """Return number of rows and edit of a layer for each part of the batch; nothing without edits."""
-    return [(rows, layers.get(name)) for rows, layers in _CURRENT.get() or ()]
+def _parts(name: str) -> LayerParts:
+    """Return the edits of a layer in the current forward; nothing if there are none."""
+    current = _CURRENT.get()
+    return () if current is None else current.get(name, ())
 
 
-def _pieces(batch: Tensor, parts: Sequence[tuple[int, Any]], name: str) -> Sequence[Tensor]:
+def _pieces(batch: Tensor, parts: LayerParts, name: str) -> Sequence[Tensor]:
     """Return the rows of each part; some families flatten rows and positions into one dimension.
 
     Raises:

@@ -120,7 +120,7 @@ def write_adapter(scaffold: Scaffold, lm: FrozenLM, folder: Path) -> None:
     config, weights = _WRITERS[type(scaffold)](scaffold, lm)
     common = {"task_type": "CAUSAL_LM", "base_model_name_or_path": lm.name, "inference_mode": True}
     write_json(folder / CONFIG, {**common, **config})
-    write_tensors(folder / WEIGHTS, {name: weight.detach().contiguous() for name, weight in weights.items()})
+    write_tensors(folder / WEIGHTS, {name: weight.detach().clone() for name, weight in weights.items()})
 
 
 def _write_soft_prompt(prompt: SoftPrompt, lm: FrozenLM) -> Written:
@@ -150,8 +150,6 @@ def _write_deep_prompt(prompt: DeepPrompt, lm: FrozenLM) -> Written:
         "num_transformer_submodules": 1,
         "num_layers": len(prompt.keys),
         "num_attention_heads": heads,
-        "encoder_hidden_size": heads * width,
-        "prefix_projection": False,
     }
     if prompt.sinks:
         config |= {"peft_type": "CARTRIDGE", "num_frozen_tokens": prompt.sinks}
@@ -177,22 +175,17 @@ def _write_low_rank(updates: LowRank, lm: FrozenLM) -> Written:
 
 def _write_scales(scales: Scales, lm: FrozenLM) -> Written:
     edits = scales.edits(torch.float32).layers
-    inputs = [_full_name(name, lm) for name, edit in edits.items() if edit.before is not None]
-    if both := [name for name, edit in edits.items() if edit.before is not None and edit.after is not None]:
-        raise UsageError(f"PEFT's format holds factors of the input or of the output of {both[0]}, not both")
+    inputs = {_full_name(name, lm): edit.before[None] for name, edit in edits.items() if edit.before is not None}
+    outputs = {_full_name(name, lm): edit.after[:, None] for name, edit in edits.items() if edit.after is not None}
+    if both := [name for name in inputs if name in outputs]:
+        raise UsageError(f"PEFT's format holds factors of the input or of the output of {both[0]}, not of both")
     config = {
         "peft_type": "IA3",
-        "target_modules": [_full_name(name, lm) for name in edits],
-        "feedforward_modules": inputs,
+        "target_modules": [*inputs, *outputs],
+        "feedforward_modules": [*inputs],
         "fan_in_fan_out": lm.transposed,
     }
-    weights = {
-        f"{IN_PEFT}{_full_name(name, lm)}{IA3_FACTORS}": edit.before[None]
-        if edit.after is None
-        else edit.after[:, None]  # type: ignore[index] (one of them is set)
-        for name, edit in edits.items()
-    }
-    return config, weights
+    return config, {f"{IN_PEFT}{name}{IA3_FACTORS}": factors for name, factors in {**inputs, **outputs}.items()}
 
 
 def from_peft(folder: Path, lm: FrozenLM) -> Scaffold:
