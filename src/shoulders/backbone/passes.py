@@ -229,12 +229,10 @@ def _written(cache: Cache, edits: Edits | None) -> Cache:
     """Return the cache for one forward in which columns of the pass have known keys and values (`Edits.slot`)."""
     if edits is None or edits.prompt is None or not edits.slot:
         return cache
-    both = DynamicCache()
-    both.layers = [
-        _WrittenLayer(layer, keys, values, edits.slot)
-        for layer, (keys, values) in zip(cache.layers, edits.prompt.layers, strict=True)
-    ]
-    return both
+    whole = DynamicCache()
+    for layer, (keys, values) in zip(cache.layers, edits.prompt.layers, strict=True):
+        whole.layers.append(_WrittenLayer(layer, keys, values, edits.slot))
+    return whole
 
 
 class _WrittenLayer(DynamicLayer):

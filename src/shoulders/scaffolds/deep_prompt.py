@@ -72,6 +72,9 @@ class DeepPromptConfig(PromptConfig):
 class _Columns(nn.Module):
     """The keys or the values of one layer, of which the first columns may be fixed."""
 
+    fixed: Tensor | None
+    trained: nn.Parameter | None
+
     def __init__(self, start: Float[Tensor, "H P d"], fixed: int) -> None:
         super().__init__()
         start = start.detach().to(torch.float32)
@@ -258,6 +261,7 @@ class InputDeepPrompt(InputDependent, kind="input_deep_prompt"):
     usual_rate = 2e-3  # of the generator
     usual_base_rate = 0.02
     base: DeepPrompt
+    spread: Tensor
 
     def __init__(self, encoder: Encoder, lm: FrozenLM, shape: InputPromptShape, base: DeepPrompt) -> None:
         super().__init__(encoder, lm, shape, base.placement)

@@ -199,9 +199,9 @@ def from_peft(folder: Path, lm: FrozenLM) -> Scaffold:
     if not (folder / CONFIG).exists():
         raise SourceNotFound(f"there is no PEFT adapter in {folder}: {CONFIG} is missing")
     config = read_json(folder / CONFIG)
-    method = config.get("peft_type")
+    method = str(config.get("peft_type"))
     if method not in _READERS:
-        raise _refused(folder, "peft_type", method, f"{', '.join(_READERS)}")
+        raise _refused(folder, "peft_type", method, ", ".join(_READERS))
     for key, wanted in (("task_type", "CAUSAL_LM"), ("num_transformer_submodules", 1)):
         if config.get(key) not in (wanted, None):
             raise _refused(folder, key, config[key], wanted)
