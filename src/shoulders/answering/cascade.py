@@ -83,7 +83,8 @@ class CascadeAnswerer(Answerer):
         yield self.ask(question).text
 
     def _alone(self, stage: Stage) -> ModelAnswerer:
-        return ModelAnswerer(self.lm, stage.scaffold, self.how, self.spec, stage.evidence)
+        spec = replace(self.spec, chat=stage.chat)
+        return ModelAnswerer(self.lm, stage.scaffold, self.how, spec, stage.evidence)
 
 
 def load_stage(name: str, lm: FrozenLM) -> Stage:
@@ -98,4 +99,4 @@ def load_stage(name: str, lm: FrozenLM) -> Stage:
             f"{name} holds a rival ({info.rival.kind}), and all stages share one frozen model: name scaffolds"
         )
     scaffold = info.load(lm).scaffold
-    return Stage.of(scaffold, name, info.spec.source(lm, scaffold.length))
+    return Stage.of(scaffold, name, info.spec.source(lm, scaffold.length), info.spec.chat)

@@ -230,7 +230,8 @@ def sample(
     sampler = new_sampler(sampling, lm, info.name, ValueCache(sampling.store))
 
     def draw(questions: "Sequence[Question]", count: int) -> "list[list[Answer]]":
-        return sampler.samples(with_evidence(questions, answerer.evidence), count)
+        asked = [replace(question, chat=spec.chat) for question in questions]
+        return sampler.samples(with_evidence(asked, answerer.evidence), count)
 
     with measuring(f"sampling {max(counts)} answers") as watch:
         measured = recall(asked, draw, counts, watch.on_done)

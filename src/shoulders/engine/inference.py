@@ -17,7 +17,15 @@ from torch import Tensor
 from shoulders.backbone.choosing import Generated, check_sampling
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine import decode
-from shoulders.engine.batches import EncodedQuestion, by_length, encode, question_batch, tokenised, truncated
+from shoulders.engine.batches import (
+    EncodedQuestion,
+    answer_ids,
+    by_length,
+    encode,
+    question_batch,
+    tokenised,
+    truncated,
+)
 from shoulders.errors import ContextFull, UsageError
 from shoulders.records import Answer, Question, QuestionLike, ScaffoldInput, as_question, as_questions
 from shoulders.scaffolds.base import Scaffold
@@ -175,8 +183,7 @@ def rank(
         if not some:
             raise UsageError(f"the question {question.text!r} has no choices to rank: give at least one")
     options = [
-        [[*lm.continuation_ids(question.whole, choice, list(question.ids or ())), lm.end] for choice in some]
-        for question, some in zip(known, choices, strict=True)
+        [answer_ids(question, choice, lm) for choice in some] for question, some in zip(known, choices, strict=True)
     ]
     longest = [max(len(ids) for ids in some) for some in options]
     rows = [_fitting(question, lm, scaffold, room, how) for question, room in zip(known, longest, strict=True)]
@@ -256,7 +263,7 @@ def _fitting(question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: 
     room = lm.context - scaffold.length - answer_room
     if len(row.ids) <= room:
         return row
-    if how.truncate and room > 0:
+    if how.truncate and room > row.rest:
         how.on_cut(question)
         return truncated(row, room)
     shorter = "ask for a shorter answer (--longest, test.longest; with choices: shorter choices)"

@@ -1,11 +1,12 @@
 """Builds what a recipe names: backbone, scaffold, tasks, mixture and evidence."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from shoulders.answering.models import model_info
 from shoulders.answering.spec import AnswerSpec
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
@@ -20,7 +21,7 @@ from shoulders.evidence.base import CANDIDATES, Evidence
 from shoulders.evidence.choice import PASSAGES, EvidenceChoice
 from shoulders.evidence.kinds import load_first_prompt
 from shoulders.evidence.packing import PackedEvidence
-from shoulders.runs.recipe import BackboneChoice, Recipe, SuiteChoice
+from shoulders.runs.recipe import AUTO, BackboneChoice, Recipe, SuiteChoice, in_chat
 from shoulders.scaffolds.base import KINDS, Scaffold, ScaffoldConfig, TrainingData
 from shoulders.scaffolds.storage import scaffold_folder
 from shoulders.training.losses import ExampleSource
@@ -37,7 +38,23 @@ def answer_spec(recipe: Recipe) -> AnswerSpec:
         evidence=recipe.evidence,
         lengths=Lengths(recipe.suite.lengths.input, room),
         longest=recipe.test.longest,
+        chat=recipe.backbone.conversation,
     )
+
+
+def with_chat_of(recipe: Recipe, name: str) -> Recipe:
+    """Return the recipe with questions in the conversation that a model was trained with, unless it says how itself.
+
+    Args:
+        name: folder or hub name of a scaffold, or "bare"; empty for none.
+
+    Raises:
+        SourceNotFound, HubUnreachable, CorruptFile: there is no such scaffold, or it is broken.
+    """
+    if recipe.backbone.chat != AUTO or not name:
+        return recipe
+    trained = model_info(name).spec.chat
+    return in_chat(recipe, trained) if trained else recipe
 
 
 def new_evidence(recipe: Recipe, lm: FrozenLM, prompt: int) -> Evidence | None:
@@ -63,7 +80,8 @@ def measure_retrieval(recipe: Recipe, evidence: Evidence | None, scores: Scores)
     if recipe.evidence.kind not in PASSAGES or not isinstance(evidence, PackedEvidence):
         return None
     predictions = [prediction for row in scores.wordings for prediction in row.predictions]
-    examples = [prediction.example for prediction in predictions]
+    chat = recipe.backbone.conversation
+    examples = [replace(one.example, question=one.example.asked(chat)) for one in predictions]
     answers = [prediction.text for prediction in predictions]
     return retrieval(examples, evidence, recipe.evidence.passages, answers)
 
@@ -148,6 +166,12 @@ def example_source(
     suite, plan = recipe.suite, recipe.training
     mixture = training_mixture(suite, tasks, plan.seed)
     stream = Stream(
-        mixture, lm, lengths=suite.lengths, prompt_length=scaffold.length, evidence=evidence, fold=suite.fold
+        mixture,
+        lm,
+        lengths=suite.lengths,
+        prompt_length=scaffold.length,
+        evidence=evidence,
+        fold=suite.fold,
+        chat=recipe.backbone.conversation,
     )
     return ExampleSource(stream, plan.batch_size, plan.positions_at_once, scaffold.length)

@@ -17,7 +17,14 @@ from shoulders.evaluation.perplexity import Perplexity
 from shoulders.evaluation.protocol import OnDone, Scores
 from shoulders.evaluation.results import describe_scaffold, provenance, scores_as_json
 from shoulders.evidence.base import Evidence
-from shoulders.runs.build import answer_spec, describe_evidence, measure_retrieval, new_evidence, new_scaffold
+from shoulders.runs.build import (
+    answer_spec,
+    describe_evidence,
+    measure_retrieval,
+    new_evidence,
+    new_scaffold,
+    with_chat_of,
+)
 from shoulders.runs.jobs import Job, job_of, tasks_of
 from shoulders.runs.recipe import Recipe, read_recipe
 from shoulders.scaffolds.base import Scaffold
@@ -169,6 +176,7 @@ def train_until(
     There may be no best scaffold yet; the state of the run is in its last checkpoint, its score in `Progress.score`.
     """
     recipe.check_trainable()
+    recipe = with_chat_of(recipe, recipe.scaffold.start)
     run = run_folder(folder, recipe, resume=resume)
     tasks = tasks_of(recipe) if tasks is None else tasks
     scaffold = new_scaffold(recipe.scaffold, lm, recipe.training.seed, tasks)
