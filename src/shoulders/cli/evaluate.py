@@ -239,7 +239,7 @@ def sample(
         console.print(f"recall at {count}: {measured.at(count):.1f}%", highlight=False)
     about = {
         "split": plan.test.split,
-        "scaffold": describe_scaffold(answerer.scaffold, None if scaffold == BARE else scaffold),
+        "scaffold": describe_scaffold(answerer.scaffold, None if info.name == BARE else scaffold),
         "evidence": describe_evidence(plan, lm, answerer.evidence),
     }
     write_numbers(out, {**measured.as_json(), **about, **provenance(plan.as_json(), lm)})

@@ -17,6 +17,7 @@ from shoulders.errors import BadRow, DataError, TemplateFailed, UnknownName, Usa
 from shoulders.evaluation.metrics import Metric, metrics_for
 from shoulders.evaluation.statistics import Measured
 from shoulders.evidence.base import Evidence, with_evidence
+from shoulders.evidence.demonstrations import stops_of
 from shoulders.records import Answer, Chat, Example, Question
 from shoulders.scaffolds.base import Scaffold
 
@@ -263,7 +264,13 @@ def evaluate_answers(
         model: returns the model for some settings of generation.
     """
     cut: list[Question] = []
-    how = Answering(plan.longest, truncate=True, positions_at_once=plan.positions_at_once, on_cut=cut.append)
+    how = Answering(
+        plan.longest,
+        truncate=True,
+        positions_at_once=plan.positions_at_once,
+        on_cut=cut.append,
+        stops=stops_of(evidence),
+    )
 
     def answers(examples: Sequence[Example]) -> list[Answer]:
         questions = [example.asked(chat) for example in examples]
