@@ -8,7 +8,7 @@ questions a retriever finds most like the question. As many as fit are packed, a
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import chain, islice, zip_longest
 from statistics import mean
@@ -25,6 +25,7 @@ from shoulders.errors import BadRow, SourceNotFound, TemplateFailed, UnknownName
 from shoulders.evidence.base import DEMONSTRATIONS, Evidence, EvidenceConfig, Room
 from shoulders.evidence.packing import Packed, Packer
 from shoulders.records import Example, Passage, Question
+from shoulders.retrieval.bi_encoder import BiEncoder
 
 FIXED, SPARSE, DENSE = "fixed", "sparse", "dense"
 CHOICES = (FIXED, SPARSE, DENSE)
@@ -90,7 +91,8 @@ class DemonstrationsConfig(EvidenceConfig):
                 raise UsageError(f"evidence.{name} is {getattr(self, name)}: it must be at least {least}")
 
     def chosen(self) -> "DemonstrationsConfig":
-        """Return the config with its examples, if they are the same for all questions.
+        """Return the config with its examples, if they are the same for all questions; one is spare for a question that
+        is itself among them.
 
         Raises:
             UsageError: no suite is named.
@@ -99,7 +101,7 @@ class DemonstrationsConfig(EvidenceConfig):
         if self.choice != FIXED or self.examples:
             return self
         groups = _groups(self)
-        some = [balanced(islice(read(), LOOKED_AT * self.count), self.count) for read in groups.values()]
+        some = [balanced(islice(read(), LOOKED_AT * self.count), self.count + 1) for read in groups.values()]
         return replace(self, examples=tuple(chain(*some)))
 
 
@@ -111,7 +113,7 @@ def _groups(config: DemonstrationsConfig) -> dict[str, Callable[[], Iterator[Dem
         )
     tasks = open_suite(config.source, config.tasks)
     return {
-        f"{task.name}/{wording}": lambda task=task, wording=wording: _read(task, wording, config.seed)
+        f"{task.name}/{wording}": partial(_read, task, wording, config.seed)
         for task in tasks
         for wording in task.wordings
         if TRAIN in task.split_names(wording)
@@ -168,7 +170,7 @@ class Demonstrations:
             kept: dict[str, list[Demonstration]] = {}
             for one in self.config.examples:
                 kept.setdefault(one.task, []).append(one)
-            self._of_task = {task: lambda some=some: iter(some) for task, some in kept.items()}
+            self._of_task = {task: partial(iter, some) for task, some in kept.items()}
             self._check_fits(self.config.examples)
         else:
             self._of_task = _groups(self.config)
@@ -276,9 +278,7 @@ def _sparse(texts: Sequence[str]) -> Callable[[Sequence[str]], list[list[int]]]:
 
 def _dense(texts: Sequence[str], name: str) -> Callable[[Sequence[str]], list[list[int]]]:
     """Return a function: the places of the texts by the dot product of their vectors for each query."""
-    from shoulders.retrieval.bi_encoder import BiEncoder
-
-    encoder = BiEncoder.load(name)
+    encoder = _encoder(name)
     rows = encoder.encode_questions(texts)
 
     def nearest(queries: Sequence[str]) -> list[list[int]]:
@@ -286,6 +286,11 @@ def _dense(texts: Sequence[str], name: str) -> Callable[[Sequence[str]], list[li
         return np.argsort(-scores, axis=1, kind="stable").tolist()
 
     return nearest
+
+
+@lru_cache(1)
+def _encoder(name: str) -> BiEncoder:
+    return BiEncoder.load(name)
 
 
 def stops_of(evidence: Evidence | None) -> tuple[str, ...]:
