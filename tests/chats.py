@@ -1,4 +1,4 @@
-"""Tiny models with chat templates in the manner of several families, and byte-pair tokenizers that know their tokens."""
+"""Tiny models with chat templates in the manner of several families, and tokenizers that know their tokens."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast

@@ -13,8 +13,7 @@ import tiny
 from shoulders.backbone.chat import SETTINGS, check_chat, conversation
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.batches import answer_ids, encode, question_batch, tokenised, training_batch, truncated
-from shoulders.engine.inference import Answering, answered, choose, rank, sample, stream
-from shoulders.engine.inference import Sampling
+from shoulders.engine.inference import Answering, Sampling, answered, choose, rank, sample, stream
 from shoulders.errors import ContextFull, UsageError
 from shoulders.evidence.packing import Packer
 from shoulders.records import Chat, Message, Passage, Placement, Question
@@ -202,7 +201,8 @@ def test_packing_counts_the_tokens_of_the_template(chat_lm):
     for chat in (None, Chat(), Chat.of(SYSTEM)):
         packed = Packer(lm, room).pack(Question(ASKED, chat=chat), passages)
         ids = packed.question.ids
-        assert ids is not None and list(ids) == encode(packed.question, lm).ids
+        assert ids is not None
+        assert list(ids) == encode(packed.question, lm).ids
         assert room - 25 < len(ids) <= room
         one_more = tokenised(Question(ASKED, f"{packed.question.evidence}{passages[0].text}\n\n", chat=chat), lm)
         assert len(one_more.ids or ()) > room

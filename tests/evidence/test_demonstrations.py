@@ -99,7 +99,7 @@ def test_the_nearest_examples_are_of_questions_alike(lm, cities, choice, folders
 def test_as_many_are_packed_as_fit_and_counted(lm, cities):
     made = source(lm, count=6, source=cities)
     asked = [Question("Question: Who?\nAnswer:"), Question("Question: Who is it? " * 5)]
-    (short, long), found = with_evidence(asked, made), made.find(asked)
+    (short, _), found = with_evidence(asked, made), made.find(asked)
     assert short.whole == "".join(f"{one.text}\n\n" for one in found[0][: short.whole.count("\n\n")]) + asked[0].text
     counts = [len(made.with_examples(one, some).passages) for one, some in zip(asked, found, strict=True)]
     assert 6 > counts[0] > counts[1]

@@ -77,7 +77,7 @@ def test_a_folder_that_says_nothing_of_a_conversation_is_asked_in_plain_text(cha
     assert spec_from_json({}, "folder").chat is None
     spec = AnswerSpec(chat=Chat((Message("system", SYSTEM), Message("user", "a"), Message("assistant", "b"))))
     assert spec_from_json(spec.as_json(), "folder") == spec
-    assert spec.in_chat(None) is spec.in_chat(True) is spec  # noqa: FBT003
+    assert spec.in_chat(None) is spec.in_chat(True) is spec
     assert spec.in_chat(chat=False).chat is None
     bare = shoulders.open("bare", lm=chat_lm)
     assert bare.ask("Capital of France?") == shoulders.open("bare", lm=chat_lm, chat=False).ask("Capital of France?")

@@ -125,9 +125,7 @@ class ChatTemplate:
         """Tokens that structure a conversation, the longest first: special ones, and those that the template writes."""
         source = str(self._tokenizer.get_chat_template())
         added = self._tokenizer.added_tokens_decoder.values()
-        written = {
-            one.content for one in added if one.special or (one.content in source and not one.content.isspace())
-        }
+        written = {one.content for one in added if one.special or (one.content in source and not one.content.isspace())}
         return sorted(written | set(map(str, self._tokenizer.all_special_tokens)), key=len, reverse=True)
 
     @cached_property

@@ -91,8 +91,9 @@ class DemonstrationsConfig(EvidenceConfig):
                 raise UsageError(f"evidence.{name} is {getattr(self, name)}: it must be at least {least}")
 
     def chosen(self) -> "DemonstrationsConfig":
-        """Return the config with its examples, if they are the same for all questions; one is spare for a question that
-        is itself among them.
+        """Return the config with its examples, if they are the same for all questions.
+
+        One more than `count` is kept of each task and template, for questions that are themselves among them.
 
         Raises:
             UsageError: no suite is named.

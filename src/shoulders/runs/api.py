@@ -198,9 +198,7 @@ def evaluate(
     scaffold.to(lm.device).eval()
     with _bar("measuring", shown=progress) as show:
         tasks = open_examples(examples)
-        scores = measure(
-            tasks, lm, scaffold, plan, chat=spec.chat, on_done=lambda done, every: show(done, every, "")
-        )
+        scores = measure(tasks, lm, scaffold, plan, chat=spec.chat, on_done=lambda done, every: show(done, every, ""))
     if scores.truncated:
         _warn(f"{scores.truncated} of {scores.examples} questions were cut", lm)
     return _averages(scores)

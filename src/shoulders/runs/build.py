@@ -122,9 +122,7 @@ def measure_retrieval(recipe: Recipe, evidence: Evidence | None, scores: Scores)
     return retrieval(examples, evidence, recipe.evidence.passages, answers)
 
 
-def measure_demonstrations(
-    recipe: Recipe, evidence: Evidence | None, scores: Scores
-) -> DemonstrationCounts | None:
+def measure_demonstrations(recipe: Recipe, evidence: Evidence | None, scores: Scores) -> DemonstrationCounts | None:
     """Return how many demonstrations fitted before the measured examples; None if there were none."""
     if not isinstance(evidence, Demonstrations):
         return None
