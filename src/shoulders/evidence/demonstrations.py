@@ -329,7 +329,7 @@ class DemonstrationsKind:
 
     def new(self, config: DemonstrationsConfig, lm: FrozenLM, room: Room) -> Demonstrations:
         """Return a source of worked examples, packed into the same room in training, evaluation and asking."""
-        return Demonstrations(config, Packer.for_context(lm, room.prompt, room.answer, room.input))
+        return Demonstrations(config.chosen(), Packer.for_context(lm, room.prompt, room.answer, room.input))
 
 
 KIND = DemonstrationsKind()

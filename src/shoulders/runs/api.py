@@ -281,9 +281,8 @@ def _about(
     ]
     examples = blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     kind = {"kind": scaffold.kind, **scaffold.description()}
-    about = {"backbone": lm.fingerprint(), "scaffold": kind, "examples": examples, **asdict(how)}
-    if chat is not None:
-        about["chat"] = asdict(chat)
+    asked = chat and asdict(chat)
+    about = {"backbone": lm.fingerprint(), "scaffold": kind, "examples": examples, "chat": asked, **asdict(how)}
     return json.loads(json.dumps(about))
 
 
