@@ -69,7 +69,7 @@ def test_what_is_trained_in_a_conversation_is_asked_in_it(chat_lm, tmp_path, pla
         chat=SYSTEM, out=tmp_path / "run", **QUICK,
     )  # fmt: skip
     assert resumed.losses == run.losses
-    with pytest.raises(UsageError, match="holds another run|puts the prompt between"):
+    with pytest.raises(UsageError, match=r"holds another run|puts the prompt between"):
         shoulders.train(prompt, chat_lm, [*PAIRS, *CLOSED], out=tmp_path / "run", chat=False, **QUICK)
 
 

@@ -12,7 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, cast, final
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -118,7 +118,7 @@ class ChatTemplate:
             return opening, "", None
         lead = between.removeprefix(opening) if between.startswith(opening) else ""
         end = self._control and re.match("|".join(map(re.escape, self._control)), after)
-        return opening, lead, self._tokenizer.convert_tokens_to_ids(end[0]) if end else None
+        return opening, lead, cast(int, self._tokenizer.convert_tokens_to_ids(end[0])) if end else None
 
     @cached_property
     def _control(self) -> list[str]:

@@ -6,7 +6,7 @@ questions a retriever finds most like the question. As many as fit are packed, a
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from hashlib import blake2b
@@ -166,7 +166,7 @@ class Demonstrations:
         self.config, self.packer = config.chosen(), packer
         self._searcher = lru_cache(None)(self._new_searcher)
         self._checked = False
-        self._of_task: Mapping[str, Callable[[], Iterator[Demonstration]]]
+        self._of_task: dict[str, Callable[[], Iterator[Demonstration]]]
         if self.config.choice == FIXED:
             kept: dict[str, list[Demonstration]] = {}
             for one in self.config.examples:
