@@ -14,7 +14,7 @@ from shoulders.backbone.chat import SETTINGS, check_chat, conversation
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.batches import answer_ids, encode, question_batch, tokenised, training_batch, truncated
 from shoulders.engine.inference import Answering, Sampling, answered, choose, rank, sample, stream
-from shoulders.errors import ContextFull, UsageError
+from shoulders.errors import ContextFull, UnknownName, UsageError
 from shoulders.evidence.packing import Packer
 from shoulders.records import Chat, Message, Passage, Placement, Question
 from shoulders.scaffolds.base import Bare
@@ -220,6 +220,8 @@ def test_what_cannot_be_read_is_named_in_one_line(lm, chat_lm):
     two = Chat((Message("user", "a"), Message("user", "b")))
     with pytest.raises(UsageError, match=r"refuses messages of user, user, user: Roles must alternate"):
         check_chat(two, chat_lm("gemma"))
+    with pytest.raises(UnknownName, match="no role '<s>system': did you mean 'system'"):
+        check_chat(Chat((Message("<s>system", "a"),)), chat_lm("chatml"))
     made = chats.tokenizer("chatml")
     for template, told in (
         ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}", "writes the text of the system 0"),

@@ -18,13 +18,13 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from shoulders.backbone.tokenizing import tokenized
-from shoulders.errors import UsageError, first_line
+from shoulders.errors import UnknownName, UsageError, first_line
 from shoulders.records import Chat, Message, Question, Tokenised
 
 if TYPE_CHECKING:
     from shoulders.backbone.frozen import FrozenLM
 
-USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
+ROLES = USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 # Thinking models answer at once. Some templates write today's date unless they are given one; the same question is to
 # be read in the same way tomorrow, so they get the date that Llama 3.1's template has by default.
 SETTINGS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
@@ -153,8 +153,11 @@ class ChatTemplate:
         """Return the conversation of these roles without its texts, with the beginning of an answer unless it has one.
 
         Raises:
-            UsageError: the template refuses a role, or leaves a message out.
+            UnknownName, UsageError: there is no such role; the template refuses one, or leaves a message out.
         """
+        for role in roles:
+            if role not in ROLES:  # some templates write any role as it is, special tokens included
+                raise UnknownName("role", role, ROLES)
         if roles not in self._layouts:
             marked = [{"role": role, "content": f"{SPACE}\ue000{n}\ue001{SPACE}"} for n, role in enumerate(roles)]
             try:
