@@ -39,12 +39,14 @@ class EncodedQuestion:
         ids: token ids of evidence and question.
         question_at: index of the first token of the question, after the evidence.
         target: token ids of the answer and the end token; empty outside training.
+        taught: the same question and answer as a teacher reads them (`training.distillation`); None without one.
     """
 
     question: Question
     ids: list[int]
     question_at: int
     target: list[int] = field(default_factory=list)
+    taught: "EncodedQuestion | None" = None
 
     @property
     def length(self) -> int:
@@ -141,4 +143,4 @@ def _given(
 def text_batch(ids: Int[Tensor, "B T"], lm: FrozenLM) -> Batch:
     """Return a batch of sequences in which every next token is scored, T - 1 in each."""
     ids = ids.to(lm.device)
-    return Batch(ScaffoldInput(lm.embed(ids[:, :-1]), None, (0,) * len(ids)), ids[:, 1:])
+    return Batch(ScaffoldInput(lm.embed(ids[:, :-1]), None, (0,) * len(ids)), ids[:, 1:].clone())
