@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("values", nargs="*", help="values of the recipe `cartridge`, and of both recipes' backbone")
     parser.add_argument("--passages", type=int, default=24)
     parser.add_argument("--reader-steps", type=int, default=120)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     runs = RUNS / arguments.out.name

@@ -79,8 +79,9 @@ def test_the_questions_are_a_data_set_whose_passages_the_teacher_reads(recipe, l
     assert {row["question"] for row in rows} > {"How many parks?"}
     assert all(row["question"].endswith("?") and row["answers"][0] for row in rows)
     about = read_json(tmp_path / "run" / SELF_STUDY / "about.json")
-    assert (about["seed"], about["prompts"], about["backbone"]) == (0, ["Ask:"], lm.fingerprint())
-    assert about["left_out"]["without a question mark"] == len(passages)
+    assert (about["study"]["seed"], about["study"]["prompts"], about["backbone"]) == (0, ["Ask:"], lm.fingerprint())
+    assert about["found"]["left_out"]["without a question mark"] == len(passages)
+    assert about["found"]["questions"] == len(rows)
     (task,) = load_tasks(studied.suite)
     teacher = new_teacher(studied, lm)
     example = task.example("train", "question", 0)
@@ -105,8 +106,10 @@ def test_an_interrupted_self_study_goes_on(recipe, lm, asking, tmp_path, monkeyp
     studied = self_study.studied(recipe, lm, tmp_path / "run")
     assert not set(asking[2:]) & set(first)
     whole, kept = len(asking), records(tmp_path / "run", "train")
+    written = (tmp_path / "run" / SELF_STUDY / "about.json").stat().st_mtime_ns
     assert self_study.studied(recipe, lm, tmp_path / "run") == studied
     assert len(asking) == whole
+    assert (tmp_path / "run" / SELF_STUDY / "about.json").stat().st_mtime_ns == written
     assert records(tmp_path / "run", "train") == kept
     self_study.studied(with_overrides(recipe, ["study.seed=1"]), lm, tmp_path / "run")
     assert len(asking) == 2 * whole

@@ -120,14 +120,17 @@ class _Study:
             lines = [json.dumps(one.as_json(n)) for n, one in enumerate(asked) if (n in held) == wanted]
             with atomic_file(self.folder / f"{FOLDER}.{split}.jsonl") as part:
                 part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        counts = {"questions": len(asked), "held_out": len(held), "left_out": self.left_out}
-        write_json(path, {**about, **counts, **circumstances()})
+        found = {"questions": len(asked), "held_out": len(held), "left_out": self.left_out}
+        write_json(path, {**about, "found": found, **circumstances()})
 
     def _about(self) -> dict[str, Any]:
         """Return all that the questions depend on."""
-        choice = json.loads(json.dumps(asdict(self.study)))
-        of_reader = {"scaffold": identity(self.reader), "input": self.input, "longest_answer": self.longest}
-        return {**choice, **of_reader, "backbone": self.lm.fingerprint(), "passages": self.index.fingerprint}
+        return {
+            "study": json.loads(json.dumps(asdict(self.study))),
+            "reader": {"scaffold": identity(self.reader), "input": self.input, "longest": self.longest},
+            "backbone": self.lm.fingerprint(),
+            "passages": self.index.fingerprint,
+        }
 
     def _told(self) -> str:
         return ", ".join(f"{number} {why}" for why, number in self.left_out.items()) or "none"
