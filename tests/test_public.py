@@ -92,7 +92,8 @@ def exists(name: str) -> bool:
 
 def test_lines_of_prose_are_short():
     for page in [*PAGES, ROOT / "CHANGELOG.md"]:
-        long = [line for line in page.read_text(encoding="utf-8").splitlines() if len(line) > 120]
+        lines = page.read_text(encoding="utf-8").splitlines()
+        long = [line for line in lines if len(line) > 120 and not line.startswith("|")]  # rows of a table do not wrap
         assert not long, f"{page.name}: {long[0]}"
 
 

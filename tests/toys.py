@@ -36,7 +36,7 @@ def source(lm: FrozenLM, scaffold: Scaffold, plan: TrainPlan = PLAN) -> ExampleS
     """The task's 40 examples as steps."""
     mixture = Mixture([toy_task()], split="train", seed=plan.seed)
     stream = Stream(mixture, lm, lengths=Lengths(), prompt_length=scaffold.length)
-    return ExampleSource(stream, plan.batch_size, plan.positions_at_once, scaffold.length)
+    return ExampleSource(stream, plan.batch_size, plan.positions_at_once, scaffold.length, plan.average)
 
 
 EVERYWHERE = ("all-linear",)

@@ -104,7 +104,9 @@ def test_a_suite_is_reported_from_runs_of_several_seeds_and_what_they_forgot(val
     assert [row["method"] for row in methods] == ["bare LM", "prompt tuning", "full fine-tuning"]
     assert [row["runs"] for row in methods] == [["bare"], ["s0", "s1"], ["full"]]
     assert [row["unchanged"] for row in methods] == [None, True, False]
-    assert methods[1]["perplexity_ratio"] == {"text.txt": 1.0}
+    assert methods[1]["perplexity_ratio"]["text.txt"]["off"] == 1.0
+    assert methods[1]["perplexity_ratio"]["text.txt"]["on"] != 1.0
+    assert methods[2]["perplexity_ratio"]["text.txt"]["off"] is None
     assert methods[1]["seconds"] > 0
     assert [row["seen"] for row in methods] == [None, 16, 16]
 

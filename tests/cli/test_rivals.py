@@ -166,7 +166,7 @@ def test_rivals_and_scaffolds_stand_in_one_report(values, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rivals_forget_and_scaffolds_do_not(values, tmp_path, text, kind):
+def test_what_can_be_taken_off_forgets_nothing_once_it_is(values, tmp_path, text, kind):
     own = [*values, "rival.learning_rate=0.02"]
     run("train", "bundled_soft_prompt", *values, "--out", tmp_path / "prompt")
     run("train", "bundled_soft_prompt", *own, "--rival", kind, "--out", tmp_path / "rival")
@@ -175,14 +175,15 @@ def test_rivals_forget_and_scaffolds_do_not(values, tmp_path, text, kind):
     assert "no bit of the model has moved" in " ".join(told.split())
     run("forget", tmp_path / "rival", *few, tmp_path / "rival.json")
     prompt, rival = read(tmp_path / "prompt.json"), read(tmp_path / "rival.json")
-    assert prompt["before"] == prompt["after"] == rival["before"]
+    assert prompt["before"] == prompt["off"] == rival["before"]
     assert prompt["checksums"][0] == prompt["checksums"][1] == rival["checksums"][0]
-    assert (prompt["ratio"], prompt["unchanged"]) == (1.0, True)
-    assert rival["ratio"] == rival["after"]["perplexity"] / rival["before"]["perplexity"]
-    same = [rival["unchanged"], rival["ratio"] == 1.0, rival["checksums"][0] == rival["checksums"][1]]
-    assert same == [kind == "prefix_tuning"] * 3
-    assert (rival["attached"] is None) == (kind != "prefix_tuning")
-    assert prompt["attached"]["perplexity"] != prompt["before"]["perplexity"]
+    assert (prompt["ratios"]["off"], prompt["unchanged"]) == (1.0, True)
+    for one in (prompt, rival):
+        assert one["ratios"]["on"] == one["on"]["perplexity"] / one["before"]["perplexity"] != 1.0
+    removable = kind != "full"
+    assert rival["off"] == (rival["before"] if removable else None)
+    assert rival["ratios"]["off"] == (1.0 if removable else None)
+    assert rival["unchanged"] == (rival["checksums"][0] == rival["checksums"][1]) == removable
     assert rival["rival"]["kind"] == kind
 
 

@@ -34,7 +34,9 @@ def stream(lm):
         kinds = [FINE, FINE, FINE, LONG, CUT, NOT_MEANT, FAILING]
         tasks = [task("a", enumerate(kinds * 4)), task("b", enumerate([FINE] * 50))]
         mixture = Mixture(tasks, split="train", seed=1, cap=cap, skip=SkipPolicy(failing=True))
-        return Stream(mixture, lm, lengths=Lengths(1000, 30), prompt_length=4, position=position)
+        made = Stream(mixture, lm, lengths=Lengths(1000, 30), prompt_length=4)
+        made.position = position
+        return made
 
     return made
 

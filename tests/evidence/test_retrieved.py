@@ -5,6 +5,7 @@ import json
 import pytest
 
 from shoulders.errors import UsageError
+from shoulders.evidence.base import passage_id
 from shoulders.evidence.packing import Packer
 from shoulders.evidence.retrieved import Oracle, Retrieved
 from shoulders.records import Question
@@ -58,3 +59,18 @@ def test_questions_without_annotations_are_refused(retrieved):
         Oracle(retrieved).find([asked("d1"), asked()])
     with pytest.raises(UsageError, match="does not have the documents d9, d10 that are annotated"):
         Oracle(retrieved).find([asked("d9", "d1", "d10")])
+
+
+def test_one_passage_of_a_document_can_be_annotated(lm, tmp_path):
+    """By its number; the id of the document annotates all of its passages."""
+    (tmp_path / "long.txt").write_text(" ".join(f"word{n}" for n in range(250)))
+    index = Index.build(tmp_path / "long.txt", tmp_path / "index")
+    first, second, third = index.store.passages()
+    oracle = Oracle(Retrieved(index, 1, Packer(lm, 100)))
+    one = Question("What?", gold=(passage_id(second.id),))
+    both = Question("What?", gold=(passage_id(third.id), passage_id(first.id)))
+    found = oracle.find([one, both])
+    assert [[passage.text for passage in some] for some in found] == [[second.text], [third.text, first.text]]
+    for unknown in (passage_id(99), "passage:x"):
+        with pytest.raises(UsageError, match=f"does not have the documents {unknown}"):
+            oracle.find([Question("What?", gold=(unknown,))])

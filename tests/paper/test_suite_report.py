@@ -226,18 +226,24 @@ def test_figure_3_has_one_curve_of_a_run_measured_twice_and_levels_of_what_is_no
 def test_what_was_forgotten_stands_beside_the_method(measured, tmp_path):
     runs = [measured("one"), measured("two", seed=1), measured("full", rival="full")]
 
-    def forgot(run, ratio, unchanged):
+    def forgot(run, unchanged, **numbers):
         content = {key: run.content[key] for key in ("scaffold", "backbone", "recipe")}
-        numbers = {"before": {}, "after": {}, "ratio": ratio, "unchanged": unchanged, "text": "texts/stories.txt"}
-        return ForgettingResult(f"{run.name}-forget", {**content, **numbers})
+        about = {"before": {"perplexity": 20.0}, "unchanged": unchanged, "text": "texts/stories.txt"}
+        return ForgettingResult(f"{run.name}-forget", {**content, **about, **numbers})
 
-    found = [forgot(runs[2], 1.25, False), forgot(runs[0], 1.0, True)]
+    found = [
+        forgot(runs[2], False, ratios={"on": 1.25, "off": None}),
+        forgot(runs[0], True, ratios={"on": 1.5, "off": 1.0}),
+    ]
+    older = [forgot(runs[2], False, ratio=1.25), forgot(runs[0], True, ratio=1.0, attached={"perplexity": 30.0})]
+    assert [one.ratios for one in older] == [one.ratios for one in found]
     page, _ = write_suite_report(runs, found, tmp_path)
     rows = rows_of(page.read_text(), "## Methods")
-    assert [row["perplexity after / before on stories.txt"] for row in rows] == ["1.0000", "1.2500"]
+    assert [row["perplexity on / before on stories.txt"] for row in rows] == ["1.5000", "1.2500"]
+    assert [row["perplexity off / before on stories.txt"] for row in rows] == ["1.0000", DASH]
     assert [row["LM unchanged"] for row in rows] == ["yes", "no"]
     kept = json.loads((tmp_path / "suite.json").read_text())["tables"][0]["methods"]
-    assert kept[1]["perplexity_ratio"] == {"stories.txt": 1.25}
+    assert kept[1]["perplexity_ratio"] == {"stories.txt": {"on": 1.25, "off": None}}
     with pytest.raises(UsageError, match="full-forget tells what full forgot, whose scores are not among the results"):
         write_suite_report(runs[:2], found, tmp_path)
 

@@ -1,24 +1,29 @@
-"""What is forgotten: scores on other tasks before and after; and that a new task's scaffold leaves the others alone."""
+"""What is forgotten with a method on, and off again; and that a new task's scaffold leaves the others alone."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
 
 from commands import run
-from shoulders.answering.models import rival_info
+from shoulders.answering.models import LoadedModel, rival_info
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.engine.batches import text_batch
 from shoulders.engine.inference import Answering, answered
 from shoulders.errors import UnknownName, UsageError
+from shoulders.evaluation.perplexity import perplexity
 from shoulders.paper.rivals import load_rival, train_rival
 from shoulders.runs.build import load_tasks
-from shoulders.runs.forgetting import untrained_tasks
+from shoulders.runs.forgetting import forgetting, untrained_tasks
 from shoulders.runs.jobs import measure
 from shoulders.runs.recipe import SuiteChoice, with_overrides
 from shoulders.runs.registry import recipe_named
 from shoulders.runs.run import train
 from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
 from shoulders.store.files import read_json
+from shoulders.training.stream import PackedText
 from small_values import CLUSTERS, small_values
 from tiny import TEXTS
 
@@ -37,21 +42,22 @@ def test_scores_on_other_tasks_before_and_after(values, suite, tmp_path, kind):
     assert "left out, because the run was trained on them: adding" in printed
     found = read_json(tmp_path / "forget.json")
     tasks = found["tasks"]
-    assert set(tasks["before"]["tasks"]) == set(tasks["after"]["tasks"]) == {"counting", "parity"}
-    assert tasks["before"]["examples"] == tasks["after"]["examples"] == 20
-    gap = tasks["difference"]
-    assert gap["value"] == pytest.approx(tasks["after"]["average"] - tasks["before"]["average"])
-    frozen = kind in ("", "prefix_tuning")
-    assert (tasks["attached"] is not None) == frozen
-    assert found["unchanged"] == (found["checksums"][0] == found["checksums"][1]) == frozen
-    if frozen:
-        assert tasks["before"] == tasks["after"]
-        assert (gap["value"], gap["low"], gap["high"], tasks["answers_changed"]) == (0, 0, 0, 0)
-        assert "no bit of the model has moved" in " ".join(printed.split())
+    assert set(tasks["before"]["tasks"]) == set(tasks["on"]["tasks"]) == {"counting", "parity"}
+    assert tasks["before"]["examples"] == tasks["on"]["examples"] == 20
+    gap = tasks["differences"]["on"]
+    assert gap["value"] == pytest.approx(tasks["on"]["average"] - tasks["before"]["average"])
+    assert gap["low"] <= gap["value"] <= gap["high"]
+    assert tasks["answers_changed"]["on"] > 0
+    assert found["unchanged"] == (found["checksums"][0] == found["checksums"][1]) == (kind != "full")
+    if kind == "full":
+        assert tasks["off"] is tasks["differences"]["off"] is tasks["answers_changed"]["off"] is None
+        assert "it cannot be taken off" in " ".join(printed.split())
     else:
-        assert tasks["answers_changed"] > 0
-        assert gap["low"] <= gap["value"] <= gap["high"]
-    assert {"before", "ratio"} & set(found) == set()
+        assert tasks["off"] == tasks["before"]
+        assert set(tasks["differences"]["off"].values()) == {0}
+        assert tasks["answers_changed"]["off"] == 0
+        assert "average off less before: +0.0 (no bit of the model has moved)" in " ".join(printed.split())
+    assert {"before", "ratios"} & set(found) == set()
     assert found["text"] is None
 
 
@@ -62,9 +68,37 @@ def test_text_and_tasks_stand_in_one_result(values, suite, tmp_path):
     parts = ["--text", tmp_path / "text.txt", "--tasks", suite]
     run("forget", tmp_path / "run", *parts, *few, "--out", tmp_path / "both.json")
     found = read_json(tmp_path / "both.json")
-    assert found["before"]["perplexity"] == found["after"]["perplexity"]
+    assert found["before"] == found["off"]
+    assert found["ratios"] == {"on": found["on"]["perplexity"] / found["before"]["perplexity"], "off": 1.0}
     assert set(found["tasks"]["before"]["tasks"]) == {"parity"}
     assert found["recipe"]["suite"]["tasks"] == ["parity"]
+
+
+def test_a_prompt_written_from_the_text_is_measured_on_the_half_that_it_does_not_read(lm, tiny_encoder):
+    """And so is the backbone: each sequence's first half is given to both."""
+    shape = InputPromptShape(length=3, encoder_length=2, head_width=8)
+    packed = PackedText([" ".join(TEXTS * 3)], lm, 24, seed=0)
+    sequences = [packed.take() for _ in range(3)]
+    for encoder in (tiny_encoder("bert"), lm):
+        prompt = InputPrompt(encoder, lm, shape, norm=1.0)
+        found = forgetting(lm, LoadedModel(lm, prompt), sequences=sequences)
+        assert found.given == 12
+        assert found.text.before.tokens == found.text.on.tokens == 3 * 12
+        assert found.text.before == found.text.off == perplexity(lm, Bare(), sequences, 12)
+        assert found.text.on.nats != found.text.before.nats
+        changed = [[*ids[:12], *reversed(ids[12:])] for ids in sequences]
+        again = [encoder.source_tokens([lm.text(ids[:12]) for ids in some], 2).ids for some in (sequences, changed)]
+        assert torch.equal(*again)
+        one, two = (prompt_of_text(lm, prompt, some[:1]) for some in (sequences, changed))
+        assert torch.equal(one, two)
+
+
+def prompt_of_text(lm, prompt, sequences):
+    """The states of the given half, which the prompt stands before."""
+    batch = text_batch(torch.tensor(sequences), lm)
+    source = prompt.encoder.source_tokens([lm.text(sequences[0][:12])], prompt.source_room)
+    with torch.no_grad():
+        return prompt.states(lm, replace(batch.given, source=source))[:, :12]
 
 
 def test_what_cannot_be_measured_is_refused(values, suite, tmp_path):

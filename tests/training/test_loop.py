@@ -9,12 +9,14 @@ import time
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from golden import GOLDEN
+from shoulders.engine.batches import encode
 from shoulders.errors import CorruptFile, TrainingDiverged, UsageError
 from shoulders.runs.build import new_scaffold
 from shoulders.scaffolds.base import KINDS
@@ -22,8 +24,8 @@ from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.loop import Hooks, checkpoints, fit
-from shoulders.training.losses import scaffold_loss
-from shoulders.training.plan import TrainPlan
+from shoulders.training.losses import ExampleSource, scaffold_loss
+from shoulders.training.plan import AVERAGES, TrainPlan
 from toys import PLAN, in_processes, layered, source
 
 
@@ -31,7 +33,8 @@ def trained(lm, scaffold, plan=PLAN, **rest):
     """The losses of a run."""
     losses: list[float] = []
     hooks = rest.pop("hooks", Hooks(on_step=lambda step: losses.append(step.loss)))
-    fit(scaffold, scaffold_loss(lm, scaffold), source(lm, scaffold, plan), plan, hooks=hooks, **rest)
+    loss = scaffold_loss(lm, scaffold, average=plan.average)
+    fit(scaffold, loss, source(lm, scaffold, plan), plan, hooks=hooks, **rest)
     return losses
 
 
@@ -95,18 +98,39 @@ def test_a_bf16_backbone_trains_fp32_parameters(tiny_lm, tiny_encoder, kind):
     assert lm.checksum() == frozen
 
 
-def test_any_division_into_micro_batches_is_the_same_step(lm, tiny_encoder):
+@pytest.mark.parametrize("average", AVERAGES)
+def test_any_division_into_micro_batches_is_the_same_step(lm, tiny_encoder, average):
     """1 x 8 = 8 x 1."""
     found = []
     for positions in (1, 64, 100_000):
         torch.manual_seed(5)
         scaffold = list(prompts(lm, tiny_encoder))[2]
-        losses = trained(lm, scaffold, replace(PLAN, steps=3, positions_at_once=positions))
+        losses = trained(lm, scaffold, replace(PLAN, steps=3, positions_at_once=positions, average=average))
         found.append((losses, scaffold.state_dict()))
     for losses, weights in found[1:]:
         assert losses == pytest.approx(found[0][0], rel=1e-4)
         for name, weight in weights.items():
             torch.testing.assert_close(weight, found[0][1][name], rtol=1e-3, atol=2e-4)
+
+
+def test_the_loss_is_the_mean_over_tokens_or_over_examples(lm, questions):
+    """Over tokens a long answer weighs more than a short one; over examples each is the mean of its own tokens."""
+    prompt = SoftPrompt(from_vocabulary(lm)(4))
+    targets = ["no", "it was worth the price of the ticket, every minute of it", "four", "the dog"]
+    rows = [encode(question, lm, target) for question, target in zip(questions, targets, strict=True)]
+    alone = [scaffold_loss(lm, prompt)(prompt, [row]).item() for row in rows]
+    lengths = [len(row.target) for row in rows]
+    assert max(lengths) > 3 * min(lengths)
+    stream = SimpleNamespace(take=lambda _: rows)
+    wanted = {
+        "tokens": sum(alone) / sum(lengths),
+        "examples": sum(one / length for one, length in zip(alone, lengths, strict=True)) / len(rows),
+    }
+    assert wanted["tokens"] != pytest.approx(wanted["examples"], rel=1e-3)
+    for average in AVERAGES:
+        step = ExampleSource(stream, len(rows), 64, prompt.length, average).step()
+        total = sum(scaffold_loss(lm, prompt, average=average)(prompt, part) for part in step.parts)
+        assert (total / step.terms).item() == pytest.approx(wanted[average], rel=1e-5)
 
 
 def test_weight_decay_does_not_pull_at_the_shared_prompt(lm, tiny_encoder):
@@ -308,7 +332,7 @@ def test_the_command_line_trains_in_two_processes(lm, tmp_path):
     values = [
         f"backbone.name={lm.name}", "backbone.dtype=float32", "suite.tasks=kind_of", "scaffold.length=4",
         "training.steps=4", "training.batch_size=4", "training.evaluate_every=2", "training.save_every=2",
-        "development.limit=2", "test.limit=2", "test.longest=4", "development.longest=4",
+        "development.limit=2", "test.limit=2", "test.longest=4", "development.longest=4", "training.average=examples",
     ]  # fmt: skip
     arguments = ["-m", "shoulders", "train", "bundled_soft_prompt", *values, "--out", str(tmp_path / "run")]
     in_processes(arguments, two=True)

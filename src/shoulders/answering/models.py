@@ -1,7 +1,7 @@
 """Models by name: the bare model, a scaffold around it, or a rival (LoRA, prefix tuning, full fine-tuning)."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -35,10 +35,29 @@ RETRIEVER = "retriever"  # kind of a run that trained a retriever
 @final
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A frozen model, or a rival in its place, with its scaffold."""
+    """A frozen model, or a rival in its place, with its scaffold.
+
+    Attributes:
+        lm: the model.
+        scaffold: around it; `Bare` for a rival in its weights.
+        unload: takes adapters out of the model again; None if it has none, or if its weights themselves changed.
+    """
 
     lm: FrozenLM
     scaffold: Scaffold
+    unload: Callable[[], object] | None = field(default=None, compare=False, repr=False)
+
+    def taken_off(self) -> "LoadedModel | None":
+        """Return the model after what was trained has been taken off it; None if that cannot be (full fine-tuning).
+
+        Adapters are taken out of this model itself.
+        """
+        if not isinstance(self.scaffold, Bare):
+            return LoadedModel(self.lm, Bare())
+        if self.unload is None:
+            return None
+        self.unload()
+        return LoadedModel(self.lm, self.scaffold)
 
     def fingerprint(self) -> str:
         """Return the fingerprint of the trained part: the scaffold, or the whole model where there is none."""
@@ -90,8 +109,7 @@ class RivalInfo:
         if self.kind == PREFIX:
             return LoadedModel(lm, from_peft(self.folder, lm).to(lm.device).eval())
         copy = lm.copied()
-        read_adapter(copy, self.folder)
-        return LoadedModel(copy, bare)
+        return LoadedModel(copy, bare, read_adapter(copy, self.folder).unload)
 
 
 @final

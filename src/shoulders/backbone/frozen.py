@@ -34,6 +34,7 @@ from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.records import IGNORE, KeysValues, Tokens
 
 Head = Callable[[Float[Tensor, "... D"]], Float[Tensor, "... V"]]
+PositionLoss = Callable[..., Float[Tensor, "N"]]  # of logits (N, V), labels (N) and further tensors of N rows
 
 
 def token_table(model: PreTrainedModel) -> Float[Tensor, "V D"]:
@@ -246,12 +247,22 @@ class FrozenLM:
         `labels[b, t]` is the token that position t should predict, IGNORE where none is scored. Only scored positions
         go through the output head: on a prompt-tuning step that saves a fifth of the work and most of the memory.
         """
+        return self.row_losses(states, labels, cross_entropy)
+
+    def row_losses(
+        self, states: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"], loss: PositionLoss, *given: Tensor
+    ) -> Float[Tensor, "B"]:
+        """Return the loss of each row, summed over its scored positions, in fp32 (`nll`).
+
+        Args:
+            loss: returns the loss of each position from its logits in fp32, its label and its row of `given`.
+            given: further tensors with a row for each scored position, in the order of `labels[labels != IGNORE]`.
+        """
         scored = labels != IGNORE
-        hidden, wanted = states[scored], labels[scored]
-        pieces = [
-            _losses(self, part, target) if len(hidden) <= SCORED_AT_ONCE else _recomputed_losses(self, part, target)
-            for part, target in zip(hidden.split(SCORED_AT_ONCE), wanted.split(SCORED_AT_ONCE), strict=True)
-        ]
+        hidden = states[scored]
+        run = _losses if len(hidden) <= SCORED_AT_ONCE else _recomputed_losses
+        parts = zip(*(one.split(SCORED_AT_ONCE) for one in (hidden, labels[scored], *given)), strict=True)
+        pieces = [run(self, loss, *part) for part in parts] if len(hidden) else []
         losses = torch.cat(pieces) if pieces else hidden.new_zeros(0, dtype=torch.float32)
         rows = scored.nonzero()[:, 0]
         return torch.zeros(labels.shape[0], device=losses.device).index_add(0, rows, losses)
@@ -328,14 +339,21 @@ def pad_right(rows: list[list[int]], pad: int) -> Tokens:
     return Tokens(ids, mask)
 
 
-def _losses(lm: FrozenLM, states: Float[Tensor, "N D"], labels: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
+def cross_entropy(logits: Float[Tensor, "N V"], labels: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
     """Return the cross-entropy of each position."""
-    return F.cross_entropy(lm.logits(states).float(), labels, reduction="none")
+    return F.cross_entropy(logits, labels, reduction="none")
 
 
-def _recomputed_losses(lm: FrozenLM, states: Float[Tensor, "N D"], labels: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
+def _losses(lm: FrozenLM, loss: PositionLoss, states: Float[Tensor, "N D"], *given: Tensor) -> Float[Tensor, "N"]:
+    """Return the loss of each position."""
+    return loss(lm.logits(states).float(), *given)
+
+
+def _recomputed_losses(
+    lm: FrozenLM, loss: PositionLoss, states: Float[Tensor, "N D"], *given: Tensor
+) -> Float[Tensor, "N"]:
     """Return `_losses`; the backward pass computes the logits again, so that they are not kept."""
-    return checkpoint(_losses, lm, states, labels, use_reentrant=False)
+    return checkpoint(_losses, lm, loss, states, *given, use_reentrant=False)
 
 
 def new_blocks(lm: FrozenLM, layers: int) -> PreTrainedModel:

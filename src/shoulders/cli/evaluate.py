@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     from shoulders.evaluation.protocol import Scores
     from shoulders.evidence.base import Evidence
     from shoulders.records import Answer, Question
-    from shoulders.runs.forgetting import BeforeAfter, Forgetting
+    from shoulders.runs.forgetting import Forgetting, OnOff
     from shoulders.runs.recipe import Recipe
     from shoulders.scaffolds.base import Scaffold
 
 READER = "reader"  # the recipe that a re-ranker is measured by
 UNCHANGED = "no bit of the model has moved"
+NOT_OFF = "it cannot be taken off"
 
 
 def evaluate(
@@ -264,7 +265,8 @@ def forget(
 ) -> None:
     """Measure what training made the language model forget: perplexity and scores on other data, before and after.
 
-    A scaffold leaves every bit of the frozen model as it was, so that nothing is forgotten; a rival changes weights.
+    After training it is measured on, as it is used, and off, with what was trained taken off again. A scaffold leaves
+    every bit of the frozen model as it was, and LoRA's adapters come off; full fine-tuning cannot be taken off.
     Set how much text is read with `text.sequences=64 text.length=256`, and which tasks with
     `suite.tasks=a,b test.limit=200`.
 
@@ -297,8 +299,7 @@ def forget(
         about = {"scaffold": describe_scaffold(loaded.scaffold, info.name)}
     measured = forgetting(
         lm,
-        loaded.lm,
-        loaded.scaffold,
+        loaded,
         sequences=measured_sequences(recipe, lm, documents) if documents else [],
         scores_of=_scores_of(recipe, lm, trained) if tasks else None,
     )
@@ -326,25 +327,31 @@ def _scores_of(recipe: "Recipe", lm: "FrozenLM", trained: "Recipe") -> "Callable
 
 
 def _print_forgetting(measured: "Forgetting") -> None:
-    if measured.text:
-        before, after = measured.text.before.perplexity, measured.text.after.perplexity
-        change = UNCHANGED if measured.unchanged else f"{100 * (measured.ratio - 1):+.1f}%"
-        tokens = measured.text.before.tokens
-        console.print(f"perplexity on {tokens:,} tokens: before {before:.2f}, after {after:.2f} ({change})")
-        if measured.text.attached:
-            console.print(f"with the scaffold attached: {measured.text.attached.perplexity:.2f}")
+    if text := measured.text:
+        told = [f"before {text.before.perplexity:.2f}"]
+        for name, one in (("on", text.on), ("off", text.off)):
+            if one:
+                change = _change(measured, name, f"{100 * (one.perplexity / text.before.perplexity - 1):+.1f}%")
+                told.append(f"{name} {one.perplexity:.2f} ({change})")
+        told += [] if text.off else [NOT_OFF]
+        console.print(f"perplexity on {text.before.tokens:,} tokens: {', '.join(told)}")
     if measured.tasks:
         _print_tasks(measured, measured.tasks)
 
 
-def _print_tasks(measured: "Forgetting", tasks: "BeforeAfter[Scores]") -> None:
+def _change(measured: "Forgetting", name: str, change: str) -> str:
+    return UNCHANGED if name == "off" and measured.unchanged else change
+
+
+def _print_tasks(measured: "Forgetting", tasks: "OnOff[Scores]") -> None:
     from shoulders.cli.scores import print_scores
 
-    columns = {"before": tasks.before, "after": tasks.after}
-    if tasks.attached:
-        columns["with scaffold"] = tasks.attached
+    columns = {"before": tasks.before, "on": tasks.on} | ({"off": tasks.off} if tasks.off else {})
     print_scores("Tasks outside the suite", columns)
-    gap = measured.difference
-    interval = UNCHANGED if measured.unchanged else f"95% interval {gap.low:+.1f} to {gap.high:+.1f}"
-    changed = f"{measured.answers_changed:,} of {tasks.before.examples:,} answers changed"
-    console.print(f"average after less before: {gap.value:+.1f} ({interval}); {changed}")
+    for name, gap in measured.differences.items():
+        if gap is None:
+            console.print(NOT_OFF)
+            continue
+        interval = _change(measured, name, f"95% interval {gap.low:+.1f} to {gap.high:+.1f}")
+        changed = f"{measured.answers_changed[name]:,} of {tasks.before.examples:,} answers changed"
+        console.print(f"average {name} less before: {gap.value:+.1f} ({interval}); {changed}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from shoulders.cli.common import Overrides, RecipeName, Rival, SkipBadRows, find_recipe, weights_of, with_flags
-from shoulders.cli.show import console, inform, need, quiet_libraries
+from shoulders.cli.show import console, counting, inform, need, quiet_libraries
 from shoulders.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +39,14 @@ def train(
     ] = False,
     rival: Rival = "",
     skip_bad_rows: SkipBadRows = False,
+    index: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INDEX|FILE",
+            help="for a cartridge: the index whose passages the model studies, or files and folders to index first "
+            "(repeat it for several)",
+        ),
+    ] = None,
 ) -> None:
     """Train a recipe's scaffold (or retriever, or re-ranker), and measure the best one on the test part.
 
@@ -54,6 +63,8 @@ def train(
 
     values = with_flags(overrides, skip_bad_rows=skip_bad_rows)
     if _is_ranking(recipe):
+        if index:
+            raise UsageError(f"{recipe} studies no index: leave --index out, and set index=FOLDER")
         if rival:
             raise UsageError(f"{recipe} orders passages and has no rival: leave --rival out")
         _train_ranking(recipe, values, out, resume=resume, cross_fit=cross_fit)
@@ -64,9 +75,49 @@ def train(
     plan = find_recipe(recipe, _with_rival(values, rival))
     plan = as_asked(plan, plan.scaffold.start)
     plan.check_trainable()
-    lm, parts = weights_of(plan.backbone), split_tasks(plan)
+    folder = out or _default_folder(plan)
+    plan = _with_index(plan, index, folder) if index else plan
+    lm = weights_of(plan.backbone)
+    plan = _studied(plan, lm, folder)
+    parts = split_tasks(plan)
     check_tested(plan, lm, parts)
-    _train_and_measure(plan, lm, parts, out or _default_folder(plan), resume=resume)
+    _train_and_measure(plan, lm, parts, folder, resume=resume)
+
+
+def _with_index(recipe: "Recipe", sources: list[str], folder: Path) -> "Recipe":
+    """Return a recipe of self-study with its index, which is built in the run's folder unless the source is one."""
+    from accelerate import PartialState
+
+    from shoulders.cli.corpus import index as build
+    from shoulders.runs.recipe import SELF_STUDY
+
+    if recipe.suite.source != SELF_STUDY:
+        raise UsageError(
+            f"{recipe.name} studies no index (its suite.source is {recipe.suite.source}): leave --index out, or name "
+            "the passages that it is to read (evidence.index=FOLDER)"
+        )
+    need("tantivy", "search")
+    from shoulders.retrieval.index import MANIFEST
+
+    place = Path(sources[0]).expanduser()
+    if len(sources) > 1 or not (place / MANIFEST).exists():
+        place = folder / "index"
+        with PartialState().main_process_first():  # the others find nothing changed
+            build(sources, place)
+    return replace(recipe, study=replace(recipe.study, index=str(place.absolute())))
+
+
+def _studied(recipe: "Recipe", lm: "FrozenLM", folder: Path) -> "Recipe":
+    """Return the recipe with the model's own questions, if it is one of self-study (`runs.self_study`)."""
+    from shoulders.runs.recipe import SELF_STUDY
+
+    if recipe.suite.source != SELF_STUDY:
+        return recipe
+    need("tantivy", "search")
+    from shoulders.runs.self_study import studied
+
+    with counting("self-study", "passages") as show:
+        return studied(recipe, lm, folder, show)
 
 
 def _is_ranking(name: str) -> bool:
@@ -266,8 +317,10 @@ def sweep(
     base = as_asked(base, base.scaffold.start)
     plan = sweeping.SweepPlan(base, sweeping.parse_grid(grid or []) or _paper_grid(base), fraction)
     candidates = plan.candidates()
-    lm, parts = weights_of(base.backbone), split_tasks(base)
     folder = out or _default_folder(base).with_name(f"{_default_folder(base).name}-sweep")
+    lm = weights_of(base.backbone)
+    plan = replace(plan, recipe=_studied(base, lm, folder))
+    parts = split_tasks(plan.recipe)
 
     def watch(candidate: "Candidate") -> "AbstractContextManager[Watch]":
         return watching(f"candidate {candidate.name} of {len(candidates)}", plan.until)

@@ -42,6 +42,7 @@ class EncodedQuestion:
         target: token ids of the answer and the end token; empty outside training.
         prefix_at: in a conversation, index of the first token of its first text.
         rest: in a conversation, number of the template's tokens after the question.
+        taught: the same question and answer as a teacher reads them (`training.distillation`); None without one.
     """
 
     question: Question
@@ -50,6 +51,7 @@ class EncodedQuestion:
     target: list[int] = field(default_factory=list)
     prefix_at: int = 0
     rest: int = 0
+    taught: "EncodedQuestion | None" = None
 
     @property
     def length(self) -> int:
@@ -167,4 +169,4 @@ def _given(
 def text_batch(ids: Int[Tensor, "B T"], lm: FrozenLM) -> Batch:
     """Return a batch of sequences in which every next token is scored, T - 1 in each."""
     ids = ids.to(lm.device)
-    return Batch(ScaffoldInput(lm.embed(ids[:, :-1]), None, (0,) * len(ids)), ids[:, 1:])
+    return Batch(ScaffoldInput(lm.embed(ids[:, :-1]), None, (0,) * len(ids)), ids[:, 1:].clone())

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from shoulders.errors import CorruptFile, SourceNotFound, UsageError
 from shoulders.evaluation import plots
 from shoulders.evaluation.report import markdown, number
 from shoulders.evaluation.results import RESULTS, Result
+from shoulders.records import IGNORE
 from shoulders.scaffolds.base import Scaffold
 from shoulders.store.files import read_json, save_failed, write_json
 
@@ -25,7 +26,7 @@ class Perplexity:
 
     Attributes:
         nats: negative log-likelihood, summed over all predicted tokens.
-        tokens: number of predicted tokens: all but the first of each sequence.
+        tokens: number of predicted tokens: all but those of each sequence that were given.
         text_bytes: length of the text of these tokens in UTF-8.
     """
 
@@ -54,14 +55,24 @@ class Perplexity:
 
 
 @torch.no_grad()
-def perplexity(lm: FrozenLM, scaffold: Scaffold, sequences: Sequence[Sequence[int]]) -> Perplexity:
-    """Return the perplexity of packed sequences of one length, through a scaffold and the frozen model."""
+def perplexity(lm: FrozenLM, scaffold: Scaffold, sequences: Sequence[Sequence[int]], given: int = 1) -> Perplexity:
+    """Return the perplexity of packed sequences of one length, through a scaffold and the frozen model.
+
+    Args:
+        given: first tokens of each sequence, which are not predicted; an input-dependent prompt is written from them.
+    """
     nats, size = 0.0, max(1, POSITIONS_AT_ONCE // (len(sequences[0]) + scaffold.length))
     for part in torch.tensor(sequences).split(size):
         batch = text_batch(part, lm)
-        nats += lm.nll(scaffold.states(lm, batch.given), batch.labels).sum().item()
-    text_bytes = sum(len(lm.text(list(ids[1:])).encode()) for ids in sequences)
-    return Perplexity(nats, sum(len(ids) - 1 for ids in sequences), text_bytes)
+        batch.labels[:, : given - 1] = IGNORE
+        source = None
+        if scaffold.encoder is not None:
+            texts = [lm.text(ids) for ids in part[:, :given].tolist()]
+            source = scaffold.encoder.source_tokens(texts, scaffold.source_room).to(lm.device)
+        states = scaffold.states(lm, replace(batch.given, source=source))
+        nats += lm.nll(states, batch.labels).sum().item()
+    text_bytes = sum(len(lm.text(list(ids[given:])).encode()) for ids in sequences)
+    return Perplexity(nats, sum(len(ids) - given for ids in sequences), text_bytes)
 
 
 PAGE, NUMBERS = "text.md", "text.json"

@@ -11,6 +11,14 @@ from shoulders.records import Passage, Question
 CANDIDATES, RETRIEVED, ORACLE, DEMONSTRATIONS = "candidates", "retrieved", "oracle", "demonstrations"
 
 
+NUMBERED = "passage:"
+
+
+def passage_id(number: int) -> str:
+    """Return the annotation of one passage of an index by its number, instead of all passages of a document."""
+    return f"{NUMBERED}{number}"
+
+
 class Evidence(Protocol):
     """A source of text that is read before or after a question."""
 

@@ -8,9 +8,11 @@ from hashlib import blake2b
 from typing import final
 
 from shoulders.errors import UsageError
+from shoulders.evidence.base import NUMBERED
 from shoulders.evidence.packing import Packed, Packer
 from shoulders.records import Passage, Question
 from shoulders.retrieval.index import Index
+from shoulders.retrieval.passages import StoredPassage
 from shoulders.retrieval.search import Searcher, fingerprint_of
 
 
@@ -66,6 +68,8 @@ class Retrieved:
 class Oracle:
     """An evidence source: the passages of the documents that are annotated as containing the answer, in their order.
 
+    An annotation is the id of a document, or that of one passage (`base.passage_id`).
+
     Attributes:
         retrieved: source with their index and packer, which also retrieves the distractors.
         distractors: number of retrieved passages that follow the annotated ones.
@@ -110,7 +114,7 @@ class Oracle:
                 f"no passage is annotated for {question.text!r}: evidence.kind=oracle needs the gold_passage_ids of "
                 "every question, evidence.kind=retrieved none"
             )
-        found = {document: index.store.of_documents([document]) for document in question.gold}
+        found = {document: self._passages(document) for document in question.gold}
         if unknown := [document for document, passages in found.items() if not passages]:
             raise UsageError(
                 f"{index.folder} does not have the documents {', '.join(unknown)} that are annotated for "
@@ -119,6 +123,14 @@ class Oracle:
             )
         passages = [passage for some in found.values() for passage in some]
         return [Passage(passage.text, math.inf, passage.title) for passage in passages]
+
+    def _passages(self, annotated: str) -> list[StoredPassage]:
+        """Return the passages of a document, or the one passage of a number (`passage_id`)."""
+        store, number = self.retrieved.index.store, annotated.removeprefix(NUMBERED)
+        found = store.of_documents([annotated])
+        if not found and annotated.startswith(NUMBERED) and number.isdecimal():
+            found = [*store.get([int(number)]).values()]
+        return found
 
 
 def _others(gold: Sequence[Passage], found: Sequence[Passage]) -> list[Passage]:

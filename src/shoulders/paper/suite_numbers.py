@@ -30,12 +30,13 @@ LABELS = {
     "lora": "LoRA",
     "full": "full fine-tuning",
 }  # other scaffolds have their own label
+ON_OFF = ("on", "off")  # with what was trained, and with that taken off again
 SEED, LENGTH = "training.seed", "scaffold.length"
 RATES = ("training.learning_rate", "training.base_learning_rate", "rival.learning_rate")
 # Values of a recipe that do not make another method: names, the seed, and how it was measured.
 IGNORED = ("name", "about", SEED, "test.")
 WITHOUT_TRAINING = ("backbone.", "evidence.")  # the only values that matter if nothing is trained
-FORGETTING_KEYS = {"before", "after", "ratio", "unchanged", "text"}
+FORGETTING_KEYS = {"before", "unchanged", "checksums", "text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,20 @@ class ForgettingResult:
     def text(self) -> str:
         """Last part of the name of the text that was read."""
         return self.content["text"].rstrip("/").rsplit("/", maxsplit=1)[-1]
+
+    @property
+    def ratios(self) -> dict[str, float | None]:
+        """Perplexity with what was trained on, and off again, divided by that before; None where it was not measured.
+
+        Older files hold one ratio: of a scaffold taken off, or of a rival on.
+        """
+        content = self.content
+        if "ratios" in content:
+            return content["ratios"]
+        if not content["unchanged"]:
+            return {"on": content["ratio"], "off": None}
+        attached = content["attached"]
+        return {"on": attached and attached["perplexity"] / content["before"]["perplexity"], "off": content["ratio"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +153,16 @@ class MethodScores:
         return max(self._costs("peak_bytes"), default=None)
 
     @property
-    def ratios(self) -> dict[str, float]:
-        """Ratio of perplexity after training to that before it, by text, as the mean over seeds."""
-        found: dict[str, list[float]] = {}
+    def ratios(self) -> dict[str, dict[str, float | None]]:
+        """Ratio of perplexity after training, on and off, to that before it, by text, as the mean over seeds."""
+        found: dict[str, list[dict[str, float | None]]] = {}
         for one in self.forgotten:
-            found.setdefault(one.text, []).append(one.content["ratio"])
-        return {text: mean(ratios) for text, ratios in found.items()}
+            found.setdefault(one.text, []).append(one.ratios)
+        return {text: {name: _mean([one[name] for one in some]) for name in ON_OFF} for text, some in found.items()}
 
     @property
     def unchanged(self) -> bool | None:
-        """Whether every bit of the language model stayed the same in all runs; None if that was not measured."""
+        """Whether every bit of the model is as before with what was trained off, in all runs; None if not measured."""
         return all(one.content["unchanged"] for one in self.forgotten) if self.forgotten else None
 
     def _costs(self, what: str) -> list[Any]:
@@ -201,6 +216,11 @@ class Curve:
 
     name: str
     seeds: Sequence[Sequence[tuple[int, float]]]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
 
 
 def read_forgetting(path: Path, name: str) -> ForgettingResult | None:

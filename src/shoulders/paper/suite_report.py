@@ -9,6 +9,7 @@ from shoulders.evaluation import plots
 from shoulders.evaluation.report import NONE, gigabytes, number, origin, signed_interval
 from shoulders.evaluation.results import Result
 from shoulders.paper.suite_numbers import (
+    ON_OFF,
     DataSet,
     ForgettingResult,
     LengthScores,
@@ -28,7 +29,8 @@ WORDS = ("method", "LM", "cluster", "data set", "metric", "LM unchanged", "row o
 NOTE = (
     "The score of a data set is the median over its templates, the score of a cluster is the mean over its data sets, "
     "and the average is over data sets. With several seeds, scores are means over them. Intervals are 95% bootstraps "
-    "over examples, paired for differences; they do not include the variance between seeds."
+    "over examples, paired for differences; they do not include the variance between seeds. Perplexity on is that of "
+    "the model with what was trained, off with that taken off again, which full fine-tuning cannot be."
 )
 SPREAD = "In brackets: the lowest and the highest score in a template."
 UNCHANGED = {True: "yes", False: "no", None: NONE}
@@ -107,7 +109,11 @@ def _method(row: MethodScores) -> dict[str, str]:
         "examples seen": number(row.seen),
         "seconds": NONE if row.seconds is None else f"{row.seconds:,.0f}",
         "peak memory, GB": gigabytes(row.peak_bytes),
-        **{f"perplexity after / before on {text}": f"{ratio:.4f}" for text, ratio in row.ratios.items()},
+        **{
+            f"perplexity {name} / before on {text}": NONE if ratios[name] is None else f"{ratios[name]:.4f}"
+            for text, ratios in row.ratios.items()
+            for name in ON_OFF
+        },
         "LM unchanged": UNCHANGED[row.unchanged],
     }
 

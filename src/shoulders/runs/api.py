@@ -136,7 +136,7 @@ def train(
     mixture = Mixture(tasks, split=TRAIN, seed=how.seed)
     lengths = Lengths(lm.context, lm.context)
     stream = Stream(mixture, lm, lengths=lengths, prompt_length=scaffold.length, chat=spec.chat)
-    source = ExampleSource(stream, how.batch_size, how.positions_at_once, scaffold.length)
+    source = ExampleSource(stream, how.batch_size, how.positions_at_once, scaffold.length, how.average)
     groups = scaffold.learning_rates(how.learning_rate, how.base_learning_rate)
     main = PartialState().is_main_process
     log = RunLog(folder, begun) if folder is not None and main else nullcontext(lambda _: None)

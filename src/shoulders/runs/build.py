@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,14 +26,18 @@ from shoulders.evidence.demonstrations import (
     DemonstrationsConfig,
     count_demonstrations,
 )
-from shoulders.evidence.kinds import load_first_prompt
+from shoulders.evidence.kinds import load_first_prompt, new_source
 from shoulders.evidence.packing import PackedEvidence
 from shoulders.records import Example
 from shoulders.runs.recipe import AS_TRAINED, BackboneChoice, Recipe, SuiteChoice, in_chat
-from shoulders.scaffolds.base import KINDS, Scaffold, ScaffoldConfig, TrainingData
+from shoulders.scaffolds.base import KINDS, Scaffold, ScaffoldConfig, TrainingData, scaffold_named
 from shoulders.scaffolds.storage import scaffold_folder
+from shoulders.store.files import cache_folder
+from shoulders.training.distillation import Teacher
 from shoulders.training.losses import ExampleSource
 from shoulders.training.stream import Stream
+
+TAUGHT = "taught"  # folder of teachers' distributions in the cache folder
 
 
 def answer_spec(recipe: Recipe) -> AnswerSpec:
@@ -95,6 +100,24 @@ def _few_shot(recipe: Recipe) -> Recipe:
 def new_evidence(recipe: Recipe, lm: FrozenLM, prompt: int) -> Evidence | None:
     """Return the source of evidence of a recipe, or None (`AnswerSpec.source`)."""
     return answer_spec(recipe).source(lm, prompt)
+
+
+def new_teacher(recipe: Recipe, lm: FrozenLM) -> Teacher | None:
+    """Return the teacher of a recipe, or None.
+
+    Raises:
+        UsageError, SourceNotFound, ContextFull: its evidence or scaffold is missing, or leaves no room for a question.
+        SaveFailed: the folder of its distributions cannot be written.
+    """
+    choice = recipe.teacher
+    if not choice.evidence.kind:
+        return None
+    scaffold = scaffold_named(choice.scaffold, lm)
+    lengths = Lengths(choice.input, recipe.suite.lengths.target)
+    evidence = new_source(choice.evidence, lm, scaffold.length, lengths)
+    assert evidence is not None
+    folder = Path(choice.store).expanduser() if choice.store else cache_folder() / TAUGHT
+    return Teacher(lm, scaffold, evidence, choice, folder)
 
 
 def describe_evidence(recipe: Recipe, lm: FrozenLM, evidence: Evidence | None) -> dict[str, Any] | None:
@@ -216,7 +239,12 @@ def training_mixture(suite: SuiteChoice, tasks: Sequence[Task], seed: int) -> Mi
 
 
 def example_source(
-    recipe: Recipe, tasks: Sequence[Task], lm: FrozenLM, scaffold: Scaffold, evidence: Evidence | None
+    recipe: Recipe,
+    tasks: Sequence[Task],
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    evidence: Evidence | None,
+    teacher: Teacher | None = None,
 ) -> ExampleSource:
     """Return the source of the training examples of a recipe."""
     suite, plan = recipe.suite, recipe.training
@@ -229,5 +257,6 @@ def example_source(
         evidence=evidence,
         fold=suite.fold,
         chat=recipe.backbone.conversation,
+        teacher=teacher,
     )
-    return ExampleSource(stream, plan.batch_size, plan.positions_at_once, scaffold.length)
+    return ExampleSource(stream, plan.batch_size, plan.positions_at_once, scaffold.length, plan.average)

@@ -15,9 +15,10 @@ from shoulders.evaluation.perplexity import Perplexity, perplexity
 from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen_examples, evaluate
 from shoulders.evidence.base import Evidence
 from shoulders.evidence.choice import PASSAGES
-from shoulders.runs.build import TaskParts, example_source, new_evidence, suite_parts
+from shoulders.runs.build import TaskParts, example_source, new_evidence, new_teacher, suite_parts
 from shoulders.runs.recipe import Recipe
 from shoulders.scaffolds.base import Scaffold
+from shoulders.training.distillation import Teacher
 from shoulders.training.loop import LossOf, Source
 from shoulders.training.losses import TextSource, language_loss, scaffold_loss
 from shoulders.training.plan import TrainPlan
@@ -71,21 +72,28 @@ def job_of(
         check_placement(tasks, scaffold.placement)
     check_measurable(recipe, recipe.development, lm, tasks)
     evidence = evidence or new_evidence(recipe, lm, scaffold.length)
+    teacher = new_teacher(recipe, lm)
     return Job(
-        example_source(recipe, tasks, lm, scaffold, evidence),
-        example_loss(recipe.training, lm, scaffold),
+        example_source(recipe, tasks, lm, scaffold, evidence, teacher),
+        example_loss(recipe.training, lm, scaffold, teacher),
         lambda: measure(recipe, lm, scaffold, recipe.development, tasks, on_done, evidence).average,
     )
 
 
-def example_loss(plan: TrainPlan, lm: FrozenLM, scaffold: Scaffold) -> LossOf[Sequence[EncodedQuestion]]:
+def example_loss(
+    plan: TrainPlan, lm: FrozenLM, scaffold: Scaffold, teacher: Teacher | None = None
+) -> LossOf[Sequence[EncodedQuestion]]:
     """Return the loss of a scaffold on examples, over the states that the plan keeps in folders, if it names any.
+
+    Args:
+        teacher: whose answers are learned (`training.distillation`); None for none.
 
     Raises:
         UsageError: something trains before what is to be stored.
         SaveFailed: a folder cannot be written.
     """
-    return scaffold_loss(lm, scaffold, _first_pass(plan, lm, scaffold), _contexts(plan, lm, scaffold))
+    kept = _first_pass(plan, lm, scaffold), _contexts(plan, lm, scaffold)
+    return scaffold_loss(lm, scaffold, *kept, teacher=teacher, average=plan.average)
 
 
 def _text_job(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Job:
@@ -94,6 +102,11 @@ def _text_job(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Job:
         raise UsageError(
             f"training.contexts={plan.contexts} stores the text before a prompt, and in "
             f"text.source={recipe.text.source} the prompt comes first: leave training.contexts empty"
+        )
+    if recipe.teacher.evidence.kind:
+        raise UsageError(
+            f"teacher.evidence.kind={recipe.teacher.evidence.kind} is of the answers to questions, and "
+            f"text.source={recipe.text.source} has none: leave one of them empty"
         )
     documents, others = text_parts(recipe)
     text = PackedText(documents, lm, recipe.text.length, plan.seed)

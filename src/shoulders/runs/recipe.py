@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from shoulders.data.mixture import CAP, check_fold
 from shoulders.data.tasks import SkipPolicy, Task
 from shoulders.engine.batches import Lengths
+from shoulders.engine.inference import Sampling
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.evidence.base import SOURCES, EvidenceConfig
@@ -20,10 +21,20 @@ from shoulders.records import Chat
 from shoulders.scaffolds.base import KINDS, ScaffoldConfig
 from shoulders.scaffolds.soft_prompt import SoftPromptConfig
 from shoulders.store.files import absolute_name, flatten, read_json
+from shoulders.training.distillation import TeacherChoice
 from shoulders.training.plan import RivalChoice, TrainPlan
 
 Record = TypeVar("Record")
-FOLDERS = ("index", "evidence.index", "evidence.reranker", "scaffold.start")  # values that may name a folder
+FOLDERS = (  # values that may name a folder
+    "index",
+    "evidence.index",
+    "evidence.reranker",
+    "scaffold.start",
+    "study.index",
+    "teacher.evidence.index",
+    "teacher.evidence.reranker",
+    "teacher.scaffold",
+)
 CHATS = AS_TRAINED, IN_CHAT, PLAIN = "auto", "true", "false"  # values of backbone.chat
 KINDED = (ScaffoldConfig, EvidenceConfig)  # configs whose `kind` sets which values they have
 
@@ -135,6 +146,45 @@ class TextChoice:
             )
 
 
+SELF_STUDY = "self-study"  # the source of a suite: questions that the model asks itself (`StudyChoice`)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyChoice:
+    """Self-study: questions that the frozen model asks about the passages of an index, and answers with the passage.
+
+    Attributes:
+        index: folder of the index.
+        prompts: what the model reads after a passage, before each of its questions.
+        questions: number of questions sampled for a passage and a prompt.
+        temperature: sampling temperature of questions; answers are greedy.
+        longest: maximum length of a question, in tokens.
+        held_out: share of the questions that checkpoints are selected on.
+        seed: of the samples, and of what is held out.
+    """
+
+    index: str = ""
+    prompts: tuple[str, ...] = (
+        "Here is a question that the text above answers in a few words.",
+        "Here is a question about a name or a place or a number in the text above.",
+    )
+    questions: int = 8
+    temperature: float = 0.8
+    longest: int = 32
+    held_out: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompts or self.questions < 1 or self.longest < 1:
+            raise UsageError(
+                f"self-study has {len(self.prompts)} prompts (study.prompts), {self.questions} questions "
+                f"(study.questions) of at most {self.longest} tokens (study.longest): each must be at least 1"
+            )
+        if not 0 < self.held_out < 1:
+            raise UsageError(f"study.held_out is {self.held_out}: it is a share, above 0 and below 1")
+        Sampling(self.questions, self.temperature, self.seed)
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """The record of everything that a run depends on.
@@ -145,6 +195,8 @@ class Recipe:
         scaffold: config of a kind of scaffold, which is trained around the model.
         evidence: config of a kind of evidence (`EvidenceConfig`), which questions are read with.
         rival: method that is trained instead of the scaffold on the same examples, to compare; usually none.
+        teacher: whose answers the scaffold learns, beside or instead of the targets; usually none.
+        study: of the model's own questions, for suite.source=self-study.
         development: evaluation of checkpoints, for selection.
         test: evaluation of the selected checkpoint.
     """
@@ -158,6 +210,8 @@ class Recipe:
     text: TextChoice = field(default_factory=TextChoice)
     training: TrainPlan = field(default_factory=TrainPlan)
     rival: RivalChoice = field(default_factory=RivalChoice)
+    teacher: TeacherChoice = field(default_factory=TeacherChoice)
+    study: StudyChoice = field(default_factory=StudyChoice)
     development: EvaluationPlan = field(default_factory=EvaluationPlan)
     test: EvaluationPlan = field(default_factory=lambda: EvaluationPlan(split="test"))
 
@@ -174,7 +228,12 @@ class Recipe:
             raise UsageError(f"there is nothing to train with {self.scaffold.untrainable}")
 
     def _check_rival(self) -> None:
-        """Raise `UsageError` for stored states, which a rival cannot use, because its model changes."""
+        """Raise `UsageError` for a teacher, or stored states: a rival's model changes."""
+        if kind := self.teacher.evidence.kind:
+            raise UsageError(
+                f"teacher.evidence.kind={kind} teaches a scaffold around the frozen model, which a rival "
+                f"({self.rival.kind}) changes: leave it empty (teacher.evidence.kind=)"
+            )
         for name in ("contexts", "first_pass"):
             if folder := getattr(self.training, name):
                 raise UsageError(

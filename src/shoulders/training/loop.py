@@ -155,7 +155,7 @@ class Step:
     """The record of an optimizer step."""
 
     number: int
-    loss: float  # mean over the scored tokens of the step
+    loss: float  # mean over the loss terms of the step: its scored tokens, or its examples (`TrainPlan.average`)
     rate: float  # learning rate of the first group
     norm: float  # of the gradient, before clipping
     positions: int

@@ -16,7 +16,9 @@ from shoulders.engine.batches import EncodedQuestion, by_length, text_batch, tra
 from shoulders.engine.precomputed import Contexts, StateStore, check_contexts, check_first_pass
 from shoulders.errors import UsageError
 from shoulders.scaffolds.base import Scaffold
+from shoulders.training.distillation import Teacher
 from shoulders.training.loop import LossOf
+from shoulders.training.plan import EXAMPLES, TOKENS
 from shoulders.training.stream import PackedText, Stream
 
 
@@ -35,10 +37,15 @@ class ExampleSource:
 
     Every process draws the same examples and takes its share. The examples of a step are sorted by length into
     micro-batches, which saves padding and keeps the proportions of the mixture in every step.
+
+    Args:
+        average: what the loss is the mean over, as in `scaffold_loss`.
     """
 
-    def __init__(self, stream: Stream, batch_size: int, positions_at_once: int, prompt_length: int) -> None:
-        self.stream, self.batch_size = stream, batch_size
+    def __init__(
+        self, stream: Stream, batch_size: int, positions_at_once: int, prompt_length: int, average: str = TOKENS
+    ) -> None:
+        self.stream, self.batch_size, self.average = stream, batch_size, average
         self.positions_at_once, self.prompt_length = positions_at_once, prompt_length
 
     @property
@@ -61,7 +68,7 @@ class ExampleSource:
         state = PartialState()
         mine = sorted(rows, key=self._cost)[state.process_index :: state.num_processes]
         parts = list(by_length(mine, self._cost, self.positions_at_once))
-        terms = sum(len(row.target) for row in rows)
+        terms = len(rows) if self.average == EXAMPLES else sum(len(row.target) for row in rows)
         return ExampleStep(parts, terms, sum(len(part) * max(map(self._cost, part)) for part in parts))
 
     def _cost(self, row: EncodedQuestion) -> int:
@@ -69,13 +76,21 @@ class ExampleSource:
 
 
 def scaffold_loss(
-    lm: FrozenLM, scaffold: Scaffold, first_pass: StateStore | None = None, contexts: Contexts | None = None
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    first_pass: StateStore | None = None,
+    contexts: Contexts | None = None,
+    *,
+    teacher: Teacher | None = None,
+    average: str = TOKENS,
 ) -> LossOf[Sequence[EncodedQuestion]]:
-    """Return a function: the summed cross-entropy of the answers of a micro-batch, through scaffold and frozen model.
+    """Return a function: the summed loss of the answers of a micro-batch, through scaffold and frozen model.
 
     Args:
         first_pass: store of the states of a recursion's first pass.
         contexts: store of the keys and values of the text before the prompt.
+        teacher: whose answers are learned beside, or instead of, the targets; None for cross-entropy alone.
+        average: "tokens" sums over tokens, "examples" over the mean of each example's tokens (`TrainPlan.average`).
 
     Raises:
         UsageError: stored states would change, because something trains before the end of the first pass, or before
@@ -96,7 +111,11 @@ def scaffold_loss(
             given = replace(given, first=first_pass.states([row.ids + row.target[:-1] for row in rows]))
         if contexts is not None and given.slot[0] > 0:
             given = replace(given, before=contexts.read([row.ids[: row.slot(scaffold.placement)] for row in rows]))
-        return lm.nll(module(lm, given), batch.labels).sum()
+        states = module(lm, given)
+        losses = teacher.losses(states, batch.labels, rows) if teacher else lm.nll(states, batch.labels)
+        if average == EXAMPLES:
+            losses = losses / torch.tensor([len(row.target) for row in rows], device=losses.device)
+        return losses.sum()
 
     return loss
 

@@ -9,6 +9,7 @@ from shoulders.scaffolds.low_rank import ALL_LINEAR
 from shoulders.scaffolds.peft import FULL, LORA, PREFIX
 
 DECAYS = ("none", "linear")
+TOKENS, EXAMPLES = AVERAGES = ("tokens", "examples")
 HIGHEST_RATE = 1e3  # far above it fp32 overflows in the first steps
 
 
@@ -25,6 +26,8 @@ class TrainPlan:
         warmup: share of the steps in which the rate rises linearly from 0.
         decay: "none" (prompts: Lester et al. 2021 and the paper) or "linear" to 0 at the last step (connectors).
         clip: maximum norm of the gradient; 0 for no clipping.
+        average: what the loss of a step is the mean over: "tokens", all scored tokens alike, or "examples", of each
+            example the mean over its scored tokens, so that a long answer weighs no more than a label.
         positions_at_once: positions of a micro-batch, prompt and padding included; bounds memory, not results.
         evaluate_every: steps between scores on the development set; 0 for one at the end only.
         save_every: steps between checkpoints; 0 for none.
@@ -46,6 +49,7 @@ class TrainPlan:
     warmup: float = 0.005
     decay: str = "none"
     clip: float = 1.0
+    average: str = TOKENS
     positions_at_once: int = 2048
     evaluate_every: int = 0
     save_every: int = 0
@@ -68,8 +72,9 @@ class TrainPlan:
         for name in ("weight_decay", "clip"):
             self._check(name, 0 <= getattr(self, name) < math.inf, "it cannot be negative")
         self._check("warmup", 0 <= self.warmup <= 1, "it is a share of the steps, between 0 and 1")
-        if self.decay not in DECAYS:
-            raise UnknownName("training.decay", self.decay, DECAYS)
+        for name, known in (("decay", DECAYS), ("average", AVERAGES)):
+            if getattr(self, name) not in known:
+                raise UnknownName(f"training.{name}", getattr(self, name), known)
 
     def _check(self, name: str, fits: bool, rule: str) -> None:
         if not fits:  # NaN never fits: it compares as false

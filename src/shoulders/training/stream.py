@@ -23,17 +23,19 @@ from shoulders.engine.batches import EncodedQuestion, Lengths, encode, truncated
 from shoulders.errors import BadRow, DataError, TemplateFailed
 from shoulders.evidence.base import Evidence, with_evidence
 from shoulders.records import Chat, Example, Question
+from shoulders.training.distillation import Teacher
 
 
 @final
 class Stream:
-    """An endless stream of encoded examples of a mixture, from a position on.
+    """An endless stream of encoded examples of a mixture.
 
     An example whose input or target is longer than `lengths` is discarded, as in the paper (section 2.2). The input of
-    an example that is longer than the context window, beside prompt and target, is truncated.
+    an example that is longer than the context window, beside prompt and target, is truncated. An example whose evidence
+    does not fit the teacher's context is left out.
 
     Attributes:
-        position: position in the mixture of the next example.
+        position: position in the mixture of the next example; set when a run is resumed.
         counts: examples read, left out and truncated, by data set.
     """
 
@@ -44,15 +46,15 @@ class Stream:
         *,
         lengths: Lengths,
         prompt_length: int,
-        position: int = 0,
         evidence: Evidence | None = None,
         fold: str = "",
         chat: Chat | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.mixture, self.lm, self.lengths, self.evidence, self.fold = mixture, lm, lengths, evidence, fold
-        self.chat = chat
+        self.chat, self.teacher = chat, teacher
         self.room = lm.context - prompt_length
-        self.position = position
+        self.position = 0
         self.counts: Counts = {task: {CAPPED: number} if number else {} for task, number in mixture.capped.items()}
 
     def take(self, wanted: int) -> list[EncodedQuestion]:
@@ -65,25 +67,34 @@ class Stream:
         rows: list[EncodedQuestion] = []
         since = 0
         while len(rows) < wanted:
-            examples = [self._next() for _ in range(wanted - len(rows))]
-            found = [row for example in self._with_evidence(examples) if (row := self._usable(example))]
+            read = [self._next() for _ in range(wanted - len(rows))]
+            found = self._rows([replace(one, question=one.asked(self.chat)) for one in read if one is not None])
             rows += found
-            since = 0 if found else since + len(examples)
+            since = 0 if found else since + len(read)
             if since >= 2 * len(self.mixture):  # an example can be first in one epoch and last in the next
                 raise self._no_example()
         return rows
 
-    def _with_evidence(self, examples: Sequence[Example | None]) -> list[Example]:
-        """Return the examples that are not None, with their evidence, which is found for all of a fold together."""
-        present = [replace(one, question=one.asked(self.chat)) for one in examples if one is not None]
-        if self.evidence is None:
-            return present
-        found: dict[int, Question] = {}
-        for fold in FOLDS:
-            numbers = [number for number, example in enumerate(present) if fold_of(example) == fold]
-            questions = with_evidence([present[number].question for number in numbers], self.evidence, fold)
-            found.update(zip(numbers, questions, strict=True))
-        return [replace(example, question=found[number]) for number, example in enumerate(present)]
+    def _rows(self, examples: Sequence[Example]) -> list[EncodedQuestion]:
+        """Return those examples that can be used, with their evidence, and as the teacher reads them."""
+        asked = _with_evidence(examples, self.evidence)
+        rows = [self._usable(example) for example in asked]
+        if self.teacher is not None:
+            taught = _with_evidence(examples, self.teacher.evidence)
+            rows = [row and self._taught(row, *pair) for row, *pair in zip(rows, examples, taught, strict=True)]
+        return [row for row in rows if row is not None]
+
+    def _taught(self, row: EncodedQuestion, plain: Example, taught: Example) -> EncodedQuestion | None:
+        """Return the row with what the teacher reads; None if it has no evidence, or not the room for it."""
+        assert self.teacher is not None
+        if taught.question == plain.question:
+            add_count(self.counts, plain.task, "without evidence that fits the teacher")
+            return None
+        read = self.teacher.row(taught.question, row.target)
+        if read is None:
+            add_count(self.counts, plain.task, "too long for the teacher")
+            return None
+        return replace(row, taught=read)
 
     def _next(self) -> Example | None:
         """Return the example at the position, and advance the position; None if it is left out."""
@@ -97,6 +108,11 @@ class Stream:
     def _no_example(self) -> DataError:
         """Return the error that says why no example of an epoch can be used."""
         counted, first = describe_counts(self.counts), self._first_failure()
+        if any("teacher" in reason for reason in total_counts(self.counts)):
+            return DataError(
+                f"no example can be taught ({counted}): raise teacher.input, make passages shorter, or name an index "
+                "that holds the evidence (teacher.evidence.index)"
+            )
         if total_counts(self.counts).get("discarded") or first is None:
             return DataError(
                 f"no example fits {self.lengths.input} input and {self.lengths.target} target tokens beside the prompt "
@@ -123,6 +139,18 @@ class Stream:
             add_count(self.counts, example.task, TRUNCATED)
             return truncated(row, room)
         return row
+
+
+def _with_evidence(examples: Sequence[Example], evidence: Evidence | None) -> Sequence[Example]:
+    """Return the examples with their evidence, which is found for all of a fold together."""
+    if evidence is None:
+        return examples
+    found: dict[int, Question] = {}
+    for fold in FOLDS:
+        numbers = [number for number, example in enumerate(examples) if fold_of(example) == fold]
+        questions = with_evidence([examples[number].question for number in numbers], evidence, fold)
+        found.update(zip(numbers, questions, strict=True))
+    return [replace(example, question=found[number]) for number, example in enumerate(examples)]
 
 
 OFFSETS = 1 << 32  # a position is place of a document * OFFSETS + offset in its tokens
