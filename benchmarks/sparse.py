@@ -24,7 +24,7 @@ from benchmarks.rivals import peak_resident
 from shoulders.data.lines import read_json_lines
 from shoulders.evaluation.results import circumstances
 from shoulders.retrieval.building import build
-from shoulders.retrieval.index import Index
+from shoulders.retrieval.index import SPARSE, Index
 from shoulders.retrieval.passages import Cutting
 
 K = 100
@@ -67,7 +67,7 @@ def _build(arguments: argparse.Namespace) -> dict[str, Any]:
         seconds = time.perf_counter() - begun
     index = Index(folder)
     sizes = {
-        "tantivy": sum(path.stat().st_size for path in index.sparse.folder.iterdir()),
+        "tantivy": sum(path.stat().st_size for path in (index.folder / SPARSE).iterdir()),
         "sqlite": index.store.path.stat().st_size,
     }
     return {

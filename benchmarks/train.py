@@ -36,7 +36,7 @@ from shoulders.evaluation.results import circumstances
 from shoulders.records import IGNORE, ScaffoldInput
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.deep_prompt import DeepPrompt
-from shoulders.scaffolds.low_rank import LowRank
+from shoulders.scaffolds.low_rank import LowRank, LowRankConfig
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.loop import Hooks, fit
 from shoulders.training.losses import ExampleStep, scaffold_loss
@@ -133,7 +133,7 @@ def _deep_prompt(lm: FrozenLM) -> DeepPrompt:
 
 def _low_rank(lm: FrozenLM) -> LowRank:
     """Return updates of rank 16 in all linear layers, which change the loss."""
-    updates = LowRank.new(LowRank.Config(), lm)
+    updates = LowRank.new(LowRankConfig(), lm)
     with torch.no_grad():
         updates.up.normal_(std=0.01, generator=torch.Generator().manual_seed(2))
     return updates

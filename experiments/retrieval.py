@@ -35,7 +35,7 @@ from shoulders.retrieval.hybrid import (
     ReciprocalRankFusion,
     choose_weight,
 )
-from shoulders.retrieval.index import Index
+from shoulders.retrieval.index import SPARSE, Index
 from shoulders.retrieval.passages import Cutting
 from shoulders.retrieval.search import ScoredPassage, Searcher
 from shoulders.retrieval.vectors import encode, vectors_name
@@ -193,7 +193,7 @@ def _times(queries: Sequence[str], engine: Searcher) -> dict[str, float]:
 
 
 def _sizes(index: Index, passages: int) -> dict[str, float]:
-    sparse = sum(path.stat().st_size for path in index.sparse.folder.iterdir())
+    sparse = sum(path.stat().st_size for path in (index.folder / SPARSE).iterdir())
     return {"tantivy": sparse / passages, "sqlite": index.store.path.stat().st_size / passages}
 
 
