@@ -8,7 +8,7 @@ choices. Each turns questions into token ids, groups them by length, and decodes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from torch import Tensor
 from shoulders.backbone.choosing import Generated, check_sampling
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine import decode
+from shoulders.engine.decode import Scored
 from shoulders.engine.batches import EncodedQuestion, by_length, encode, question_batch, tokenised, truncated
 from shoulders.errors import ContextFull, UsageError
 from shoulders.records import Answer, Question, QuestionLike, ScaffoldInput, as_question, as_questions
@@ -28,6 +29,42 @@ LONGEST_ANSWER = 256  # in tokens (Sanh et al. 2021; the paper, section 2.2)
 POSITIONS_AT_ONCE = 4096  # positions of one batch, padding and prompt included
 
 
+class Engine(Protocol):
+    """The interface of what runs passes: `engine.decode`, or a scheduler that many threads share."""
+
+    def likeliest(self, lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int) -> list[Generated]:
+        """Return the greedy continuation of each row, with its probability."""
+        ...
+
+    def sampled(
+        self,
+        lm: FrozenLM,
+        scaffold: Scaffold,
+        given: ScaffoldInput,
+        draws: Float[Tensor, "B N L"],
+        *,
+        temperature: float = 1.0,
+    ) -> list[list[Generated]]:
+        """Return N continuations of each row of at most L tokens, from one pass over it."""
+        ...
+
+    def score(
+        self,
+        lm: FrozenLM,
+        scaffold: Scaffold,
+        given: ScaffoldInput,
+        continuations: Sequence[Sequence[list[int]]],
+        *,
+        positions_at_once: int = 1 << 30,
+    ) -> list[list[Scored]]:
+        """Return the log-likelihood of each row's continuations, from one pass over the row."""
+        ...
+
+    def stream(self, lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int) -> Iterator[str]:
+        """Yield the text generated after a single row in pieces, each of whole characters."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Answering:
     """Settings for reading and answering questions.
@@ -37,12 +74,14 @@ class Answering:
         truncate: cut questions that do not fit the context, instead of raising `ContextFull`.
         positions_at_once: largest size of a batch, in positions.
         on_cut: called with each question that was cut.
+        engine: runs the passes; by default in the thread that asks.
     """
 
     longest: int = LONGEST_ANSWER
     truncate: bool = False
     positions_at_once: int = POSITIONS_AT_ONCE
     on_cut: Callable[[Question], None] = lambda _: None
+    engine: Engine = decode
 
     def __post_init__(self) -> None:
         if self.longest < 1:
@@ -104,7 +143,7 @@ def answered(
     rows = [_fitting(one, lm, scaffold, how.longest, how) for one in as_questions(questions)]
 
     def read(given: ScaffoldInput, _: Sequence[int]) -> list[Answer]:
-        return [_as_text(one, lm) for one in decode.likeliest(lm, scaffold, given, longest=how.longest)]
+        return [_as_text(one, lm) for one in how.engine.likeliest(lm, scaffold, given, longest=how.longest)]
 
     return in_groups(rows, lm, scaffold, how, [how.longest] * len(rows), read)
 
@@ -127,7 +166,7 @@ def sample(
 
     def read(given: ScaffoldInput, numbers: Sequence[int]) -> list[list[Answer]]:
         draws = torch.stack([sampling.draws(rows[number].question, how.longest) for number in numbers])
-        several = decode.sampled(lm, scaffold, given, draws, temperature=sampling.temperature)
+        several = how.engine.sampled(lm, scaffold, given, draws, temperature=sampling.temperature)
         return [[_as_text(one, lm) for one in some] for some in several]
 
     return in_groups(rows, lm, scaffold, how, branches, read)
@@ -141,7 +180,7 @@ def stream(question: QuestionLike, lm: FrozenLM, scaffold: Scaffold, how: Answer
     """
     how = how or Answering()
     given = question_batch([_fitting(as_question(question), lm, scaffold, how.longest, how)], lm, scaffold)
-    yield from decode.stream(lm, scaffold, given, longest=how.longest)
+    yield from how.engine.stream(lm, scaffold, given, longest=how.longest)
 
 
 def _as_text(one: Generated, lm: FrozenLM) -> Answer:
@@ -184,7 +223,7 @@ def rank(
 
     def read(given: ScaffoldInput, numbers: Sequence[int]) -> list[list[float]]:
         some = [options[number] for number in numbers]
-        scored = decode.score(lm, scaffold, given, some, positions_at_once=how.positions_at_once)
+        scored = how.engine.score(lm, scaffold, given, some, positions_at_once=how.positions_at_once)
         return [[one.log_likelihood for one in values] for values in scored]
 
     return in_groups(rows, lm, scaffold, how, branches, read)
