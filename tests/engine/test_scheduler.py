@@ -299,7 +299,7 @@ def test_what_can_never_be_answered_is_refused_with_both_numbers(lm):
     run = scheduler(lm, rows=4, queue=1)
     with pytest.raises(ContextFull, match="needs 1007 positions, the model has room for 128"):
         run.submit(Request(scaffold=Bare(), given=given, longest=1007 - given.embeds.shape[1]))
-    with pytest.raises(UsageError, match="5 continuations are asked for at once, the scheduler has 4 rows"):
+    with pytest.raises(UsageError, match="5 continuations are asked for at once, and the scheduler has 4 rows"):
         run.submit(Request(scaffold=Bare(), given=given, longest=8, count=5))
     ticket = run.submit(Request(scaffold=Bare(), given=given, longest=2))
     with pytest.raises(QueueFull, match="all 1 places of the queue are taken"):
@@ -389,7 +389,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("how", "after"), [*((how, 22) for how in FAULTS), ("raises", 0), ("width", 0), ("nothing", 0)])
+@pytest.mark.parametrize(
+    ("how", "after"), [*((how, 22) for how in FAULTS), ("raises", 0), ("width", 0), ("nothing", 0)]
+)
 def test_a_scaffold_that_fails_takes_nobody_with_it(lm, how, after):
     good = list(requests(lm, [Bare(), Recursion(lm, RecursionShape(layers=1)), SoftPrompt(from_vocabulary(lm)(4))], 12))
     bad = Broken(how, after)
@@ -546,7 +548,9 @@ def test_branches_share_one_reading_and_draw_for_themselves(any_lm):
     assert tokens(completed) == [one_.ids for one_ in wanted]
     for branch, one_ in zip(completed.branches, wanted, strict=True):
         assert branch.log_probability == pytest.approx(one_.log_probability, rel=1e-3, abs=1e-3)
-    assert completed.passes == 2 + 2 * sum(len(branch.events) - 2 + (len(branch.ids) < 6) for branch in completed.branches)
+    assert completed.passes == 2 + 2 * sum(
+        len(branch.events) - 2 + (len(branch.ids) < 6) for branch in completed.branches
+    )
 
 
 def test_a_seed_gives_the_same_sample_whatever_else_runs(lm):
@@ -573,7 +577,9 @@ def test_penalties_change_what_is_likeliest_as_they_say(lm):
     ]
     run = scheduler(lm)
     asked = [
-        Request(scaffold=Bare(), given=given, ids=tuple(ids), longest=8, shortest=8, sampling=SamplingParameters(**one_))
+        Request(
+            scaffold=Bare(), given=given, ids=tuple(ids), longest=8, shortest=8, sampling=SamplingParameters(**one_)
+        )
         for one_ in [*settings, {}]
     ]
     results = ended(run, [run.submit(request) for request in asked])

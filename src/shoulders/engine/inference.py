@@ -17,8 +17,8 @@ from torch import Tensor
 from shoulders.backbone.choosing import Generated, check_sampling
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine import decode
-from shoulders.engine.decode import Scored
 from shoulders.engine.batches import EncodedQuestion, by_length, encode, question_batch, tokenised, truncated
+from shoulders.engine.decode import Scored
 from shoulders.errors import ContextFull, UsageError
 from shoulders.records import Answer, Question, QuestionLike, ScaffoldInput, as_question, as_questions
 from shoulders.scaffolds.base import Scaffold

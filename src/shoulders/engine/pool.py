@@ -1,4 +1,4 @@
-"""The memory of a scheduler, bounded in bytes: banks of rows that are continued, and texts that are found by content."""
+"""The memory of a scheduler, bounded in bytes: banks of rows that are continued, and texts found by content."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence

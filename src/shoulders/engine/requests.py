@@ -302,5 +302,5 @@ class Ticket:
             return
         try:
             self._listener(event)
-        except Exception:  # noqa: BLE001 (whoever listened is gone, and the other requests go on)
+        except Exception:  # whoever listened is gone, and the other requests go on
             self.cancelled = True

@@ -9,7 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from threading import Condition, Thread
 from typing import Self, final
 
@@ -190,7 +190,8 @@ class Scheduler:
         )
         if request.count > self.rows:
             raise UsageError(
-                f"{request.count} continuations are asked for at once, the scheduler has {self.rows} rows: ask for fewer"
+                f"{request.count} continuations are asked for at once, and the scheduler has {self.rows} rows: ask for "
+                "fewer"
             )
         needed = self._pool.bytes_for([work.demand], [work.demand])
         if needed > self._pool.memory_bytes:
@@ -209,7 +210,7 @@ class Scheduler:
                     return
             try:
                 self.step()
-            except Exception as error:  # noqa: BLE001 (a fault here must end neither the thread nor later requests)
+            except Exception as error:  # a fault here must end neither the thread nor later requests
                 for work in list(self._active):
                     self._fail(work, failure(error))
 
@@ -244,7 +245,7 @@ class Scheduler:
                 self._changed.notify_all()
             try:
                 self._reader.add(work)
-            except Exception as error:  # noqa: BLE001 (whatever a scaffold of another package raises)
+            except Exception as error:  # whatever a scaffold of another package raises
                 self._fail(work, failure(error))
 
     def _fits(self, work: Work) -> bool:
@@ -276,7 +277,7 @@ class Scheduler:
             for row, result in results.items():
                 try:
                     found = resume(programs[row], result, self.lm)
-                except Exception as error:  # noqa: BLE001 (whatever a scaffold of another package raises)
+                except Exception as error:  # whatever a scaffold of another package raises
                     self._fail(row.work, failure(error))
                     continue
                 if isinstance(found, Returned):
@@ -298,7 +299,7 @@ class Scheduler:
             requests = [asked[row] for row in rows]
             try:
                 results = _step(place, requests) if isinstance(place, Bank) else fulfil(requests, self.lm)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 for row in rows:
                     self._fail(row.work, failure(error))
                 continue
@@ -355,10 +356,8 @@ class Scheduler:
         some = [[list(ids) for ids in request.continuations]]
         columns = self.rows * work.demand.columns
         try:
-            (scores,) = decode.score_from(
-                self.lm, request.scaffold, request.given, work.memory, last, some, columns
-            )
-        except Exception as error:  # noqa: BLE001 (whatever a scaffold of another package raises)
+            (scores,) = decode.score_from(self.lm, request.scaffold, request.given, work.memory, last, some, columns)
+        except Exception as error:  # whatever a scaffold of another package raises
             self._fail(work, failure(error))
             return
         if not all(math.isfinite(one.log_likelihood) for one in scores):
@@ -528,7 +527,9 @@ class Scheduler:
 def _step(bank: Bank, requests: Sequence[Pass | Encode | Blocks]) -> list[Tensor]:
     """Return the results of passes or of Connectors whose rows are in one bank."""
     parts = [
-        StackInput(one.states, memory=one.memory) if isinstance(one, Blocks) else StackInput(one.embeds, memory=one.memory)  # type: ignore[union-attr]
+        StackInput(one.states, memory=one.memory)
+        if isinstance(one, Blocks)
+        else StackInput(one.embeds, memory=one.memory)  # type: ignore[union-attr]
         for one in requests
     ]
     outputs = bank.step(parts)
