@@ -130,8 +130,7 @@ def test_a_prefix_in_every_layer_and_a_connector_of_a_norm_alone(tiny_lm, family
 
 def test_layers_that_keep_a_state_run_one_by_one(tiny_lm):
     lm = tiny_lm("qwen3_5")
-    scaffolds = [Bare(), SoftPrompt(from_vocabulary(lm)(4)), Recursion(lm, RecursionShape(layers=1)), Bare()]
-    asked = list(requests(lm, scaffolds))
+    asked = list(requests(lm, [Bare(), SoftPrompt(from_vocabulary(lm)(4)), Bare()]))
     run = scheduler(lm)
     check(lm, asked, ended(run, [run.submit(request) for request in asked]))
     assert run.stats().hits == 0
@@ -516,20 +515,20 @@ def test_a_listener_that_raises_cancels_its_request(lm):
 
 
 def test_stop_texts_and_ends(lm):
-    given = one(lm, Bare(), TEXTS[0])
-    (whole,) = generate(lm, Bare(), given, longest=9)
+    rows = [one(lm, Bare(), text) for text in TEXTS]
+    found = [(given, generate(lm, Bare(), given, longest=9, shortest=9)[0]) for given in rows]
+    given, whole = max(found, key=lambda pair: len(lm.text(pair[1][:7])))
     stop = lm.text(whole)[2:4]
     run = scheduler(lm)
     asked = [
         Request(scaffold=Bare(), given=given, longest=9, stops=stops, shortest=shortest)
-        for stops, shortest in (((stop,), 0), ((), 9), ((), 0))
+        for stops, shortest in (((stop,), 9), ((), 9), ((), 0))
     ]
     stopped, longer, plain = ended(run, [run.submit(request) for request in asked])
-    assert tokens(stopped) == generate(lm, Bare(), given, longest=9, stops=[stop])
-    assert stopped.branches[0].finish == "stop"
-    assert tokens(longer) == generate(lm, Bare(), given, longest=9, shortest=9)
-    assert longer.branches[0].finish == "length"
-    assert tokens(plain) == [whole]
+    assert tokens(stopped) == generate(lm, Bare(), given, longest=9, shortest=9, stops=[stop])
+    assert (stopped.branches[0].finish, len(stopped.branches[0].ids) < 9) == ("stop", True)
+    assert (tokens(longer), longer.branches[0].finish) == ([whole], "length")
+    assert tokens(plain) == generate(lm, Bare(), given, longest=9)
 
 
 def test_branches_share_one_reading_and_draw_for_themselves(any_lm):

@@ -316,8 +316,10 @@ class Scheduler:
             return None
         memory, vectors = request.memory, request.states if isinstance(request, Blocks) else request.embeds
         stack = request.connector.blocks if isinstance(request, Blocks) else self.lm.model.base_model
-        layers = memory.cache.layers if memory.cache is not None else ()
-        plain = memory.bank is not None or (bool(layers) and all(type(layer) is DynamicLayer for layer in layers))
+        plain = memory.bank is not None
+        if not plain and memory.seen:
+            layers = memory.cache_for(stack.config).layers  # type: ignore[arg-type] (a Hugging Face model's)
+            plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
         if not (self._pool.shares and plain and memory.mask is None and request.mask is None and vectors.shape[1] == 1):
             if memory.bank is not None:
                 memory.bank.take_out(memory)
