@@ -125,7 +125,7 @@ def edited(stack: nn.Module, parts: Sequence[tuple[int, LayerEdits]]) -> Iterato
         yield
         return
     _hook(stack)
-    merged = _merged(parts)
+    merged = merged_parts(parts)
     kept = _CURRENT.set({name: [(rows, layers.get(name)) for rows, layers in merged] for name in names})
     try:
         yield
@@ -194,7 +194,7 @@ def _over_positions(factors: Float[Tensor, "*B N"]) -> Float[Tensor, "*B 1 N"]:
     return factors[:, None] if factors.dim() == 2 else factors
 
 
-def _merged(parts: Sequence[tuple[int, LayerEdits]]) -> list[tuple[int, LayerEdits]]:
+def merged_parts(parts: Sequence[tuple[int, LayerEdits]]) -> list[tuple[int, LayerEdits]]:
     """Return the parts with neighbours of the same edits as one part."""
     merged: list[tuple[int, LayerEdits]] = []
     for rows, layers in parts:
