@@ -13,6 +13,7 @@ from shoulders.data.matching import find_support
 from shoulders.engine import inference
 from shoulders.engine.inference import Answering, Sampling, answered, choose
 from shoulders.evidence.base import Evidence
+from shoulders.evidence.demonstrations import Demonstrations, stops_of
 from shoulders.evidence.packing import PackedEvidence
 from shoulders.records import Answer, Passage, Question, QuestionLike, as_questions
 from shoulders.scaffolds.base import Scaffold
@@ -109,7 +110,8 @@ class ModelAnswerer(Answerer):
         """
         model = info.load(lm)
         evidence = spec.source(lm, model.scaffold.length)  # candidates are the frozen model's
-        return cls(model.lm, model.scaffold, Answering(spec.longest, truncate), spec, evidence)
+        how = Answering(spec.longest, truncate, stops=stops_of(evidence))
+        return cls(model.lm, model.scaffold, how, spec, evidence)
 
     def with_threshold_of(self, name: str) -> Self:
         """Return the answerer with the threshold that is stored in a folder, if there is one.
@@ -165,6 +167,8 @@ class ModelAnswerer(Answerer):
         if self.evidence is None:
             return [_ModelInput(one) for one in asked]
         found = self.evidence.find(asked)
+        if isinstance(self.evidence, Demonstrations):
+            return [_ModelInput(self.evidence.write(one, some)) for one, some in zip(asked, found, strict=True)]
         if not isinstance(self.evidence, PackedEvidence):
             write = self.evidence.write
             return [

@@ -11,6 +11,7 @@ from shoulders.answering.stages import Cascade, Stage, StageAnswer, StoredCascad
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.inference import Answering, Sampling, likeliest_choice
 from shoulders.errors import UsageError
+from shoulders.evidence.demonstrations import stops_of
 from shoulders.records import Answer, QuestionLike, as_questions
 
 
@@ -83,7 +84,8 @@ class CascadeAnswerer(Answerer):
         yield self.ask(question).text
 
     def _alone(self, stage: Stage) -> ModelAnswerer:
-        return ModelAnswerer(self.lm, stage.scaffold, self.how, self.spec, stage.evidence)
+        spec, how = replace(self.spec, chat=stage.chat), replace(self.how, stops=stops_of(stage.evidence))
+        return ModelAnswerer(self.lm, stage.scaffold, how, spec, stage.evidence)
 
 
 def load_stage(name: str, lm: FrozenLM) -> Stage:
@@ -98,4 +100,4 @@ def load_stage(name: str, lm: FrozenLM) -> Stage:
             f"{name} holds a rival ({info.rival.kind}), and all stages share one frozen model: name scaffolds"
         )
     scaffold = info.load(lm).scaffold
-    return Stage.of(scaffold, name, info.spec.source(lm, scaffold.length))
+    return Stage.of(scaffold, name, info.spec.source(lm, scaffold.length), info.spec.chat)

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreT
 from transformers.pytorch_utils import Conv1D
 
 from shoulders.backbone import attention, fingerprint
+from shoulders.backbone.chat import ChatTemplate
 from shoulders.backbone.choosing import ends_of
 from shoulders.backbone.loading import load_tokenizer, load_whole
 from shoulders.backbone.passes import (
@@ -182,8 +183,16 @@ class FrozenLM:
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """Token ids that end an answer (`choosing.ends_of`)."""
-        return ends_of(self.model, self.tokenizer)
+        """Token ids that end an answer (`choosing.ends_of`), that of the chat template among them."""
+        own = self.template.end if self.template else None
+        return tuple(dict.fromkeys([*ends_of(self.model, self.tokenizer), *([] if own is None else [own])]))
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """The tokenizer's chat template; None if it has none."""
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            return None
+        return ChatTemplate(self.tokenizer, self.vocabulary, self.name)
 
     @cached_property
     def recurrent(self) -> bool:

@@ -204,14 +204,22 @@ def generate(
     return rows.ids
 
 
-def likeliest(lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int) -> list[Generated]:
+def likeliest(
+    lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, stops: Sequence[str] = ()
+) -> list[Generated]:
     """Return the greedy continuation of each row, with its probability."""
     choice = Choice(lm.ends)
-    return choice.generated(generate(lm, scaffold, given, longest=longest, choice=choice))
+    return choice.generated(generate(lm, scaffold, given, longest=longest, choice=choice, stops=stops))
 
 
 def sampled(
-    lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, draws: Float[Tensor, "B N L"], *, temperature: float = 1.0
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    given: ScaffoldInput,
+    draws: Float[Tensor, "B N L"],
+    *,
+    temperature: float = 1.0,
+    stops: Sequence[str] = (),
 ) -> list[list[Generated]]:
     """Return N continuations of each row of at most L tokens, from one pass over it.
 
@@ -221,10 +229,11 @@ def sampled(
         given: the texts, padded on the left.
         draws: numbers uniform on [0, 1); the same numbers give the same continuations, whatever else is in the batch.
         temperature: 1 samples the model's own distribution.
+        stops: texts that end a continuation (`Decode`).
     """
     rows, count, longest = draws.shape
     choice = Choice(lm.ends, draws.flatten(0, 1), temperature)
-    flat = choice.generated(generate(lm, scaffold, given, longest=longest, branches=count, choice=choice))
+    flat = choice.generated(generate(lm, scaffold, given, longest=longest, branches=count, choice=choice, stops=stops))
     return [flat[row * count : (row + 1) * count] for row in range(rows)]
 
 

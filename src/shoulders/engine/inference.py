@@ -17,7 +17,15 @@ from torch import Tensor
 from shoulders.backbone.choosing import Generated, check_sampling
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine import decode
-from shoulders.engine.batches import EncodedQuestion, by_length, encode, question_batch, tokenised, truncated
+from shoulders.engine.batches import (
+    EncodedQuestion,
+    answer_ids,
+    by_length,
+    encode,
+    question_batch,
+    tokenised,
+    truncated,
+)
 from shoulders.errors import ContextFull, UsageError
 from shoulders.records import Answer, Question, QuestionLike, ScaffoldInput, as_question, as_questions
 from shoulders.scaffolds.base import Scaffold
@@ -37,12 +45,14 @@ class Answering:
         truncate: cut questions that do not fit the context, instead of raising `ContextFull`.
         positions_at_once: largest size of a batch, in positions.
         on_cut: called with each question that was cut.
+        stops: texts that end an answer, and are no part of it.
     """
 
     longest: int = LONGEST_ANSWER
     truncate: bool = False
     positions_at_once: int = POSITIONS_AT_ONCE
     on_cut: Callable[[Question], None] = lambda _: None
+    stops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.longest < 1:
@@ -104,7 +114,8 @@ def answered(
     rows = [_fitting(one, lm, scaffold, how.longest, how) for one in as_questions(questions)]
 
     def read(given: ScaffoldInput, _: Sequence[int]) -> list[Answer]:
-        return [_as_text(one, lm) for one in decode.likeliest(lm, scaffold, given, longest=how.longest)]
+        some = decode.likeliest(lm, scaffold, given, longest=how.longest, stops=how.stops)
+        return [_as_text(one, lm, how) for one in some]
 
     return in_groups(rows, lm, scaffold, how, [how.longest] * len(rows), read)
 
@@ -127,8 +138,8 @@ def sample(
 
     def read(given: ScaffoldInput, numbers: Sequence[int]) -> list[list[Answer]]:
         draws = torch.stack([sampling.draws(rows[number].question, how.longest) for number in numbers])
-        several = decode.sampled(lm, scaffold, given, draws, temperature=sampling.temperature)
-        return [[_as_text(one, lm) for one in some] for some in several]
+        several = decode.sampled(lm, scaffold, given, draws, temperature=sampling.temperature, stops=how.stops)
+        return [[_as_text(one, lm, how) for one in some] for some in several]
 
     return in_groups(rows, lm, scaffold, how, branches, read)
 
@@ -141,12 +152,23 @@ def stream(question: QuestionLike, lm: FrozenLM, scaffold: Scaffold, how: Answer
     """
     how = how or Answering()
     given = question_batch([_fitting(as_question(question), lm, scaffold, how.longest, how)], lm, scaffold)
-    yield from decode.stream(lm, scaffold, given, longest=how.longest)
+    whole = shown = ""
+    for piece in decode.stream(lm, scaffold, given, longest=how.longest, stops=how.stops):
+        whole += piece
+        text = before_stop(whole, how.stops)
+        if len(text) > len(shown):
+            yield text[len(shown) :]
+            shown = text
 
 
-def _as_text(one: Generated, lm: FrozenLM) -> Answer:
+def _as_text(one: Generated, lm: FrozenLM, how: Answering) -> Answer:
     """Return what was generated as an answer."""
-    return Answer(lm.text(one.ids).strip(), one.log_probability, one.margin)
+    return Answer(before_stop(lm.text(one.ids), how.stops).strip(), one.log_probability, one.margin)
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """Return the text before the first stop text in it."""
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def rank(
@@ -175,8 +197,7 @@ def rank(
         if not some:
             raise UsageError(f"the question {question.text!r} has no choices to rank: give at least one")
     options = [
-        [[*lm.continuation_ids(question.whole, choice, list(question.ids or ())), lm.end] for choice in some]
-        for question, some in zip(known, choices, strict=True)
+        [answer_ids(question, choice, lm) for choice in some] for question, some in zip(known, choices, strict=True)
     ]
     longest = [max(len(ids) for ids in some) for some in options]
     rows = [_fitting(question, lm, scaffold, room, how) for question, room in zip(known, longest, strict=True)]
@@ -256,7 +277,7 @@ def _fitting(question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: 
     room = lm.context - scaffold.length - answer_room
     if len(row.ids) <= room:
         return row
-    if how.truncate and room > 0:
+    if how.truncate and room > row.rest:
         how.on_cut(question)
         return truncated(row, room)
     shorter = "ask for a shorter answer (--longest, test.longest; with choices: shorter choices)"
