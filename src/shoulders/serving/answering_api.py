@@ -18,8 +18,8 @@ from starlette.formparsers import MultiPartException
 from shoulders.answering.answerer import Answerer, ModelAnswerer, ModelInput, trimmed
 from shoulders.answering.cascade import CascadeAnswerer
 from shoulders.engine import inference
-from shoulders.engine.batches import encode
-from shoulders.errors import ContextFull, CorruptFile, SaveFailed, SourceNotFound
+from shoulders.engine.batches import EncodedQuestion, encode
+from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound
 from shoulders.records import Answer, Passage, Question
 from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.scoring import Pair, Ranker
@@ -214,14 +214,15 @@ class _Asked:
             yield await self._by_stages(question)
             return
         given = await self._evidence(self.answerer, question)
-        self.about.prompt_tokens = self.usage.prompt = len(self.service.lm.ids(given.question.whole))
+        row = encode(given.question, self.service.lm)
+        self.about.prompt_tokens = self.usage.prompt = len(row.ids)
         if given.passages or given.candidates:
             told = _told(replace(_NOTHING, passages=given.passages, read=given.read, candidates=given.candidates))
             yield {"type": "evidence", **{name: told[name] for name in ("passages", "read", "candidates")}}
         if self.body.choices:
             yield await self._chosen(self.answerer, given)
             return
-        async for event in self._generated(self.answerer, given):
+        async for event in self._generated(self.answerer, given, row):
             yield event
 
     async def _evidence(self, answerer: ModelAnswerer, question: Question) -> ModelInput:
@@ -233,10 +234,11 @@ class _Asked:
             raise ApiError(503, what, code="evidence_unavailable", retry_after=5) from error
         return given
 
-    async def _generated(self, answerer: ModelAnswerer, given: ModelInput) -> AsyncIterator[dict[str, Any]]:
+    async def _generated(
+        self, answerer: ModelAnswerer, given: ModelInput, row: EncodedQuestion
+    ) -> AsyncIterator[dict[str, Any]]:
         """Yield the answer in pieces, and as a whole."""
         served = replace(self.served, opened=answerer)
-        row = encode(given.question, self.service.lm)
         asked = self.service.request(served, row, answerer.how.longest, self.about)
         whole = shown = ""
         async for piece in self.service.pieces(self.about, [asked], self.usage):

@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from shoulders.errors import UsageError
 from shoulders.serving.answering_api import UPLOADS, answering_routes
 from shoulders.serving.http import ApiError, Gate, JsonLines, Keys, as_api_error
 from shoulders.serving.models import ServedModel
@@ -78,7 +79,7 @@ def create_app(service: Service) -> Gate:
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     keys = Keys(service.config)
-    for kind in (ApiError, RequestValidationError, HTTPException, Exception):
+    for kind in (ApiError, RequestValidationError, HTTPException, UsageError, TimeoutError, Exception):
         app.add_exception_handler(kind, _told)
     app.include_router(openai_routes(service))
     app.include_router(answering_routes(service))

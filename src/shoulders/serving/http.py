@@ -17,7 +17,20 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from shoulders.errors import ContextFull, SaveFailed, UsageError, first_line
+from shoulders.errors import (
+    ContextFull,
+    CorruptFile,
+    HubUnreachable,
+    PoolTooSmall,
+    QueueFull,
+    RequestFailed,
+    SaveFailed,
+    SourceNotFound,
+    Stopped,
+    UsageError,
+    WrongBackbone,
+    first_line,
+)
 from shoulders.serving.config import ANYONE, ApiKey, ServerConfig, hash_of, read_keys
 
 log = logging.getLogger("shoulders.serving")
@@ -40,6 +53,18 @@ TYPES = {
     503: "unavailable_error",
     504: "timeout_error",
     507: "storage_error",
+}
+TOLD: dict[type[UsageError], tuple[int, str]] = {  # status and code of our own errors; 400 for all others
+    ContextFull: (400, "context_length_exceeded"),
+    PoolTooSmall: (400, "pool_too_small"),
+    WrongBackbone: (400, "wrong_backbone"),
+    CorruptFile: (400, "corrupt_file"),
+    SourceNotFound: (404, "source_not_found"),
+    QueueFull: (429, "queue_full"),
+    RequestFailed: (500, "generation_failed"),
+    HubUnreachable: (503, "hub_unreachable"),
+    Stopped: (503, "stopped"),
+    SaveFailed: (507, "storage_failed"),
 }
 LEFT = 499  # status in logs and metrics of a request whose client went away
 OPEN = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs", "/v1/info"})  # paths without a key
@@ -89,14 +114,11 @@ def as_api_error(error: BaseException) -> ApiError:
         return _invalid(error)
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), code="not_found" if error.status_code == 404 else None)
-    if isinstance(error, ContextFull):
-        return ApiError(400, str(error), code="context_length_exceeded")
-    if isinstance(error, SaveFailed):
-        return ApiError(507, str(error), code="storage_failed")
-    if isinstance(error, UsageError):
-        return ApiError(400, str(error))
     if isinstance(error, TimeoutError):
         return ApiError(504, "the deadline of the request has passed: ask for less, or later", code="deadline_exceeded")
+    if isinstance(error, UsageError):
+        status, code = next((told for kind, told in TOLD.items() if isinstance(error, kind)), (400, None))
+        return ApiError(status, str(error), code=code, retry_after=5 if status in (429, 503) else 0)
     return ApiError(500, "the server failed: its log has the details under the request id (X-Request-Id)")
 
 
