@@ -11,8 +11,9 @@ from shoulders.answering.threshold import read_threshold
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.matching import find_support
 from shoulders.engine import inference
-from shoulders.engine.inference import Answering, Sampling, answered, choose
+from shoulders.engine.inference import Answering, Engine, Sampling, answered, choose
 from shoulders.evidence.base import Evidence
+from shoulders.evidence.candidates import Candidates
 from shoulders.evidence.demonstrations import Demonstrations, stops_of
 from shoulders.evidence.packing import PackedEvidence
 from shoulders.records import Answer, Passage, Question, QuestionLike, as_questions
@@ -63,6 +64,13 @@ class Answerer(ABC):
     @abstractmethod
     def stream(self, question: QuestionLike) -> Iterator[str]:
         """Yield the text of the answer in pieces, as they are generated."""
+
+    @abstractmethod
+    def over(self, engine: Engine) -> Self:
+        """Return the same answerer, whose passes an engine runs: a scheduler that many threads share.
+
+        What has no passes through a frozen model, and evidence of another package, stays as it is.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +170,10 @@ class ModelAnswerer(Answerer):
         pieces = inference.stream(one.question, self.lm, self.scaffold, self.how)
         yield from _trimmed(pieces, first_line=self.reads_passages)
 
+    def over(self, engine: Engine) -> Self:
+        """Return the same answerer, with its evidence, whose passes an engine runs."""
+        return replace(self, how=replace(self.how, engine=engine), evidence=evidence_over(self.evidence, engine))
+
     def prepared(self, questions: Sequence[QuestionLike]) -> list[ModelInput]:
         """Return questions as the model reads them, with their evidence."""
         asked = [self.spec.question(one) for one in as_questions(questions)]
@@ -196,6 +208,11 @@ class ModelAnswerer(Answerer):
             least=threshold.least(stands=stands is not None) if threshold else 0.0,
             passes=self.passes,
         )
+
+
+def evidence_over(evidence: Evidence | None, engine: Engine) -> Evidence | None:
+    """Return the same source of evidence, whose passes an engine runs; passages are found without any."""
+    return evidence.over(engine) if isinstance(evidence, Candidates) else evidence
 
 
 def _trimmed(pieces: Iterable[str], *, first_line: bool) -> Iterator[str]:

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self, final
 
-from shoulders.answering.answerer import Answerer, ModelAnswerer
+from shoulders.answering.answerer import Answerer, ModelAnswerer, evidence_over
 from shoulders.answering.models import model_info
 from shoulders.answering.spec import AnswerSpec, spec_from_json
 from shoulders.answering.stages import Cascade, Stage, StageAnswer, StoredCascade
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.engine.inference import Answering, Sampling, likeliest_choice
+from shoulders.engine.inference import Answering, Engine, Sampling, likeliest_choice
 from shoulders.errors import UsageError
 from shoulders.evidence.demonstrations import stops_of
 from shoulders.records import Answer, QuestionLike, as_questions
@@ -82,6 +82,13 @@ class CascadeAnswerer(Answerer):
     def stream(self, question: QuestionLike) -> Iterator[str]:
         """Yield the answer in one piece: confidence is known only once an answer is complete."""
         yield self.ask(question).text
+
+    def over(self, engine: Engine) -> Self:
+        """Return the same cascade, with the evidence of its stages, whose passes an engine runs."""
+        stages = tuple(
+            replace(stage, evidence=evidence_over(stage.evidence, engine)) for stage in self.adaptive.stages
+        )
+        return replace(self, how=replace(self.how, engine=engine), adaptive=replace(self.adaptive, stages=stages))
 
     def _alone(self, stage: Stage) -> ModelAnswerer:
         spec, how = replace(self.spec, chat=stage.chat), replace(self.how, stops=stops_of(stage.evidence))

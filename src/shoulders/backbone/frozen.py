@@ -195,6 +195,11 @@ class FrozenLM:
         return ChatTemplate(self.tokenizer, self.vocabulary, self.name)
 
     @cached_property
+    def special(self) -> frozenset[int]:
+        """Token ids that are no text."""
+        return frozenset(self.tokenizer.all_special_ids)
+
+    @cached_property
     def recurrent(self) -> bool:
         """Whether some layers keep a state that changes in place (linear attention) instead of keys and values."""
         return recurrent(self.config)

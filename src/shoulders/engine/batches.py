@@ -11,7 +11,7 @@ from torch import Tensor
 from shoulders.backbone.chat import template_of
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import UsageError
-from shoulders.records import IGNORE, Batch, Placement, Question, ScaffoldInput, Tokenised
+from shoulders.records import IGNORE, Batch, Placement, Question, ScaffoldInput, Tokenised, Tokens
 from shoulders.scaffolds.base import Scaffold
 
 Row = TypeVar("Row")
@@ -146,6 +146,19 @@ def question_batch(rows: Sequence[EncodedQuestion], lm: FrozenLM, scaffold: Scaf
     mask = torch.arange(length)[None] >= torch.tensor(pads)[:, None]
     slots = tuple(pad + row.slot(scaffold.placement) for pad, row in zip(pads, rows, strict=True))
     return _given(rows, ids, mask if any(pads) else None, slots, lm, scaffold)
+
+
+def rows_of(given: ScaffoldInput) -> list[ScaffoldInput]:
+    """Return each row of a batch of questions by itself, without padding."""
+    rows: list[ScaffoldInput] = []
+    for number, embeds in enumerate(given.embeds.split(1)):
+        begin = 0 if given.mask is None else int((~given.mask[number]).sum())
+        source = given.source
+        if source is not None:
+            ids = source.ids[number : number + 1]
+            source = Tokens(ids if source.mask is None else ids[:, source.mask[number]])
+        rows.append(ScaffoldInput(embeds[:, begin:], None, (given.slot[number] - begin,), source))
+    return rows
 
 
 def _given(

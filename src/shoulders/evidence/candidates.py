@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Protocol, final
+from typing import Protocol, Self, final
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.engine.inference import Answering, Sampling, sample
+from shoulders.engine.inference import Answering, Engine, Sampling, sample
 from shoulders.errors import UsageError
 from shoulders.records import Answer, Passage, Question
 from shoulders.scaffolds.base import Scaffold
@@ -31,6 +31,10 @@ class Sampler(Protocol):
 
     def samples(self, questions: Sequence[Question], count: int) -> list[list[Answer]]:
         """Return `count` sampled answers to each question, in the order in which they were sampled."""
+        ...
+
+    def over(self, engine: Engine) -> "Sampler":
+        """Return the same sampler, whose passes an engine runs."""
         ...
 
 
@@ -59,6 +63,10 @@ class FirstPass:
     def passes(self) -> int:
         """Passes of the scaffold."""
         return self.scaffold.passes
+
+    def over(self, engine: Engine) -> Self:
+        """Return the same sampler, whose passes an engine runs."""
+        return replace(self, how=replace(self.how, engine=engine))
 
     def samples(self, questions: Sequence[Question], count: int) -> list[list[Answer]]:
         """Return sampled answers from the cache, or sample them, reading each question once."""
@@ -100,6 +108,11 @@ class Candidates:
         """Hash over samplers, count and position of the list."""
         names = [self.sampler.name, *(self.across[fold].name for fold in sorted(self.across))]
         return blake2b(f"{names}/{self.count}/{self.before}".encode(), digest_size=16).hexdigest()
+
+    def over(self, engine: Engine) -> Self:
+        """Return the same source, whose passes an engine runs."""
+        across = {fold: sampler.over(engine) for fold, sampler in self.across.items()}
+        return replace(self, sampler=self.sampler.over(engine), across=across)
 
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:
         """Return the candidates of each question, the most probable first.

@@ -239,7 +239,7 @@ class _Asked:
     ) -> AsyncIterator[dict[str, Any]]:
         """Yield the answer in pieces, and as a whole."""
         served = replace(self.served, opened=answerer)
-        asked = self.service.request(served, row, answerer.how.longest, self.about)
+        asked = self.service.request(served, row, answerer.how.longest, self.about, stops=answerer.how.stops)
         whole = shown = ""
         async for piece in self.service.pieces(self.about, [asked], self.usage):
             whole += piece.text
@@ -248,7 +248,7 @@ class _Asked:
                 yield {"type": "delta", "text": text[len(shown) :]}
                 shown = text
         (branch,) = self.usage.results[0].branches
-        said = Answer(self.service.lm.text(branch.ids).strip(), branch.log_probability, branch.margin)
+        said = inference.as_answer(branch, self.service.lm, answerer.how)
         yield self._whole(answerer.finished(given, said), answerer.doubt)
 
     async def _chosen(self, answerer: ModelAnswerer, given: ModelInput) -> dict[str, Any]:
