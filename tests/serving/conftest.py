@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from rankers import save_bert
+from served import LONGEST, TEMPLATE, Running, kept, prompt, running, service_of
 from shoulders.answering.calibration import Point, Threshold
 from shoulders.answering.spec import AnswerSpec
 from shoulders.answering.stages import Calibration, Cascade, Stage, save
@@ -35,50 +36,7 @@ from shoulders.serving.models import Models
 from shoulders.serving.service import Service
 from tiny import save_lm
 
-TEMPLATE = (
-    "{% for message in messages %}<{{ message.role }}> {{ message.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant> {% endif %}"
-)
-LONGEST = 6
-GENERATING = ("bare", "prefix", "infix", "suffix", "input", "twice")  # what completes texts
 PETS = {"Rome": "cat", "Bern": "bear", "Oslo": "elk"}
-
-
-@dataclass
-class Running:
-    """A server that runs."""
-
-    url: str
-    service: Service
-
-    def client(self, key: str = "none", **how: object) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **how)
-
-    def http(self, key: str = "", **how: object) -> httpx.Client:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=30, **how)
-
-
-@contextmanager
-def running(service: Service) -> Iterator[Running]:
-    """A server in a thread; at the end it stops as at SIGTERM."""
-    addresses: list[str] = []
-    ready = threading.Event()
-
-    def listening(address: str) -> None:
-        addresses.append(address)
-        ready.set()
-
-    server = Server(service, listening)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        assert ready.wait(30)
-        yield Running(addresses[0], service)
-    finally:
-        server.should_exit = True
-        thread.join(60)
-        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="session")
@@ -90,20 +48,6 @@ def lm(folders: Path) -> FrozenLM:
     (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 512}))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     return FrozenLM.load(str(folder), dtype="float32", device="cpu").keep_fingerprint()
-
-
-def prompt(lm: FrozenLM, seed: int, placement: Placement = Placement.PREFIX, length: int = 3) -> SoftPrompt:
-    """A soft prompt that changes what the model says."""
-    made = SoftPrompt(from_vocabulary(lm, seed)(length), placement)
-    with torch.no_grad():
-        made.prompt.mul_(2)
-    return made
-
-
-def kept(scaffold: Scaffold, lm: FrozenLM, folder: Path, spec: AnswerSpec | None = None) -> Path:
-    """Save a scaffold into a folder."""
-    scaffold.made_for(lm, answering=spec.as_json() if spec else {}).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -135,16 +79,6 @@ def saved(lm: FrozenLM, tiny_encoder: Callable, tmp_path_factory: pytest.TempPat
     tower = save_bert(place / "tower")
     Reranker.start(tower, length=64).save(place / "reranker", RerankerOrigin(tower))
     return place
-
-
-def service_of(lm: FrozenLM, saved: Path, names: tuple[str, ...] = (), **how: object) -> Service:
-    """A server's service with some of the saved models; `how` are its settings, `rows` and `queue` the engine's too."""
-    engine = {name: how.pop(name) for name in ("rows", "memory_bytes") if name in how}
-    config = ServerConfig(port=0, allow=(str(saved),), **how)
-    models = Models(lm, allow=config.allow)
-    for name in names:
-        models.add(name, str(saved / name))
-    return Service(lm, Scheduler(lm, queue=config.queue, **engine), models, config)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import running, service_of
+from served import running, service_of
 from hypothesis import given
 from hypothesis import strategies as st
 

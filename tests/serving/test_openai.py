@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from conftest import GENERATING
+from served import GENERATING
 from shoulders.backbone.chat import conversation
 from shoulders.engine import decode
 from shoulders.engine.batches import encode, question_batch

@@ -17,7 +17,7 @@ import openai
 import pytest
 import torch
 
-from conftest import kept, prompt, running, service_of
+from served import kept, prompt, running, service_of
 from shoulders.errors import CorruptFile, UsageError
 from shoulders.serving.config import ApiKey, ServerConfig, add_key, read_keys
 from shoulders.serving.http import ApiError, Keys
