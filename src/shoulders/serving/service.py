@@ -25,18 +25,18 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what bytes that are no whole charact
 
 
 class ServingEngine(Protocol):
-    """What a server needs of an engine: the scheduler's interface."""
+    """What a server needs of an engine, such as the scheduler."""
 
     def submit(self, request: Request) -> Ticket:
-        """Take a request, to be run with all others."""
+        """Put a request into the queue; return its ticket."""
         ...
 
     def bound(self, *, deadline: float | None, label: str, on_ticket: Callable[[Ticket], None]) -> Engine:
-        """Return the interface of answerers, whose requests have this deadline and are passed to `on_ticket`."""
+        """Return an engine of the requests of one client (`engine.requests.Submitting.bound`)."""
         ...
 
     def stats(self) -> Stats:
-        """Return the numbers of the engine."""
+        """Return counts and sizes."""
         ...
 
     def start(self) -> Any:
@@ -44,7 +44,7 @@ class ServingEngine(Protocol):
         ...
 
     def stop(self, finish: bool = True) -> None:
-        """Run what was taken to its end, and stop."""
+        """Take no more requests, and end what was taken."""
         ...
 
 
