@@ -95,7 +95,7 @@ class GrowingText:
         self._held.append((len(self._text), TokenLog(event.token, event.log_probability, event.top)))
         self._ids.append(event.token)
         self._decode(whole=True)
-        found = [place for stop in self._stops if (place := self._text.find(stop, self._from(stop))) >= 0]
+        found = [place for stop in self._stops if (place := self._text.find(stop, self._sent)) >= 0]
         if found:
             self._stopped = True
             return self._passed_on(min(found))
@@ -117,10 +117,6 @@ class GrowingText:
             return
         self._text += now[len(before) :]
         self._begin, self._read = self._read, len(self._ids)
-
-    def _from(self, stop: str) -> int:
-        """Return where a stop text may begin that was not there before."""
-        return max(0, self._sent - len(stop) + 1)
 
     def _kept_back(self) -> int:
         """Return the length of the longest end of the text with which a stop text may begin."""
@@ -377,7 +373,7 @@ class GrowingText:
         self._held.append((len(self._text), TokenLog(event.token, event.log_probability, event.top)))
         self._ids.append(event.token)
         self._decode(whole=True)
-        found = [place for stop in self._stops if (place := self._text.find(stop, self._from(stop))) >= 0]
+        found = [place for stop in self._stops if (place := self._text.find(stop, self._sent)) >= 0]
         if found:
             self._stopped = True
             return self._passed_on(min(found))
