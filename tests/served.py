@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 import openai
 import torch
 
@@ -39,9 +39,9 @@ class Running:
     def client(self, key: str = "none", **how: object) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **how)
 
-    def http(self, key: str = "", **how: object) -> httpx.Client:
+    def http(self, key: str = "", **how: object) -> httpx2.Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=30, **how)
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=30, **how)
 
 
 @contextmanager

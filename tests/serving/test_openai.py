@@ -138,7 +138,9 @@ def test_several_prompts_token_ids_and_echo(server, client):
         text = TEXTS[number // 2]
         assert choice.text == text + offline(server, "bare", Question(text))[0]
     ids = complete(client, "bare", [lm.ids(text) for text in TEXTS[:3]])
-    assert [choice.text for choice in ids.choices] == [choice.text[len(TEXTS[number]) :] for number, choice in enumerate(found.choices[::2])]
+    assert [choice.text for choice in ids.choices] == [
+        choice.text[len(TEXTS[number]) :] for number, choice in enumerate(found.choices[::2])
+    ]
     assert found.usage.prompt_tokens == sum(len(lm.ids(text)) for text in TEXTS[:3])
 
 
@@ -163,9 +165,16 @@ def test_models_are_listed_with_their_parent(server, client):
     assert (cards["twice"].passes, cards["twice"].first_pass) == (2, "twice:first")
     assert client.models.retrieve("twice:first").kind == "bare"
     assert cards["reranker"].endpoints == ["rerank"]
-    assert complete(client, server.service.lm.name, TEXTS[0]).choices[0].text == complete(client, "bare", TEXTS[0]).choices[0].text
+    assert (
+        complete(client, server.service.lm.name, TEXTS[0]).choices[0].text
+        == complete(client, "bare", TEXTS[0]).choices[0].text
+    )
     first = complete(client, "twice:first", TEXTS[0]).choices[0].text
-    assert first == complete(client, "bare", TEXTS[0]).choices[0].text != complete(client, "twice", TEXTS[0]).choices[0].text
+    assert (
+        first
+        == complete(client, "bare", TEXTS[0]).choices[0].text
+        != complete(client, "twice", TEXTS[0]).choices[0].text
+    )
 
 
 def test_openais_client_raises_its_own_errors(client):

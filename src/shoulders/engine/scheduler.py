@@ -9,7 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from threading import Condition, Thread
 from typing import Self, final
 
@@ -19,12 +19,9 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from shoulders.backbone.banks import Bank
-from shoulders.backbone.choosing import Generated
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import StackInput
 from shoulders.engine import decode
-from shoulders.engine.batches import rows_of
-from shoulders.engine.decode import Scored
 from shoulders.engine.pool import Pool
 from shoulders.engine.reading import Reader
 from shoulders.engine.requests import (
@@ -33,28 +30,26 @@ from shoulders.engine.requests import (
     Event,
     Finish,
     Request,
-    SamplingParameters,
     Stats,
+    Submitting,
     Ticket,
 )
 from shoulders.engine.work import Chosen, Counts, Returned, Row, Work, choose, failure, resume
 from shoulders.errors import PoolTooSmall, QueueFull, RequestFailed, Stopped, UsageError
-from shoulders.records import ScaffoldInput
-from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.program import Blocks, Encode, Pass, Program, fulfil
 
 ALONE = 8  # times as many columns are read in a step while no row is continued
 
 
 @final
-class Scheduler:
+class Scheduler(Submitting):
     """Runs requests around one frozen model, from any number of threads.
 
     >>> with Scheduler(lm) as scheduler:  # doctest: +SKIP
     ...     ticket = scheduler.submit(Request(scaffold=scaffold, given=given, longest=64))
     ...     for event in ticket: ...
 
-    It is an `engine.inference.Engine`, too: whatever asks the model can go through it.
+    It is an `engine.inference.Engine`, too (`Submitting`): whatever asks the model can go through it.
 
     Args:
         lm: the frozen model.
@@ -209,7 +204,7 @@ class Scheduler:
                     return
             try:
                 self.step()
-            except Exception as error:  # noqa: BLE001 (a fault here must end neither the thread nor later requests)
+            except Exception as error:
                 for work in list(self._active):
                     self._fail(work, failure(error))
 
@@ -244,7 +239,7 @@ class Scheduler:
                 self._changed.notify_all()
             try:
                 self._reader.add(work)
-            except Exception as error:  # noqa: BLE001 (whatever a scaffold of another package raises)
+            except Exception as error:
                 self._fail(work, failure(error))
 
     def _fits(self, work: Work) -> bool:
@@ -276,7 +271,7 @@ class Scheduler:
             for row, result in results.items():
                 try:
                     found = resume(programs[row], result, self.lm)
-                except Exception as error:  # noqa: BLE001 (whatever a scaffold of another package raises)
+                except Exception as error:
                     self._fail(row.work, failure(error))
                     continue
                 if isinstance(found, Returned):
@@ -298,7 +293,7 @@ class Scheduler:
             requests = [asked[row] for row in rows]
             try:
                 results = _step(place, requests) if isinstance(place, Bank) else fulfil(requests, self.lm)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 for row in rows:
                     self._fail(row.work, failure(error))
                 continue
@@ -355,10 +350,8 @@ class Scheduler:
         some = [[list(ids) for ids in request.continuations]]
         columns = self.rows * work.demand.columns
         try:
-            (scores,) = decode.score_from(
-                self.lm, request.scaffold, request.given, work.memory, last, some, columns
-            )
-        except Exception as error:  # noqa: BLE001 (whatever a scaffold of another package raises)
+            (scores,) = decode.score_from(self.lm, request.scaffold, request.given, work.memory, last, some, columns)
+        except Exception as error:
             self._fail(work, failure(error))
             return
         if not all(math.isfinite(one.log_likelihood) for one in scores):
@@ -451,91 +444,18 @@ class Scheduler:
         self._counts.labels[work.request.label] += 1
         work.ticket.end(result)
 
-    # The interface of `engine.inference.Engine`: for threads that wait for their answers.
-
-    def likeliest(
-        self, lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, stops: Sequence[str] = ()
-    ) -> list[Generated]:
-        """Return the greedy continuation of each row (`decode.likeliest`)."""
-        if lm is not self.lm:
-            return decode.likeliest(lm, scaffold, given, longest=longest, stops=stops)
-        asked = [
-            Request(scaffold=scaffold, given=row, longest=longest, stops=tuple(stops)) for row in rows_of(given)
-        ]
-        return [_generated(done.branches[0]) for done in self._ask(asked)]
-
-    def sampled(
-        self,
-        lm: FrozenLM,
-        scaffold: Scaffold,
-        given: ScaffoldInput,
-        draws: Float[Tensor, "B N L"],
-        *,
-        temperature: float = 1.0,
-        stops: Sequence[str] = (),
-    ) -> list[list[Generated]]:
-        """Return N continuations of each row of at most L tokens (`decode.sampled`)."""
-        if lm is not self.lm:
-            return decode.sampled(lm, scaffold, given, draws, temperature=temperature, stops=stops)
-        settings = {"sampling": SamplingParameters(temperature=temperature), "stops": tuple(stops)}
-        asked = [
-            Request(scaffold=scaffold, given=row, longest=len(one[0]), count=len(some), draws=some, **settings)
-            for row, one in zip(rows_of(given), draws, strict=True)
-            for some in one.split(self.rows)
-        ]
-        found = iter([_generated(branch) for done in self._ask(asked) for branch in done.branches])
-        return [[next(found) for _ in one] for one in draws]
-
-    def score(
-        self,
-        lm: FrozenLM,
-        scaffold: Scaffold,
-        given: ScaffoldInput,
-        continuations: Sequence[Sequence[list[int]]],
-        *,
-        positions_at_once: int = 1 << 30,
-    ) -> list[list[Scored]]:
-        """Return the log-likelihood of each row's continuations (`decode.score`)."""
-        if lm is not self.lm:
-            return decode.score(lm, scaffold, given, continuations, positions_at_once=positions_at_once)
-        asked = [
-            Request(scaffold=scaffold, given=row, continuations=tuple(map(tuple, some)))
-            for row, some in zip(rows_of(given), continuations, strict=True)
-        ]
-        return [list(done.scores) for done in self._ask(asked)]
-
-    def stream(
-        self, lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, stops: Sequence[str] = ()
-    ) -> Iterator[str]:
-        """Yield the text generated after a single row in pieces (`decode.stream`)."""
-        if lm is not self.lm:
-            yield from decode.stream(lm, scaffold, given, longest=longest, stops=stops)
-            return
-        (row,) = rows_of(given)
-        ticket = self.submit(Request(scaffold=scaffold, given=row, longest=longest, stops=tuple(stops)))
-        try:
-            yield from decode.pieces(lm, _growing(ticket))
-        finally:
-            ticket.cancel()
-
-    def _ask(self, requests: Sequence[Request]) -> list[Completed]:
-        """Return the results of requests; only the first has to find a place in the queue at once."""
+    def check_runs(self) -> None:
+        """Raise `UsageError` unless the thread was started."""
         if self._thread is None:
             raise UsageError("the scheduler does not run: start it (Scheduler.start)")
-        tickets: list[Ticket] = []
-        try:
-            for request in requests:
-                tickets.append(self.submit(request, wait=bool(tickets)))
-            return [ticket.result() for ticket in tickets]
-        finally:
-            for ticket in tickets:
-                ticket.cancel()
 
 
 def _step(bank: Bank, requests: Sequence[Pass | Encode | Blocks]) -> list[Tensor]:
     """Return the results of passes or of Connectors whose rows are in one bank."""
     parts = [
-        StackInput(one.states, memory=one.memory) if isinstance(one, Blocks) else StackInput(one.embeds, memory=one.memory)  # type: ignore[union-attr]
+        StackInput(one.states, memory=one.memory)
+        if isinstance(one, Blocks)
+        else StackInput(one.embeds, memory=one.memory)  # type: ignore[union-attr]
         for one in requests
     ]
     outputs = bank.step(parts)
@@ -547,16 +467,3 @@ def _step(bank: Bank, requests: Sequence[Pass | Encode | Blocks]) -> list[Tensor
 
 def _no_numbers() -> RequestFailed:
     return RequestFailed("the scaffold's states are no numbers (NaN or infinite): train it anew, or load another")
-
-
-def _generated(branch: Branch) -> Generated:
-    return Generated(branch.ids, branch.log_probability, branch.margin)
-
-
-def _growing(ticket: Ticket) -> Iterator[list[int]]:
-    """Yield the tokens of a request's only continuation so far, after each."""
-    ids: list[int] = []
-    for event in ticket:
-        if event.token is not None:
-            ids.append(event.token)
-            yield ids

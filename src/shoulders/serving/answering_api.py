@@ -97,7 +97,9 @@ def answering_routes(service: Service) -> APIRouter:
         served = service.models.get(body.model, "answer")
         about.model = served.name
         if (body.max_tokens or 0) > service.config.max_tokens:
-            what = f"max_tokens is {body.max_tokens}, this server generates at most {service.config.max_tokens}: lower it"
+            what = (
+                f"max_tokens is {body.max_tokens}, this server generates at most {service.config.max_tokens}: lower it"
+            )
             raise ApiError(400, what, param="max_tokens")
         asked = _Asked(service, about, served, body, await service.in_thread(_answerer, service, about, served, body))
         if body.stream:

@@ -94,9 +94,9 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         """Return the JSON of the answer."""
-        line = " ".join(str(self).split()).encode(errors="replace").decode()[:LONGEST_MESSAGE]
         kind = TYPES.get(self.status, "invalid_request_error")
-        return {"error": {"message": line, "type": kind, "param": self.param, "code": self.code}}
+        param = None if self.param is None else _line(self.param)
+        return {"error": {"message": _line(str(self)), "type": kind, "param": param, "code": self.code}}
 
     def response(self) -> JSONResponse:
         """Return the HTTP answer."""
@@ -104,6 +104,11 @@ class ApiError(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body(), self.status, headers)
+
+
+def _line(text: str) -> str:
+    """Return a text on one line, not too long, and without halves of characters, which UTF-8 does not have."""
+    return " ".join(text.split()).encode(errors="replace").decode()[:LONGEST_MESSAGE]
 
 
 def as_api_error(error: BaseException) -> ApiError:
@@ -127,7 +132,9 @@ def _invalid(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
     if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")
+        return ApiError(
+            400, f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json"
+        )
     hint = ": no such field, leave it out" if first["type"] == "extra_forbidden" else f": {first['msg']}"
     return ApiError(400, f"{place or 'the body'}{hint}", param=place or None, code=first["type"])
 
@@ -143,6 +150,7 @@ class About:
         started: monotonic time of its arrival.
         deadline: time of the event loop at which it is given up.
         status: of its answer.
+        answered: whether its answer has been sent to the end.
         model: name of the served model, once it is known to be one.
         prompt_tokens, generated_tokens: read and generated for it.
         text: prompt and answer, if they are logged.
@@ -154,6 +162,7 @@ class About:
     started: float = field(default_factory=time.monotonic)
     deadline: float = math.inf
     status: int = 0
+    answered: bool = False
     model: str = ""
     prompt_tokens: int = 0
     generated_tokens: int = 0
@@ -198,10 +207,14 @@ class Keys:
         self._read_again(self._path)
         scheme, _, key = header.partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
-            raise ApiError(401, "this server needs an API key: send the header 'Authorization: Bearer KEY'", code="missing_api_key")
+            raise ApiError(
+                401, "this server needs an API key: send the header 'Authorization: Bearer KEY'", code="missing_api_key"
+            )
         found = self._keys.get(hash_of(key.strip()))
         if found is None:
-            raise ApiError(401, "the API key is not one of this server's: check it, or ask for one", code="invalid_api_key")
+            raise ApiError(
+                401, "the API key is not one of this server's: check it, or ask for one", code="invalid_api_key"
+            )
         return found
 
     def enter(self, key: ApiKey) -> None:
@@ -254,11 +267,15 @@ class Keys:
         try:
             self._keys = read_keys(path)
         except UsageError as error:
-            log.error("the file of keys is broken, the keys before it stay valid", extra={"fields": {"error": str(error)}})
+            log.error(
+                "the file of keys is broken, the keys before it stay valid", extra={"fields": {"error": str(error)}}
+            )
 
 
 def _limited(what: str, wait: float) -> ApiError:
-    return ApiError(429, f"{what}: try again in {max(1, math.ceil(wait))} s", code="rate_limit_exceeded", retry_after=max(wait, 1))
+    return ApiError(
+        429, f"{what}: try again in {max(1, math.ceil(wait))} s", code="rate_limit_exceeded", retry_after=max(wait, 1)
+    )
 
 
 @final
@@ -302,6 +319,8 @@ class Gate:
             if message["type"] == "http.response.start":
                 about.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", about.id.encode())]
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                about.answered = True
             await send(message)
 
         try:
@@ -356,7 +375,9 @@ class Gate:
                         return bytes(body)
         except TimeoutError:
             raise ApiError(
-                408, f"the body did not arrive within {self.config.body_seconds:g} s: send it faster", code="body_too_slow"
+                408,
+                f"the body did not arrive within {self.config.body_seconds:g} s: send it faster",
+                code="body_too_slow",
             ) from None
 
     async def _run(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
@@ -378,9 +399,9 @@ class Gate:
         work, watcher = asyncio.ensure_future(self.app(scope, replay, send)), asyncio.ensure_future(watch())
         try:
             await asyncio.wait({work, watcher}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
+            if not (work.done() or scope["state"]["about"].answered):
                 raise _ClientLeft
-            work.result()
+            await work
         finally:
             work.cancel()
             watcher.cancel()
@@ -450,4 +471,4 @@ class JsonLines(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             content["error"] = f"{type(record.exc_info[1]).__name__}: {first_line(record.exc_info[1])}"
             content["trace"] = self.formatException(record.exc_info)
-        return json.dumps(content, ensure_ascii=False)
+        return json.dumps(content, ensure_ascii=False).encode(errors="replace").decode()
