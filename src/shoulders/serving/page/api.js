@@ -22,11 +22,10 @@ export class ServerError extends Error {
 const GONE = "The server does not answer. It may have been stopped, or the network is down.";
 const BROKEN = "The connection broke before the answer was complete.";
 const WORDS = {
-  401: () => (storedKey() ? "The server does not accept this API key." : "The server asks for an API key."),
-  413: (said) => `That is more than the server takes: ${said}`,
-  429: (said) => `The server is busy: ${said}.`,
-  503: (said) => `The server takes no questions now: ${said}`,
-  504: () => "The answer took longer than the server allows.",
+  401: () => (storedKey() ? "the server does not accept this API key" : "the server asks for an API key"),
+  413: (said) => `that is more than the server takes: ${said}`,
+  429: (said) => `the server is busy: ${said}`,
+  503: (said) => `the server takes no questions now: ${said}`,
 };
 
 async function call(path, { method = "GET", headers = {}, body, signal } = {}) {
@@ -49,10 +48,11 @@ async function refusal(response) {
   const said = content?.error?.message ?? `it answered with status ${status}`;
   const asked = Number(response.headers.get("Retry-After"));
   const wait = status === 429 || status === 503 ? Math.max(asked || 1, 1) : 0;
-  return new ServerError(WORDS[status]?.(said) ?? sentence(said), { status, wait });
+  return new ServerError(sentence(WORDS[status]?.(said) ?? said), { status, wait });
 }
 
-const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+/** Return a message of the server as a sentence. */
+const sentence = (said) => said.charAt(0).toUpperCase() + said.slice(1) + (/[.?!]$/.test(said) ? "" : ".");
 
 const asJson = (value) => ({ headers: { "Content-Type": "application/json" }, body: JSON.stringify(value) });
 
@@ -78,7 +78,8 @@ export async function upload(given, signal) {
 }
 
 /** Remove an upload; one that has expired already is no loss. */
-export const removeUpload = (id) => call(`v1/documents/${encodeURIComponent(id)}`, { method: "DELETE" }).catch(() => {});
+export const removeUpload = (id) =>
+  call(`v1/documents/${encodeURIComponent(id)}`, { method: "DELETE" }).catch(() => {});
 
 /** Yield the JSON events of a stream. A stream that ends early is an error. */
 async function* events(response, signal) {
@@ -93,7 +94,10 @@ async function* events(response, signal) {
     rest = parts.pop();
     for (const part of parts) {
       const lines = part.split(/\r?\n/).filter((line) => line.startsWith("data:"));
-      const data = lines.map((line) => line.slice(5)).join("\n").trim();
+      const data = lines
+        .map((line) => line.slice(5))
+        .join("\n")
+        .trim();
       if (data === "[DONE]") return;
       if (data) yield JSON.parse(data);
     }
@@ -170,7 +174,8 @@ export class Reply extends EventTarget {
   }
 
   #fail(error) {
-    this.error = error instanceof ServerError ? error : new ServerError(`The page could not read the answer: ${error.message}`);
+    this.error =
+      error instanceof ServerError ? error : new ServerError(`The page could not read the answer: ${error.message}`);
     if (this.error.wait) this.error.message += ` It asks for ${Math.ceil(this.error.wait)} seconds.`;
     this.#become("failed");
   }

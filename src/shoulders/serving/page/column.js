@@ -21,12 +21,6 @@ export function percent(probability) {
 
 const duration = (seconds) => (seconds === null ? "–" : `${seconds.toFixed(seconds < 10 ? 2 : 1)} s`);
 
-/** Return the probability of an answer, beside the least that it needs. */
-function sure(result) {
-  if (!result) return "–";
-  return percent(result.probability) + (result.threshold ? `, threshold ${percent(result.threshold)}` : "");
-}
-
 /** Return what a model is in a few words: "soft prompt, 20 positions, prefix". */
 export function described(model) {
   const size = model.length ? `, ${model.length} positions, ${model.placement}` : "";
@@ -51,7 +45,7 @@ export class Column {
     Object.assign(this.part("h3"), { textContent: model.id, title: model.id });
     this.root.ariaLabel = model.id;
     this.part(".kind").textContent = described(model);
-    for (const control of this.root.querySelectorAll("footer :is(input, button)")) {
+    for (const control of this.root.querySelectorAll("input, button")) {
       control.ariaLabel = `${control.ariaLabel}: ${model.id}`;
     }
     for (const one of [reply, first]) one?.addEventListener("change", () => this.#later());
@@ -85,8 +79,10 @@ export class Column {
     this.#figure("seconds", duration(running ? (performance.now() - reply.started) / 1000 : reply.seconds));
     this.#figure("tokens", reply.result?.usage.completion_tokens ?? "–");
     this.#figure("passes", reply.result?.passes ?? "–");
-    this.#figure("probability", sure(reply.result));
+    this.#figure("probability", reply.result ? percent(reply.result.probability) : "–");
     this.root.style.setProperty("--probability", reply.result?.probability ?? 0);
+    this.part(".threshold").hidden = !reply.result?.threshold;
+    this.#figure("threshold", percent(reply.result?.threshold ?? 0));
   }
 
   /** Show changes once a frame: a fast model sends many pieces between two. */
@@ -128,8 +124,10 @@ function answer(reply) {
   const shown = [];
   if (result?.answer === null) shown.push(...noAnswer(result));
   else if (reply.text) shown.push(text("p", reply.text, "said"));
-  else if (state === "waiting" || state === "answering") shown.push(element("p", { className: "dots", ariaHidden: "true" }));
-  if (error) shown.push(text("p", reply.text ? `${error.message} What had arrived stands above.` : error.message, "error"));
+  else if (state === "waiting" || state === "answering")
+    shown.push(element("p", { className: "dots", ariaHidden: "true" }));
+  if (error)
+    shown.push(text("p", reply.text ? `${error.message} What had arrived stands above.` : error.message, "error"));
   if (result?.stage) shown.push(text("p", `Answered by stage ${result.stage}.`, "muted"));
   if (result?.doubt) shown.push(text("p", `Take care: ${result.doubt}.`, "muted"));
   return shown;
@@ -149,7 +147,9 @@ function noAnswer({ said, probability, threshold }) {
 /** Return one pass of several, with its own answer and probability. */
 function pass(name, reply) {
   const heading = element("h4", { textContent: name });
-  const sure = reply.result ? element("p", { className: "muted number", textContent: percent(reply.result.probability) }) : null;
+  const sure = reply.result
+    ? element("p", { className: "muted number", textContent: percent(reply.result.probability) })
+    : null;
   return element("section", { className: "pass" }, heading, ...answer(reply), sure);
 }
 
@@ -170,7 +170,11 @@ function passages({ passages: found = [], read = [], found: place = null, type }
   const left = found.filter((passage) => !passage.read);
   const shown = [
     element("h4", { textContent: `Read ${read.length} of ${found.length} passages found` }),
-    element("ol", { className: "passages" }, ...read.map((one, number) => passage(one, place?.read === number ? place : null))),
+    element(
+      "ol",
+      { className: "passages" },
+      ...read.map((one, number) => passage(one, place?.read === number ? place : null)),
+    ),
   ];
   if (type === "answer" && !place) {
     shown.push(element("p", { className: "muted", textContent: "The answer stands in none of them." }));
@@ -185,14 +189,14 @@ function passages({ passages: found = [], read = [], found: place = null, type }
 
 /** Return one passage, folded unless the answer stands in it. */
 function passage({ title, text: words, score, page }, place) {
-  const where = page && !title.endsWith(`page ${page}`) ? `page ${page}` : "";
-  const heading = element(
-    "summary",
-    {},
-    text("span", title || "Untitled", "title"),
-    element("span", { className: "muted", textContent: [where, `score ${score?.toFixed(1) ?? "–"}`].filter((one) => one).join(", ") }),
+  const about = element(
+    "span",
+    { className: "about" },
+    page && !title.endsWith(`page ${page}`) ? element("span", { textContent: `page ${page}` }) : null,
+    element("span", { className: "muted", textContent: `score ${score?.toFixed(1) ?? "–"}` }),
     place ? element("span", { className: "holds", textContent: "has the answer" }) : null,
   );
+  const heading = element("summary", {}, text("span", title || "Untitled", "title"), about);
   const body = element("p", { dir: "auto" }, ...highlighted(words, place));
   return element("li", {}, element("details", { open: Boolean(place) }, heading, body));
 }

@@ -82,7 +82,12 @@ async function load() {
 /** Show why the models could not be read, and a way out. */
 function failed(error) {
   if (error.status === 401) notice(error.message, "Enter API key", openKey);
-  else notice(error instanceof ServerError ? error.message : `The page could not start: ${error.message}`, "Try again", load);
+  else
+    notice(
+      error instanceof ServerError ? error.message : `The page could not start: ${error.message}`,
+      "Try again",
+      load,
+    );
 }
 
 const boxes = () => [...$("models").querySelectorAll("input")];
@@ -147,7 +152,12 @@ function applyAddress() {
     if (!chosen().length) choose(served.slice(0, 1 + CHOSEN_AT_FIRST).map((model) => model.id));
     return;
   }
-  for (const [field, name] of [["question", "q"], ["seed", "seed"], ["temperature", "t"], ["longest", "n"]]) {
+  for (const [field, name] of [
+    ["question", "q"],
+    ["seed", "seed"],
+    ["temperature", "t"],
+    ["longest", "n"],
+  ]) {
     if (given.has(name)) $(field).value = given.get(name);
   }
   const named = given.getAll("m");
@@ -168,7 +178,9 @@ function ask() {
   const replies = new Map();
   const replyOf = (id) => replies.get(id) ?? replies.set(id, new Reply(requestOf(id))).get(id);
   for (const model of answering) replyOf(model.id); // before the first passes: these wait for a free connection
-  const columns = answering.map((one) => new Column(one, replyOf(one.id), one.first_pass ? replyOf(one.first_pass) : null));
+  const columns = answering.map(
+    (one) => new Column(one, replyOf(one.id), one.first_pass ? replyOf(one.first_pass) : null),
+  );
   shown = { id: String(Date.now()), document: uploaded?.name ?? null, ...settings(), columns };
   $("columns").replaceChildren(...columns.map((column) => column.root));
   for (const column of columns) listen(column);
@@ -205,7 +217,9 @@ async function run(replies) {
   await Promise.all(
     replies.map(async (reply) => {
       await reply.run(signal);
-      announce(`${reply.model}: ${reply.error?.message ?? reply.result?.answer ?? (reply.result ? "no answer" : "stopped")}`);
+      announce(
+        `${reply.model}: ${reply.error?.message ?? reply.result?.answer ?? (reply.result ? "no answer" : "stopped")}`,
+      );
     }),
   );
   running -= 1;
@@ -233,7 +247,14 @@ function comparison() {
 }
 
 function answerOf({ reply, best }) {
-  const { answer = null, said = reply.text, probability = null, threshold = 0, passes = null, usage } = reply.result ?? {};
+  const {
+    answer = null,
+    said = reply.text,
+    probability = null,
+    threshold = 0,
+    passes = null,
+    usage,
+  } = reply.result ?? {};
   return {
     model: reply.model,
     answer,
@@ -301,7 +322,9 @@ function removeAllSaved() {
 async function take(given, name, bytes) {
   forgetDocument();
   if (bytes > limits.max_document_bytes) {
-    return showDocument(`${name} has ${megabytes(bytes)}, and the server takes ${megabytes(limits.max_document_bytes)}.`);
+    return showDocument(
+      `${name} has ${megabytes(bytes)}, and the server takes ${megabytes(limits.max_document_bytes)}.`,
+    );
   }
   const mine = (uploading = new AbortController());
   $("document-name").textContent = name;
@@ -344,7 +367,12 @@ function forgetDocument() {
 
 const takeFiles = (files) => {
   const list = [...files];
-  if (list.length) take(list, list.map((file) => file.name).join(", "), list.reduce((sum, file) => sum + file.size, 0));
+  if (list.length)
+    take(
+      list,
+      list.map((file) => file.name).join(", "),
+      list.reduce((sum, file) => sum + file.size, 0),
+    );
 };
 
 // Dialogs

@@ -31,7 +31,8 @@ function store(list) {
 export function save(comparison) {
   const list = comparisons();
   const others = list.filter((one) => one.id !== comparison.id);
-  if (others.length >= MOST) throw new Error(`${MOST} comparisons are saved, and no more are kept: export them and remove some.`);
+  if (others.length >= MOST)
+    throw new Error(`${MOST} comparisons are saved, and no more are kept: export them and remove some.`);
   store([comparison, ...others]);
 }
 
@@ -71,12 +72,20 @@ function totals(list, models) {
     const count = (name) => outcomes.filter((one) => one === name).length;
     return element("td", { textContent: `${count("won")} won, ${count("tied")} tied, ${count("lost")} lost` });
   });
-  return element("tr", { className: "totals" }, element("th", { scope: "row", textContent: "Of those shown" }), ...cells, element("td"));
+  return element(
+    "tr",
+    { className: "totals" },
+    element("th", { scope: "row", textContent: "Of those shown" }),
+    ...cells,
+    element("td"),
+  );
 }
 
 function row(comparison, models, address, onRemove) {
   const { id, question, document: read, saved } = comparison;
-  const when = [new Date(saved).toLocaleDateString("en", { dateStyle: "medium" }), read].filter((one) => one).join(", ");
+  const when = [new Date(saved).toLocaleDateString("en", { dateStyle: "medium" }), read]
+    .filter((one) => one)
+    .join(", ");
   const asked = element(
     "th",
     { scope: "row" },
@@ -85,15 +94,26 @@ function row(comparison, models, address, onRemove) {
   );
   const cells = models.map((model) => {
     const answer = comparison.answers.find((one) => one.model === model);
-    return answer ? cell(answer, outcome(comparison, answer)) : element("td", { className: "muted", textContent: "not asked" });
+    return answer
+      ? cell(answer, outcome(comparison, answer))
+      : element("td", { className: "muted", textContent: "not asked" });
   });
-  const button = element("button", { type: "button", className: "quiet", textContent: "Remove", ariaLabel: `Remove: ${question}` });
+  const button = element("button", {
+    type: "button",
+    className: "quiet",
+    textContent: "Remove",
+    ariaLabel: `Remove: ${question}`,
+  });
   button.addEventListener("click", () => onRemove(id));
   return element("tr", {}, asked, ...cells, element("td", {}, button));
 }
 
 function cell({ answer, probability }, became) {
-  const said = element("span", { className: answer === null ? "none clamped" : "clamped", textContent: answer ?? "No answer", dir: "auto" });
+  const said = element("span", {
+    className: answer === null ? "none clamped" : "clamped",
+    textContent: answer ?? "No answer",
+    dir: "auto",
+  });
   const mark = became ? element("span", { className: `outcome ${became}`, textContent: became }) : null;
   const sure = element("span", { className: "muted number", textContent: percent(probability) });
   return element("td", {}, said, element("span", { className: "below" }, mark, sure));
