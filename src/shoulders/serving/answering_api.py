@@ -216,6 +216,7 @@ class _Asked:
             yield await self._by_stages(question)
             return
         given = await self._evidence(self.answerer, question)
+        inference.check_asked(given.question)
         row = encode(given.question, self.service.lm)
         self.about.prompt_tokens = self.usage.prompt = len(row.ids)
         if given.passages or given.candidates:
