@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rankers import save_bert
-from served import LONGEST, TEMPLATE, Running, kept, prompt, running, service_of
+from served import LONGEST, Running, kept, prompt, running, save_readable, service_of
 from shoulders.answering.calibration import Point, Threshold
 from shoulders.answering.spec import AnswerSpec
 from shoulders.answering.stages import Calibration, Cascade, Stage, save
@@ -26,19 +26,15 @@ from shoulders.retrieval.reranker import Reranker, RerankerOrigin
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
-from tiny import save_lm
 
 PETS = {"Rome": "cat", "Bern": "bear", "Oslo": "elk"}
 
 
 @pytest.fixture(scope="session")
 def lm(folders: Path) -> FrozenLM:
-    """A tiny Llama with a chat template and a longer context."""
+    """A tiny Llama with a chat template."""
     folder = folders / "served"
-    save_lm("llama", folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 512}))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    save_readable(folder)
     return FrozenLM.load(str(folder), dtype="float32", device="cpu").keep_fingerprint()
 
 

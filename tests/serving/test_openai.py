@@ -110,7 +110,11 @@ def test_log_probabilities_are_the_models_own_in_both_shapes(server, client, nam
 
 def test_a_seed_decides_what_is_drawn_whatever_else_runs(client):
     def drawn(seed):
-        return complete(client, "prefix", TEXTS[1], temperature=1.0, seed=seed, top_p=0.9, top_k=50).choices[0].text
+        return (
+            complete(client, "prefix", TEXTS[1], temperature=1.0, seed=seed, top_p=0.9, extra_body={"top_k": 50})
+            .choices[0]
+            .text
+        )
 
     alone = [drawn(seed) for seed in range(4)]
     with ThreadPoolExecutor(8) as pool:
@@ -180,8 +184,8 @@ def test_models_are_listed_with_their_parent(server, client):
 def test_openais_client_raises_its_own_errors(client):
     with pytest.raises(openai.NotFoundError, match="no model 'nobody'"):
         complete(client, "nobody", "a")
-    with pytest.raises(openai.BadRequestError, match="needs 5") as caught:
-        complete(client, "prefix", "word " * 400, max_tokens=100)
+    with pytest.raises(openai.BadRequestError, match="needs 6") as caught:
+        complete(client, "prefix", "word " * 500, max_tokens=100)
     assert caught.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError, match="is a reranker"):
         complete(client, "reranker", "a")

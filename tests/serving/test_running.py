@@ -172,7 +172,7 @@ def test_limits_of_a_key(guarded, keys):
         few.models.list()
     assert 1 <= int(caught.value.response.headers["retry-after"]) <= 30
     short = guarded.client(known["short"])
-    text_of(short, "prefix", max_tokens=30)
+    text_of(short, "prefix", max_tokens=30, extra_body={"min_tokens": 30})
     with pytest.raises(openai.RateLimitError, match="20 tokens a minute"):
         text_of(short, "prefix")
     one = guarded.client(known["one"])

@@ -130,7 +130,7 @@ def as_api_error(error: BaseException) -> ApiError:
 def _invalid(error: RequestValidationError) -> ApiError:
     """Return what the first fault of a request's fields is."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    place = ".".join(str(part) for part in first["loc"][1:])  # after "body", "query" or "path"
     if first["type"] == "json_invalid":
         return ApiError(
             400, f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json"

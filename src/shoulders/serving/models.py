@@ -76,6 +76,11 @@ class ServedModel:
         return RETRIEVER if isinstance(self.opened, BiEncoder) else "reranker"
 
     @property
+    def passes(self) -> int:
+        """Passes through the frozen model for a text; 0 where it depends on the text, or there are none."""
+        return self.opened.passes if isinstance(self.opened, ModelAnswerer) else 0
+
+    @property
     def endpoints(self) -> Sequence[str]:
         """The endpoints that take it."""
         if isinstance(self.opened, ModelAnswerer):
@@ -113,7 +118,7 @@ class ServedModel:
             "label": type(scaffold).label if scaffold is not None else self.kind,
             "length": scaffold.length if scaffold is not None else 0,
             "placement": (scaffold.placement if scaffold is not None else Placement.PREFIX).value,
-            "passes": self.opened.passes if isinstance(self.opened, ModelAnswerer) else 0,
+            "passes": self.passes,
             "endpoints": list(self.endpoints),
             "wording": spec.wording if spec else "",
             "reads_passages": isinstance(self.opened, Answerer) and self.opened.reads_passages,

@@ -277,6 +277,7 @@ class _Job:
         about, body, shape = self.about, self.body, self.shape
         about.model = self.served.name
         about.prompt_tokens = self.usage.prompt = sum(len(row.ids) for row in self.rows)
+        self.usage.passes = self.served.passes
         requests = [self._request(row, body.sampling(logprobs or 0)) for row in self.rows]
         self.head = {
             "id": f"{shape.prefix}-{uuid4().hex}",
