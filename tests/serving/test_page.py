@@ -82,7 +82,7 @@ def page(opened, server) -> Page:
 
 def choose(page: Page, *names: str) -> None:
     page.locator("#models li").first.wait_for()
-    for box in page.locator("#models input:checked").all():
+    for box in reversed(page.locator("#models input:checked").all()):
         box.uncheck()
     for name in names:
         page.locator(f"#models input[value={name}]").check()
@@ -96,7 +96,7 @@ def ask(page: Page, *names: str, question: str = QUESTION, **settings: object) -
 
 def begin(page: Page, *names: str, question: str = QUESTION, **settings: object) -> None:
     choose(page, *names)
-    page.get_by_label("Question", exact=True).fill(question)
+    page.get_by_role("textbox", name="Question").fill(question)
     for label, value in settings.items():
         page.locator(f"#{label}").fill(str(value))
     page.get_by_role("button", name="Ask", exact=True).click()
