@@ -1,5 +1,6 @@
 """`shoulders serve`: everything over one frozen model, by OpenAI's API; `shoulders serve-key`: its keys."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +18,8 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="folders of runs, scaffolds, readers, cascades, retrievers or re-rankers, or names on the hub; NAME=FOLDER "
-            "serves it under another name. The bare model is always served",
+            help="folders of runs, scaffolds, readers, cascades, retrievers or re-rankers, or names on the hub; "
+            "NAME=FOLDER serves it under another name. The bare model is always served",
             show_default=False,
         ),
     ] = None,
@@ -41,7 +42,7 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
         int, typer.Option(help="megabytes of keys and values, of running requests and kept ones", min=1)
     ] = 1024,
     rows: Annotated[int, typer.Option(help="texts that are generated at a time", min=1)] = 32,
-    queue: Annotated[int, typer.Option(help="requests that may wait; one more is refused with 429", min=0)] = 256,
+    queue: Annotated[int, typer.Option(help="requests that may wait; one more is refused with 429", min=1)] = 256,
     deadline: Annotated[float, typer.Option(help="seconds after which a request is given up")] = 120.0,
     max_body: Annotated[int, typer.Option(help="largest request in bytes, uploads excepted")] = 1_000_000,
     max_upload: Annotated[int, typer.Option(help="largest upload of documents in bytes")] = 20_000_000,
@@ -103,18 +104,17 @@ def _service(
 
 def _run(service: "Service") -> None:
     """Serve until a signal comes."""
+    import signal
+    import sys
+
     from shoulders.serving.app import Server, log_to_stderr
 
     log_to_stderr()
     served = ", ".join(sorted(one.name for one in service.models))
     server = Server(service, lambda address: inform(f"serving {served} at {address} (page: {address}/)"))
-    try:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which uvicorn raises again at its end
+    with suppress(SystemExit):
         server.run()
-    except SystemExit as stopped:
-        if stopped.code:
-            raise UsageError(
-                f"the server cannot listen at {service.config.host}:{service.config.port}: its log says why"
-            ) from None
     if not server.started:
         raise UsageError(f"the server cannot listen at {service.config.host}:{service.config.port}: its log says why")
 

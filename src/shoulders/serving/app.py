@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from shoulders.errors import UsageError
-from shoulders.serving.answering_api import UPLOADS, answering_routes
+from shoulders.serving.answering_api import UPLOADS, answering_routes, retrieval_routes
 from shoulders.serving.http import ApiError, Gate, JsonLines, Keys, as_api_error
 from shoulders.serving.models import ServedModel
 from shoulders.serving.openai_api import Body, openai_routes
@@ -82,8 +82,8 @@ def create_app(service: Service) -> Gate:
     keys = Keys(service.config)
     for kind in (ApiError, RequestValidationError, HTTPException, UsageError, TimeoutError, Exception):
         app.add_exception_handler(kind, _told)
-    app.include_router(openai_routes(service))
-    app.include_router(answering_routes(service))
+    for routes in (openai_routes, answering_routes, retrieval_routes):
+        app.include_router(routes(service))
     _admin_routes(app, service)
     _operations(app, service, keys)
     _page(app)

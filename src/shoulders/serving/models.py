@@ -313,8 +313,8 @@ def check_name(name: str) -> None:
     if not NAME.fullmatch(name) or ".." in name or "//" in name or name.endswith(("/", FIRST)):
         raise ApiError(
             400,
-            f"{name[:200]!r} cannot be the name of a model: begin with a letter or digit, go on with at most 199 more of "
-            "letters, digits and . _ - : / @",
+            f"{name[:200]!r} cannot be the name of a model: begin with a letter or digit, go on with at most 199 "
+            "more of letters, digits and . _ - : / @",
             param="name",
             code="invalid_name",
         )
@@ -326,8 +326,8 @@ def check_finite(scaffold: Scaffold, source: str) -> None:
         if weight.is_floating_point() and not torch.isfinite(weight).all():
             bad = int((~torch.isfinite(weight)).sum())
             raise CorruptFile(
-                f"{source} has {bad} of {weight.numel()} values of {name} that are not finite (NaN or infinite): train it "
-                "again"
+                f"{source} has {bad} of {weight.numel()} values of {name} that are not finite (NaN or infinite): "
+                "train it again"
             )
 
 
