@@ -71,6 +71,21 @@ def test_choices_are_ranked(http, lm, saved, name):
         assert max(found["choices"], key=lambda one: one["probability"])["text"] == wanted.text
 
 
+def test_answers_are_drawn_with_a_seed(http):
+    def said(seed: int, **how: object) -> str:
+        asked = {"model": "prefix", "question": QUESTION, "max_tokens": 12, "seed": seed, **how}
+        return http.post("/v1/answer", json=asked).raise_for_status().json()["said"]
+
+    assert said(7, temperature=1) == said(7, temperature=1) != said(8, temperature=1)
+    assert said(7) == said(8)  # greedy
+
+
+@pytest.mark.parametrize("asked", [{"model": "cascade"}, {"model": "bare", "choices": ["yes", "no"]}])
+def test_what_is_not_drawn_takes_no_temperature(http, asked):
+    told = http.post("/v1/answer", json={"question": QUESTION, "temperature": 0.5, **asked})
+    assert (told.status_code, told.json()["error"]["param"]) == (400, "temperature")
+
+
 def test_uploaded_documents_are_asked_by_any_model_and_name_their_page(http, tmp_path):
     save_pdf(tmp_path / "animals.pdf", [["Nobody lives in Lima."], ["A quagga lives in Quito."]])
     files = [("file", ("../../animals.pdf", (tmp_path / "animals.pdf").read_bytes()))]

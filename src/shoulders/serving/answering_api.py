@@ -19,13 +19,14 @@ from shoulders.answering.answerer import Answerer, ModelAnswerer, ModelInput, tr
 from shoulders.answering.cascade import CascadeAnswerer
 from shoulders.engine import inference
 from shoulders.engine.batches import EncodedQuestion, encode
+from shoulders.engine.requests import SamplingParameters
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound
 from shoulders.records import Answer, Passage, Question
 from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.scoring import Pair, Ranker
 from shoulders.serving.http import About, ApiError, event_stream
 from shoulders.serving.models import ServedModel
-from shoulders.serving.openai_api import Body
+from shoulders.serving.openai_api import SEEDS, Body
 from shoulders.serving.service import Service, Usage
 
 PAGE = re.compile(r" > page (\d+)$")  # in the title of a passage of a PDF
@@ -43,7 +44,15 @@ class AnswerBody(Body):
     documents: str = Field("", description="id of uploaded documents to read, instead of the model's own index")
     evidence: str = Field("", description="text that is read before the question")
     max_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy")
+    seed: int | None = Field(None, ge=-SEEDS, lt=SEEDS, description="decides the sample if temperature is above 0")
     stream: bool = False
+
+    @property
+    def sampling(self) -> SamplingParameters:
+        """How tokens are chosen."""
+        seed = None if self.seed is None else self.seed % SEEDS
+        return SamplingParameters(temperature=self.temperature, seed=seed)
 
 
 class TextsBody(Body):
@@ -199,6 +208,11 @@ def _answerer(service: Service, about: About, served: ServedModel, body: AnswerB
     found: Any = served.opened
     if body.documents:
         found = service.uploads.answerer(service.uploads.get(body.documents, about.key.name), served)
+    if body.temperature and (body.choices or not isinstance(found, ModelAnswerer)):
+        why = "choices are ranked" if body.choices else f"the stages of {served.name!r} choose likeliest tokens"
+        raise ApiError(
+            400, f"temperature is {body.temperature:g} and {why}: leave it out", param="temperature", code="unsupported"
+        )
     if body.max_tokens:
         found = replace(found, how=replace(found.how, longest=body.max_tokens))
     return found.over(service.bound(about))
@@ -249,7 +263,8 @@ class _Asked:
     ) -> AsyncIterator[dict[str, Any]]:
         """Yield the answer in pieces, and as a whole."""
         served = replace(self.served, opened=answerer)
-        asked = self.service.request(served, row, answerer.how.longest, self.about, stops=answerer.how.stops)
+        how = {"stops": answerer.how.stops, "sampling": self.body.sampling}
+        asked = self.service.request(served, row, answerer.how.longest, self.about, **how)
         whole = shown = ""
         async for piece in self.service.pieces(self.about, [asked], self.usage):
             whole += piece.text
