@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import openai
@@ -18,6 +19,8 @@ import torch
 
 from served import kept, prompt, running, service_of
 from shoulders.errors import CorruptFile, UsageError
+from shoulders.scaffolds.peft import to_peft
+from shoulders.scaffolds.soft_prompt import SoftPrompt
 from shoulders.serving.config import ApiKey, ServerConfig, add_key, read_keys
 from shoulders.serving.http import ApiError, Keys
 from tiny import TEXTS, save_lm
@@ -68,8 +71,15 @@ def test_scaffolds_come_and_go_while_it_runs(server, http, client, lm, saved):
     loaded = http.post("/v1/load_lora_adapter", json={"lora_name": "lora", "lora_path": str(saved / "suffix")})
     assert loaded.text == "Success: LoRA adapter 'lora' added successfully."
     assert text_of(client, "lora") == text_of(client, "suffix")
+    to_peft(prompt(lm, 22), lm, saved / "adapter")
+    kept(prompt(lm, 22), lm, saved / "converted")
+    for name in ("adapter", "converted"):
+        http.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": name}).raise_for_status()
+    assert text_of(client, "adapter") == text_of(client, "converted") != before
     http.post("/v1/unload_lora_adapter", json={"lora_name": "lora"}).raise_for_status()
     assert http.delete("/v1/scaffolds/new").json() == {"name": "new", "deleted": True}
+    for name in ("adapter", "converted"):
+        http.delete(f"/v1/scaffolds/{name}").raise_for_status()
     for name in ("lora", "new"):
         with pytest.raises(openai.NotFoundError):
             text_of(client, name)
@@ -101,7 +111,11 @@ def test_a_broken_scaffold_is_named_and_the_rest_is_served(http, lm, saved, fold
 
     other = FrozenLM.load(str(folders / "qwen2"), dtype="float32", device="cpu")
     kept(prompt(other, 1), other, saved / "foreign")
+    wide = SoftPrompt(torch.ones(2, lm.width + 8))
+    wide_lm = SimpleNamespace(name="wide", width=lm.width + 8, config=lm.config)
+    to_peft(wide, wide_lm, saved / "wide")
     for name, status, said in (
+        ("wide", 400, "does not fit"),
         ("nan", 400, "1 of 96 values of prompt that are not finite"),
         ("empty", 404, "config.json is missing"),
         ("foreign", 400, "load the backbone it was trained around"),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from shoulders.backbone.passes import PassMemory, StackInput, forward
+from shoulders.backbone.passes import PassMemory, StackInput, forward, whole_cache
 
 ROWS = 8  # a bank of several rows grows by so many
 SLACK = 128  # free columns of a bank that has just been made or has grown
@@ -80,8 +80,7 @@ class Bank:
 
     def take_out(self, memory: PassMemory) -> None:
         """Give a row its own cache again, and remove it."""
-        cache = DynamicCache()
-        cache.layers = [DynamicLayer() for _ in self._layers]
+        cache = whole_cache(self.stack.config)  # type: ignore[arg-type] (a Hugging Face model's)
         for number, layer in enumerate(self._layers):
             span = slice(self.column - memory.seen, self.column)
             keys, values = (side[memory.row, None, :, span].clone() for side in (layer.keys, layer.values))

@@ -176,7 +176,7 @@ def _plain(cache: Cache) -> bool:
 def whole_cache(config: PreTrainedConfig) -> DynamicCache:
     """Return an empty cache that keeps all positions of a text in every layer; `plain` layers only."""
     cache = DynamicCache()
-    cache.layers = [DynamicLayer() for _ in DynamicCache(config=config).layers]
+    cache.layers = [*(DynamicLayer() for _ in DynamicCache(config=config).layers)]
     return cache
 
 

@@ -40,7 +40,7 @@ def digest_of(known: KeysValues) -> bytes:
     digest = blake2b(digest_size=16)
     for layer in known.layers:
         for side in layer:
-            digest.update(side.contiguous().view(torch.uint8).cpu().numpy())
+            digest.update(side.contiguous().view(torch.uint8).cpu().numpy().data)
     return digest.digest()
 
 

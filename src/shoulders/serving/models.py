@@ -17,18 +17,23 @@ import torch
 from shoulders import answering
 from shoulders.answering.answerer import Answerer, ModelAnswerer
 from shoulders.answering.cascade import CascadeAnswerer
-from shoulders.answering.models import RETRIEVER, model_info
+from shoulders.answering.models import RETRIEVER, model_info, rival_folder
+from shoulders.answering.spec import LONGEST
 from shoulders.answering.stages import is_cascade, read
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.errors import CorruptFile, UsageError, first_line
+from shoulders.engine.batches import encode, question_batch
+from shoulders.engine.inference import Answering
+from shoulders.errors import CorruptFile, UsageError, WrongBackbone, first_line
 from shoulders.evidence.candidates import Candidates, FirstPass
-from shoulders.records import Placement
+from shoulders.records import Placement, Question
 from shoulders.retrieval.bi_encoder import OURS, BiEncoder
 from shoulders.retrieval.cross_encoder import load_ranker
 from shoulders.retrieval.reranker import is_reranker
 from shoulders.retrieval.scoring import Ranker
 from shoulders.scaffolds.base import BARE, Scaffold
+from shoulders.scaffolds.peft import CONFIG as ADAPTER
+from shoulders.scaffolds.peft import from_peft
 from shoulders.scaffolds.recursion import Recursion
 from shoulders.serving.http import ApiError
 from shoulders.store.files import BEST, RECIPE, read_json
@@ -272,6 +277,8 @@ class Models:
             return BiEncoder.load(str(inner) if (inner / OURS).exists() else source, device=device)
         if role or is_reranker(folder):
             return load_ranker(source, device=device)
+        if (folder / ADAPTER).exists() and not rival_folder(source):
+            return self._adapter(folder)
         opened = answering.open(source, lm=self.lm)
         if self._index and isinstance(opened, ModelAnswerer) and opened.reads_passages:
             opened = answering.open(source, lm=self.lm, index=self._index)
@@ -281,6 +288,19 @@ class Models:
                 "scaffold, or a LoRA, instead"
             )
         return opened
+
+    @torch.no_grad()
+    def _adapter(self, folder: Path) -> ModelAnswerer:
+        """Return the model of a PEFT adapter, tried on a text: an adapter does not prove what it was trained around."""
+        scaffold = from_peft(folder).around(self.lm).to(self.lm.device).eval()
+        given = question_batch([encode(Question("a"), self.lm)], self.lm, scaffold)
+        try:
+            scaffold.states(self.lm, given)
+        except RuntimeError as error:
+            raise WrongBackbone(
+                f"the adapter in {folder} does not fit {self.lm.name!r} ({first_line(error)})"
+            ) from error
+        return ModelAnswerer(self.lm, scaffold, Answering(LONGEST))
 
 
 def served_name(named: str) -> tuple[str, str]:
