@@ -109,6 +109,7 @@ def ask(page: Page, *names: str, question: str = QUESTION, **settings: object) -
     """Ask, and wait for all answers."""
     begin(page, *names, question=question, **settings)
     expect(page.get_by_role("button", name="Stop")).to_be_disabled(timeout=30_000)
+    expect(page.locator("[aria-busy=true]")).to_have_count(0)  # shown, too: a frame later
 
 
 def begin(page: Page, *names: str, question: str = QUESTION, **settings: object) -> None:
@@ -292,7 +293,7 @@ class TestErrors:
         busy = {"status": 429, "headers": {"Retry-After": "1"}, "json": {"error": {"message": "3 wait"}}}
         put_in(page, busy, stream_of(ANSWER))
         begin(page, "bare")
-        expect(page.locator(".state")).to_contain_text("Server busy, again in 1 s")
+        expect(page.locator(".state")).to_contain_text("Busy, again in 1 s")
         expect(page.locator(".said")).to_have_text("Tolkien")
 
     def test_a_long_wait_is_left_to_the_person(self, page):

@@ -25,7 +25,7 @@ const duration = (seconds) => (seconds === null ? "–" : `${seconds.toFixed(sec
 export function described(model) {
   const size = model.length ? `, ${model.length} positions, ${model.placement}` : "";
   const passes = model.passes > 1 ? `, ${model.passes} passes` : "";
-  return `${model.label}${size}${passes}`;
+  return `${model.label}${size}${passes}${model.reads_passages ? ", reads passages" : ""}`;
 }
 
 const STATES = { waiting: "Waiting", answering: "Answering", stopped: "Stopped", failed: "Failed", done: "" };
@@ -73,7 +73,7 @@ export class Column {
   tick() {
     const { reply } = this;
     const left = Math.max(0, Math.ceil((reply.again - performance.now()) / 1000));
-    this.part(".state").textContent = reply.state === "busy" ? `Server busy, again in ${left} s` : STATES[reply.state];
+    this.part(".state").textContent = reply.state === "busy" ? `Busy, again in ${left} s` : STATES[reply.state];
     const running = reply.state === "waiting" || reply.state === "answering";
     this.#figure("first", duration(reply.firstSeconds));
     this.#figure("seconds", duration(running ? (performance.now() - reply.started) / 1000 : reply.seconds));
@@ -96,7 +96,7 @@ export class Column {
   #show() {
     const { reply, first } = this;
     this.root.dataset.state = reply.state;
-    this.root.ariaBusy = String(!reply.finished);
+    this.root.ariaBusy = String([reply, first].some((one) => one && !one.finished));
     this.part(".again").hidden = !this.unfinished.length;
     this.part(".best").disabled = reply.state !== "done";
     this.tick();
