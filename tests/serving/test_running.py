@@ -389,3 +389,13 @@ def test_the_command_serves_and_ends_running_answers_at_sigterm(lm, saved, tmp_p
     finally:
         process.kill()
         process.communicate()
+
+
+def test_the_page_of_the_api_asks_for_nothing_from_elsewhere(http):
+    page = http.get("/docs").text
+    files = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(files) >= 3
+    assert all(file.startswith("/docs/files/") for file in files)
+    assert [http.get(file).status_code for file in files] == [200] * len(files)
+    described = http.get("/openapi.json").json()["paths"]
+    assert {"/v1/completions", "/v1/chat/completions", "/v1/answer", "/v1/embeddings", "/v1/rerank"} <= set(described)
