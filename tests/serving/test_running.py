@@ -86,6 +86,14 @@ def test_scaffolds_come_and_go_while_it_runs(server, http, client, lm, saved):
     assert http.delete("/v1/scaffolds/bare").status_code == 400
 
 
+def test_scaffolds_with_the_same_encoder_hold_it_once(lm, saved):
+    models = service_of(lm, saved, ("input",)).models
+    models.add("again", str(saved / "input"))
+    first, again = (models.get(name).scaffold for name in ("input", "again"))
+    assert first is not again
+    assert first.encoder is again.encoder
+
+
 def test_a_running_request_ends_with_the_scaffold_that_it_began_with(server, http, client, lm, saved):
     kept(prompt(lm, 30), lm, saved / "old")
     http.post("/v1/scaffolds", json={"name": "old", "path": "old"}).raise_for_status()
