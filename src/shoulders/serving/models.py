@@ -302,7 +302,7 @@ class Models:
     @torch.no_grad()
     def _adapter(self, folder: Path) -> ModelAnswerer:
         """Return the model of a PEFT adapter, tried on a text: an adapter does not prove what it was trained around."""
-        scaffold = from_peft(folder).around(self.lm).to(self.lm.device).eval()
+        scaffold = from_peft(folder, self.lm).to(self.lm.device).eval()
         given = question_batch([encode(Question("a"), self.lm)], self.lm, scaffold)
         try:
             scaffold.states(self.lm, given)
