@@ -86,6 +86,14 @@ def test_scaffolds_come_and_go_while_it_runs(server, http, client, lm, saved):
     assert http.delete("/v1/scaffolds/bare").status_code == 400
 
 
+def test_scaffolds_with_the_same_encoder_hold_it_once(lm, saved):
+    models = service_of(lm, saved, ("input",)).models
+    models.add("again", str(saved / "input"))
+    first, again = (models.get(name).scaffold for name in ("input", "again"))
+    assert first is not again
+    assert first.encoder is again.encoder
+
+
 def test_a_running_request_ends_with_the_scaffold_that_it_began_with(server, http, client, lm, saved):
     kept(prompt(lm, 30), lm, saved / "old")
     http.post("/v1/scaffolds", json={"name": "old", "path": "old"}).raise_for_status()
@@ -389,3 +397,13 @@ def test_the_command_serves_and_ends_running_answers_at_sigterm(lm, saved, tmp_p
     finally:
         process.kill()
         process.communicate()
+
+
+def test_the_page_of_the_api_asks_for_nothing_from_elsewhere(http):
+    page = http.get("/docs").text
+    files = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(files) >= 3
+    assert all(file.startswith("/docs/files/") for file in files)
+    assert [http.get(file).status_code for file in files] == [200] * len(files)
+    described = http.get("/openapi.json").json()["paths"]
+    assert {"/v1/completions", "/v1/chat/completions", "/v1/answer", "/v1/embeddings", "/v1/rerank"} <= set(described)

@@ -12,6 +12,8 @@ import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
@@ -69,14 +71,16 @@ def create_app(service: Service) -> Gate:
         yield
         service.stop()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # whose page of the API asks for nothing from elsewhere
+        docs_url="/docs",
+        redoc_url=None,
+        static_url="/docs/files",
         title="shoulders",
         version=version("shoulders"),
         description="Scaffolds around one frozen language model, by OpenAI's API and our own.",
         lifespan=life,
-        docs_url=None,
-        redoc_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the description alone: the gate asks for the key
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     keys = Keys(service.config)
@@ -199,7 +203,7 @@ def _operations(app: FastAPI, service: Service, keys: Keys) -> None:
 
 
 def _page(app: FastAPI) -> None:
-    """Add the page, its files, and the page of the API's description."""
+    """Add the page, and its files."""
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, final
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -20,6 +21,7 @@ from shoulders.answering.cascade import CascadeAnswerer
 from shoulders.answering.models import RETRIEVER, model_info, rival_folder
 from shoulders.answering.spec import LONGEST
 from shoulders.answering.stages import is_cascade, read
+from shoulders.backbone.encoder import FrozenEncoder
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.batches import encode, question_batch
@@ -152,6 +154,7 @@ class Models:
         self.lm, self._allow, self._index = lm, tuple(allow), index
         self.broken: dict[str, tuple[str, str]] = {}
         self._served: dict[str, ServedModel] = {}
+        self._encoders: WeakValueDictionary[str, FrozenEncoder] = WeakValueDictionary()
         self._writing = Lock()
         self.add(BARE, BARE)
 
@@ -180,6 +183,7 @@ class Models:
         served = ServedModel(name, source, opened, _first_pass(opened))
         if served.scaffold is not None:
             check_finite(served.scaffold, source)
+            self._share_encoders(served.scaffold)
         with self._writing:
             self._check_free(name, replacing=replacing)
             self._served[name] = served
@@ -263,6 +267,12 @@ class Models:
                 code="name_taken",
             )
 
+    def _share_encoders(self, scaffold: Scaffold) -> None:
+        """Give a scaffold the encoder of another if it is the same: it is held once, and texts share its passes."""
+        for part in scaffold.modules():
+            if isinstance(part, Scaffold) and isinstance(part.encoder, FrozenEncoder):
+                part.encoder = self._encoders.setdefault(part.encoder.fingerprint(), part.encoder)
+
     def _open(self, source: str, role: str) -> Opened:
         """Return the opened model of a source.
 
@@ -292,7 +302,7 @@ class Models:
     @torch.no_grad()
     def _adapter(self, folder: Path) -> ModelAnswerer:
         """Return the model of a PEFT adapter, tried on a text: an adapter does not prove what it was trained around."""
-        scaffold = from_peft(folder).around(self.lm).to(self.lm.device).eval()
+        scaffold = from_peft(folder, self.lm).to(self.lm.device).eval()
         given = question_batch([encode(Question("a"), self.lm)], self.lm, scaffold)
         try:
             scaffold.states(self.lm, given)

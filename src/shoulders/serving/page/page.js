@@ -31,6 +31,7 @@ function notice(words = "", way = "", act = null) {
   const button = act && element("button", { type: "button", textContent: way, onclick: () => act() });
   $("notice").hidden = !words;
   $("notice").replaceChildren(...(button ? [words, " ", button] : [words]));
+  $("notice").scrollIntoView({ block: "nearest" });
 }
 
 let toastTimer = 0;
@@ -81,6 +82,7 @@ async function load() {
 
 /** Show why the models could not be read, and a way out. */
 function failed(error) {
+  $("models-count").textContent = "Not known yet.";
   if (error.status === 401) notice(error.message, "Enter API key", openKey);
   else
     notice(
