@@ -119,6 +119,7 @@ class FrozenLM:
         self.context = positions_of(self.config, tokenizer)
         check_serves(model)
         self.head: Head = head_of(model)
+        self._fingerprint = ""
 
     @classmethod
     def load(cls, name: str, *, dtype: str = "auto", device: str = "auto", attention_kernel: str = "auto") -> Self:
@@ -281,7 +282,12 @@ class FrozenLM:
 
         It is saved with every scaffold.
         """
-        return fingerprint.identity(self.model)
+        return self._fingerprint or fingerprint.identity(self.model)
+
+    def keep_fingerprint(self) -> Self:
+        """Hash the weights now and never again; return itself. For a process that changes none, such as a server."""
+        self._fingerprint = fingerprint.identity(self.model)
+        return self
 
     def checksum(self) -> str:
         """Return a hash over every bit of every weight and buffer, to prove that none has changed."""

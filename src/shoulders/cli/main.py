@@ -18,8 +18,8 @@ COMMANDS = {  # by panel of the help: module and first line of each command
     None: {
         "demo": (
             "demo",
-            "Train a soft prompt and an ID-PT prompt on the bundled suite, compare them with the bare "
-            "model, and ask them.",
+            "Train a soft prompt and an ID-PT prompt on the bundled suite, compare them with the model "
+            "alone, and ask them.",
         ),
         "train": (
             "train",
@@ -44,6 +44,10 @@ COMMANDS = {  # by panel of the help: module and first line of each command
             "ask",
             "Answer questions with a trained scaffold, or with several that `shoulders calibrate` put in "
             "order of cost.",
+        ),
+        "serve": (
+            "serve",
+            "Serve scaffolds, readers and cascades around one frozen model: OpenAI's API, answers with passages, a page.",
         ),
         "calibrate": (
             "calibrate",
@@ -86,7 +90,11 @@ COMMANDS = {  # by panel of the help: module and first line of each command
         ),
         "convert": (
             "tools",
-            "Convert a soft prompt to PEFT's prompt-tuning format, or such an adapter to a soft prompt.",
+            "Convert a scaffold to a PEFT adapter with the same logits, or an adapter to a scaffold.",
+        ),
+        "serve-key": (
+            "serve",
+            "Make an API key for `shoulders serve --keys FILE` and print it, once: the file keeps only its hash.",
         ),
     },
 }

@@ -159,7 +159,7 @@ def answered(
 
     def read(given: ScaffoldInput, _: Sequence[int]) -> list[Answer]:
         some = how.engine.likeliest(lm, scaffold, given, longest=how.longest, stops=how.stops)
-        return [_as_text(one, lm, how) for one in some]
+        return [as_answer(one, lm, how) for one in some]
 
     return in_groups(rows, lm, scaffold, how, [how.longest] * len(rows), read)
 
@@ -183,7 +183,7 @@ def sample(
     def read(given: ScaffoldInput, numbers: Sequence[int]) -> list[list[Answer]]:
         draws = torch.stack([sampling.draws(rows[number].question, how.longest) for number in numbers])
         several = how.engine.sampled(lm, scaffold, given, draws, temperature=sampling.temperature, stops=how.stops)
-        return [[_as_text(one, lm, how) for one in some] for some in several]
+        return [[as_answer(one, lm, how) for one in some] for some in several]
 
     return in_groups(rows, lm, scaffold, how, branches, read)
 
@@ -205,8 +205,8 @@ def stream(question: QuestionLike, lm: FrozenLM, scaffold: Scaffold, how: Answer
             shown = text
 
 
-def _as_text(one: Generated, lm: FrozenLM, how: Answering) -> Answer:
-    """Return what was generated as an answer."""
+def as_answer(one: Generated, lm: FrozenLM, how: Answering) -> Answer:
+    """Return what was generated as an answer, without its stop text."""
     return Answer(before_stop(lm.text(one.ids), how.stops).strip(), one.log_probability, one.margin)
 
 
