@@ -456,6 +456,13 @@ def test_an_empty_text_is_not_the_current_folder(tmp_path, monkeypatch):
         shoulders.Index.build("")
 
 
+def test_files_that_are_left_out_of_an_index_are_named_in_a_warning(tmp_path):
+    (tmp_path / "rome.txt").write_text("Rome is in Italy.")
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4 and nothing more")
+    with pytest.warns(UserWarning, match=r"1 parts of the sources are not in the index; the first: .*broken\.pdf"):
+        assert shoulders.Index.build(tmp_path).passages == 1
+
+
 def test_what_is_no_source_of_an_index_is_refused():
     for wrong, said in (
         (None, "the sources of an index are a NoneType: give texts"),
