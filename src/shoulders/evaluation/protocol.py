@@ -176,6 +176,10 @@ class Scores:
         """Mean of the scores of all tasks."""
         return mean(self.tasks.values())
 
+    def first(self, limit: int) -> "Scores":
+        """Return the scores on the first examples of each wording, which a plan of that limit measures."""
+        return replace(self, wordings=[replace(row, predictions=row.predictions[:limit]) for row in self.wordings])
+
 
 OnDone = Callable[[int, int], None]  # called with the number of examples done, and of all
 
