@@ -47,7 +47,8 @@ COMMANDS = {  # by panel of the help: module and first line of each command
         ),
         "serve": (
             "serve",
-            "Serve scaffolds, readers and cascades around one frozen model: OpenAI's API, answers with passages, a page.",
+            "Serve scaffolds, readers and cascades around one frozen model: OpenAI's API, answers with passages, a "
+            "page.",
         ),
         "calibrate": (
             "calibrate",
