@@ -27,7 +27,7 @@ BARE, SOFT, INPUT = "bare model", "soft prompt", "ID-PT"
 ASKED, TEXTS = "country_facts", "fact_sheets"  # the task that questions come from, and the one that texts come from
 TOKENS, FOUND = 128, 5  # tokens of a question with its passages; passages found for a question
 LONGEST = 32  # tokens of an answer that is typed in
-TOLD = 8  # examples of each task on which the model alone is also told what to do
+TOLD = 5  # examples of each task on which the model alone is also told what to do
 
 
 def demo(
