@@ -27,6 +27,14 @@ def columns_for(longest: int) -> int:
     return -(-(longest + 1 + SLACK) // COLUMNS) * COLUMNS
 
 
+def fits(memory: PassMemory, stack: nn.Module) -> bool:
+    """Return whether the keys and values of a memory can be a row of a bank, if they are not already."""
+    if memory.bank is not None or not memory.seen or memory.mask is not None:
+        return memory.bank is not None
+    layers = memory.cache_for(stack.config).layers  # type: ignore[arg-type] (a Hugging Face model's)
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
 @final
 class Bank:
     """Rows of keys and values in one stack of plain layers, all of which read one position in each step.

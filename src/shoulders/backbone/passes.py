@@ -191,7 +191,8 @@ def _plain(cache: Cache) -> bool:
 def whole_cache(config: PreTrainedConfig) -> DynamicCache:
     """Return an empty cache that keeps all positions of a text in every layer; `plain` layers only."""
     cache = DynamicCache()
-    cache.layers = [*(DynamicLayer() for _ in DynamicCache(config=config).layers)]
+    layers: list[Any] = [DynamicLayer() for _ in DynamicCache(config=config).layers]
+    cache.layers = layers
     return cache
 
 
