@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from shoulders.backbone.edits import Edits, LayerEdit, edited, linear_layers
+from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import PassMemory, StackInput
 from shoulders.errors import UsageError
 
@@ -36,7 +37,7 @@ def test_an_edit_is_what_the_changed_weights_compute(tiny_lm):
 @torch.no_grad()
 def test_a_layer_of_another_kind_keeps_its_own_product(tiny_lm):
     """Hooks add to what the layer itself computes, whatever its weights are."""
-    lm = tiny_lm("llama").copied()
+    lm = FrozenLM.load(tiny_lm("llama").name, dtype="float32", device="cpu")  # one that nothing has edited yet
     block = lm.model.base_model.layers[1].mlp
     rounded = Rounded(48, 32, bias=False)
     rounded.weight = block.down_proj.weight
