@@ -306,7 +306,7 @@ def run_stack(
         past = _begun(memory, stack, embeds.shape[0], edits)
         memory.extend(embeds.shape[0], embeds.shape[1], mask, embeds.device)
         mask, past, layers = memory.mask, _written(past, edits), memory.layers
-    with edited(stack, [(embeds.shape[0], layers)]):
+    with edited(stack, [(embeds.shape[0], layers)], embeds.shape[1]):
         return _forward(stack, embeds, mask, past, weights)
 
 
@@ -344,7 +344,7 @@ def run_stack_together(
     embeds = torch.cat([pad_left(part.embeds, longest, 1) for part in parts])
     written = [_written(cache, part.edits) for cache, part in zip(caches, parts, strict=True)]
     past = JoinedCache(written, rows, seen, new)
-    with edited(stack, [(count, memory.layers) for count, memory in zip(rows, memories, strict=True)]):
+    with edited(stack, [(count, memory.layers) for count, memory in zip(rows, memories, strict=True)], longest):
         states = _forward(stack, embeds, None if bool(mask.all()) else mask, past, weights)
     return [one[:, -length:] for one, length in zip(states.split(list(rows)), new, strict=True)]
 
