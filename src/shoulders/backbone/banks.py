@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from shoulders.backbone.edits import LayerEdits, edited, merged_parts
+from shoulders.backbone.edits import LayerParts, arranged, edited
 from shoulders.backbone.passes import PassMemory, StackInput, forward, whole_cache
 
 ROWS = 8  # a bank of several rows grows by so many
@@ -58,7 +58,7 @@ class Bank:
         self.memories: list[PassMemory] = []
         self.longest = self.column = 0
         self._cache = DynamicCache()
-        self._edits: list[tuple[int, LayerEdits]] | None = None  # of the rows; None if rows have joined or left
+        self._edits: Mapping[str, LayerParts] | None = None  # of the rows; None if rows have joined or left
 
     @property
     def nbytes(self) -> int:
@@ -83,7 +83,7 @@ class Bank:
         vectors = {id(part.memory): part.embeds for part in parts}
         embeds = torch.cat([vectors[id(memory)] for memory in self.memories])
         if self._edits is None:
-            self._edits = merged_parts([(1, memory.layers) for memory in self.memories])
+            self._edits = arranged([(1, memory.layers) for memory in self.memories], 1)
         with edited(self.stack, self._edits):
             states = forward(self.stack, embeds, self._mask(embeds.device), self._cache, self.weights)
         self.column, self.longest = self.column + 1, self.longest + 1
