@@ -28,6 +28,7 @@ def open(
     index: str | Path | HasFolder = "",
     longest: int | None = None,
     truncate: bool = False,
+    quantize: str | None = None,
 ) -> Answerer:
     """Return the answerer of a name: "bare", a scaffold, a reader, a rival, or a cascade.
 
@@ -40,6 +41,7 @@ def open(
         index: passages to read, an `Index` or its folder; empty: the index of the training, if any.
         longest: maximum length of an answer in tokens; None: the length it was measured with, or 64.
         truncate: cut questions that do not fit the context instead of refusing them.
+        quantize: scheme to quantise the frozen model by (`FrozenLM.load`); None: that of the training, if any.
 
     Raises:
         UsageError: no backbone is named, an argument is of another kind, or the name stands for something that answers
@@ -55,11 +57,12 @@ def open(
                 f"--index goes with one scaffold, and {name} is several: name a run (shoulders ask RUN --index)"
             )
         stored = read(Path(name))
-        lm = lm or FrozenLM.load(backbone or stored.backbone)
+        lm = lm or FrozenLM.load(backbone or stored.backbone, quantize=quantize or "")
         return CascadeAnswerer.load(stored, lm, longest, truncate=truncate)
     info = model_info(name)
     spec = info.spec.with_options(index, longest)
-    lm = lm or FrozenLM.load(backbone or info.backbone)
+    scheme = info.quantized if quantize is None else quantize
+    lm = lm or FrozenLM.load(backbone or info.backbone, quantize=scheme)
     return ModelAnswerer.load(info, lm, spec, truncate=truncate).with_threshold_of(info.name)
 
 

@@ -67,6 +67,10 @@ def new_rival(choice: RivalChoice, lm: FrozenLM, room: int, seed: int) -> Rival:
     torch.manual_seed(seed)
     if choice.kind == PREFIX:
         return _prefix(lm, room)
+    if choice.kind == FULL and lm.quantized:
+        raise UsageError(
+            f"quantised weights ({lm.quantized}) get no gradients: leave backbone.quantize empty, or train --rival lora"
+        )
     copy = lm.copied()
     if choice.kind == LORA:
         tuned = add_lora(copy, choice.rank, choice.alpha, choice.targets)
@@ -167,7 +171,8 @@ def train_rival(
         evidence = evidence or new_evidence(recipe, lm, rival.scaffold.length)
     job = _job(recipe, rival, tasks, watch.on_done, evidence)
     answering = answer_spec(recipe).as_json()
-    kept = Origin(lm.name, lm.fingerprint(), lm.width, recipe.as_json(), answering=answering)
+    about = {"answering": answering, "quantized": lm.quantized}
+    kept = Origin(lm.name, lm.fingerprint(), lm.width, recipe.as_json(), **about)
 
     def keep(score: float, step: int) -> None:
         scores = {"development": {"average": score, "step": step}}

@@ -20,6 +20,7 @@ from shoulders.evidence.base import CANDIDATES, Evidence
 from shoulders.evidence.choice import PASSAGES, EvidenceChoice
 from shoulders.evidence.kinds import load_first_prompt
 from shoulders.evidence.packing import PackedEvidence
+from shoulders.runs.memory import positions_at_once
 from shoulders.runs.recipe import BackboneChoice, Recipe, SuiteChoice
 from shoulders.scaffolds.base import KINDS, Scaffold, ScaffoldConfig, TrainingData
 from shoulders.scaffolds.storage import scaffold_folder
@@ -70,7 +71,9 @@ def measure_retrieval(recipe: Recipe, evidence: Evidence | None, scores: Scores)
 
 def load_backbone(choice: BackboneChoice) -> FrozenLM:
     """Return the frozen model."""
-    return FrozenLM.load(choice.name, dtype=choice.dtype, device=choice.device, attention_kernel=choice.attention)
+    how = {"quantize": choice.quantize, "device_map": choice.device_map, "offload": choice.offload, "parallel": choice.parallel}
+    kernel = choice.attention
+    return FrozenLM.load(choice.name, dtype=choice.dtype, device=choice.device, attention_kernel=kernel, **how)
 
 
 def new_scaffold(config: ScaffoldConfig, lm: FrozenLM, seed: int, tasks: Sequence[Task] = ()) -> Scaffold:
@@ -150,4 +153,4 @@ def example_source(
     stream = Stream(
         mixture, lm, lengths=suite.lengths, prompt_length=scaffold.length, evidence=evidence, fold=suite.fold
     )
-    return ExampleSource(stream, plan.batch_size, plan.positions_at_once, scaffold.length)
+    return ExampleSource(stream, plan.batch_size, positions_at_once(recipe, lm), scaffold.length)

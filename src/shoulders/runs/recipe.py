@@ -19,7 +19,7 @@ from shoulders.evidence.choice import EvidenceChoice
 from shoulders.scaffolds.base import KINDS, ScaffoldConfig
 from shoulders.scaffolds.soft_prompt import SoftPromptConfig
 from shoulders.store.files import absolute_name, flatten, read_json
-from shoulders.training.plan import RivalChoice, TrainPlan
+from shoulders.training.plan import AUTO, RivalChoice, TrainPlan
 
 Record = TypeVar("Record")
 FOLDERS = ("index", "evidence.index", "evidence.reranker", "scaffold.start")  # values that may name a folder
@@ -31,6 +31,7 @@ class BackboneChoice:
     """The frozen model: its source, number type, device and attention kernel (`FrozenLM.load`).
 
     Attributes:
+        quantize, device_map, offload, parallel: how its weights are kept; a map of modules to devices is in JSON.
         input_end: for sequence-to-sequence models, which are only measured: add the tokenizer's special tokens to an
             input (`FrozenEncoderDecoder`); false for T0.
     """
@@ -39,6 +40,10 @@ class BackboneChoice:
     dtype: str = "auto"
     device: str = "auto"
     attention: str = "auto"
+    quantize: str = ""
+    device_map: str = ""
+    offload: str = ""
+    parallel: str = ""
     input_end: bool = True
 
 
@@ -153,7 +158,12 @@ class Recipe:
             raise UsageError(f"there is nothing to train with {self.scaffold.untrainable}")
 
     def _check_rival(self) -> None:
-        """Raise `UsageError` for stored states, which a rival cannot use, because its model changes."""
+        """Raise `UsageError` for what a rival cannot use: stored states, because its model changes, and planned memory."""
+        if self.training.positions_at_once == AUTO:
+            raise UsageError(
+                f"training.positions_at_once=auto knows the memory of scaffolds, not that of a rival ({self.rival.kind}): "
+                "name a number"
+            )
         for name in ("contexts", "first_pass"):
             if folder := getattr(self.training, name):
                 raise UsageError(

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 from shoulders.errors import UnknownName, UsageError
 from shoulders.scaffolds.peft import ALL_LINEAR, FULL, LORA, PREFIX, PrefixTuning
 
 DECAYS = ("none", "linear")
+AUTO = "auto"
 HIGHEST_RATE = 1e3  # far above it fp32 overflows in the first steps
 
 
@@ -23,7 +25,10 @@ class TrainPlan:
         warmup: share of the steps in which the rate rises linearly from 0.
         decay: "none" (prompts: Lester et al. 2021 and the paper) or "linear" to 0 at the last step (connectors).
         clip: maximum norm of the gradient; 0 for no clipping.
-        positions_at_once: positions of a micro-batch, prompt and padding included; bounds memory, not results.
+        positions_at_once: positions of a micro-batch, prompt and padding included; bounds memory, not results. "auto":
+            as many as fit the free memory (`runs.memory`).
+        checkpointing: keep only the inputs of the frozen layers for the backward pass, which computes each layer again;
+            layers that are streamed in (`backbone.offload`) are computed again in any case.
         evaluate_every: steps between scores on the development set; 0 for one at the end only.
         save_every: steps between checkpoints; 0 for none.
         keep: number of checkpoints that are kept.
@@ -44,7 +49,8 @@ class TrainPlan:
     warmup: float = 0.005
     decay: str = "none"
     clip: float = 1.0
-    positions_at_once: int = 2048
+    positions_at_once: int | Literal["auto"] = 2048
+    checkpointing: bool = False
     evaluate_every: int = 0
     save_every: int = 0
     keep: int = 2
@@ -54,7 +60,8 @@ class TrainPlan:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "positions_at_once", "keep"):
-            self._check(name, getattr(self, name) >= 1, "it must be at least 1")
+            value = getattr(self, name)
+            self._check(name, value == AUTO or value >= 1, "it must be at least 1")
         for name in ("evaluate_every", "save_every"):
             self._check(name, getattr(self, name) >= 0, "it cannot be negative")
         self._check(
