@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import shoulders
@@ -223,6 +224,31 @@ def test_a_checkpoint_that_cannot_be_used_here_is_refused_in_one_line(lm, tmp_pa
     with pytest.raises(UsageError, match=said) as refused:
         FrozenLM.load(declared(lm, tmp_path / "model", about), device="cpu")
     assert "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_in_fp8_trains(tiny_lm, tmp_path):
+    """Without a device that multiplies it, it is de-quantised; it is known by its files, whatever is done with it."""
+    lm, folder = tiny_lm("llama"), tmp_path / "fp8"
+    name = declared(lm, folder, {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"})
+    held = {}
+    for key, weight in load_file(folder / "model.safetensors").items():
+        held[key] = weight
+        if key.endswith("proj.weight"):
+            blocks = weight.view(weight.shape[0] // 16, 16, weight.shape[1] // 16, 16)
+            scales = blocks.abs().amax((1, 3)) / 448
+            held[key] = (blocks / scales[:, None, :, None]).reshape(weight.shape).to(torch.float8_e4m3fn)
+            held[f"{key}_scale_inv"] = scales
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    found = FrozenLM.load(name, dtype="float32", device="cpu")
+    assert (found.quantized, found.precision) == ("fp8", "fp8-float32")
+    assert found.fingerprint() != lm.fingerprint()
+    assert found.fingerprint() == FrozenLM.load(name, dtype="bfloat16", device="cpu").fingerprint()
+    weight, same = (one.model.model.layers[1].mlp.up_proj.weight for one in (found, lm))
+    torch.testing.assert_close(weight, same, rtol=0.07, atol=1e-3)
+    run = shoulders.train(
+        SoftPrompt.from_vocabulary(found, length=3), found, PAIRS, steps=2, batch_size=2, progress=False
+    )
+    assert run.losses[0] > 0
 
 
 class Packed(nn.Module):

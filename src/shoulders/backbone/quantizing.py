@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers.quantizers import AutoHfQuantizer
 from transformers.pytorch_utils import Conv1D
 
 from shoulders.backbone import fingerprint
@@ -77,20 +78,35 @@ def _able(unit: str) -> bool:
 
 
 def quantized_as(name: str, folder: str) -> str:
-    """Return the method that a located checkpoint was quantised by before it was saved; empty if it was not."""
+    """Return the method that a located checkpoint was quantised by before it was saved; empty if it was not.
+
+    Raises:
+        SourceNotFound: transformers does not know the method, and would read the weights as if they were not quantised.
+    """
     with hub_errors(name):
-        return scheme_of(AutoConfig.from_pretrained(folder))
+        config = AutoConfig.from_pretrained(folder)
+    found = scheme_of(config)
+    if found and not AutoHfQuantizer.supports_quant_method(_about(config)):
+        raise SourceNotFound(
+            f"{name!r} is quantised by {found!r}, a method that transformers does not know: name the unquantised model, "
+            "with backbone.quantize=nf4 or int8"
+        )
+    return found
 
 
 def scheme_of(config: PreTrainedConfig) -> str:
     """Return the scheme or method that a configuration says weights are quantised by; empty if they are not."""
-    about = getattr(config, "quantization_config", None)
+    about = _about(config)
     if not about:
         return ""
-    about = about if isinstance(about, dict) else about.to_dict()
     if about.get("load_in_4bit"):
         return str(about.get("bnb_4bit_quant_type", "fp4"))
     return INT8 if about.get("load_in_8bit") else str(about.get("quant_method", "unknown"))
+
+
+def _about(config: PreTrainedConfig) -> dict[str, Any]:
+    about = getattr(config, "quantization_config", None) or {}
+    return about if isinstance(about, dict) else about.to_dict()
 
 
 @contextmanager
