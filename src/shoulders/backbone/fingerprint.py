@@ -39,6 +39,8 @@ def checksum(model: nn.Module) -> str:
     """Return a hash over every bit of every weight and buffer, those that describe quantised weights among them."""
     described = {name: part for name, part in model.state_dict().items() if _describes(name)}
     held = {**described, **dict(model.named_parameters()), **dict(model.named_buffers())}
+    for alias in getattr(model, "all_tied_weights_keys", ()):  # a shared weight that is streamed in is there twice
+        held.pop(alias, None)
     return _digest(_lines(held, lambda name: _line(name, _held(model, name, held[name]))))
 
 

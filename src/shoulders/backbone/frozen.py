@@ -200,6 +200,8 @@ class FrozenLM:
             model = load_whole(AutoModelForCausalLM, name, folder, dtype=number, attn_implementation=kernel, **how)
         if kernel is None and place.type == "cpu" and attention.suits(model):
             model.set_attn_implementation(attention.register())
+        if method and not quantizing.scheme_of(model.config):
+            model = model.to(number)  # it was de-quantised, in the type of its scales
         identity = quantizing.known_identity(model, folder, lines, method)
         if parallel:
             identity = identity or fingerprint.identity(model)  # later not all processes ask for it at the same time

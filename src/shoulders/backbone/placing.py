@@ -56,7 +56,14 @@ def placement(name: str, folder: str, device_map: str | DeviceMap, offload: str,
     given = {_path_of_layers(model): DISK} if device_map == DISK else _read(device_map)
     for key, device in given.items():
         _check(model, key, device)
-    return {**found, "device_map": dict(_complete(model, "", given, str(main)))}
+    places = dict(_complete(model, "", given, str(main)))
+    for one, other in model.all_tied_weights_keys.items():  # a weight that two modules share is in one place
+        places.update({_module(one): device for key, device in places.items() if key == _module(other)})
+    return {**found, "device_map": places}
+
+
+def _module(weight: str) -> str:
+    return weight.rpartition(".")[0]
 
 
 def _make(folder: Path) -> None:

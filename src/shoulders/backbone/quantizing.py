@@ -168,6 +168,38 @@ def settle(model: nn.Module) -> None:
     """
     for layer in packed_layers(model):
         layer.train()
+        if type(layer).__name__ == "Linear8bitLt":
+            layer.forward = partial(_product, layer)
+
+
+def _product(layer: nn.Module, given: Tensor) -> Tensor:
+    return _FrozenProduct.apply(given, layer)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """The product of an int8 layer, of which nothing is kept for the backward pass.
+
+    bitsandbytes keeps the input, for a gradient of the weight that frozen layers do not have, and where activation
+    checkpointing does not see it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, layer: nn.Module) -> Tensor:
+        ctx.layer = layer
+        return type(layer).forward(layer, given)
+
+    @staticmethod
+    # The base class takes any number of gradients.
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (gradient,) = gradients
+        return gradient @ _dequantized(ctx.layer).to(gradient.dtype), None
+
+
+def _dequantized(layer: nn.Module) -> Tensor:
+    """Return the weight of a layer that bitsandbytes quantised, as a matrix (out, in)."""
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight  # it imports bitsandbytes
+
+    return dequantize_bnb_weight(layer.weight, getattr(layer, "state", None))  # type: ignore[arg-type]
 
 
 def unpacked(block: nn.Module) -> dict[str, Tensor]:
@@ -176,13 +208,11 @@ def unpacked(block: nn.Module) -> dict[str, Tensor]:
     Raises:
         UsageError: another library quantised them.
     """
-    from transformers.integrations.bitsandbytes import dequantize_bnb_weight  # it imports bitsandbytes
-
     layers = packed_layers(block)
     packed = {name: module for name, module in block.named_modules() if module in layers}
     held = {name: tensor for name, tensor in block.state_dict().items() if fingerprint.owner(name) not in packed}
     for name, module in packed.items():
-        weight: Tensor = dequantize_bnb_weight(module.weight, getattr(module, "state", None))
+        weight = _dequantized(module)
         held[f"{name}.weight"] = weight.T if module.source_cls is Conv1D else weight
     if wrong := next((name for name, one in held.items() if one.dim() > 1 and not one.is_floating_point()), ""):
         raise UsageError(

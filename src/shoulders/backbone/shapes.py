@@ -123,8 +123,10 @@ class QuantizedShape(nn.Module):
     def __init__(self, layer: nn.Linear | Conv1D, scheme: str) -> None:
         super().__init__()
         inner, outer = layer.weight.shape if isinstance(layer, Conv1D) else layer.weight.shape[::-1]
-        # nf4: half a byte, a scale of one byte for 64 weights and one of 4 for 256 of these; int8: a scale for each row.
-        size = inner * outer / 2 + inner * outer / 64 * (1 + 4 / 256) if scheme == NF4 else inner * outer + 4 * outer
+        # nf4: half a byte, a scale of one byte for 64 weights and one of 4 for 256 of these, and the tables of both;
+        # int8: a scale for each row.
+        packed = inner * outer / 2 + inner * outer / 64 * (1 + 4 / 256) + 4 * (16 + 256)
+        size = packed if scheme == NF4 else inner * outer + 4 * outer
         self.register_buffer("packed", torch.empty(round(size), dtype=torch.uint8, device="meta"))
         self.bias, self.shape = layer.bias, (outer, inner)
 

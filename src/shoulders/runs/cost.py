@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import _engine_run_backward, saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -72,6 +72,11 @@ class RealDeviceMemory(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.backward:  # layers that are computed again in it need this mode, too
+            with RealDeviceMemory():  # the public functions would turn it off again
+                return _engine_run_backward(
+                    (args[0],), (torch.ones_like(args[0]),), False, False, (), allow_unreachable=True, accumulate_grad=True
+                )
         if func is F.scaled_dot_product_attention and args[0].is_meta and any(one.requires_grad for one in args[:3]):
             return _FusedAttention.apply(*args[:3], args[3] if len(args) > 3 else kwargs.get("attn_mask"))
         if func is torch.cat and len(args[0]) == 2 and args[0][0].is_meta and not args[0][0].numel():

@@ -1,5 +1,6 @@
 """Peak memory of a training step, from a step on tensors without values: what is alive at the same time is added up."""
 
+import gc
 import warnings
 import weakref
 from dataclasses import dataclass
@@ -155,6 +156,7 @@ class Planned:
 
     def memory(self, rows: int, input_length: int, output_length: int) -> StepMemory:
         """Return the bytes of a step of one micro-batch of `rows` examples of given lengths."""
+        gc.collect()  # what an earlier step left behind is freed at a time that is not this one's
         sizes = Sizes(self.lm, self.scaffold, input_length, output_length, rows)
         on = self.recipe.training.checkpointing or self.streamed
         with checkpointing(on), RealDeviceMemory(), _Alive(sizes.weights(self.scaffold)) as alive:
@@ -176,7 +178,7 @@ def _step(sizes: Sizes) -> None:
     lm, length = sizes.lm, sizes.input_length + sizes.output_length - 1
     given = sizes.given(length, sizes.scaffold)
     states = sizes.scaffold.states(lm, given)[:, -sizes.output_length :].reshape(-1, lm.width)
-    labels = torch.zeros(len(states), dtype=torch.long, device="meta")
+    labels = torch.zeros(len(states), dtype=torch.long, device=states.device)
     F.cross_entropy(lm.logits(states).float(), labels, reduction="sum").backward()
     sizes.scaffold.zero_grad()
 
