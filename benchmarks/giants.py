@@ -144,7 +144,7 @@ def _save_model(folder: str) -> int:
 
 
 def streamed_steps(folder: str, *, streamed: bool) -> dict[str, Any]:
-    """Train a prompt for some steps; return the losses, and the bytes that the process held beside those it began with."""
+    """Train a prompt for some steps; return the losses, and the bytes held beside those that the process began with."""
     begun, weights = peak_resident(), sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
     torch.set_num_threads(1)
     if streamed:

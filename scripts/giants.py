@@ -97,7 +97,9 @@ def schemes() -> Iterator[str]:
     """Yield the table of schemes and scaffolds."""
     yield _row("scaffold", *(f"{scheme}: {deed}" for scheme in SCHEMES for deed in ("train", "answer", "save")))
     yield _row("---", *["---"] * 3 * len(SCHEMES))
-    models = [load_backbone(recipe(["backbone.dtype=bfloat16", f"backbone.quantize={one}"]).backbone) for one in SCHEMES]
+    models = [
+        load_backbone(recipe(["backbone.dtype=bfloat16", f"backbone.quantize={one}"]).backbone) for one in SCHEMES
+    ]
     for name, values in SCAFFOLDS.items():
         cells = [_tried(values, lm) for lm in models]
         yield _row(name, *(cell for some in cells for cell in some))
@@ -176,7 +178,12 @@ def fits() -> Iterator[str]:
 
 
 def _most(shape: str, scheme: str, on: str) -> str:
-    values = [f"backbone.name={shape}", "backbone.device=auto", "backbone.dtype=bfloat16", f"backbone.quantize={scheme}"]
+    values = [
+        f"backbone.name={shape}",
+        "backbone.device=auto",
+        "backbone.dtype=bfloat16",
+        f"backbone.quantize={scheme}",
+    ]
     planned = Planned.of(recipe([*values, "scaffold.length=20", f"training.checkpointing={on}"]))
     rows = planned.most_rows(int(RESERVED * CARD), 492, 16)
     return f"{rows:,}" if rows else f"no ({planned.weights / 1e9:,.0f} GB)"

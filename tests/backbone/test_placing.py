@@ -53,7 +53,10 @@ def test_losses_trained_weights_and_answers_are_those_of_the_model_in_one_place(
         for weight, same in zip(one.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(weight, same, rtol=1e-5, atol=1e-6)
         asked = [Question("Capital of Italy?"), Question("Two plus two is")]
-        found = [answer(asked, model, run.scaffold, Answering(longest=4)) for run, model in zip(runs, (lm, placed), strict=True)]
+        found = [
+            answer(asked, model, run.scaffold, Answering(longest=4))
+            for run, model in zip(runs, (lm, placed), strict=True)
+        ]
         assert found[0] == found[1]
     assert placed.checksum() == lm.checksum()
 
@@ -98,7 +101,7 @@ def test_a_half_written_folder_is_written_again(tiny_lm, tmp_path):
 
 
 def test_bad_places_are_refused_in_one_line(lm, tiny_lm, tmp_path):
-    with pytest.raises(UsageError, match="puts 'model.layers.1' on 'cuda:7', which cannot be used here"):
+    with pytest.raises(UsageError, match=r"puts 'model.layers.1' on 'cuda:7', which cannot be used here"):
         loaded(lm, '{"model.layers.1": "cuda:7"}')
     with pytest.raises(UnknownName, match=r"no module \(backbone.device_map\) called 'model.layer': did you mean"):
         loaded(lm, {"model.layer": "disk"})
@@ -107,15 +110,17 @@ def test_bad_places_are_refused_in_one_line(lm, tiny_lm, tmp_path):
     with pytest.raises(UsageError, match="does not name a device for each module"):
         loaded(lm, '["disk"]')
     (tmp_path / "file").write_text("")
-    with pytest.raises(SaveFailed, match="backbone.offload=.*file.* cannot be written"):
+    with pytest.raises(SaveFailed, match=r"backbone.offload=.*file.* cannot be written"):
         loaded(lm, "disk", offload=str(tmp_path / "file"))
     with pytest.raises(SourceNotFound, match="offload_folder"):
         loaded(tiny_lm("mixtral"), "disk")
-    with pytest.raises(UsageError, match="keeps all weights on accelerators or all in memory, and backbone.device_map"):
+    with pytest.raises(
+        UsageError, match=r"keeps all weights on accelerators or all in memory, and backbone.device_map"
+    ):
         loaded(lm, "disk", quantize="nf4")
+    streaming = loaded(lm, "disk")
     with pytest.raises(UsageError, match="cannot be copied from weights that are streamed in"):
-        placed = loaded(lm, "disk")
-        Recursion(placed, RecursionShape(layers=1, copied=True))
+        Recursion(streaming, RecursionShape(layers=1, copied=True))
 
 
 def test_a_folder_alone_places_what_does_not_fit(lm, tmp_path):
@@ -130,5 +135,5 @@ def test_keys_and_values_follow_each_layer_to_its_device(lm):
     cache = PassMemory.holding(known, 3, None).cache_for(lm.config)
     new = known.layers[1][0][:, :, :1].to("meta")
     keys, values = cache.update(new, new, 1)
-    assert keys.is_meta and values.is_meta and keys.shape[-2] == 4
+    assert (keys.is_meta, values.is_meta, keys.shape[-2]) == (True, True, 4)
     assert not cache.layers[0].keys.is_meta

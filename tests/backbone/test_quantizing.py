@@ -186,7 +186,7 @@ def test_a_rival_of_all_weights_is_refused(packed):
     from shoulders.paper.rivals import new_rival
     from shoulders.training.plan import RivalChoice
 
-    with pytest.raises(UsageError, match="nf4.* get no gradients: leave backbone.quantize empty"):
+    with pytest.raises(UsageError, match=r"nf4.* get no gradients: leave backbone.quantize empty"):
         new_rival(RivalChoice("full"), packed("llama", "nf4"), 3, 0)
 
 
@@ -272,7 +272,7 @@ def test_kernels_without_a_gradient_are_refused(lm, trains):
     if trains:
         assert FrozenLM(model, lm.tokenizer).quantized == "marlin"
         return
-    with pytest.raises(SourceNotFound, match="quantised by marlin, whose kernels .* no gradient .*down_proj"):
+    with pytest.raises(SourceNotFound, match=r"quantised by marlin, whose kernels .* no gradient .*down_proj"):
         FrozenLM(model, lm.tokenizer)
 
 

@@ -15,7 +15,6 @@ from shoulders.runs.cost import Sizes
 from shoulders.runs.memory import Planned, positions_at_once
 from shoulders.runs.recipe import Recipe, SuiteChoice, with_overrides
 
-
 LENGTHS = (60, 8)
 PROMPT = ["scaffold.length=6"]
 CONFIGURATIONS = {
@@ -115,7 +114,9 @@ def test_the_largest_micro_batch_that_fits_is_chosen(lm, monkeypatch):
     chosen = replace(recipe(lm, *PROMPT, *values), suite=SuiteChoice(lengths=Lengths(40, 8)))
     room = Planned.of(chosen).memory(5, 40, 8).step
     monkeypatch.setattr(memory, "free_bytes", lambda _: room / memory.RESERVED * 1.02)
-    with pytest.warns(UserWarning, match="positions_at_once=auto: 270, a micro-batch of 5 .examples of 40 and 8 tokens"):
+    with pytest.warns(
+        UserWarning, match="positions_at_once=auto: 270, a micro-batch of 5 .examples of 40 and 8 tokens"
+    ):
         assert positions_at_once(chosen, lm) == 270
     monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
     with pytest.raises(UsageError, match="positions_at_once=auto: not one fits"):

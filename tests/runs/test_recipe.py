@@ -12,8 +12,8 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.shapes import meta_backbone
 from shoulders.errors import ContextFull, UnknownName, UsageError
 from shoulders.runs.build import new_scaffold
-from shoulders.runs.memory import Planned
 from shoulders.runs.cost import Sizes, cost, meta_scaffold
+from shoulders.runs.memory import Planned
 from shoulders.runs.ranking_recipes import KINDS as RANKING_KINDS
 from shoulders.runs.ranking_recipes import ranking_recipe_from_json
 from shoulders.runs.recipe import Recipe, read_recipe, recipe_from_json, with_overrides

@@ -97,5 +97,3 @@ def test_a_run_is_the_same(lm):
 def test_it_is_for_frozen_models():
     with pytest.raises(UsageError, match="are for frozen models, and a reranker trains all"):
         replace(reranker(), training=replace(reranker().training, checkpointing=True))
-
-

@@ -88,7 +88,9 @@ def test_the_command_line_trains_and_measures(lm, tmp_path, parallel):
 def test_one_process_alone_is_refused(lm):
     with pytest.raises(UsageError, match="shares weights among processes, and this is one alone: torchrun"):
         FrozenLM.load(lm.name, device="cpu", parallel="fsdp")
-    with pytest.raises(UsageError, match="backbone.parallel=tensor .* backbone.quantize=nf4 keeps them in another way"):
+    with pytest.raises(
+        UsageError, match=r"backbone.parallel=tensor .* backbone.quantize=nf4 keeps them in another way"
+    ):
         FrozenLM.load(lm.name, device="cpu", parallel="tensor", quantize="nf4")
     with pytest.raises(UnknownName, match="did you mean 'tensor'"):
         FrozenLM.load(lm.name, device="cpu", parallel="tensors")

@@ -27,7 +27,7 @@ def identity(model: nn.Module, replaced: Mapping[str, str] | None = None) -> str
     replaced = replaced or {}
     owners = {owner(name) for name in replaced}
     held = {name: tensor for name, tensor in model.state_dict().items() if owner(name) not in owners}
-    return _digest(_lines(held, lambda name: line(name, _held(model, name, held[name]))) + [*replaced.values()])
+    return _digest([*_lines(held, lambda name: line(name, _held(model, name, held[name]))), *replaced.values()])
 
 
 def line(name: str, tensor: Tensor) -> str:

@@ -448,4 +448,3 @@ def block_config(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
             setattr(smaller, name, 0.0)
     smaller.update({"num_hidden_layers": layers, "vocab_size": 1, "pad_token_id": None})
     return smaller
-

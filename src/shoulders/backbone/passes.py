@@ -142,9 +142,7 @@ class _Unkept(DynamicCache):
     Without one transformers looks for packed sequences in the values, which tensors on the meta device do not have.
     """
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Return the new keys and values."""
         return key_states, value_states
 

@@ -36,7 +36,7 @@ def placement(name: str, folder: str, device_map: str | DeviceMap, offload: str,
     Args:
         device_map: "auto" (accelerators first, then memory, then disk), "disk" (all layers there), or devices by module
             ("cuda:0", "cpu", "disk"), as a mapping or in JSON; modules that are not named are on the main device.
-        offload: folder for weights on disk that are not as they are in the checkpoint; with it alone, the map is "auto".
+        offload: folder for weights on disk that are not as in the checkpoint; with it alone, the map is "auto".
         main: the main device.
 
     Raises:
@@ -108,9 +108,7 @@ def _path_of_layers(model: PreTrainedModel) -> str:
     return next(name for name, module in model.named_modules() if module is layers)
 
 
-def _complete(
-    module: nn.Module, path: str, given: DeviceMap, inherited: str | int
-) -> Iterator[tuple[str, str | int]]:
+def _complete(module: nn.Module, path: str, given: DeviceMap, inherited: str | int) -> Iterator[tuple[str, str | int]]:
     """Yield a device for every part of a module: its own, or that of what it is a part of."""
     own = given.get(path, inherited)
     if not any(key != path and key.startswith(f"{path}." if path else "") for key in given):
@@ -179,5 +177,5 @@ def shard_layers(model: PreTrainedModel, main: torch.device) -> PreTrainedModel:
     """
     mesh = init_device_mesh(main.type, (PartialState().num_processes,))
     for layer in layers_of(model, model.config.get_text_config(decoder=True)):
-        fully_shard(layer, mesh=mesh)
-    return model.to(main)
+        # Each is a root of its own, which would stay whole after its forward.
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)

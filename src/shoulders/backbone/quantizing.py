@@ -16,8 +16,8 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
-from transformers.quantizers import AutoHfQuantizer
 from transformers.pytorch_utils import Conv1D
+from transformers.quantizers import AutoHfQuantizer
 
 from shoulders.backbone import fingerprint
 from shoulders.backbone.passes import first_embeddings, run_stack
@@ -60,7 +60,7 @@ def settings(scheme: str, dtype: torch.dtype, device: torch.device) -> BitsAndBy
 
 
 def check_fits(name: str, method: str, scheme: str, device_map: Any) -> None:
-    """Raise `UsageError` for a checkpoint that is quantised already (by `method`), or weights that would lie on disk."""
+    """Raise `UsageError` if a checkpoint is quantised already (by `method`), or weights would lie on disk."""
     if method:
         raise UsageError(
             f"{name!r} is quantised already ({method}): leave backbone.quantize empty, or name the unquantised model"
@@ -88,8 +88,8 @@ def quantized_as(name: str, folder: str) -> str:
     found = scheme_of(config)
     if found and not AutoHfQuantizer.supports_quant_method(_about(config)):
         raise SourceNotFound(
-            f"{name!r} is quantised by {found!r}, a method that transformers does not know: name the unquantised model, "
-            "with backbone.quantize=nf4 or int8"
+            f"{name!r} is quantised by {found!r}, a method that transformers does not know: name the unquantised "
+            "model, with backbone.quantize=nf4 or int8"
         )
     return found
 
@@ -190,7 +190,9 @@ class _FrozenProduct(torch.autograd.Function):
 
     @staticmethod
     # The base class takes any number of gradients.
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor, None]:
         (gradient,) = gradients
         return gradient @ _dequantized(ctx.layer).to(gradient.dtype), None
 

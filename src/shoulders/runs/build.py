@@ -71,7 +71,12 @@ def measure_retrieval(recipe: Recipe, evidence: Evidence | None, scores: Scores)
 
 def load_backbone(choice: BackboneChoice) -> FrozenLM:
     """Return the frozen model."""
-    how = {"quantize": choice.quantize, "device_map": choice.device_map, "offload": choice.offload, "parallel": choice.parallel}
+    how = {
+        "quantize": choice.quantize,
+        "device_map": choice.device_map,
+        "offload": choice.offload,
+        "parallel": choice.parallel,
+    }
     kernel = choice.attention
     return FrozenLM.load(choice.name, dtype=choice.dtype, device=choice.device, attention_kernel=kernel, **how)
 

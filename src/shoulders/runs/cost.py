@@ -75,7 +75,13 @@ class RealDeviceMemory(TorchFunctionMode):
         if func is Tensor.backward:  # layers that are computed again in it need this mode, too
             with RealDeviceMemory():  # the public functions would turn it off again
                 return _engine_run_backward(
-                    (args[0],), (torch.ones_like(args[0]),), False, False, (), allow_unreachable=True, accumulate_grad=True
+                    (args[0],),
+                    (torch.ones_like(args[0]),),
+                    False,
+                    False,
+                    (),
+                    allow_unreachable=True,
+                    accumulate_grad=True,
                 )
         if func is F.scaled_dot_product_attention and args[0].is_meta and any(one.requires_grad for one in args[:3]):
             return _FusedAttention.apply(*args[:3], args[3] if len(args) > 3 else kwargs.get("attn_mask"))

@@ -184,7 +184,7 @@ def _step(sizes: Sizes) -> None:
 
 
 def positions_at_once(recipe: Recipe, lm: FrozenLM) -> int:
-    """Return the positions of a micro-batch of a recipe; of "auto", as many as fit the free memory, in a Python warning.
+    """Return the positions of a micro-batch of a recipe; for "auto" as many as fit the free memory, and warn how many.
 
     Examples are as long as the recipe lets them be.
 

@@ -158,11 +158,11 @@ class Recipe:
             raise UsageError(f"there is nothing to train with {self.scaffold.untrainable}")
 
     def _check_rival(self) -> None:
-        """Raise `UsageError` for what a rival cannot use: stored states, because its model changes, and planned memory."""
+        """Raise `UsageError` for what a rival cannot use: stored states, since its model changes, and planned memory."""
         if self.training.positions_at_once == AUTO:
             raise UsageError(
-                f"training.positions_at_once=auto knows the memory of scaffolds, not that of a rival ({self.rival.kind}): "
-                "name a number"
+                f"training.positions_at_once=auto knows the memory of scaffolds, not that of a rival "
+                f"({self.rival.kind}): name a number"
             )
         for name in ("contexts", "first_pass"):
             if folder := getattr(self.training, name):

@@ -129,8 +129,8 @@ def _check_shared(lm: FrozenLM, scaffold: Scaffold, *, stored: bool) -> None:
     if lm.parallel == FSDP and (stored or scaffold.placement is Placement.INFIX):
         raise UsageError(
             "with backbone.parallel=fsdp all processes run each layer equally often, which stored states "
-            "(training.contexts, training.first_pass) and an infix prompt, before which some texts have nothing, do not "
-            "allow: leave them out, with scaffold.placement=prefix or suffix"
+            "(training.contexts, training.first_pass) and an infix prompt, before which some texts have nothing, do "
+            "not allow: leave them out, with scaffold.placement=prefix or suffix"
         )
 
 
