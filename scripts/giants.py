@@ -45,7 +45,9 @@ SCAFFOLDS = {
     "two passes": ["scaffold.kind=recursion", "scaffold.recursion.layers=1"],
     "two passes, copied blocks": ["scaffold.kind=recursion", "scaffold.recursion.layers=1",
                                   "scaffold.recursion.copied=true"],
-    "prefix tuning": ["scaffold.kind=prefix_tuning", "scaffold.length=8"],
+    "deep prompt": ["scaffold.kind=deep_prompt", "scaffold.length=8"],
+    "deep prompt, suffix": ["scaffold.kind=deep_prompt", "scaffold.length=8", "scaffold.placement=suffix"],
+    "low-rank updates": ["scaffold.kind=low_rank", "scaffold.rank=4"],
 }  # fmt: skip
 LENGTHS = (250, 6)  # of inputs and answers
 STEPS = 3

@@ -13,7 +13,9 @@ from shoulders.engine.batches import encode, training_batch
 from shoulders.engine.inference import answer
 from shoulders.errors import SaveFailed, SourceNotFound, UnknownName, UsageError
 from shoulders.runs.cost import saved_bytes
+from shoulders.scaffolds.deep_prompt import DeepPrompt
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
+from shoulders.scaffolds.low_rank import LowRank
 
 PAIRS = [("Capital of France?", "Paris"), ("Capital of Italy?", "Rome"), ("Two plus two is", "four")]
 MAPS = {
@@ -37,6 +39,8 @@ def scaffolds(lm, tiny_encoder):
     yield InputPrompt(lm, lm, shape)
     yield InputPrompt(tiny_encoder("t5"), lm, shape)
     yield Recursion(lm, RecursionShape(layers=1))
+    yield DeepPrompt.from_vocabulary(lm, length=3)
+    yield LowRank.new(LowRank.Config(rank=2), lm)
 
 
 @pytest.mark.parametrize("device_map", MAPS.values(), ids=MAPS)

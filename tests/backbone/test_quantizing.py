@@ -16,7 +16,6 @@ from shoulders import (
     FrozenLM,
     InputPrompt,
     InputPromptShape,
-    PrefixTuning,
     Question,
     Recursion,
     RecursionShape,
@@ -28,6 +27,8 @@ from shoulders.backbone.passes import layers_of
 from shoulders.engine.batches import encode, training_batch
 from shoulders.engine.inference import answer
 from shoulders.errors import SourceNotFound, UnknownName, UsageError, WrongBackbone
+from shoulders.scaffolds.deep_prompt import DeepPrompt
+from shoulders.scaffolds.low_rank import LowRank
 from shoulders.scaffolds.recursion import Connector
 
 SCHEMES = ("nf4", "int8")
@@ -59,7 +60,9 @@ def scaffolds(lm, tiny_encoder):
     yield InputPrompt(lm, lm, shape)
     yield InputPrompt(tiny_encoder("bert"), lm, shape)
     yield Recursion(lm, RecursionShape(layers=1), SoftPrompt.from_vocabulary(lm, length=2))
-    yield PrefixTuning.new(PrefixTuning.Config(length=3), lm)
+    yield DeepPrompt.from_vocabulary(lm, length=3)
+    yield DeepPrompt.from_vocabulary(lm, length=3, placement="suffix")
+    yield LowRank.new(LowRank.Config(rank=2), lm)
 
 
 def plain_twin(lm: FrozenLM, other: FrozenLM) -> FrozenLM:

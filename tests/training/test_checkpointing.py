@@ -11,8 +11,9 @@ from shoulders.errors import UsageError
 from shoulders.records import Placement
 from shoulders.runs.cost import saved_bytes
 from shoulders.runs.ranking_recipes import reranker
+from shoulders.scaffolds.deep_prompt import DeepPrompt
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
-from shoulders.scaffolds.peft import PrefixTuning
+from shoulders.scaffolds.low_rank import LowRank
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.loop import Hooks, fit
@@ -63,7 +64,18 @@ def test_losses_and_gradients_are_the_same(any_lm, tiny_encoder, questions):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "bloom"])
 def test_so_are_those_of_keys_and_values_in_every_layer(tiny_lm, questions, family):
     """transformers' own switch would drop them."""
-    check_same(tiny_lm(family), PrefixTuning.new(PrefixTuning.Config(length=3), tiny_lm(family)), questions)
+    for placement in Placement:
+        check_same(
+            tiny_lm(family), DeepPrompt.from_vocabulary(tiny_lm(family), length=3, placement=placement), questions
+        )
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_so_are_those_of_edited_layers(tiny_lm, questions, family):
+    """The second run of a layer is edited like the first."""
+    updates = LowRank.new(LowRank.Config(rank=2), tiny_lm(family))
+    torch.nn.init.normal_(updates.up, std=0.1)
+    check_same(tiny_lm(family), updates, questions)
 
 
 def test_a_layer_that_is_computed_again_extends_no_memory(any_lm, questions):

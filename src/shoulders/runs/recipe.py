@@ -158,7 +158,7 @@ class Recipe:
             raise UsageError(f"there is nothing to train with {self.scaffold.untrainable}")
 
     def _check_rival(self) -> None:
-        """Raise `UsageError` for what a rival cannot use: stored states, since its model changes, and planned memory."""
+        """Raise `UsageError` for what a rival cannot use: stored states, as its model changes, and planned memory."""
         if self.training.positions_at_once == AUTO:
             raise UsageError(
                 f"training.positions_at_once=auto knows the memory of scaffolds, not that of a rival "
