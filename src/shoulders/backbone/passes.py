@@ -281,6 +281,12 @@ class _WrittenLayer(DynamicLayer):
         if layer.is_sliding:
             self.sliding_window: int = layer.sliding_window
 
+    def copied(self) -> Self:
+        """Return a copy around a copy of the memory's own layer; their tensors are the same."""
+        fresh = copy(self)
+        vars(fresh)["_layer"] = copy(self._layer)
+        return fresh
+
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Add new keys and values, the known ones in their columns; return those of all columns."""
         pairs = zip((key_states, value_states), self._known, strict=True)
@@ -505,14 +511,7 @@ def _copied(past: Any) -> Any:
     if past is None:
         return None
     fresh = copy(past)
-    fresh.layers = [_copied_layer(layer) for layer in past.layers]
-    return fresh
-
-
-def _copied_layer(layer: Any) -> Any:
-    fresh = copy(layer)
-    if isinstance(layer, _WrittenLayer):
-        fresh._layer = copy(layer._layer)
+    fresh.layers = [layer.copied() if isinstance(layer, _WrittenLayer) else copy(layer) for layer in past.layers]
     return fresh
 
 
