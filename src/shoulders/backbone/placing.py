@@ -179,3 +179,4 @@ def shard_layers(model: PreTrainedModel, main: torch.device) -> PreTrainedModel:
     for layer in layers_of(model, model.config.get_text_config(decoder=True)):
         # Each is a root of its own, which would stay whole after its forward.
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    return model.to(main)
