@@ -45,6 +45,7 @@ from shoulders.training.stream import Stream
 
 ROWS, TEXT, SCORED, PROMPT = 8, 128, 6, 20
 EXAMPLES, CHUNK, BATCH, RATE = 512, 128, 32, 0.01
+POSITIONS_AT_ONCE = 2048
 
 
 def main() -> None:
@@ -197,9 +198,9 @@ def bench_epoch(suite: str) -> dict[str, Any]:
 
 def _our_pass(lm: FrozenLM, prompt: SoftPrompt, rows: list[EncodedQuestion]) -> list[float]:
     losses: list[float] = []
-    plan = TrainPlan(steps=len(rows) // BATCH, batch_size=BATCH, learning_rate=1e-12, positions_at_once=2048)
+    plan = TrainPlan(steps=len(rows) // BATCH, batch_size=BATCH, learning_rate=1e-12)
     hooks = Hooks(on_step=lambda step: losses.append(step.loss))
-    fit(prompt, scaffold_loss(lm, prompt), _Chunk(rows, plan.positions_at_once), plan, hooks=hooks)
+    fit(prompt, scaffold_loss(lm, prompt), _Chunk(rows, POSITIONS_AT_ONCE), plan, hooks=hooks)
     return losses
 
 

@@ -30,6 +30,7 @@ def open(
     longest: int | None = None,
     truncate: bool = False,
     chat: bool | str | None = None,
+    quantize: str | None = None,
 ) -> Answerer:
     """Return the answerer of a name: "bare", a scaffold, a reader, a rival, or a cascade.
 
@@ -44,6 +45,7 @@ def open(
         truncate: cut questions that do not fit the context instead of refusing them.
         chat: ask through the tokenizer's chat template (True, or a system text), or as plain text (False); None: as it
             was trained, and the bare model as plain text.
+        quantize: scheme to quantise the frozen model by (`FrozenLM.load`); None: that of the training, if any.
 
     Raises:
         UsageError: no backbone is named, an argument is of another kind, or the name stands for something that answers
@@ -61,11 +63,12 @@ def open(
         if chat is not None:
             raise UsageError(f"chat goes with one scaffold, and {name} is several, each asked as it was trained")
         stored = read(Path(name))
-        lm = lm or FrozenLM.load(backbone or stored.backbone)
+        lm = lm or FrozenLM.load(backbone or stored.backbone, quantize=quantize or "")
         return CascadeAnswerer.load(stored, lm, longest, truncate=truncate)
     info = model_info(name)
     spec = info.spec.with_options(index, longest).in_chat(chat)
-    lm = lm or FrozenLM.load(backbone or info.backbone)
+    scheme = info.quantized if quantize is None else quantize
+    lm = lm or FrozenLM.load(backbone or info.backbone, quantize=scheme)
     check_chat(spec.chat, lm)
     return ModelAnswerer.load(info, lm, spec, truncate=truncate).with_threshold_of(info.name)
 

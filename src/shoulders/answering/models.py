@@ -9,6 +9,7 @@ from shoulders.answering.spec import AnswerSpec, spec_from_json
 from shoulders.answering.stages import is_cascade
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.quantizing import SCHEMES
 from shoulders.errors import CorruptFile, UsageError
 from shoulders.evidence.demonstrations import DemonstrationsConfig
 from shoulders.evidence.reranked import ALL
@@ -133,6 +134,12 @@ class ModelInfo:
     def recipe(self) -> Mapping[str, Any]:
         """The recorded recipe of the training; empty for the bare model."""
         return self.origin.recipe if self.origin else {}
+
+    @property
+    def quantized(self) -> str:
+        """Scheme that the backbone was quantised by in training; empty for a checkpoint that came quantised."""
+        found = self.origin.quantized if self.origin else ""
+        return found if found in SCHEMES else ""
 
     @property
     def spec(self) -> AnswerSpec:

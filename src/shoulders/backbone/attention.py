@@ -38,7 +38,7 @@ def attention(
 ) -> tuple[Float[Tensor, "B T H d"], None]:
     """Return causal attention, called as transformers does (H query heads over G key heads, N keys)."""
     plain = all(rest.get(name) is None for name in ("softcap", "s_aux", "position_bias", "head_mask", "cache"))
-    small = query.device.type == "cpu" and _small(query.shape[2], key.shape[2])
+    small = query.device.type in ("cpu", "meta") and _small(query.shape[2], key.shape[2])
     if not (plain and small and dropout == 0.0):
         kernel = AttentionInterface()["sdpa"]
         return kernel(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest)

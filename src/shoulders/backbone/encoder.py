@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPI
 from shoulders.backbone import fingerprint
 from shoulders.backbone.frozen import UNLIMITED, pad_right, token_table
 from shoulders.backbone.loading import load_tokenizer, load_whole
+from shoulders.backbone.passes import checkpointed
 from shoulders.backbone.shapes import NoTokenizer, config_named, text_length
 from shoulders.backbone.sources import locate, pick_device, pick_dtype
 from shoulders.backbone.tokenizing import tokenized
@@ -104,7 +105,8 @@ class FrozenEncoder:
     def states(self, embeds: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"] | None) -> Float[Tensor, "B S E"]:
         """Return the final hidden states; gradients reach `embeds`."""
         given = None if mask is None else mask.long()
-        return self.model(inputs_embeds=embeds.to(self.model.dtype), attention_mask=given).last_hidden_state
+        with checkpointed(self.model):
+            return self.model(inputs_embeds=embeds.to(self.model.dtype), attention_mask=given).last_hidden_state
 
     def source_tokens(self, texts: list[str], reserved: int) -> Tokens:
         """Return the beginning of each text with the encoder's special tokens, padded at the end."""

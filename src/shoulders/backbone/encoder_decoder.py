@@ -67,6 +67,11 @@ class FrozenEncoderDecoder:
         """Type of the weights."""
         return self.model.dtype
 
+    @property
+    def precision(self) -> str:
+        """Name of the number type of its weights."""
+        return str(self.dtype).removeprefix("torch.")
+
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """Token ids that end an answer (`choosing.ends_of`)."""

@@ -1,6 +1,7 @@
 """The frozen causal language model, its output head, and new blocks of its family and shape."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
@@ -8,13 +9,14 @@ from typing import Self, cast, final
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from shoulders.backbone import attention, fingerprint
+from shoulders.backbone import attention, fingerprint, quantizing
 from shoulders.backbone.chat import ChatTemplate
 from shoulders.backbone.choosing import ends_of
 from shoulders.backbone.edits import Edits
@@ -23,10 +25,24 @@ from shoulders.backbone.passes import (
     PassMemory,
     StackInput,
     check_serves,
+    first_embeddings,
     keys_values,
+    layers_of,
     recurrent,
     run_stack,
     run_stack_together,
+    streamed,
+)
+from shoulders.backbone.placing import (
+    FSDP,
+    TENSOR,
+    DeviceMap,
+    check_parallel,
+    entrance,
+    placement,
+    shape_only,
+    shard_layers,
+    tensor_parallel,
 )
 from shoulders.backbone.sources import is_encoder_decoder, locate, pick_device, pick_dtype
 from shoulders.backbone.tokenizing import keep_text, tokenized
@@ -66,7 +82,7 @@ def head_of(model: PreTrainedModel) -> Head:
     if divisor:
         heads.append(lambda states: matrix(states) / divisor)
     heads.append(matrix)
-    if model.device.type == "meta":
+    if shape_only(model):
         return heads[0]
     for head in heads:
         if _agrees(model, head):
@@ -80,11 +96,10 @@ def head_of(model: PreTrainedModel) -> Head:
 @torch.no_grad()
 def _agrees(model: PreTrainedModel, head: Head) -> bool:
     """Return whether a head gives the model's own logits."""
-    ids = torch.tensor([[1, 0, 2]], device=model.device)
-    embeds = model.get_input_embeddings()(ids)
+    embeds = first_embeddings(model, 3)
     own = model(inputs_embeds=embeds, use_cache=False).logits
     ours = head(model.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state)
-    return torch.allclose(own.float(), ours.float(), rtol=1e-3, atol=1e-3)
+    return torch.allclose(own.float(), ours.float().to(own.device), rtol=1e-3, atol=1e-3)
 
 
 UNLIMITED = 1 << 30  # context of a model without a limit on positions
@@ -107,10 +122,24 @@ class FrozenLM:
         name: the source that it was loaded from.
         width: D, the size of a token embedding.
         context: number of positions that the model was made for.
+        quantized: the scheme that its linear layers are quantised by; empty if they are not.
+        parallel: how several processes share its weights: "tensor", "fsdp", or empty if each has them all.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "") -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str = "",
+        *,
+        quantized: str = "",
+        identity: str = "",
+        parallel: str = "",
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
+        quantizing.settle(model)
+        self.quantized, self._identity = quantized or quantizing.scheme_of(model.config), identity
+        self.parallel = parallel
         # A tokenizer of the user's own stays as it is.
         self.tokenizer = tokenizer if tokenizer.split_special_tokens else keep_text(deepcopy(tokenizer))
         self.name: str = name or str(model.name_or_path)
@@ -119,10 +148,22 @@ class FrozenLM:
         self.context = positions_of(self.config, tokenizer)
         check_serves(model)
         self.head: Head = head_of(model)
-        self._fingerprint = ""
+        if self.quantized:
+            quantizing.check_trains(model, self.quantized)
 
     @classmethod
-    def load(cls, name: str, *, dtype: str = "auto", device: str = "auto", attention_kernel: str = "auto") -> Self:
+    def load(
+        cls,
+        name: str,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        attention_kernel: str = "auto",
+        quantize: str = "",
+        device_map: str | DeviceMap = "",
+        offload: str = "",
+        parallel: str = "",
+    ) -> Self:
         """Load a model by hub id, folder, GGUF file or package (`sources`).
 
         Args:
@@ -130,10 +171,16 @@ class FrozenLM:
             dtype: "auto" (bf16 where the device multiplies it fast, else fp32), "float32", "bfloat16" or "float16".
             device: "auto" (an accelerator if there is one), or any name that PyTorch knows.
             attention_kernel: "auto", or any name that transformers' `attn_implementation` takes.
+            quantize: "nf4" or "int8": quantise the linear layers (`quantizing`); empty: leave them as they are saved.
+            device_map: "auto", "disk", or devices by module, for a model that is larger than one device (`placing`).
+            offload: folder for weights on disk that are not as they are in the checkpoint; with it alone, the map is
+                "auto".
+            parallel: "tensor" or "fsdp": share the weights among the processes that torchrun or Accelerate started.
 
         Raises:
             SourceNotFound, HubUnreachable: there is no such model, it cannot be fetched, or it is not a causal model.
             CorruptFile: weights are missing or do not belong to the model (`loading.load_whole`).
+            UsageError: it cannot be quantised or placed in this way.
         """
         if is_encoder_decoder(name):
             raise SourceNotFound(
@@ -142,13 +189,30 @@ class FrozenLM:
             )
         place = pick_device(device)
         number = pick_dtype(dtype, place)
-        chosen = None if attention_kernel == "auto" else attention_kernel
+        kernel = None if attention_kernel == "auto" else attention_kernel
         folder = locate(name)
         tokenizer = load_tokenizer(name, folder)
-        model = load_whole(AutoModelForCausalLM, name, folder, dtype=number, attn_implementation=chosen)
-        if chosen is None and place.type == "cpu" and attention.suits(model):
+        check_parallel(parallel, {"device_map": device_map, "offload": offload, "quantize": quantize})
+        how = tensor_parallel() if parallel == TENSOR else placement(name, folder, device_map, offload, place)
+        method = quantizing.quantized_as(name, folder)
+        if quantize:
+            quantizing.check_fits(name, method, quantize, how.get("device_map"))
+            how = {"device_map": {"": str(place)}, **how}
+            how["quantization_config"] = quantizing.settings(quantize, number, place)
+        with quantizing.recorded() if quantize else nullcontext({}) as lines:
+            model = load_whole(AutoModelForCausalLM, name, folder, dtype=number, attn_implementation=kernel, **how)
+        if kernel is None and place.type == "cpu" and attention.suits(model):
             model.set_attn_implementation(attention.register())
-        return cls(model.to(place), tokenizer, name)
+        if method and not quantizing.scheme_of(model.config):
+            model = model.to(number)  # it was de-quantised, in the type of its scales
+        identity = quantizing.known_identity(model, folder, lines, method)
+        if parallel:
+            identity = identity or fingerprint.identity(model)  # later not all processes ask for it at the same time
+        if parallel == FSDP:
+            model = shard_layers(model, place)
+        elif not how:
+            model = model.to(place)
+        return cls(model, tokenizer, name, quantized=quantize or method, identity=identity, parallel=parallel)
 
     def __deepcopy__(self, _: dict[int, object]) -> Self:
         """Return itself: a copy of an object around a frozen model shares the model (`copied` copies it)."""
@@ -156,22 +220,32 @@ class FrozenLM:
 
     def copied(self) -> Self:
         """Return the same model with its own copy of the weights, which may be changed."""
-        return type(self)(deepcopy(self.model), self.tokenizer, self.name)
+        return type(self)(deepcopy(self.model), self.tokenizer, self.name, quantized=self.quantized)
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
-        return self.model.device
+        """Device that its inputs and states are on: that of the input embeddings, wherever other layers are."""
+        return entrance(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
+        """Type of the vectors that it reads and writes, and of weights that are not quantised."""
         return self.model.dtype
+
+    @property
+    def precision(self) -> str:
+        """Name of the number type of its weights, after the scheme of those that are quantised: "nf4-bfloat16"."""
+        return "-".join(filter(None, [self.quantized, str(self.dtype).removeprefix("torch.")]))
 
     @property
     def vocabulary(self) -> int:
         """V, number of rows of the embedding matrix."""
         return token_table(self.model).shape[0]
+
+    @property
+    def copies(self) -> int:
+        """Number of processes that compute the same, each a part of every layer; 1 if each can have its own texts."""
+        return PartialState().num_processes if self.parallel == TENSOR else 1
 
     @cached_property
     def end(self) -> int:
@@ -230,22 +304,25 @@ class FrozenLM:
             memory: keys and values of the positions before these; it is extended by these positions.
             edits: edits of the model for these rows (`backbone.edits`).
         """
-        return run_stack(self.model.base_model, embeds.to(self.dtype), mask, memory, edits=edits)
+        found = run_stack(self.model.base_model, embeds.to(self.dtype), mask, memory, edits=edits)
+        return found.to(embeds.device)
 
     def states_together(self, parts: Sequence[StackInput]) -> list[Float[Tensor, "B T D"]]:
         """Return the final hidden states of several batches, from one forward; no row affects another."""
-        return run_stack_together(
-            self.model.base_model, [replace(part, embeds=part.embeds.to(self.dtype)) for part in parts]
-        )
+        wanted = [replace(part, embeds=part.embeds.to(self.dtype)) for part in parts]
+        found = run_stack_together(self.model.base_model, wanted)
+        return [states.to(part.embeds.device) for states, part in zip(found, parts, strict=True)]
 
     def keys_values(self, ids: Int[Tensor, "B T"]) -> KeysValues:
         """Return the keys and values of texts in every layer; padding stands at the end."""
-        return keys_values(self.model.base_model, self.embed(ids).to(self.dtype))
+        found = keys_values(self.model.base_model, self.embed(ids).to(self.dtype))
+        return KeysValues(tuple((keys.to(ids.device), values.to(ids.device)) for keys, values in found.layers))
 
     def logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Return the logits of every token of the vocabulary."""
         # Flattened to rows: for a slice of a batch PyTorch would copy the whole output matrix once for each text.
-        return self.head(states.reshape(-1, states.shape[-1])).reshape(*states.shape[:-1], -1)
+        found = self.head(states.reshape(-1, states.shape[-1]))
+        return found.reshape(*states.shape[:-1], -1).to(states.device)
 
     def nll(self, states: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"]) -> Float[Tensor, "B"]:
         """Return the negative log-likelihood of each row's labels, summed over its scored positions, in fp32.
@@ -280,14 +357,20 @@ class FrozenLM:
     def fingerprint(self) -> str:
         """Return a hash over all weights that identifies the model, whatever type it is loaded in.
 
-        It is saved with every scaffold.
+        It is saved with every scaffold. A quantised model has that of the model that it was made of; one whose
+        checkpoint came quantised, and does not say of what, is a model of its own (`quantizing.known_identity`).
         """
-        return self._fingerprint or fingerprint.identity(self.model)
+        return self._identity or fingerprint.identity(self.model)
 
     def keep_fingerprint(self) -> Self:
         """Hash the weights now and never again; return itself. For a process that changes none, such as a server."""
-        self._fingerprint = fingerprint.identity(self.model)
+        self._identity = self.fingerprint()
         return self
+
+    @property
+    def variant(self) -> str:
+        """Key of what depends on its outputs: its fingerprint, and the scheme of its weights if they are quantised."""
+        return "-".join(filter(None, [self.fingerprint(), self.quantized]))
 
     def checksum(self) -> str:
         """Return a hash over every bit of every weight and buffer, to prove that none has changed."""
@@ -383,11 +466,16 @@ def copy_layers(lm: FrozenLM, stack: PreTrainedModel, numbers: Sequence[int]) ->
     """Copy the weights of the backbone's blocks with these numbers, counted from 0, into the stack's blocks.
 
     Raises:
-        UsageError: the backbone does not keep its blocks in one list.
+        UsageError: the backbone does not keep its blocks in one list, or not in memory.
     """
-    source, target = _layers(lm.model.base_model, lm.config), _layers(stack, stack.config)
+    if streamed(lm.model):
+        raise UsageError(
+            "blocks cannot be copied from weights that are streamed in: start them at random "
+            "(scaffold.recursion.copied=false), or leave backbone.device_map and backbone.offload empty"
+        )
+    source, target = layers_of(lm.model.base_model, lm.config), layers_of(stack, stack.config)
     for block, number in zip(target, numbers, strict=True):
-        block.load_state_dict({name: weight.float() for name, weight in source[number].state_dict().items()})
+        block.load_state_dict(quantizing.unpacked(source[number]))
 
 
 def block_config(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
@@ -401,11 +489,3 @@ def block_config(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
             setattr(smaller, name, 0.0)
     smaller.update({"num_hidden_layers": layers, "vocab_size": 1, "pad_token_id": None})
     return smaller
-
-
-def _layers(stack: nn.Module, config: PreTrainedConfig) -> nn.ModuleList:
-    """Return the list of a stack's blocks."""
-    for module in stack.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
-            return module
-    raise UsageError(f"{type(stack).__name__} does not keep its {config.num_hidden_layers} blocks in one list")

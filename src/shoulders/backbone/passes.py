@@ -3,11 +3,12 @@
 Only this module and `banks` know transformers' caches of keys and values.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar, copy_context
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,11 +16,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from shoulders.backbone.edits import Edits, LayerEdits, arranged, edited
-from shoulders.errors import SourceNotFound, first_line
+from shoulders.errors import SourceNotFound, UsageError, first_line
 from shoulders.records import KeysValues
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ class PassMemory:
     def cache_for(self, config: PreTrainedConfig) -> Cache:
         """Return the cache; make one for a stack of this configuration if there is none yet."""
         if self.cache is None:
-            self.cache = whole_cache(config) if self.whole else DynamicCache(config=config)
+            self.cache = whole_cache(config) if self.whole else _Cache(config=config)
             if self._known is not None:
                 _fill(self.cache, self._known, self.seen)
                 self._known = None
@@ -177,6 +180,32 @@ class Memory:
         """Keep these rows, in this order, in the memory of every pass and Connector."""
         for one in self:
             one.select(rows)
+
+
+class _Cache(DynamicCache):
+    """A cache whose keys and values follow each layer to its device: layers of one model may lie on several."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add a layer's new keys and values; return all of the layer."""
+        layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
+        if isinstance(layer, DynamicLayer) and layer.is_initialized:
+            known: Any = layer
+            if known.keys.device != key_states.device:
+                known.keys, known.values = known.keys.to(key_states.device), known.values.to(key_states.device)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+class _Unkept(DynamicCache):
+    """A cache that keeps nothing.
+
+    Without one transformers looks for packed sequences in the values, which tensors on the meta device do not have.
+    """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Return the new keys and values."""
+        return key_states, value_states
 
 
 def plain(config: PreTrainedConfig) -> bool:
@@ -306,6 +335,12 @@ class _WrittenLayer(DynamicLayer):
         if layer.is_sliding:
             self.sliding_window: int = layer.sliding_window
 
+    def copied(self) -> Self:
+        """Return a copy around a copy of the memory's own layer; their tensors are the same."""
+        fresh = copy(self)
+        vars(fresh)["_layer"] = copy(self._layer)
+        return fresh
+
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Add new keys and values, the known ones in their columns; return those of all columns."""
         pairs = zip((key_states, value_states), self._known, strict=True)
@@ -418,8 +453,9 @@ def forward(
     weights: Mapping[str, Tensor] | None,
 ) -> Float[Tensor, "B T D"]:
     """Return the final hidden states of a stack, over a cache that transformers' layers can use."""
-    # Without a cache transformers looks for packed sequences in the values, which meta tensors do not have.
-    arguments: dict[str, object] = {"inputs_embeds": embeds, "use_cache": past is not None or embeds.is_meta}
+    if past is None and embeds.is_meta:
+        past = _Unkept(config=stack.config)  # type: ignore[arg-type] (a Hugging Face model's)
+    arguments: dict[str, object] = {"inputs_embeds": embeds, "use_cache": past is not None}
     if past is not None:
         arguments["past_key_values"] = past
     if mask is not None:
@@ -427,9 +463,112 @@ def forward(
         if _takes_positions(type(stack)):
             positions = (mask.cumsum(1) - 1).clamp(min=0)
             arguments["position_ids"] = positions[:, -embeds.shape[1] :]
-    if weights is not None:
-        return functional_call(stack, dict(weights), kwargs=arguments).last_hidden_state
-    return stack(**arguments).last_hidden_state
+    if weights is None:
+        with checkpointed(stack, past):
+            return stack(**arguments).last_hidden_state
+    if past is None and _recomputes(stack):  # trained blocks with weights of their own: the whole stack at once
+        return checkpoint(_blocks, stack, weights, arguments, use_reentrant=False, preserve_rng_state=False)
+    return _blocks(stack, weights, arguments)
+
+
+def _blocks(stack: nn.Module, weights: Mapping[str, Tensor], arguments: Mapping[str, object]) -> Tensor:
+    return functional_call(stack, dict(weights), kwargs=dict(arguments)).last_hidden_state
+
+
+_CHECKPOINTING: ContextVar[bool] = ContextVar("checkpointing", default=False)
+
+
+@contextmanager
+def checkpointing(on: bool = True) -> Iterator[None]:
+    """Keep only the inputs of layers for the backward pass of what runs meanwhile; it computes each layer again.
+
+    With weights that are streamed in this is so in any case: the backward pass would otherwise need all of them held.
+    """
+    token = _CHECKPOINTING.set(on)
+    try:
+        yield
+    finally:
+        _CHECKPOINTING.reset(token)
+
+
+def _recomputes(stack: nn.Module) -> bool:
+    """Return whether the layers of a stack are to be computed again in the backward pass."""
+    return torch.is_grad_enabled() and (_CHECKPOINTING.get() or streamed(stack))
+
+
+def streamed(stack: nn.Module) -> bool:
+    """Return whether weights are brought in from disk or memory when their layer runs (accelerate's hooks)."""
+    away = any(weight.is_meta for weight in stack.parameters())
+    return away and any(hasattr(module, "_hf_hook") for module in stack.modules())
+
+
+@contextmanager
+def checkpointed(stack: nn.Module, past: object | None = None) -> Iterator[None]:
+    """Make a stack's layers compute themselves again in the backward pass, if that is asked for (`checkpointing`).
+
+    transformers' own switch drops the cache of keys and values, which prompts in every layer need.
+
+    Args:
+        past: the cache that the stack is about to extend. The second computation starts from what it holds now.
+    """
+    kinds = {type(layer) for layer in past.layers} if isinstance(past, Cache) else set()
+    if not _recomputes(stack) or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer, _WrittenLayer}:
+        yield  # caches of states that change in place cannot be read twice
+        return
+    before, layers = _copied(past), _outermost(stack)
+    own = [vars(layer).get("forward") for layer in layers]  # accelerate's hooks stand in its place
+    for layer in layers:
+        # Stopping early saves the last product of a layer, but would leave weights that were streamed in.
+        hooked = any(hasattr(part, "_hf_hook") for part in layer.modules())
+        layer.forward = partial(_recomputed, layer.forward, past, before, not hooked)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
+
+
+def _outermost(stack: nn.Module) -> list[nn.Module]:
+    """Return the layers of a stack that transformers would compute again, none within another."""
+    found: dict[str, nn.Module] = {}
+    for name, module in stack.named_modules():
+        inner = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, GradientCheckpointingLayer) and not inner:
+            found[name] = module
+    return list(found.values())
+
+
+def _recomputed(
+    forward: Callable[..., Any], past: object, before: object, early: bool, *args: Any, **kwargs: Any
+) -> Any:
+    """Run a layer so that autograd keeps its inputs alone.
+
+    The second run reads a copy of the cache as it was, with the context variables of the first.
+    """
+    runs, context = 0, copy_context()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            return forward(*args, **kwargs)
+        fresh = _copied(before)
+        args = tuple(fresh if one is past and past is not None else one for one in args)
+        kwargs = {name: fresh if one is past and past is not None else one for name, one in kwargs.items()}
+        return context.run(forward, *args, **kwargs)
+
+    return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, early_stop=early, **kwargs)
+
+
+def _copied(past: Any) -> Any:
+    """Return a copy of a cache that is extended without the original; their tensors are the same."""
+    if past is None:
+        return None
+    fresh = copy(past)
+    fresh.layers = [layer.copied() if isinstance(layer, _WrittenLayer) else copy(layer) for layer in past.layers]
+    return fresh
 
 
 @cache
@@ -447,6 +586,18 @@ def keys_values(stack: nn.Module, embeds: Float[Tensor, "B T D"]) -> KeysValues:
     with suppress(_Filled):
         run_stack(stack, embeds, memory=PassMemory(cache))
     return KeysValues(tuple((layer.keys, layer.values) for layer in cache.layers))  # type: ignore[attr-defined]
+
+
+def layers_of(stack: nn.Module, config: PreTrainedConfig) -> nn.ModuleList:
+    """Return the list of a stack's layers.
+
+    Raises:
+        UsageError: it does not keep them in one list.
+    """
+    for module in stack.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
+            return module
+    raise UsageError(f"{type(stack).__name__} does not keep its {config.num_hidden_layers} blocks in one list")
 
 
 class _Filled(Exception):
@@ -483,19 +634,25 @@ def check_serves(model: PreTrainedModel) -> None:
     Raises:
         SourceNotFound: they are not, or the model does not run on vectors.
     """
-    if model.device.type == "meta":
-        return
     stack = model.base_model
-    ids = torch.tensor([[1, 0, 2, 3, 1]], device=model.device)
+    if stack.device.type == "meta" and not streamed(stack):
+        return
     with _unfit(model):
-        embeds = model.get_input_embeddings()(ids).to(model.dtype)
+        embeds = first_embeddings(model, 5)
         whole = run_stack(stack, embeds)
         memory = PassMemory()
         parts = [run_stack(stack, part, memory=memory) for part in embeds.split([3, 1, 1], dim=1)]
-        mask = torch.tensor([[False, False, True, True, True, True, True]], device=model.device)
+        mask = torch.tensor([[False, False, True, True, True, True, True]], device=embeds.device)
         padded = run_stack(stack, torch.cat([embeds[:, :2], embeds], dim=1), mask)[:, 2:]
     _check_same(model, "read in parts", torch.cat(parts, dim=1), whole)
     _check_same(model, "padded on the left", padded, whole)
+
+
+def first_embeddings(model: PreTrainedModel, count: int) -> Float[Tensor, "1 T D"]:
+    """Return the embeddings of some tokens, to try a model on."""
+    embeddings: Any = model.get_input_embeddings()
+    ids = torch.tensor([[1, 0, 2, 3, 1][:count]], device=None if streamed(embeddings) else embeddings.weight.device)
+    return embeddings(ids).to(model.dtype)
 
 
 @contextmanager

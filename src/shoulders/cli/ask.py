@@ -71,6 +71,10 @@ def ask(  # noqa: PLR0913, PLR0917 (one for each option)
         ),
     ] = None,
     system: Annotated[str, typer.Option(help="system text of the conversation, with the chat template")] = "",
+    quantize: Annotated[
+        str | None,
+        typer.Option(help="quantise the frozen model: nf4, int8, or '' not at all [default: as in training]"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object for each question")] = False,
 ) -> None:
     """Answer questions with a trained scaffold, or with several that `shoulders calibrate` put in order of cost.
@@ -94,6 +98,8 @@ def ask(  # noqa: PLR0913, PLR0917 (one for each option)
     how = {"backbone": backbone, "index": index, "longest": longest, "truncate": truncate}
     how["chat"] = _conversation(system, chat=chat)
     quiet_libraries()
+    how = {"backbone": backbone, "index": index, "longest": longest, "truncate": truncate, "quantize": quantize}
+    how["chat"] = _conversation(system, chat=chat)
     answerer = _open(scaffold, passes, **how)
     evidence = _read_context(context)
     questions, failed = question or [], 0

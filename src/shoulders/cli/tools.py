@@ -12,6 +12,7 @@ from shoulders.errors import DataError, SourceNotFound
 
 if TYPE_CHECKING:
     from shoulders.runs.cost import Cost
+    from shoulders.runs.memory import Planned
 
 INDEX = "index"  # `shoulders plan index` instead of a recipe's name
 
@@ -73,20 +74,28 @@ def check(
     console.print("nothing is wrong")
 
 
-def plan(
+def plan(  # noqa: PLR0913, PLR0917 (one for each option)
     recipe: Annotated[
         str, typer.Argument(help="a recipe's name or recipe.json file, or 'index' for an evidence corpus")
     ],
     overrides: Overrides = None,
     input_length: Annotated[int, typer.Option(help="tokens of an input")] = 256,
     output_length: Annotated[int, typer.Option(help="tokens of an answer")] = 16,
+    card: Annotated[
+        float, typer.Option(help="GB of an accelerator: the largest micro-batch that fits", show_default=False)
+    ] = 0,
+    shards: Annotated[
+        int, typer.Option(help="processes that share the weights of the layers (backbone.parallel)", min=1)
+    ] = 1,
     passages: Annotated[int, typer.Option(help="passages of an index; DPR's Wikipedia has 21,015,324")] = 21_015_324,
     dimension: Annotated[int, typer.Option(help="numbers in each dense vector of an index")] = 768,
     tokens_per_second: Annotated[float, typer.Option(help="reading speed of the encoder of an index")] = 0,
 ) -> None:
     """Estimate what a recipe costs at any scale, without loading a weight: parameters, memory, floating-point work.
 
-    A training step and an answer are run on PyTorch's meta device, which has shapes but no values, and counted.
+    A training step and an answer are run on PyTorch's meta device, which has shapes but no values, and counted: with
+    the backbone quantised, streamed or checkpointed as the recipe says (backbone.quantize, backbone.offload,
+    training.checkpointing).
 
     `shoulders plan index --passages N --dimension D` estimates what an evidence corpus of that size needs on disk, in
     memory and in time, for each kind of index.
@@ -94,6 +103,7 @@ def plan(
     Example: `shoulders plan paper_idpt --input-length 512`
     """
     from shoulders.runs.cost import cost
+    from shoulders.runs.memory import Planned
     from shoulders.scaffolds.base import KINDS
 
     if recipe == INDEX:
@@ -101,10 +111,11 @@ def plan(
         return
     quiet_libraries()
     planned = find_recipe(recipe, overrides or [])
-    costs, training = cost(planned, input_length, output_length), planned.training
+    lengths = (input_length, output_length)
+    costs, training = cost(planned, *lengths), planned.training
     console.print(f"[bold]{planned.name}[/bold]: {KINDS[planned.scaffold.kind].label} around {planned.backbone.name}")
     console.print(_parameters(costs))
-    console.print(_memory(costs, training.batch_size))
+    console.print(_memory(costs, Planned.of(planned, shards), lengths, card))
     if costs.context_bytes:
         console.print(_contexts(costs, training.batch_size * training.steps, input_length))
     console.print(_work(costs, training.batch_size, training.steps, input_length, output_length))
@@ -122,13 +133,20 @@ def _parameters(costs: "Cost") -> Table:
     return table
 
 
-def _memory(costs: "Cost", batch: int) -> Table:
+def _memory(costs: "Cost", planned: "Planned", lengths: tuple[int, int], card: float) -> Table:
+    """Return the memory of a training step, and what fits on a device of `card` GB; 0 for none."""
+    rows = planned.rows(*lengths)
+    needs = planned.memory(rows, *lengths)
     table = Table("memory", "GB", "", box=None, header_style="bold")
-    table.add_row("frozen weights", _gb(costs.weights_bytes))
-    table.add_row("trained parameters, gradients, Adam", _gb(costs.training_bytes), "fp32")
-    table.add_row("activations", _gb(costs.activations_bytes), f"of one micro-batch (a step has {batch} examples)")
-    table.add_row("a training step in all", _gb(costs.weights_bytes + costs.training_bytes + costs.activations_bytes))
+    table.add_row("frozen weights", _gb(needs.weights), planned.kept)
+    table.add_row("trained parameters, Adam", _gb(needs.trained), "fp32")
+    batch = planned.recipe.training.batch_size
+    table.add_row("activations, gradients, logits", _gb(needs.step), f"a micro-batch of {rows}, a step of {batch}")
+    table.add_row("a training step at its peak", _gb(needs.peak))
     table.add_row("keys and values of one answer", _gb(costs.cache_bytes))
+    if card:
+        fits = planned.most_rows(int(card * 1e9), *lengths)
+        table.add_row(f"largest micro-batch on {card:g} GB", f"{fits:,}", "examples" if fits else "it does not fit")
     return table
 
 

@@ -226,18 +226,24 @@ def _scaffold_run(
         scaffold, progress = run.train(
             recipe, lm, folder, tasks=parts.trained, evidence=evidence, resume=resume, watch=watch
         )
-    if not PartialState().is_main_process:
+    main = PartialState().is_main_process
+    if not (main or lm.parallel):  # processes that share the weights measure together
         return
-    _print_training(run.trained_parameters(scaffold), progress)
+    if main:
+        _print_training(run.trained_parameters(scaffold), progress)
     training = run.training_summary(folder, lm, progress)
     best = folder / BEST
     if not parts.tested:
         numbers = measure_text(recipe, lm, scaffold)
+        if not main:
+            return
         console.print(f"perplexity {numbers.perplexity:.2f} on {numbers.tokens:,} held-out tokens")
         write_json(folder / RESULTS, {**run.text_result(recipe, lm, scaffold, numbers, str(best)), **training})
         return
     with measuring(f"measuring on {recipe.test.split}") as watch:
         scores = measure(recipe, lm, scaffold, recipe.test, parts.tested, watch.on_done, evidence)
+    if not main:
+        return
     print_scores(recipe.name, {"score": scores})
     content = {**run.result(recipe, lm, scaffold, scores, str(best), evidence), **training}
     print_retrieval(content)

@@ -77,7 +77,7 @@ class StateStore:
             "format": FORMAT,
             "fingerprint": lm.fingerprint(),
             "width": lm.width,
-            "dtype": str(lm.dtype).removeprefix("torch."),
+            "dtype": lm.precision,
         }
         place = Path(folder).expanduser() / f"{about['fingerprint'][:16]}-{about['dtype']}"
         self._kept = RowCache(place, about, what="states", option="training.first_pass")
@@ -257,7 +257,7 @@ def _file(lm: FrozenLM, layers: Sequence[_Layer], folder: Path) -> RowCache:
     about: dict[str, Any] = {
         "format": FORMAT,
         "fingerprint": lm.fingerprint(),
-        "dtype": str(lm.dtype).removeprefix("torch."),
+        "dtype": lm.precision,
         "layers": [list(astuple(layer)) for layer in layers],
         "positions": lm.config.to_dict().get("rope_parameters"),  # which the weights do not tell
     }

@@ -36,7 +36,7 @@ def provenance(recipe: Mapping[str, Any], lm: FrozenLM | FrozenEncoderDecoder) -
     """Return recipe, model, code, libraries, machine and time of a result."""
     return {
         "recipe": dict(recipe),
-        "backbone": {"name": lm.name, "fingerprint": lm.fingerprint(), "dtype": str(lm.dtype).removeprefix("torch.")},
+        "backbone": {"name": lm.name, "fingerprint": lm.fingerprint(), "dtype": lm.precision},
         **circumstances(),
     }
 

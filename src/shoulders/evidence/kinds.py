@@ -117,7 +117,7 @@ def _candidates(choice: EvidenceChoice, lm: FrozenLM, _: Room) -> Candidates:
 def new_sampler(choice: EvidenceChoice, lm: FrozenLM, name: str, store: ValueCache) -> FirstPass:
     """Return a sampler of answers: the frozen model under the scaffold of that name."""
     scaffold = load_first_prompt(name, lm)
-    key = f"{lm.fingerprint()}/{identity(scaffold)}/{choice.temperature}/{choice.longest}/{choice.seed}"
+    key = f"{lm.variant}/{identity(scaffold)}/{choice.temperature}/{choice.longest}/{choice.seed}"
     how = Answering(choice.longest, truncate=True, positions_at_once=SAMPLED_AT_ONCE)
     sampling = Sampling(choice.count, choice.temperature, choice.seed)
     if scaffold.origin is None:

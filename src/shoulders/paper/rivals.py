@@ -27,7 +27,7 @@ from shoulders.runs.recipe import Recipe, recipe_from_json
 from shoulders.runs.run import Watch, result, run_folder, trained_parameters
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.deep_prompt import DeepPrompt, DeepPromptConfig
-from shoulders.scaffolds.peft import LORA, PREFIX, add_lora, peft_library, write_adapter
+from shoulders.scaffolds.peft import FULL, LORA, PREFIX, add_lora, peft_library, write_adapter
 from shoulders.scaffolds.storage import Origin
 from shoulders.store.files import BEST, atomic_folder
 from shoulders.training.loop import Progress
@@ -68,6 +68,10 @@ def new_rival(choice: RivalChoice, lm: FrozenLM, room: int, seed: int) -> Rival:
     torch.manual_seed(seed)
     if choice.kind == PREFIX:
         return _prefix(lm, room, seed)
+    if choice.kind == FULL and lm.quantized:
+        raise UsageError(
+            f"quantised weights ({lm.quantized}) get no gradients: leave backbone.quantize empty, or train --rival lora"
+        )
     copy = lm.copied()
     if choice.kind == LORA:
         tuned = add_lora(copy, choice.rank, choice.alpha, choice.targets)
@@ -168,8 +172,8 @@ def train_rival(
     if tasks:  # candidates are sampled from the frozen model
         evidence = evidence or new_evidence(recipe, lm, rival.scaffold.length)
     job = _job(recipe, rival, tasks, watch.on_done, evidence)
-    answering = stored_spec(recipe).as_json()
-    kept = Origin(lm.name, lm.fingerprint(), lm.width, recipe.as_json(), answering=answering)
+    about = {"answering": stored_spec(recipe).as_json(), "quantized": lm.quantized}
+    kept = Origin(lm.name, lm.fingerprint(), lm.width, recipe.as_json(), **about)
 
     def keep(score: float, step: int) -> None:
         scores = {"development": {"average": score, "step": step}}

@@ -136,7 +136,7 @@ def train(
     mixture = Mixture(tasks, split=TRAIN, seed=how.seed)
     lengths = Lengths(lm.context, lm.context)
     stream = Stream(mixture, lm, lengths=lengths, prompt_length=scaffold.length, chat=spec.chat)
-    source = ExampleSource(stream, how.batch_size, how.positions_at_once, scaffold.length, how.average)
+    source = ExampleSource(stream, how.batch_size, int(how.positions_at_once), scaffold.length, how.average)
     groups = scaffold.learning_rates(how.learning_rate, how.base_learning_rate)
     main = PartialState().is_main_process
     log = RunLog(folder, begun) if folder is not None and main else nullcontext(lambda _: None)
@@ -233,6 +233,8 @@ def _number(name: str, value: Any) -> Any:
         UsageError: it should be a number, or two, and is not.
     """
     kind = type(getattr(TrainPlan(), name))
+    if kind is bool and isinstance(value, bool):
+        return value
     if kind is int and isinstance(value, Integral):
         return int(value)
     if kind is float and isinstance(value, Real):
@@ -241,7 +243,7 @@ def _number(name: str, value: Any) -> Any:
         return tuple(float(one) for one in value)
     if kind is str:
         return str(value)
-    wanted = {int: "a whole number", float: "a number", tuple: "two numbers"}[kind]
+    wanted = {bool: "true or false", int: "a whole number", float: "a number", tuple: "two numbers"}[kind]
     raise UsageError(f"training.{name} is {value!r}: it must be {wanted}")
 
 
@@ -254,7 +256,7 @@ def _check_fits(scaffold: Scaffold, lm: FrozenLM) -> None:
         )
     own, origin = scaffold.backbone, scaffold.origin
     if own is not None and own is not lm:
-        origin = Origin(own.name, own.fingerprint(), own.width)
+        origin = Origin(own.name, own.fingerprint(), own.width, quantized=own.quantized)
     if origin is not None and own is not lm:
         origin.check(lm)
     lm.check_room(f"a prompt of {scaffold.length} vectors and a text", scaffold.length + 2, "make the prompt shorter")
@@ -283,7 +285,7 @@ def _about(
     examples = blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     kind = {"kind": scaffold.kind, **scaffold.description()}
     asked = chat and asdict(chat)
-    about = {"backbone": lm.fingerprint(), "scaffold": kind, "examples": examples, "chat": asked, **asdict(how)}
+    about = {"backbone": lm.variant, "scaffold": kind, "examples": examples, "chat": asked, **asdict(how)}
     return json.loads(json.dumps(about))
 
 

@@ -29,6 +29,7 @@ from shoulders.evidence.demonstrations import (
 from shoulders.evidence.kinds import load_first_prompt, new_source
 from shoulders.evidence.packing import PackedEvidence
 from shoulders.records import Example
+from shoulders.runs.memory import positions_at_once
 from shoulders.runs.recipe import AS_TRAINED, BackboneChoice, Recipe, SuiteChoice, in_chat
 from shoulders.scaffolds.base import KINDS, Scaffold, ScaffoldConfig, TrainingData, scaffold_named
 from shoulders.scaffolds.storage import scaffold_folder
@@ -161,7 +162,14 @@ def _asked(recipe: Recipe, scores: Scores) -> list[Example]:
 
 def load_backbone(choice: BackboneChoice) -> FrozenLM:
     """Return the frozen model."""
-    return FrozenLM.load(choice.name, dtype=choice.dtype, device=choice.device, attention_kernel=choice.attention)
+    how = {
+        "quantize": choice.quantize,
+        "device_map": choice.device_map,
+        "offload": choice.offload,
+        "parallel": choice.parallel,
+    }
+    kernel = choice.attention
+    return FrozenLM.load(choice.name, dtype=choice.dtype, device=choice.device, attention_kernel=kernel, **how)
 
 
 def new_scaffold(config: ScaffoldConfig, lm: FrozenLM, seed: int, tasks: Sequence[Task] = ()) -> Scaffold:
@@ -259,4 +267,4 @@ def example_source(
         chat=recipe.backbone.conversation,
         teacher=teacher,
     )
-    return ExampleSource(stream, plan.batch_size, plan.positions_at_once, scaffold.length, plan.average)
+    return ExampleSource(stream, plan.batch_size, positions_at_once(recipe, lm), scaffold.length, plan.average)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import _engine_run_backward, saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,11 +45,23 @@ def saved_bytes(weights: Sequence[Tensor]) -> Iterator[Callable[[], int]]:
             kept[storage._cdata] = storage  # noqa: SLF001 (held, so that its identity is not given away)
         return tensor
 
-    with saved_tensors_hooks(pack, lambda tensor: tensor), _RealDeviceMemory():
+    with saved_tensors_hooks(pack, lambda tensor: tensor), RealDeviceMemory():
         yield lambda: sum(storage.nbytes() for storage in kept.values())
 
 
-class _RealDeviceMemory(TorchFunctionMode):
+uncounted: ContextVar[bool] = ContextVar("uncounted", default=False)  # products that no memory is held for
+
+
+@contextmanager
+def _uncounted() -> Iterator[None]:
+    token = uncounted.set(True)
+    try:
+        yield
+    finally:
+        uncounted.reset(token)
+
+
+class RealDeviceMemory(TorchFunctionMode):
     """Makes a step on the meta device keep the same tensors as on a real device.
 
     On the meta device PyTorch uses its plain attention kernel, which keeps the attention matrices: most of the memory
@@ -59,6 +72,17 @@ class _RealDeviceMemory(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.backward:  # layers that are computed again in it need this mode, too
+            with RealDeviceMemory():  # the public functions would turn it off again
+                return _engine_run_backward(
+                    (args[0],),
+                    (torch.ones_like(args[0]),),
+                    False,
+                    False,
+                    (),
+                    allow_unreachable=True,
+                    accumulate_grad=True,
+                )
         if func is F.scaled_dot_product_attention and args[0].is_meta and any(one.requires_grad for one in args[:3]):
             return _FusedAttention.apply(*args[:3], args[3] if len(args) > 3 else kwargs.get("attn_mask"))
         if func is torch.cat and len(args[0]) == 2 and args[0][0].is_meta and not args[0][0].numel():
@@ -76,8 +100,10 @@ class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         rows, heads, length = query.shape[:-1]
-        scores = query @ _repeated(key, heads).transpose(-2, -1)
-        mixed = scores @ _repeated(value, heads)
+        with _uncounted():
+            scores = query @ _repeated(key, heads).transpose(-2, -1)
+            mixed = scores @ _repeated(value, heads)
+            del scores
         # Kernels write the heads of a position side by side, so that putting them together later is no copy.
         mixed = mixed.new_empty(rows, length, heads, value.shape[-1]).transpose(1, 2)
         ctx.save_for_backward(query, key, value, mask, mixed, query.new_empty(rows, heads, length, dtype=torch.float32))
@@ -91,17 +117,18 @@ class _FusedAttention(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         (mixed,) = gradients
         query, key, value, *_ = ctx.saved_tensors
-        heads = query.shape[1]
-        shares = query.new_empty(*query.shape[:-1], key.shape[-2])
         for_query, for_key, for_value = ctx.needs_input_grad[:3]
-        if for_query or for_key:
-            _ = mixed @ _repeated(value, heads).transpose(-2, -1)
-        if for_query:
-            _ = shares @ _repeated(key, heads)
-        if for_key:
-            _ = shares.transpose(-2, -1) @ query
-        if for_value:
-            _ = shares.transpose(-2, -1) @ mixed
+        with _uncounted():
+            heads = query.shape[1]
+            shares = query.new_empty(*query.shape[:-1], key.shape[-2])
+            if for_query or for_key:
+                _ = mixed @ _repeated(value, heads).transpose(-2, -1)
+            if for_query:
+                _ = shares @ _repeated(key, heads)
+            if for_key:
+                _ = shares.transpose(-2, -1) @ query
+            if for_value:
+                _ = shares.transpose(-2, -1) @ mixed
         needed = zip((query, key, value), ctx.needs_input_grad, strict=False)
         return (*(torch.empty_like(one) if wanted else None for one, wanted in needed), None)
 
@@ -111,19 +138,13 @@ def _repeated(grouped: Tensor, heads: int) -> Tensor:
     return grouped.repeat_interleave(heads // grouped.shape[1], 1)
 
 
-ADAM_BYTES = 16  # per trained parameter: value, gradient and two moments in fp32
-
-
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The cost of a recipe.
+    """The cost of a recipe; memory of a training step: `runs.memory`.
 
     Attributes:
         trained: trained parameters by part of the scaffold.
         backbone, encoder: frozen parameters.
-        weights_bytes: of the frozen models.
-        training_bytes: of the trained parameters with gradients and moments.
-        activations_bytes: kept for the backward pass of one micro-batch.
         cache_bytes: keys and values of one answer.
         context_bytes: keys and values of one input, if the recipe stores them on disk (`training.contexts`); else 0.
         step: floating-point operations of one optimizer step.
@@ -135,9 +156,6 @@ class Cost:
     trained: dict[str, int]
     backbone: int
     encoder: int
-    weights_bytes: int
-    training_bytes: int
-    activations_bytes: int
     cache_bytes: int
     context_bytes: int
     step: int
@@ -172,20 +190,14 @@ def cost(recipe: Recipe, input_length: int, output_length: int) -> Cost:
             room=lm.context,
             way_out="lower scaffold.length or --input-length",
         )
-    sizes = _Sizes(lm, scaffold, input_length, output_length)
+    sizes = Sizes(lm, scaffold, input_length, output_length)
     prompt = SoftPrompt(torch.zeros(scaffold.length, lm.width, device="meta"))
-    step, kept = sizes.step(scaffold)
+    step, _ = sizes.step(scaffold)
     encoder = 0 if scaffold.encoder is None or scaffold.encoder is lm else _count(scaffold.encoder.model)  # type: ignore[attr-defined]
-    trained = parts(scaffold)
-    rows = max(1, recipe.training.positions_at_once // (scaffold.length + input_length + output_length))
-    bytes_each = torch.empty(0, dtype=lm.dtype).element_size()
     return Cost(
-        trained=trained,
+        trained=parts(scaffold),
         backbone=_count(lm.model),
         encoder=encoder,
-        weights_bytes=(_count(lm.model) + encoder) * bytes_each,
-        training_bytes=sum(trained.values()) * ADAM_BYTES,
-        activations_bytes=kept * min(rows, recipe.training.batch_size),
         cache_bytes=sizes.cache_bytes(scaffold),
         context_bytes=_context_bytes(recipe, lm, scaffold, input_length),
         step=step * recipe.training.batch_size,
@@ -219,23 +231,24 @@ def parts(scaffold: Scaffold) -> dict[str, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sizes:
-    """Counts operations and bytes of one row of given lengths through a scaffold."""
+class Sizes:
+    """Counts operations and bytes of rows of given lengths through a scaffold; one row, unless said otherwise."""
 
     lm: FrozenLM
     scaffold: Scaffold
     input_length: int
     output_length: int
+    rows: int = 1
 
     def step(self, scaffold: Scaffold) -> tuple[int, int]:
         """Return operations of a training step of one row (forward, scored logits, backward), and bytes it keeps."""
         length = self.input_length + self.output_length - 1
-        with saved_bytes(self._weights(scaffold)) as kept:
+        with saved_bytes(self.weights(scaffold)) as kept:
             work = count_flops(lambda: self._step(scaffold, length))
         return work, kept()
 
     def _step(self, scaffold: Scaffold, length: int) -> None:
-        given = self._given(length, scaffold)
+        given = self.given(length, scaffold)
         if not any(
             weight.numel() for weight in scaffold.parameters()
         ):  # a prompt of length 0: gradients go to the text
@@ -250,11 +263,11 @@ class _Sizes:
         memory = Memory()
 
         def read() -> None:
-            states = scaffold.states(self.lm, self._given(self.input_length, scaffold), memory)
+            states = scaffold.states(self.lm, self.given(self.input_length, scaffold), memory)
             self.lm.logits(states[:, -1:])
 
         def next_token() -> None:
-            step = self._given(1, scaffold).continued(self._embeds(1))
+            step = self.given(1, scaffold).continued(self._embeds(1))
             self.lm.logits(scaffold.states(self.lm, step, memory))
 
         return count_flops(read) + (self.output_length - 1) * count_flops(next_token)
@@ -264,27 +277,29 @@ class _Sizes:
         memory = Memory()
         length = self.input_length + self.output_length - 1
         with torch.no_grad():
-            scaffold.states(self.lm, self._given(length, scaffold), memory)
+            scaffold.states(self.lm, self.given(length, scaffold), memory)
         layers: list[Any] = [layer for one in memory for layer in one.cache_for(self.lm.config).layers]
         return sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None)
 
-    def _weights(self, scaffold: Scaffold) -> list[Tensor]:
+    def weights(self, scaffold: Scaffold) -> list[Tensor]:
+        """Return all weights and buffers of the models."""
         models = [self.lm.model, scaffold, getattr(scaffold.encoder, "model", self.lm.model)]
         return [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
 
     def _embeds(self, length: int) -> Tensor:
-        return torch.empty(1, length, self.lm.width, dtype=self.lm.dtype, device=self.lm.device)
+        return torch.empty(self.rows, length, self.lm.width, dtype=self.lm.dtype, device=self.lm.device)
 
-    def _given(self, length: int, scaffold: Scaffold) -> ScaffoldInput:
+    def given(self, length: int, scaffold: Scaffold) -> ScaffoldInput:
+        """Return the input of a scaffold, without values."""
         slot = {"prefix": 0, "infix": 0, "suffix": min(length, self.input_length)}[scaffold.placement.value]
         source = None
         if scaffold.encoder is not None:
             # Cut as in `source_tokens`; the language model as its own encoder is limited by its context only.
             longest = UNLIMITED if scaffold.encoder is self.lm else scaffold.encoder.tokenizer.model_max_length  # type: ignore[attr-defined]
             read = min(self.input_length, scaffold.encoder.context - scaffold.source_room, longest)
-            ids = torch.zeros(1, read, dtype=torch.long, device=self.lm.device)
+            ids = torch.zeros(self.rows, read, dtype=torch.long, device=self.lm.device)
             source = Tokens(ids)
-        return ScaffoldInput(self._embeds(length), None, (slot,), source)
+        return ScaffoldInput(self._embeds(length), None, (slot,) * self.rows, source)
 
 
 def _count(model: nn.Module) -> int:

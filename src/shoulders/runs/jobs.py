@@ -16,6 +16,7 @@ from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen
 from shoulders.evidence.base import Evidence
 from shoulders.evidence.choice import PASSAGES
 from shoulders.runs.build import TaskParts, example_source, new_evidence, new_teacher, suite_parts
+from shoulders.runs.memory import positions_at_once
 from shoulders.runs.recipe import Recipe
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.distillation import Teacher
@@ -110,7 +111,7 @@ def _text_job(recipe: Recipe, lm: FrozenLM, scaffold: Scaffold) -> Job:
         )
     documents, others = text_parts(recipe)
     text = PackedText(documents, lm, recipe.text.length, plan.seed)
-    source = TextSource(text, plan.batch_size, plan.positions_at_once, scaffold.length)
+    source = TextSource(text, plan.batch_size, positions_at_once(recipe, lm), scaffold.length)
     measured = measured_sequences(recipe, lm, others)
     loss = language_loss(lm, scaffold, _first_pass(plan, lm, scaffold))
     return Job(source, loss, lambda: -perplexity(lm, scaffold, measured).perplexity)

@@ -16,7 +16,7 @@ from shoulders.retrieval.search import SPARSE
 from shoulders.retrieval.text_encoder import RERANKER
 from shoulders.runs.recipe import SuiteChoice, as_json, with_values
 from shoulders.store.files import flatten
-from shoulders.training.plan import TrainPlan
+from shoulders.training.plan import AUTO, TrainPlan
 
 KINDS = (RETRIEVER, RERANKER)
 
@@ -87,6 +87,11 @@ class RankingRecipe:
             raise UsageError(f"order_weight is {self.order_weight}: it must be at least 0; 1 to 3 is usual")
         if self.order_weight and self.kind == RETRIEVER:
             raise UsageError(f"order_weight={self.order_weight} is a re-ranker's: leave it at 0 for a retriever")
+        if self.training.checkpointing or self.training.positions_at_once == AUTO:
+            raise UsageError(
+                "training.checkpointing=true and training.positions_at_once=auto are for frozen models, and a "
+                f"{self.kind} trains all its weights: leave them out"
+            )
         if self.length < 8:
             raise UsageError(
                 f"length is {self.length}: it must be at least 8, for a question and a passage; DPR's is 350"

@@ -22,7 +22,7 @@ from shoulders.scaffolds.base import KINDS, ScaffoldConfig
 from shoulders.scaffolds.soft_prompt import SoftPromptConfig
 from shoulders.store.files import absolute_name, flatten, read_json
 from shoulders.training.distillation import TeacherChoice
-from shoulders.training.plan import RivalChoice, TrainPlan
+from shoulders.training.plan import AUTO, RivalChoice, TrainPlan
 
 Record = TypeVar("Record")
 FOLDERS = (  # values that may name a folder
@@ -47,6 +47,7 @@ class BackboneChoice:
         chat: "true": questions go through the tokenizer's chat template; "false": they are plain text; "auto": as the
             scaffold was trained that is measured, or that training starts from (scaffold.start), and else plain text.
         system: system text of the conversation, with chat.
+        quantize, device_map, offload, parallel: how its weights are kept; a map of modules to devices is in JSON.
         input_end: for sequence-to-sequence models, which are only measured: add the tokenizer's special tokens to an
             input (`FrozenEncoderDecoder`); false for T0.
     """
@@ -57,6 +58,10 @@ class BackboneChoice:
     attention: str = "auto"
     chat: str = AS_TRAINED
     system: str = ""
+    quantize: str = ""
+    device_map: str = ""
+    offload: str = ""
+    parallel: str = ""
     input_end: bool = True
 
     def __post_init__(self) -> None:
@@ -228,11 +233,16 @@ class Recipe:
             raise UsageError(f"there is nothing to train with {self.scaffold.untrainable}")
 
     def _check_rival(self) -> None:
-        """Raise `UsageError` for a teacher, or stored states: a rival's model changes."""
+        """Raise `UsageError` for what a changing model cannot use: a teacher, stored states, planned memory."""
         if kind := self.teacher.evidence.kind:
             raise UsageError(
                 f"teacher.evidence.kind={kind} teaches a scaffold around the frozen model, which a rival "
                 f"({self.rival.kind}) changes: leave it empty (teacher.evidence.kind=)"
+            )
+        if self.training.positions_at_once == AUTO:
+            raise UsageError(
+                f"training.positions_at_once=auto knows the memory of scaffolds, not that of a rival "
+                f"({self.rival.kind}): name a number"
             )
         for name in ("contexts", "first_pass"):
             if folder := getattr(self.training, name):

@@ -177,7 +177,7 @@ def _source(
 ) -> RankingSource:
     suite, plan = recipe.suite, recipe.training
     mixture = training_mixture(suite, tasks, plan.seed)
-    at_once = plan.positions_at_once if recipe.kind == RERANKER else None
+    at_once = int(plan.positions_at_once) if recipe.kind == RERANKER else None
     return RankingSource(mixture, suite.fold, supervision, plan.batch_size, loss.cost, at_once)
 
 

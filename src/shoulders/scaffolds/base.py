@@ -259,7 +259,8 @@ class Scaffold(
         answering: Mapping[str, Any] | None = None,
     ) -> Self:
         """Set the backbone that it was trained around, how, and how to ask it, for saving; return itself."""
-        self.origin = Origin(lm.name, lm.fingerprint(), lm.width, recipe or {}, scores or {}, answering or {})
+        told = (recipe or {}, scores or {}, answering or {})
+        self.origin = Origin(lm.name, lm.fingerprint(), lm.width, *told, quantized=lm.quantized)
         return self
 
     @staticmethod

@@ -1,6 +1,7 @@
 """Scaffolds on disk: a folder with the trained weights (safetensors) and their description (JSON); never a pickle."""
 
 import importlib.metadata
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ class Origin:
         recipe: the whole recipe of the run; empty without one.
         scores: measured scores; empty without any.
         answering: how to ask it (`shoulders.answering.AnswerSpec`); empty if nothing was said.
+        quantized: scheme of the model's weights; empty if they were not quantised.
     """
 
     backbone: str
@@ -55,9 +57,13 @@ class Origin:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
     answering: Mapping[str, Any] = field(default_factory=dict)
+    quantized: str = ""
 
     def check(self, lm: FrozenLM) -> None:
-        """Raise `WrongBackbone` unless `lm` is the model that the scaffold was trained around."""
+        """Raise `WrongBackbone` unless `lm` is the model that the scaffold was trained around.
+
+        The same model with weights that are quantised otherwise is noted in a Python warning.
+        """
         if lm.width != self.width:
             raise WrongBackbone(
                 f"the scaffold was trained around {self.backbone!r} of width {self.width}; {lm.name!r} has width "
@@ -68,6 +74,12 @@ class Origin:
             raise WrongBackbone(
                 f"the scaffold was trained around {self.backbone!r} (fingerprint {self.fingerprint[:12]}); {lm.name!r} "
                 f"has other weights (fingerprint {found[:12]}): load the backbone it was trained around"
+            )
+        if lm.quantized != self.quantized:
+            there, here = (f"quantised as {one}" if one else "not quantised" for one in (self.quantized, lm.quantized))
+            warnings.warn(
+                f"the weights of {self.backbone!r} were {there} in training and are {here} now: answers may differ",
+                stacklevel=3,
             )
 
 
@@ -91,7 +103,12 @@ def write_files(folder: Path, stored: SavedScaffold) -> None:
             "format": FORMAT,
             "kind": stored.kind,
             "description": dict(stored.description),
-            "backbone": {"name": origin.backbone, "fingerprint": origin.fingerprint, "width": origin.width},
+            "backbone": {
+                "name": origin.backbone,
+                "fingerprint": origin.fingerprint,
+                "width": origin.width,
+                "quantized": origin.quantized,
+            },
             "recipe": dict(origin.recipe),
             "scores": dict(origin.scores),
             "answering": dict(origin.answering),
@@ -142,6 +159,7 @@ def _read_config(folder: Path) -> tuple[Mapping[str, Any], Origin]:
             backbone["fingerprint"],
             backbone["width"],
             **{name: config[name] for name in ("recipe", "scores", "answering")},
+            quantized=backbone.get("quantized", ""),  # older scaffolds know of no scheme
         )
     except (KeyError, TypeError) as error:
         raise _not_a_configuration(folder, error) from error

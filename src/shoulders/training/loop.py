@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from shoulders.backbone.passes import checkpointing
 from shoulders.data.mixture import Counts, copy_counts
 from shoulders.errors import CorruptFile, TrainingDiverged, UsageError
 from shoulders.store.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
@@ -235,7 +236,8 @@ def fit(
         begun = time.perf_counter()
         with _on_failure(partial(save, progress)):  # an unreadable line loses no step of the training
             examples = source.step()
-        loss = _backward(accelerator, module, loss_of, examples)
+        with checkpointing(plan.checkpointing):
+            loss = _backward(accelerator, module, loss_of, examples)
         norm = accelerator.clip_grad_norm_(module.parameters(), plan.clip or float("inf"))
         _check_finite(number, loss, norm, folder)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import plain
+from shoulders.backbone.placing import FSDP
 from shoulders.data.mixture import Counts
 from shoulders.engine.batches import EncodedQuestion, by_length, text_batch, training_batch
 from shoulders.engine.precomputed import Contexts, StateStore, check_contexts, check_first_pass
 from shoulders.errors import UsageError
+from shoulders.records import Placement
 from shoulders.scaffolds.base import Scaffold
 from shoulders.training.distillation import Teacher
 from shoulders.training.loop import LossOf
@@ -45,6 +47,7 @@ class ExampleSource:
     def __init__(
         self, stream: Stream, batch_size: int, positions_at_once: int, prompt_length: int, average: str = TOKENS
     ) -> None:
+        _check_divides(stream.lm, batch_size)
         self.stream, self.batch_size, self.average = stream, batch_size, average
         self.positions_at_once, self.prompt_length = positions_at_once, prompt_length
 
@@ -64,15 +67,24 @@ class ExampleSource:
 
     def step(self) -> ExampleStep:
         """Return the examples of the next step."""
-        rows = self.stream.take(self.batch_size)
-        state = PartialState()
-        mine = sorted(rows, key=self._cost)[state.process_index :: state.num_processes]
-        parts = list(by_length(mine, self._cost, self.positions_at_once))
+        rows = sorted(self.stream.take(self.batch_size), key=self._cost)
+        number, processes = _share(self.stream.lm)
+        # In turns of one row for each process, so that all divide theirs into the same number of micro-batches.
+        turns = [rows[start : start + processes] for start in range(0, len(rows), processes)]
+        groups = by_length(turns, lambda turn: self._cost(turn[-1]), self.positions_at_once)
+        parts = [[turn[number] for turn in group if number < len(turn)] for group in groups]
+        parts = [part for part in parts if part]
         terms = len(rows) if self.average == EXAMPLES else sum(len(row.target) for row in rows)
         return ExampleStep(parts, terms, sum(len(part) * max(map(self._cost, part)) for part in parts))
 
     def _cost(self, row: EncodedQuestion) -> int:
         return row.length + self.prompt_length
+
+
+def _share(lm: FrozenLM) -> tuple[int, int]:
+    """Return which share of the examples this process takes, of how many; all where processes compute the same."""
+    state = PartialState()
+    return (0, 1) if lm.copies > 1 else (state.process_index, state.num_processes)
 
 
 def scaffold_loss(
@@ -96,11 +108,12 @@ def scaffold_loss(
         UsageError: stored states would change, because something trains before the end of the first pass, or before
             the prompt.
     """
+    _check_shared(lm, scaffold, stored=first_pass is not None or contexts is not None)
     if first_pass is not None:
         check_first_pass(scaffold)
     if contexts is not None:
         check_contexts(scaffold)
-    elif scaffold.reads_before and plain(lm.config):
+    elif scaffold.reads_before and plain(lm.config) and lm.parallel != FSDP:
         contexts = Contexts(lm)
 
     def loss(module: nn.Module, rows: Sequence[EncodedQuestion]) -> Tensor:
@@ -115,9 +128,29 @@ def scaffold_loss(
         losses = teacher.losses(states, batch.labels, rows) if teacher else lm.nll(states, batch.labels)
         if average == EXAMPLES:
             losses = losses / torch.tensor([len(row.target) for row in rows], device=losses.device)
-        return losses.sum()
+        return losses.sum() / lm.copies
 
     return loss
+
+
+def _check_divides(lm: FrozenLM, batch_size: int) -> None:
+    """Raise `UsageError` where processes that gather each layer together would have unequal shares."""
+    processes = PartialState().num_processes
+    if lm.parallel == FSDP and batch_size % processes:
+        raise UsageError(
+            f"training.batch_size is {batch_size}: with backbone.parallel=fsdp it must be a multiple of the number of "
+            f"processes, {processes}"
+        )
+
+
+def _check_shared(lm: FrozenLM, scaffold: Scaffold, *, stored: bool) -> None:
+    """Raise `UsageError` where processes that gather each layer together would not run it equally often."""
+    if lm.parallel == FSDP and (stored or scaffold.placement is Placement.INFIX):
+        raise UsageError(
+            "with backbone.parallel=fsdp all processes run each layer equally often, which stored states "
+            "(training.contexts, training.first_pass) and an infix prompt, before which some texts have nothing, do "
+            "not allow: leave them out, with scaffold.placement=prefix or suffix"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +167,7 @@ class TextSource:
     """A source of steps of `batch_size` sequences of packed text; every process draws the same and takes its share."""
 
     def __init__(self, text: PackedText, batch_size: int, positions_at_once: int, prompt_length: int) -> None:
+        _check_divides(text.lm, batch_size)
         self.text, self.batch_size = text, batch_size
         self.length = text.length + prompt_length
         self.rows_at_once = max(1, positions_at_once // self.length)
@@ -150,8 +184,8 @@ class TextSource:
 
     def step(self) -> TextStep:
         """Return the examples of the next step."""
-        state = PartialState()
-        rows = [self.text.take() for _ in range(self.batch_size)][state.process_index :: state.num_processes]
+        number, processes = _share(self.text.lm)
+        rows = [self.text.take() for _ in range(self.batch_size)][number::processes]
         parts = torch.tensor(rows).split(self.rows_at_once)
         return TextStep(parts, self.batch_size * (self.text.length - 1), len(rows) * self.length)
 
@@ -179,6 +213,6 @@ def language_loss(lm: FrozenLM, scaffold: Scaffold, first_pass: StateStore | Non
         given = batch.given
         if first_pass is not None:
             given = replace(given, first=first_pass.states(ids[:, :-1].tolist()))
-        return lm.nll(module(lm, given), batch.labels).sum()
+        return lm.nll(module(lm, given), batch.labels).sum() / lm.copies
 
     return loss

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 from shoulders.errors import UnknownName, UsageError
 from shoulders.scaffolds.deep_prompt import DeepPrompt
@@ -10,6 +11,7 @@ from shoulders.scaffolds.peft import FULL, LORA, PREFIX
 
 DECAYS = ("none", "linear")
 TOKENS, EXAMPLES = AVERAGES = ("tokens", "examples")
+AUTO = "auto"
 HIGHEST_RATE = 1e3  # far above it fp32 overflows in the first steps
 
 
@@ -28,7 +30,10 @@ class TrainPlan:
         clip: maximum norm of the gradient; 0 for no clipping.
         average: what the loss of a step is the mean over: "tokens", all scored tokens alike, or "examples", of each
             example the mean over its scored tokens, so that a long answer weighs no more than a label.
-        positions_at_once: positions of a micro-batch, prompt and padding included; bounds memory, not results.
+        positions_at_once: positions of a micro-batch, prompt and padding included; bounds memory, not results. "auto":
+            as many as fit the free memory (`runs.memory`).
+        checkpointing: keep only the inputs of the frozen layers for the backward pass, which computes each layer again;
+            layers that are streamed in (`backbone.offload`) are computed again in any case.
         evaluate_every: steps between scores on the development set; 0 for one at the end only.
         save_every: steps between checkpoints; 0 for none.
         keep: number of checkpoints that are kept.
@@ -50,7 +55,8 @@ class TrainPlan:
     decay: str = "none"
     clip: float = 1.0
     average: str = TOKENS
-    positions_at_once: int = 2048
+    positions_at_once: int | Literal["auto"] = 2048
+    checkpointing: bool = False
     evaluate_every: int = 0
     save_every: int = 0
     keep: int = 2
@@ -60,7 +66,8 @@ class TrainPlan:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "positions_at_once", "keep"):
-            self._check(name, getattr(self, name) >= 1, "it must be at least 1")
+            value = getattr(self, name)
+            self._check(name, value == AUTO or value >= 1, "it must be at least 1")
         for name in ("evaluate_every", "save_every"):
             self._check(name, getattr(self, name) >= 0, "it cannot be negative")
         self._check(

@@ -1,0 +1,96 @@
+"""A backbone whose weights two processes share: the same losses and trained weights as in one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shoulders import FrozenLM
+from shoulders.errors import UnknownName, UsageError
+from toys import in_processes
+
+RUN = """
+import json, sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+import torch
+from accelerate import PartialState
+from dataclasses import replace
+from safetensors.torch import save_file
+from transformers.utils import logging
+from shoulders import FrozenLM, Recursion, RecursionShape, SoftPrompt, Answering, Question, answer
+from shoulders.training.loop import Hooks, fit
+from shoulders.training.losses import scaffold_loss
+from toys import PLAN, source
+
+logging.disable_progress_bar()
+torch.set_num_threads(1)
+lm = FrozenLM.load({model!r}, dtype="float32", parallel=sys.argv[2])
+found = {{"fingerprint": lm.fingerprint(), "checksum": lm.checksum(), "kinds": {{}}}}
+weights = {{}}
+for name, on in (("prompt", False), ("suffix", True), ("recursion", True)):
+    torch.manual_seed(0)
+    scaffold = Recursion(lm, RecursionShape(layers=1)) if name == "recursion" else SoftPrompt.from_vocabulary(
+        lm, length=4, placement="suffix" if name == "suffix" else "prefix")
+    plan = replace(PLAN, steps=3, batch_size=8, positions_at_once=64, checkpointing=on)
+    losses = []
+    hooks = Hooks(on_step=lambda step: losses.append(step.loss))
+    fit(scaffold, scaffold_loss(lm, scaffold), source(lm, scaffold, plan), plan, hooks=hooks)
+    said = answer([Question("what is 3?"), Question("what is 10?")], lm, scaffold.eval(), Answering(longest=4))
+    found["kinds"][name] = {{"losses": losses, "said": said}}
+    weights.update({{f"{{name}}.{{key}}": value for key, value in scaffold.state_dict().items()}})
+layers = [one for name, one in lm.model.named_parameters() if ".layers." in name or ".h." in name]
+found["held"] = sum(getattr(one, "_local_tensor", one).numel() for one in layers)
+found["processes"] = PartialState().num_processes
+if PartialState().is_main_process:
+    save_file(weights, sys.argv[1] + ".safetensors")
+    Path(sys.argv[1] + ".json").write_text(json.dumps(found))
+PartialState().destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["fsdp", "tensor"])
+def test_two_processes_that_share_the_weights_train_as_one(lm, tmp_path, parallel):
+    script = tmp_path / "run.py"
+    script.write_text(RUN.format(tests=str(Path(__file__).parents[1]), model=lm.name))
+    found = []
+    for name, how, two in (("one", "", False), ("two", parallel, True)):
+        in_processes([str(script), str(tmp_path / name), how], two=two)
+        found.append(json.loads((tmp_path / f"{name}.json").read_text()))
+    one, two = found
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert (two["fingerprint"], two["checksum"]) == (lm.fingerprint(), lm.checksum())
+    assert two["held"] < 0.6 * one["held"]
+    for kind, run in one["kinds"].items():
+        assert two["kinds"][kind]["losses"] == pytest.approx(run["losses"], rel=1e-4)
+        assert two["kinds"][kind]["said"] == run["said"]
+    weights = [load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two")]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["fsdp", "tensor"])
+def test_the_command_line_trains_and_measures(lm, tmp_path, parallel):
+    values = [
+        f"backbone.name={lm.name}", "backbone.dtype=float32", f"backbone.parallel={parallel}", "suite.tasks=kind_of",
+        "scaffold.length=4", "training.steps=2", "training.batch_size=4", "development.limit=2", "test.limit=2",
+        "test.longest=4", "development.longest=4",
+    ]  # fmt: skip
+    arguments = ["-m", "shoulders", "train", "bundled_soft_prompt", *values, "--out", str(tmp_path / "run")]
+    in_processes(arguments, two=True)
+    assert "average" in json.loads((tmp_path / "run" / "results.json").read_text())
+
+
+def test_one_process_alone_is_refused(lm):
+    with pytest.raises(UsageError, match="shares weights among processes, and this is one alone: torchrun"):
+        FrozenLM.load(lm.name, device="cpu", parallel="fsdp")
+    with pytest.raises(
+        UsageError, match=r"backbone.parallel=tensor .* backbone.quantize=nf4 keeps them in another way"
+    ):
+        FrozenLM.load(lm.name, device="cpu", parallel="tensor", quantize="nf4")
+    with pytest.raises(UnknownName, match="did you mean 'tensor'"):
+        FrozenLM.load(lm.name, device="cpu", parallel="tensors")
