@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from peft import PeftConfig, PromptTuningConfig, TaskType, get_peft_model, set_peft_model_state_dict
+from peft.utils import load_peft_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoulders.backbone.frozen import FrozenLM
@@ -38,7 +39,11 @@ def peft_copy(make: Callable[[FrozenLM], Scaffold]) -> Any:
     lm = FrozenLM(base, AutoTokenizer.from_pretrained(folder), MODEL)
     with tempfile.TemporaryDirectory() as adapter:
         to_peft(make(lm), lm, Path(adapter))
-        return PeftModel.from_pretrained(base, adapter, is_trainable=True)
+        config = PeftConfig.from_pretrained(adapter)
+        config.inference_mode = False
+        model = get_peft_model(base, config)
+        set_peft_model_state_dict(model, load_peft_weights(adapter, device="cpu"))
+        return model
 
 
 def peaks(module: str, names: list[str], *arguments: str) -> dict[str, int]:
