@@ -107,7 +107,7 @@ def write_files(folder: Path, stored: SavedScaffold) -> None:
                 "name": origin.backbone,
                 "fingerprint": origin.fingerprint,
                 "width": origin.width,
-                "quantized": origin.quantized,
+                **({"quantized": origin.quantized} if origin.quantized else {}),
             },
             "recipe": dict(origin.recipe),
             "scores": dict(origin.scores),
@@ -159,7 +159,7 @@ def _read_config(folder: Path) -> tuple[Mapping[str, Any], Origin]:
             backbone["fingerprint"],
             backbone["width"],
             **{name: config[name] for name in ("recipe", "scores", "answering")},
-            quantized=backbone.get("quantized", ""),  # older scaffolds know of no scheme
+            quantized=backbone.get("quantized", ""),
         )
     except (KeyError, TypeError) as error:
         raise _not_a_configuration(folder, error) from error
