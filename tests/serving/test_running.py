@@ -68,19 +68,12 @@ def test_scaffolds_come_and_go_while_it_runs(server, http, client, lm, saved):
     http.post("/v1/scaffolds", json={"name": "new", "path": str(saved / "new"), "replace": True}).raise_for_status()
     after = text_of(client, "new")
     assert after != before
-    loaded = http.post("/v1/load_lora_adapter", json={"lora_name": "lora", "lora_path": str(saved / "suffix")})
-    assert loaded.text == "Success: LoRA adapter 'lora' added successfully."
-    assert text_of(client, "lora") == text_of(client, "suffix")
-    to_peft(prompt(lm, 22), lm, saved / "adapter")
-    kept(prompt(lm, 22), lm, saved / "converted")
-    for name in ("adapter", "converted"):
-        http.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": name}).raise_for_status()
-    assert text_of(client, "adapter") == text_of(client, "converted") != before
-    http.post("/v1/unload_lora_adapter", json={"lora_name": "lora"}).raise_for_status()
+    loaded = http.post("/v1/load_lora_adapter", json={"lora_name": "adapter", "lora_path": str(saved / "lora")})
+    assert loaded.text == "Success: LoRA adapter 'adapter' added successfully."
+    assert text_of(client, "adapter") == text_of(client, "lora")
+    http.post("/v1/unload_lora_adapter", json={"lora_name": "adapter"}).raise_for_status()
     assert http.delete("/v1/scaffolds/new").json() == {"name": "new", "deleted": True}
-    for name in ("adapter", "converted"):
-        http.delete(f"/v1/scaffolds/{name}").raise_for_status()
-    for name in ("lora", "new"):
+    for name in ("adapter", "new"):
         with pytest.raises(openai.NotFoundError):
             text_of(client, name)
     assert http.delete("/v1/scaffolds/bare").status_code == 400
@@ -123,7 +116,7 @@ def test_a_broken_scaffold_is_named_and_the_rest_is_served(http, lm, saved, fold
     wide_lm = SimpleNamespace(name="wide", width=lm.width + 8, config=lm.config)
     to_peft(wide, wide_lm, saved / "wide")
     for name, status, said in (
-        ("wide", 400, "does not fit"),
+        ("wide", 400, "have width 40"),
         ("nan", 400, "1 of 96 values of prompt that are not finite"),
         ("empty", 404, "config.json is missing"),
         ("foreign", 400, "load the backbone it was trained around"),
