@@ -289,7 +289,7 @@ def test_a_deadline_ends_a_request_and_a_stream(lm, saved):
 
 def test_a_client_that_does_not_read_holds_nobody_up(lm, saved):
     """Its rows are free as soon as its text has ended, and its request ends at the deadline."""
-    service = service_of(lm, saved, ("prefix",), deadline=4.0)
+    service = service_of(lm, saved, ("prefix",), deadline=3.0)
     gate, stats = create_app(service), service.engine.stats
     body = json.dumps({"model": "prefix", "prompt": "a", "max_tokens": 20, "min_tokens": 20, "n": 4, "stream": True})
     unread = [{"type": "http.request", "body": body.encode(), "more_body": False}]
