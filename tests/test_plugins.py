@@ -99,7 +99,7 @@ def test_a_scaffold_of_another_package_from_training_to_asking(installed, values
     assert "A toy shift for" in (best / "README.md").read_text()
     loaded = Scaffold.load(best, lm)
     assert (loaded.kind, loaded.origin.recipe["scaffold"]["spread"]) == ("toy_shift", 0.2)
-    with pytest.raises(UsageError, match="a scaffold of kind toy_shift is not a soft prompt"):
+    with pytest.raises(UsageError, match="PEFT's format holds no scaffold of kind toy_shift"):
         run("convert", best, tmp_path / "peft")
     asked = "from shoulders.cli.main import main; import sys; sys.argv = {}; main()"
     words = ["shoulders", "ask", str(tmp_path / "shift"), "Is 3 even or odd?", "--choices", "even|odd"]

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from shoulders.backbone.edits import Edits, LayerEdit, edited, linear_layers
+from shoulders.backbone.edits import Edits, LayerEdit, arranged, edited, linear_layers
+from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import PassMemory, StackInput
 from shoulders.errors import UsageError
 
@@ -36,7 +37,7 @@ def test_an_edit_is_what_the_changed_weights_compute(tiny_lm):
 @torch.no_grad()
 def test_a_layer_of_another_kind_keeps_its_own_product(tiny_lm):
     """Hooks add to what the layer itself computes, whatever its weights are."""
-    lm = tiny_lm("llama").copied()
+    lm = FrozenLM.load(tiny_lm("llama").name, dtype="float32", device="cpu")  # one that nothing has edited yet
     block = lm.model.base_model.layers[1].mlp
     rounded = Rounded(48, 32, bias=False)
     rounded.weight = block.down_proj.weight
@@ -76,6 +77,38 @@ def test_neighbours_with_the_same_weights_share_a_product(tiny_lm, family):
     assert products == [1, 3, 3, 1]
     for found, part in zip(together, parts, strict=True):
         torch.testing.assert_close(found, lm.states(part.embeds, edits=part.edits), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_step_with_many_updates_is_one_product_of_the_newest_weights(lm):
+    """Weights of each row, gates and scales of some; what cannot be stacked stays apart."""
+    updates = [update(), update(scale=0.5), update(gate=torch.rand(2, 2)), update(rank=3), update(), update()]
+    rows = [1, 2, 2, 1, 3, 1]
+    embeds = [torch.randn(count, 1, lm.width) for count in rows]
+
+    def check(several, wanted):
+        edits = [Edits(layers={NAME: one}) for one in several]
+        parts = [StackInput(one, edits=edit) for one, edit in zip(embeds, edits, strict=False)]
+        products = []
+
+        def counted(self, read, output):
+            products.append(len(read))
+            return own(self, read, output)
+
+        own = LayerEdit.output
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LayerEdit, "output", counted)
+            found = lm.states_together(parts)
+        assert products == wanted
+        for one, part in zip(found, parts, strict=True):
+            torch.testing.assert_close(one, lm.states(part.embeds, edits=part.edits), rtol=1e-4, atol=1e-4)
+
+    check(updates[:3], [5])
+    check(updates[:3], [5])
+    updates[1].up.mul_(-1)
+    check(updates[:3], [5])
+    check(updates, [1, 2, 2, 1, 3, 1])  # of several ranks
+    check([updates[0], updates[1], LayerEdit(after=torch.rand(32))], [3, 2])
 
 
 @torch.no_grad()
@@ -126,6 +159,6 @@ def test_a_layer_that_reads_no_rows_is_refused():
     model = Versions()
     with (
         pytest.raises(UsageError, match=r"layer mix reads vectors of shape \(2, 3, 5, 4\) for 3 rows.*leave it out"),
-        edited(model, [(3, {"mix": update(sizes=(4, 4))})]),
+        edited(model, arranged([(3, {"mix": update(sizes=(4, 4))})], 5)),
     ):
         model(torch.randn(3, 5, 4))

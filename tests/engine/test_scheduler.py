@@ -203,6 +203,21 @@ def test_the_second_waits_for_what_the_first_is_reading(lm):
     assert run.stats().misses == text + 2 * 4
 
 
+def test_a_short_question_does_not_wait_for_a_long_document(lm):
+    """It comes later, and has its answer while the document is still being read, which has half of each step."""
+    long = Request(scaffold=Bare(), given=one(lm, Bare(), "Why?", DOCUMENT), longest=2)
+    short = Request(scaffold=Bare(), given=one(lm, Bare(), TEXTS[1]), longest=2)
+    run = scheduler(lm, prefill_tokens=1)
+    tickets = [run.submit(long), run.submit(short)]
+    steps = {0: 0, 1: 0}
+    while run.step():
+        for number, ticket in enumerate(tickets):
+            steps[number] += not ticket.done
+    columns = long.given.embeds.shape[1], short.given.embeds.shape[1]
+    assert steps[1] <= -(-columns[1] // 4) + 2 < steps[0] <= -(-columns[0] // 4) + 3
+    check(lm, [long, short], [ticket.result(0) for ticket in tickets])
+
+
 def test_a_reader_that_leaves_does_not_hold_up_those_that_wait_for_it(lm):
     first, second = suffixes(lm, 2)
     asked = [Request(scaffold=one_, given=one(lm, one_, "Why?", DOCUMENT), longest=2) for one_ in (first, second)]

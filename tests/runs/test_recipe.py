@@ -103,7 +103,7 @@ def test_values_are_read_as_their_type():
         ("training.steps=1.5", UsageError, "does not fit"),
         ("scaffold.placement=middle", UnknownName, "known: infix, prefix, suffix"),
         ("scaffold.placement=sufix", UnknownName, "did you mean 'suffix'"),
-        ("scaffold.kind=hard_prompt", UnknownName, "did you mean 'soft_prompt'"),
+        ("scaffold.kind=soft_promt", UnknownName, "did you mean 'soft_prompt'"),
         ("scaffold.init=vocab", UnknownName, "did you mean 'vocabulary'"),
         ("scaffold.init=text", UsageError, "needs scaffold.init_text"),
         ("training.learning_rate=0", UsageError, "must be above 0"),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from shoulders.backbone.edits import LayerEdits, edited, merged_parts
+from shoulders.backbone.edits import LayerParts, arranged, edited
 from shoulders.backbone.passes import PassMemory, StackInput, forward, whole_cache
 
 ROWS = 8  # a bank of several rows grows by so many
@@ -25,6 +25,14 @@ def rows_for(rows: int) -> int:
 def columns_for(longest: int) -> int:
     """Return the largest number of columns of a bank whose longest row has so many."""
     return -(-(longest + 1 + SLACK) // COLUMNS) * COLUMNS
+
+
+def fits(memory: PassMemory, stack: nn.Module) -> bool:
+    """Return whether the keys and values of a memory can be a row of a bank, if they are not already."""
+    if memory.bank is not None or not memory.seen or memory.mask is not None:
+        return memory.bank is not None
+    layers = memory.cache_for(stack.config).layers  # type: ignore[arg-type] (a Hugging Face model's)
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
 @final
@@ -50,7 +58,7 @@ class Bank:
         self.memories: list[PassMemory] = []
         self.longest = self.column = 0
         self._cache = DynamicCache()
-        self._edits: list[tuple[int, LayerEdits]] | None = None  # of the rows; None if rows have joined or left
+        self._edits: Mapping[str, LayerParts] | None = None  # of the rows; None if rows have joined or left
 
     @property
     def nbytes(self) -> int:
@@ -75,7 +83,7 @@ class Bank:
         vectors = {id(part.memory): part.embeds for part in parts}
         embeds = torch.cat([vectors[id(memory)] for memory in self.memories])
         if self._edits is None:
-            self._edits = merged_parts([(1, memory.layers) for memory in self.memories])
+            self._edits = arranged([(1, memory.layers) for memory in self.memories], 1)
         with edited(self.stack, self._edits):
             states = forward(self.stack, embeds, self._mask(embeds.device), self._cache, self.weights)
         self.column, self.longest = self.column + 1, self.longest + 1

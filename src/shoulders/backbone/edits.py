@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from threading import Lock
 from typing import Any, Self
 
@@ -112,21 +113,30 @@ _CURRENT: ContextVar[Mapping[str, LayerParts] | None] = ContextVar("edits of the
 _HOOKING = Lock()
 
 
-@contextmanager
-def edited(stack: nn.Module, parts: Sequence[tuple[int, LayerEdits]]) -> Iterator[None]:
-    """Edit the layers of a stack in the forwards within this context.
+def arranged(parts: Sequence[tuple[int, LayerEdits]], positions: int) -> Mapping[str, LayerParts]:
+    """Return the edits of each layer for the rows of a batch, with as few products as these edits allow.
 
     Args:
-        stack: the model.
         parts: number of rows and edits of each part of the batch, in order.
+        positions: number of columns of the batch.
     """
     names = {name: None for _, layers in parts for name in layers}
     if not names:
+        return {}
+    merged = _merged(parts)
+    if positions == 1 and not torch.is_grad_enabled():
+        merged = _gathered(merged)
+    return {name: [(rows, layers.get(name)) for rows, layers in merged] for name in names}
+
+
+@contextmanager
+def edited(stack: nn.Module, layers: Mapping[str, LayerParts]) -> Iterator[None]:
+    """Edit the layers of a stack in the forwards within this context (`arranged`)."""
+    if not layers:
         yield
         return
     _hook(stack)
-    merged = merged_parts(parts)
-    kept = _CURRENT.set({name: [(rows, layers.get(name)) for rows, layers in merged] for name in names})
+    kept = _CURRENT.set(layers)
     try:
         yield
     finally:
@@ -194,7 +204,7 @@ def _over_positions(factors: Float[Tensor, "*B N"]) -> Float[Tensor, "*B 1 N"]:
     return factors[:, None] if factors.dim() == 2 else factors
 
 
-def merged_parts(parts: Sequence[tuple[int, LayerEdits]]) -> list[tuple[int, LayerEdits]]:
+def _merged(parts: Sequence[tuple[int, LayerEdits]]) -> list[tuple[int, LayerEdits]]:
     """Return the parts with neighbours of the same edits as one part."""
     merged: list[tuple[int, LayerEdits]] = []
     for rows, layers in parts:
@@ -230,6 +240,82 @@ def _joined(one: LayerEdit, other: LayerEdit) -> LayerEdit:
     """Return the edit of the rows of two parts that are alike."""
     names = [name for name, _ in one.by_row()]
     return replace(one, **{name: torch.cat([getattr(one, name), getattr(other, name)]) for name in names})
+
+
+FEW = 2  # rows of a part up to which its weights are copied for each of them, to share a product with its neighbours
+_Stack = Mapping[str, tuple[Tensor, Tensor]] | None  # A and B for each row, by layer; None if they cannot be stacked
+_STACKS: dict[Any, tuple[_Stack, object]] = {}  # the newest one
+
+
+def _gathered(parts: Sequence[tuple[int, LayerEdits]]) -> list[tuple[int, LayerEdits]]:
+    """Return the parts of a step of a decode, with neighbours of few rows as one part with weights for each row.
+
+    Each layer then has one batched product instead of one for each scaffold (as S-LoRA and Punica do).
+    """
+    runs = [(few, list(run)) for few, run in groupby(parts, _few)]
+    return [part for few, run in runs for part in (_as_one(run) if few and len(run) > 1 else run)]
+
+
+def _few(part: tuple[int, LayerEdits]) -> bool:
+    rows, layers = part
+    return rows <= FEW and bool(layers) and all(edit.down is not None for edit in layers.values())
+
+
+def _as_one(run: Sequence[tuple[int, LayerEdits]]) -> Sequence[tuple[int, LayerEdits]]:
+    """Return the parts as one if their weights can be stacked; the stack is kept for the steps to come."""
+    key = tuple((rows, tuple((name, *_places(edit)) for name, edit in layers.items())) for rows, layers in run)
+    kept = _STACKS.get(key)
+    if kept is None:
+        kept = _stacked(run), run  # as long as these tensors live, no others have their places
+        _STACKS.clear()
+        _STACKS[key] = kept
+    stack, rows = kept[0], sum(count for count, _ in run)
+    if stack is None:
+        return run
+    gated = any(edit.gate is not None for _, layers in run for edit in layers.values())
+    gates = {
+        name: torch.cat([_gate_of(layers[name], count) for count, layers in run]) if gated else None for name in stack
+    }
+    return [(rows, {name: LayerEdit(down, up, gate=gates[name]) for name, (down, up) in stack.items()})]
+
+
+def _places(edit: LayerEdit) -> tuple[int | float, ...]:
+    """Return what tells the weights of an update from others, and from themselves before a step of training."""
+    weights = [one for one in (edit.down, edit.up) if one is not None]
+    # What is made in inference mode has no count of writes: nothing writes to it.
+    versions = [0 if one.is_inference() else one._version for one in weights]  # noqa: SLF001
+    return (*(one.data_ptr() for one in weights), *versions, edit.scale)
+
+
+def _stacked(run: Sequence[tuple[int, LayerEdits]]) -> _Stack:
+    """Return A and B for each row; None for layers, sizes or kinds of edits that differ."""
+    first = run[0][1]
+    for _, layers in run:
+        if layers.keys() != first.keys() or not all(_alike_sizes(edit, first[name]) for name, edit in layers.items()):
+            return None
+    return {
+        name: (
+            torch.cat([layers[name].down.expand(rows, -1, -1) for rows, layers in run]),  # type: ignore[union-attr]
+            torch.cat([(layers[name].up * layers[name].scale).expand(rows, -1, -1) for rows, layers in run]),  # type: ignore[operator]
+        )
+        for name in first
+    }
+
+
+def _alike_sizes(one: LayerEdit, other: LayerEdit) -> bool:
+    return (
+        one.before is one.after is None
+        and one.down is not None
+        and other.down is not None
+        and one.down.dim() == 2
+        and one.down.shape == other.down.shape
+    )
+
+
+def _gate_of(edit: LayerEdit, rows: int) -> Float[Tensor, "B r"]:
+    assert edit.down is not None
+    gate = edit.down.new_ones(edit.down.shape[0]) if edit.gate is None else edit.gate
+    return gate.expand(rows, -1)
 
 
 _CASTS = WeakTensorKeyDictionary()

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
-from shoulders.backbone.edits import Edits, LayerEdits, edited
+from shoulders.backbone.edits import Edits, LayerEdits, arranged, edited
 from shoulders.errors import SourceNotFound, first_line
 from shoulders.records import KeysValues
 
@@ -191,7 +191,8 @@ def _plain(cache: Cache) -> bool:
 def whole_cache(config: PreTrainedConfig) -> DynamicCache:
     """Return an empty cache that keeps all positions of a text in every layer; `plain` layers only."""
     cache = DynamicCache()
-    cache.layers = [*(DynamicLayer() for _ in DynamicCache(config=config).layers)]
+    layers: list[Any] = [DynamicLayer() for _ in DynamicCache(config=config).layers]
+    cache.layers = layers
     return cache
 
 
@@ -358,7 +359,7 @@ def run_stack(
         past = _begun(memory, stack, embeds.shape[0], edits)
         memory.extend(embeds.shape[0], embeds.shape[1], mask, embeds.device)
         mask, past, layers = memory.mask, _written(past, edits), memory.layers
-    with edited(stack, [(embeds.shape[0], layers)]):
+    with edited(stack, arranged([(embeds.shape[0], layers)], embeds.shape[1])):
         return forward(stack, embeds, mask, past, weights)
 
 
@@ -396,7 +397,8 @@ def run_stack_together(
     embeds = torch.cat([pad_left(part.embeds, longest, 1) for part in parts])
     written = [_written(cache, part.edits) for cache, part in zip(caches, parts, strict=True)]
     past = JoinedCache(written, rows, seen, new)
-    with edited(stack, [(count, memory.layers) for count, memory in zip(rows, memories, strict=True)]):
+    layers = arranged([(count, memory.layers) for count, memory in zip(rows, memories, strict=True)], longest)
+    with edited(stack, layers):
         states = forward(stack, embeds, None if bool(mask.all()) else mask, past, weights)
     return [one[:, -length:] for one, length in zip(states.split(list(rows)), new, strict=True)]
 

@@ -183,17 +183,28 @@ class Reader:
         return content + self.pool.digests.of_edits(layers) if layers else content
 
     def _chunks(self, columns: int) -> Iterator[tuple[_Text, int]]:
-        """Yield texts with the number of columns to read of each, first come, first served."""
-        before: list[_Columns] = []
+        """Yield texts with the number of columns to read of each.
+
+        The oldest has at least half of the columns, so that it is read in time. The others have the rest, the shortest
+        first, so that a short question does not wait for a long document.
+        """
+        ready: list[tuple[_Text, _Columns]] = []
         for text in self._texts:
             one = text.columns
-            if one is None or not self._look(one, before, text.work):
-                continue
-            before.append(one)
+            if one is not None and self._look(one, [other for _, other in ready], text.work):
+                ready.append((text, one))
+        for text, one in ready:
             if one.left == 0:
                 self._complete(text, one)
-            elif count := one.left if one.whole and columns else min(one.left, columns):
-                columns = max(0, columns - count)
+        ready = [(text, one) for text, one in ready if one.left]
+        if not ready or not columns:
+            return
+        oldest, others = ready[0], sorted(ready[1:], key=lambda pair: pair[1].left)
+        share = max(columns // 2, columns - sum(one.left for _, one in others), 1)
+        for text, one in [oldest, *others]:
+            count = one.left if one.whole and share else min(one.left, share)
+            columns = share = max(0, columns - count)
+            if count:
                 yield text, count
 
     def _look(self, one: _Columns, before: Sequence[_Columns], work: Work) -> bool:

@@ -9,16 +9,15 @@ import math
 import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from threading import Condition, Thread
 from typing import Self, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
-from shoulders.backbone.banks import Bank
+from shoulders.backbone.banks import Bank, fits
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import StackInput
 from shoulders.engine import decode
@@ -142,19 +141,17 @@ class Scheduler(Submitting):
 
     def stats(self) -> Stats:
         """Return counts and sizes."""
-        with self._changed:
-            running, waiting = len(self._active), len(self._queue)
         cache = self._pool.texts.nbytes
-        counts = {name: value for name, value in asdict(self._counts).items() if name != "labels"}
-        return Stats(
-            running=running,
-            waiting=waiting,
-            memory_bytes=self._pool.memory_bytes,
-            used_bytes=self._pool.reserved + cache,
-            cache_bytes=cache,
-            labels=dict(self._counts.labels),
-            **counts,
-        )
+        with self._changed:
+            counts = {one.name: getattr(self._counts, one.name) for one in fields(self._counts)}
+            return Stats(
+                running=len(self._active),
+                waiting=len(self._queue),
+                memory_bytes=self._pool.memory_bytes,
+                used_bytes=self._pool.reserved + cache,
+                cache_bytes=cache,
+                **{**counts, "labels": dict(self._counts.labels)},
+            )
 
     @torch.inference_mode()
     def step(self) -> bool:
@@ -312,12 +309,8 @@ class Scheduler(Submitting):
         memory, vectors = request.memory, request.states if isinstance(request, Blocks) else request.embeds
         edits = request.edits if isinstance(request, Pass) else None
         stack = request.connector.blocks if isinstance(request, Blocks) else self.lm.model.base_model
-        plain = memory.bank is not None
-        if not plain and memory.seen:
-            layers = memory.cache_for(stack.config).layers  # type: ignore[arg-type] (a Hugging Face model's)
-            plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
-        same = memory.mask is None and request.mask is None and edits is None and vectors.shape[1] == 1
-        if not (self._pool.shares and plain and same):
+        usual = request.mask is None and edits is None and vectors.shape[1] == 1
+        if not (self._pool.shares and usual and fits(memory, stack)):
             if memory.bank is not None:
                 memory.bank.take_out(memory)
             return None
@@ -353,7 +346,7 @@ class Scheduler(Submitting):
         """Score the continuations of a text that has been read."""
         request = work.request
         some = [[list(ids) for ids in request.continuations]]
-        columns = self.rows * work.demand.columns
+        columns = work.demand.rows * work.demand.columns
         try:
             (scores,) = decode.score_from(self.lm, request.scaffold, request.given, work.memory, last, some, columns)
         except Exception as error:  # whatever a scaffold of another package raises
@@ -439,14 +432,14 @@ class Scheduler(Submitting):
         work.ended = True
         with self._changed:
             self._active = [one for one in self._active if one is not work]
+            self._counts.finished += 1
+            self._counts.labels[work.request.label] += 1
             self._changed.notify_all()
         self._rows = [row for row in self._rows if row.work is not work]
         self._reader.drop(work)
         works = self._active
         reading = [one.demand for one in works if not one.rows]
         self._pool.reserve(self._pool.bytes_for([one.demand for one in works], reading))
-        self._counts.finished += 1
-        self._counts.labels[work.request.label] += 1
         work.ticket.end(result)
 
     def check_runs(self) -> None:

@@ -20,6 +20,8 @@ from shoulders.scaffolds import program
 from shoulders.scaffolds.program import Blocks, Encode, Program
 from shoulders.scaffolds.recursion import Connector
 
+SCORED_AT_ONCE = 8  # continuations of a text that are scored in one forward
+
 
 @dataclass(slots=True, eq=False)
 class Work:
@@ -50,7 +52,8 @@ class Work:
         columns = request.given.embeds.shape[1] + scaffold.length + request.room
         connectors = [one for one in scaffold.modules() if isinstance(one, Connector)]
         layers = sum(one.blocks.config.num_hidden_layers for one in connectors)
-        return cls(request, ticket, Demand(request.count, columns, scaffold.passes, layers * scaffold.passes))
+        rows = min(len(request.continuations), SCORED_AT_ONCE) or request.count
+        return cls(request, ticket, Demand(rows, columns, scaffold.passes, layers * scaffold.passes))
 
 
 @dataclass(slots=True, eq=False)
@@ -158,11 +161,11 @@ def choose(logits: Float[Tensor, "M V"], rows: Sequence[Row], ends: Sequence[int
     if sampled := [number for number, row in enumerate(rows) if row.draws is not None]:
         at = torch.tensor(sampled, device=logits.device)
         tokens = tokens.index_copy(0, at, _drawn(allowed[at], [rows[number] for number in sampled]))
-    value, total = allowed.gather(1, tokens[:, None])[:, 0], logits.logsumexp(-1)
+    value = allowed.gather(1, tokens[:, None])[:, 0]
     lead = value - torch.where(tokens == best.indices[:, 0], best.values[:, 1], best.values[:, 0])
-    shares = logits.gather(1, tokens[:, None])[:, 0] - total
-    tops = _tops(logits - total[:, None] if any(row.work.request.sampling.logprobs for row in rows) else logits, rows)
-    return [Chosen(*one) for one in zip(tokens.tolist(), shares.tolist(), lead.tolist(), tops, strict=True)]
+    shares = logits.log_softmax(-1)
+    own = shares.gather(1, tokens[:, None])[:, 0]
+    return [Chosen(*one) for one in zip(tokens.tolist(), own.tolist(), lead.tolist(), _tops(shares, rows), strict=True)]
 
 
 def _drawn(logits: Float[Tensor, "M V"], rows: Sequence[Row]) -> Tensor:

@@ -238,6 +238,11 @@ class InputPromptConfig(GeneratorConfig, PromptConfig):
         PromptConfig.__post_init__(self)
         self.check_generator()
 
+    @property
+    def shape(self) -> InputPromptShape:
+        """Sizes of the generator."""
+        return self.generator(self.length, base=self.base)
+
 
 @final
 class InputPrompt(InputDependent, kind="input_prompt"):
@@ -316,8 +321,7 @@ class InputPrompt(InputDependent, kind="input_prompt"):
     def new(cls, config: InputPromptConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:
         """Return a generator with its encoder and, with `config.base`, a shared prompt that starts as `init` says."""
         start = soft_prompt.chosen(config, lm, seed, data)(config.length) if config.base else None
-        shape = config.generator(config.length, base=config.base)
-        return cls(encoder_named(config.encoder, lm), lm, shape, start=start, placement=config.placement)
+        return cls(encoder_named(config.encoder, lm), lm, config.shape, start=start, placement=config.placement)
 
     @property
     def reads_before(self) -> bool:
