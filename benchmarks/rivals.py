@@ -25,7 +25,7 @@ def peft_model(dtype: torch.dtype, length: int) -> Any:
     folder = locate(MODEL)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     start = from_vocabulary(FrozenLM(base, AutoTokenizer.from_pretrained(folder), MODEL))(length)
-    model = get_peft_model(base, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=length))
+    model: Any = get_peft_model(base, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=length))
     with torch.no_grad():
         model.prompt_encoder["default"].embedding.weight.copy_(start)
     return model

@@ -98,12 +98,13 @@ def _read(suite: Path, count: int) -> dict[str, float]:
     begun = time.process_time()
     mixture = Mixture(open_suite(str(suite)), split="train", seed=0)
     seconds = {"open": time.process_time() - begun}
-    draws = [mixture.draw(position) for position in range(count)]
-    records = [(draw.task.splits["train"], draw.row) for draw in draws]
+    drawn = [mixture.reference(position) for position in range(count)]
+    tasks: list[Any] = [one.task for one in drawn]  # of a folder, which have their files
+    records = [(task.splits["train"], one.row) for task, one in zip(tasks, drawn, strict=True)]
     stream = Stream(mixture, lm, lengths=Lengths(), prompt_length=100)
     parts: dict[str, Callable[[], Any]] = {
         "records": lambda: [rows[number]["id"] for rows, number in records],
-        "rendered": lambda: [draw.example() and None for draw in draws],
+        "rendered": lambda: [one.example() and None for one in drawn],
         "stream": lambda: [stream.take(1) and None for _ in range(count)],
     }
     for name, part in parts.items():
@@ -120,7 +121,7 @@ def _tiny_model() -> Any:
     from shoulders.backbone.frozen import FrozenLM
     from shoulders.backbone.sources import locate
 
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    sizes: Any = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     tokenizer = AutoTokenizer.from_pretrained(locate(MODEL))
     config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, **sizes)
     return FrozenLM(LlamaForCausalLM(config), tokenizer, "none")

@@ -207,7 +207,7 @@ class _Losses(TrainerCallback):
     def __init__(self) -> None:
         self.found: list[float] = []
 
-    def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:  # noqa: ARG002
         if logs and "loss" in logs:
             self.found.append(logs["loss"])
 

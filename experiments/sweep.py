@@ -242,8 +242,9 @@ def plot(found: Sequence[tuple[Run, Result]], path: Path) -> None:
 
 def _smooth(values: ArrayLike, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Return means over a sixth of a run, and the examples seen at their middle."""
-    width = max(1, len(np.asarray(values)) // 6)
-    means = np.convolve(values, np.ones(width) / width, mode="valid")
+    heights = np.asarray(values, dtype=float)
+    width = max(1, len(heights) // 6)
+    means = np.convolve(heights, np.ones(width) / width, mode="valid")
     return (np.arange(len(means)) + width / 2) * batch, means
 
 

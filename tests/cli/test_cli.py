@@ -16,6 +16,7 @@ from commands import fitting, run
 from shoulders.backbone.fingerprint import identity
 from shoulders.cli.common import find_recipe
 from shoulders.cli.main import app, main
+from shoulders.cli.main import command as command_named
 from shoulders.engine.inference import Answering, answer
 from shoulders.errors import UsageError
 from shoulders.records import Question
@@ -216,7 +217,9 @@ def test_help_teaches(command, taught, monkeypatch):
 
 def test_every_command_has_an_example_of_its_own():
     """One that the command line accepts, with recipes and values that exist."""
-    for name, command in typer.main.get_command(app).commands.items():
+    for name, listed in typer.main.get_command(app).commands.items():
+        command = command_named(name)
+        assert command.help.split("\n\n")[0].replace("\n", " ") == listed.help, "the list of all commands has its line"
         example = re.search(r"^Example: `shoulders (.+)`$", command.help, re.MULTILINE)
         assert example, name
         called, *arguments = shlex.split(example[1])

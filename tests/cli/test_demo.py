@@ -34,6 +34,7 @@ def test_both_trained_prompts_beat_the_bare_model(tmp_path):
     assert f"{ahead} is ahead with {max(r.content['average'] for r in (soft, generated)):.1f}" in printed
     gap = difference_interval(generated.measured, bare.measured)
     assert f"ID-PT {gap.value:+.1f} ({gap.low:+.1f} to {gap.high:+.1f})" in printed
+    assert "The model alone, told what to do: 96 of them" in printed
     assert "The backbone is bit for bit what it was" in printed
     answers = printed.split("Now you:")[1]
     assert all(question in answers for question in QUESTIONS.splitlines())

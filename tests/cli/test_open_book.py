@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+import chats
+from shoulders.backbone.frozen import FrozenLM
 from shoulders.cli import demo
 from shoulders.engine.batches import Lengths
 from shoulders.records import Answer
 from shoulders.retrieval.index import Index
+from shoulders.runs.build import load_tasks
 from shoulders.runs.jobs import measure
 from shoulders.runs.registry import bundled_soft_prompt
 from shoulders.scaffolds.base import Bare
@@ -50,3 +53,26 @@ def test_the_same_questions_are_asked_with_and_without_passages(lm, recipe, tmp_
     assert "bare 0.0% 100.0%" in printed
     assert "recall of the passages found, at 1:" in printed
     assert re.search(r"in passage \d of \d read, \w+, characters \d+ to \d+; probability 0.368", printed)
+
+
+def test_the_model_alone_is_told_what_to_do_in_the_usual_ways(lm, recipe, monkeypatch, capsys):
+    """Each on the same examples; what a chat template and worked examples change is how a question is read."""
+    told = FrozenLM(lm.model, chats.tokenizer("chatml"), "chatml")
+    monkeypatch.setattr(told, "context", 2000)  # nothing is computed
+    asked = []
+
+    def kept(questions, lm, scaffold, how):
+        asked.extend(questions)
+        return [Answer("?", -1.0, 0.0) for _ in questions]
+
+    monkeypatch.setattr("shoulders.evaluation.protocol.answered", kept)
+    recipe = replace(recipe, suite=replace(recipe.suite, tasks=(demo.ASKED,), lengths=Lengths(1000, 4)))
+    tasks = load_tasks(recipe.suite)
+    demo.told_what_to_do({demo.BARE: measure(recipe, told, Bare(), recipe.test, tasks)}, recipe, told, tasks)
+    plain, instructed, few_shot = asked[:3], asked[3:6], asked[6:]
+    assert [one.text for one in plain] == [one.text for one in instructed] == [one.text for one in few_shot]
+    assert all(one.chat is not None and one.chat.system and not one.evidence for one in instructed)
+    assert all(one.chat is None and one.evidence.count("Answer:") == 4 for one in few_shot)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "The model alone, told what to do: 3 of them" in printed
+    assert all(f"{name} 0.0 0.0 to 0.0" in printed for name in ("bare model", "instructed", "few-shot"))

@@ -106,6 +106,15 @@ def test_scores_do_not_depend_on_the_batch(lm):
         assert [p.text for p in one.predictions] == [p.text for p in other.predictions]
 
 
+def test_the_first_of_many_examples_score_as_if_they_were_all(lm):
+    few, many = (
+        evaluate(tasks(), lm, Bare(), EvaluationPlan(split="test", limit=limit, longest=4)) for limit in (2, 4)
+    )
+    assert many.examples > few.examples
+    assert many.first(2).tasks == few.tasks
+    assert many.first(2).examples == few.examples
+
+
 def test_a_limit_takes_the_same_random_examples_for_everyone(lm):
     plan = EvaluationPlan(split="test", limit=5, wordings=2, seed=3)
     chosen = chosen_examples(tasks(), plan).asked

@@ -48,7 +48,7 @@ class Ranks:
 
     def __init__(self, fingerprint, score=lambda pair: len(pair.text), seen=()):
         self.fingerprint, self.score, self.seen = fingerprint, score, SeenQuestions.of(seen)
-        self.scored = []
+        self.scored, self.order_weight = [], 0.0
 
     def scores(self, pairs, on_scored=lambda _done, _all: None):
         self.scored += pairs
@@ -124,6 +124,21 @@ def test_the_retrievers_scores_count_by_their_weight(store):
     prints = {Reranked(Finds(), Rankers("r", ranker), store, weight).fingerprint for weight in (0.0, 0.5, 1.0)}
     assert len(prints) == 3
     assert [one.score for one in Reranked(Finds(), Rankers("r", ranker), store).find(ASKED[:1])[0]] == [1.0, 0.9, -4.0]
+
+
+def test_a_correction_is_added_to_the_retrievers_scores(store):
+    ranker = Ranks("r", lambda pair: 10.0 if pair.text == "two two" else 0.0)
+    ranker.order_weight = 2.0
+    (found,) = Reranked(Finds(), Rankers("r", ranker), store).find(ASKED[:1])
+    order = [passage.text for passage in PASSAGES if passage.text != "two two"]
+    assert [passage.text for passage in found] == ["two two", *order]
+    ranker.score = lambda pair: 0.0
+    (found,) = Reranked(Finds(), Rankers("r", ranker), ValueCache("")).find(ASKED[:1])
+    assert [passage.text for passage in found] == [passage.text for passage in PASSAGES]
+    with pytest.raises(
+        UsageError, match=r"retriever_weight=0\.5: the re-ranker r was trained to correct .* weight of 2"
+    ):
+        Reranked(Finds(), Rankers("r", ranker), store, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from transformers import BertTokenizerFast, DPRReaderTokenizerFast
 from rankers import ANSWERS, CONTEXT, PASSAGES, QUESTION, save_bert
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UsageError
 from shoulders.retrieval.reranker import DESCRIPTION, HEADS, SEEN, Group, Reranker, RerankerOrigin, reranker_loss
-from shoulders.retrieval.scoring import Pair, SeenQuestions
+from shoulders.retrieval.scoring import Pair, SeenQuestions, corrected
 from shoulders.store.files import write_tensors
 
 GROUP = Group(QUESTION, PASSAGES, ANSWERS)
@@ -92,6 +92,59 @@ def test_training_moves_all_that_trains_and_lowers_the_loss(still):
     assert unmoved == set()
     scores = still.frozen().scores(GROUP.pairs)
     assert scores.index(max(scores)) == 0
+
+
+@pytest.fixture
+def correcting(encoder):
+    """A re-ranker that starts at the retriever's order, without dropout."""
+    return Reranker.start(encoder, dropout=0.0, dtype="float32", order_weight=2.0)
+
+
+ORDERED = replace(GROUP, order=tuple(1.5 - number for number in range(len(PASSAGES))))
+
+
+def test_training_starts_at_the_order_that_was_given(correcting):
+    assert correcting.frozen().scores(ORDERED.pairs) == [0.0] * len(PASSAGES)
+    without_span = replace(ORDERED, answers=("Olav",))
+    wanted = -torch.tensor([2.0 * one for one in ORDERED.order]).log_softmax(0)[0]
+    assert correcting([without_span]).item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_a_correction_is_head_and_similarity_behind_the_gate(correcting):
+    with torch.no_grad():
+        correcting.gate.fill_(0.5)
+    wanted = []
+    for row in correcting.rows(GROUP.pairs):
+        states = correcting.tower.model(input_ids=torch.tensor([row.ids])).last_hidden_state[0]
+        question, passage = states[1 : row.question].mean(0), states[row.question + 1 :].mean(0)
+        similarity = torch.nn.functional.cosine_similarity(question, passage, dim=0)
+        wanted.append(0.5 * (correcting.relevance(states[0])[0] + 10 * similarity).item())
+    assert correcting.frozen().scores(GROUP.pairs) == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+def test_a_correction_is_learnt_where_the_order_is_wrong(correcting):
+    wrong = replace(GROUP, answers=("Olav",), order=tuple(number - 1.0 for number in range(len(PASSAGES))))
+    optimizer = torch.optim.AdamW(correcting.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss = reranker_loss(correcting, [wrong])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    scores = corrected(correcting.frozen().scores(GROUP.pairs), wrong.order, correcting.order_weight)
+    assert scores.index(max(scores)) == 0
+
+
+def test_a_correcting_reranker_is_saved_with_its_gate_and_weight(correcting, reranker, tmp_path):
+    with torch.no_grad():
+        correcting.gate.fill_(0.25)
+    correcting.save(tmp_path / "run", correcting.about)
+    loaded = Reranker.load(tmp_path / "run", dtype="float32")
+    assert loaded.order_weight == loaded.frozen().order_weight == 2.0
+    assert loaded.frozen().scores(GROUP.pairs) == correcting.frozen().scores(GROUP.pairs)
+    assert loaded.fingerprint() == correcting.fingerprint() != reranker.fingerprint()
 
 
 def test_rows_are_what_dprs_own_tokenizer_makes(reranker, tmp_path):

@@ -86,6 +86,16 @@ def test_what_is_drawn_depends_on_seed_and_position_alone(place):
     assert source_of(place, seed=1).step() != source_of(place, seed=0).step()
 
 
+def test_the_hardest_negatives_are_the_first_of_the_retrievers_order(place):
+    index = Index(place / "index")
+    for row in source_of(place, hardest=True).step().parts[0]:
+        found = [(hit.title, hit.text) for hit in index.search(row.question, 8)]
+        without = [one for one in found if row.answers[0] not in one[1].split()]
+        assert list(row.passages[1:]) == without[:3]
+        assert list(row.order[1:]) == sorted(row.order[1:], reverse=True)
+        assert len(row.order) == len(row.passages)
+
+
 def test_an_annotated_passage_is_the_positive_one(place, tmp_path):
     row = {"question": "How many parks has Oslo?", "answers": ["parks"], "gold_passage_ids": ["Oslo-parks-too"]}
     (tmp_path / "gold.train.jsonl").write_text(json.dumps(row) + "\n")
@@ -163,7 +173,7 @@ def test_in_batch_negatives_are_the_passages_of_all_questions(place):
     assert model(rows).item() == pytest.approx(wanted.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["reranker", "retriever"])
+@pytest.mark.parametrize("name", ["reranker", "order_reranker", "retriever"])
 def test_a_resumed_run_is_an_uninterrupted_one(place, tmp_path, name):
     whole = train_ranking(recipe_of(place, name), tmp_path / "whole")
     train_ranking(recipe_of(place, name, "training.decay=none"), tmp_path / "parts")  # another recipe: refused below
@@ -322,6 +332,8 @@ def test_what_it_learns_from_is_what_the_recipes_retriever_finds(place, tmp_path
         (["negatives=8"], "negatives is 8 and depth 8"),
         (["kind=reader"], "did you mean"),
         (["length=2"], "DPR's is 350"),
+        (["order_weight=-1"], "order_weight is -1.0: it must be at least 0"),
+        (["kind=retriever", "order_weight=1"], "order_weight=1.0 is a re-ranker's"),
         (["development.split=test"], "no split"),
     ],
 )

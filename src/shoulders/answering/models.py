@@ -19,8 +19,8 @@ from shoulders.scaffolds.peft import FULL, PREFIX, from_peft, read_adapter
 from shoulders.scaffolds.storage import Origin, read_origin, scaffold_folder, versions
 from shoulders.store.files import BEST, RECIPE, read_json, recover_folder, write_json
 
-# Ways to ask a frozen model that nothing was trained for, by name: as it is; through its chat template, told what to do;
-# after worked examples of the training part.
+# Ways to ask a frozen model that nothing was trained for, by name: as it is; through its chat template, told what to
+# do; after worked examples of the training part.
 INSTRUCTED, FEW_SHOT = "instructed", "few-shot"
 INSTRUCTION = "Answer with the answer alone, in as few words as possible."
 UNTRAINED: Mapping[str, AnswerSpec] = {

@@ -62,7 +62,7 @@ class AnswerSpec:
         return self.evidence.index if isinstance(self.evidence, EvidenceChoice) else ""
 
     def question(self, asked: QuestionLike) -> Question:
-        """Return a question in the wording, in the conversation; one that has a wording, or a conversation, keeps it."""
+        """Return a question in the wording and conversation; it keeps its own wording, and its own conversation."""
         question = as_question(asked)
         if self.chat is not None and question.chat is None:
             question = replace(question, chat=self.chat)

@@ -48,9 +48,7 @@ class Stage:
     chat: Chat | None = None
 
     @classmethod
-    def of(
-        cls, scaffold: Scaffold, name: str = "", evidence: Evidence | None = None, chat: Chat | None = None
-    ) -> Self:
+    def of(cls, scaffold: Scaffold, name: str = "", evidence: Evidence | None = None, chat: Chat | None = None) -> Self:
         """Return the stage of a scaffold with its evidence; its cost is that of both."""
         passes = scaffold.passes + (evidence.passes if evidence else 0)
         return cls(scaffold, passes, name or scaffold.kind, evidence, chat)

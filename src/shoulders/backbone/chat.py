@@ -6,29 +6,30 @@ special tokens; special tokens that are spelled out in a text stay text.
 """
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, cast, final
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from shoulders.backbone.tokenizing import tokenized
-from shoulders.errors import UsageError, first_line
+from shoulders.errors import UnknownName, UsageError, first_line
 from shoulders.records import Chat, Message, Question, Tokenised
 
 if TYPE_CHECKING:
     from shoulders.backbone.frozen import FrozenLM
 
-USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
+ROLES = USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 # Thinking models answer at once. Some templates write today's date unless they are given one; the same question is to
 # be read in the same way tomorrow, so they get the date that Llama 3.1's template has by default.
 SETTINGS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 SPACE = "\x0b"  # white space that no template writes: it is gone where a template strips the text of a message
+Span = tuple[int, int]  # characters
 MARK = re.compile(f"({SPACE}?)\ue000([0-9]+)\ue001({SPACE}?)")
 
 
@@ -44,7 +45,7 @@ class _Layout:
     fixed: Sequence[str]
     texts: Sequence[tuple[int, bool, bool]]
 
-    def filled(self, contents: Sequence[str]) -> tuple[str, dict[int, tuple[int, int]]]:
+    def filled(self, contents: Sequence[str]) -> tuple[str, dict[int, Span]]:
         """Return the whole text, and where the text of each message begins and ends in it."""
         whole, spans = self.fixed[0], {}
         for (number, left, right), after in zip(self.texts, self.fixed[1:], strict=True):
@@ -79,13 +80,15 @@ class ChatTemplate:
         contents = [*(one.content for one in chat.before), question.whole]
         roles = (*(one.role for one in chat.before), USER)
         text, spans = self._layout(roles).filled(contents)
-        ids, starts = self._ids(text, [*spans.values()])
+        ids, places = self._ids(text, [*spans.values()])
         first, last = spans[len(contents) - 1]
         stripped = question.whole.index(text[first:last])  # characters before the text that the template keeps
         asked = min(last, max(first, first + len(question.evidence) - stripped))
         begin = spans[roles.index(SYSTEM) if SYSTEM in roles else 0][0]
-        prefix, infix, suffix = (bisect_left(starts, place) for place in (begin, asked, last))
-        return Tokenised(question.whole, tuple(ids), question.chat, prefix, infix, len(ids) - suffix)
+        # A token that has the space before a text, as SentencePiece writes it, belongs to the text.
+        prefix, infix = (bisect_right([end for _, end in places], place) for place in (begin, asked))
+        suffix = bisect_left([start for start, _ in places], last)
+        return Tokenised(question.whole, tuple(ids), question.chat, prefix, max(prefix, infix), len(ids) - suffix)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the token ids of an answer as the message that follows a question, without the end of its turn."""
@@ -100,7 +103,10 @@ class ChatTemplate:
     @property
     def end(self) -> int | None:
         """Token that ends an answer in the template; None if it ends them by text, or takes no answers."""
-        return self._turn[2]
+        try:
+            return self._turn[2]
+        except UsageError:  # of no concern to who asks in plain text
+            return None
 
     @cached_property
     def _turn(self) -> tuple[str, str, int | None]:
@@ -112,14 +118,14 @@ class ChatTemplate:
             return opening, "", None
         lead = between.removeprefix(opening) if between.startswith(opening) else ""
         end = self._control and re.match("|".join(map(re.escape, self._control)), after)
-        return opening, lead, self._tokenizer.convert_tokens_to_ids(end[0]) if end else None
+        return opening, lead, cast(int, self._tokenizer.convert_tokens_to_ids(end[0])) if end else None
 
     @cached_property
     def _control(self) -> list[str]:
         """Tokens that structure a conversation, the longest first: special ones, and those that the template writes."""
         source = str(self._tokenizer.get_chat_template())
         added = self._tokenizer.added_tokens_decoder.values()
-        written = {str(one) for one in added if one.special or (str(one) in source and not str(one).isspace())}
+        written = {one.content for one in added if one.special or (one.content in source and not one.content.isspace())}
         return sorted(written | set(map(str, self._tokenizer.all_special_tokens)), key=len, reverse=True)
 
     @cached_property
@@ -147,8 +153,11 @@ class ChatTemplate:
         """Return the conversation of these roles without its texts, with the beginning of an answer unless it has one.
 
         Raises:
-            UsageError: the template refuses a role, or leaves a message out.
+            UnknownName, UsageError: there is no such role; the template refuses one, or leaves a message out.
         """
+        for role in roles:
+            if role not in ROLES:  # some templates write any role as it is, special tokens included
+                raise UnknownName("role", role, ROLES)
         if roles not in self._layouts:
             marked = [{"role": role, "content": f"{SPACE}\ue000{n}\ue001{SPACE}"} for n, role in enumerate(roles)]
             try:
@@ -176,23 +185,23 @@ class ChatTemplate:
         )
         return UsageError(f"the chat template of {self._name!r} refuses messages of {', '.join(roles)}{why}; {way_out}")
 
-    def _ids(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-        """Return the token ids of a rendered text, and where in it each of them begins.
+    def _ids(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[Span]]:
+        """Return the token ids of a rendered text, and where in it each of them begins and ends.
 
         Args:
             spans: the parts that users wrote, which are cut after the first character of a special token in them.
         """
         cuts = sorted(found.end() for first, last in spans for found in self._cuts.finditer(text, first, last))
         ids: list[int] = []
-        starts: list[int] = []
+        places: list[Span] = []
         for first, last in pairwise([0, *cuts, len(text)]):
-            some, begins = self._piece(text[first:last], first, continued=first > 0)
+            some, where = self._piece(text[first:last], first, continued=first > 0)
             ids += some
-            starts += begins
-        return ids, starts
+            places += where
+        return ids, places
 
-    def _piece(self, text: str, at: int, *, continued: bool) -> tuple[list[int], list[int]]:
-        """Return the token ids of a piece of a text from `at` on, and where they begin.
+    def _piece(self, text: str, at: int, *, continued: bool) -> tuple[list[int], list[Span]]:
+        """Return the token ids of a piece of a text from `at` on, and where they begin and end.
 
         A piece in the middle is read after a line end: SentencePiece writes a space before the first word of a text.
         """
@@ -202,7 +211,9 @@ class ChatTemplate:
         if lead and any(first < 1 < last for first, last in places):
             return self._piece(text, at, continued=False)
         kept = [number for number, (_, last) in enumerate(places) if not lead or last > len(lead)]
-        return [found.input_ids[number] for number in kept], [at + places[number][0] - len(lead) for number in kept]
+        move = at - len(lead)
+        moved = [(places[number][0] + move, places[number][1] + move) for number in kept]
+        return [found.input_ids[number] for number in kept], moved
 
 
 def template_of(lm: "FrozenLM") -> ChatTemplate:

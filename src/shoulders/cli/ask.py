@@ -91,10 +91,9 @@ def ask(  # noqa: PLR0913, PLR0917 (one for each option)
     _check_passes(passes)
     if longest is not None:
         Answering(longest)  # refuses an impossible length before a model is loaded
-    if system and chat is False:
-        raise UsageError(f"--system {system!r:.80} stands in a conversation: leave --no-chat out")
+    how = {"backbone": backbone, "index": index, "longest": longest, "truncate": truncate}
+    how["chat"] = _conversation(system, chat=chat)
     quiet_libraries()
-    how = {"backbone": backbone, "index": index, "longest": longest, "truncate": truncate, "chat": system or chat}
     answerer = _open(scaffold, passes, **how)
     evidence = _read_context(context)
     questions, failed = question or [], 0
@@ -124,6 +123,13 @@ def _options(choices: str | None) -> list[str]:
     if choices is not None and not options:
         raise UsageError(f"--choices {choices!r} names no answer: put '|' between answers, 'yes|no'")
     return options
+
+
+def _conversation(system: str, *, chat: bool | None) -> bool | str | None:
+    """Return whether questions go through the chat template, or the system text that they go through it with."""
+    if system and chat is False:
+        raise UsageError(f"--system {system!r:.80} stands in a conversation: leave --no-chat out")
+    return system or chat
 
 
 def _check_passes(passes: str) -> None:

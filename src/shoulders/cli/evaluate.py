@@ -93,7 +93,7 @@ def _measured_scaffold(info: "ModelInfo", recipe: "Recipe") -> dict[str, Any]:
     scaffold, evidence = answerer.scaffold, answerer.evidence
     with measuring(f"measuring on {recipe.test.split}") as watch:
         scores = measure(recipe, lm, scaffold, recipe.test, on_done=watch.on_done, evidence=evidence)
-    print_scores(_title(info.name, recipe), {"score": scores})
+    print_scores(_title(info.name if info.origin else info.method, recipe), {"score": scores})
     content = result(recipe, lm, scaffold, scores, None if info.name == BARE else info.name, evidence)
     print_retrieval(content)
     return content

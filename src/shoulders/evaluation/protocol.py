@@ -7,7 +7,7 @@ over its wordings, that of a cluster the mean over its tasks; the average is ove
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean, median
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import permute_index
@@ -176,6 +176,10 @@ class Scores:
         """Mean of the scores of all tasks."""
         return mean(self.tasks.values())
 
+    def first(self, limit: int) -> "Scores":
+        """Return the scores on the first examples of each wording, which a plan of that limit measures."""
+        return replace(self, wordings=[replace(row, predictions=row.predictions[:limit]) for row in self.wordings])
+
 
 OnDone = Callable[[int, int], None]  # called with the number of examples done, and of all
 
@@ -210,41 +214,17 @@ class ScaffoldAnswers:
         return choose(questions, choices, self.lm, self.scaffold, self.how)
 
 
-def evaluate(
-    tasks: Sequence[Task],
-    lm: FrozenLM,
-    scaffold: Scaffold,
-    plan: EvaluationPlan,
-    *,
-    evidence: Evidence | None = None,
-    chat: Chat | None = None,
-    without: Sequence[str] = (),
-    skip: SkipPolicy = SkipPolicy(),  # noqa: B008 (frozen)
-    on_done: OnDone = lambda _done, _all: None,
-) -> Scores:
+def evaluate(tasks: Sequence[Task], lm: FrozenLM, scaffold: Scaffold, plan: EvaluationPlan, **settings: Any) -> Scores:
     """Return the scores of a scaffold on some tasks.
 
     Args:
-        evidence: source of passages or candidates that each question is read with.
-        chat: conversation that each question stands in.
-        without: wordings to leave out, as "task/wording".
-        skip: kinds of bad examples to leave out and count; the others raise.
-        on_done: called with the progress.
+        settings: as in `evaluate_answers`.
 
     Raises:
         TemplateFailed, BadRow: a template fails on an example; a line of a file is broken.
         UnknownName, DataError: no task has the split, or the split or a wording has no usable example.
     """
-    return evaluate_answers(
-        tasks,
-        lambda how: ScaffoldAnswers(lm, scaffold, how),
-        plan,
-        evidence=evidence,
-        chat=chat,
-        without=without,
-        skip=skip,
-        on_done=on_done,
-    )
+    return evaluate_answers(tasks, lambda how: ScaffoldAnswers(lm, scaffold, how), plan, **settings)
 
 
 def evaluate_answers(
@@ -258,10 +238,18 @@ def evaluate_answers(
     skip: SkipPolicy = SkipPolicy(),  # noqa: B008 (frozen)
     on_done: OnDone = lambda _done, _all: None,
 ) -> Scores:
-    """Return the scores of any kind of model on some tasks; arguments are those of `evaluate`.
+    """Return the scores of any kind of model on some tasks.
 
     Args:
         model: returns the model for some settings of generation.
+        evidence: source of passages or candidates that each question is read with.
+        chat: conversation that each question stands in.
+        without: wordings to leave out, as "task/wording".
+        skip: kinds of bad examples to leave out and count; the others raise.
+        on_done: called with the progress.
+
+    Raises:
+        TemplateFailed, BadRow, UnknownName, DataError: as `evaluate`.
     """
     cut: list[Question] = []
     how = Answering(
@@ -288,7 +276,7 @@ def scored(
     without: Sequence[str] = (),
     skip: SkipPolicy = SkipPolicy(),  # noqa: B008 (frozen)
 ) -> Scores:
-    """Return the scores of the answers to the examples of a plan; arguments are those of `evaluate`.
+    """Return the scores of the answers to the examples of a plan; arguments are those of `evaluate_answers`.
 
     Args:
         answer_all: returns the answers to all examples.

@@ -6,9 +6,9 @@ questions a retriever finds most like the question. As many as fit are packed, a
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import chain, islice, zip_longest
 from statistics import mean
@@ -25,6 +25,7 @@ from shoulders.errors import BadRow, SourceNotFound, TemplateFailed, UnknownName
 from shoulders.evidence.base import DEMONSTRATIONS, Evidence, EvidenceConfig, Room
 from shoulders.evidence.packing import Packed, Packer
 from shoulders.records import Example, Passage, Question
+from shoulders.retrieval.bi_encoder import BiEncoder
 
 FIXED, SPARSE, DENSE = "fixed", "sparse", "dense"
 CHOICES = (FIXED, SPARSE, DENSE)
@@ -92,6 +93,8 @@ class DemonstrationsConfig(EvidenceConfig):
     def chosen(self) -> "DemonstrationsConfig":
         """Return the config with its examples, if they are the same for all questions.
 
+        One more than `count` is kept of each task and template, for questions that are themselves among them.
+
         Raises:
             UsageError: no suite is named.
             SourceNotFound, UnknownName, DataError: as `open_suite`; there is no training part.
@@ -99,7 +102,7 @@ class DemonstrationsConfig(EvidenceConfig):
         if self.choice != FIXED or self.examples:
             return self
         groups = _groups(self)
-        some = [balanced(islice(read(), LOOKED_AT * self.count), self.count) for read in groups.values()]
+        some = [balanced(islice(read(), LOOKED_AT * self.count), self.count + 1) for read in groups.values()]
         return replace(self, examples=tuple(chain(*some)))
 
 
@@ -111,7 +114,7 @@ def _groups(config: DemonstrationsConfig) -> dict[str, Callable[[], Iterator[Dem
         )
     tasks = open_suite(config.source, config.tasks)
     return {
-        f"{task.name}/{wording}": lambda task=task, wording=wording: _read(task, wording, config.seed)
+        f"{task.name}/{wording}": partial(_read, task, wording, config.seed)
         for task in tasks
         for wording in task.wordings
         if TRAIN in task.split_names(wording)
@@ -163,12 +166,12 @@ class Demonstrations:
         self.config, self.packer = config.chosen(), packer
         self._searcher = lru_cache(None)(self._new_searcher)
         self._checked = False
-        self._of_task: Mapping[str, Callable[[], Iterator[Demonstration]]]
+        self._of_task: dict[str, Callable[[], Iterator[Demonstration]]]
         if self.config.choice == FIXED:
             kept: dict[str, list[Demonstration]] = {}
             for one in self.config.examples:
                 kept.setdefault(one.task, []).append(one)
-            self._of_task = {task: lambda some=some: iter(some) for task, some in kept.items()}
+            self._of_task = {task: partial(iter, some) for task, some in kept.items()}
             self._check_fits(self.config.examples)
         else:
             self._of_task = _groups(self.config)
@@ -276,9 +279,7 @@ def _sparse(texts: Sequence[str]) -> Callable[[Sequence[str]], list[list[int]]]:
 
 def _dense(texts: Sequence[str], name: str) -> Callable[[Sequence[str]], list[list[int]]]:
     """Return a function: the places of the texts by the dot product of their vectors for each query."""
-    from shoulders.retrieval.bi_encoder import BiEncoder
-
-    encoder = BiEncoder.load(name)
+    encoder = _encoder(name)
     rows = encoder.encode_questions(texts)
 
     def nearest(queries: Sequence[str]) -> list[list[int]]:
@@ -286,6 +287,11 @@ def _dense(texts: Sequence[str], name: str) -> Callable[[Sequence[str]], list[li
         return np.argsort(-scores, axis=1, kind="stable").tolist()
 
     return nearest
+
+
+@lru_cache(1)
+def _encoder(name: str) -> BiEncoder:
+    return BiEncoder.load(name)
 
 
 def stops_of(evidence: Evidence | None) -> tuple[str, ...]:
@@ -323,7 +329,7 @@ class DemonstrationsKind:
 
     def new(self, config: DemonstrationsConfig, lm: FrozenLM, room: Room) -> Demonstrations:
         """Return a source of worked examples, packed into the same room in training, evaluation and asking."""
-        return Demonstrations(config, Packer.for_context(lm, room.prompt, room.answer, room.input))
+        return Demonstrations(config.chosen(), Packer.for_context(lm, room.prompt, room.answer, room.input))
 
 
 KIND = DemonstrationsKind()

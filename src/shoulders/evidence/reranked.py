@@ -14,7 +14,7 @@ from shoulders.evidence.packing import Packed, PackedEvidence
 from shoulders.records import Passage, Question
 from shoulders.retrieval.cross_encoder import load_ranker
 from shoulders.retrieval.reranker import DESCRIPTION, reranker_folder
-from shoulders.retrieval.scoring import AT_ONCE, Pair, Ranker, interpolated
+from shoulders.retrieval.scoring import AT_ONCE, Pair, Ranker, corrected, interpolated
 from shoulders.store.cache import ValueCache, key_of_texts
 
 ALL = "all"
@@ -87,13 +87,25 @@ class Reranked:
         source: source that retrieves and packs the passages.
         rankers: the re-rankers.
         store: cache of their scores.
-        weight: weight of the retriever's scores beside the re-ranker's (`interpolated`); 0: the re-ranker alone.
+        weight: weight of the retriever's scores beside the re-ranker's (`interpolated`); 0: the re-ranker alone. A
+            re-ranker that corrects the retriever's order has its own weight.
+
+    Raises:
+        UsageError: a weight is given, and the re-ranker has its own.
     """
 
     source: PackedEvidence
     rankers: Rankers
     store: ValueCache
     weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        own = self.rankers.default.order_weight
+        if own and self.weight:
+            raise UsageError(
+                f"evidence.retriever_weight={self.weight}: the re-ranker {self.rankers.name} was trained to correct "
+                f"the retriever's order at a weight of {own:g}: leave evidence.retriever_weight at 0"
+            )
 
     @property
     def passes(self) -> int:
@@ -121,11 +133,13 @@ class Reranked:
             for question, passages in zip(queries, found, strict=True)
             for passage in passages
         ]
-        scores = iter(_scores(pairs, self.rankers.ranker_of(fold), self.store))
-        return [self._ordered(passages, list(islice(scores, len(passages)))) for passages in found]
+        ranker = self.rankers.ranker_of(fold)
+        scores = iter(_scores(pairs, ranker, self.store))
+        return [self._ordered(passages, list(islice(scores, len(passages))), ranker.order_weight) for passages in found]
 
-    def _ordered(self, passages: Sequence[Passage], scores: Sequence[float]) -> list[Passage]:
-        together = interpolated(scores, [passage.score for passage in passages], self.weight)
+    def _ordered(self, passages: Sequence[Passage], scores: Sequence[float], order_weight: float) -> list[Passage]:
+        found = [passage.score for passage in passages]
+        together = corrected(scores, found, order_weight) if order_weight else interpolated(scores, found, self.weight)
         rated = [replace(passage, score=score) for passage, score in zip(passages, together, strict=True)]
         return sorted(rated, key=lambda passage: -passage.score)
 

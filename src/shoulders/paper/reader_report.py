@@ -21,14 +21,13 @@ from shoulders.evaluation.report import (
 )
 from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import Interval, average_interval, difference_interval
-from shoulders.paper.recursion_numbers import by_split, check_same_metric, label_of, metric_of
+from shoulders.paper.recursion_numbers import BARE, by_split, check_same_metric, label_of, metric_of, untrained_way
 from shoulders.paper.tables import section, write_page
 from shoulders.retrieval.search import DENSE, HYBRID, RANKS, SPARSE
 from shoulders.scaffolds.base import KINDS
 
 CAPTIONS = {plots.READERS: "score of each reader with its interval, and how often an answer was in what it read"}
 METHODS = {  # names by kind; other scaffolds have their label
-    "bare": "frozen LM, bare",
     "soft_prompt": "frozen LM, prompt-tuned",
     "adaptive": "frozen LM, adaptive passes",
     "lora": "LoRA",
@@ -150,6 +149,8 @@ def method_of(content: Mapping[str, Any]) -> str:
     """Return the reader's method, by the kind of what was trained; unknown kinds keep their own name."""
     rival = (content["recipe"].get("rival") or {}).get("kind")
     kind = rival if rival and content.get("trained") else content["scaffold"]["kind"]
+    if kind == BARE:
+        return f"frozen LM, {untrained_way(content)}"
     return METHODS.get(kind) or (f"frozen LM, {label_of(kind)}" if kind in KINDS else str(kind))
 
 

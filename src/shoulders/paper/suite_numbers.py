@@ -240,9 +240,7 @@ def method_values(result: Result) -> dict[str, Any]:
     values = flatten(result.content["recipe"])
     usual = {"backbone.chat": "auto"}
     kept = {
-        key: value
-        for key, value in values.items()
-        if value and value != usual.get(key) and not key.startswith(IGNORED)
+        key: value for key, value in values.items() if value and value != usual.get(key) and not key.startswith(IGNORED)
     }
     if kind_of(result.content) == BARE:
         kept = {key: value for key, value in kept.items() if key.startswith(WITHOUT_TRAINING)}

@@ -48,7 +48,7 @@ class CrossEncoder:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, compute: torch.dtype
     ) -> None:
         _check(model, tokenizer, name)
-        self.seen = SeenQuestions()
+        self.seen, self.order_weight = SeenQuestions(), 0.0
         self._tokenizer, self._device = tokenizer, model.device
         self._longest = min(positions_read(model), tokenizer.model_max_length)
         self._typed = TYPES in tokenizer.model_input_names

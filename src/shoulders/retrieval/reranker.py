@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from shoulders.data.matching import Span, answer_spans
@@ -66,6 +66,7 @@ class RerankerFiles:
     about: RerankerOrigin
     length: int
     heads: Mapping[str, Tensor]
+    order_weight: float = 0.0
 
 
 def write_reranker(folder: Path, tower: TextEncoder, stored: RerankerFiles) -> None:
@@ -86,6 +87,7 @@ def write_reranker(folder: Path, tower: TextEncoder, stored: RerankerFiles) -> N
                 "version": VERSION,
                 "encoder": about.encoder,
                 "length": stored.length,
+                "order_weight": stored.order_weight,
                 "recipe": dict(about.recipe),
                 "measured": dict(about.measured),
             },
@@ -119,12 +121,14 @@ def read_reranker(folder: Path) -> RerankerFiles:
     try:
         seen = SeenQuestions.from_tensor(read_tensors(folder / SEEN)[QUESTIONS])
         about = RerankerOrigin(content["encoder"], content["recipe"], content["measured"], seen)
-        return RerankerFiles(about, int(content["length"]), read_tensors(folder / HEADS))
+        order_weight = float(content.get("order_weight", 0.0))
+        return RerankerFiles(about, int(content["length"]), read_tensors(folder / HEADS), order_weight)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFile(f"{folder / DESCRIPTION} is not a re-ranker's description: {error!r}") from error
 
 
 SPREAD = 0.02  # of the heads' weights at the start, as in BERT
+SIMILARITY = 10.0  # factor of the cosine between question and passage, so that it is of the size of a logit
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +138,14 @@ class Group:
     Attributes:
         passages: title and text of each; the first is the positive one.
         answers: searched for in the positive passage.
+        order: the retriever's score of each passage, standardised over all that it found; only a re-ranker that
+            corrects the retriever's order reads it.
     """
 
     question: str
     passages: tuple[tuple[str, str], ...]
     answers: tuple[str, ...]
+    order: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.passages:
@@ -156,6 +163,15 @@ class Reranker(nn.Module):
 
     The forward pass computes the training loss; `frozen` returns the scorer.
 
+    With `order_weight`, the score of a passage is `order_weight` times the retriever's standardised score plus
+    `gate * (head(CLS) + 10 cos(question, passage))`, where both vectors are means over their own tokens in the row.
+    The gate starts at 0, so that training starts at the retriever's order and leaves it only where that lowers the
+    loss; the cosine is what the encoder knew as a bi-encoder. Without it, the score is `head(CLS)` (the paper, section
+    3.1).
+
+    Args:
+        order_weight: weight of the retriever's standardised score; 0 for a re-ranker that does not know it.
+
     Attributes:
         rows: the tokenizer of pairs.
         about: the origin, and the questions that it has seen.
@@ -167,12 +183,15 @@ class Reranker(nn.Module):
         length: int = LENGTH,
         dropout: float = 0.1,
         about: RerankerOrigin | None = None,
+        order_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.tower, self.about = tower, about or RerankerOrigin(tower.name)
         self.rows = PairTokenizer(tower, length)
         self.span = nn.Linear(tower.width, 2)
         self.relevance = nn.Linear(tower.width, 1)
+        self.gate = nn.Parameter(torch.zeros(())) if order_weight else None
+        self.order_weight = order_weight
         if not 0 <= dropout < 1:
             raise UsageError(f"dropout must be at least 0 and below 1, got {dropout}; 0.1 is usual")
         for part in self.modules():
@@ -182,7 +201,14 @@ class Reranker(nn.Module):
 
     @classmethod
     def start(
-        cls, name: str = ENCODER, *, length: int = LENGTH, dropout: float = 0.1, seed: int = 0, dtype: str = "auto"
+        cls,
+        name: str = ENCODER,
+        *,
+        length: int = LENGTH,
+        dropout: float = 0.1,
+        seed: int = 0,
+        dtype: str = "auto",
+        order_weight: float = 0.0,
     ) -> Self:
         """Return a new re-ranker on a pretrained encoder (named as in `TextEncoder.load`).
 
@@ -190,12 +216,13 @@ class Reranker(nn.Module):
             dropout: in training, in all dropout layers of the encoder.
             seed: of the heads.
             dtype: of its matrix products.
+            order_weight: see the class.
 
         Raises:
             SourceNotFound, HubUnreachable: there is no such encoder.
             UsageError: it lacks BERT's special tokens or a fast tokenizer.
         """
-        made = cls(TextEncoder.load(name, dtype=dtype), length, dropout)
+        made = cls(TextEncoder.load(name, dtype=dtype), length, dropout, order_weight=order_weight)
         drawn = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for head in (made.span, made.relevance):
@@ -212,7 +239,8 @@ class Reranker(nn.Module):
         """
         folder = Path(folder).expanduser()
         stored = read_reranker(folder)
-        loaded = cls(TextEncoder.load(str(folder), dtype=dtype, device=device), stored.length, about=stored.about)
+        tower = TextEncoder.load(str(folder), dtype=dtype, device=device)
+        loaded = cls(tower, stored.length, about=stored.about, order_weight=stored.order_weight)
         loaded.load_heads(stored.heads, folder)
         return loaded
 
@@ -223,7 +251,7 @@ class Reranker(nn.Module):
             SaveFailed: the place cannot be written, or holds something else.
         """
         heads = {name: value for name, value in self.state_dict().items() if not name.startswith("tower.")}
-        write_reranker(folder, self.tower, RerankerFiles(about, self.rows.length, heads))
+        write_reranker(folder, self.tower, RerankerFiles(about, self.rows.length, heads, self.order_weight))
 
     @property
     def seen(self) -> SeenQuestions:
@@ -253,8 +281,11 @@ class Reranker(nn.Module):
         with self._dropping_out():
             states = self.tower.states(self.rows.padded(rows).to(self.tower.device))
         counts = [len(group.passages) for group in groups]
-        relevance = self.relevance(states[:, 0])[:, 0].split(counts)
-        loss = torch.stack([scores.logsumexp(0) - scores[0] for scores in relevance]).sum()
+        scores = relevance(states, rows, self.relevance.weight, self.relevance.bias, self.gate)
+        if self.order_weight:
+            order = torch.tensor([one for group in groups for one in group.order], device=states.device)
+            scores = scores + self.order_weight * order
+        loss = torch.stack([some.logsumexp(0) - some[0] for some in scores.split(counts)]).sum()
         first = 0
         for group, count in zip(groups, counts, strict=True):
             row = rows[first]
@@ -273,6 +304,9 @@ class Reranker(nn.Module):
         """Return a hash of the weights, the length of rows and the type of the matrix products."""
         heads = self.span.state_dict() | {f"r.{name}": value for name, value in self.relevance.state_dict().items()}
         parts = [self.tower.fingerprint(), str(self.tower.compute), str(self.rows.length)]
+        if self.gate is not None:
+            heads["gate"] = self.gate.detach()
+            parts.append(str(self.order_weight))
         digest = blake2b("/".join(parts).encode(), digest_size=16)
         for name in sorted(heads):
             digest.update(heads[name].cpu().numpy().tobytes())
@@ -292,20 +326,54 @@ class FrozenReranker:
     """Scores of a re-ranker whose weights are copied once, in the type of its matrix products."""
 
     def __init__(self, reranker: Reranker) -> None:
-        self.fingerprint, self.seen = reranker.fingerprint(), reranker.seen
+        self.fingerprint, self.seen, self.order_weight = reranker.fingerprint(), reranker.seen, reranker.order_weight
         self._rows, self._device = reranker.rows, reranker.tower.device
-        self._model = scoring_copy(reranker.tower.model, reranker.tower.compute)
+        whole = reranker.gate is not None  # whose similarity is one of all positions
+        self._model = scoring_copy(reranker.tower.model, reranker.tower.compute, whole=whole)
         self._weight, self._bias = (part.detach().clone() for part in reranker.relevance.parameters())
+        self._gate = None if reranker.gate is None else reranker.gate.detach().clone()
 
     def scores(self, pairs: Sequence[Pair], on_scored: OnScored = lambda _done, _all: None) -> list[float]:
-        """Return the relevance of each pair's passage to its question, as a logit."""
+        """Return the relevance of each pair's passage to its question, as a logit.
+
+        With an `order_weight` that is a correction, to be added to the retriever's score (`scoring.corrected`).
+        """
         return scored(pairs, self._rows, self._relevance, self._device, on_scored)
 
     def _relevance(self, rows: list[PairTokens]) -> Float[Tensor, "B"]:
         tokens = self._rows.padded(rows).to(self._device)
         mask = None if len(rows[0]) == len(rows[-1]) else tokens.mask
-        states = self._model(input_ids=tokens.ids, attention_mask=mask).last_hidden_state[:, 0]
-        return nn.functional.linear(states.float(), self._weight, self._bias)[:, 0]
+        states = self._model(input_ids=tokens.ids, attention_mask=mask).last_hidden_state
+        return relevance(states, rows, self._weight, self._bias, self._gate)
+
+
+def relevance(
+    states: Float[Tensor, "B S E"], rows: Sequence[PairTokens], weight: Tensor, bias: Tensor, gate: Tensor | None
+) -> Float[Tensor, "B"]:
+    """Return the relevance of each row's passage to its question, by the head alone or behind a gate (`Reranker`).
+
+    Args:
+        states: of the encoder, for `[CLS] question [SEP] title [SEP] passage` and padding.
+        rows: the tokens of each pair.
+        weight: of the head.
+        bias: of the head.
+        gate: factor of head and similarity together; None for the head alone.
+    """
+    scores = nn.functional.linear(states[:, 0].float(), weight, bias)[:, 0]
+    if gate is None:
+        return scores
+    places = torch.arange(states.shape[1], device=states.device)
+    between = torch.tensor([row.question for row in rows], device=states.device)[:, None]
+    ends = torch.tensor([len(row) for row in rows], device=states.device)[:, None]
+    question = _mean(states, (places >= 1) & (places < between))
+    passage = _mean(states, (places > between) & (places < ends))  # with its title
+    return gate * (scores + SIMILARITY * nn.functional.cosine_similarity(question, passage, dim=1))
+
+
+def _mean(states: Float[Tensor, "B S E"], which: Bool[Tensor, "B S"]) -> Float[Tensor, "B E"]:
+    """Return the mean of the states at the positions that are True."""
+    weights = which[:, :, None].to(states.dtype)
+    return (states * weights).sum(1).float() / weights.sum(1).float().clamp(min=1)
 
 
 def reranker_loss(module: nn.Module, groups: Sequence[Group]) -> Tensor:

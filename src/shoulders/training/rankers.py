@@ -16,9 +16,9 @@ from shoulders.engine.batches import by_length
 from shoulders.errors import DataError, UsageError
 from shoulders.records import Example
 from shoulders.retrieval.bi_encoder import BiEncoder, in_batch_loss
-from shoulders.retrieval.index import Index
+from shoulders.retrieval.index import Hit, Index
 from shoulders.retrieval.reranker import Group, Reranker
-from shoulders.retrieval.scoring import question_words
+from shoulders.retrieval.scoring import question_words, standardised
 from shoulders.retrieval.search import Searcher
 
 Titled = tuple[str, str]  # title and text of a passage
@@ -26,11 +26,17 @@ Titled = tuple[str, str]  # title and text of a passage
 
 @dataclass(frozen=True, slots=True)
 class RankingExample:
-    """A question with its passages; the first is positive, the others negative."""
+    """A question with its passages; the first is positive, the others negative.
+
+    Attributes:
+        order: the retriever's score of each passage, standardised over all that it found. A positive passage that it
+            did not find has the lowest of them.
+    """
 
     question: str
     answers: tuple[str, ...]
     passages: tuple[Titled, ...]
+    order: tuple[float, ...] = ()
 
 
 @final
@@ -44,6 +50,7 @@ class RankingSampler:
 
     Attributes:
         negatives: maximum number of negatives of a question.
+        hardest: whether negatives are those that the retriever ranks highest, instead of a random draw.
         searcher: the retriever; None for BM25.
 
     Source: Karpukhin et al. 2020, sections 3.2 and 6.1; the paper, section 3.1 (1 positive and 23 negatives of 100).
@@ -54,6 +61,7 @@ class RankingSampler:
     negatives: int = 23
     seed: int = 0
     searcher: Searcher | None = None
+    hardest: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.negatives < self.depth:
@@ -69,19 +77,23 @@ class RankingSampler:
         """
         queries = [example.question.query for example in examples]
         found = self.index.search(queries, self.depth, self.searcher)
-        passages = [[(hit.title, hit.text) for hit in hits] for hits in found]
-        return [self._drawn(*one) for one in zip(queries, examples, passages, positions, strict=True)]
+        return [self._drawn(*one) for one in zip(queries, examples, found, positions, strict=True)]
 
-    def _drawn(self, query: str, example: Example, found: Sequence[Titled], position: int) -> RankingExample | None:
+    def _drawn(self, query: str, example: Example, hits: Sequence[Hit], position: int) -> RankingExample | None:
         draw = random.Random(f"{self.seed}/{position}")
         gold = self._gold(example)
+        found = [(hit.title, hit.text) for hit in hits]
         with_answer = [has_span(example.references, text) for _, text in found]
         positives = gold or [one for one, has in zip(found, with_answer, strict=True) if has]
         negatives = [one for one, has in zip(found, with_answer, strict=True) if not has and one not in gold]
         if not positives or not negatives:
             return None
-        drawn = draw.sample(negatives, min(self.negatives, len(negatives)))
-        return RankingExample(query, example.references, (draw.choice(positives), *drawn))
+        count = min(self.negatives, len(negatives))
+        drawn = negatives[:count] if self.hardest else draw.sample(negatives, count)
+        passages = (draw.choice(positives), *drawn)
+        order = dict(zip(found, standardised([hit.score for hit in hits]), strict=True))
+        lowest = min(order.values())
+        return RankingExample(query, example.references, passages, tuple(order.get(one, lowest) for one in passages))
 
     def _gold(self, example: Example) -> list[Titled]:
         stored = self.index.store.of_documents(example.question.gold)
@@ -234,7 +246,7 @@ def ranking_loss(module: nn.Module, rows: Sequence[RankingExample]) -> Tensor:
 
 
 def _group(row: RankingExample) -> Group:
-    return Group(row.question, row.passages, row.answers)
+    return Group(row.question, row.passages, row.answers, row.order)
 
 
 def folds_of(mixture: Mixture) -> dict[str, set[str]]:
