@@ -141,6 +141,7 @@ def test_documents_are_ranked_as_by_the_reranker(http, saved):
     assert [one["index"] for one in found["results"]] == order
     assert found["results"][0]["relevance_score"] == pytest.approx(1 / (1 + math.exp(-max(scores))), rel=1e-4)
     assert found["results"][0]["document"]["text"] == PASSAGES[order[0]][1]
+    assert found["usage"]["total_tokens"] > sum(len(text.split()) for _, text in PASSAGES)
     for path in ("/rerank", "/v2/rerank"):
         top = http.post(path, json={**asked, "top_n": 1, "return_documents": False}).json()
         assert top["results"] == [{key: found["results"][0][key] for key in ("index", "relevance_score")}]

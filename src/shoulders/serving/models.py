@@ -190,7 +190,9 @@ class Models:
         return served
 
     def try_add(self, name: str, source: str, role: str = "") -> None:
-        """Add a model; if it cannot be loaded, note why among the broken ones."""
+        """Add a model, unless it is the bare one; if it cannot be loaded, note why among the broken ones."""
+        if source == BARE:
+            return
         try:
             self.add(name, source, role=role)
         except (UsageError, ApiError) as error:
