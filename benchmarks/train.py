@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
@@ -36,7 +36,7 @@ from shoulders.evaluation.results import circumstances
 from shoulders.records import IGNORE, ScaffoldInput
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.deep_prompt import DeepPrompt
-from shoulders.scaffolds.low_rank import LowRank
+from shoulders.scaffolds.low_rank import LowRank, LowRankConfig
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.loop import Hooks, fit
 from shoulders.training.losses import ExampleStep, scaffold_loss
@@ -133,9 +133,9 @@ def _deep_prompt(lm: FrozenLM) -> DeepPrompt:
 
 def _low_rank(lm: FrozenLM) -> LowRank:
     """Return updates of rank 16 in all linear layers, which change the loss."""
-    updates = LowRank.new(LowRank.Config(), lm)
-    with torch.no_grad():
-        updates.up.normal_(std=0.01, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(2)
+    updates = LowRank.new(LowRankConfig(), lm)
+    nn.init.normal_(updates.up, std=0.01)
     return updates
 
 

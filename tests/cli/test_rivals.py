@@ -59,7 +59,7 @@ def test_a_rival_is_trained_measured_and_loaded_again(values, lm, tmp_path, kind
     results = read(tmp_path / "run" / "results.json")
     assert results["rival"]["kind"] == results["scaffold"]["kind"] == kind
     assert results["rival"]["learning_rate"] == 0.01
-    assert set(results["rival"]["versions"]) == (set() if kind == "full" else {"peft"})
+    assert set(results["rival"]["versions"]) == ({"peft"} if kind == "lora" else set())
     assert results["backbone"]["fingerprint"] == lm.fingerprint() != results["scaffold"]["fingerprint"]
     assert results["recipe"]["rival"]["rank"] == 16
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.batches import encode, question_batch
 from shoulders.errors import CorruptFile, UnknownName, UsageError
 from shoulders.records import Placement, ScaffoldInput
@@ -88,6 +89,25 @@ def test_factors_of_peft_have_the_same_logits_here_and_there(tiny_lm, tmp_path, 
     )
     scaffold = check_both_ways(lm, get_peft_model(own_model(lm), config).eval(), tmp_path)
     assert isinstance(scaffold, Scales)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the library, on each call
+def test_updates_of_quantised_layers_are_those_of_peft(lm, tmp_path):
+    """Hooks add to what a layer of 8 bits computes, and gradients reach the updates."""
+    pytest.importorskip("bitsandbytes")
+
+    def quantised():
+        config = BitsAndBytesConfig(load_in_8bit=True)
+        return AutoModelForCausalLM.from_pretrained(lm.name, quantization_config=config, device_map={"": "cpu"})
+
+    small = FrozenLM(quantised(), lm.tokenizer, lm.name)
+    updates = moved(LowRank.new(LowRank.Config(rank=2), small))
+    to_peft(updates, small, tmp_path / "ours")
+    ours, theirs = logits_of_both(small, updates, PeftModel.from_pretrained(quantised(), tmp_path / "ours").eval())
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    given = ScaffoldInput(small.embed(torch.tensor([[5, 6, 7]])), None, (0,))
+    updates.states(small, given).square().sum().backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in updates.parameters())
 
 
 @torch.no_grad()
