@@ -13,7 +13,8 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.batches import encode, question_batch, rows_of
 from shoulders.engine.decode import generate, likeliest, sampled, score
 from shoulders.engine.inference import Answering, Sampling
-from shoulders.engine.scheduler import Request, SamplingParameters, Scheduler
+from shoulders.engine.requests import Request, SamplingParameters
+from shoulders.engine.scheduler import Scheduler
 from shoulders.engine.work import Work
 from shoulders.errors import ContextFull, PoolTooSmall, QueueFull, RequestFailed, Stopped, UsageError
 from shoulders.records import Placement, ScaffoldInput

@@ -3,18 +3,27 @@
 import base64
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from pdfs import save_pdf
 from rankers import PASSAGES, QUESTION
+from served import LONGEST, kept, prompt
 from shoulders import answering
+from shoulders.answering.spec import AnswerSpec
+from shoulders.data.readers import QUESTION_WORDING
+from shoulders.engine.batches import Lengths
+from shoulders.evidence.choice import EvidenceChoice
 from shoulders.retrieval.bi_encoder import BiEncoder
+from shoulders.retrieval.building import build
 from shoulders.retrieval.cross_encoder import load_ranker
+from shoulders.retrieval.passages import Cutting
 from shoulders.retrieval.scoring import Pair
 
 ASKED = "Who lives in Rome?"
+PETS = {"Rome": "cat", "Bern": "bear"}
 CHOICES = ["a cat", "the emperor of all the cats", "nobody"]
 
 
@@ -147,6 +156,7 @@ def test_documents_are_ranked_as_by_the_reranker(http, saved):
     assert [one["index"] for one in found["results"]] == order
     assert found["results"][0]["relevance_score"] == pytest.approx(1 / (1 + math.exp(-max(scores))), rel=1e-4)
     assert found["results"][0]["document"]["text"] == PASSAGES[order[0]][1]
+    assert found["usage"]["total_tokens"] > sum(len(text.split()) for _, text in PASSAGES)
     for path in ("/rerank", "/v2/rerank"):
         top = http.post(path, json={**asked, "top_n": 1, "return_documents": False}).json()
         assert top["results"] == [{key: found["results"][0][key] for key in ("index", "relevance_score")}]
@@ -163,3 +173,30 @@ def test_an_index_that_goes_away_is_told_and_nothing_else_stops(http, lm, saved,
     assert reader is not server.service.models.get("moved").opened
     assert http.post("/v1/answer", json={"model": "reader", "question": ASKED}).status_code == 200
     server.service.models.remove("moved")
+
+
+def test_an_index_that_is_built_anew_meanwhile_is_read_all_along(http, lm, saved, server):
+    folder = saved / "changing"
+    rows = [{"id": city, "title": city, "text": f"In {city} lives a {pet}."} for city, pet in PETS.items()]
+
+    def build_with(pet):
+        changed = [{**row, "text": f"In {row['title']} lives a {pet}."} for row in rows]
+        (saved / "changing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+        build([str(saved / "changing.jsonl")], folder, Cutting(), as_is=True)
+
+    build_with("dog")
+    reading = EvidenceChoice("retrieved", index=str(folder), passages=2)
+    spec = AnswerSpec(QUESTION_WORDING, reading, Lengths(150, 8), LONGEST)
+    kept(prompt(lm, 4), lm, saved / "changing reader", spec)
+    server.service.models.add("changing", str(saved / "changing reader"))
+    with ThreadPoolExecutor(1) as pool:
+        builds = pool.submit(lambda: [build_with(pet) for pet in ("cat", "cow", "hen")])
+        texts = set()
+        while not builds.done():
+            found = http.post("/v1/answer", json={"model": "changing", "question": ASKED})
+            assert found.status_code == 200, found.text
+            texts |= {one["text"] for one in found.json()["passages"]}
+        builds.result()
+    assert texts
+    assert all(text.startswith("In ") for text in texts)
+    server.service.models.remove("changing")

@@ -76,6 +76,10 @@ class CrossEncoder:
         """Return the logit of each pair."""
         return scored(pairs, self._rows, self._logits, self._device, on_scored)
 
+    def tokens(self, pairs: Sequence[Pair]) -> int:
+        """Return the number of tokens that are read to score pairs."""
+        return sum(map(len, self._rows(pairs)))
+
     def _rows(self, pairs: Sequence[Pair]) -> list[Encoding]:
         passages = [f"{pair.title} {pair.text}".strip() for pair in pairs]
         questions = [pair.question for pair in pairs]

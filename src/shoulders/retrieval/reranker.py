@@ -340,6 +340,10 @@ class FrozenReranker:
         """
         return scored(pairs, self._rows, self._relevance, self._device, on_scored)
 
+    def tokens(self, pairs: Sequence[Pair]) -> int:
+        """Return the number of tokens that are read to score pairs."""
+        return sum(map(len, self._rows(pairs)))
+
     def _relevance(self, rows: list[PairTokens]) -> Float[Tensor, "B"]:
         tokens = self._rows.padded(rows).to(self._device)
         mask = None if len(rows[0]) == len(rows[-1]) else tokens.mask

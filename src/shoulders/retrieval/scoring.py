@@ -101,6 +101,10 @@ class Ranker(Protocol):
         """Weight of the retriever's standardised score in the sum that it was trained for (`corrected`); 0: none."""
         ...
 
+    def tokens(self, pairs: Sequence[Pair]) -> int:
+        """Return the number of tokens that are read to score pairs."""
+        ...
+
     def scores(self, pairs: Sequence[Pair], on_scored: OnScored = lambda _done, _all: None) -> list[float]:
         """Return a score for each pair, in their order; higher is more relevant."""
         ...

@@ -154,7 +154,7 @@ def retrieval_routes(service: Service) -> APIRouter:
         """Put documents in the order of their relevance to a query, by a re-ranker."""
         served = service.models.get(body.model, "rerank")
         request.state.about.model = served.name
-        return await service.in_thread(_reranked, served.opened, body, heavy=True)
+        return await service.in_thread(_reranked, served.opened, body, request.state.about, heavy=True)
 
     router.post("/v1/rerank")(rerank)
     for path in ("/rerank", "/v2/rerank"):  # where vLLM and Cohere have it
@@ -377,10 +377,11 @@ def _embedded(encoder: BiEncoder, body: EmbeddingBody, about: About) -> dict[str
     }
 
 
-def _reranked(ranker: Ranker, body: RerankBody) -> dict[str, Any]:
+def _reranked(ranker: Ranker, body: RerankBody, about: About) -> dict[str, Any]:
     """Return documents by relevance, in the shape of Jina and vLLM."""
     documents = [RankedText(text=one) if isinstance(one, str) else one for one in body.documents]
-    scores = ranker.scores([Pair(body.query, one.title, one.text) for one in documents])
+    pairs = [Pair(body.query, one.title, one.text) for one in documents]
+    scores, about.prompt_tokens = ranker.scores(pairs), ranker.tokens(pairs)
     best: Sequence[int] = sorted(range(len(scores)), key=lambda number: -scores[number])[: body.top_n]
     results = [
         {
@@ -390,8 +391,8 @@ def _reranked(ranker: Ranker, body: RerankBody) -> dict[str, Any]:
         }
         for number in best
     ]
-    words = sum(len(f"{body.query} {one.title} {one.text}".split()) for one in documents)
-    return {"id": f"rerank-{uuid4().hex}", "model": body.model, "results": results, "usage": {"total_tokens": words}}
+    usage = {"total_tokens": about.prompt_tokens}
+    return {"id": f"rerank-{uuid4().hex}", "model": body.model, "results": results, "usage": usage}
 
 
 def _probability(logit: float) -> float:

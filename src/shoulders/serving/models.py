@@ -24,11 +24,10 @@ from shoulders.answering.stages import is_cascade, read
 from shoulders.backbone.encoder import FrozenEncoder
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.engine.batches import encode, question_batch
 from shoulders.engine.inference import Answering
-from shoulders.errors import CorruptFile, UsageError, WrongBackbone, first_line
+from shoulders.errors import CorruptFile, UsageError, first_line
 from shoulders.evidence.candidates import Candidates, FirstPass
-from shoulders.records import Placement, Question
+from shoulders.records import Placement
 from shoulders.retrieval.bi_encoder import OURS, BiEncoder
 from shoulders.retrieval.cross_encoder import load_ranker
 from shoulders.retrieval.reranker import is_reranker
@@ -191,7 +190,9 @@ class Models:
         return served
 
     def try_add(self, name: str, source: str, role: str = "") -> None:
-        """Add a model; if it cannot be loaded, note why among the broken ones."""
+        """Add a model, unless it is the bare one; if it cannot be loaded, note why among the broken ones."""
+        if source == BARE:
+            return
         try:
             self.add(name, source, role=role)
         except (UsageError, ApiError) as error:
@@ -288,7 +289,8 @@ class Models:
         if role or is_reranker(folder):
             return load_ranker(source, device=device)
         if (folder / ADAPTER).exists() and not rival_folder(source):
-            return self._adapter(folder)
+            scaffold = from_peft(folder, self.lm).to(self.lm.device).eval()
+            return ModelAnswerer(self.lm, scaffold, Answering(LONGEST))
         opened = answering.open(source, lm=self.lm)
         if self._index and isinstance(opened, ModelAnswerer) and opened.reads_passages:
             opened = answering.open(source, lm=self.lm, index=self._index)
@@ -298,19 +300,6 @@ class Models:
                 "scaffold, or a LoRA, instead"
             )
         return opened
-
-    @torch.no_grad()
-    def _adapter(self, folder: Path) -> ModelAnswerer:
-        """Return the model of a PEFT adapter, tried on a text: an adapter does not prove what it was trained around."""
-        scaffold = from_peft(folder, self.lm).to(self.lm.device).eval()
-        given = question_batch([encode(Question("a"), self.lm)], self.lm, scaffold)
-        try:
-            scaffold.states(self.lm, given)
-        except RuntimeError as error:
-            raise WrongBackbone(
-                f"the adapter in {folder} does not fit {self.lm.name!r} ({first_line(error)})"
-            ) from error
-        return ModelAnswerer(self.lm, scaffold, Answering(LONGEST))
 
 
 def served_name(named: str) -> tuple[str, str]:
