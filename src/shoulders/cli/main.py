@@ -6,6 +6,7 @@ from io import TextIOWrapper
 import typer
 
 from shoulders.cli.ask import ask
+from shoulders.cli.bench import bench_serve
 from shoulders.cli.calibrate import calibrate, threshold
 from shoulders.cli.corpus import encode, index, search, upload
 from shoulders.cli.demo import demo
@@ -19,7 +20,7 @@ from shoulders.errors import UsageError
 COMMANDS = {  # by panel of the help
     None: (demo, train, sweep, evaluate, forget, ask, calibrate, threshold, report, sample),
     "Evidence corpus": (index, encode, search, upload),
-    "Tools": (recipes, check, plan, convert),
+    "Tools": (recipes, check, plan, convert, bench_serve),
 }
 
 app = typer.Typer(
