@@ -13,14 +13,14 @@ from shoulders.cli.demo import demo
 from shoulders.cli.evaluate import evaluate, forget, sample
 from shoulders.cli.report import report
 from shoulders.cli.show import error_console
-from shoulders.cli.tools import check, convert, plan, recipes
+from shoulders.cli.tools import check, convert, export, plan, recipes
 from shoulders.cli.train import sweep, train
 from shoulders.errors import UsageError
 
 COMMANDS = {  # by panel of the help
     None: (demo, train, sweep, evaluate, forget, ask, calibrate, threshold, report, sample),
     "Evidence corpus": (index, encode, search, upload),
-    "Tools": (recipes, check, plan, convert, bench_serve),
+    "Tools": (recipes, check, plan, convert, export, bench_serve),
 }
 
 app = typer.Typer(
