@@ -258,7 +258,6 @@ def test_scaffolds_that_vllm_cannot_serve_are_refused_by_name(lm, double):
     for name, (scaffold, why) in unfit_scaffolds(lm).items():
         with pytest.raises(UsageError) as refused:
             engine.VllmEngine(lm, {"bare": Bare(), name: scaffold})
-        assert f"vLLM cannot serve {name}, a scaffold of kind '{scaffold.kind}'" not in str(refused.value)
         assert str(refused.value).startswith(f"vLLM cannot serve {name}: a scaffold of kind {scaffold.kind!r} that ")
         assert why in str(refused.value)
 
