@@ -54,7 +54,7 @@ def test_documented_commands_exist():
     from shoulders.runs.recipe import with_overrides
     from shoulders.runs.registry import recipe_named
 
-    known = {command.callback.__name__ for command in app.registered_commands}
+    known = {command.callback.__name__.replace("_", "-") for command in app.registered_commands}
     seen = set()
     for page in PAGES:
         text = page.read_text(encoding="utf-8").replace("\\\n", "")  # long commands go on in the next line

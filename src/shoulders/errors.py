@@ -34,6 +34,31 @@ class ContextFull(UsageError):
         super().__init__(f"{what} needs {wanted} positions, the model has room for {room}: {way_out}")
 
 
+class QueueFull(UsageError):
+    """A request to a scheduler whose queue is full: ask again later."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"all {size} places of the queue are taken: ask again later, or run a longer queue")
+
+
+class PoolTooSmall(UsageError):
+    """A request whose keys and values alone need more memory than a scheduler has for all."""
+
+    def __init__(self, *, wanted: int, room: int) -> None:
+        super().__init__(
+            f"the request needs {wanted:,} bytes for keys and values, the pool has {room:,}: shorten it, ask for fewer "
+            "or shorter answers, or run a larger pool"
+        )
+
+
+class Stopped(UsageError):
+    """A request to a scheduler that has been stopped, or that was stopped before the request was answered."""
+
+
+class RequestFailed(UsageError):
+    """A request that failed because its scaffold did: it raised an exception, or its states are no numbers."""
+
+
 class SourceNotFound(UsageError):
     """A model, data set or other source that does not exist where its name points."""
 

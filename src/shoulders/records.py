@@ -21,11 +21,51 @@ IGNORE = -100  # label of a position that is not scored, as everywhere in Huggin
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """A message of a conversation; its role is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation whose next message is a question; it is read through the tokenizer's chat template.
+
+    Attributes:
+        before: messages before the question: a system text, earlier turns.
+    """
+
+    before: tuple[Message, ...] = ()
+
+    @classmethod
+    def of(cls, system: str = "") -> "Chat":
+        """Return a conversation that begins with the question, after a system text if there is one."""
+        return cls((Message("system", system),) if system else ())
+
+    @property
+    def system(self) -> str:
+        """The system text; "" if there is none."""
+        return next((one.content for one in self.before if one.role == "system"), "")
+
+
+@dataclass(frozen=True, slots=True)
 class Tokenised:
-    """A text with its token ids, as `FrozenLM.ids` returns them."""
+    """A text with the token ids that a model reads it as.
+
+    Attributes:
+        text, chat: the text, and the conversation that it stands in.
+        ids: token ids; in a conversation those of all of it, the template's own among them.
+        prefix, infix: in a conversation, number of tokens before its first text, and before the question.
+        rest: number of the template's tokens after the question.
+    """
 
     text: str
     ids: tuple[int, ...]
+    chat: Chat | None = None
+    prefix: int = 0
+    infix: int = 0
+    rest: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +77,8 @@ class Question:
         evidence: text that is read before `text`: passages or candidates.
         gold: ids of the documents that are annotated as containing the answer, if the data set has them.
         query: the question without a wording ("Who?"), as typed or as in its data set; `text` by default.
+        chat: the conversation that it is the next message of; None: it is read as plain text.
+        task: task and template that it comes from ("task/template"); "" for a question that was typed.
         tokenised: `whole` with its token ids, once it has been tokenised.
     """
 
@@ -44,6 +86,8 @@ class Question:
     evidence: str = ""
     gold: tuple[str, ...] = ()
     query: str = ""
+    chat: Chat | None = None
+    task: str = field(default="", compare=False)
     tokenised: Tokenised | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -52,14 +96,14 @@ class Question:
 
     @property
     def whole(self) -> str:
-        """Evidence and question: all that the language model reads."""
+        """Evidence and question: all that the language model reads, apart from a conversation around it."""
         return f"{self.evidence}{self.text}"
 
     @property
     def ids(self) -> tuple[int, ...] | None:
-        """Token ids of `whole`; None if it has not been tokenised."""
+        """Token ids of the question; None if it has not been tokenised."""
         known = self.tokenised
-        return known.ids if known is not None and known.text == self.whole else None
+        return known.ids if known is not None and (known.text, known.chat) == (self.whole, self.chat) else None
 
 
 QuestionLike = str | Question
@@ -224,6 +268,10 @@ class Example:
     target: str  # the answer that training teaches
     references: tuple[str, ...]  # all correct answers, the target among them
     choices: tuple[str, ...] | None = None  # closed set of answers to choose from, the target among them
+
+    def asked(self, chat: Chat | None = None) -> Question:
+        """Return its question as a model is asked it: with the name of its task, and in a conversation."""
+        return replace(self.question, task=f"{self.task}/{self.template}", chat=chat or self.question.chat)
 
 
 @dataclass(frozen=True, slots=True)

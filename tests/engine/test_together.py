@@ -11,45 +11,14 @@ from shoulders.engine.together import together
 from shoulders.errors import UsageError
 from shoulders.records import Placement, Question
 from shoulders.scaffolds.base import Bare, Scaffold
-from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
 from shoulders.scaffolds.peft import PrefixTuning, add_prefix
 from shoulders.scaffolds.program import Pass, direct
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
+from mixed import asked, several
 from tiny import TEXTS
 
-SMALL = InputPromptShape(length=5, encoder_length=3, head_width=8)
 STEPS = 8
-
-
-def several(lm, tiny_encoder):
-    """Scaffolds of all kinds, prompt lengths, placements and depths; some stand twice to share what they train."""
-    prompt = SoftPrompt(from_vocabulary(lm)(6))
-    twice = Recursion(lm, RecursionShape(layers=1))
-    encoder = tiny_encoder("bert")
-    return [
-        Bare(),
-        prompt,
-        SoftPrompt(from_vocabulary(lm, seed=1)(3), Placement.INFIX),
-        SoftPrompt(from_vocabulary(lm, seed=2)(9), Placement.SUFFIX),
-        InputPrompt(encoder, lm, SMALL),
-        InputPrompt(encoder, lm, SMALL, placement=Placement.SUFFIX),
-        InputPrompt(lm, lm, SMALL),
-        Recursion(lm, RecursionShape(passes=1, layers=2, before=True, after=True)),
-        twice,
-        Recursion(lm, RecursionShape(passes=3, layers=2, shared=True), SoftPrompt(from_vocabulary(lm)(4))),
-        prompt,
-        twice,
-    ]
-
-
-def asked(lm, scaffolds):
-    """A batch of its own for each scaffold: questions of different lengths, two of them where it stands first."""
-    for number, scaffold in enumerate(scaffolds):
-        questions = [Question(TEXTS[number % len(TEXTS)], evidence="The sun is a star. " if number % 2 else "")]
-        if number % 3 == 0:
-            questions.append(Question(TEXTS[(number + 1) % len(TEXTS)]))
-        yield question_batch([encode(question, lm) for question in questions], lm, scaffold)
 
 
 class Recorded(Choice):

@@ -7,6 +7,7 @@ from shoulders.answering.answerer import Answerer, ModelAnswerer
 from shoulders.answering.cascade import CascadeAnswerer
 from shoulders.answering.models import model_info
 from shoulders.answering.stages import is_cascade, read
+from shoulders.backbone.chat import check_chat
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import UsageError
 
@@ -28,6 +29,7 @@ def open(
     index: str | Path | HasFolder = "",
     longest: int | None = None,
     truncate: bool = False,
+    chat: bool | str | None = None,
 ) -> Answerer:
     """Return the answerer of a name: "bare", a scaffold, a reader, a rival, or a cascade.
 
@@ -40,6 +42,8 @@ def open(
         index: passages to read, an `Index` or its folder; empty: the index of the training, if any.
         longest: maximum length of an answer in tokens; None: the length it was measured with, or 64.
         truncate: cut questions that do not fit the context instead of refusing them.
+        chat: ask through the tokenizer's chat template (True, or a system text), or as plain text (False); None: as it
+            was trained, and the bare model as plain text.
 
     Raises:
         UsageError: no backbone is named, an argument is of another kind, or the name stands for something that answers
@@ -54,12 +58,15 @@ def open(
             raise UsageError(
                 f"--index goes with one scaffold, and {name} is several: name a run (shoulders ask RUN --index)"
             )
+        if chat is not None:
+            raise UsageError(f"chat goes with one scaffold, and {name} is several, each asked as it was trained")
         stored = read(Path(name))
         lm = lm or FrozenLM.load(backbone or stored.backbone)
         return CascadeAnswerer.load(stored, lm, longest, truncate=truncate)
     info = model_info(name)
-    spec = info.spec.with_options(index, longest)
+    spec = info.spec.with_options(index, longest).in_chat(chat)
     lm = lm or FrozenLM.load(backbone or info.backbone)
+    check_chat(spec.chat, lm)
     return ModelAnswerer.load(info, lm, spec, truncate=truncate).with_threshold_of(info.name)
 
 

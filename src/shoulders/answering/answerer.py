@@ -11,8 +11,10 @@ from shoulders.answering.threshold import read_threshold
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.matching import find_support
 from shoulders.engine import inference
-from shoulders.engine.inference import Answering, Sampling, answered, choose
+from shoulders.engine.inference import Answering, Engine, Sampling, answered, choose
 from shoulders.evidence.base import Evidence
+from shoulders.evidence.candidates import Candidates
+from shoulders.evidence.demonstrations import Demonstrations, stops_of
 from shoulders.evidence.packing import PackedEvidence
 from shoulders.records import Answer, Passage, Question, QuestionLike, as_questions
 from shoulders.scaffolds.base import Scaffold
@@ -63,9 +65,16 @@ class Answerer(ABC):
     def stream(self, question: QuestionLike) -> Iterator[str]:
         """Yield the text of the answer in pieces, as they are generated."""
 
+    @abstractmethod
+    def over(self, engine: Engine) -> Self:
+        """Return the same answerer, whose passes an engine runs: a scheduler that many threads share.
+
+        What has no passes through a frozen model, and evidence of another package, stays as it is.
+        """
+
 
 @dataclass(frozen=True, slots=True)
-class _ModelInput:
+class ModelInput:
     """A question as the model reads it, with its evidence; fields are named as in `Answer`."""
 
     question: Question
@@ -109,7 +118,8 @@ class ModelAnswerer(Answerer):
         """
         model = info.load(lm)
         evidence = spec.source(lm, model.scaffold.length)  # candidates are the frozen model's
-        return cls(model.lm, model.scaffold, Answering(spec.longest, truncate), spec, evidence)
+        how = Answering(spec.longest, truncate, stops=stops_of(evidence))
+        return cls(model.lm, model.scaffold, how, spec, evidence)
 
     def with_threshold_of(self, name: str) -> Self:
         """Return the answerer with the threshold that is stored in a folder, if there is one.
@@ -135,47 +145,54 @@ class ModelAnswerer(Answerer):
 
     def ask_all(self, questions: Sequence[QuestionLike], choices: Sequence[Sequence[str]] = ()) -> list[Answer]:
         """Return the answers to several questions, which share batches."""
-        given = self._given(questions)
+        given = self.prepared(questions)
         whole = [one.question for one in given]
         if choices:
             answers = choose(whole, choices, self.lm, self.scaffold, self.how)
         else:
             answers = answered(whole, self.lm, self.scaffold, self.how)
-        return [self._answer(one, answer, chosen=bool(choices)) for one, answer in zip(given, answers, strict=True)]
+        return [self.finished(one, answer, chosen=bool(choices)) for one, answer in zip(given, answers, strict=True)]
 
     def rank(self, question: QuestionLike, choices: Sequence[str]) -> list[float]:
         """Return the log-likelihood of each choice."""
-        (one,) = self._given([question])
+        (one,) = self.prepared([question])
         return inference.rank([one.question], [choices], self.lm, self.scaffold, self.how)[0]
 
     def sample(self, question: QuestionLike, sampling: Sampling | None = None) -> list[Answer]:
         """Return several answers, drawn from the model's distribution; the question is read once."""
-        (one,) = self._given([question])
+        (one,) = self.prepared([question])
         drawn = inference.sample([one.question], self.lm, self.scaffold, sampling or Sampling(), self.how)[0]
-        return [self._answer(one, answer) for answer in drawn]
+        return [self.finished(one, answer) for answer in drawn]
 
     def stream(self, question: QuestionLike) -> Iterator[str]:
         """Yield the text of the answer in pieces, as they are generated."""
-        (one,) = self._given([question])
+        (one,) = self.prepared([question])
         pieces = inference.stream(one.question, self.lm, self.scaffold, self.how)
         yield from _trimmed(pieces, first_line=self.reads_passages)
 
-    def _given(self, questions: Sequence[QuestionLike]) -> list[_ModelInput]:
+    def over(self, engine: Engine) -> Self:
+        """Return the same answerer, with its evidence, whose passes an engine runs."""
+        return replace(self, how=replace(self.how, engine=engine), evidence=evidence_over(self.evidence, engine))
+
+    def prepared(self, questions: Sequence[QuestionLike]) -> list[ModelInput]:
+        """Return questions as the model reads them, with their evidence."""
         asked = [self.spec.question(one) for one in as_questions(questions)]
         if self.evidence is None:
-            return [_ModelInput(one) for one in asked]
+            return [ModelInput(one) for one in asked]
         found = self.evidence.find(asked)
+        if isinstance(self.evidence, Demonstrations):
+            return [ModelInput(self.evidence.write(one, some)) for one, some in zip(asked, found, strict=True)]
         if not isinstance(self.evidence, PackedEvidence):
             write = self.evidence.write
             return [
-                _ModelInput(write(one, some), candidates=tuple(some)) for one, some in zip(asked, found, strict=True)
+                ModelInput(write(one, some), candidates=tuple(some)) for one, some in zip(asked, found, strict=True)
             ]
         packed = [self.evidence.packed(one, some) for one, some in zip(asked, found, strict=True)]
         return [
-            _ModelInput(pack.question, tuple(some), pack.passages) for pack, some in zip(packed, found, strict=True)
+            ModelInput(pack.question, tuple(some), pack.passages) for pack, some in zip(packed, found, strict=True)
         ]
 
-    def _answer(self, given: _ModelInput, answer: Answer, *, chosen: bool = False) -> Answer:
+    def finished(self, given: ModelInput, answer: Answer, *, chosen: bool = False) -> Answer:
         """Return the answer with the passages or candidates that it was read from."""
         # After an answer, a bare model with passages writes a further question: only the first line is the answer.
         text = answer.text.split("\n", 1)[0].rstrip() if self.reads_passages else answer.text
@@ -193,17 +210,27 @@ class ModelAnswerer(Answerer):
         )
 
 
-def _trimmed(pieces: Iterable[str], *, first_line: bool) -> Iterator[str]:
-    """Yield the pieces of a text without the white space before and after the text.
+def evidence_over(evidence: Evidence | None, engine: Engine) -> Evidence | None:
+    """Return the same source of evidence, whose passes an engine runs; passages are found without any."""
+    return evidence.over(engine) if isinstance(evidence, Candidates) else evidence
 
-    Args:
-        first_line: stop at the end of the first line.
-    """
+
+def _trimmed(pieces: Iterable[str], *, first_line: bool) -> Iterator[str]:
+    """Yield the pieces of a text as far as it is `trimmed`."""
     whole = shown = ""
     for piece in pieces:
         whole += piece
-        text = whole.strip()
-        line = text.split("\n", 1)[0].rstrip() if first_line else text
-        if len(line) > len(shown):
-            yield line[len(shown) :]
-            shown = line
+        text = trimmed(whole, first_line=first_line)
+        if len(text) > len(shown):
+            yield text[len(shown) :]
+            shown = text
+
+
+def trimmed(text: str, *, first_line: bool) -> str:
+    """Return a text without the white space before and after it.
+
+    Args:
+        first_line: end at the end of the first line.
+    """
+    text = text.strip()
+    return text.split("\n", 1)[0].rstrip() if first_line else text

@@ -4,13 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self, final
 
-from shoulders.answering.answerer import Answerer, ModelAnswerer
+from shoulders.answering.answerer import Answerer, ModelAnswerer, evidence_over
 from shoulders.answering.models import model_info
 from shoulders.answering.spec import AnswerSpec, spec_from_json
 from shoulders.answering.stages import Cascade, Stage, StageAnswer, StoredCascade
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.engine.inference import Answering, Sampling, likeliest_choice
+from shoulders.engine.inference import Answering, Engine, Sampling, likeliest_choice
 from shoulders.errors import UsageError
+from shoulders.evidence.demonstrations import stops_of
 from shoulders.records import Answer, QuestionLike, as_questions
 
 
@@ -82,8 +83,16 @@ class CascadeAnswerer(Answerer):
         """Yield the answer in one piece: confidence is known only once an answer is complete."""
         yield self.ask(question).text
 
+    def over(self, engine: Engine) -> Self:
+        """Return the same cascade, with the evidence of its stages, whose passes an engine runs."""
+        stages = tuple(
+            replace(stage, evidence=evidence_over(stage.evidence, engine)) for stage in self.adaptive.stages
+        )
+        return replace(self, how=replace(self.how, engine=engine), adaptive=replace(self.adaptive, stages=stages))
+
     def _alone(self, stage: Stage) -> ModelAnswerer:
-        return ModelAnswerer(self.lm, stage.scaffold, self.how, self.spec, stage.evidence)
+        spec, how = replace(self.spec, chat=stage.chat), replace(self.how, stops=stops_of(stage.evidence))
+        return ModelAnswerer(self.lm, stage.scaffold, how, spec, stage.evidence)
 
 
 def load_stage(name: str, lm: FrozenLM) -> Stage:
@@ -98,4 +107,4 @@ def load_stage(name: str, lm: FrozenLM) -> Stage:
             f"{name} holds a rival ({info.rival.kind}), and all stages share one frozen model: name scaffolds"
         )
     scaffold = info.load(lm).scaffold
-    return Stage.of(scaffold, name, info.spec.source(lm, scaffold.length))
+    return Stage.of(scaffold, name, info.spec.source(lm, scaffold.length), info.spec.chat)

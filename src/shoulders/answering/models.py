@@ -10,13 +10,24 @@ from shoulders.answering.stages import is_cascade
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import CorruptFile, UsageError
+from shoulders.evidence.demonstrations import DemonstrationsConfig
 from shoulders.evidence.reranked import ALL
+from shoulders.records import Chat
 from shoulders.retrieval.reranker import is_reranker
 from shoulders.scaffolds.base import BARE, Bare, Scaffold, scaffold_named
 from shoulders.scaffolds.peft import FULL, PREFIX, PrefixTuning, read_adapter
 from shoulders.scaffolds.storage import Origin, read_origin, scaffold_folder, versions
 from shoulders.store.files import BEST, RECIPE, read_json, recover_folder, write_json
 
+# Ways to ask a frozen model that nothing was trained for, by name: as it is; through its chat template, told what to do;
+# after worked examples of the training part.
+INSTRUCTED, FEW_SHOT = "instructed", "few-shot"
+INSTRUCTION = "Answer with the answer alone, in as few words as possible."
+UNTRAINED: Mapping[str, AnswerSpec] = {
+    BARE: AnswerSpec(),
+    INSTRUCTED: AnswerSpec(chat=Chat.of(INSTRUCTION)),
+    FEW_SHOT: AnswerSpec(evidence=DemonstrationsConfig()),
+}
 RIVAL, RIVAL_FORMAT = "rival.json", 2
 RETRIEVER = "retriever"  # kind of a run that trained a retriever
 
@@ -92,11 +103,13 @@ class ModelInfo:
         name: folder or hub repository of the scaffold or rival (of a run: its best), or "bare".
         origin: backbone and training of the scaffold or rival; None for the bare model.
         rival: description of the rival, if it is one.
+        method: name of the way in which the bare model is asked (`UNTRAINED`).
     """
 
     name: str
     origin: Origin | None = None
     rival: RivalInfo | None = None
+    method: str = BARE
 
     @property
     def recipe(self) -> Mapping[str, Any]:
@@ -106,7 +119,9 @@ class ModelInfo:
     @property
     def spec(self) -> AnswerSpec:
         """How the model is asked."""
-        return spec_from_json(self.origin.answering if self.origin else {}, self.name)
+        if self.origin is None:
+            return UNTRAINED[self.method]
+        return spec_from_json(self.origin.answering, self.name)
 
     @property
     def backbone(self) -> str:
@@ -137,14 +152,14 @@ class ModelInfo:
 
 
 def model_info(name: str) -> ModelInfo:
-    """Return the description of the model in a folder of a run, scaffold or rival, in a hub repository, or of "bare".
+    """Return the description of a model: in the folder of a run, scaffold or rival, on the hub, or in `UNTRAINED`.
 
     Raises:
         UsageError: the folder holds a cascade, a re-ranker or a retriever.
         SourceNotFound, HubUnreachable, CorruptFile: the folder or repository is missing or broken.
     """
-    if name == BARE:
-        return ModelInfo(name)
+    if name in UNTRAINED:
+        return ModelInfo(BARE, method=name)
     if folder := rival_folder(name):
         rival = rival_info(folder)
         return ModelInfo(str(folder), rival.origin, rival)

@@ -15,7 +15,7 @@ from shoulders.errors import CorruptFile, UsageError
 from shoulders.evidence.base import RETRIEVED, SOURCES, Evidence, EvidenceConfig
 from shoulders.evidence.choice import PASSAGES, EvidenceChoice
 from shoulders.evidence.kinds import new_source
-from shoulders.records import Question, QuestionLike, as_question
+from shoulders.records import Chat, Question, QuestionLike, as_question
 
 LONGEST = 64  # default maximum length of an answer, in tokens
 READ = 512  # tokens of passages and question that a model reads which was trained without passages
@@ -33,6 +33,7 @@ class AnswerSpec:
         longest: maximum length of an answer in tokens.
         threshold: minimum probability of an answer; None gives every answer. A threshold that `shoulders threshold`
             stored beside the scaffold takes precedence.
+        chat: conversation that a question stands in, read through the tokenizer's chat template; None: plain text.
     """
 
     wording: str = QUERY
@@ -40,6 +41,7 @@ class AnswerSpec:
     lengths: Lengths = field(default_factory=Lengths)
     longest: int = LONGEST
     threshold: Threshold | None = None
+    chat: Chat | None = None
 
     def __post_init__(self) -> None:
         if self.wording.count(QUERY) != 1:
@@ -60,8 +62,10 @@ class AnswerSpec:
         return self.evidence.index if isinstance(self.evidence, EvidenceChoice) else ""
 
     def question(self, asked: QuestionLike) -> Question:
-        """Return a question in the wording; a question that already has a wording is not changed."""
+        """Return a question in the wording, in the conversation; one that has a wording, or a conversation, keeps it."""
         question = as_question(asked)
+        if self.chat is not None and question.chat is None:
+            question = replace(question, chat=self.chat)
         if question.text != question.query or not question.text.strip():
             return question
         before, after = self.wording.split(QUERY)
@@ -75,6 +79,16 @@ class AnswerSpec:
             prompt: length of the prompt that the evidence is read with.
         """
         return new_source(self.evidence, lm, prompt, self.lengths)
+
+    def in_chat(self, chat: bool | str | None) -> Self:
+        """Return the spec with or without the chat template.
+
+        Args:
+            chat: True or a system text: with the template; False: without it; None: no change.
+        """
+        if chat is None or (chat is True and self.chat is not None):
+            return self
+        return replace(self, chat=None if chat is False else Chat.of("" if chat is True else chat))
 
     def with_options(self, index: str = "", longest: int | None = None) -> Self:
         """Return the spec with another index of passages, or another length of answers.

@@ -18,7 +18,7 @@ from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UnknownName, UsageError, WrongBackbone
 from shoulders.evidence.base import Evidence
-from shoulders.records import Answer
+from shoulders.records import Answer, Chat
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.store.files import atomic_folder, check_replaceable, read_json, recover_folder, write_json
 
@@ -38,17 +38,22 @@ class Stage:
         passes: through the frozen model, including those for the evidence.
         name: folder or hub repository of the scaffold.
         evidence: source of evidence that questions are read with.
+        chat: conversation that questions stand in.
     """
 
     scaffold: Scaffold
     passes: int
     name: str = ""
     evidence: Evidence | None = None
+    chat: Chat | None = None
 
     @classmethod
-    def of(cls, scaffold: Scaffold, name: str = "", evidence: Evidence | None = None) -> Self:
+    def of(
+        cls, scaffold: Scaffold, name: str = "", evidence: Evidence | None = None, chat: Chat | None = None
+    ) -> Self:
         """Return the stage of a scaffold with its evidence; its cost is that of both."""
-        return cls(scaffold, scaffold.passes + (evidence.passes if evidence else 0), name or scaffold.kind, evidence)
+        passes = scaffold.passes + (evidence.passes if evidence else 0)
+        return cls(scaffold, passes, name or scaffold.kind, evidence, chat)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,7 @@ from typing import final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from shoulders.errors import UsageError
 
@@ -78,12 +71,8 @@ class Choice(LogitsProcessor):
     ) -> None:
         check_sampling(temperature, top_k, top_p)
         self.ends = torch.tensor(ends)
-        self.draws, self.temperature = draws, temperature
-        self.cuts = LogitsProcessorList()
-        if top_k:
-            self.cuts.append(TopKLogitsWarper(top_k))
-        if top_p < 1:
-            self.cuts.append(TopPLogitsWarper(top_p))
+        self.draws = draws
+        self.settings = temperature, top_k, top_p
         self.step = 0
         self.open = torch.ones(1, dtype=torch.bool)
         self.log_probability = self.margin = torch.zeros(1)
@@ -110,7 +99,10 @@ class Choice(LogitsProcessor):
         logits = logits.float()
         allowed = logits if may_end else logits.index_fill(1, self.ends, -torch.inf)
         best = allowed.topk(2)
-        chosen = best.indices[:, 0] if self.draws is None else self._drawn(allowed, self.draws[rows, self.step])
+        chosen = best.indices[:, 0]
+        if self.draws is not None:
+            settings = (torch.full((len(rows),), value, device=logits.device) for value in self.settings)
+            chosen = draw(allowed, self.draws[rows, self.step], *settings)
         value = logits.gather(1, chosen[:, None])[:, 0]
         lead = value - torch.where(chosen == best.indices[:, 0], best.values[:, 1], best.values[:, 0])
         self.log_probability[rows] += value - logits.logsumexp(-1)
@@ -135,13 +127,40 @@ class Choice(LogitsProcessor):
         self.log_probability = torch.zeros(rows, device=device)
         self.margin = torch.full((rows,), torch.inf, device=device)
 
-    def _drawn(self, logits: Float[Tensor, "N V"], draws: Float[Tensor, "N"]) -> Int[Tensor, "N"]:
-        """Return the token in whose share of the distribution each draw falls."""
-        logits = self.cuts(None, logits / self.temperature)  # type: ignore[arg-type] (they read the scores alone)
-        sums = logits.softmax(-1).double().cumsum(-1)
-        # The last sum is 1 up to rounding. A token of probability 0 is never chosen.
-        chosen = torch.searchsorted(sums, (draws.double() * sums[:, -1])[:, None], right=True)[:, 0]
-        return chosen.clamp(max=logits.shape[1] - 1)  # a row of NaN falls into no share and must not stop the others
+
+def draw(
+    logits: Float[Tensor, "N V"],
+    draws: Float[Tensor, "N"],
+    temperature: Float[Tensor, "N"],
+    top_k: Int[Tensor, "N"],
+    top_p: Float[Tensor, "N"],
+) -> Int[Tensor, "N"]:
+    """Return the token in whose share of its row's distribution each draw falls.
+
+    Args:
+        logits: of each row.
+        draws: uniform on [0, 1).
+        temperature, top_k, top_p: of each row, see `Choice`.
+    """
+    scores = logits / temperature[:, None]
+    if bool((top_k > 0).any()) or bool((top_p < 1).any()):
+        scores = _cut(scores, top_k, top_p)
+    sums = scores.softmax(-1).double().cumsum(-1)
+    # The last sum is 1 up to rounding. A token of probability 0 is never chosen.
+    chosen = torch.searchsorted(sums, (draws.double() * sums[:, -1])[:, None], right=True)[:, 0]
+    return chosen.clamp(max=logits.shape[1] - 1)  # a row of NaN falls into no share and must not stop the others
+
+
+def _cut(scores: Float[Tensor, "N V"], top_k: Int[Tensor, "N"], top_p: Float[Tensor, "N"]) -> Float[Tensor, "N V"]:
+    """Return the scores of the likeliest tokens, by number and then by probability; those of the others are -inf."""
+    ordered, tokens = scores.sort(-1, descending=True)
+    last = torch.where(top_k > 0, top_k, scores.shape[1]).clamp(max=scores.shape[1]) - 1
+    ordered = ordered.masked_fill(ordered < ordered.gather(1, last[:, None]), -torch.inf)
+    shares = ordered.softmax(-1)
+    more_likely = shares.cumsum(-1) - shares  # the probability of all tokens before each
+    cut = (more_likely >= top_p[:, None]) & (top_p < 1)[:, None]
+    cut[:, 0] = False
+    return torch.empty_like(scores).scatter_(1, tokens, ordered.masked_fill(cut, -torch.inf))
 
 
 def check_sampling(temperature: float, top_k: int = 0, top_p: float = 1.0) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreT
 from transformers.pytorch_utils import Conv1D
 
 from shoulders.backbone import attention, fingerprint
+from shoulders.backbone.chat import ChatTemplate
 from shoulders.backbone.choosing import ends_of
 from shoulders.backbone.loading import load_tokenizer, load_whole
 from shoulders.backbone.passes import (
@@ -116,6 +117,7 @@ class FrozenLM:
         self.context = positions_of(self.config, tokenizer)
         check_serves(model)
         self.head: Head = head_of(model)
+        self._fingerprint = ""
 
     @classmethod
     def load(cls, name: str, *, dtype: str = "auto", device: str = "auto", attention_kernel: str = "auto") -> Self:
@@ -181,8 +183,21 @@ class FrozenLM:
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """Token ids that end an answer (`choosing.ends_of`)."""
-        return ends_of(self.model, self.tokenizer)
+        """Token ids that end an answer (`choosing.ends_of`), that of the chat template among them."""
+        own = self.template.end if self.template else None
+        return tuple(dict.fromkeys([*ends_of(self.model, self.tokenizer), *([] if own is None else [own])]))
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """The tokenizer's chat template; None if it has none."""
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            return None
+        return ChatTemplate(self.tokenizer, self.vocabulary, self.name)
+
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """Token ids that are no text."""
+        return frozenset(self.tokenizer.all_special_ids)
 
     @cached_property
     def recurrent(self) -> bool:
@@ -253,7 +268,12 @@ class FrozenLM:
 
         It is saved with every scaffold.
         """
-        return fingerprint.identity(self.model)
+        return self._fingerprint or fingerprint.identity(self.model)
+
+    def keep_fingerprint(self) -> Self:
+        """Hash the weights now and never again; return itself. For a process that changes none, such as a server."""
+        self._fingerprint = fingerprint.identity(self.model)
+        return self
 
     def checksum(self) -> str:
         """Return a hash over every bit of every weight and buffer, to prove that none has changed."""

@@ -1,14 +1,15 @@
 """Passes of vectors through a stack of decoder layers, the memory between them, and a check that a model suits both.
 
-Only this module knows transformers' caches of keys and values.
+Only this module and `banks` know transformers' caches of keys and values.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +20,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, Li
 
 from shoulders.errors import SourceNotFound, first_line
 from shoulders.records import KeysValues
+
+if TYPE_CHECKING:
+    from shoulders.backbone.banks import Bank
 
 
 class PassMemory:
@@ -31,6 +35,8 @@ class PassMemory:
         seen: number of columns of the batch so far, padding included.
         mask: False at padding; None while no column is padding.
         weights: trained weights of the stack, cast to the type of the multiplication once and kept between steps.
+        whole: keep all positions of a text also in layers with a sliding window.
+        bank: the bank that holds the keys and values instead of the cache, if one does; they are its row `row`.
     """
 
     def __init__(self, cache: Cache | None = None) -> None:
@@ -38,6 +44,9 @@ class PassMemory:
         self.seen = 0
         self.mask: Bool[Tensor, "B N"] | None = None
         self.weights: Mapping[str, Tensor] | None = None
+        self.whole = False
+        self.bank: Bank | None = None
+        self.row = 0
         self._known: KeysValues | None = None
 
     @classmethod
@@ -50,7 +59,7 @@ class PassMemory:
     def cache_for(self, config: PreTrainedConfig) -> Cache:
         """Return the cache; make one for a stack of this configuration if there is none yet."""
         if self.cache is None:
-            self.cache = DynamicCache(config=config)
+            self.cache = whole_cache(config) if self.whole else DynamicCache(config=config)
             if self._known is not None:
                 _fill(self.cache, self._known, self.seen)
                 self._known = None
@@ -65,6 +74,31 @@ class PassMemory:
         before = self.mask if self.mask is not None else torch.ones(rows, seen, dtype=torch.bool, device=device)
         after = mask if mask is not None else torch.ones(rows, new, dtype=torch.bool, device=device)
         self.mask = torch.cat([before, after], dim=1)
+
+    def add_known(self, known: KeysValues, length: int, config: PreTrainedConfig) -> None:
+        """Add `length` columns whose keys and values are known; these tensors are never written to."""
+        if self.seen:
+            cache = self.cache_for(config)
+            for number, (keys, values) in enumerate(known.layers):
+                cache.update(keys, values, number)
+        else:
+            self._known = known
+        self.seen += length
+
+    def keys_values(self, config: PreTrainedConfig) -> KeysValues:
+        """Return the keys and values of all columns; the layers of the stack are plain, and keep all positions."""
+        layers = self.cache_for(config).layers
+        return KeysValues(tuple((layer.keys, layer.values) for layer in layers))  # type: ignore[attr-defined]
+
+    def branch(self) -> Self:
+        """Return a memory of the same columns; what is added to one is not in the other."""
+        other = copy(self)
+        if self.cache is not None and _plain(self.cache):  # its tensors are never written to, but replaced
+            other.cache = copy(self.cache)
+            other.cache.layers = [copy(layer) for layer in self.cache.layers]
+        elif self.cache is not None:
+            other.cache = deepcopy(self.cache)
+        return other
 
     def select(self, rows: Int[Tensor, "B"]) -> None:
         """Keep these rows, in this order; an index that is repeated gives several copies of a row."""
@@ -113,6 +147,14 @@ class Memory:
         """Number of columns of its longest memory."""
         return max((one.seen for one in self), default=0)
 
+    def branch(self) -> "Memory":
+        """Return a memory of the same text, which can be continued in another way."""
+        other = Memory()
+        other.single = self.single.branch()
+        other._passes = {number: inner.branch() for number, inner in self._passes.items()}
+        other._between = {number: one.branch() for number, one in self._between.items()}
+        return other
+
     def select(self, rows: Int[Tensor, "B"]) -> None:
         """Keep these rows, in this order, in the memory of every pass and Connector."""
         for one in self:
@@ -126,6 +168,13 @@ def plain(config: PreTrainedConfig) -> bool:
 
 def _plain(cache: Cache) -> bool:
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+
+
+def whole_cache(config: PreTrainedConfig) -> DynamicCache:
+    """Return an empty cache that keeps all positions of a text in every layer; `plain` layers only."""
+    cache = DynamicCache()
+    cache.layers = [DynamicLayer() for _ in DynamicCache(config=config).layers]
+    return cache
 
 
 def recurrent(config: PreTrainedConfig) -> bool:
@@ -244,7 +293,7 @@ def run_stack(
         past = memory.cache_for(stack.config)  # type: ignore[arg-type] (a Hugging Face model's)
         memory.extend(embeds.shape[0], embeds.shape[1], mask, embeds.device)
         mask = memory.mask
-    return _forward(stack, embeds, mask, past, weights)
+    return forward(stack, embeds, mask, past, weights)
 
 
 def run_stack_together(
@@ -269,7 +318,7 @@ def run_stack_together(
     mask = torch.cat([pad_left(one, width, 1) for one in masks])
     embeds = torch.cat([pad_left(part.embeds, longest, 1) for part in parts])
     past = JoinedCache(caches, rows, seen, new)
-    states = _forward(stack, embeds, None if bool(mask.all()) else mask, past, weights)
+    states = forward(stack, embeds, None if bool(mask.all()) else mask, past, weights)
     return [one[:, -length:] for one, length in zip(states.split(list(rows)), new, strict=True)]
 
 
@@ -280,13 +329,14 @@ def _mask_of(memory: PassMemory, embeds: Tensor) -> Bool[Tensor, "B N"]:
     return torch.ones(embeds.shape[0], memory.seen, dtype=torch.bool, device=embeds.device)
 
 
-def _forward(
+def forward(
     stack: nn.Module,
     embeds: Float[Tensor, "B T D"],
     mask: Bool[Tensor, "B N"] | None,
     past: object | None,
     weights: Mapping[str, Tensor] | None,
 ) -> Float[Tensor, "B T D"]:
+    """Return the final hidden states of a stack, over a cache that transformers' layers can use."""
     # Without a cache transformers looks for packed sequences in the values, which meta tensors do not have.
     arguments: dict[str, object] = {"inputs_embeds": embeds, "use_cache": past is not None or embeds.is_meta}
     if past is not None:

@@ -1,12 +1,16 @@
 """From texts to token ids: special tokens spelled out in a text are read as text, and every id has an embedding."""
 
 import re
+from contextlib import nullcontext
+from threading import Lock
 from typing import Any
 
 from tokenizers import Regex, pre_tokenizers
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from shoulders.errors import UsageError
+
+_CUTTING = Lock()  # a tokenizer that cuts texts is set to their length in place: one thread at a time
 
 
 def keep_text(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -45,7 +49,8 @@ def tokenized(tokenizer: PreTrainedTokenizerBase, rows: int, *texts: Any, **sett
     """
     for some in (*texts, settings.get("text_target")):
         check_characters([some] if isinstance(some, str) else some or ())
-    found = tokenizer(*texts, **settings)
+    with _CUTTING if settings.get("truncation") else nullcontext():
+        found = tokenizer(*texts, **settings)
     check_rows(tokenizer, rows, found.input_ids)
     return found
 

@@ -4,7 +4,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -60,6 +60,15 @@ def ask(  # noqa: PLR0913, PLR0917 (one for each option)
     index: Annotated[
         str, typer.Option(help="folder of the index to read passages from [default: the recipe's index, if any]")
     ] = "",
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat",
+            help="ask through the model's chat template, or as plain text [default: as it was trained; bare: no]",
+            show_default=False,
+        ),
+    ] = None,
+    system: Annotated[str, typer.Option(help="system text of the conversation, with the chat template")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object for each question")] = False,
 ) -> None:
     """Answer questions with a trained scaffold, or with several that `shoulders calibrate` put in order of cost.
@@ -80,8 +89,11 @@ def ask(  # noqa: PLR0913, PLR0917 (one for each option)
     _check_passes(passes)
     if longest is not None:
         Answering(longest)  # refuses an impossible length before a model is loaded
+    if system and chat is False:
+        raise UsageError(f"--system {system!r:.80} stands in a conversation: leave --no-chat out")
     quiet_libraries()
-    answerer = _open(scaffold, passes, backbone=backbone, index=index, longest=longest, truncate=truncate)
+    how = {"backbone": backbone, "index": index, "longest": longest, "truncate": truncate, "chat": system or chat}
+    answerer = _open(scaffold, passes, **how)
     evidence = _read_context(context)
     questions, failed = question or [], 0
     for text in questions or typed_questions():
@@ -117,10 +129,8 @@ def _check_passes(passes: str) -> None:
         raise UsageError(f"--passes {passes} is not a number of passes: --passes {AUTO}, or 1, 2, ...")
 
 
-def _open(
-    name: str, passes: str, *, backbone: str | None, index: str, longest: int | None, truncate: bool
-) -> "Answerer":
-    """Open a scaffold or a cascade of several, with the wanted number of passes."""
+def _open(name: str, passes: str, **how: Any) -> "Answerer":
+    """Open a scaffold or a cascade of several (`shoulders.open`), with the wanted number of passes."""
     from shoulders.answering import open as open_answerer
     from shoulders.answering.answerer import ModelAnswerer
     from shoulders.answering.cascade import CascadeAnswerer
@@ -133,7 +143,7 @@ def _open(
             f"--passes {AUTO} needs thresholds, and {place} is one scaffold: calibrate several first (shoulders "
             f"calibrate {place} RUN --budget 1.5) and ask the folder that this writes"
         )
-    answerer = open_answerer(name, backbone=backbone, index=index, longest=longest, truncate=truncate)
+    answerer = open_answerer(name, **how)
     if isinstance(answerer, CascadeAnswerer):
         return answerer if passes in ("", AUTO) else answerer.only(int(passes))
     if isinstance(answerer, ModelAnswerer):

@@ -25,7 +25,11 @@ RecipeOption = Annotated[
     typer.Option(help="recipe that names the suite and the frozen model [default: the scaffold's own]"),
 ]
 ScaffoldName = Annotated[
-    str, typer.Argument(help="folder or hub name of a scaffold, or 'bare' for the frozen model alone")
+    str,
+    typer.Argument(
+        help="folder or hub name of a scaffold; or the frozen model alone: 'bare' as it is, 'instructed' through its "
+        "chat template, 'few-shot' after worked examples"
+    ),
 ]
 Rival = Annotated[
     str,
@@ -66,14 +70,18 @@ def recipe_of(name: str, recipe: str | None, overrides: Sequence[str]) -> "Recip
     """
     from shoulders.answering.models import model_info
     from shoulders.answering.stages import is_cascade, read
+    from shoulders.runs.build import as_asked
     from shoulders.runs.recipe import recipe_from_json, with_overrides
 
+    cascade = is_cascade(name)
     if recipe:
-        return find_recipe(recipe, overrides)
-    kept = read(Path(name)).calibration.recipe if is_cascade(name) else model_info(name).recipe
-    if not kept:
-        raise UsageError(f"{name!r} holds no recipe: name one with --recipe (see `shoulders recipes`)")
-    return with_overrides(recipe_from_json(kept), overrides)
+        found = find_recipe(recipe, overrides)
+    else:
+        kept = read(Path(name)).calibration.recipe if cascade else model_info(name).recipe
+        if not kept:
+            raise UsageError(f"{name!r} holds no recipe: name one with --recipe (see `shoulders recipes`)")
+        found = with_overrides(recipe_from_json(kept), overrides)
+    return found if cascade else as_asked(found, name)
 
 
 def weights_of(choice: "BackboneChoice") -> "FrozenLM":

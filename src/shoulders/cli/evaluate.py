@@ -230,7 +230,8 @@ def sample(
     sampler = new_sampler(sampling, lm, info.name, ValueCache(sampling.store))
 
     def draw(questions: "Sequence[Question]", count: int) -> "list[list[Answer]]":
-        return sampler.samples(with_evidence(questions, answerer.evidence), count)
+        asked = [replace(question, chat=spec.chat) for question in questions]
+        return sampler.samples(with_evidence(asked, answerer.evidence), count)
 
     with measuring(f"sampling {max(counts)} answers") as watch:
         measured = recall(asked, draw, counts, watch.on_done)
@@ -238,7 +239,7 @@ def sample(
         console.print(f"recall at {count}: {measured.at(count):.1f}%", highlight=False)
     about = {
         "split": plan.test.split,
-        "scaffold": describe_scaffold(answerer.scaffold, None if scaffold == BARE else scaffold),
+        "scaffold": describe_scaffold(answerer.scaffold, None if info.name == BARE else scaffold),
         "evidence": describe_evidence(plan, lm, answerer.evidence),
     }
     write_numbers(out, {**measured.as_json(), **about, **provenance(plan.as_json(), lm)})

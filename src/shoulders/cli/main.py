@@ -12,15 +12,16 @@ from shoulders.cli.corpus import encode, index, search, upload
 from shoulders.cli.demo import demo
 from shoulders.cli.evaluate import evaluate, forget, sample
 from shoulders.cli.report import report
+from shoulders.cli.serve import serve, serve_key
 from shoulders.cli.show import error_console
 from shoulders.cli.tools import check, convert, export, plan, recipes
 from shoulders.cli.train import sweep, train
 from shoulders.errors import UsageError
 
 COMMANDS = {  # by panel of the help
-    None: (demo, train, sweep, evaluate, forget, ask, calibrate, threshold, report, sample),
+    None: (demo, train, sweep, evaluate, forget, ask, serve, calibrate, threshold, report, sample),
     "Evidence corpus": (index, encode, search, upload),
-    "Tools": (recipes, check, plan, convert, export, bench_serve),
+    "Tools": (recipes, check, plan, convert, export, serve_key, bench_serve),
 }
 
 app = typer.Typer(

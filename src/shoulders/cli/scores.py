@@ -100,7 +100,13 @@ def print_skipped(scores: Scores) -> None:
 
 
 def print_retrieval(content: Mapping[str, Any]) -> None:
-    """Print how often an answer was among the passages found, and among those read, if passages were retrieved."""
+    """Print how often an answer was among the passages found and those read, or how many demonstrations fitted."""
+    if fitted := content.get("demonstrations"):
+        none = f"; {fitted['without']} questions have none" if fitted["without"] else ""
+        console.print(
+            f"demonstrations that fit before a question: {fitted['packed']:.1f} of {fitted['asked']} on average{none}",
+            highlight=False,
+        )
     retrieval = content["retrieval"]
     if not retrieval:
         return

@@ -49,6 +49,7 @@ def train(
 
     Example: `shoulders train bundled_soft_prompt training.steps=200 --out runs/first`
     """
+    from shoulders.runs.build import as_asked
     from shoulders.runs.jobs import check_tested, split_tasks
 
     values = with_flags(overrides, skip_bad_rows=skip_bad_rows)
@@ -61,6 +62,7 @@ def train(
         raise UsageError(f"{recipe} has no re-ranker to cross-fit: shoulders train reranker --cross-fit")
     quiet_libraries()
     plan = find_recipe(recipe, _with_rival(values, rival))
+    plan = as_asked(plan, plan.scaffold.start)
     plan.check_trainable()
     lm, parts = weights_of(plan.backbone), split_tasks(plan)
     check_tested(plan, lm, parts)
@@ -256,10 +258,12 @@ def sweep(
 
     from shoulders.cli.scores import watching
     from shoulders.runs import sweep as sweeping
+    from shoulders.runs.build import as_asked
     from shoulders.runs.jobs import split_tasks
 
     quiet_libraries()
     base = find_recipe(recipe, _with_rival(overrides or [], rival))
+    base = as_asked(base, base.scaffold.start)
     plan = sweeping.SweepPlan(base, sweeping.parse_grid(grid or []) or _paper_grid(base), fraction)
     candidates = plan.candidates()
     lm, parts = weights_of(base.backbone), split_tasks(base)

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from shoulders.backbone.chat import template_of
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import UsageError
-from shoulders.records import IGNORE, Batch, Placement, Question, ScaffoldInput, Tokenised
+from shoulders.records import IGNORE, Batch, Placement, Question, ScaffoldInput, Tokenised, Tokens
 from shoulders.scaffolds.base import Scaffold
 
 Row = TypeVar("Row")
@@ -36,15 +37,19 @@ class EncodedQuestion:
 
     Attributes:
         question: the question.
-        ids: token ids of evidence and question.
+        ids: token ids of evidence and question, or of the conversation that they stand in.
         question_at: index of the first token of the question, after the evidence.
         target: token ids of the answer and the end token; empty outside training.
+        prefix_at: in a conversation, index of the first token of its first text.
+        rest: in a conversation, number of the template's tokens after the question.
     """
 
     question: Question
     ids: list[int]
     question_at: int
     target: list[int] = field(default_factory=list)
+    prefix_at: int = 0
+    rest: int = 0
 
     @property
     def length(self) -> int:
@@ -53,28 +58,49 @@ class EncodedQuestion:
 
     def slot(self, placement: Placement) -> int:
         """Return the text position before which a prompt is inserted."""
-        return {Placement.PREFIX: 0, Placement.INFIX: self.question_at, Placement.SUFFIX: len(self.ids)}[placement]
+        end = len(self.ids) - self.rest
+        return {Placement.PREFIX: self.prefix_at, Placement.INFIX: self.question_at, Placement.SUFFIX: end}[placement]
 
 
 def encode(question: Question, lm: FrozenLM, target: str | None = None) -> EncodedQuestion:
     """Return a question as token ids and, for training, its answer with the end token."""
-    ids = list(tokenised(question, lm).ids or ())
+    question = tokenised(question, lm)
+    known = question.tokenised
+    assert known is not None
+    answer = answer_ids(question, target, lm) if target is not None else []
+    if question.chat is not None:
+        return EncodedQuestion(question, list(known.ids), known.infix, answer, known.prefix, known.rest)
     at = len(lm.ids(question.evidence)) if question.evidence else 0
-    answer = [*lm.continuation_ids(question.whole, target, ids), lm.end] if target is not None else []
-    return EncodedQuestion(question, ids, min(at, len(ids)), answer)
+    return EncodedQuestion(question, list(known.ids), min(at, len(known.ids)), answer)
 
 
 def tokenised(question: Question, lm: FrozenLM) -> Question:
-    """Return the question with its token ids, computed unless it has them already."""
+    """Return the question with its token ids, computed unless it has them already.
+
+    Raises:
+        UsageError: it stands in a conversation, and the model has no chat template for it.
+    """
     if question.ids is not None:
         return question
+    if question.chat is not None:
+        return replace(question, tokenised=template_of(lm).read(question))
     whole = question.whole
     return replace(question, tokenised=Tokenised(whole, tuple(lm.ids(whole))))
 
 
+def answer_ids(question: Question, answer: str, lm: FrozenLM) -> list[int]:
+    """Return the token ids of an answer to a question that has its own, with the token that ends it."""
+    if question.chat is None:
+        return [*lm.continuation_ids(question.whole, answer, list(question.ids or ())), lm.end]
+    template = template_of(lm)
+    return [*template.answer_ids(answer), lm.end if template.end is None else template.end]
+
+
 def truncated(row: EncodedQuestion, longest: int) -> EncodedQuestion:
-    """Return the row with its input cut at the end to `longest` tokens, as T0 does."""
-    return EncodedQuestion(row.question, row.ids[:longest], min(row.question_at, longest), row.target)
+    """Return the row with its input cut to `longest` tokens at the end of the question, as T0 does."""
+    kept = max(0, longest - row.rest)
+    ids = row.ids[:kept] + row.ids[len(row.ids) - row.rest :]
+    return replace(row, ids=ids, question_at=min(row.question_at, kept), prefix_at=min(row.prefix_at, kept))
 
 
 def by_length(rows: Sequence[Row], length: Callable[[Row], int], budget: int) -> Iterator[list[Row]]:
@@ -120,6 +146,19 @@ def question_batch(rows: Sequence[EncodedQuestion], lm: FrozenLM, scaffold: Scaf
     mask = torch.arange(length)[None] >= torch.tensor(pads)[:, None]
     slots = tuple(pad + row.slot(scaffold.placement) for pad, row in zip(pads, rows, strict=True))
     return _given(rows, ids, mask if any(pads) else None, slots, lm, scaffold)
+
+
+def rows_of(given: ScaffoldInput) -> list[ScaffoldInput]:
+    """Return each row of a batch of questions by itself, without padding."""
+    rows: list[ScaffoldInput] = []
+    for number, embeds in enumerate(given.embeds.split(1)):
+        begin = 0 if given.mask is None else int((~given.mask[number]).sum())
+        source = given.source
+        if source is not None:
+            ids = source.ids[number : number + 1]
+            source = Tokens(ids if source.mask is None else ids[:, source.mask[number]])
+        rows.append(ScaffoldInput(embeds[:, begin:], None, (given.slot[number] - begin,), source))
+    return rows
 
 
 def _given(

@@ -5,7 +5,7 @@ time in shared passes. Rows that have ended leave; others may join between two s
 generation loop, over the same programs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
@@ -89,7 +89,6 @@ class Decode:
         self._rows = list(range(rows))  # numbers of the rows in the memory
         self._last: Int[Tensor, "M"] | None = None  # the newest token of each of them
         self._open = [True] * rows
-        self._special = frozenset(lm.tokenizer.all_special_ids) if stops else frozenset()
         self._steps = 0
 
     @property
@@ -133,10 +132,7 @@ class Decode:
 
     def _check_read(self) -> None:
         if not self._memory.started:
-            raise UsageError(
-                f"a scaffold of kind {self.scaffold.kind!r} leaves its memory empty, so that a text cannot be "
-                "continued: its program must yield passes with the memory that it is given"
-            )
+            raise forgotten(self.scaffold)
 
     def _branched(self, states: Float[Tensor, "B D"]) -> Float[Tensor, "M D"]:
         """Return the states of the branches of each text; the memory branches likewise."""
@@ -153,11 +149,7 @@ class Decode:
             return
         self.ids[row].append(token)
         if self.stops:
-            # Each token is at least one byte, except special ones, which are no text: the last ones, as many as the
-            # longest stop text has bytes, hold any stop text that this token completes.
-            reach = max(len(stop.encode()) for stop in self.stops) + CHARACTER
-            text = self.lm.text([token for token in self.ids[row] if token not in self._special][-reach:])
-            self._open[row] = not any(stop in text for stop in self.stops)
+            self._open[row] = not stopped(self.lm, self.ids[row], self.stops)
 
     def _drop_ended(self) -> None:
         """Remove rows that have ended from the memory, once they are enough to be worth the copy."""
@@ -167,6 +159,23 @@ class Decode:
             kept = self._index(places)
             self._memory.select(kept)
             self._rows, self._last = [self._rows[place] for place in places], self._last[kept]
+
+
+def forgotten(scaffold: Scaffold) -> UsageError:
+    """Return the error of a scaffold that has read a text and not used its memory."""
+    return UsageError(
+        f"a scaffold of kind {scaffold.kind!r} leaves its memory empty, so that a text cannot be "
+        "continued: its program must yield passes with the memory that it is given"
+    )
+
+
+def stopped(lm: FrozenLM, ids: Sequence[int], stops: Sequence[str]) -> bool:
+    """Return whether the last of some tokens completes a stop text."""
+    # Each token is at least one byte, except special ones, which are no text: the last ones, as many as the longest
+    # stop text has bytes, hold any stop text that this token completes.
+    reach = max(len(stop.encode()) for stop in stops) + CHARACTER
+    text = lm.text([token for token in ids if token not in lm.special][-reach:])
+    return any(stop in text for stop in stops)
 
 
 @torch.inference_mode()
@@ -204,14 +213,22 @@ def generate(
     return rows.ids
 
 
-def likeliest(lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int) -> list[Generated]:
+def likeliest(
+    lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, stops: Sequence[str] = ()
+) -> list[Generated]:
     """Return the greedy continuation of each row, with its probability."""
     choice = Choice(lm.ends)
-    return choice.generated(generate(lm, scaffold, given, longest=longest, choice=choice))
+    return choice.generated(generate(lm, scaffold, given, longest=longest, choice=choice, stops=stops))
 
 
 def sampled(
-    lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, draws: Float[Tensor, "B N L"], *, temperature: float = 1.0
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    given: ScaffoldInput,
+    draws: Float[Tensor, "B N L"],
+    *,
+    temperature: float = 1.0,
+    stops: Sequence[str] = (),
 ) -> list[list[Generated]]:
     """Return N continuations of each row of at most L tokens, from one pass over it.
 
@@ -221,24 +238,30 @@ def sampled(
         given: the texts, padded on the left.
         draws: numbers uniform on [0, 1); the same numbers give the same continuations, whatever else is in the batch.
         temperature: 1 samples the model's own distribution.
+        stops: texts that end a continuation (`Decode`).
     """
     rows, count, longest = draws.shape
     choice = Choice(lm.ends, draws.flatten(0, 1), temperature)
-    flat = choice.generated(generate(lm, scaffold, given, longest=longest, branches=count, choice=choice))
+    flat = choice.generated(generate(lm, scaffold, given, longest=longest, branches=count, choice=choice, stops=stops))
     return [flat[row * count : (row + 1) * count] for row in range(rows)]
 
 
 def stream(lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, **settings: Any) -> Iterator[str]:
     """Yield the text generated after a single row in pieces, each of whole characters."""
     rows = Decode(lm, scaffold, given, longest=longest, **settings)
-    sent = ""
-    for _ in decode([rows], lm):
-        text = lm.text(rows.ids[0])
+    yield from pieces(lm, (rows.ids[0] for _ in decode([rows], lm)))
+
+
+def pieces(lm: FrozenLM, growing: Iterable[list[int]]) -> Iterator[str]:
+    """Yield the text of tokens that grow in number, in pieces of whole characters."""
+    text = sent = ""
+    for ids in growing:
+        text = lm.text(ids)
         if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > len(sent):
             yield text[len(sent) :]
             sent = text
-    if len(rest := lm.text(rows.ids[0])) > len(sent):
-        yield rest[len(sent) :]
+    if len(text) > len(sent):
+        yield text[len(sent) :]
 
 
 @torch.inference_mode()
@@ -261,6 +284,25 @@ def score(
     """
     memory = Memory()
     last = scaffold.states(lm, given, memory)[:, -1:]
+    return score_from(lm, scaffold, given, memory, last, continuations, positions_at_once)
+
+
+def score_from(
+    lm: FrozenLM,
+    scaffold: Scaffold,
+    given: ScaffoldInput,
+    memory: Memory,
+    last: Float[Tensor, "B 1 D"],
+    continuations: Sequence[Sequence[list[int]]],
+    positions_at_once: int = 1 << 30,
+) -> list[list[Scored]]:
+    """Return the log-likelihood of continuations of texts that have been read into a memory, which changes.
+
+    Args:
+        lm, scaffold, given, continuations, positions_at_once: see `score`.
+        memory: of the texts.
+        last: state of the last position of each.
+    """
     owners = [row for row, some in enumerate(continuations) for _ in some]
     flat = [ids for some in continuations for ids in some]
     longest = max((len(ids) for ids in flat), default=0)

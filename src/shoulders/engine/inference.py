@@ -8,7 +8,7 @@ choices. Each turns questions into token ids, groups them by length, and decodes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,16 @@ from torch import Tensor
 from shoulders.backbone.choosing import Generated, check_sampling
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine import decode
-from shoulders.engine.batches import EncodedQuestion, by_length, encode, question_batch, tokenised, truncated
+from shoulders.engine.batches import (
+    EncodedQuestion,
+    answer_ids,
+    by_length,
+    encode,
+    question_batch,
+    tokenised,
+    truncated,
+)
+from shoulders.engine.decode import Scored
 from shoulders.errors import ContextFull, UsageError
 from shoulders.records import Answer, Question, QuestionLike, ScaffoldInput, as_question, as_questions
 from shoulders.scaffolds.base import Scaffold
@@ -26,6 +35,47 @@ Result = TypeVar("Result")  # of one row
 
 LONGEST_ANSWER = 256  # in tokens (Sanh et al. 2021; the paper, section 2.2)
 POSITIONS_AT_ONCE = 4096  # positions of one batch, padding and prompt included
+
+
+class Engine(Protocol):
+    """The interface of what runs passes: `engine.decode`, or a scheduler that many threads share."""
+
+    def likeliest(
+        self, lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, stops: Sequence[str] = ()
+    ) -> list[Generated]:
+        """Return the greedy continuation of each row, with its probability."""
+        ...
+
+    def sampled(
+        self,
+        lm: FrozenLM,
+        scaffold: Scaffold,
+        given: ScaffoldInput,
+        draws: Float[Tensor, "B N L"],
+        *,
+        temperature: float = 1.0,
+        stops: Sequence[str] = (),
+    ) -> list[list[Generated]]:
+        """Return N continuations of each row of at most L tokens, from one pass over it."""
+        ...
+
+    def score(
+        self,
+        lm: FrozenLM,
+        scaffold: Scaffold,
+        given: ScaffoldInput,
+        continuations: Sequence[Sequence[list[int]]],
+        *,
+        positions_at_once: int = 1 << 30,
+    ) -> list[list[Scored]]:
+        """Return the log-likelihood of each row's continuations, from one pass over the row."""
+        ...
+
+    def stream(
+        self, lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, stops: Sequence[str] = ()
+    ) -> Iterator[str]:
+        """Yield the text generated after a single row in pieces, each of whole characters."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +87,16 @@ class Answering:
         truncate: cut questions that do not fit the context, instead of raising `ContextFull`.
         positions_at_once: largest size of a batch, in positions.
         on_cut: called with each question that was cut.
+        stops: texts that end an answer, and are no part of it.
+        engine: runs the passes; by default in the thread that asks.
     """
 
     longest: int = LONGEST_ANSWER
     truncate: bool = False
     positions_at_once: int = POSITIONS_AT_ONCE
     on_cut: Callable[[Question], None] = lambda _: None
+    stops: tuple[str, ...] = ()
+    engine: Engine = decode
 
     def __post_init__(self) -> None:
         if self.longest < 1:
@@ -104,7 +158,8 @@ def answered(
     rows = [_fitting(one, lm, scaffold, how.longest, how) for one in as_questions(questions)]
 
     def read(given: ScaffoldInput, _: Sequence[int]) -> list[Answer]:
-        return [_as_text(one, lm) for one in decode.likeliest(lm, scaffold, given, longest=how.longest)]
+        some = how.engine.likeliest(lm, scaffold, given, longest=how.longest, stops=how.stops)
+        return [as_answer(one, lm, how) for one in some]
 
     return in_groups(rows, lm, scaffold, how, [how.longest] * len(rows), read)
 
@@ -127,8 +182,8 @@ def sample(
 
     def read(given: ScaffoldInput, numbers: Sequence[int]) -> list[list[Answer]]:
         draws = torch.stack([sampling.draws(rows[number].question, how.longest) for number in numbers])
-        several = decode.sampled(lm, scaffold, given, draws, temperature=sampling.temperature)
-        return [[_as_text(one, lm) for one in some] for some in several]
+        several = how.engine.sampled(lm, scaffold, given, draws, temperature=sampling.temperature, stops=how.stops)
+        return [[as_answer(one, lm, how) for one in some] for some in several]
 
     return in_groups(rows, lm, scaffold, how, branches, read)
 
@@ -141,12 +196,23 @@ def stream(question: QuestionLike, lm: FrozenLM, scaffold: Scaffold, how: Answer
     """
     how = how or Answering()
     given = question_batch([_fitting(as_question(question), lm, scaffold, how.longest, how)], lm, scaffold)
-    yield from decode.stream(lm, scaffold, given, longest=how.longest)
+    whole = shown = ""
+    for piece in how.engine.stream(lm, scaffold, given, longest=how.longest, stops=how.stops):
+        whole += piece
+        text = before_stop(whole, how.stops)
+        if len(text) > len(shown):
+            yield text[len(shown) :]
+            shown = text
 
 
-def _as_text(one: Generated, lm: FrozenLM) -> Answer:
-    """Return what was generated as an answer."""
-    return Answer(lm.text(one.ids).strip(), one.log_probability, one.margin)
+def as_answer(one: Generated, lm: FrozenLM, how: Answering) -> Answer:
+    """Return what was generated as an answer, without its stop text."""
+    return Answer(before_stop(lm.text(one.ids), how.stops).strip(), one.log_probability, one.margin)
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """Return the text before the first stop text in it."""
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def rank(
@@ -175,8 +241,7 @@ def rank(
         if not some:
             raise UsageError(f"the question {question.text!r} has no choices to rank: give at least one")
     options = [
-        [[*lm.continuation_ids(question.whole, choice, list(question.ids or ())), lm.end] for choice in some]
-        for question, some in zip(known, choices, strict=True)
+        [answer_ids(question, choice, lm) for choice in some] for question, some in zip(known, choices, strict=True)
     ]
     longest = [max(len(ids) for ids in some) for some in options]
     rows = [_fitting(question, lm, scaffold, room, how) for question, room in zip(known, longest, strict=True)]
@@ -184,7 +249,7 @@ def rank(
 
     def read(given: ScaffoldInput, numbers: Sequence[int]) -> list[list[float]]:
         some = [options[number] for number in numbers]
-        scored = decode.score(lm, scaffold, given, some, positions_at_once=how.positions_at_once)
+        scored = how.engine.score(lm, scaffold, given, some, positions_at_once=how.positions_at_once)
         return [[one.log_likelihood for one in values] for values in scored]
 
     return in_groups(rows, lm, scaffold, how, branches, read)
@@ -256,7 +321,7 @@ def _fitting(question: Question, lm: FrozenLM, scaffold: Scaffold, answer_room: 
     room = lm.context - scaffold.length - answer_room
     if len(row.ids) <= room:
         return row
-    if how.truncate and room > 0:
+    if how.truncate and room > row.rest:
         how.on_cut(question)
         return truncated(row, room)
     shorter = "ask for a shorter answer (--longest, test.longest; with choices: shorter choices)"

@@ -17,7 +17,8 @@ from shoulders.errors import BadRow, DataError, TemplateFailed, UnknownName, Usa
 from shoulders.evaluation.metrics import Metric, metrics_for
 from shoulders.evaluation.statistics import Measured
 from shoulders.evidence.base import Evidence, with_evidence
-from shoulders.records import Answer, Example, Question
+from shoulders.evidence.demonstrations import stops_of
+from shoulders.records import Answer, Chat, Example, Question
 from shoulders.scaffolds.base import Scaffold
 
 
@@ -216,6 +217,7 @@ def evaluate(
     plan: EvaluationPlan,
     *,
     evidence: Evidence | None = None,
+    chat: Chat | None = None,
     without: Sequence[str] = (),
     skip: SkipPolicy = SkipPolicy(),  # noqa: B008 (frozen)
     on_done: OnDone = lambda _done, _all: None,
@@ -224,6 +226,7 @@ def evaluate(
 
     Args:
         evidence: source of passages or candidates that each question is read with.
+        chat: conversation that each question stands in.
         without: wordings to leave out, as "task/wording".
         skip: kinds of bad examples to leave out and count; the others raise.
         on_done: called with the progress.
@@ -237,6 +240,7 @@ def evaluate(
         lambda how: ScaffoldAnswers(lm, scaffold, how),
         plan,
         evidence=evidence,
+        chat=chat,
         without=without,
         skip=skip,
         on_done=on_done,
@@ -249,6 +253,7 @@ def evaluate_answers(
     plan: EvaluationPlan,
     *,
     evidence: Evidence | None = None,
+    chat: Chat | None = None,
     without: Sequence[str] = (),
     skip: SkipPolicy = SkipPolicy(),  # noqa: B008 (frozen)
     on_done: OnDone = lambda _done, _all: None,
@@ -259,10 +264,17 @@ def evaluate_answers(
         model: returns the model for some settings of generation.
     """
     cut: list[Question] = []
-    how = Answering(plan.longest, truncate=True, positions_at_once=plan.positions_at_once, on_cut=cut.append)
+    how = Answering(
+        plan.longest,
+        truncate=True,
+        positions_at_once=plan.positions_at_once,
+        on_cut=cut.append,
+        stops=stops_of(evidence),
+    )
 
     def answers(examples: Sequence[Example]) -> list[Answer]:
-        return _answers(examples, model(how), evidence, on_done)
+        questions = [example.asked(chat) for example in examples]
+        return _answers(questions, [example.choices for example in examples], model(how), evidence, on_done)
 
     found = scored(tasks, plan, answers, without=without, skip=skip)
     return replace(found, truncated=len(cut))
@@ -360,20 +372,26 @@ def _some(
     return found, failures
 
 
-def _answers(examples: Sequence[Example], model: Answers, evidence: Evidence | None, on_done: OnDone) -> list[Answer]:
-    """Return the chosen or generated answer to each example."""
+def _answers(
+    questions: Sequence[Question],
+    choices: Sequence[Sequence[str] | None],
+    model: Answers,
+    evidence: Evidence | None,
+    on_done: OnDone,
+) -> list[Answer]:
+    """Return the answer to each question, chosen where it has choices and generated elsewhere."""
     found: dict[int, Answer] = {}
-    ranked = [number for number, example in enumerate(examples) if example.choices is not None]
-    generated = [number for number, example in enumerate(examples) if example.choices is None]
+    ranked = [number for number, some in enumerate(choices) if some is not None]
+    generated = [number for number, some in enumerate(choices) if some is None]
     for numbers in [*_chunks(ranked), *_chunks(generated)]:
-        questions = with_evidence([examples[number].question for number in numbers], evidence)
-        if examples[numbers[0]].choices is None:
-            answers = model.generated(questions)
+        asked = with_evidence([questions[number] for number in numbers], evidence)
+        if choices[numbers[0]] is None:
+            answers = model.generated(asked)
         else:
-            answers = model.chosen(questions, [examples[number].choices or () for number in numbers])
+            answers = model.chosen(asked, [choices[number] or () for number in numbers])
         found.update(zip(numbers, answers, strict=True))
-        on_done(len(found), len(examples))
-    return [found[number] for number in range(len(examples))]
+        on_done(len(found), len(questions))
+    return [found[number] for number in range(len(questions))]
 
 
 def _chunks(numbers: Sequence[int], size: int = 128) -> Iterator[Sequence[int]]:

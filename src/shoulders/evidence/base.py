@@ -7,7 +7,8 @@ from typing import Any, Protocol
 from shoulders.plugins import Registry
 from shoulders.records import Passage, Question
 
-CANDIDATES, RETRIEVED, ORACLE = "candidates", "retrieved", "oracle"  # the built-in kinds
+# The built-in kinds.
+CANDIDATES, RETRIEVED, ORACLE, DEMONSTRATIONS = "candidates", "retrieved", "oracle", "demonstrations"
 
 
 class Evidence(Protocol):
@@ -90,6 +91,7 @@ SOURCES: Registry[EvidenceKind] = Registry(
         CANDIDATES: "shoulders.evidence.kinds:CANDIDATES_KIND",
         RETRIEVED: "shoulders.evidence.kinds:PASSAGES_KIND",
         ORACLE: "shoulders.evidence.kinds:PASSAGES_KIND",
+        DEMONSTRATIONS: "shoulders.evidence.demonstrations:KIND",
     },
     _fault,
 )

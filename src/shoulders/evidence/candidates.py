@@ -1,13 +1,13 @@
 """Textual recursion: answers that the frozen model sampled itself, as evidence for a second pass."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Protocol, final
+from typing import Protocol, Self, final
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.engine.inference import Answering, Sampling, sample
+from shoulders.engine.inference import Answering, Engine, Sampling, sample
 from shoulders.errors import UsageError
 from shoulders.records import Answer, Passage, Question
 from shoulders.scaffolds.base import Scaffold
@@ -33,6 +33,10 @@ class Sampler(Protocol):
         """Return `count` sampled answers to each question, in the order in which they were sampled."""
         ...
 
+    def over(self, engine: Engine) -> "Sampler":
+        """Return the same sampler, whose passes an engine runs."""
+        ...
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class FirstPass:
         how: length of an answer, and memory.
         store: cache of the answers; those in it are not sampled again.
         name: part of the cache key: everything that the answers depend on beside the question.
+        put: returns a question as the scaffold was trained to read it, in a conversation or as plain text.
     """
 
     lm: FrozenLM
@@ -52,15 +57,21 @@ class FirstPass:
     how: Answering
     store: ValueCache
     name: str
+    put: Callable[[Question], Question] = lambda question: question
 
     @property
     def passes(self) -> int:
         """Passes of the scaffold."""
         return self.scaffold.passes
 
+    def over(self, engine: Engine) -> Self:
+        """Return the same sampler, whose passes an engine runs."""
+        return replace(self, how=replace(self.how, engine=engine))
+
     def samples(self, questions: Sequence[Question], count: int) -> list[list[Answer]]:
         """Return sampled answers from the cache, or sample them, reading each question once."""
-        keys = [key_of_texts("samples", self.name, question.whole) for question in questions]
+        questions = [self.put(question) for question in questions]
+        keys = [key_of_texts("samples", self.name, question.whole, *_said(question)) for question in questions]
         known = {key: [Answer(*values) for values in kept] for key, kept in self.store.get(keys).items()}
         missing = {key: one for key, one in zip(keys, questions, strict=True) if len(known.get(key, ())) < count}
         drawn = sample([*missing.values()], self.lm, self.scaffold, replace(self.sampling, count=count), self.how)
@@ -98,6 +109,11 @@ class Candidates:
         names = [self.sampler.name, *(self.across[fold].name for fold in sorted(self.across))]
         return blake2b(f"{names}/{self.count}/{self.before}".encode(), digest_size=16).hexdigest()
 
+    def over(self, engine: Engine) -> Self:
+        """Return the same source, whose passes an engine runs."""
+        across = {fold: sampler.over(engine) for fold, sampler in self.across.items()}
+        return replace(self, sampler=self.sampler.over(engine), across=across)
+
     def find(self, questions: Sequence[Question], fold: str = "") -> list[list[Passage]]:
         """Return the candidates of each question, the most probable first.
 
@@ -121,6 +137,13 @@ class Candidates:
         if self.before:
             return replace(question, evidence=f"{listed}{question.evidence}")
         return replace(question, text=f"{question.text.removesuffix(ANSWER).rstrip()}\n{listed}{ANSWER}")
+
+
+def _said(question: Question) -> list[str]:
+    """Return roles and texts of the conversation that a question stands in."""
+    if question.chat is None:
+        return []
+    return ["chat", *(text for one in question.chat.before for text in (one.role, one.content))]
 
 
 def merge_samples(samples: Sequence[Answer]) -> list[Passage]:

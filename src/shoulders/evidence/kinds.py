@@ -1,9 +1,11 @@
 """Construction of the evidence source that a recipe names."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
+
+from pydantic import TypeAdapter
 
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
@@ -16,6 +18,7 @@ from shoulders.evidence.candidates import Candidates, FirstPass
 from shoulders.evidence.choice import EvidenceChoice, RetrieverChoice
 from shoulders.evidence.packing import PackedEvidence, Packer
 from shoulders.evidence.reranked import Rankers, Reranked
+from shoulders.records import Chat
 from shoulders.scaffolds.base import Scaffold, scaffold_named
 from shoulders.scaffolds.storage import read_origin, scaffold_folder
 from shoulders.store.cache import ValueCache
@@ -116,7 +119,11 @@ def new_sampler(choice: EvidenceChoice, lm: FrozenLM, name: str, store: ValueCac
     scaffold = load_first_prompt(name, lm)
     key = f"{lm.fingerprint()}/{identity(scaffold)}/{choice.temperature}/{choice.longest}/{choice.seed}"
     how = Answering(choice.longest, truncate=True, positions_at_once=SAMPLED_AT_ONCE)
-    return FirstPass(lm, scaffold, Sampling(choice.count, choice.temperature, choice.seed), how, store, key)
+    sampling = Sampling(choice.count, choice.temperature, choice.seed)
+    if scaffold.origin is None:
+        return FirstPass(lm, scaffold, sampling, how, store, key)
+    chat = TypeAdapter(Chat | None).validate_python(scaffold.origin.answering.get("chat"))
+    return FirstPass(lm, scaffold, sampling, how, store, key, lambda question: replace(question, chat=chat))
 
 
 def load_first_prompt(name: str, lm: FrozenLM) -> Scaffold:

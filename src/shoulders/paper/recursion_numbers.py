@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shoulders.answering.models import FEW_SHOT, INSTRUCTED, UNTRAINED
 from shoulders.errors import CorruptFile, UsageError
 from shoulders.evaluation.metrics import EM
 from shoulders.evaluation.recall import Samples
 from shoulders.evaluation.report import check_comparable
 from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import Interval, Measured, average_interval, difference_interval
+from shoulders.evidence.base import DEMONSTRATIONS
 from shoulders.scaffolds.base import KINDS
 from shoulders.scaffolds.recursion import RecursionShape
 
 BARE, PROMPT_TUNED, TEXTUAL = "bare", "Prompt-tuned", "Textual-recursive"
 # The paper's names of kinds of scaffolds, where they differ from the label.
-ONE_PASS = {BARE: BARE, "soft_prompt": PROMPT_TUNED}
+ONE_PASS = {**{way: way for way in UNTRAINED}, "soft_prompt": PROMPT_TUNED}
 INNER = {BARE: "", "soft_prompt": " under a soft prompt"}
 DASH = "\N{EN DASH}"  # as the paper writes LM-Connector-LM
 ADAPTIVE = {"average", "budget", "rule", "curve"}  # keys of a result of adaptive passes
@@ -65,7 +67,8 @@ def method_of(result: Result) -> Method:
         )
     shape = RecursionShape(**choice.get("recursion", {})) if kind == "recursion" else None
     candidates = _candidates(recipe)
-    name = _method_name(kind, choice.get("inner", {}).get("kind", BARE), shape, candidates)
+    way = untrained_way(result.content) if kind == BARE else kind
+    name = _method_name(way, choice.get("inner", {}).get("kind", BARE), shape, candidates)
     passes = result.content.get("scaffold", {}).get("passes", shape.passes if shape else 1) + bool(candidates)
     variant = [part for part in ("residual", "copied", "shared") if shape and getattr(shape, part)]
     return Method(
@@ -83,6 +86,14 @@ def kind_of(content: Mapping[str, Any]) -> str:
     if "scaffold" in content:
         return content["scaffold"]["kind"]
     return content["recipe"]["scaffold"]["kind"] if content["trained"] else BARE
+
+
+def untrained_way(content: Mapping[str, Any]) -> str:
+    """Return how a result's frozen model was asked, of the names in `UNTRAINED`."""
+    recipe = content["recipe"]
+    if (recipe.get("evidence") or {}).get("kind") == DEMONSTRATIONS:
+        return FEW_SHOT
+    return INSTRUCTED if recipe.get("backbone", {}).get("chat") == "true" else BARE
 
 
 def label_of(kind: str) -> str:

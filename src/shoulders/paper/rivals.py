@@ -21,7 +21,7 @@ from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import OnDone, Scores
 from shoulders.evidence.base import Evidence
 from shoulders.records import ScaffoldInput
-from shoulders.runs.build import answer_spec, new_evidence
+from shoulders.runs.build import new_evidence, stored_spec
 from shoulders.runs.jobs import Job, job_of, measure, tasks_of
 from shoulders.runs.recipe import Recipe, recipe_from_json
 from shoulders.runs.run import Watch, result, run_folder, trained_parameters
@@ -166,7 +166,7 @@ def train_rival(
     if tasks:  # candidates are sampled from the frozen model
         evidence = evidence or new_evidence(recipe, lm, rival.scaffold.length)
     job = _job(recipe, rival, tasks, watch.on_done, evidence)
-    answering = answer_spec(recipe).as_json()
+    answering = stored_spec(recipe).as_json()
     kept = Origin(lm.name, lm.fingerprint(), lm.width, recipe.as_json(), answering=answering)
 
     def keep(score: float, step: int) -> None:

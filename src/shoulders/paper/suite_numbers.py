@@ -13,7 +13,15 @@ from shoulders.errors import UsageError
 from shoulders.evaluation.report import check_comparable
 from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import Average, average
-from shoulders.paper.recursion_numbers import BARE, by_split, check_same_metric, kind_of, label_of, metric_of
+from shoulders.paper.recursion_numbers import (
+    BARE,
+    by_split,
+    check_same_metric,
+    kind_of,
+    label_of,
+    metric_of,
+    untrained_way,
+)
 from shoulders.scaffolds.base import KINDS
 from shoulders.store.files import flatten, read_json
 
@@ -227,10 +235,15 @@ def method_names(results: Sequence[Result]) -> dict[str, str]:
 def method_values(result: Result) -> dict[str, Any]:
     """Return the recipe values that define a method, by dotted key: without names, the seed, and how it was measured.
 
-    Values that are empty, false or 0 are left out, because older recipes lack them.
+    Values that are empty, false, 0 or as usual are left out, because older recipes lack them.
     """
     values = flatten(result.content["recipe"])
-    kept = {key: value for key, value in values.items() if value and not key.startswith(IGNORED)}
+    usual = {"backbone.chat": "auto"}
+    kept = {
+        key: value
+        for key, value in values.items()
+        if value and value != usual.get(key) and not key.startswith(IGNORED)
+    }
     if kind_of(result.content) == BARE:
         kept = {key: value for key, value in kept.items() if key.startswith(WITHOUT_TRAINING)}
     return {**kept, "backbone.fingerprint": result.content["backbone"]["fingerprint"][:12]}
@@ -336,6 +349,8 @@ def _method_label(result: Result, among: Sequence[Result]) -> str:
     content = result.content
     kind = kind_of(content)
     name = LABELS.get(kind) or label_of(kind)
+    if kind == BARE and (way := untrained_way(content)) != BARE:
+        name = f"{way} LM"
     if encoder := _encoder(content):
         name = f"{name} with {encoder}"
     if len({other.content["backbone"]["fingerprint"] for other in among}) > 1:

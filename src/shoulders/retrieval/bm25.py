@@ -136,6 +136,7 @@ K1, B = 1.2, 0.75
 ENGINE: dict[str, Any] = {"engine": "tantivy", "k1": K1, "b": B}
 NUMBER, TERMS = "passage", "terms"
 HEAP = 128_000_000  # bytes that a writer fills before it makes a segment
+SMALL_HEAP = 15_000_000  # the least that tantivy takes
 TIES = 4096  # passages looked at more when the cut goes through equal scores
 
 
@@ -191,17 +192,20 @@ class SparseWriter:
 class SparseSearcher:
     """BM25 search; the queries of one call are answered in parallel.
 
+    Args:
+        source: the engine's folder, or an index in memory.
+
     Raises:
         CorruptFile: the folder holds no readable index of tantivy.
     """
 
-    def __init__(self, folder: Path, analyser: Analyser) -> None:
-        self.folder, self.analyser = folder, analyser
+    def __init__(self, source: Path | Index, analyser: Analyser) -> None:
+        self.analyser = analyser
         try:
-            index = Index.open(str(folder))
+            index = Index.open(str(source)) if isinstance(source, Path) else source
         except ValueError as error:
             raise CorruptFile(
-                f"{folder} cannot be read ({first_line(error)}): build the index again (shoulders index)"
+                f"{source} cannot be read ({first_line(error)}): build the index again (shoulders index)"
             ) from error
         self._schema, self._searcher = index.schema, index.searcher()
 
@@ -228,6 +232,17 @@ class SparseSearcher:
             hits = [hit for hit in searcher.search(query, k + TIES, count=False).hits if hit[0] >= last]
         numbers = searcher.fast_field_values(NUMBER, [place for _, place in hits])
         return best_first([ScoredPassage(int(n or 0), score) for n, (score, _) in zip(numbers, hits, strict=True)], k)
+
+
+def in_memory(texts: Sequence[str], analyser: Analyser) -> Index:
+    """Return an index of texts that is in no folder; the number of a passage is the place of its text."""
+    index = Index(_schema())
+    writer = index.writer(SMALL_HEAP, num_threads=1)
+    for number, text in enumerate(texts):
+        writer.add_document(Document(**{NUMBER: number, TERMS: " ".join(analyser.terms(text))}))
+    writer.commit()
+    index.reload()
+    return index
 
 
 PYSERINI = (0.9, 0.4)

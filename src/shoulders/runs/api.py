@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b
 from numbers import Integral, Real
 from pathlib import Path
@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shoulders.answering.answerer import ModelAnswerer
-from shoulders.answering.spec import LONGEST, AnswerSpec
+from shoulders.answering.spec import LONGEST, AnswerSpec, spec_from_json
+from shoulders.backbone.chat import check_chat
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import READ, Mixture, describe_counts, total_counts
 from shoulders.data.pairs import Examples, InMemoryTask, open_examples
@@ -27,7 +28,7 @@ from shoulders.engine.inference import Answering
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, Scores
 from shoulders.evaluation.protocol import evaluate as measure
-from shoulders.records import Answer, QuestionLike
+from shoulders.records import Answer, Chat, QuestionLike
 from shoulders.runs.jobs import example_loss
 from shoulders.runs.run import CHECKPOINTS
 from shoulders.scaffolds.base import Scaffold
@@ -89,6 +90,7 @@ def train(
     *,
     steps: int = 200,
     out: str | Path | None = None,
+    chat: bool | str | None = None,
     progress: bool = True,
     on_step: Callable[[Step], None] = lambda _: None,
     **plan: Any,
@@ -105,6 +107,8 @@ def train(
         steps: optimizer steps.
         out: folder for checkpoints, a log and the trained scaffold; the same call goes on from there if it was
             interrupted.
+        chat: put questions through the tokenizer's chat template (True, or a system text), or not (False); None: as the
+            scaffold was trained before, and else not.
         progress: show a progress bar.
         on_step: called after each step.
         plan: values of `TrainPlan`, e.g. learning_rate (by default the scaffold's usual one), batch_size (8), seed.
@@ -119,13 +123,18 @@ def train(
     if not any(weight.requires_grad and weight.numel() for weight in scaffold.parameters()):
         raise UsageError(f"there is nothing to train in {type(scaffold).__name__}: it has no parameters")
     tasks = open_examples(examples)
-    check_placement(tasks, scaffold.placement)
+    wording = QUESTION_WORDING if isinstance(examples, str) and examples.startswith(QA) else QUERY
+    spec = replace(_trained_spec(scaffold), wording=wording).in_chat(chat)
+    check_chat(spec.chat, lm)
+    if spec.chat is None:
+        check_placement(tasks, scaffold.placement)
     folder = None if out is None else Path(out).expanduser()
-    begun = 0 if folder is None else _steps_done(folder, _about(scaffold, lm, tasks, how))
+    begun = 0 if folder is None else _steps_done(folder, _about(scaffold, lm, tasks, how, spec.chat))
     losses = [] if folder is None else [row["loss"] for row in read_log(folder)][:begun]
     scaffold.around(lm).to(lm.device).train()
     mixture = Mixture(tasks, split=TRAIN, seed=how.seed)
-    stream = Stream(mixture, lm, lengths=Lengths(lm.context, lm.context), prompt_length=scaffold.length)
+    lengths = Lengths(lm.context, lm.context)
+    stream = Stream(mixture, lm, lengths=lengths, prompt_length=scaffold.length, chat=spec.chat)
     source = ExampleSource(stream, how.batch_size, how.positions_at_once, scaffold.length)
     groups = scaffold.learning_rates(how.learning_rate, how.base_learning_rate)
     main = PartialState().is_main_process
@@ -143,7 +152,6 @@ def train(
         fit(scaffold, loss, source, how, groups=groups, folder=kept, hooks=Hooks(tell))
     if (told := describe_counts(stream.counts)) != "none":
         _warn(f"{told}, of {total_counts(stream.counts)[READ]} examples that were read", lm)
-    spec = AnswerSpec(wording=QUESTION_WORDING if isinstance(examples, str) and examples.startswith(QA) else QUERY)
     run = TrainedRun(_made(scaffold.eval(), lm, how, spec), lm, tuple(losses), spec)
     if folder is not None and main:
         run.save(folder / BEST)
@@ -158,6 +166,7 @@ def evaluate(
     split: str = TEST,
     limit: int = 0,
     longest: int = LONGEST,
+    chat: bool | str | None = None,
     progress: bool = True,
 ) -> Mapping[str, float]:
     """Measure a scaffold: scores by metric ("exact_match", "f1", "accuracy" ...) and their "average", in percent.
@@ -171,6 +180,7 @@ def evaluate(
         lm: the frozen model, where the scaffold does not know it.
         limit: examples of each wording at most; 0 for all.
         longest: tokens of a generated answer at most; as many as `shoulders.open` gives.
+        chat: as in `train`.
         progress: show a progress bar.
 
     Raises:
@@ -183,9 +193,14 @@ def evaluate(
         raise UsageError("a scaffold is measured around its model: shoulders.evaluate(scaffold, examples, lm)")
     _check_fits(scaffold, lm)
     plan = EvaluationPlan(split=split, limit=limit, longest=longest)
+    spec = (run.spec if isinstance(run, TrainedRun) else _trained_spec(scaffold)).in_chat(chat)
+    check_chat(spec.chat, lm)
     scaffold.to(lm.device).eval()
     with _bar("measuring", shown=progress) as show:
-        scores = measure(open_examples(examples), lm, scaffold, plan, on_done=lambda done, every: show(done, every, ""))
+        tasks = open_examples(examples)
+        scores = measure(
+            tasks, lm, scaffold, plan, chat=spec.chat, on_done=lambda done, every: show(done, every, "")
+        )
     if scores.truncated:
         _warn(f"{scores.truncated} of {scores.examples} questions were cut", lm)
     return _averages(scores)
@@ -250,7 +265,15 @@ def _made(scaffold: Scaffold, lm: FrozenLM, how: TrainPlan, spec: AnswerSpec) ->
     return scaffold.made_for(lm, {"training": asdict(how)}, answering=spec.as_json())
 
 
-def _about(scaffold: Scaffold, lm: FrozenLM, tasks: Sequence[Task], how: TrainPlan) -> dict[str, Any]:
+def _trained_spec(scaffold: Scaffold) -> AnswerSpec:
+    """Return how a scaffold was trained to be asked, with nothing else than its conversation."""
+    known = spec_from_json(scaffold.origin.answering, "the scaffold") if scaffold.origin else AnswerSpec()
+    return AnswerSpec(chat=known.chat)
+
+
+def _about(
+    scaffold: Scaffold, lm: FrozenLM, tasks: Sequence[Task], how: TrainPlan, chat: Chat | None
+) -> dict[str, Any]:
     """Return all that a run depends on, as JSON."""
     parts = [
         (task.name, task.examples)
@@ -261,6 +284,8 @@ def _about(scaffold: Scaffold, lm: FrozenLM, tasks: Sequence[Task], how: TrainPl
     examples = blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     kind = {"kind": scaffold.kind, **scaffold.description()}
     about = {"backbone": lm.fingerprint(), "scaffold": kind, "examples": examples, **asdict(how)}
+    if chat is not None:
+        about["chat"] = asdict(chat)
     return json.loads(json.dumps(about))
 
 

@@ -1,11 +1,12 @@
 """Builds what a recipe names: backbone, scaffold, tasks, mixture and evidence."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
+from shoulders.answering.models import FEW_SHOT, model_info
 from shoulders.answering.spec import AnswerSpec
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
@@ -18,9 +19,16 @@ from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.recall import Retrieval, retrieval
 from shoulders.evidence.base import CANDIDATES, Evidence
 from shoulders.evidence.choice import PASSAGES, EvidenceChoice
+from shoulders.evidence.demonstrations import (
+    DemonstrationCounts,
+    Demonstrations,
+    DemonstrationsConfig,
+    count_demonstrations,
+)
 from shoulders.evidence.kinds import load_first_prompt
 from shoulders.evidence.packing import PackedEvidence
-from shoulders.runs.recipe import BackboneChoice, Recipe, SuiteChoice
+from shoulders.records import Example
+from shoulders.runs.recipe import AUTO, BackboneChoice, Recipe, SuiteChoice, in_chat
 from shoulders.scaffolds.base import KINDS, Scaffold, ScaffoldConfig, TrainingData
 from shoulders.scaffolds.storage import scaffold_folder
 from shoulders.training.losses import ExampleSource
@@ -34,10 +42,54 @@ def answer_spec(recipe: Recipe) -> AnswerSpec:
     room = max(recipe.suite.lengths.target, recipe.development.longest, recipe.test.longest, drawn)
     return AnswerSpec(
         wording=QUESTION_WORDING if recipe.suite.source.startswith(QA) else QUERY,
-        evidence=recipe.evidence,
+        evidence=_of_suite(recipe.evidence, recipe.suite),
         lengths=Lengths(recipe.suite.lengths.input, room),
         longest=recipe.test.longest,
+        chat=recipe.backbone.conversation,
     )
+
+
+def _of_suite(evidence: Any, suite: SuiteChoice) -> Any:
+    """Return the evidence of a recipe, where demonstrations are those of its suite unless they name another."""
+    if not isinstance(evidence, DemonstrationsConfig) or evidence.source:
+        return evidence
+    return replace(evidence, source=suite.source, tasks=evidence.tasks or suite.tasks)
+
+
+def stored_spec(recipe: Recipe) -> AnswerSpec:
+    """Return `answer_spec` as it is stored with what is trained, with its demonstrations."""
+    spec = answer_spec(recipe)
+    evidence = spec.evidence
+    return replace(spec, evidence=evidence.chosen()) if isinstance(evidence, DemonstrationsConfig) else spec
+
+
+def as_asked(recipe: Recipe, name: str) -> Recipe:
+    """Return the recipe with questions put as a model is asked: in its conversation, unless the recipe says how itself.
+
+    Args:
+        name: folder or hub name of a scaffold, or a way to ask the bare model (`UNTRAINED`); empty for none.
+
+    Raises:
+        SourceNotFound, HubUnreachable, CorruptFile: there is no such scaffold, or it is broken.
+        UsageError: few-shot, and another evidence stands before the questions.
+    """
+    if name == FEW_SHOT:
+        recipe = _few_shot(recipe)
+    if recipe.backbone.chat != AUTO or not name:
+        return recipe
+    trained = model_info(name).spec.chat
+    return in_chat(recipe, trained) if trained else recipe
+
+
+def _few_shot(recipe: Recipe) -> Recipe:
+    if isinstance(recipe.evidence, DemonstrationsConfig):
+        return recipe
+    if recipe.evidence.kind:
+        raise UsageError(
+            f"{FEW_SHOT} puts worked examples before a question, where evidence.kind={recipe.evidence.kind} of the "
+            "recipe stands: set evidence.kind=demonstrations"
+        )
+    return replace(recipe, evidence=DemonstrationsConfig())
 
 
 def new_evidence(recipe: Recipe, lm: FrozenLM, prompt: int) -> Evidence | None:
@@ -52,6 +104,9 @@ def describe_evidence(recipe: Recipe, lm: FrozenLM, evidence: Evidence | None) -
         return None
     if choice.kind in PASSAGES:
         return {"kind": choice.kind, "index": choice.index, "fingerprint": evidence.fingerprint}
+    if isinstance(evidence, Demonstrations):
+        about = {key: value for key, value in asdict(evidence.config).items() if key != "examples"}
+        return {**about, "fingerprint": evidence.fingerprint}
     if choice.kind != CANDIDATES:
         return {"kind": choice.kind, "fingerprint": evidence.fingerprint}
     names = (choice.scaffold, *choice.across)
@@ -62,10 +117,25 @@ def measure_retrieval(recipe: Recipe, evidence: Evidence | None, scores: Scores)
     """Return the recall of the passages of the measured examples; None if no passages were retrieved."""
     if recipe.evidence.kind not in PASSAGES or not isinstance(evidence, PackedEvidence):
         return None
-    predictions = [prediction for row in scores.wordings for prediction in row.predictions]
-    examples = [prediction.example for prediction in predictions]
-    answers = [prediction.text for prediction in predictions]
+    examples = _asked(recipe, scores)
+    answers = [prediction.text for row in scores.wordings for prediction in row.predictions]
     return retrieval(examples, evidence, recipe.evidence.passages, answers)
+
+
+def measure_demonstrations(
+    recipe: Recipe, evidence: Evidence | None, scores: Scores
+) -> DemonstrationCounts | None:
+    """Return how many demonstrations fitted before the measured examples; None if there were none."""
+    if not isinstance(evidence, Demonstrations):
+        return None
+    return count_demonstrations([example.question for example in _asked(recipe, scores)], evidence)
+
+
+def _asked(recipe: Recipe, scores: Scores) -> list[Example]:
+    """Return the measured examples, with their questions as they were asked before evidence was written into them."""
+    chat = recipe.backbone.conversation
+    examples = [prediction.example for row in scores.wordings for prediction in row.predictions]
+    return [replace(one, question=one.asked(chat)) for one in examples]
 
 
 def load_backbone(choice: BackboneChoice) -> FrozenLM:
@@ -148,6 +218,12 @@ def example_source(
     suite, plan = recipe.suite, recipe.training
     mixture = training_mixture(suite, tasks, plan.seed)
     stream = Stream(
-        mixture, lm, lengths=suite.lengths, prompt_length=scaffold.length, evidence=evidence, fold=suite.fold
+        mixture,
+        lm,
+        lengths=suite.lengths,
+        prompt_length=scaffold.length,
+        evidence=evidence,
+        fold=suite.fold,
+        chat=recipe.backbone.conversation,
     )
     return ExampleSource(stream, plan.batch_size, plan.positions_at_once, scaffold.length)

@@ -44,7 +44,7 @@ from shoulders.evidence.choice import EvidenceChoice
 from shoulders.records import Answer, Example
 from shoulders.runs.build import answer_spec, describe_evidence
 from shoulders.runs.jobs import measure, tasks_of
-from shoulders.runs.recipe import Recipe
+from shoulders.runs.recipe import Recipe, in_chat
 from shoulders.runs.run import trained_parameters
 from shoulders.scaffolds.base import Bare
 from shoulders.store.files import write_json
@@ -155,7 +155,8 @@ def measure_stages(
         def report(done: int, count: int, before: int = number) -> None:
             on_done(before * count + done, len(stages) * count)
 
-        found.append(measure(plain, lm, stage.scaffold, plan, tasks, report, stage.evidence))
+        own = in_chat(plain, stage.chat)
+        found.append(measure(own, lm, stage.scaffold, plan, tasks, report, stage.evidence))
     return StagedScores(found, [stage.passes for stage in stages], rule)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shoulders.backbone.chat import check_chat
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.tasks import Task, check_placement
 from shoulders.data.text import Documents, held_out, open_text
@@ -64,7 +65,9 @@ def job_of(
     """
     if recipe.text.source:
         return _text_job(recipe, lm, scaffold)
-    if recipe.evidence.kind not in PASSAGES:  # with passages, an infix prompt stands after them
+    chat = recipe.backbone.conversation
+    check_chat(chat, lm)
+    if recipe.evidence.kind not in PASSAGES and chat is None:  # else an infix prompt has something before it
         check_placement(tasks, scaffold.placement)
     check_measurable(recipe, recipe.development, lm, tasks)
     evidence = evidence or new_evidence(recipe, lm, scaffold.length)
@@ -188,6 +191,7 @@ def measure(
         scaffold,
         plan,
         evidence=evidence or new_evidence(recipe, lm, scaffold.length),
+        chat=recipe.backbone.conversation,
         without=suite.without(tasks),
         skip=suite.skip,
         on_done=on_done,

@@ -16,6 +16,7 @@ from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.evidence.base import SOURCES, EvidenceConfig
 from shoulders.evidence.choice import EvidenceChoice
+from shoulders.records import Chat
 from shoulders.scaffolds.base import KINDS, ScaffoldConfig
 from shoulders.scaffolds.soft_prompt import SoftPromptConfig
 from shoulders.store.files import absolute_name, flatten, read_json
@@ -23,6 +24,8 @@ from shoulders.training.plan import RivalChoice, TrainPlan
 
 Record = TypeVar("Record")
 FOLDERS = ("index", "evidence.index", "evidence.reranker", "scaffold.start")  # values that may name a folder
+AUTO, TRUE = "auto", "true"
+CHATS = (AUTO, TRUE, "false")
 KINDED = (ScaffoldConfig, EvidenceConfig)  # configs whose `kind` sets which values they have
 
 
@@ -31,6 +34,9 @@ class BackboneChoice:
     """The frozen model: its source, number type, device and attention kernel (`FrozenLM.load`).
 
     Attributes:
+        chat: "true": questions go through the tokenizer's chat template; "false": they are plain text; "auto": as the
+            scaffold was trained that is measured, or that training starts from (scaffold.start), and else plain text.
+        system: system text of the conversation, with chat.
         input_end: for sequence-to-sequence models, which are only measured: add the tokenizer's special tokens to an
             input (`FrozenEncoderDecoder`); false for T0.
     """
@@ -39,7 +45,23 @@ class BackboneChoice:
     dtype: str = "auto"
     device: str = "auto"
     attention: str = "auto"
+    chat: str = AUTO
+    system: str = ""
     input_end: bool = True
+
+    def __post_init__(self) -> None:
+        if self.chat not in CHATS:
+            raise UnknownName("backbone.chat", self.chat, CHATS)
+        if self.system and self.chat != TRUE:
+            raise UsageError(
+                f"backbone.system={self.system!r:.80} stands in a conversation, and backbone.chat is {self.chat}: set "
+                "backbone.chat=true"
+            )
+
+    @property
+    def conversation(self) -> Chat | None:
+        """The conversation that questions stand in; None for plain text."""
+        return Chat.of(self.system) if self.chat == TRUE else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +182,12 @@ class Recipe:
                     f"training.{name}={folder} stores states of the frozen model, which a rival ({self.rival.kind}) "
                     f"cannot use: leave it empty (training.{name}=)"
                 )
+
+
+def in_chat(recipe: Recipe, chat: Chat | None) -> Recipe:
+    """Return the recipe with questions in such a conversation."""
+    choice = replace(recipe.backbone, chat=TRUE if chat else "false", system=chat.system if chat else "")
+    return replace(recipe, backbone=choice)
 
 
 def as_json(record: Any) -> dict[str, Any]:

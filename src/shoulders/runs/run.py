@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,15 @@ from shoulders.evaluation.perplexity import Perplexity
 from shoulders.evaluation.protocol import OnDone, Scores
 from shoulders.evaluation.results import describe_scaffold, provenance, scores_as_json
 from shoulders.evidence.base import Evidence
-from shoulders.runs.build import answer_spec, describe_evidence, measure_retrieval, new_evidence, new_scaffold
+from shoulders.runs.build import (
+    as_asked,
+    describe_evidence,
+    measure_demonstrations,
+    measure_retrieval,
+    new_evidence,
+    new_scaffold,
+    stored_spec,
+)
 from shoulders.runs.jobs import Job, job_of, tasks_of
 from shoulders.runs.recipe import Recipe, read_recipe
 from shoulders.scaffolds.base import Scaffold
@@ -169,15 +177,17 @@ def train_until(
     There may be no best scaffold yet; the state of the run is in its last checkpoint, its score in `Progress.score`.
     """
     recipe.check_trainable()
+    recipe = as_asked(recipe, recipe.scaffold.start)
     run = run_folder(folder, recipe, resume=resume)
     tasks = tasks_of(recipe) if tasks is None else tasks
     scaffold = new_scaffold(recipe.scaffold, lm, recipe.training.seed, tasks)
     watch = watch or Watch()
     job = job_of(recipe, lm, scaffold, tasks, watch.on_done, evidence)
+    answering = stored_spec(recipe).as_json()
 
     def keep(score: float, step: int) -> None:
         about = {"development": {"average": score, "step": step}}
-        scaffold.made_for(lm, recipe.as_json(), about, answer_spec(recipe).as_json()).save_pretrained(folder / BEST)
+        scaffold.made_for(lm, recipe.as_json(), about, answering).save_pretrained(folder / BEST)
 
     groups = scaffold.learning_rates(recipe.training.learning_rate, recipe.training.base_learning_rate)
     return run.fit(scaffold, job, recipe.training, keep, watch, groups, until)
@@ -216,9 +226,11 @@ def result(
     """
     evidence = evidence or new_evidence(recipe, lm, scaffold.length)
     found = measure_retrieval(recipe, evidence, scores)
+    fitted = measure_demonstrations(recipe, evidence, scores)
     numbers = {
         **scores_as_json(scores),
         "retrieval": found and found.as_json(),
+        "demonstrations": fitted and asdict(fitted),
         "evidence": describe_evidence(recipe, lm, evidence),
     }
     return _with_origin(numbers, recipe, lm, scaffold, name)

@@ -104,17 +104,22 @@ def fulfil(requests: Sequence[Request], lm: FrozenLM) -> list[Tensor]:
     """
     groups: dict[tuple[type, Hashable], list[int]] = {}
     for number, request in enumerate(requests):
-        if type(request) not in _RUN:
-            raise UsageError(
-                f"a scaffold's program yielded a {type(request).__name__}: it can yield Pass, Encode and Blocks "
-                "(shoulders.scaffolds.program)"
-            )
+        check_kind(request)
         groups.setdefault((type(request), request.group), []).append(number)
     results: dict[int, Tensor] = {}
     for (kind, _), numbers in groups.items():
         some: list[Any] = [requests[number] for number in numbers]
         results.update(zip(numbers, _RUN[kind](some, lm), strict=True))
     return [results[number] for number in range(len(requests))]
+
+
+def check_kind(request: object) -> None:
+    """Raise `UsageError` for what is no request."""
+    if type(request) not in _RUN:
+        raise UsageError(
+            f"a scaffold's program yielded a {type(request).__name__}: it can yield Pass, Encode and Blocks "
+            "(shoulders.scaffolds.program)"
+        )
 
 
 def _single(vectors: Float[Tensor, "B T D"]) -> bool:

@@ -1,1 +1,1 @@
-"""Serving: an HTTP server with OpenAI's interface over one backbone, and the load that measures it."""
+"""Serving over HTTP: one frozen model, any number of scaffolds, OpenAI's API beside our own."""

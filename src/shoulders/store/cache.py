@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
+from threading import Lock
 from typing import Any, final
 
 import numpy as np
@@ -51,8 +52,9 @@ def key_of_ids(ids: Sequence[int]) -> bytes:
 class ValueCache:
     """Small JSON values by key in an SQLite file, or in memory for one run.
 
-    Several processes may use one file. A process that is killed, or a full disk, leaves fewer entries and never a wrong
-    one. Entries have a checksum: a damaged one is reported (a Python warning) and counts as missing.
+    Several processes may use one file, and several threads one cache. A process that is killed, or a full disk, leaves
+    fewer entries and never a wrong one. Entries have a checksum: a damaged one is reported (a Python warning) and
+    counts as missing.
 
     Args:
         path: of the file, made if there is none; None for memory.
@@ -65,7 +67,7 @@ class ValueCache:
 
     def __init__(self, path: str | Path | None = None, *, option: str = "evidence.store") -> None:
         self.path = Path(path).expanduser() if path else None
-        self._option = option
+        self._option, self._writing = option, Lock()
         with self._errors():
             if self.path:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +96,7 @@ class ValueCache:
         """Keep values under their keys, replacing earlier ones: all of them or, if that fails, none."""
         texts = {key: json.dumps(value).encode() for key, value in values.items()}
         rows = [(key, text, _checksum(key, text)) for key, text in texts.items()]
-        with self._errors(), transaction(self._file):
+        with self._errors(), self._writing, transaction(self._file):
             self._file.executemany("INSERT OR REPLACE INTO cached VALUES (?, ?, ?)", rows)
 
     def _errors(self) -> AbstractContextManager[None]:

@@ -22,7 +22,7 @@ from shoulders.data.text import Documents
 from shoulders.engine.batches import EncodedQuestion, Lengths, encode, truncated
 from shoulders.errors import BadRow, DataError, TemplateFailed
 from shoulders.evidence.base import Evidence, with_evidence
-from shoulders.records import Example, Question
+from shoulders.records import Chat, Example, Question
 
 
 @final
@@ -47,8 +47,10 @@ class Stream:
         position: int = 0,
         evidence: Evidence | None = None,
         fold: str = "",
+        chat: Chat | None = None,
     ) -> None:
         self.mixture, self.lm, self.lengths, self.evidence, self.fold = mixture, lm, lengths, evidence, fold
+        self.chat = chat
         self.room = lm.context - prompt_length
         self.position = position
         self.counts: Counts = {task: {CAPPED: number} if number else {} for task, number in mixture.capped.items()}
@@ -73,7 +75,7 @@ class Stream:
 
     def _with_evidence(self, examples: Sequence[Example | None]) -> list[Example]:
         """Return the examples that are not None, with their evidence, which is found for all of a fold together."""
-        present = [example for example in examples if example is not None]
+        present = [replace(one, question=one.asked(self.chat)) for one in examples if one is not None]
         if self.evidence is None:
             return present
         found: dict[int, Question] = {}
@@ -114,7 +116,7 @@ class Stream:
         check_has_answers(example)
         row = encode(example.question, self.lm, example.target)
         room = self.room - len(row.target)
-        if len(row.ids) > self.lengths.input or len(row.target) > self.lengths.target or room < 1:
+        if len(row.ids) > self.lengths.input or len(row.target) > self.lengths.target or room <= row.rest:
             add_count(self.counts, example.task, "discarded")
             return None
         if len(row.ids) > room:

@@ -1,0 +1,312 @@
+"""The memory of a scheduler, bounded in bytes: banks of rows that are continued, and texts that are found by content."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import final
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shoulders.backbone.banks import Bank, columns_for, rows_for
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.passes import Memory, PassMemory, plain
+from shoulders.records import KeysValues
+from shoulders.scaffolds.recursion import Connector
+
+SHORT = 10  # rows of up to 2 ** SHORT columns share a bank, those of up to four times as many the next, and so on
+
+
+def content_keys(root: bytes, vectors: Float[Tensor, "T D"]) -> list[bytes]:
+    """Return for each column a digest of all vectors up to it, after what `root` is a digest of.
+
+    The keys and values of a column depend on these vectors alone: token embeddings, the vectors of prompts where they
+    stand, and states of an earlier pass. So texts that begin alike have the same first keys, whatever their scaffolds
+    are called, and two prompts of the same name or the same tokens have different keys as soon as a vector differs.
+    """
+    raw = vectors.contiguous().view(torch.uint8).cpu().numpy()
+    digest, keys = blake2b(root, digest_size=16), []
+    for row in raw:
+        digest.update(row)
+        keys.append(digest.copy().digest())
+    return keys
+
+
+def digest_of(known: KeysValues) -> bytes:
+    """Return a digest of keys and values that a text is read after."""
+    digest = blake2b(digest_size=16)
+    for layer in known.layers:
+        for side in layer:
+            digest.update(side.contiguous().view(torch.uint8).cpu().numpy())
+    return digest.digest()
+
+
+def common_beginning(one: Sequence[bytes], other: Sequence[bytes]) -> int:
+    """Return the number of first columns that two texts share."""
+    return _first(min(len(one), len(other)), lambda number: one[number] != other[number])
+
+
+def _first(count: int, holds: Callable[[int], bool]) -> int:
+    """Return the first number below `count` from which on a condition holds; `count` if it holds for none."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
+@dataclass(slots=True, eq=False)
+class _Part:
+    """Columns that were read after those of another part.
+
+    Attributes:
+        before: the part before, of which the first `start` columns in all are used; None at the beginning.
+        keys: digest of each column.
+        layers: keys and values.
+        states: final states.
+    """
+
+    before: "_Part | None"
+    start: int
+    keys: list[bytes]
+    layers: KeysValues
+    states: Float[Tensor, "1 N D"]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of keys, values and states."""
+        return self.states.nbytes + sum(keys.nbytes + values.nbytes for keys, values in self.layers.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The beginning of a text that has been read before.
+
+    Attributes:
+        length: number of its columns.
+        part: the part that its last column belongs to; None if nothing is known.
+    """
+
+    length: int = 0
+    part: _Part | None = None
+
+    def read(self) -> tuple[KeysValues, Float[Tensor, "1 N D"]]:
+        """Return keys and values, and the final states."""
+        parts: list[tuple[_Part, int]] = []
+        part, end = self.part, self.length
+        while part is not None:
+            parts.append((part, end - part.start))
+            part, end = part.before, part.start
+        parts.reverse()
+        layers = zip(*(one.layers.layers for one, _ in parts), strict=True)
+        lengths = [length for _, length in parts]
+        known = KeysValues(
+            tuple(
+                (_joined([keys for keys, _ in layer], lengths, 2), _joined([values for _, values in layer], lengths, 2))
+                for layer in layers
+            )
+        )
+        return known, _joined([one.states for one, _ in parts], lengths, 1)
+
+
+def _joined(parts: Sequence[Tensor], lengths: Sequence[int], dim: int) -> Tensor:
+    """Return the first columns of each part, one after the other."""
+    cut = [part.narrow(dim, 0, length) for part, length in zip(parts, lengths, strict=True)]
+    return cut[0] if len(cut) == 1 else torch.cat(cut, dim)
+
+
+@final
+class ContentCache:
+    """Keys, values and final states of texts, found by content, least recently used dropped first.
+
+    With the states of all columns, even a pass whose states go on into another pass is not read again.
+
+    Attributes:
+        nbytes: size of what is kept.
+    """
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self._by_key: dict[bytes, _Part] = {}
+        self._parts: OrderedDict[int, _Part] = OrderedDict()  # every part comes before the part that it is read after
+
+    def find(self, keys: Sequence[bytes]) -> Known:
+        """Return the longest beginning of a text that is known."""
+        length = _first(len(keys), lambda number: keys[number] not in self._by_key)
+        if not length:
+            return Known()
+        part = self._by_key[keys[length - 1]]
+        self._use(part)
+        return Known(length, part)
+
+    def has(self, known: Known) -> bool:
+        """Return whether a known beginning is still kept."""
+        return known.part is None or id(known.part) in self._parts
+
+    def add(self, known: Known, keys: Sequence[bytes], layers: KeysValues, states: Tensor) -> Known:
+        """Keep columns that were read after a known beginning; return the beginning with them."""
+        part = _Part(known.part, known.length, list(keys), layers, states)
+        for key in keys:
+            self._by_key.setdefault(key, part)
+        self._parts[id(part)] = part
+        self.nbytes += part.nbytes
+        self._use(part)
+        return Known(known.length + len(keys), part)
+
+    def shrink(self, limit: int) -> None:
+        """Drop what was not used for longest, until at most `limit` bytes are kept."""
+        while self.nbytes > max(limit, 0):
+            _, part = self._parts.popitem(last=False)
+            self.nbytes -= part.nbytes
+            for key in part.keys:
+                if self._by_key[key] is part:
+                    del self._by_key[key]
+
+    def _use(self, part: _Part | None) -> None:
+        """Count a part and those before it as just used."""
+        while part is not None:
+            self._parts.move_to_end(id(part))
+            part = part.before
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request asks of the pool.
+
+    Attributes:
+        rows: number of its rows.
+        columns: largest number of columns of a row.
+        passes: passes of each row, which all keep keys and values.
+        connected: layers of its Connectors, which keep some as well.
+    """
+
+    rows: int
+    columns: int
+    passes: int
+    connected: int = 0
+
+    @property
+    def length_class(self) -> int:
+        """Number of the banks for rows of about this length."""
+        return max(0, ((self.columns - 1).bit_length() - SHORT + 1) // 2)
+
+
+@final
+class Pool:
+    """Keys and values of all requests of a scheduler, within a number of bytes.
+
+    Rows that are continued come first; texts that were read are kept in what they leave.
+
+    Args:
+        lm: the frozen model.
+        memory_bytes: the bound.
+
+    Attributes:
+        shares: whether all layers keep nothing but keys and values, so that rows can be in banks and texts be shared.
+        texts: texts that have been read.
+        reserved: bytes that rows need at most.
+    """
+
+    def __init__(self, lm: FrozenLM, memory_bytes: int) -> None:
+        self.lm, self.memory_bytes, self.reserved = lm, memory_bytes, 0
+        self.shares = plain(lm.config)
+        self.texts = ContentCache()
+        self.layers = lm.config.num_hidden_layers
+        self.column_bytes = _column_bytes(lm)
+        self._banks: dict[Hashable, Bank] = {}
+        self._weights: WeakKeyDictionary[Connector, tuple[Hashable, Mapping[str, Tensor] | None]] = WeakKeyDictionary()
+
+    @property
+    def bank_bytes(self) -> int:
+        """Size of all banks."""
+        return sum(bank.nbytes for bank in self._banks.values())
+
+    @property
+    def room(self) -> int:
+        """Number of bytes that rows leave for texts."""
+        return self.memory_bytes - max(self.reserved, self.bank_bytes)
+
+    def bank(self, key: Hashable, stack: nn.Module) -> Bank:
+        """Return the bank of a key; a new one for this stack if there is none."""
+        return self._banks.setdefault((id(stack), key), Bank(stack))
+
+    def weights(self, connector: Connector, dtype: torch.dtype) -> Mapping[str, Tensor] | None:
+        """Return the weights of a Connector in the type of the multiplication, cast once until they change."""
+        # PyTorch counts the changes of a tensor in place.
+        state = (dtype, *((id(weight), weight._version) for weight in connector.blocks.parameters()))  # noqa: SLF001
+        known = self._weights.get(connector)
+        if known is None or known[0] != state:
+            known = self._weights[connector] = (state, connector.weights(dtype, None))
+        return known[1]
+
+    def release(self, memories: Memory, *, broken: bool = False) -> None:
+        """Free the rows of memories (`Bank.remove`)."""
+        for memory in memories:
+            if memory.bank is not None:
+                memory.bank.remove(memory, broken=broken)
+        self._banks = {key: bank for key, bank in self._banks.items() if bank.memories}
+
+    def bytes_for(self, demands: Sequence[Demand], reading: Sequence[Demand] = ()) -> int:
+        """Return the number of bytes that requests need at most, some of which have yet to be read."""
+        if not self.shares:
+            return sum(one.rows * self._private(one) for one in demands)
+        total = sum(self._private(one) for one in reading)
+        for number in {one.length_class for one in demands}:
+            alike = [one for one in demands if one.length_class == number]
+            width = columns_for(max(one.columns for one in alike))
+            for place in range(max(one.passes for one in alike)):
+                rows = rows_for(sum(one.rows for one in alike if one.passes > place))
+                total += rows * width * self.column_bytes
+            connected = sum(rows_for(one.rows) * one.connected for one in alike)
+            total += connected * width * self.column_bytes // self.layers
+        return total
+
+    def reserve(self, needed: int) -> bool:
+        """Set the bytes that rows need in all, for which texts make room; return whether the pool has them."""
+        if needed > self.memory_bytes:
+            return False
+        self.reserved = needed
+        if self.bank_bytes > needed and self.texts.nbytes > self.room:  # some banks have become too large
+            for bank in self._banks.values():
+                bank.trim()
+        self.texts.shrink(self.room)
+        return True
+
+    def keep(self, known: Known, keys: Sequence[bytes], memory: PassMemory, states: Tensor) -> Known | None:
+        """Keep the last columns of a memory, which were read after a known beginning, as far as there is room.
+
+        Args:
+            known: the beginning.
+            keys: the digests of the new columns.
+            memory: has both.
+            states: final states of the new columns.
+
+        Returns:
+            The beginning with the new columns; None if it is not kept any more.
+        """
+        count = len(keys)
+        size = count * (self.column_bytes + states[:, :1].nbytes)
+        if size > self.room or not self.texts.has(known):
+            return None
+        layers = memory.keys_values(self.lm.config).layers
+        new = tuple((keys_[:, :, -count:].clone(), values[:, :, -count:].clone()) for keys_, values in layers)
+        found = self.texts.add(known, keys, KeysValues(new), states.clone())
+        self.texts.shrink(self.room)
+        return found
+
+    def _private(self, one: Demand) -> int:
+        """Return the size of the keys and values of one row by itself."""
+        return one.columns * self.column_bytes * (one.passes * self.layers + one.connected) // self.layers
+
+
+@torch.no_grad()
+def _column_bytes(lm: FrozenLM) -> int:
+    """Return the size of the keys and values of one position in all layers."""
+    memory = PassMemory()
+    lm.states(lm.embed(torch.zeros(1, 1, dtype=torch.long, device=lm.device)), memory=memory)
+    assert memory.cache is not None
+    sides = [getattr(layer, name, None) for layer in memory.cache.layers for name in ("keys", "values")]
+    return sum(side.nbytes for side in sides if side is not None)

@@ -1,0 +1,232 @@
+"""Reading texts into memory, in chunks: many at once, each beginning once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.passes import PassMemory, StackInput
+from shoulders.engine.pool import Known, Pool, common_beginning, content_keys, digest_of
+from shoulders.engine.work import Counts, Returned, Work, failure, resume
+from shoulders.scaffolds.program import Blocks, Encode, Pass, Program, fulfil
+
+PADDING = 32  # columns of padding in a chunk that cost less than another forward
+DISTANCE = 256  # the same for columns read before, which are only attended to
+WORTH_WAITING = 16  # columns that another request is just reading
+
+
+@dataclass(slots=True, eq=False)
+class _Columns:
+    """A pass over a text, of which some columns have been read.
+
+    Attributes:
+        memory: of the pass.
+        keys: digest of each column; None if the columns cannot be shared.
+        known: the columns read so far as they are kept; None before any, and if they are not kept.
+        first: whether it is the first pass over its text.
+        found: whether it has been looked for what is known.
+        states: final states of the columns read so far.
+    """
+
+    request: Pass
+    memory: PassMemory
+    keys: list[bytes] | None = None
+    first: bool = False
+    known: Known | None = None
+    found: bool = False
+    read: int = 0
+    states: list[Tensor] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Number of columns that have yet to be read."""
+        return self.request.embeds.shape[1] - self.read
+
+    def next(self, count: int) -> StackInput:
+        """Return the next columns."""
+        part = slice(self.read, self.read + count)
+        mask = self.request.mask
+        return StackInput(self.request.embeds[:, part], None if mask is None else mask[:, part], self.memory)
+
+
+@dataclass(slots=True, eq=False)
+class _Text:
+    """A text that is read by its scaffold's program.
+
+    Attributes:
+        result: what the program is sent next.
+        columns: the pass that it waits for; None if it can go on.
+    """
+
+    work: Work
+    program: Program
+    result: Tensor | None = None
+    columns: _Columns | None = None
+
+
+@final
+class Reader:
+    """Runs programs over their texts, up to a number of columns in each step.
+
+    A text whose beginning another request is just reading waits for it. Once a program has returned, its text is read.
+    """
+
+    def __init__(self, lm: FrozenLM, pool: Pool, counts: Counts) -> None:
+        self.lm, self.pool, self.counts = lm, pool, counts
+        self._texts: list[_Text] = []
+
+    def add(self, work: Work) -> None:
+        """Begin to read the text of a request."""
+        self._texts.append(_Text(work, work.request.scaffold.program(work.request.given, work.memory)))
+
+    def drop(self, work: Work) -> None:
+        """Forget a request."""
+        self._texts = [text for text in self._texts if text.work is not work]
+
+    def read(self, columns: int) -> Iterator[tuple[Work, Float[Tensor, "1 T D"] | Exception]]:
+        """Read at most so many columns; yield each request whose text has been read, with its states, or its error."""
+        while True:
+            yield from self._resume()
+            chunks = list(self._chunks(columns))
+            if not chunks and all(text.columns is not None for text in self._texts):
+                return
+            columns -= sum(count for _, count in chunks)
+            for group in _alike(chunks):
+                yield from self._run(group)
+
+    def _resume(self) -> Iterator[tuple[Work, Tensor | Exception]]:
+        """Let every program go on until it waits for a pass."""
+        while ready := [text for text in self._texts if text.columns is None]:
+            others: list[tuple[_Text, Encode | Blocks]] = []
+            for text in ready:
+                try:
+                    asked = resume(text.program, text.result, self.lm)
+                    if isinstance(asked, Pass):
+                        text.columns = self._columns(asked, text.work)
+                    elif not isinstance(asked, Returned):
+                        others.append((text, asked))
+                except Exception as error:  # noqa: BLE001 (whatever a scaffold of another package raises)
+                    yield self._ended(text, failure(error))
+                else:
+                    if isinstance(asked, Returned):
+                        yield self._ended(text, asked.states)
+            yield from self._fulfil(others)
+
+    def _ended(self, text: _Text, result: Tensor | Exception) -> tuple[Work, Tensor | Exception]:
+        self.drop(text.work)
+        return text.work, result
+
+    def _fulfil(self, asked: Sequence[tuple[_Text, Encode | Blocks]]) -> Iterator[tuple[Work, Tensor | Exception]]:
+        """Run encoders and Connectors; those of one model share a forward."""
+        groups: dict[Any, list[tuple[_Text, Encode | Blocks]]] = {}
+        for text, request in asked:
+            groups.setdefault((type(request), request.group), []).append((text, request))
+            if isinstance(request, Blocks) and request.memory is not None:
+                request.memory.whole = self.pool.shares
+                request.memory.weights = self.pool.weights(request.connector, request.states.dtype)
+            if isinstance(request, Encode) and request.encoder is self.lm:
+                text.work.passes += 1
+        for group in groups.values():
+            try:
+                results = fulfil([request for _, request in group], self.lm)
+            except Exception as error:  # noqa: BLE001
+                for text, _ in group:
+                    yield self._ended(text, failure(error))
+            else:
+                for (text, _), result in zip(group, results, strict=True):
+                    text.result = result
+
+    def _columns(self, asked: Pass, work: Work) -> _Columns:
+        """Return the columns of a pass, with their digests if they can be shared."""
+        work.passes += 1
+        memory = asked.memory or PassMemory()
+        if memory.cache is None:
+            memory.whole = self.pool.shares
+        if asked.mask is not None and bool(asked.mask.all()):
+            asked = replace(asked, mask=None)
+        keys = None
+        if self.pool.shares and asked.mask is None and memory.mask is None:
+            root = digest_of(memory.keys_values(self.lm.config)) if memory.seen else b""
+            keys = content_keys(root, asked.embeds[0].to(self.lm.dtype))
+        first = not work.read
+        if first:
+            work.read = asked.embeds.shape[1]
+        return _Columns(asked, memory, keys, first)
+
+    def _chunks(self, columns: int) -> Iterator[tuple[_Text, int]]:
+        """Yield texts with the number of columns to read of each, first come, first served."""
+        before: list[_Columns] = []
+        for text in self._texts:
+            one = text.columns
+            if one is None or not self._look(one, before, text.work):
+                continue
+            before.append(one)
+            if one.left == 0:
+                self._complete(text, one)
+            elif count := min(one.left, columns):
+                columns -= count
+                yield text, count
+
+    def _look(self, one: _Columns, before: Sequence[_Columns], work: Work) -> bool:
+        """Use what is known of a text; return whether the rest can be read now, and is not just being read."""
+        if one.found or one.keys is None:
+            return True
+        known = self.pool.texts.find(one.keys)
+        common = max((common_beginning(one.keys, other.keys) for other in before if other.keys), default=0)
+        if common - known.length >= WORTH_WAITING:
+            return False
+        one.found, one.known = True, known
+        if known.length:
+            layers, states = known.read()
+            one.memory.add_known(layers, known.length, self.lm.config)
+            one.states.append(states)
+            one.read = known.length
+            self.counts.hits += known.length
+            if one.first:
+                work.cached = known.length
+        return True
+
+    def _run(self, group: Sequence[tuple[_Text, int]]) -> Iterator[tuple[Work, Tensor | Exception]]:
+        """Read columns of several texts in one forward."""
+        columns = [text.columns for text, _ in group if text.columns is not None]
+        try:
+            parts = [one.next(count) for one, (_, count) in zip(columns, group, strict=True)]
+            results = self.lm.states_together(parts)
+        except Exception as error:  # noqa: BLE001
+            for text, _ in group:
+                yield self._ended(text, failure(error))
+            return
+        self.counts.forwards += 1
+        self.counts.passes += len(group)
+        for (text, count), one, states in zip(group, columns, results, strict=True):
+            keys = (one.keys or [])[one.read : one.read + count]
+            one.states.append(states)
+            one.read += count
+            self.counts.misses += count
+            if one.known is not None:
+                one.known = self.pool.keep(one.known, keys, one.memory, states)
+            if one.left == 0:
+                self._complete(text, one)
+
+    def _complete(self, text: _Text, columns: _Columns) -> None:
+        text.result, text.columns = torch.cat(columns.states, dim=1), None
+
+
+def _alike(chunks: Sequence[tuple[_Text, int]]) -> Iterator[list[tuple[_Text, int]]]:
+    """Yield groups of chunks that have nearly as many columns, after nearly as many: together they need no padding."""
+    group: list[tuple[_Text, int]] = []
+
+    def seen(text: _Text) -> int:
+        return 0 if text.columns is None else text.columns.memory.seen
+
+    for text, count in sorted(chunks, key=lambda chunk: (-chunk[1], -seen(chunk[0]))):
+        if group and (group[0][1] - count > PADDING or abs(seen(group[0][0]) - seen(text)) > DISTANCE):
+            yield group
+            group = []
+        group.append((text, count))
+    if group:
+        yield group

@@ -1,0 +1,562 @@
+"""The scheduler: requests of many scaffolds around one frozen model, which share its forwards from step to step.
+
+In each step, every row that continues a text runs its scaffold's program for one token, and texts that have yet to be
+read are read up to a number of columns (`reading`). Rows join and leave between steps; the `pool` has their keys and
+values. What a row generates is what it generates alone.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from threading import Condition, Thread
+from typing import Self, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from shoulders.backbone.banks import Bank
+from shoulders.backbone.choosing import Generated
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.passes import StackInput
+from shoulders.engine import decode
+from shoulders.engine.batches import rows_of
+from shoulders.engine.decode import Scored
+from shoulders.engine.pool import Pool
+from shoulders.engine.reading import Reader
+from shoulders.engine.requests import (
+    Branch,
+    Completed,
+    Event,
+    Finish,
+    Request,
+    SamplingParameters,
+    Stats,
+    Ticket,
+)
+from shoulders.engine.work import Chosen, Counts, Returned, Row, Work, choose, failure, resume
+from shoulders.errors import PoolTooSmall, QueueFull, RequestFailed, Stopped, UsageError
+from shoulders.records import ScaffoldInput
+from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.program import Blocks, Encode, Pass, Program, fulfil
+
+ALONE = 8  # times as many columns are read in a step while no row is continued
+
+
+@final
+class Scheduler:
+    """Runs requests around one frozen model, from any number of threads.
+
+    >>> with Scheduler(lm) as scheduler:  # doctest: +SKIP
+    ...     ticket = scheduler.submit(Request(scaffold=scaffold, given=given, longest=64))
+    ...     for event in ticket: ...
+
+    It is an `engine.inference.Engine`, too: whatever asks the model can go through it.
+
+    Args:
+        lm: the frozen model.
+        memory_bytes: bound of the keys and values of all requests and of the texts that are kept.
+        rows: largest number of texts that are continued at a time.
+        prefill_tokens: number of columns of texts that are read in a step while others are continued.
+        queue: number of requests that may wait.
+    """
+
+    def __init__(
+        self,
+        lm: FrozenLM,
+        *,
+        memory_bytes: int = 1 << 30,
+        rows: int = 32,
+        prefill_tokens: int = 256,
+        queue: int = 256,
+    ) -> None:
+        sizes = {"memory_bytes": memory_bytes, "rows": rows, "prefill_tokens": prefill_tokens, "queue": queue}
+        for name, size in sizes.items():
+            if size < 1:
+                raise UsageError(f"{name} must be at least 1, got {size}")
+        self.lm = lm
+        self.rows, self.prefill_tokens, self.queue = rows, prefill_tokens, queue
+        self._pool = Pool(lm, memory_bytes)
+        self._counts = Counts()
+        self._reader = Reader(lm, self._pool, self._counts)
+        self._changed = Condition()  # guards the queue and what follows it here
+        self._queue: deque[Work] = deque()
+        self._thread: Thread | None = None
+        self._stopped = False
+        self._active: list[Work] = []
+        self._rows: list[Row] = []
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop(finish=False)
+
+    def submit(self, request: Request, *, wait: bool = False) -> Ticket:
+        """Put a request into the queue; return its ticket.
+
+        Args:
+            request: the request.
+            wait: wait for a place if the queue is full.
+
+        Raises:
+            QueueFull: all places are taken.
+            PoolTooSmall, ContextFull: it can never be answered.
+            Stopped: the scheduler has been stopped.
+        """
+        ticket = Ticket(self._wake)
+        work = Work.of(request, ticket)
+        self._check(work)
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self._stopped or len(self._queue) < self.queue)
+            if self._stopped:
+                raise Stopped("the scheduler has been stopped: start another one")
+            if len(self._queue) >= self.queue:
+                raise QueueFull(self.queue)
+            self._queue.append(work)
+            self._changed.notify_all()
+        return ticket
+
+    def start(self) -> Self:
+        """Start the thread that runs the steps."""
+        if self._thread is None:
+            self._thread = Thread(target=self._run, name="shoulders-scheduler", daemon=True)
+            self._thread.start()
+        return self
+
+    def stop(self, finish: bool = True) -> None:
+        """Take no more requests, end the thread, and wait for it.
+
+        Args:
+            finish: answer what was asked before; otherwise these requests end with `Stopped`.
+        """
+        with self._changed:
+            self._stopped = True
+            if not finish:
+                for work in (*self._queue, *self._active):
+                    work.ticket.stopped = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        while self.step():
+            pass
+
+    def stats(self) -> Stats:
+        """Return counts and sizes."""
+        with self._changed:
+            running, waiting = len(self._active), len(self._queue)
+        cache = self._pool.texts.nbytes
+        counts = {name: value for name, value in asdict(self._counts).items() if name != "labels"}
+        return Stats(
+            running=running,
+            waiting=waiting,
+            memory_bytes=self._pool.memory_bytes,
+            used_bytes=self._pool.reserved + cache,
+            cache_bytes=cache,
+            labels=dict(self._counts.labels),
+            **counts,
+        )
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Run one step; return whether there was anything to do.
+
+        The thread does this. Without it, steps can be run by hand.
+        """
+        self._end_early()
+        self._admit()
+        if not self._active:
+            return False
+        self._counts.steps += 1
+        ready = self._continued()
+        columns = self.prefill_tokens * (1 if self._rows else ALONE)
+        for work, result in self._reader.read(columns):
+            ready += self._begun(work, result)
+        self._choose(ready)
+        return True
+
+    def _check(self, work: Work) -> None:
+        """Raise a `UsageError` for a request that can never be answered."""
+        request = work.request
+        text, prompt = request.given.embeds.shape[1], request.scaffold.length
+        self.lm.check_room(
+            f"a text of {text} tokens with a prompt of {prompt} and {request.room} to come",
+            work.demand.columns,
+            "shorten it, or ask for less",
+        )
+        if request.count > self.rows:
+            raise UsageError(
+                f"{request.count} continuations are asked for at once, the scheduler has {self.rows} rows: ask for fewer"
+            )
+        needed = self._pool.bytes_for([work.demand], [work.demand])
+        if needed > self._pool.memory_bytes:
+            raise PoolTooSmall(wanted=needed, room=self._pool.memory_bytes)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        """Run steps for as long as there are requests, in the scheduler's own thread."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._active or self._stopped)
+                if self._stopped and not self._queue and not self._active:
+                    return
+            try:
+                self.step()
+            except Exception as error:  # noqa: BLE001 (a fault here must end neither the thread nor later requests)
+                for work in list(self._active):
+                    self._fail(work, failure(error))
+
+    def _end_early(self) -> None:
+        """End requests that were cancelled, are late, or whose scheduler was stopped."""
+        now = time.monotonic()
+        with self._changed:
+            works = [*self._queue, *self._active]
+        for work in works:
+            deadline = work.request.deadline
+            if work.ticket.stopped:
+                self._fail(work, Stopped("the scheduler was stopped before the request was answered"))
+            elif work.ticket.cancelled:
+                self._end(work, "cancelled")
+            elif deadline is not None and now >= deadline:
+                self._end(work, "deadline")
+        if any(work.ended for work in works):
+            with self._changed:
+                self._queue = deque(work for work in self._queue if not work.ended)
+                self._changed.notify_all()
+
+    def _admit(self) -> None:
+        """Begin requests from the queue, in order, for as long as there are rows and memory."""
+        while True:
+            with self._changed:
+                work = self._queue[0] if self._queue else None
+            if work is None or not self._fits(work):
+                return
+            with self._changed:
+                self._queue.popleft()
+                self._active.append(work)
+                self._changed.notify_all()
+            try:
+                self._reader.add(work)
+            except Exception as error:  # noqa: BLE001 (whatever a scaffold of another package raises)
+                self._fail(work, failure(error))
+
+    def _fits(self, work: Work) -> bool:
+        works = [*self._active, work]
+        if sum(one.request.count for one in works) > self.rows:
+            return False
+        reading = [one.demand for one in works if not one.rows]
+        return self._pool.reserve(self._pool.bytes_for([one.demand for one in works], reading))
+
+    def _continued(self) -> list[tuple[Row, Float[Tensor, "1 D"]]]:
+        """Run the program of every row for its last token; return the states that predict the next."""
+        rows = self._rows
+        if not rows:
+            return []
+        last = torch.tensor([row.ids[-1] for row in rows], device=self.lm.device)
+        programs: dict[Row, Program] = {}
+        for row, embeds in zip(rows, self.lm.embed(last[:, None]).split(1), strict=True):
+            request = row.work.request
+            row.uses.clear()
+            programs[row] = request.scaffold.program(request.given.continued(embeds), row.memory)
+        return self._run_programs(programs)
+
+    def _run_programs(self, programs: Mapping[Row, Program]) -> list[tuple[Row, Float[Tensor, "1 D"]]]:
+        """Run programs to their ends, in step; a pass waits for all that can share it."""
+        results: dict[Row, Tensor | None] = dict.fromkeys(programs)
+        asked: dict[Row, Pass | Encode | Blocks] = {}
+        states: list[tuple[Row, Tensor]] = []
+        while results:
+            for row, result in results.items():
+                try:
+                    found = resume(programs[row], result, self.lm)
+                except Exception as error:  # noqa: BLE001 (whatever a scaffold of another package raises)
+                    self._fail(row.work, failure(error))
+                    continue
+                if isinstance(found, Returned):
+                    states.append((row, found.states[:, -1]))
+                else:
+                    asked[row] = found
+            asked = {row: one for row, one in asked.items() if not row.work.ended}
+            due = {row: one for row, one in asked.items() if not isinstance(one, Pass)} or asked
+            results = dict(self._fulfil(due))
+            asked = {row: one for row, one in asked.items() if row not in due}
+        return states
+
+    def _fulfil(self, asked: Mapping[Row, Pass | Encode | Blocks]) -> Iterator[tuple[Row, Tensor]]:
+        """Yield the result of each request; those of rows in one bank share a forward."""
+        groups: dict[Bank | Row, list[Row]] = {}
+        for row, request in asked.items():
+            groups.setdefault(self._bank(row, request) or row, []).append(row)
+        for place, rows in groups.items():
+            requests = [asked[row] for row in rows]
+            try:
+                results = _step(place, requests) if isinstance(place, Bank) else fulfil(requests, self.lm)
+            except Exception as error:  # noqa: BLE001
+                for row in rows:
+                    self._fail(row.work, failure(error))
+                continue
+            if isinstance(requests[0], Pass):
+                self._counts.forwards += 1
+                self._counts.passes += len(rows)
+                for row in rows:
+                    row.work.passes += 1
+            yield from zip(rows, results, strict=True)
+
+    def _bank(self, row: Row, request: Pass | Encode | Blocks) -> Bank | None:
+        """Return the bank in which a pass shares a forward; None if it runs alone."""
+        if isinstance(request, Encode) or request.memory is None:
+            return None
+        memory, vectors = request.memory, request.states if isinstance(request, Blocks) else request.embeds
+        stack = request.connector.blocks if isinstance(request, Blocks) else self.lm.model.base_model
+        layers = memory.cache.layers if memory.cache is not None else ()
+        plain = memory.bank is not None or (bool(layers) and all(type(layer) is DynamicLayer for layer in layers))
+        if not (self._pool.shares and plain and memory.mask is None and request.mask is None and vectors.shape[1] == 1):
+            if memory.bank is not None:
+                memory.bank.take_out(memory)
+            return None
+        key: Hashable = (row.uses[id(stack)], row.work.demand.length_class)
+        row.uses[id(stack)] += 1
+        bank = self._pool.bank(key, stack)
+        if isinstance(request, Blocks):
+            bank.weights = self._pool.weights(request.connector, vectors.dtype)
+        return bank
+
+    def _begun(self, work: Work, result: Float[Tensor, "1 T D"] | Exception) -> list[tuple[Row, Float[Tensor, "1 D"]]]:
+        """Return the rows that continue a text that has been read, with the state that predicts their first token."""
+        if isinstance(result, Exception):
+            self._fail(work, result)
+            return []
+        request, last = work.request, result[:, -1:]
+        if not work.memory.started:
+            self._fail(work, decode.forgotten(request.scaffold))
+            return []
+        if request.continuations:
+            self._score(work, last)
+            return []
+        numbers = request.numbers()
+        memories = [work.memory, *(work.memory.branch() for _ in range(request.count - 1))]
+        work.rows = [
+            Row(work, branch, memory, None if numbers is None else numbers[branch])
+            for branch, memory in enumerate(memories)
+        ]
+        self._rows += work.rows
+        return [(row, last[:, 0]) for row in work.rows]
+
+    def _score(self, work: Work, last: Float[Tensor, "1 1 D"]) -> None:
+        """Score the continuations of a text that has been read."""
+        request = work.request
+        some = [[list(ids) for ids in request.continuations]]
+        columns = self.rows * work.demand.columns
+        try:
+            (scores,) = decode.score_from(
+                self.lm, request.scaffold, request.given, work.memory, last, some, columns
+            )
+        except Exception as error:  # noqa: BLE001 (whatever a scaffold of another package raises)
+            self._fail(work, failure(error))
+            return
+        if not all(math.isfinite(one.log_likelihood) for one in scores):
+            self._fail(work, _no_numbers())
+            return
+        work.passes += len(scores) * request.scaffold.passes
+        self._close(work, Completed((), tuple(scores), work.passes, work.cached, work.read))
+
+    def _choose(self, ready: Sequence[tuple[Row, Float[Tensor, "1 D"]]]) -> None:
+        """Choose the next token of each row, from one multiplication with the vocabulary."""
+        ready = [(row, state) for row, state in ready if not row.work.ended]
+        if ready:
+            rows = [row for row, _ in ready]
+            logits = self.lm.logits(torch.cat([state for _, state in ready]))
+            for row, chosen in zip(rows, choose(logits, rows, self.lm.ends), strict=True):
+                self._take(row, chosen)
+        for work in {id(row.work): row.work for row, _ in ready}.values():
+            if not work.ended and all(row.finish for row in work.rows):
+                self._close(work, self._completed(work))
+        self._rows = [row for row in self._rows if row.finish is None and not row.work.ended]
+
+    def _take(self, row: Row, chosen: Chosen) -> None:
+        """Add a token to a row, and end the row if it is the last."""
+        work, request = row.work, row.work.request
+        if work.ended:
+            return
+        if not math.isfinite(chosen.log_probability):
+            self._fail(work, _no_numbers())
+            return
+        row.log_probability += chosen.log_probability
+        row.margin = min(row.margin, chosen.lead)
+        if chosen.token in self.lm.ends:
+            self._finish(row, "stop", chosen.log_probability)
+            return
+        row.ids.append(chosen.token)
+        self._counts.tokens += 1
+        self._report(row, Event(row.branch, chosen.token, chosen.log_probability, chosen.top))
+        if request.stops and decode.stopped(self.lm, row.ids, request.stops):
+            self._finish(row, "stop")
+        elif len(row.ids) >= request.longest:
+            self._finish(row, "length")
+
+    def _report(self, row: Row, event: Event) -> None:
+        row.events.append(event)
+        row.work.ticket.report(event)
+
+    def _finish(self, row: Row, reason: Finish, log_probability: float = 0.0) -> None:
+        """End a row; its place is free at once."""
+        row.finish = reason
+        self._pool.release(row.memory)
+        self._report(row, Event(row.branch, None, log_probability, finish=reason))
+
+    def _end(self, work: Work, reason: Finish) -> None:
+        """End a request before its time, with what it has."""
+        if not work.rows and not work.request.continuations:
+            work.rows = [Row(work, branch, work.memory, None) for branch in range(work.request.count)]
+        for row in work.rows:
+            if row.finish is None:
+                self._finish(row, reason)
+        self._close(work, self._completed(work))
+
+    def _completed(self, work: Work) -> Completed:
+        branches = [
+            Branch(row.ids, row.log_probability, row.margin, row.finish or "cancelled", tuple(row.events))
+            for row in work.rows
+        ]
+        return Completed(tuple(branches), (), work.passes, work.cached, work.read)
+
+    def _fail(self, work: Work, error: Exception) -> None:
+        """End a request with an error; its rows leave no values behind that are no numbers."""
+        if work.ended:
+            return
+        for row in work.rows:
+            self._pool.release(row.memory, broken=True)
+        self._counts.failed += 1
+        self._close(work, error)
+
+    def _close(self, work: Work, result: Completed | Exception) -> None:
+        """Give a request its result, and its memory to others."""
+        work.ended = True
+        with self._changed:
+            self._active = [one for one in self._active if one is not work]
+            self._changed.notify_all()
+        self._rows = [row for row in self._rows if row.work is not work]
+        self._reader.drop(work)
+        works = self._active
+        reading = [one.demand for one in works if not one.rows]
+        self._pool.reserve(self._pool.bytes_for([one.demand for one in works], reading))
+        self._counts.finished += 1
+        self._counts.labels[work.request.label] += 1
+        work.ticket.end(result)
+
+    # The interface of `engine.inference.Engine`: for threads that wait for their answers.
+
+    def likeliest(
+        self, lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, stops: Sequence[str] = ()
+    ) -> list[Generated]:
+        """Return the greedy continuation of each row (`decode.likeliest`)."""
+        if lm is not self.lm:
+            return decode.likeliest(lm, scaffold, given, longest=longest, stops=stops)
+        asked = [
+            Request(scaffold=scaffold, given=row, longest=longest, stops=tuple(stops)) for row in rows_of(given)
+        ]
+        return [_generated(done.branches[0]) for done in self._ask(asked)]
+
+    def sampled(
+        self,
+        lm: FrozenLM,
+        scaffold: Scaffold,
+        given: ScaffoldInput,
+        draws: Float[Tensor, "B N L"],
+        *,
+        temperature: float = 1.0,
+        stops: Sequence[str] = (),
+    ) -> list[list[Generated]]:
+        """Return N continuations of each row of at most L tokens (`decode.sampled`)."""
+        if lm is not self.lm:
+            return decode.sampled(lm, scaffold, given, draws, temperature=temperature, stops=stops)
+        settings = {"sampling": SamplingParameters(temperature=temperature), "stops": tuple(stops)}
+        asked = [
+            Request(scaffold=scaffold, given=row, longest=len(one[0]), count=len(some), draws=some, **settings)
+            for row, one in zip(rows_of(given), draws, strict=True)
+            for some in one.split(self.rows)
+        ]
+        found = iter([_generated(branch) for done in self._ask(asked) for branch in done.branches])
+        return [[next(found) for _ in one] for one in draws]
+
+    def score(
+        self,
+        lm: FrozenLM,
+        scaffold: Scaffold,
+        given: ScaffoldInput,
+        continuations: Sequence[Sequence[list[int]]],
+        *,
+        positions_at_once: int = 1 << 30,
+    ) -> list[list[Scored]]:
+        """Return the log-likelihood of each row's continuations (`decode.score`)."""
+        if lm is not self.lm:
+            return decode.score(lm, scaffold, given, continuations, positions_at_once=positions_at_once)
+        asked = [
+            Request(scaffold=scaffold, given=row, continuations=tuple(map(tuple, some)))
+            for row, some in zip(rows_of(given), continuations, strict=True)
+        ]
+        return [list(done.scores) for done in self._ask(asked)]
+
+    def stream(
+        self, lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, stops: Sequence[str] = ()
+    ) -> Iterator[str]:
+        """Yield the text generated after a single row in pieces (`decode.stream`)."""
+        if lm is not self.lm:
+            yield from decode.stream(lm, scaffold, given, longest=longest, stops=stops)
+            return
+        (row,) = rows_of(given)
+        ticket = self.submit(Request(scaffold=scaffold, given=row, longest=longest, stops=tuple(stops)))
+        try:
+            yield from decode.pieces(lm, _growing(ticket))
+        finally:
+            ticket.cancel()
+
+    def _ask(self, requests: Sequence[Request]) -> list[Completed]:
+        """Return the results of requests; only the first has to find a place in the queue at once."""
+        if self._thread is None:
+            raise UsageError("the scheduler does not run: start it (Scheduler.start)")
+        tickets: list[Ticket] = []
+        try:
+            for request in requests:
+                tickets.append(self.submit(request, wait=bool(tickets)))
+            return [ticket.result() for ticket in tickets]
+        finally:
+            for ticket in tickets:
+                ticket.cancel()
+
+
+def _step(bank: Bank, requests: Sequence[Pass | Encode | Blocks]) -> list[Tensor]:
+    """Return the results of passes or of Connectors whose rows are in one bank."""
+    parts = [
+        StackInput(one.states, memory=one.memory) if isinstance(one, Blocks) else StackInput(one.embeds, memory=one.memory)  # type: ignore[union-attr]
+        for one in requests
+    ]
+    outputs = bank.step(parts)
+    return [
+        one.connector.placed(output, one.instead_of) if isinstance(one, Blocks) else output
+        for one, output in zip(requests, outputs, strict=True)
+    ]
+
+
+def _no_numbers() -> RequestFailed:
+    return RequestFailed("the scaffold's states are no numbers (NaN or infinite): train it anew, or load another")
+
+
+def _generated(branch: Branch) -> Generated:
+    return Generated(branch.ids, branch.log_probability, branch.margin)
+
+
+def _growing(ticket: Ticket) -> Iterator[list[int]]:
+    """Yield the tokens of a request's only continuation so far, after each."""
+    ids: list[int] = []
+    for event in ticket:
+        if event.token is not None:
+            ids.append(event.token)
+            yield ids
