@@ -2,19 +2,23 @@
 
 import math
 import secrets
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from threading import Condition
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from shoulders.backbone.choosing import Generated, check_sampling
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.engine import decode
+from shoulders.engine.batches import rows_of
 from shoulders.engine.decode import Scored
-from shoulders.errors import UsageError
+from shoulders.errors import Stopped, UsageError
 from shoulders.records import ScaffoldInput
 from shoulders.scaffolds.base import Scaffold
 
@@ -160,6 +164,11 @@ class Branch(Generated):
     finish: Finish
     events: tuple[Event, ...]
 
+    @property
+    def generated(self) -> Generated:
+        """Its tokens alone."""
+        return Generated(self.ids, self.log_probability, self.margin)
+
 
 @dataclass(frozen=True, slots=True)
 class Completed:
@@ -304,3 +313,160 @@ class Ticket:
             self._listener(event)
         except Exception:  # noqa: BLE001 (whoever listened is gone, and the other requests go on)
             self.cancelled = True
+
+
+class Submitting(ABC):
+    """What takes requests, as an `engine.inference.Engine` for threads that wait for their answers.
+
+    Attributes:
+        lm: the frozen model; what asks another one is run in its own thread.
+        rows: largest number of continuations of one request.
+    """
+
+    lm: FrozenLM
+    rows: int
+
+    @abstractmethod
+    def submit(self, request: Request, *, wait: bool = False) -> Ticket:
+        """Put a request into the queue; return its ticket.
+
+        Args:
+            request: the request.
+            wait: wait for a place if the queue is full.
+        """
+
+    @abstractmethod
+    def check_runs(self) -> None:
+        """Raise `UsageError` if nothing runs the requests, so that their threads would wait for ever."""
+
+    def bound(
+        self, *, deadline: float | None, label: str, on_ticket: Callable[[Ticket], None] = lambda _: None
+    ) -> "Submitting":
+        """Return an engine of the requests of one client.
+
+        Args:
+            deadline, label: of each request (`Request`).
+            on_ticket: called with the ticket of each request, for example to cancel it later.
+        """
+        return _Bound(self, deadline, label, on_ticket)
+
+    def likeliest(
+        self, lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, stops: Sequence[str] = ()
+    ) -> list[Generated]:
+        """Return the greedy continuation of each row (`decode.likeliest`)."""
+        if lm is not self.lm:
+            return decode.likeliest(lm, scaffold, given, longest=longest, stops=stops)
+        asked = [Request(scaffold=scaffold, given=row, longest=longest, stops=tuple(stops)) for row in rows_of(given)]
+        return [done.branches[0].generated for done in self._ask(asked)]
+
+    def sampled(
+        self,
+        lm: FrozenLM,
+        scaffold: Scaffold,
+        given: ScaffoldInput,
+        draws: Float[Tensor, "B N L"],
+        *,
+        temperature: float = 1.0,
+        stops: Sequence[str] = (),
+    ) -> list[list[Generated]]:
+        """Return N continuations of each row of at most L tokens (`decode.sampled`)."""
+        if lm is not self.lm:
+            return decode.sampled(lm, scaffold, given, draws, temperature=temperature, stops=stops)
+        settings: dict[str, Any] = {"sampling": SamplingParameters(temperature=temperature), "stops": tuple(stops)}
+        asked = [
+            Request(scaffold=scaffold, given=row, longest=len(one[0]), count=len(some), draws=some, **settings)
+            for row, one in zip(rows_of(given), draws, strict=True)
+            for some in one.split(self.rows)
+        ]
+        found = iter([branch.generated for done in self._ask(asked) for branch in done.branches])
+        return [[next(found) for _ in one] for one in draws]
+
+    def score(
+        self,
+        lm: FrozenLM,
+        scaffold: Scaffold,
+        given: ScaffoldInput,
+        continuations: Sequence[Sequence[list[int]]],
+        *,
+        positions_at_once: int = 1 << 30,
+    ) -> list[list[Scored]]:
+        """Return the log-likelihood of each row's continuations (`decode.score`)."""
+        if lm is not self.lm:
+            return decode.score(lm, scaffold, given, continuations, positions_at_once=positions_at_once)
+        asked = [
+            Request(scaffold=scaffold, given=row, continuations=tuple(map(tuple, some)))
+            for row, some in zip(rows_of(given), continuations, strict=True)
+        ]
+        return [list(done.scores) for done in self._ask(asked)]
+
+    def stream(
+        self, lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, stops: Sequence[str] = ()
+    ) -> Iterator[str]:
+        """Yield the text generated after a single row in pieces (`decode.stream`)."""
+        if lm is not self.lm:
+            yield from decode.stream(lm, scaffold, given, longest=longest, stops=stops)
+            return
+        (row,) = rows_of(given)
+        self.check_runs()
+        ticket = self.submit(Request(scaffold=scaffold, given=row, longest=longest, stops=tuple(stops)))
+        try:
+            yield from decode.pieces(lm, _growing(ticket))
+            _whole(ticket)
+        finally:
+            ticket.cancel()
+
+    def _ask(self, requests: Sequence[Request]) -> list[Completed]:
+        """Return the results of requests; only the first has to find a place in the queue at once.
+
+        Raises:
+            Stopped: one of them was cancelled.
+            TimeoutError: the deadline of one of them has passed.
+        """
+        self.check_runs()
+        tickets: list[Ticket] = []
+        try:
+            for request in requests:
+                tickets.append(self.submit(request, wait=bool(tickets)))
+            return [_whole(ticket) for ticket in tickets]
+        finally:
+            for ticket in tickets:
+                ticket.cancel()
+
+
+@final
+class _Bound(Submitting):
+    """The requests of one client to an engine."""
+
+    def __init__(
+        self, engine: Submitting, deadline: float | None, label: str, on_ticket: Callable[[Ticket], None]
+    ) -> None:
+        self.lm, self.rows = engine.lm, engine.rows
+        self._engine, self._deadline, self._label, self._on_ticket = engine, deadline, label, on_ticket
+
+    def submit(self, request: Request, *, wait: bool = False) -> Ticket:
+        ticket = self._engine.submit(replace(request, deadline=self._deadline, label=self._label), wait=wait)
+        self._on_ticket(ticket)
+        return ticket
+
+    def check_runs(self) -> None:
+        self._engine.check_runs()
+
+
+def _whole(ticket: Ticket) -> Completed:
+    """Return the result of a request that was answered to its end."""
+    done = ticket.result()
+    finishes = {branch.finish for branch in done.branches}
+    if "deadline" in finishes:
+        raise TimeoutError("the deadline of the request has passed")
+    if "cancelled" in finishes or not (done.branches or done.scores):
+        raise Stopped("the request was cancelled before it was answered")
+    return done
+
+
+def _growing(ticket: Ticket) -> Iterator[list[int]]:
+    """Yield the tokens of a request's only continuation so far, after each."""
+    ids: list[int] = []
+    for event in ticket:
+        if event.token is not None:
+            ids.append(event.token)
+            yield ids

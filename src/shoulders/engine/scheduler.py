@@ -19,12 +19,9 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from shoulders.backbone.banks import Bank
-from shoulders.backbone.choosing import Generated
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import StackInput
 from shoulders.engine import decode
-from shoulders.engine.batches import rows_of
-from shoulders.engine.decode import Scored
 from shoulders.engine.pool import Pool
 from shoulders.engine.reading import Reader
 from shoulders.engine.requests import (
@@ -33,28 +30,26 @@ from shoulders.engine.requests import (
     Event,
     Finish,
     Request,
-    SamplingParameters,
     Stats,
+    Submitting,
     Ticket,
 )
 from shoulders.engine.work import Chosen, Counts, Returned, Row, Work, choose, failure, resume
 from shoulders.errors import PoolTooSmall, QueueFull, RequestFailed, Stopped, UsageError
-from shoulders.records import ScaffoldInput
-from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.program import Blocks, Encode, Pass, Program, fulfil
 
 ALONE = 8  # times as many columns are read in a step while no row is continued
 
 
 @final
-class Scheduler:
+class Scheduler(Submitting):
     """Runs requests around one frozen model, from any number of threads.
 
     >>> with Scheduler(lm) as scheduler:  # doctest: +SKIP
     ...     ticket = scheduler.submit(Request(scaffold=scaffold, given=given, longest=64))
     ...     for event in ticket: ...
 
-    It is an `engine.inference.Engine`, too: whatever asks the model can go through it.
+    It is an `engine.inference.Engine`, too (`Submitting`): whatever asks the model can go through it.
 
     Args:
         lm: the frozen model.
@@ -451,85 +446,10 @@ class Scheduler:
         self._counts.labels[work.request.label] += 1
         work.ticket.end(result)
 
-    # The interface of `engine.inference.Engine`: for threads that wait for their answers.
-
-    def likeliest(
-        self, lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, stops: Sequence[str] = ()
-    ) -> list[Generated]:
-        """Return the greedy continuation of each row (`decode.likeliest`)."""
-        if lm is not self.lm:
-            return decode.likeliest(lm, scaffold, given, longest=longest, stops=stops)
-        asked = [
-            Request(scaffold=scaffold, given=row, longest=longest, stops=tuple(stops)) for row in rows_of(given)
-        ]
-        return [_generated(done.branches[0]) for done in self._ask(asked)]
-
-    def sampled(
-        self,
-        lm: FrozenLM,
-        scaffold: Scaffold,
-        given: ScaffoldInput,
-        draws: Float[Tensor, "B N L"],
-        *,
-        temperature: float = 1.0,
-        stops: Sequence[str] = (),
-    ) -> list[list[Generated]]:
-        """Return N continuations of each row of at most L tokens (`decode.sampled`)."""
-        if lm is not self.lm:
-            return decode.sampled(lm, scaffold, given, draws, temperature=temperature, stops=stops)
-        settings = {"sampling": SamplingParameters(temperature=temperature), "stops": tuple(stops)}
-        asked = [
-            Request(scaffold=scaffold, given=row, longest=len(one[0]), count=len(some), draws=some, **settings)
-            for row, one in zip(rows_of(given), draws, strict=True)
-            for some in one.split(self.rows)
-        ]
-        found = iter([_generated(branch) for done in self._ask(asked) for branch in done.branches])
-        return [[next(found) for _ in one] for one in draws]
-
-    def score(
-        self,
-        lm: FrozenLM,
-        scaffold: Scaffold,
-        given: ScaffoldInput,
-        continuations: Sequence[Sequence[list[int]]],
-        *,
-        positions_at_once: int = 1 << 30,
-    ) -> list[list[Scored]]:
-        """Return the log-likelihood of each row's continuations (`decode.score`)."""
-        if lm is not self.lm:
-            return decode.score(lm, scaffold, given, continuations, positions_at_once=positions_at_once)
-        asked = [
-            Request(scaffold=scaffold, given=row, continuations=tuple(map(tuple, some)))
-            for row, some in zip(rows_of(given), continuations, strict=True)
-        ]
-        return [list(done.scores) for done in self._ask(asked)]
-
-    def stream(
-        self, lm: FrozenLM, scaffold: Scaffold, given: ScaffoldInput, *, longest: int, stops: Sequence[str] = ()
-    ) -> Iterator[str]:
-        """Yield the text generated after a single row in pieces (`decode.stream`)."""
-        if lm is not self.lm:
-            yield from decode.stream(lm, scaffold, given, longest=longest, stops=stops)
-            return
-        (row,) = rows_of(given)
-        ticket = self.submit(Request(scaffold=scaffold, given=row, longest=longest, stops=tuple(stops)))
-        try:
-            yield from decode.pieces(lm, _growing(ticket))
-        finally:
-            ticket.cancel()
-
-    def _ask(self, requests: Sequence[Request]) -> list[Completed]:
-        """Return the results of requests; only the first has to find a place in the queue at once."""
+    def check_runs(self) -> None:
+        """Raise `UsageError` unless the thread was started."""
         if self._thread is None:
             raise UsageError("the scheduler does not run: start it (Scheduler.start)")
-        tickets: list[Ticket] = []
-        try:
-            for request in requests:
-                tickets.append(self.submit(request, wait=bool(tickets)))
-            return [ticket.result() for ticket in tickets]
-        finally:
-            for ticket in tickets:
-                ticket.cancel()
 
 
 def _step(bank: Bank, requests: Sequence[Pass | Encode | Blocks]) -> list[Tensor]:
@@ -547,16 +467,3 @@ def _step(bank: Bank, requests: Sequence[Pass | Encode | Blocks]) -> list[Tensor
 
 def _no_numbers() -> RequestFailed:
     return RequestFailed("the scaffold's states are no numbers (NaN or infinite): train it anew, or load another")
-
-
-def _generated(branch: Branch) -> Generated:
-    return Generated(branch.ids, branch.log_probability, branch.margin)
-
-
-def _growing(ticket: Ticket) -> Iterator[list[int]]:
-    """Yield the tokens of a request's only continuation so far, after each."""
-    ids: list[int] = []
-    for event in ticket:
-        if event.token is not None:
-            ids.append(event.token)
-            yield ids

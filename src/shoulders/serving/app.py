@@ -76,6 +76,7 @@ def create_app(service: Service) -> Gate:
         lifespan=life,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     keys = Keys(service.config)

@@ -94,9 +94,9 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         """Return the JSON of the answer."""
-        line = " ".join(str(self).split()).encode(errors="replace").decode()[:LONGEST_MESSAGE]
         kind = TYPES.get(self.status, "invalid_request_error")
-        return {"error": {"message": line, "type": kind, "param": self.param, "code": self.code}}
+        param = None if self.param is None else _line(self.param)
+        return {"error": {"message": _line(str(self)), "type": kind, "param": param, "code": self.code}}
 
     def response(self) -> JSONResponse:
         """Return the HTTP answer."""
@@ -104,6 +104,11 @@ class ApiError(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body(), self.status, headers)
+
+
+def _line(text: str) -> str:
+    """Return a text on one line, not too long, and without halves of characters, which UTF-8 does not have."""
+    return " ".join(text.split()).encode(errors="replace").decode()[:LONGEST_MESSAGE]
 
 
 def as_api_error(error: BaseException) -> ApiError:
@@ -143,6 +148,7 @@ class About:
         started: monotonic time of its arrival.
         deadline: time of the event loop at which it is given up.
         status: of its answer.
+        answered: whether its answer has been sent to the end.
         model: name of the served model, once it is known to be one.
         prompt_tokens, generated_tokens: read and generated for it.
         text: prompt and answer, if they are logged.
@@ -154,6 +160,7 @@ class About:
     started: float = field(default_factory=time.monotonic)
     deadline: float = math.inf
     status: int = 0
+    answered: bool = False
     model: str = ""
     prompt_tokens: int = 0
     generated_tokens: int = 0
@@ -302,6 +309,8 @@ class Gate:
             if message["type"] == "http.response.start":
                 about.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", about.id.encode())]
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                about.answered = True
             await send(message)
 
         try:
@@ -378,9 +387,9 @@ class Gate:
         work, watcher = asyncio.ensure_future(self.app(scope, replay, send)), asyncio.ensure_future(watch())
         try:
             await asyncio.wait({work, watcher}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
+            if not (work.done() or scope["state"]["about"].answered):
                 raise _ClientLeft
-            work.result()
+            await work
         finally:
             work.cancel()
             watcher.cancel()
@@ -450,4 +459,4 @@ class JsonLines(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             content["error"] = f"{type(record.exc_info[1]).__name__}: {first_line(record.exc_info[1])}"
             content["trace"] = self.formatException(record.exc_info)
-        return json.dumps(content, ensure_ascii=False)
+        return json.dumps(content, ensure_ascii=False).encode(errors="replace").decode()

@@ -25,18 +25,18 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what bytes that are no whole charact
 
 
 class ServingEngine(Protocol):
-    """What a server needs of an engine: the scheduler's interface."""
+    """What a server needs of an engine, such as the scheduler."""
 
     def submit(self, request: Request) -> Ticket:
-        """Take a request, to be run with all others."""
+        """Put a request into the queue; return its ticket."""
         ...
 
     def bound(self, *, deadline: float | None, label: str, on_ticket: Callable[[Ticket], None]) -> Engine:
-        """Return the interface of answerers, whose requests have this deadline and are passed to `on_ticket`."""
+        """Return an engine of the requests of one client (`engine.requests.Submitting.bound`)."""
         ...
 
     def stats(self) -> Stats:
-        """Return the numbers of the engine."""
+        """Return counts and sizes."""
         ...
 
     def start(self) -> Any:
@@ -44,7 +44,7 @@ class ServingEngine(Protocol):
         ...
 
     def stop(self, finish: bool = True) -> None:
-        """Run what was taken to its end, and stop."""
+        """Take no more requests, and end what was taken."""
         ...
 
 
@@ -95,7 +95,7 @@ class GrowingText:
         self._held.append((len(self._text), TokenLog(event.token, event.log_probability, event.top)))
         self._ids.append(event.token)
         self._decode(whole=True)
-        found = [place for stop in self._stops if (place := self._text.find(stop, self._from(stop))) >= 0]
+        found = [place for stop in self._stops if (place := self._text.find(stop, self._sent)) >= 0]
         if found:
             self._stopped = True
             return self._passed_on(min(found))
@@ -117,10 +117,6 @@ class GrowingText:
             return
         self._text += now[len(before) :]
         self._begin, self._read = self._read, len(self._ids)
-
-    def _from(self, stop: str) -> int:
-        """Return where a stop text may begin that was not there before."""
-        return max(0, self._sent - len(stop) + 1)
 
     def _kept_back(self) -> int:
         """Return the length of the longest end of the text with which a stop text may begin."""
@@ -377,7 +373,7 @@ class GrowingText:
         self._held.append((len(self._text), TokenLog(event.token, event.log_probability, event.top)))
         self._ids.append(event.token)
         self._decode(whole=True)
-        found = [place for stop in self._stops if (place := self._text.find(stop, self._from(stop))) >= 0]
+        found = [place for stop in self._stops if (place := self._text.find(stop, self._sent)) >= 0]
         if found:
             self._stopped = True
             return self._passed_on(min(found))
