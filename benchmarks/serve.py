@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.pairs import in_turn, ratio, report
@@ -231,7 +231,7 @@ def bench_decode(bench: Bench) -> tuple[dict[str, float], dict[str, Any]]:
                     _generated(theirs, texts, sizes.decode, bench)
 
             run(ours=False)
-            arms = {"server": lambda: run(ours=True), "transformers": lambda: run(ours=False)}  # noqa: B023
+            arms = {"server": lambda: run(ours=True), "transformers": lambda: run(ours=False)}
             seconds = in_turn(f"{rows} rows", arms, bench.rounds)
             ratios[f"decode_vs_generate_{rows}"] = ratio(seconds["transformers"], seconds["server"])
             record[f"{rows} rows"] = {

@@ -44,9 +44,8 @@ class Server:
         load = run(Endpoint(self.url), requests, clients=clients or len(requests))
         for one in load.outcomes:
             if one.error or one.tokens != one.request.max_tokens:
-                raise SystemExit(
-                    f"{one.request.model} gave {one.tokens} of {one.request.max_tokens} tokens: {one.error or 'no error'}"
-                )
+                counted = f"{one.request.model} gave {one.tokens} of {one.request.max_tokens} tokens"
+                raise SystemExit(f"{counted}: {one.error or 'no error'}")
         return load
 
     def resident(self) -> int:

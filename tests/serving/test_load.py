@@ -239,7 +239,14 @@ def test_the_command_prints_what_was_measured(shoulders, tmp_path):
     options = ["--model", "good", "--requests", 6, "--clients", 2, "--max-tokens", 3, "--exact"]
     with serving() as (url, seen):
         code, out, _ = shoulders(
-            "bench-serve", url, *options, "--prompts", tmp_path / "prompts.txt", "--json", "--out", tmp_path / "out.json"
+            "bench-serve",
+            url,
+            *options,
+            "--prompts",
+            tmp_path / "prompts.txt",
+            "--json",
+            "--out",
+            tmp_path / "out.json",
         )
         shown = json.loads(out.splitlines()[0])
         assert code == 0

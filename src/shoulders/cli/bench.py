@@ -58,7 +58,9 @@ def bench_serve(  # noqa: PLR0913, PLR0917 (one for each option)
     from shoulders.serving.load import Endpoint, Mix, random_prompts, run
 
     if clients < 1 or rate < 0 or words < 1:
-        raise UsageError(f"--clients {clients}, --rate {rate} and --words {words}: at least 1 client, 0 a second, 1 word")
+        raise UsageError(
+            f"--clients {clients}, --rate {rate} and --words {words}: at least 1 client, 0 a second, 1 word"
+        )
     endpoint = Endpoint(url, key, chat=chat)
     models = _models(endpoint, model or [])
     texts = _read_prompts(prompts) if prompts else random_prompts(requests, words, seed)

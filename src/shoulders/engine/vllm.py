@@ -11,12 +11,13 @@ import math
 import os
 from collections import Counter
 from collections.abc import Coroutine, Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import asdict, fields
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import Semaphore, Thread
 from time import monotonic
 from typing import Any, Self, cast, final
 from uuid import uuid4
@@ -31,7 +32,17 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import Memory
 from shoulders.backbone.sources import locate
 from shoulders.engine.batches import encode, question_batch
-from shoulders.engine.requests import Branch, Completed, Event, Finish, Request, SamplingParameters, Stats, Ticket
+from shoulders.engine.requests import (
+    Branch,
+    Completed,
+    Event,
+    Finish,
+    Request,
+    SamplingParameters,
+    Stats,
+    Submitting,
+    Ticket,
+)
 from shoulders.errors import QueueFull, RequestFailed, SourceNotFound, Stopped, UsageError, first_line
 from shoulders.records import Question
 from shoulders.scaffolds.base import Bare, Scaffold
@@ -90,7 +101,7 @@ def _first_pass(program: Program, lm: FrozenLM) -> Pass:
 
 
 @final
-class VllmEngine:
+class VllmEngine(Submitting):
     """Runs requests in vLLM.
 
     Args:
@@ -114,7 +125,8 @@ class VllmEngine:
         rows: int = 32,
         queue: int = 256,
     ) -> None:
-        self.lm, self._memory_bytes, self._rows, self._queue = lm, memory_bytes, rows, queue
+        self.lm, self.rows, self._memory_bytes, self._queue = lm, rows, memory_bytes, queue
+        self._places = Semaphore(rows + queue)
         self._vllm = _library()
         self._digests: WeakKeyDictionary[Scaffold, str] = WeakKeyDictionary()
         self._built_in: dict[str, Recursion] = {}
@@ -122,8 +134,7 @@ class VllmEngine:
             _check_fits(name, scaffold, lm)
             if isinstance(scaffold, Recursion):
                 self._built_in[self._digest(scaffold)] = scaffold
-        self._loop = asyncio.new_event_loop()
-        self._thread = Thread(target=self._loop.run_forever, name="vllm", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._llm: Any = None
         self._running: set[Future[None]] = set()
         self._counts: Counter[str] = Counter()
@@ -140,11 +151,15 @@ class VllmEngine:
             )
 
     def start(self) -> Self:
-        """Start vLLM, and check that it gives the probabilities of the frozen model here.
+        """Start vLLM, unless it runs, and check that it gives the probabilities of the frozen model here.
 
         Raises:
             UsageError: it does not start, or gives others.
         """
+        if self._llm is not None:
+            return self
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
         self._folder = TemporaryDirectory(prefix="shoulders-vllm-")
         self._llm = self._in_loop(self._new_llm(Path(self._folder.name))).result()
@@ -160,19 +175,23 @@ class VllmEngine:
             for future in running:
                 future.cancel()
         for future in running:
-            try:
+            with suppress(Exception, CancelledError):  # its ticket has the error
                 future.result()
-            except BaseException:  # noqa: BLE001, S110 (its ticket has the error)
-                pass
         if self._llm is not None:
             self._llm.shutdown()
-        if self._thread.is_alive():
+        if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+            self._loop.close()
             self._folder.cleanup()
+            self._loop = self._llm = None
 
-    def submit(self, request: Request) -> Ticket:
+    def submit(self, request: Request, *, wait: bool = False) -> Ticket:
         """Take a request, to be run with all others.
+
+        Args:
+            request: the request.
+            wait: wait for a place if there is none.
 
         Raises:
             UsageError: vLLM cannot do what it asks for.
@@ -181,16 +200,25 @@ class VllmEngine:
         """
         if self._stopped:
             raise Stopped("the engine has stopped: start the server again")
-        if len(self._running) >= self._rows + self._queue:
-            raise QueueFull(self._queue)
         _check_can(request)
         vectors = self._vectors(request)
+        if not self._places.acquire(blocking=wait):
+            raise QueueFull(self._queue)
         names = [uuid4().hex for _ in range(request.count)]
         ticket = Ticket(lambda: self._abort(names))
         future = self._in_loop(self._run(request, vectors, names, ticket))
         self._running.add(future)
-        future.add_done_callback(self._running.discard)
+        future.add_done_callback(self._ended)
         return ticket
+
+    def check_runs(self) -> None:
+        """Raise `UsageError` if vLLM does not run."""
+        if self._llm is None:
+            raise UsageError("vLLM does not run: start it (VllmEngine.start)")
+
+    def _ended(self, future: "Future[None]") -> None:
+        self._running.discard(future)
+        self._places.release()
 
     def stats(self) -> Stats:
         """Return counts; vLLM does not tell sizes of its memory."""
@@ -198,7 +226,7 @@ class VllmEngine:
         counted = {name: self._counts[name] for name in ("forwards", "passes", "tokens", "finished", "failed")}
         sizes = {"memory_bytes": self._memory_bytes, "used_bytes": 0, "cache_bytes": 0}
         found = {"hits": self._counts["hits"], "misses": self._counts["misses"], "labels": dict(self._labels)}
-        waiting = max(0, active - self._rows)
+        waiting = max(0, active - self.rows)
         return Stats(running=active - waiting, waiting=waiting, steps=0, **counted, **sizes, **found)
 
     def _vectors(self, request: Request) -> Float[Tensor, "T D"]:
@@ -223,7 +251,7 @@ class VllmEngine:
         except asyncio.CancelledError:
             self._abort(names)
             ticket.end(Stopped("the engine was stopped before the request ended"))
-        except Exception as error:  # noqa: BLE001 (whatever vLLM raises ends this request alone)
+        except Exception as error:
             self._counts["failed"] += 1
             ticket.end(RequestFailed(f"vLLM did not run the request: {first_line(error)}"))
         finally:
@@ -291,7 +319,7 @@ class VllmEngine:
             model=locate(self.lm.name),
             dtype=str(self.lm.dtype).removeprefix("torch."),
             max_model_len=self.lm.context,
-            max_num_seqs=self._rows,
+            max_num_seqs=self.rows,
             enable_prompt_embeds=True,
             enable_prefix_caching=True,
             disable_log_stats=True,
@@ -329,17 +357,18 @@ class VllmEngine:
         wanted = ours[cast(int, event.token)].item()
         if not abs(event.log_probability - wanted) < AGREES[self.lm.dtype]:
             raise UsageError(
-                f"vLLM reads {self.lm.name!r} under a scaffold of kind {scaffold.kind!r} in another way: after {TEXT!r} "
-                f"token {event.token} has log-probability {event.log_probability:.3f} there and {wanted:.3f} here: "
-                f"{WAY_OUT}"
+                f"vLLM reads {self.lm.name!r} under a scaffold of kind {scaffold.kind!r} in another way: after "
+                f"{TEXT!r} token {event.token} has log-probability {event.log_probability:.3f} there and {wanted:.3f} "
+                f"here: {WAY_OUT}"
             )
 
     def _abort(self, names: list[str]) -> None:
         """End continuations of a request, from any thread."""
-        if self._llm is not None and not self._loop.is_closed():
+        if self._llm is not None:
             self._in_loop(self._llm.abort(names))
 
     def _in_loop(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
 
@@ -383,9 +412,13 @@ def _check_fits(name: str, scaffold: Scaffold, lm: FrozenLM) -> None:
 def _check_can(request: Request) -> None:
     """Raise `UsageError` if a request asks for what vLLM does not do after embedded text."""
     if request.continuations:
-        raise UsageError("vLLM does not score given answers after embedded text: ask without choices (--engine process has them)")
+        raise UsageError(
+            "vLLM does not score given answers after embedded text: ask without choices (--engine process has them)"
+        )
     if request.sampling.penalises:
-        raise UsageError("vLLM counts penalties wrongly after embedded text: leave them out (--engine process has them)")
+        raise UsageError(
+            "vLLM counts penalties wrongly after embedded text: leave them out (--engine process has them)"
+        )
 
 
 def _seed(request: Request, number: int) -> int | None:
@@ -405,5 +438,7 @@ def _library() -> Any:
     try:
         import vllm
     except ImportError as error:
-        raise SourceNotFound(f"--engine vllm needs vLLM ({first_line(error)}): pip install 'shoulders[vllm]'") from error
+        raise SourceNotFound(
+            f"--engine vllm needs vLLM ({first_line(error)}): pip install 'shoulders[vllm]'"
+        ) from error
     return vllm

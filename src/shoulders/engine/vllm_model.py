@@ -38,7 +38,7 @@ class AskedConnectors(LogitsProcessor):
 
     of_rows: ClassVar[dict[int, int]] = {}
 
-    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:  # noqa: ARG002
         self.of_rows.clear()
 
     def is_argmax_invariant(self) -> bool:
@@ -177,7 +177,7 @@ class RecursiveLlama(LlamaForCausalLM):
         self,
         input_ids: Tensor | None,
         positions: Tensor,
-        intermediate_tensors: Any = None,
+        intermediate_tensors: Any = None,  # noqa: ARG002 (of pipelines)
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """Return the states of the second pass for tokens that ask for a Connector, and of the first for others."""

@@ -84,8 +84,8 @@ def _export_prompt(info: ModelInfo, scaffold: SoftPrompt, lm: FrozenLM, target: 
 def _export_adapter(info: ModelInfo, rival: RivalInfo, backbone: str, target: Path) -> None:
     if rival.kind != LORA:
         raise UsageError(
-            f"vLLM alone serves soft prompts and LoRA adapters, and {info.name} was trained by {rival.kind!r}: serve it "
-            f"with shoulders serve {info.name}"
+            f"vLLM alone serves soft prompts and LoRA adapters, and {info.name} was trained by {rival.kind!r}: serve "
+            f"it with shoulders serve {info.name}"
         )
     with atomic_folder(target, DESCRIPTION) as scratch:
         for file in (CONFIG, WEIGHTS):
