@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 import openai
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from shoulders.answering.spec import AnswerSpec
 from shoulders.backbone.frozen import FrozenLM
@@ -20,6 +22,7 @@ from shoulders.serving.app import Server
 from shoulders.serving.config import ServerConfig
 from shoulders.serving.models import Models
 from shoulders.serving.service import Service
+from tiny import GROUPED, TEXTS
 
 TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}> {{ message.content }}\n{% endfor %}"
@@ -27,6 +30,30 @@ TEMPLATE = (
 )
 LONGEST = 6
 GENERATING = ("bare", "prefix", "infix", "suffix", "input", "twice")  # what completes texts
+
+
+def save_readable(folder: Path) -> None:
+    """A tiny Llama that writes ASCII, so that different texts look different, with a chat template."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    letters = [chr(code) for code in range(33, 127)] + [
+        "\u0120",
+        "\u010a",
+    ]  # space and line break, as bytes are written
+    special = ["<pad>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=250, special_tokens=special, initial_alphabet=letters, show_progress=False)
+    made.train_from_iterator(TEXTS * 4, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(1)
+    sizes = {**GROUPED, "vocab_size": len(tokenizer), "max_position_embeddings": 512}
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(6 if weight.dim() > 1 else 1)
+    model.save_pretrained(folder)
 
 
 @dataclass
@@ -39,9 +66,9 @@ class Running:
     def client(self, key: str = "none", **how: object) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **how)
 
-    def http(self, key: str = "", **how: object) -> httpx.Client:
+    def http(self, key: str = "", **how: object) -> httpx2.Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=30, **how)
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=30, **how)
 
 
 @contextmanager

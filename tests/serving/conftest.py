@@ -1,26 +1,23 @@
 """A server over a tiny model in a thread of this process, with a scaffold of each kind."""
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import httpx
+import httpx2
 import openai
 import pytest
 import torch
 
 from rankers import save_bert
-from served import LONGEST, TEMPLATE, Running, kept, prompt, running, service_of
+from served import LONGEST, Running, kept, prompt, running, save_readable, service_of
 from shoulders.answering.calibration import Point, Threshold
 from shoulders.answering.spec import AnswerSpec
 from shoulders.answering.stages import Calibration, Cascade, Stage, save
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.readers import QUESTION_WORDING
 from shoulders.engine.batches import Lengths
-from shoulders.engine.scheduler import Scheduler
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.records import Placement
 from shoulders.retrieval.building import build
@@ -29,24 +26,15 @@ from shoulders.retrieval.reranker import Reranker, RerankerOrigin
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
-from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
-from shoulders.serving.app import Server
-from shoulders.serving.config import ServerConfig
-from shoulders.serving.models import Models
-from shoulders.serving.service import Service
-from tiny import save_lm
 
 PETS = {"Rome": "cat", "Bern": "bear", "Oslo": "elk"}
 
 
 @pytest.fixture(scope="session")
 def lm(folders: Path) -> FrozenLM:
-    """A tiny Llama with a chat template and a longer context."""
+    """A tiny Llama with a chat template."""
     folder = folders / "served"
-    save_lm("llama", folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 512}))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    save_readable(folder)
     return FrozenLM.load(str(folder), dtype="float32", device="cpu").keep_fingerprint()
 
 
@@ -98,7 +86,7 @@ def client(server: Running) -> openai.OpenAI:
 
 
 @pytest.fixture
-def http(server: Running) -> Iterator[httpx.Client]:
+def http(server: Running) -> Iterator[httpx2.Client]:
     """A plain client, for what OpenAI's does not send."""
     with server.http() as found:
         yield found

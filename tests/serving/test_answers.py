@@ -64,7 +64,7 @@ def test_a_streamed_answer_ends_with_the_whole_one(http, name):
 def test_choices_are_ranked(http, lm, saved, name):
     wanted = answering.open(str(saved / name), lm=lm).ask(ASKED, CHOICES)
     found = http.post("/v1/answer", json={"model": name, "question": ASKED, "choices": CHOICES}).json()
-    assert found["said"] == wanted.text
+    assert found.get("said") == wanted.text, found
     assert found["probability"] == pytest.approx(wanted.probability, rel=1e-3)
     if name != "cascade":
         assert sum(one["probability"] for one in found["choices"]) == pytest.approx(1)
@@ -80,7 +80,9 @@ def test_uploaded_documents_are_asked_by_any_model_and_name_their_page(http, tmp
     assert (upload["documents"], upload["passages"]) == (1, 1)
     assert "empty.txt" in upload["skipped"][0]["place"]
     for name in ("bare", "prefix", "reader"):
-        found = http.post("/v1/answer", json={"model": name, "question": "Who lives in Quito?", "documents": upload["id"]}).json()
+        found = http.post(
+            "/v1/answer", json={"model": name, "question": "Who lives in Quito?", "documents": upload["id"]}
+        ).json()
         assert "quagga" in found["passages"][0]["text"], name
         assert found["passages"][0]["page"] in (1, 2)
         assert found["passages"][0]["title"].startswith("animals")
@@ -92,7 +94,9 @@ def test_uploaded_documents_are_asked_by_any_model_and_name_their_page(http, tmp
 
 def test_texts_are_documents_too(http):
     upload = http.post("/v1/documents", json={"texts": ["An okapi lives in Bonn."], "name": "mine"}).json()
-    found = http.post("/v1/answer", json={"model": "reader", "question": "Who lives in Bonn?", "documents": upload["id"]}).json()
+    found = http.post(
+        "/v1/answer", json={"model": "reader", "question": "Who lives in Bonn?", "documents": upload["id"]}
+    ).json()
     assert found["passages"][0]["text"] == "An okapi lives in Bonn."
     refused = http.post("/v1/answer", json={"model": "cascade", "question": "Who?", "documents": upload["id"]})
     assert refused.json()["error"]["code"] == "unsupported"
@@ -104,17 +108,23 @@ def test_embeddings_are_the_retrievers_in_both_formats(http, client, saved):
     wanted = encoder.encode_questions(texts)
     found = client.embeddings.create(model="encoder", input=texts)  # as base64, which OpenAI's client asks for
     np.testing.assert_allclose([one.embedding for one in found.data], wanted, rtol=1e-5)
-    plain = http.post("/v1/embeddings", json={"model": "encoder", "input": texts[1], "task": "retrieval.passage"}).json()
+    plain = http.post(
+        "/v1/embeddings", json={"model": "encoder", "input": texts[1], "task": "retrieval.passage"}
+    ).json()
     passage = encoder.encode_passages([""], texts[1:])[0]
     np.testing.assert_allclose(plain["data"][0]["embedding"], passage, rtol=1e-4)
     coded = http.post("/v1/embeddings", json={"model": "encoder", "input": texts, "encoding_format": "base64"}).json()
-    np.testing.assert_allclose(np.frombuffer(base64.b64decode(coded["data"][0]["embedding"]), "<f4"), wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(
+        np.frombuffer(base64.b64decode(coded["data"][0]["embedding"]), "<f4"), wanted[0], rtol=1e-5
+    )
     assert found.usage.prompt_tokens == sum(map(len, encoder.question_rows(texts)))
     assert http.post("/v1/embeddings", json={"model": "encoder", "input": "a", "dimensions": 7}).status_code == 400
 
 
 def test_documents_are_ranked_as_by_the_reranker(http, saved):
-    scores = load_ranker(str(saved / "reranker"), device="cpu").scores([Pair(QUESTION, title, text) for title, text in PASSAGES])
+    scores = load_ranker(str(saved / "reranker"), device="cpu").scores(
+        [Pair(QUESTION, title, text) for title, text in PASSAGES]
+    )
     documents = [{"title": title, "text": text} for title, text in PASSAGES]
     asked = {"model": "reranker", "query": QUESTION, "documents": documents}
     found = http.post("/v1/rerank", json=asked).json()

@@ -110,7 +110,11 @@ def test_log_probabilities_are_the_models_own_in_both_shapes(server, client, nam
 
 def test_a_seed_decides_what_is_drawn_whatever_else_runs(client):
     def drawn(seed):
-        return complete(client, "prefix", TEXTS[1], temperature=1.0, seed=seed, top_p=0.9, top_k=50).choices[0].text
+        return (
+            complete(client, "prefix", TEXTS[1], temperature=1.0, seed=seed, top_p=0.9, extra_body={"top_k": 50})
+            .choices[0]
+            .text
+        )
 
     alone = [drawn(seed) for seed in range(4)]
     with ThreadPoolExecutor(8) as pool:
@@ -138,7 +142,9 @@ def test_several_prompts_token_ids_and_echo(server, client):
         text = TEXTS[number // 2]
         assert choice.text == text + offline(server, "bare", Question(text))[0]
     ids = complete(client, "bare", [lm.ids(text) for text in TEXTS[:3]])
-    assert [choice.text for choice in ids.choices] == [choice.text[len(TEXTS[number]) :] for number, choice in enumerate(found.choices[::2])]
+    assert [choice.text for choice in ids.choices] == [
+        choice.text[len(TEXTS[number]) :] for number, choice in enumerate(found.choices[::2])
+    ]
     assert found.usage.prompt_tokens == sum(len(lm.ids(text)) for text in TEXTS[:3])
 
 
@@ -163,16 +169,23 @@ def test_models_are_listed_with_their_parent(server, client):
     assert (cards["twice"].passes, cards["twice"].first_pass) == (2, "twice:first")
     assert client.models.retrieve("twice:first").kind == "bare"
     assert cards["reranker"].endpoints == ["rerank"]
-    assert complete(client, server.service.lm.name, TEXTS[0]).choices[0].text == complete(client, "bare", TEXTS[0]).choices[0].text
+    assert (
+        complete(client, server.service.lm.name, TEXTS[0]).choices[0].text
+        == complete(client, "bare", TEXTS[0]).choices[0].text
+    )
     first = complete(client, "twice:first", TEXTS[0]).choices[0].text
-    assert first == complete(client, "bare", TEXTS[0]).choices[0].text != complete(client, "twice", TEXTS[0]).choices[0].text
+    assert (
+        first
+        == complete(client, "bare", TEXTS[0]).choices[0].text
+        != complete(client, "twice", TEXTS[0]).choices[0].text
+    )
 
 
 def test_openais_client_raises_its_own_errors(client):
     with pytest.raises(openai.NotFoundError, match="no model 'nobody'"):
         complete(client, "nobody", "a")
-    with pytest.raises(openai.BadRequestError, match="needs 5") as caught:
-        complete(client, "prefix", "word " * 400, max_tokens=100)
+    with pytest.raises(openai.BadRequestError, match="needs 6") as caught:
+        complete(client, "prefix", "word " * 500, max_tokens=100)
     assert caught.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError, match="is a reranker"):
         complete(client, "reranker", "a")

@@ -7,12 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
+import httpx2
 import openai
 import pytest
 import torch
@@ -117,7 +116,9 @@ def test_a_broken_scaffold_is_named_and_the_rest_is_served(http, lm, saved, fold
     assert [one.name for one in service.models] == ["bare", "prefix"]
 
 
-@pytest.mark.parametrize("path", ["../outside", "/etc", "prefix/../../outside", "link", "~", ".", "", "org/name", "a\0b"])
+@pytest.mark.parametrize(
+    "path", ["../outside", "/etc", "prefix/../../outside", "link", "~", ".", "", "org/name", "a\0b"]
+)
 def test_nothing_outside_the_allowed_folders_is_loaded(http, lm, saved, path):
     kept(prompt(lm, 1), lm, saved.parent / "outside")
     if not (saved / "link").is_symlink():
@@ -171,7 +172,7 @@ def test_limits_of_a_key(guarded, keys):
         few.models.list()
     assert 1 <= int(caught.value.response.headers["retry-after"]) <= 30
     short = guarded.client(known["short"])
-    text_of(short, "prefix", max_tokens=30)
+    text_of(short, "prefix", max_tokens=30, extra_body={"min_tokens": 30})
     with pytest.raises(openai.RateLimitError, match="20 tokens a minute"):
         text_of(short, "prefix")
     one = guarded.client(known["one"])
@@ -245,13 +246,13 @@ def test_a_client_that_leaves_frees_its_place(guarded, keys):
         with http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
             next(response.iter_lines())
             assert stats().running == 1
-        with pytest.raises(httpx.ReadTimeout):
+        with pytest.raises(httpx2.ReadTimeout):
             http.post("/v1/completions", json=body, timeout=0.1)
     until = time.monotonic() + 2
     while (left := stats().running) and time.monotonic() < until:
         time.sleep(0.01)
     assert left == 0
-    assert 'status="499"' in httpx.get(f"{guarded.url}/metrics").text
+    assert 'status="499"' in httpx2.get(f"{guarded.url}/metrics").text
 
 
 def test_a_deadline_ends_a_request_and_a_stream(lm, saved):
@@ -300,7 +301,11 @@ def test_metrics_count_what_happens(server, client, http):
         found = re.search(rf"^shoulders:{re.escape(name)} (\S+)$", http.get("/metrics").text, re.MULTILINE)
         return float(found[1]) if found else 0.0
 
-    names = ('generated_tokens_total{scaffold="suffix"}', 'time_to_first_token_seconds_count{scaffold="suffix"}', "passes_total")
+    names = (
+        'generated_tokens_total{scaffold="suffix"}',
+        'time_to_first_token_seconds_count{scaffold="suffix"}',
+        "passes_total",
+    )
     before = [number(name) for name in names]
     text_of(client, "suffix", "A text that was never read before.", max_tokens=7, extra_body={"min_tokens": 7})
     after = [number(name) for name in names]
@@ -316,12 +321,15 @@ def test_the_log_has_ids_and_no_text_unless_asked(lm, saved, caplog):
         caplog.clear()
         caplog.set_level("INFO", "shoulders.serving")
         with running(service_of(lm, saved, ("prefix",), log_text=log_text)) as server:
-            found = httpx.post(
+            found = httpx2.post(
                 f"{server.url}/v1/completions", json={"model": "prefix", "prompt": "Say a secret.", "max_tokens": 3},
                 headers={"X-Request-Id": "mine-1"},
             )  # fmt: skip
             assert found.headers["x-request-id"] == "mine-1"
-            assert re.fullmatch("[0-9a-f]{32}", httpx.get(f"{server.url}/health", headers={"X-Request-Id": "a b\n"[:3]}).headers["x-request-id"])
+            assert re.fullmatch(
+                "[0-9a-f]{32}",
+                httpx2.get(f"{server.url}/health", headers={"X-Request-Id": "a b\n"[:3]}).headers["x-request-id"],
+            )
         fields = next(record.fields for record in caplog.records if getattr(record, "fields", {}).get("id") == "mine-1")
         assert (fields["status"], fields["model"], fields["generated_tokens"]) == (200, "prefix", 3)
         assert ("secret" in str(fields)) == log_text
@@ -331,14 +339,29 @@ def test_the_log_has_ids_and_no_text_unless_asked(lm, saved, caplog):
 def test_the_command_serves_and_ends_running_answers_at_sigterm(lm, saved, tmp_path):
     """`shoulders serve` in a process of its own: an answer that runs when SIGTERM comes is whole, then it ends."""
     environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2] / 'src'}", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "shoulders", "serve", str(saved / "prefix"), f"broken={saved / 'index'}", "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "shoulders",
+        "serve",
+        str(saved / "prefix"),
+        f"broken={saved / 'index'}",
+        "--port",
+        "0",
+    ]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         said = process.stdout.readline()
         assert said.startswith("not served: broken")
         url = re.search(r"http://\S+:\d+", process.stdout.readline())[0]
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        settings = {"model": "prefix", "prompt": TEXTS[0], "temperature": 0, "max_tokens": 200, "extra_body": {"min_tokens": 200}}
+        settings = {
+            "model": "prefix",
+            "prompt": TEXTS[0],
+            "temperature": 0,
+            "max_tokens": 200,
+            "extra_body": {"min_tokens": 200},
+        }
         wanted = client.completions.create(**settings).choices[0].text
         stream = client.completions.create(**settings, stream=True)
         pieces = [next(stream).choices[0].text]

@@ -27,7 +27,9 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
     ] = "",
     retriever: Annotated[list[str] | None, typer.Option(help="encoder for /v1/embeddings; may be repeated")] = None,
     reranker: Annotated[list[str] | None, typer.Option(help="re-ranker for /v1/rerank; may be repeated")] = None,
-    index: Annotated[str, typer.Option(help="index of the passages for readers [default: that of their training]")] = "",
+    index: Annotated[
+        str, typer.Option(help="index of the passages for readers [default: that of their training]")
+    ] = "",
     host: Annotated[str, typer.Option(help="address to listen at; other than loopback only with --keys")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen at; 0 for any free one", min=0, max=65535)] = 8000,
     keys: Annotated[Path | None, typer.Option(help="file of API keys (`shoulders serve-key`)")] = None,
@@ -35,7 +37,9 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
         list[str] | None,
         typer.Option(help="folder that scaffolds may be loaded from while it runs, or 'hub'; may be repeated"),
     ] = None,
-    memory: Annotated[int, typer.Option(help="megabytes of keys and values, of running requests and kept ones", min=1)] = 1024,
+    memory: Annotated[
+        int, typer.Option(help="megabytes of keys and values, of running requests and kept ones", min=1)
+    ] = 1024,
     rows: Annotated[int, typer.Option(help="texts that are generated at a time", min=1)] = 32,
     queue: Annotated[int, typer.Option(help="requests that may wait; one more is refused with 429", min=0)] = 256,
     deadline: Annotated[float, typer.Option(help="seconds after which a request is given up")] = 120.0,
@@ -108,7 +112,9 @@ def _run(service: "Service") -> None:
         server.run()
     except SystemExit as stopped:
         if stopped.code:
-            raise UsageError(f"the server cannot listen at {service.config.host}:{service.config.port}: its log says why") from None
+            raise UsageError(
+                f"the server cannot listen at {service.config.host}:{service.config.port}: its log says why"
+            ) from None
     if not server.started:
         raise UsageError(f"the server cannot listen at {service.config.host}:{service.config.port}: its log says why")
 

@@ -109,7 +109,7 @@ class Reader:
                         text.columns = self._columns(asked, text.work)
                     elif not isinstance(asked, Returned):
                         others.append((text, asked))
-                except Exception as error:  # noqa: BLE001 (whatever a scaffold of another package raises)
+                except Exception as error:
                     yield self._ended(text, failure(error))
                 else:
                     if isinstance(asked, Returned):
@@ -133,7 +133,7 @@ class Reader:
         for group in groups.values():
             try:
                 results = fulfil([request for _, request in group], self.lm)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 for text, _ in group:
                     yield self._ended(text, failure(error))
             else:
@@ -196,7 +196,7 @@ class Reader:
         try:
             parts = [one.next(count) for one, (_, count) in zip(columns, group, strict=True)]
             results = self.lm.states_together(parts)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             for text, _ in group:
                 yield self._ended(text, failure(error))
             return

@@ -311,7 +311,7 @@ class Ticket:
             return
         try:
             self._listener(event)
-        except Exception:  # noqa: BLE001 (whoever listened is gone, and the other requests go on)
+        except Exception:
             self.cancelled = True
 
 

@@ -9,7 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from threading import Condition, Thread
 from typing import Self, final
 
@@ -204,7 +204,7 @@ class Scheduler(Submitting):
                     return
             try:
                 self.step()
-            except Exception as error:  # noqa: BLE001 (a fault here must end neither the thread nor later requests)
+            except Exception as error:
                 for work in list(self._active):
                     self._fail(work, failure(error))
 
@@ -239,7 +239,7 @@ class Scheduler(Submitting):
                 self._changed.notify_all()
             try:
                 self._reader.add(work)
-            except Exception as error:  # noqa: BLE001 (whatever a scaffold of another package raises)
+            except Exception as error:
                 self._fail(work, failure(error))
 
     def _fits(self, work: Work) -> bool:
@@ -271,7 +271,7 @@ class Scheduler(Submitting):
             for row, result in results.items():
                 try:
                     found = resume(programs[row], result, self.lm)
-                except Exception as error:  # noqa: BLE001 (whatever a scaffold of another package raises)
+                except Exception as error:
                     self._fail(row.work, failure(error))
                     continue
                 if isinstance(found, Returned):
@@ -293,7 +293,7 @@ class Scheduler(Submitting):
             requests = [asked[row] for row in rows]
             try:
                 results = _step(place, requests) if isinstance(place, Bank) else fulfil(requests, self.lm)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 for row in rows:
                     self._fail(row.work, failure(error))
                 continue
@@ -350,10 +350,8 @@ class Scheduler(Submitting):
         some = [[list(ids) for ids in request.continuations]]
         columns = self.rows * work.demand.columns
         try:
-            (scores,) = decode.score_from(
-                self.lm, request.scaffold, request.given, work.memory, last, some, columns
-            )
-        except Exception as error:  # noqa: BLE001 (whatever a scaffold of another package raises)
+            (scores,) = decode.score_from(self.lm, request.scaffold, request.given, work.memory, last, some, columns)
+        except Exception as error:
             self._fail(work, failure(error))
             return
         if not all(math.isfinite(one.log_likelihood) for one in scores):
@@ -455,7 +453,9 @@ class Scheduler(Submitting):
 def _step(bank: Bank, requests: Sequence[Pass | Encode | Blocks]) -> list[Tensor]:
     """Return the results of passes or of Connectors whose rows are in one bank."""
     parts = [
-        StackInput(one.states, memory=one.memory) if isinstance(one, Blocks) else StackInput(one.embeds, memory=one.memory)  # type: ignore[union-attr]
+        StackInput(one.states, memory=one.memory)
+        if isinstance(one, Blocks)
+        else StackInput(one.embeds, memory=one.memory)  # type: ignore[union-attr]
         for one in requests
     ]
     outputs = bank.step(parts)

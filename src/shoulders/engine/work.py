@@ -160,7 +160,7 @@ def choose(logits: Float[Tensor, "M V"], rows: Sequence[Row], ends: Sequence[int
     lead = value - torch.where(tokens == best.indices[:, 0], best.values[:, 1], best.values[:, 0])
     shares = logits.gather(1, tokens[:, None])[:, 0] - total
     tops = _tops(logits - total[:, None] if any(row.work.request.sampling.logprobs for row in rows) else logits, rows)
-    return list(map(Chosen, tokens.tolist(), shares.tolist(), lead.tolist(), tops, strict=True))
+    return [Chosen(*one) for one in zip(tokens.tolist(), shares.tolist(), lead.tolist(), tops, strict=True)]
 
 
 def _drawn(logits: Float[Tensor, "M V"], rows: Sequence[Row]) -> Tensor:

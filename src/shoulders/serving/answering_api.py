@@ -97,7 +97,9 @@ def answering_routes(service: Service) -> APIRouter:
         served = service.models.get(body.model, "answer")
         about.model = served.name
         if (body.max_tokens or 0) > service.config.max_tokens:
-            what = f"max_tokens is {body.max_tokens}, this server generates at most {service.config.max_tokens}: lower it"
+            what = (
+                f"max_tokens is {body.max_tokens}, this server generates at most {service.config.max_tokens}: lower it"
+            )
             raise ApiError(400, what, param="max_tokens")
         asked = _Asked(service, about, served, body, await service.in_thread(_answerer, service, about, served, body))
         if body.stream:
@@ -169,11 +171,11 @@ async def _uploaded(request: Request) -> tuple[str, dict[str, bytes], list[str]]
     """
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         try:
-            form = await request.form(max_files=100, max_fields=100)
+            async with request.form(max_files=100, max_fields=100) as form:
+                given = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+                files = {f"{n}/{one.filename or 'document.txt'}": await one.read() for n, one in enumerate(given)}
         except MultiPartException as error:
             raise ApiError(400, f"the form cannot be read: {error.message}", code="invalid_form") from error
-        given = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-        files = {f"{number}/{one.filename or 'document.txt'}": await one.read() for number, one in enumerate(given)}
         if not files:
             raise ApiError(400, "there is no file in the form: send it as the field 'file'", param="file")
         return ", ".join(name.partition("/")[2] for name in files)[:200], files, []
@@ -214,6 +216,7 @@ class _Asked:
             yield await self._by_stages(question)
             return
         given = await self._evidence(self.answerer, question)
+        inference.check_asked(given.question)
         row = encode(given.question, self.service.lm)
         self.about.prompt_tokens = self.usage.prompt = len(row.ids)
         if given.passages or given.candidates:

@@ -1,10 +1,9 @@
 """Settings of a server, and the API keys that it accepts, as frozen, self-validating records."""
 
 import hashlib
-import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, final
@@ -121,7 +120,9 @@ def read_keys(path: Path) -> Mapping[str, ApiKey]:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise CorruptFile(f"{path} is no file of API keys ({place}: {first['msg']}): make one (shoulders serve-key)") from error
+        raise CorruptFile(
+            f"{path} is no file of API keys ({place}: {first['msg']}): make one (shoulders serve-key)"
+        ) from error
     return {key.hash: key for key in keys}
 
 

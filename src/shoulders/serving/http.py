@@ -130,9 +130,11 @@ def as_api_error(error: BaseException) -> ApiError:
 def _invalid(error: RequestValidationError) -> ApiError:
     """Return what the first fault of a request's fields is."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    place = ".".join(str(part) for part in first["loc"][1:])  # after "body", "query" or "path"
     if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")
+        return ApiError(
+            400, f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json"
+        )
     hint = ": no such field, leave it out" if first["type"] == "extra_forbidden" else f": {first['msg']}"
     return ApiError(400, f"{place or 'the body'}{hint}", param=place or None, code=first["type"])
 
@@ -205,10 +207,14 @@ class Keys:
         self._read_again(self._path)
         scheme, _, key = header.partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
-            raise ApiError(401, "this server needs an API key: send the header 'Authorization: Bearer KEY'", code="missing_api_key")
+            raise ApiError(
+                401, "this server needs an API key: send the header 'Authorization: Bearer KEY'", code="missing_api_key"
+            )
         found = self._keys.get(hash_of(key.strip()))
         if found is None:
-            raise ApiError(401, "the API key is not one of this server's: check it, or ask for one", code="invalid_api_key")
+            raise ApiError(
+                401, "the API key is not one of this server's: check it, or ask for one", code="invalid_api_key"
+            )
         return found
 
     def enter(self, key: ApiKey) -> None:
@@ -261,11 +267,15 @@ class Keys:
         try:
             self._keys = read_keys(path)
         except UsageError as error:
-            log.error("the file of keys is broken, the keys before it stay valid", extra={"fields": {"error": str(error)}})
+            log.error(
+                "the file of keys is broken, the keys before it stay valid", extra={"fields": {"error": str(error)}}
+            )
 
 
 def _limited(what: str, wait: float) -> ApiError:
-    return ApiError(429, f"{what}: try again in {max(1, math.ceil(wait))} s", code="rate_limit_exceeded", retry_after=max(wait, 1))
+    return ApiError(
+        429, f"{what}: try again in {max(1, math.ceil(wait))} s", code="rate_limit_exceeded", retry_after=max(wait, 1)
+    )
 
 
 @final
@@ -365,7 +375,9 @@ class Gate:
                         return bytes(body)
         except TimeoutError:
             raise ApiError(
-                408, f"the body did not arrive within {self.config.body_seconds:g} s: send it faster", code="body_too_slow"
+                408,
+                f"the body did not arrive within {self.config.body_seconds:g} s: send it faster",
+                code="body_too_slow",
             ) from None
 
     async def _run(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:

@@ -7,7 +7,7 @@ from typing import Any, final
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from shoulders.engine.scheduler import Stats
+from shoulders.engine.requests import Stats
 from shoulders.serving.http import LEFT, About
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)

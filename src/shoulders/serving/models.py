@@ -6,7 +6,7 @@ name is only ever looked up among these.
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -21,7 +21,7 @@ from shoulders.answering.models import RETRIEVER, model_info
 from shoulders.answering.stages import is_cascade, read
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.errors import CorruptFile, SourceNotFound, UsageError, first_line
+from shoulders.errors import CorruptFile, UsageError, first_line
 from shoulders.evidence.candidates import Candidates, FirstPass
 from shoulders.records import Placement
 from shoulders.retrieval.bi_encoder import OURS, BiEncoder
@@ -76,6 +76,11 @@ class ServedModel:
         return RETRIEVER if isinstance(self.opened, BiEncoder) else "reranker"
 
     @property
+    def passes(self) -> int:
+        """Passes through the frozen model for a text; 0 where it depends on the text, or there are none."""
+        return self.opened.passes if isinstance(self.opened, ModelAnswerer) else 0
+
+    @property
     def endpoints(self) -> Sequence[str]:
         """The endpoints that take it."""
         if isinstance(self.opened, ModelAnswerer):
@@ -113,7 +118,7 @@ class ServedModel:
             "label": type(scaffold).label if scaffold is not None else self.kind,
             "length": scaffold.length if scaffold is not None else 0,
             "placement": (scaffold.placement if scaffold is not None else Placement.PREFIX).value,
-            "passes": self.opened.passes if isinstance(self.opened, ModelAnswerer) else 0,
+            "passes": self.passes,
             "endpoints": list(self.endpoints),
             "wording": spec.wording if spec else "",
             "reads_passages": isinstance(self.opened, Answerer) and self.opened.reads_passages,
@@ -210,7 +215,12 @@ class Models:
             raise _unknown(name)
         if endpoint and endpoint not in served.endpoints:
             takes = ", ".join(served.endpoints)
-            raise ApiError(400, f"the model {name!r} is a {served.kind} and answers {takes}, not {endpoint}", param="model", code="unsupported")
+            raise ApiError(
+                400,
+                f"the model {name!r} is a {served.kind} and answers {takes}, not {endpoint}",
+                param="model",
+                code="unsupported",
+            )
         return served
 
     def allowed_source(self, source: str) -> str:
@@ -241,7 +251,12 @@ class Models:
 
     def _check_free(self, name: str, *, replacing: bool) -> None:
         if name in self._served and (name == BARE or not replacing):
-            raise ApiError(409, f"a model {name!r} is served already: replace it, or take another name", param="name", code="name_taken")
+            raise ApiError(
+                409,
+                f"a model {name!r} is served already: replace it, or take another name",
+                param="name",
+                code="name_taken",
+            )
 
     def _open(self, source: str, role: str) -> Opened:
         """Return the opened model of a source.
@@ -317,7 +332,9 @@ def check_finite(scaffold: Scaffold, source: str) -> None:
 
 
 def _unknown(name: str) -> ApiError:
-    return ApiError(404, f"there is no model {name[:200]!r} here: GET /v1/models lists them", param="model", code="model_not_found")
+    return ApiError(
+        404, f"there is no model {name[:200]!r} here: GET /v1/models lists them", param="model", code="model_not_found"
+    )
 
 
 def _is_retriever(folder: Path) -> bool:

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shoulders.backbone.chat import conversation
 from shoulders.engine.batches import EncodedQuestion, encode
-from shoulders.engine.scheduler import Request as EngineRequest
-from shoulders.engine.scheduler import SamplingParameters
+from shoulders.engine.requests import Request as EngineRequest
+from shoulders.engine.requests import SamplingParameters
 from shoulders.records import Message, Question
 from shoulders.serving.http import About, ApiError, event_stream
 from shoulders.serving.models import ServedModel
@@ -87,7 +87,9 @@ class Generation(Body):
 class CompletionBody(Generation):
     """A request of `/v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(description="text or token ids; several share a batch")
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(
+        description="text or token ids; several share a batch"
+    )
     max_tokens: int = Field(16, ge=1)
     logprobs: int | None = Field(None, ge=0, le=20, description="number of likeliest tokens to report")
     echo: bool = Field(default=False, description="begin the text with the prompt; not with logprobs")
@@ -204,7 +206,9 @@ def openai_routes(service: Service) -> APIRouter:
         served = service.models.get(body.model, "chat")
         if service.lm.template is None:
             way_out = "use /v1/completions"
-            raise ApiError(400, f"the tokenizer of the backbone has no chat template: {way_out}", code="no_chat_template")
+            raise ApiError(
+                400, f"the tokenizer of the backbone has no chat template: {way_out}", code="no_chat_template"
+            )
         row = encode(body.question(), service.lm)
         room = service.lm.context - (served.scaffold.length if served.scaffold is not None else 0) - len(row.ids)
         longest = body.max_completion_tokens or body.max_tokens or max(1, min(service.config.max_tokens, room))
@@ -273,6 +277,7 @@ class _Job:
         about, body, shape = self.about, self.body, self.shape
         about.model = self.served.name
         about.prompt_tokens = self.usage.prompt = sum(len(row.ids) for row in self.rows)
+        self.usage.passes = self.served.passes
         requests = [self._request(row, body.sampling(logprobs or 0)) for row in self.rows]
         self.head = {
             "id": f"{shape.prefix}-{uuid4().hex}",

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar, final
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.batches import EncodedQuestion, question_batch
 from shoulders.engine.inference import Engine
-from shoulders.engine.scheduler import Completed, Event, Request, Stats, Ticket
+from shoulders.engine.requests import Completed, Event, Request, Stats, Ticket
 from shoulders.serving.config import ServerConfig
 from shoulders.serving.http import About, ApiError
 from shoulders.serving.metrics import Metrics
@@ -285,9 +285,7 @@ class Service:
             if (piece := text.add(event) if event.finish is None else text.end(_finish(event))) is not None:
                 yield piece
 
-    def request(
-        self, served: ServedModel, row: EncodedQuestion, longest: int, about: About, **how: Any
-    ) -> Request:
+    def request(self, served: ServedModel, row: EncodedQuestion, longest: int, about: About, **how: Any) -> Request:
         """Return the engine's request for a text.
 
         Args:
@@ -317,293 +315,6 @@ class Service:
             **how,
         )
 
-    def start(self) -> Any:
-        """Begin to run requests."""
-        ...
-
-    def stop(self, finish: bool = True) -> None:
-        """Run what was taken to its end, and stop."""
-        ...
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class TokenLog:
-    """A generated token with its log-probability, and those of the likeliest tokens in its place."""
-
-    token: int
-    log_probability: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The next part of one of the texts that a request generates.
-
-    Attributes:
-        index: number of the text.
-        text: whole characters; may be empty.
-        tokens: the tokens that it is made of.
-        finish: why the text ends here, "stop" or "length"; "" if it goes on.
-    """
-
-    index: int
-    text: str
-    tokens: tuple[TokenLog, ...] = ()
-    finish: str = ""
-
-
-@final
-class GrowingText:
-    """A text that grows by tokens and is passed on in whole characters, without the stop texts that end it."""
-
-    def __init__(self, lm: FrozenLM, index: int, stops: Sequence[str]) -> None:
-        self._lm, self._index, self._stops = lm, index, tuple(stops)
-        self._ids: list[int] = []
-        self._begin = self._read = 0  # tokens from `begin` on are decoded; the text holds those before `read`
-        self._text, self._sent = "", 0
-        self._held: list[tuple[int, TokenLog]] = []  # tokens that were not passed on, and where in the text they begin
-        self._stopped = False
-
-    def add(self, event: Event) -> Piece | None:
-        """Return what a token adds to the text that was passed on; None if that is nothing yet."""
-        if event.token is None or self._stopped:
-            return None
-        self._held.append((len(self._text), TokenLog(event.token, event.log_probability, event.top)))
-        self._ids.append(event.token)
-        self._decode(whole=True)
-        found = [place for stop in self._stops if (place := self._text.find(stop, self._sent)) >= 0]
-        if found:
-            self._stopped = True
-            return self._passed_on(min(found))
-        return self._passed_on(len(self._text) - self._kept_back())
-
-    def end(self, finish: str) -> Piece:
-        """Return the rest of the text, which ends for this reason."""
-        if not self._stopped:
-            self._decode(whole=False)
-        rest = self._passed_on(len(self._text), everything=True) if not self._stopped else None
-        return Piece(self._index, rest.text if rest else "", rest.tokens if rest else (), finish)
-
-    def _decode(self, *, whole: bool) -> None:
-        """Add the newest tokens to the text, unless they end within a character and only whole ones are wanted."""
-        # Decoding the last few tokens with and without the newest costs the same for any length of the text.
-        before = self._lm.text(self._ids[self._begin : self._read])
-        now = self._lm.text(self._ids[self._begin :])
-        if whole and now.endswith(INCOMPLETE):
-            return
-        self._text += now[len(before) :]
-        self._begin, self._read = self._read, len(self._ids)
-
-    def _from(self, stop: str) -> int:
-        """Return where a stop text may begin that was not there before."""
-        return max(0, self._sent - len(stop) + 1)
-
-    def _kept_back(self) -> int:
-        """Return the length of the longest end of the text with which a stop text may begin."""
-        longest = max((len(stop) for stop in self._stops), default=1) - 1
-        lengths = range(min(longest, len(self._text) - self._sent), 0, -1)
-        return next((n for n in lengths if any(stop.startswith(self._text[-n:]) for stop in self._stops)), 0)
-
-    def _passed_on(self, until: int, *, everything: bool = False) -> Piece | None:
-        """Return the text up to a place that was not passed on yet, with its tokens."""
-        ready = [log for start, log in self._held if everything or start < until]
-        text = self._text[self._sent : max(self._sent, until)]
-        if not text and not (everything and ready):
-            return None
-        self._held = [] if everything else [(start, log) for start, log in self._held if start >= until]
-        self._sent = max(self._sent, until)
-        return Piece(self._index, text, tuple(ready))
-
-
-@final
-@dataclass(slots=True)
-class Usage:
-    """What a request has used.
-
-    Attributes:
-        prompt: tokens of its texts, without prompt vectors.
-        generated: tokens generated.
-        cached: positions whose keys and values were there already.
-        forwards: passes of its rows through the frozen model.
-        passes: passes for each text.
-        results: what the engine returned for each text.
-    """
-
-    prompt: int = 0
-    generated: int = 0
-    cached: int = 0
-    forwards: int = 0
-    passes: int = 0
-    results: list[Completed] = field(default_factory=list)
-
-    def add(self, completed: Completed) -> None:
-        """Add what one of its texts has used."""
-        self.results.append(completed)
-        self.cached += completed.cached
-        self.forwards += completed.passes
-
-    def as_json(self) -> dict[str, Any]:
-        """Return OpenAI's `usage`, and passes through the frozen model."""
-        return {
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.generated,
-            "total_tokens": self.prompt + self.generated,
-            "prompt_tokens_details": {"cached_tokens": min(self.cached, self.prompt)},
-            "lm_passes": self.passes,
-            "lm_forwards": self.forwards,
-        }
-
-
-@final
-@dataclass(slots=True)
-class Service:
-    """What the routes of a server share.
-
-    Attributes:
-        lm: the backbone.
-        engine: runs passes of all requests.
-        models: what is served.
-        config: the bounds.
-        metrics: what is measured.
-        uploads: documents that clients uploaded.
-        stopping: whether the server is about to stop.
-    """
-
-    lm: FrozenLM
-    engine: ServingEngine
-    models: Models
-    config: ServerConfig
-    metrics: Metrics = field(init=False)
-    uploads: Uploads = field(init=False)
-    stopping: bool = False
-    _answers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "answer"))
-    _heavy: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encode"))
-    _in_threads: int = 0
-
-    def __post_init__(self) -> None:
-        def scaffolds() -> tuple[int, int]:
-            return len(self.models), sum(served.size for served in self.models)
-
-        self.metrics = Metrics(self.engine.stats, scaffolds)
-        self.uploads = Uploads(self.config)
-
-    def submit(self, about: About, request: Request) -> Ticket:
-        """Pass a request to the engine; it is cancelled when the request of the client ends before it."""
-        ticket = self.engine.submit(request)
-        about.at_end.append(ticket.cancel)
-        return ticket
-
-    def bound(self, about: About) -> Engine:
-        """Return the engine for the answerer of a request, whose passes end with the request."""
-        return self.engine.bound(
-            deadline=self.deadline(about),
-            label=about.model,
-            on_ticket=lambda ticket: about.at_end.append(ticket.cancel),
-        )
-
-    def seconds_left(self, about: About) -> tuple[float, float]:
-        """Return the deadline of a request as a monotonic time, and the seconds until then."""
-        left = about.started + self.config.deadline - time.monotonic()
-        return time.monotonic() + left, left
-
-    def overloaded(self, what: str) -> ApiError:
-        """Return the error of a request that finds the queue full."""
-        wait = self.metrics.mean_seconds * (1 + self.engine.stats().waiting / 8)
-        return ApiError(429, f"{what}: try again later (Retry-After)", code="queue_full", retry_after=max(1, wait))
-
-    async def in_thread(self, call: Callable[..., Result], *given: Any, heavy: bool = False) -> Result:
-        """Run a function that blocks in one of the server's threads.
-
-        Args:
-            call: the function.
-            given: its arguments.
-            heavy: it computes by itself; such functions run one after the other.
-
-        Raises:
-            ApiError: as many wait as the queue holds.
-        """
-        if self._in_threads >= self.config.queue + THREADS:
-            raise self.overloaded(f"{self._in_threads} requests wait for a thread")
-        self._in_threads += 1
-        try:
-            pool = self._heavy if heavy else self._answers
-            return await asyncio.get_running_loop().run_in_executor(pool, partial(call, *given))
-        finally:
-            self._in_threads -= 1
-
-    async def pieces(self, about: About, requests: Sequence[Request], usage: Usage) -> AsyncIterator[Piece]:
-        """Yield the texts of several requests in pieces, as they are generated; add up what they use.
-
-        Raises:
-            TimeoutError: the deadline of the request has passed.
-            UsageError: the engine refuses or fails.
-        """
-        queue: asyncio.Queue[tuple[int, Event | None]] = asyncio.Queue()
-        loop, texts = asyncio.get_running_loop(), {}
-
-        def pass_on(number: int, event: Event | None) -> None:
-            with suppress(RuntimeError):  # the server has stopped meanwhile
-                loop.call_soon_threadsafe(queue.put_nowait, (number, event))
-
-        tickets = [self.submit(about, request) for request in requests]
-        for number, ticket in enumerate(tickets):
-            ticket.on_event(partial(pass_on, number))
-        running = len(tickets)
-        while running:
-            async with asyncio.timeout_at(about.deadline):
-                number, event = await queue.get()
-            if event is None:
-                usage.add(tickets[number].result())
-                running -= 1
-                continue
-            index = number * requests[number].count + event.branch
-            text = texts.setdefault(index, GrowingText(self.lm, index, requests[number].stops))
-            if event.token is not None:
-                usage.generated += 1
-                about.generated_tokens += 1
-                if usage.generated == 1:
-                    self.metrics.first_token(about)
-            if (piece := text.add(event) if event.finish is None else text.end(_finish(event))) is not None:
-                yield piece
-
-    def request(
-        self, served: ServedModel, row: EncodedQuestion, scaffold: Scaffold, longest: int, about: About, **how: Any
-    ) -> Request:
-        """Return the engine's request for a text.
-
-        Args:
-            served: the model.
-            row: the text as token ids.
-            scaffold: the model's.
-            longest: largest number of tokens to generate.
-            about: the request of the client.
-            how: further fields of the engine's `Request`.
-
-        Raises:
-            ContextFull: text, prompt and room for the answer do not fit the context.
-        """
-        wanted = len(row.ids) + scaffold.length + longest
-        if wanted > self.lm.context:
-            raise ContextFull(
-                f"a text of {len(row.ids)} tokens with a prompt of {scaffold.length} and {longest} to generate",
-                wanted=wanted,
-                room=self.lm.context,
-                way_out="shorten the text, or lower max_tokens",
-            )
-        given = question_batch([row], self.lm, scaffold)
-        deadline, _ = self.seconds_left(about)
-        return Request(
-            scaffold=scaffold,
-            given=given,
-            ids=tuple(row.ids),
-            longest=longest,
-            deadline=deadline,
-            label=served.name,
-            **how,
-        )
-
     def start(self) -> None:
         """Begin to run requests."""
         self.engine.start()
@@ -617,11 +328,12 @@ class Service:
         self.uploads.close()
 
 
-
 def _finish(event: Event) -> str:
     """Return why a text ended, in OpenAI's words."""
     if event.finish == "deadline":
         raise TimeoutError
     if event.finish == "cancelled":
-        raise ApiError(503, "the server stopped before the answer was complete: ask again", code="stopped", retry_after=5)
+        raise ApiError(
+            503, "the server stopped before the answer was complete: ask again", code="stopped", retry_after=5
+        )
     return str(event.finish)

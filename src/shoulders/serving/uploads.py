@@ -98,9 +98,7 @@ class Uploads:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         now = self._clock()
-        upload = Upload(
-            f"doc-{uuid4().hex}", owner, name, folder, built, now, now + self._config.upload_seconds
-        )
+        upload = Upload(f"doc-{uuid4().hex}", owner, name, folder, built, now, now + self._config.upload_seconds)
         with self._lock:
             self._kept[upload.id] = upload
         return upload
@@ -173,7 +171,12 @@ def safe_name(name: str) -> str:
     stem, dot, ending = last.rpartition(".")
     kept = f"{(stem or 'document')[:LONGEST_NAME]}{dot}{ending}"
     if not kept.lower().endswith(KNOWN):
-        raise ApiError(400, f"{last[:LONGEST_NAME]!r} is not of a type that can be read: {', '.join(KNOWN)}", param="file", code="unsupported")
+        raise ApiError(
+            400,
+            f"{last[:LONGEST_NAME]!r} is not of a type that can be read: {', '.join(KNOWN)}",
+            param="file",
+            code="unsupported",
+        )
     return kept
 
 
