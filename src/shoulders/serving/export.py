@@ -75,7 +75,7 @@ def _export_prompt(info: ModelInfo, scaffold: SoftPrompt, lm: FrozenLM, target: 
         if not (scratch / TOKENIZER).exists():
             raise UsageError(f"the tokenizer of {lm.name!r} has no fast form ({TOKENIZER}), which the export needs")
         write_json(scratch / DESCRIPTION, {**described, "length": scaffold.length, "end": lm.tokenizer.eos_token_id})
-        write_tensors(scratch / VECTORS, {"prompt": scaffold.prompt.to(table.dtype), "embeddings": table})
+        write_tensors(scratch / VECTORS, {"prompt": scaffold.prompt.data, "embeddings": table})
         shutil.copyfile(vllm_ask.__file__, scratch / "ask.py")
         about = {"length": scaffold.length, "placement": scaffold.placement.value, "vectors": VECTORS}
         (scratch / "README.md").write_text(PROMPT.format(backbone=lm.name, **about), encoding="utf-8")

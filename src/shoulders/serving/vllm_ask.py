@@ -30,7 +30,7 @@ def vectors(folder: Path, question: str, evidence: str = "") -> torch.Tensor:
     slots = {"prefix": 0, "infix": len(ids(evidence)) if evidence else 0, "suffix": len(whole)}
     slot = min(slots[described["placement"]], len(whole))
     tensors = load_file(folder / "vectors.safetensors")
-    text = tensors["embeddings"][torch.tensor(whole)]
+    text = tensors["embeddings"][torch.tensor(whole)].float()
     return torch.cat([text[:slot], tensors["prompt"], text[slot:]])
 
 
