@@ -130,8 +130,7 @@ def test_a_prefix_in_every_layer_and_a_connector_of_a_norm_alone(tiny_lm, family
 
 def test_layers_that_keep_a_state_run_one_by_one(tiny_lm):
     lm = tiny_lm("qwen3_5")
-    scaffolds = [Bare(), SoftPrompt(from_vocabulary(lm)(4)), Recursion(lm, RecursionShape(layers=1)), Bare()]
-    asked = list(requests(lm, scaffolds))
+    asked = list(requests(lm, [Bare(), SoftPrompt(from_vocabulary(lm)(4)), Bare()]))
     run = scheduler(lm)
     check(lm, asked, ended(run, [run.submit(request) for request in asked]))
     assert run.stats().hits == 0
@@ -299,7 +298,7 @@ def test_what_can_never_be_answered_is_refused_with_both_numbers(lm):
     run = scheduler(lm, rows=4, queue=1)
     with pytest.raises(ContextFull, match="needs 1007 positions, the model has room for 128"):
         run.submit(Request(scaffold=Bare(), given=given, longest=1007 - given.embeds.shape[1]))
-    with pytest.raises(UsageError, match="5 continuations are asked for at once, the scheduler has 4 rows"):
+    with pytest.raises(UsageError, match="5 continuations are asked for at once, and the scheduler has 4 rows"):
         run.submit(Request(scaffold=Bare(), given=given, longest=8, count=5))
     ticket = run.submit(Request(scaffold=Bare(), given=given, longest=2))
     with pytest.raises(QueueFull, match="all 1 places of the queue are taken"):
@@ -389,7 +388,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("how", "after"), [*((how, 22) for how in FAULTS), ("raises", 0), ("width", 0), ("nothing", 0)])
+@pytest.mark.parametrize(
+    ("how", "after"), [*((how, 22) for how in FAULTS), ("raises", 0), ("width", 0), ("nothing", 0)]
+)
 def test_a_scaffold_that_fails_takes_nobody_with_it(lm, how, after):
     good = list(requests(lm, [Bare(), Recursion(lm, RecursionShape(layers=1)), SoftPrompt(from_vocabulary(lm)(4))], 12))
     bad = Broken(how, after)
@@ -514,20 +515,20 @@ def test_a_listener_that_raises_cancels_its_request(lm):
 
 
 def test_stop_texts_and_ends(lm):
-    given = one(lm, Bare(), TEXTS[0])
-    (whole,) = generate(lm, Bare(), given, longest=9)
+    rows = [one(lm, Bare(), text) for text in TEXTS]
+    found = [(given, generate(lm, Bare(), given, longest=9, shortest=9)[0]) for given in rows]
+    given, whole = max(found, key=lambda pair: len(lm.text(pair[1][:7])))
     stop = lm.text(whole)[2:4]
     run = scheduler(lm)
     asked = [
         Request(scaffold=Bare(), given=given, longest=9, stops=stops, shortest=shortest)
-        for stops, shortest in (((stop,), 0), ((), 9), ((), 0))
+        for stops, shortest in (((stop,), 9), ((), 9), ((), 0))
     ]
     stopped, longer, plain = ended(run, [run.submit(request) for request in asked])
-    assert tokens(stopped) == generate(lm, Bare(), given, longest=9, stops=[stop])
-    assert stopped.branches[0].finish == "stop"
-    assert tokens(longer) == generate(lm, Bare(), given, longest=9, shortest=9)
-    assert longer.branches[0].finish == "length"
-    assert tokens(plain) == [whole]
+    assert tokens(stopped) == generate(lm, Bare(), given, longest=9, shortest=9, stops=[stop])
+    assert (stopped.branches[0].finish, len(stopped.branches[0].ids) < 9) == ("stop", True)
+    assert (tokens(longer), longer.branches[0].finish) == ([whole], "length")
+    assert tokens(plain) == generate(lm, Bare(), given, longest=9)
 
 
 def test_branches_share_one_reading_and_draw_for_themselves(any_lm):
@@ -546,7 +547,9 @@ def test_branches_share_one_reading_and_draw_for_themselves(any_lm):
     assert tokens(completed) == [one_.ids for one_ in wanted]
     for branch, one_ in zip(completed.branches, wanted, strict=True):
         assert branch.log_probability == pytest.approx(one_.log_probability, rel=1e-3, abs=1e-3)
-    assert completed.passes == 2 + 2 * sum(len(branch.events) - 2 + (len(branch.ids) < 6) for branch in completed.branches)
+    assert completed.passes == 2 + 2 * sum(
+        len(branch.events) - 2 + (len(branch.ids) < 6) for branch in completed.branches
+    )
 
 
 def test_a_seed_gives_the_same_sample_whatever_else_runs(lm):
@@ -573,7 +576,9 @@ def test_penalties_change_what_is_likeliest_as_they_say(lm):
     ]
     run = scheduler(lm)
     asked = [
-        Request(scaffold=Bare(), given=given, ids=tuple(ids), longest=8, shortest=8, sampling=SamplingParameters(**one_))
+        Request(
+            scaffold=Bare(), given=given, ids=tuple(ids), longest=8, shortest=8, sampling=SamplingParameters(**one_)
+        )
         for one_ in [*settings, {}]
     ]
     results = ended(run, [run.submit(request) for request in asked])

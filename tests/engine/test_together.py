@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mixed import asked, several
 from shoulders.backbone.choosing import Choice
 from shoulders.backbone.passes import Memory
 from shoulders.engine.batches import encode, question_batch, training_batch
@@ -15,7 +16,6 @@ from shoulders.scaffolds.peft import PrefixTuning, add_prefix
 from shoulders.scaffolds.program import Pass, direct
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
-from mixed import asked, several
 from tiny import TEXTS
 
 STEPS = 8

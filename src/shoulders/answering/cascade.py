@@ -85,9 +85,7 @@ class CascadeAnswerer(Answerer):
 
     def over(self, engine: Engine) -> Self:
         """Return the same cascade, with the evidence of its stages, whose passes an engine runs."""
-        stages = tuple(
-            replace(stage, evidence=evidence_over(stage.evidence, engine)) for stage in self.adaptive.stages
-        )
+        stages = tuple(replace(stage, evidence=evidence_over(stage.evidence, engine)) for stage in self.adaptive.stages)
         return replace(self, how=replace(self.how, engine=engine), adaptive=replace(self.adaptive, stages=stages))
 
     def _alone(self, stage: Stage) -> ModelAnswerer:

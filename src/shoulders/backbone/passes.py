@@ -104,6 +104,9 @@ class PassMemory:
         """Keep these rows, in this order; an index that is repeated gives several copies of a row."""
         if self.cache is not None:
             self.cache.reorder_cache(rows)  # type: ignore[arg-type] (a LongTensor is no type of its own)
+        if self._known is not None:
+            layers = self._known.layers
+            self._known = KeysValues(tuple((keys[rows], values[rows]) for keys, values in layers))
         if self.mask is not None:
             self.mask = self.mask.index_select(0, rows)
 

@@ -1,4 +1,4 @@
-"""The memory of a scheduler, bounded in bytes: banks of rows that are continued, and texts that are found by content."""
+"""The memory of a scheduler, bounded in bytes: banks of rows that are continued, and texts found by content."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -285,11 +285,12 @@ class Pool:
             states: final states of the new columns.
 
         Returns:
-            The beginning with the new columns; None if it is not kept any more.
+            The beginning with the new columns; None if they are not kept, and what comes after them cannot be either.
         """
         count = len(keys)
         size = count * (self.column_bytes + states[:, :1].nbytes)
-        if size > self.room or not self.texts.has(known):
+        # After one forward with vectors that are no numbers, the columns before them are none either.
+        if size > self.room or not self.texts.has(known) or not bool(states.isfinite().all()):
             return None
         layers = memory.keys_values(self.lm.config).layers
         new = tuple((keys_[:, :, -count:].clone(), values[:, :, -count:].clone()) for keys_, values in layers)

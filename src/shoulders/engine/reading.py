@@ -60,12 +60,14 @@ class _Text:
     Attributes:
         result: what the program is sent next.
         columns: the pass that it waits for; None if it can go on.
+        contents: length and digest of what each memory holds, by its id.
     """
 
     work: Work
     program: Program
     result: Tensor | None = None
     columns: _Columns | None = None
+    contents: dict[int, tuple[int, bytes]] = field(default_factory=dict)
 
 
 @final
@@ -106,10 +108,10 @@ class Reader:
                 try:
                     asked = resume(text.program, text.result, self.lm)
                     if isinstance(asked, Pass):
-                        text.columns = self._columns(asked, text.work)
+                        text.columns = self._columns(asked, text)
                     elif not isinstance(asked, Returned):
                         others.append((text, asked))
-                except Exception as error:
+                except Exception as error:  # whatever a scaffold of another package raises
                     yield self._ended(text, failure(error))
                 else:
                     if isinstance(asked, Returned):
@@ -125,11 +127,7 @@ class Reader:
         groups: dict[Any, list[tuple[_Text, Encode | Blocks]]] = {}
         for text, request in asked:
             groups.setdefault((type(request), request.group), []).append((text, request))
-            if isinstance(request, Blocks) and request.memory is not None:
-                request.memory.whole = self.pool.shares
-                request.memory.weights = self.pool.weights(request.connector, request.states.dtype)
-            if isinstance(request, Encode) and request.encoder is self.lm:
-                text.work.passes += 1
+            self._prepare(request, text.work)
         for group in groups.values():
             try:
                 results = fulfil([request for _, request in group], self.lm)
@@ -140,8 +138,17 @@ class Reader:
                 for (text, _), result in zip(group, results, strict=True):
                     text.result = result
 
-    def _columns(self, asked: Pass, work: Work) -> _Columns:
+    def _prepare(self, request: Encode | Blocks, work: Work) -> None:
+        """Count a pass, and give a Connector its weights and a memory that a bank can take over."""
+        if isinstance(request, Encode):
+            work.passes += request.encoder is self.lm
+        elif request.memory is not None:
+            request.memory.whole = self.pool.shares
+            request.memory.weights = self.pool.weights(request.connector, request.states.dtype)
+
+    def _columns(self, asked: Pass, text: _Text) -> _Columns:
         """Return the columns of a pass, with their digests if they can be shared."""
+        work = text.work
         work.passes += 1
         memory = asked.memory or PassMemory()
         if memory.cache is None:
@@ -150,12 +157,18 @@ class Reader:
             asked = replace(asked, mask=None)
         keys = None
         if self.pool.shares and asked.mask is None and memory.mask is None:
-            root = digest_of(memory.keys_values(self.lm.config)) if memory.seen else b""
-            keys = content_keys(root, asked.embeds[0].to(self.lm.dtype))
+            keys = content_keys(self._content(memory, text), asked.embeds[0].to(self.lm.dtype))
         first = not work.read
         if first:
             work.read = asked.embeds.shape[1]
         return _Columns(asked, memory, keys, first)
+
+    def _content(self, memory: PassMemory, text: _Text) -> bytes:
+        """Return a digest of the columns that a pass comes after."""
+        if not memory.seen:
+            return b""
+        length, known = text.contents.get(id(memory), (0, b""))
+        return known if length == memory.seen else digest_of(memory.keys_values(self.lm.config))
 
     def _chunks(self, columns: int) -> Iterator[tuple[_Text, int]]:
         """Yield texts with the number of columns to read of each, first come, first served."""
@@ -214,6 +227,8 @@ class Reader:
 
     def _complete(self, text: _Text, columns: _Columns) -> None:
         text.result, text.columns = torch.cat(columns.states, dim=1), None
+        if columns.keys:
+            text.contents[id(columns.memory)] = columns.memory.seen, columns.keys[-1]
 
 
 def _alike(chunks: Sequence[tuple[_Text, int]]) -> Iterator[list[tuple[_Text, int]]]:

@@ -311,7 +311,7 @@ class Ticket:
             return
         try:
             self._listener(event)
-        except Exception:
+        except Exception:  # whoever listened is gone, and the other requests go on
             self.cancelled = True
 
 

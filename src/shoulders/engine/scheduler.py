@@ -185,7 +185,8 @@ class Scheduler(Submitting):
         )
         if request.count > self.rows:
             raise UsageError(
-                f"{request.count} continuations are asked for at once, the scheduler has {self.rows} rows: ask for fewer"
+                f"{request.count} continuations are asked for at once, and the scheduler has {self.rows} rows: ask for "
+                "fewer"
             )
         needed = self._pool.bytes_for([work.demand], [work.demand])
         if needed > self._pool.memory_bytes:
@@ -204,7 +205,7 @@ class Scheduler(Submitting):
                     return
             try:
                 self.step()
-            except Exception as error:
+            except Exception as error:  # a fault here must end neither the thread nor later requests
                 for work in list(self._active):
                     self._fail(work, failure(error))
 
@@ -239,7 +240,7 @@ class Scheduler(Submitting):
                 self._changed.notify_all()
             try:
                 self._reader.add(work)
-            except Exception as error:
+            except Exception as error:  # whatever a scaffold of another package raises
                 self._fail(work, failure(error))
 
     def _fits(self, work: Work) -> bool:
@@ -271,7 +272,7 @@ class Scheduler(Submitting):
             for row, result in results.items():
                 try:
                     found = resume(programs[row], result, self.lm)
-                except Exception as error:
+                except Exception as error:  # whatever a scaffold of another package raises
                     self._fail(row.work, failure(error))
                     continue
                 if isinstance(found, Returned):
@@ -310,8 +311,10 @@ class Scheduler(Submitting):
             return None
         memory, vectors = request.memory, request.states if isinstance(request, Blocks) else request.embeds
         stack = request.connector.blocks if isinstance(request, Blocks) else self.lm.model.base_model
-        layers = memory.cache.layers if memory.cache is not None else ()
-        plain = memory.bank is not None or (bool(layers) and all(type(layer) is DynamicLayer for layer in layers))
+        plain = memory.bank is not None
+        if not plain and memory.seen:
+            layers = memory.cache_for(stack.config).layers  # type: ignore[arg-type] (a Hugging Face model's)
+            plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
         if not (self._pool.shares and plain and memory.mask is None and request.mask is None and vectors.shape[1] == 1):
             if memory.bank is not None:
                 memory.bank.take_out(memory)
@@ -351,7 +354,7 @@ class Scheduler(Submitting):
         columns = self.rows * work.demand.columns
         try:
             (scores,) = decode.score_from(self.lm, request.scaffold, request.given, work.memory, last, some, columns)
-        except Exception as error:
+        except Exception as error:  # whatever a scaffold of another package raises
             self._fail(work, failure(error))
             return
         if not all(math.isfinite(one.log_likelihood) for one in scores):

@@ -120,7 +120,9 @@ def resume(running: Program, result: Tensor | None, lm: FrozenLM) -> program.Req
 def _check_vectors(what: str, vectors: object, width: int) -> None:
     shape = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
     if not isinstance(shape, tuple) or len(shape) != 3 or shape[0] != 1 or not shape[1] or shape[2] != width:
-        raise UsageError(f"a scaffold's program {what} of shape {shape} for one row: it must be (1, positions, {width})")
+        raise UsageError(
+            f"a scaffold's program {what} of shape {shape} for one row: it must be (1, positions, {width})"
+        )
 
 
 def failure(error: Exception) -> UsageError:
