@@ -112,7 +112,7 @@ def double(lm, monkeypatch):
 @pytest.fixture
 def running(lm, double, tiny_encoder):
     scaffolds = some_scaffolds(lm, tiny_encoder("bert"))
-    one = engine.VllmEngine(lm, scaffolds, queue=2, rows=2).start()
+    one = engine.VllmEngine(lm, scaffolds.items(), queue=2, rows=2).start()
     double.asked.clear()
     yield one, scaffolds
     one.stop()
@@ -257,7 +257,7 @@ def unfit_scaffolds(lm):
 def test_scaffolds_that_vllm_cannot_serve_are_refused_by_name(lm, double):
     for name, (scaffold, why) in unfit_scaffolds(lm).items():
         with pytest.raises(UsageError) as refused:
-            engine.VllmEngine(lm, {"bare": Bare(), name: scaffold})
+            engine.VllmEngine(lm, [("bare", Bare()), (name, scaffold)])
         assert str(refused.value).startswith(f"vLLM cannot serve {name}: a scaffold of kind {scaffold.kind!r} that ")
         assert why in str(refused.value)
 
@@ -284,7 +284,7 @@ def test_a_recursion_is_served_only_from_the_start(lm, running):
 
 def test_another_reading_of_the_model_is_refused(lm, double):
     double.shift = 0.5
-    one = engine.VllmEngine(lm, {})
+    one = engine.VllmEngine(lm, [])
     with pytest.raises(UsageError, match="in another way"):
         one.start()
     one.stop()
@@ -293,7 +293,7 @@ def test_another_reading_of_the_model_is_refused(lm, double):
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm_the_error_says_how_to_install_it(lm):
     with pytest.raises(SourceNotFound, match=r"pip install 'shoulders\[vllm\]'"):
-        engine.VllmEngine(lm, {})
+        engine.VllmEngine(lm, [])
 
 
 @pytest.mark.slow
@@ -309,7 +309,7 @@ def test_vllm_gives_the_answers_of_the_programs_here(tmp_path):
     scaffolds["twice, residual"] = Recursion(lm, RecursionShape(layers=1, residual=True))
     with torch.no_grad():
         scaffolds["twice, residual"].connectors[0].gate.fill_(0.3)
-    one = engine.VllmEngine(lm, scaffolds).start()
+    one = engine.VllmEngine(lm, scaffolds.items()).start()
     try:
         asked = [request(lm, scaffold, text, longest=12) for text in TEXTS for scaffold in scaffolds.values()]
         tickets = [one.submit(some) for some in asked]

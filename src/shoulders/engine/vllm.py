@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import asdict, fields
@@ -106,7 +106,7 @@ class VllmEngine(Submitting):
 
     Args:
         lm: the frozen model, which embeds texts here; vLLM loads it once more, by its name.
-        scaffolds: the scaffolds that are served from the start. Those of two passes are part of vLLM's model.
+        scaffolds: names and scaffolds that are served from the start. Those of two passes are part of vLLM's model.
         memory_bytes: bound of vLLM's keys and values; a multiple of 1 GiB.
         rows: requests that run at a time.
         queue: requests that may wait.
@@ -119,7 +119,7 @@ class VllmEngine(Submitting):
     def __init__(
         self,
         lm: FrozenLM,
-        scaffolds: Mapping[str, Scaffold],
+        scaffolds: Iterable[tuple[str, Scaffold]],
         *,
         memory_bytes: int = 1 << 30,
         rows: int = 32,
@@ -130,7 +130,7 @@ class VllmEngine(Submitting):
         self._vllm = _library()
         self._digests: WeakKeyDictionary[Scaffold, str] = WeakKeyDictionary()
         self._built_in: dict[str, Recursion] = {}
-        for name, scaffold in scaffolds.items():
+        for name, scaffold in scaffolds:
             _check_fits(name, scaffold, lm)
             if isinstance(scaffold, Recursion):
                 self._built_in[self._digest(scaffold)] = scaffold

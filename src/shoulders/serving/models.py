@@ -67,6 +67,13 @@ class ServedModel:
         return self.opened.scaffold if isinstance(self.opened, ModelAnswerer) else None
 
     @property
+    def scaffolds(self) -> Sequence[Scaffold]:
+        """The scaffolds that run in the engine: that of one model, or those of a cascade's stages."""
+        if isinstance(self.opened, CascadeAnswerer):
+            return [stage.scaffold for stage in self.opened.adaptive.stages]
+        return () if self.scaffold is None else (self.scaffold,)
+
+    @property
     def kind(self) -> str:
         """The kind of the scaffold, or of what else this is."""
         if self.scaffold is not None:
@@ -141,6 +148,7 @@ class Models:
 
     Attributes:
         broken: why a name that the server was started with is not served.
+        check: raises `UsageError` for a scaffold that the engine cannot run.
     """
 
     def __init__(self, lm: FrozenLM, *, allow: Sequence[str] = (), index: str = "") -> None:
@@ -148,6 +156,7 @@ class Models:
         self.broken: dict[str, tuple[str, str]] = {}
         self._served: dict[str, ServedModel] = {}
         self._writing = Lock()
+        self.check: Callable[[str, Scaffold], None] = lambda *_: None
         self.add(BARE, BARE)
 
     def __iter__(self) -> Any:
@@ -175,6 +184,8 @@ class Models:
         served = ServedModel(name, source, opened, _first_pass(opened))
         if served.scaffold is not None:
             check_finite(served.scaffold, source)
+        for scaffold in served.scaffolds:
+            self.check(name, scaffold)
         with self._writing:
             self._check_free(name, replacing=replacing)
             self._served[name] = served
