@@ -136,7 +136,7 @@ class VllmEngine(Submitting):
                 self._built_in[self._digest(scaffold)] = scaffold
         self._loop: asyncio.AbstractEventLoop | None = None
         self._llm: Any = None
-        self._running: set[Future[None]] = set()
+        self._running: dict[Future[None], Ticket] = {}
         self._counts: Counter[str] = Counter()
         self._labels: Counter[str] = Counter()
         self._stopped = False
@@ -171,9 +171,9 @@ class VllmEngine(Submitting):
         """Run what was taken to its end, or end it, and stop vLLM."""
         self._stopped = True
         running = list(self._running)
-        if not finish:
+        if not finish and self._loop is not None:
             for future in running:
-                future.cancel()
+                self._loop.call_soon_threadsafe(future.cancel)
         for future in running:
             with suppress(Exception, CancelledError):  # its ticket has the error
                 future.result()
@@ -207,7 +207,7 @@ class VllmEngine(Submitting):
         names = [uuid4().hex for _ in range(request.count)]
         ticket = Ticket(lambda: self._abort(names))
         future = self._in_loop(self._run(request, vectors, names, ticket))
-        self._running.add(future)
+        self._running[future] = ticket
         future.add_done_callback(self._ended)
         return ticket
 
@@ -217,7 +217,9 @@ class VllmEngine(Submitting):
             raise UsageError("vLLM does not run: start it (VllmEngine.start)")
 
     def _ended(self, future: "Future[None]") -> None:
-        self._running.discard(future)
+        ticket = self._running.pop(future)
+        if not ticket.done:
+            ticket.end(Stopped("the engine was stopped before the request ended"))
         self._places.release()
 
     def stats(self) -> Stats:
@@ -248,9 +250,6 @@ class VllmEngine(Submitting):
             ticket.end(self._completed(request, [branch for branch, _ in found], found[0][1], len(vectors)))
             self._counts["finished"] += 1
             self._labels[request.label] += 1
-        except asyncio.CancelledError:
-            self._abort(names)
-            ticket.end(Stopped("the engine was stopped before the request ended"))
         except Exception as error:
             self._counts["failed"] += 1
             ticket.end(RequestFailed(f"vLLM did not run the request: {first_line(error)}"))
