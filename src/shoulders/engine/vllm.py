@@ -262,7 +262,7 @@ class VllmEngine(Submitting):
     ) -> tuple[Branch, int]:
         """Run one continuation; return it, and the number of columns that vLLM had read before."""
         prompt = {"prompt_embeds": vectors, "cache_salt": self._digest(request.scaffold)}
-        growing, cached, reason = _Growing(number, self.lm.ends), 0, None
+        growing, cached, reason = _Growing(number, self.lm.ends), 0, ""
         if ticket.cancelled:
             return growing.ended("cancelled", ticket), cached
         async for output in self._llm.generate(prompt, self._parameters(request, number), name):
@@ -271,7 +271,7 @@ class VllmEngine(Submitting):
             for token, row in zip(one.token_ids, one.logprobs or (), strict=False):
                 growing.add(token, row, request.sampling.logprobs, ticket)
             reason = one.finish_reason or reason
-        ended = {"stop": "stop", "length": "length"}.get(reason, "cancelled" if ticket.cancelled else "deadline")
+        ended = reason if reason in ("stop", "length") else "cancelled" if ticket.cancelled else "deadline"
         return growing.ended(cast(Finish, ended), ticket), cached
 
     def _completed(self, request: Request, branches: list[Branch], cached: int, read: int) -> Completed:
@@ -435,7 +435,7 @@ def _library() -> Any:
         SourceNotFound: it is not installed.
     """
     try:
-        import vllm
+        import vllm  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise SourceNotFound(
             f"--engine vllm needs vLLM ({first_line(error)}): pip install 'shoulders[vllm]'"

@@ -10,7 +10,7 @@ this model; nothing else imports it.
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from safetensors.torch import load_file
@@ -169,8 +169,8 @@ class RecursiveLlama(LlamaForCausalLM):
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the backbone's weights, and those of the Connectors from their files."""
         loaded = super().load_weights(weights)
-        for connector, file in zip(self.connectors, self._files, strict=True):
-            connector.load(load_file(file))
+        for number, file in enumerate(self._files):
+            cast(ConnectorBlocks, self.connectors[number]).load(load_file(file))
         return loaded | {f"connectors.{name}" for name, _ in self.connectors.named_parameters()}
 
     def forward(
