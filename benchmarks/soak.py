@@ -209,8 +209,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         some = scaffolds(lm)
         for name, one in some.items():
-            (Path(folder) / name).parent.mkdir(exist_ok=True)
-            saved(one, Path(folder) / name)
+            if name != "bare":
+                (Path(folder) / name).parent.mkdir(exist_ok=True)
+                saved(one, Path(folder) / name)
         known = offline(lm, some)
         served = {name: name for name in some if "/" not in name and name != "bare"}
         served |= {name: f"{name}/1" for name in CHANGING}

@@ -7,6 +7,7 @@ from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from tiny import TEXTS
+from toys import layered, moved
 
 SMALL = InputPromptShape(length=5, encoder_length=3, head_width=8)
 
@@ -16,6 +17,7 @@ def several(lm, tiny_encoder):
     prompt = SoftPrompt(from_vocabulary(lm)(6))
     twice = Recursion(lm, RecursionShape(layers=1))
     encoder = tiny_encoder("bert")
+    deep = {name: moved(one) for name, one in layered(lm, tiny_encoder).items()}
     return [
         Bare(),
         prompt,
@@ -29,6 +31,11 @@ def several(lm, tiny_encoder):
         Recursion(lm, RecursionShape(passes=3, layers=2, shared=True), SoftPrompt(from_vocabulary(lm)(4))),
         prompt,
         twice,
+        *deep.values(),
+        Recursion(lm, RecursionShape(layers=1), deep["low rank prefix"]),
+        Recursion(lm, RecursionShape(layers=1), deep["deep prefix"]),
+        deep["low rank prefix"],
+        deep["gated"],
     ]
 
 

@@ -29,7 +29,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<assistant> {% endif %}"
 )
 LONGEST = 6
-GENERATING = ("bare", "prefix", "infix", "suffix", "input", "twice")  # what completes texts
+GENERATING = ("bare", "prefix", "infix", "suffix", "input", "twice", "deep", "lora")  # what completes texts
 
 
 def save_readable(folder: Path) -> None:

@@ -18,12 +18,14 @@ from shoulders.engine.work import Work
 from shoulders.errors import ContextFull, PoolTooSmall, QueueFull, RequestFailed, Stopped, UsageError
 from shoulders.records import Placement, ScaffoldInput
 from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.deep_prompt import DeepPrompt
 from shoulders.scaffolds.input_prompt import InputPrompt
-from shoulders.scaffolds.peft import PrefixTuning, add_prefix
+from shoulders.scaffolds.low_rank import LowRank, Scales
 from shoulders.scaffolds.program import Pass
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from tiny import TEXTS
+from toys import moved
 
 DOCUMENT = "The sun is a star. The moon is not. A dog barks and a cat does not. Paris is the capital of France. "
 
@@ -71,12 +73,14 @@ def test_scheduled_is_direct(any_lm, tiny_encoder, monkeypatch):
     monkeypatch.setattr(banks, "SLACK", 4)
     monkeypatch.setattr(banks, "COLUMNS", 2)
     monkeypatch.setattr(banks, "ROWS", 2)
-    asked = list(requests(any_lm, several(any_lm, tiny_encoder)))
-    run = scheduler(any_lm, rows=7)
-    tickets = [run.submit(request) for request in asked[:8]]
+    scaffolds = several(any_lm, tiny_encoder)
+    asked = list(requests(any_lm, scaffolds if any_lm.config.model_type == "llama" else scaffolds[::2]))
+    run = scheduler(any_lm, rows=9)
+    tickets = [run.submit(request) for request in asked[::2]]
     for _ in range(3):
         assert run.step()
-    tickets += [run.submit(request) for request in asked[8:]]
+    tickets += [run.submit(request) for request in asked[1::2]]
+    asked = [*asked[::2], *asked[1::2]]
     check(any_lm, asked, ended(run, tickets))
     assert run.stats().finished == len(asked)
 
@@ -96,7 +100,7 @@ def test_steps_of_all_scaffolds_are_as_many_forwards_as_the_deepest_has_passes(l
 
     monkeypatch.setattr(type(lm.model.base_model), "forward", counting)
     run.step()
-    passes = [1 if scaffold.encoder is lm else scaffold.passes for scaffold in scaffolds]
+    passes = [scaffold.passes - (scaffold.encoder is lm) for scaffold in scaffolds]
     assert rows == [(sum(count > number for count in passes), 1) for number in range(3)]
     ended(run, tickets)
 
@@ -122,7 +126,7 @@ def test_a_step_copies_no_keys(lm, monkeypatch):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_prefix_in_every_layer_and_a_connector_of_a_norm_alone(tiny_lm, family):
     lm = tiny_lm(family)
-    scaffolds = [PrefixTuning(add_prefix(lm, 5)), Recursion(lm, RecursionShape(layers=0)), Bare()]
+    scaffolds = [DeepPrompt.from_vocabulary(lm, length=5), Recursion(lm, RecursionShape(layers=0)), Bare()]
     asked = [*requests(lm, scaffolds), *requests(lm, scaffolds)]
     run = scheduler(lm)
     check(lm, asked, ended(run, [run.submit(request) for request in asked]))
@@ -234,15 +238,42 @@ def test_scaffolds_that_differ_in_anything_never_meet(lm, placement):
     check(lm, [request], ended(run, [run.submit(request)]))
 
 
-def test_prefixes_in_every_layer_do_not_share_what_follows_them(lm):
-    scaffolds = [PrefixTuning(add_prefix(lm, 5)), PrefixTuning(add_prefix(lm, 5)), Bare()]
-    with torch.no_grad():
-        scaffolds[1].prefix.embedding.weight.mul_(3)
+def reaching_every_layer(lm):
+    """Pairs of scaffolds that reach every layer, of the same sizes and with other values."""
+    return [
+        *(DeepPrompt.from_vocabulary(lm, length=4, seed=seed) for seed in (0, 1)),
+        *(moved(LowRank.new(LowRank.Config(rank=2), lm)) for _ in range(2)),
+        *(moved(Scales.new(Scales.Config(outputs=("o_proj",), inputs=("down_proj",)), lm)) for _ in range(2)),
+    ]
+
+
+def test_scaffolds_that_reach_every_layer_share_no_text_but_their_own(lm):
+    scaffolds = [*reaching_every_layer(lm), Bare()]
     run = scheduler(lm)
     for scaffold in (*scaffolds, *scaffolds):
         request = Request(scaffold=scaffold, given=one(lm, scaffold, TEXTS[2]), longest=6)
         check(lm, [request], ended(run, [run.submit(request)]))
-    assert run.stats().hits == 3 * len(lm.ids(TEXTS[2]))
+    assert run.stats().hits == len(scaffolds) * len(lm.ids(TEXTS[2]))
+    for scaffold in scaffolds[:-1]:
+        moved(scaffold)
+        request = Request(scaffold=scaffold, given=one(lm, scaffold, TEXTS[2]), longest=6)
+        (completed,) = ended(run, [run.submit(request)])
+        check(lm, [request], [completed])
+        assert completed.cached == 0
+
+
+def test_edits_after_a_document_share_its_reading(lm):
+    """Suffix forms of deep prompts and low-rank updates: the text before them is the bare model's."""
+    scaffolds = [
+        Bare(),
+        *(DeepPrompt.from_vocabulary(lm, length=4, seed=seed, placement="suffix") for seed in (0, 1)),
+        *(moved(LowRank.new(LowRank.Config(rank=2, placement=Placement.SUFFIX), lm)) for _ in range(2)),
+    ]
+    asked = [Request(scaffold=one_, given=one(lm, one_, "Why?", DOCUMENT), longest=5) for one_ in scaffolds]
+    run = scheduler(lm)
+    results = ended(run, [run.submit(request) for request in asked])
+    check(lm, asked, results)
+    assert run.stats().misses == asked[0].given.embeds.shape[1] + len(scaffolds) - 1
 
 
 def test_a_connector_that_has_changed_is_not_taken_for_what_it_was(lm):

@@ -25,7 +25,9 @@ from shoulders.retrieval.passages import Cutting
 from shoulders.retrieval.reranker import Reranker, RerankerOrigin
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
+from shoulders.scaffolds.peft import to_peft
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
+from toys import layered, moved
 
 PETS = {"Rome": "cat", "Bern": "bear", "Oslo": "elk"}
 
@@ -56,6 +58,9 @@ def saved(lm: FrozenLM, tiny_encoder: Callable, tmp_path_factory: pytest.TempPat
     encoder = tiny_encoder("bert")
     made = InputPrompt(encoder, lm, InputPromptShape(length=4, encoder_length=3, head_width=8))
     kept(made, lm, place / "input")
+    layers = layered(lm, tiny_encoder)
+    kept(moved(layers["deep suffix"]), lm, place / "deep")
+    to_peft(moved(layers["low rank prefix"]), lm, place / "lora")  # in PEFT's format
     kept(Recursion(lm, RecursionShape(layers=1)), lm, place / "twice", worded)
     kept(prompt(lm, 4), lm, place / "reader", reader)
     kept(prompt(lm, 4), lm, place / "unsure", replace(reader, threshold=Threshold(0.9999, 0.99999)))
@@ -72,7 +77,20 @@ def saved(lm: FrozenLM, tiny_encoder: Callable, tmp_path_factory: pytest.TempPat
 @pytest.fixture(scope="session")
 def server(lm: FrozenLM, saved: Path) -> Iterator[Running]:
     """A server with everything, without keys."""
-    names = ("prefix", "infix", "suffix", "input", "twice", "reader", "unsure", "textual", "cascade", "reranker")
+    names = (
+        "prefix",
+        "infix",
+        "suffix",
+        "input",
+        "twice",
+        "deep",
+        "lora",
+        "reader",
+        "unsure",
+        "textual",
+        "cascade",
+        "reranker",
+    )
     service = service_of(lm, saved, names, max_body=200_000, max_tokens=200)
     service.models.add("encoder", str(saved / "tower"), role="retriever")
     with running(service) as found:

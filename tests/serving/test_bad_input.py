@@ -256,4 +256,5 @@ def test_schemathesis_finds_no_failure_of_the_server(lm, saved, tmp_path, key):
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-        assert server.http(right).get("/v1/models").status_code == 200
+        with server.http(right) as http:
+            assert http.get("/v1/models").status_code == 200

@@ -74,12 +74,10 @@ def test_a_stream_is_the_same_text_in_pieces(client):
 
 
 def test_chunks_of_a_conversation_have_openais_shape(client):
-    chunks = list(
-        client.chat.completions.create(
-            model="prefix", messages=[{"role": "user", "content": [{"type": "text", "text": "Name "}, {"type": "text", "text": "a planet."}]}],
-            stream=True, temperature=0, max_tokens=8, logprobs=True, top_logprobs=2,
-        )
-    )  # fmt: skip
+    parts = [{"type": "text", "text": text} for text in ("Name ", "a planet.")]
+    settings = {"model": "prefix", "temperature": 0, "max_tokens": 8, "logprobs": True, "top_logprobs": 2}
+    asked = client.chat.completions.create
+    chunks = list(asked(messages=[{"role": "user", "content": parts}], stream=True, **settings))
     assert chunks[0].choices[0].delta.role == "assistant"
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
     assert len({chunk.id for chunk in chunks}) == 1
@@ -87,10 +85,7 @@ def test_chunks_of_a_conversation_have_openais_shape(client):
     assert chunks[-1].choices[0].delta.content is None
     logs = [one for chunk in chunks for choice in chunk.choices if choice.logprobs for one in choice.logprobs.content]
     assert len(logs) == 8
-    whole = client.chat.completions.create(
-        model="prefix", messages=[{"role": "user", "content": "Name a planet."}], temperature=0, max_tokens=8,
-        logprobs=True, top_logprobs=2,
-    )  # fmt: skip
+    whole = asked(messages=[{"role": "user", "content": "Name a planet."}], **settings)
     assert [one.token for one in whole.choices[0].logprobs.content] == [one.token for one in logs]
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
 

@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import openai
@@ -18,6 +19,8 @@ import torch
 
 from served import kept, prompt, running, service_of
 from shoulders.errors import CorruptFile, UsageError
+from shoulders.scaffolds.peft import to_peft
+from shoulders.scaffolds.soft_prompt import SoftPrompt
 from shoulders.serving.config import ApiKey, ServerConfig, add_key, read_keys
 from shoulders.serving.http import ApiError, Keys
 from tiny import TEXTS, save_lm
@@ -65,15 +68,23 @@ def test_scaffolds_come_and_go_while_it_runs(server, http, client, lm, saved):
     http.post("/v1/scaffolds", json={"name": "new", "path": str(saved / "new"), "replace": True}).raise_for_status()
     after = text_of(client, "new")
     assert after != before
-    loaded = http.post("/v1/load_lora_adapter", json={"lora_name": "lora", "lora_path": str(saved / "suffix")})
-    assert loaded.text == "Success: LoRA adapter 'lora' added successfully."
-    assert text_of(client, "lora") == text_of(client, "suffix")
-    http.post("/v1/unload_lora_adapter", json={"lora_name": "lora"}).raise_for_status()
+    loaded = http.post("/v1/load_lora_adapter", json={"lora_name": "adapter", "lora_path": str(saved / "lora")})
+    assert loaded.text == "Success: LoRA adapter 'adapter' added successfully."
+    assert text_of(client, "adapter") == text_of(client, "lora")
+    http.post("/v1/unload_lora_adapter", json={"lora_name": "adapter"}).raise_for_status()
     assert http.delete("/v1/scaffolds/new").json() == {"name": "new", "deleted": True}
-    for name in ("lora", "new"):
+    for name in ("adapter", "new"):
         with pytest.raises(openai.NotFoundError):
             text_of(client, name)
     assert http.delete("/v1/scaffolds/bare").status_code == 400
+
+
+def test_scaffolds_with_the_same_encoder_hold_it_once(lm, saved):
+    models = service_of(lm, saved, ("input",)).models
+    models.add("again", str(saved / "input"))
+    first, again = (models.get(name).scaffold for name in ("input", "again"))
+    assert first is not again
+    assert first.encoder is again.encoder
 
 
 def test_a_running_request_ends_with_the_scaffold_that_it_began_with(server, http, client, lm, saved):
@@ -101,7 +112,11 @@ def test_a_broken_scaffold_is_named_and_the_rest_is_served(http, lm, saved, fold
 
     other = FrozenLM.load(str(folders / "qwen2"), dtype="float32", device="cpu")
     kept(prompt(other, 1), other, saved / "foreign")
+    wide = SoftPrompt(torch.ones(2, lm.width + 8))
+    wide_lm = SimpleNamespace(name="wide", width=lm.width + 8, config=lm.config)
+    to_peft(wide, wide_lm, saved / "wide")
     for name, status, said in (
+        ("wide", 400, "have width 40"),
         ("nan", 400, "1 of 96 values of prompt that are not finite"),
         ("empty", 404, "config.json is missing"),
         ("foreign", 400, "load the backbone it was trained around"),
@@ -145,7 +160,8 @@ def test_keys_are_asked_for_and_only_the_admins_changes_what_is_served(guarded, 
         assert user.get("/v1/models").status_code == 200
         for method, path, body in (
             ("GET", "/v1/scaffolds", None), ("POST", "/v1/scaffolds", {"name": "a", "path": "a"}),
-            ("DELETE", "/v1/scaffolds/prefix", None), ("POST", "/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "a"}),
+            ("DELETE", "/v1/scaffolds/prefix", None),
+            ("POST", "/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "a"}),
             ("POST", "/v1/unload_lora_adapter", {"lora_name": "prefix"}),
         ):  # fmt: skip
             assert user.request(method, path, json=body).json()["error"]["code"] == "admin_only"
@@ -227,15 +243,15 @@ def test_a_full_queue_is_told_with_when_to_come_again(guarded, keys):
         try:
             return text_of(client, "prefix", max_tokens=100)
         except openai.RateLimitError as error:
-            assert int(error.response.headers["retry-after"]) >= 1
-            assert error.code == "queue_full"
-            return None
+            return error
 
     with ThreadPoolExecutor(12) as pool:
         found = list(pool.map(ask, range(12)))
-    answers = {text for text in found if text is not None}
-    assert len(answers) == 1
-    assert None in found
+    refused = [one for one in found if isinstance(one, Exception)]
+    assert refused
+    assert {error.code for error in refused} == {"queue_full"}
+    assert all(int(error.response.headers["retry-after"]) >= 1 for error in refused)
+    assert len(set(found) - set(refused)) == 1
 
 
 def test_a_client_that_leaves_frees_its_place(guarded, keys):
@@ -374,3 +390,13 @@ def test_the_command_serves_and_ends_running_answers_at_sigterm(lm, saved, tmp_p
     finally:
         process.kill()
         process.communicate()
+
+
+def test_the_page_of_the_api_asks_for_nothing_from_elsewhere(http):
+    page = http.get("/docs").text
+    files = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(files) >= 3
+    assert all(file.startswith("/docs/files/") for file in files)
+    assert [http.get(file).status_code for file in files] == [200] * len(files)
+    described = http.get("/openapi.json").json()["paths"]
+    assert {"/v1/completions", "/v1/chat/completions", "/v1/answer", "/v1/embeddings", "/v1/rerank"} <= set(described)

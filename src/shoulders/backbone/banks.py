@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from shoulders.backbone.passes import PassMemory, StackInput, forward
+from shoulders.backbone.edits import LayerEdits, edited, merged_parts
+from shoulders.backbone.passes import PassMemory, StackInput, forward, whole_cache
 
 ROWS = 8  # a bank of several rows grows by so many
 SLACK = 128  # free columns of a bank that has just been made or has grown
@@ -49,6 +50,7 @@ class Bank:
         self.memories: list[PassMemory] = []
         self.longest = self.column = 0
         self._cache = DynamicCache()
+        self._edits: list[tuple[int, LayerEdits]] | None = None  # of the rows; None if rows have joined or left
 
     @property
     def nbytes(self) -> int:
@@ -72,7 +74,10 @@ class Bank:
         self._make_room(len(self.memories), self.longest)
         vectors = {id(part.memory): part.embeds for part in parts}
         embeds = torch.cat([vectors[id(memory)] for memory in self.memories])
-        states = forward(self.stack, embeds, self._mask(embeds.device), self._cache, self.weights)
+        if self._edits is None:
+            self._edits = merged_parts([(1, memory.layers) for memory in self.memories])
+        with edited(self.stack, self._edits):
+            states = forward(self.stack, embeds, self._mask(embeds.device), self._cache, self.weights)
         self.column, self.longest = self.column + 1, self.longest + 1
         for memory in self.memories:
             memory.seen += 1
@@ -80,8 +85,7 @@ class Bank:
 
     def take_out(self, memory: PassMemory) -> None:
         """Give a row its own cache again, and remove it."""
-        cache = DynamicCache()
-        cache.layers = [DynamicLayer() for _ in self._layers]
+        cache = whole_cache(self.stack.config)  # type: ignore[arg-type] (a Hugging Face model's)
         for number, layer in enumerate(self._layers):
             span = slice(self.column - memory.seen, self.column)
             keys, values = (side[memory.row, None, :, span].clone() for side in (layer.keys, layer.values))
@@ -95,7 +99,7 @@ class Bank:
         Args:
             broken: its keys and values may be no numbers, and must not stay where other rows have padding.
         """
-        row, last = memory.row, self.memories.pop()
+        row, last, self._edits = memory.row, self.memories.pop(), None
         for layer in self._layers:
             for side in (layer.keys, layer.values):
                 if broken:
@@ -121,6 +125,7 @@ class Bank:
         """Copy the keys and values of memories into new rows; their own caches are dropped."""
         if not memories:
             return
+        self._edits = None
         for memory in memories:
             if memory.bank is not None:
                 memory.bank.take_out(memory)

@@ -1,5 +1,6 @@
 """`shoulders serve`: everything over one frozen model, by OpenAI's API; `shoulders serve-key`: its keys."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,8 +21,8 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="folders of runs, scaffolds, readers, cascades, retrievers or re-rankers, or names on the hub; NAME=FOLDER "
-            "serves it under another name. The bare model is always served",
+            help="folders of runs, scaffolds, readers, cascades, retrievers or re-rankers, or names on the hub; "
+            "NAME=FOLDER serves it under another name. The bare model is always served",
             show_default=False,
         ),
     ] = None,
@@ -44,7 +45,7 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
         int, typer.Option(help="megabytes of keys and values, of running requests and kept ones", min=1)
     ] = 1024,
     rows: Annotated[int, typer.Option(help="texts that are generated at a time", min=1)] = 32,
-    queue: Annotated[int, typer.Option(help="requests that may wait; one more is refused with 429", min=0)] = 256,
+    queue: Annotated[int, typer.Option(help="requests that may wait; one more is refused with 429", min=1)] = 256,
     deadline: Annotated[float, typer.Option(help="seconds after which a request is given up")] = 120.0,
     dtype: Annotated[
         str, typer.Option(help="number type of the frozen model: auto, float32, bfloat16 or float16")
@@ -127,18 +128,17 @@ def _service(config: "ServerConfig", models: "Models", engine: str, sizes: dict[
 
 def _run(service: "Service") -> None:
     """Serve until a signal comes."""
+    import signal
+    import sys
+
     from shoulders.serving.app import Server, log_to_stderr
 
     log_to_stderr()
     served = ", ".join(sorted(one.name for one in service.models))
     server = Server(service, lambda address: inform(f"serving {served} at {address} (page: {address}/)"))
-    try:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which uvicorn raises again at its end
+    with suppress(SystemExit):
         server.run()
-    except SystemExit as stopped:
-        if stopped.code:
-            raise UsageError(
-                f"the server cannot listen at {service.config.host}:{service.config.port}: its log says why"
-            ) from None
     if not server.started:
         raise UsageError(f"the server cannot listen at {service.config.host}:{service.config.port}: its log says why")
 

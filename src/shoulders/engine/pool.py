@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import blake2b
 from typing import final
 from weakref import WeakKeyDictionary
@@ -10,8 +10,10 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from shoulders.backbone.banks import Bank, columns_for, rows_for
+from shoulders.backbone.edits import LayerEdits
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import Memory, PassMemory, plain
 from shoulders.records import KeysValues
@@ -37,11 +39,45 @@ def content_keys(root: bytes, vectors: Float[Tensor, "T D"]) -> list[bytes]:
 
 def digest_of(known: KeysValues) -> bytes:
     """Return a digest of keys and values that a text is read after."""
-    digest = blake2b(digest_size=16)
-    for layer in known.layers:
-        for side in layer:
-            digest.update(side.contiguous().view(torch.uint8).cpu().numpy())
-    return digest.digest()
+    return blake2b(b"".join(_digest(side) for layer in known.layers for side in layer), digest_size=16).digest()
+
+
+@final
+class Digests:
+    """Digests of edits of layers; those of trained weights are computed once, until they change."""
+
+    def __init__(self) -> None:
+        self._known: dict[StorageWeakRef, tuple[int | None, bytes]] = {}
+
+    def of_edits(self, layers: LayerEdits) -> bytes:
+        """Return a digest of all tensors of edits, and of where they belong."""
+        digest = blake2b(digest_size=16)
+        for name, edit in layers.items():
+            own = {one for one, _ in edit.by_row()}
+            for part in fields(edit):
+                value = getattr(edit, part.name)
+                digest.update(f"{name}/{part.name}/{None if isinstance(value, Tensor) else value}".encode())
+                if isinstance(value, Tensor):
+                    digest.update(_digest(value) if part.name in own else self._of_shared(value))
+        return digest.digest()
+
+    def _of_shared(self, tensor: Tensor) -> bytes:
+        """Return a digest of a tensor that many requests use, such as a part of trained weights."""
+        storage = tensor.untyped_storage()
+        key = StorageWeakRef(storage)
+        version = None if tensor.is_inference() else tensor._version  # noqa: SLF001 (counts writes in place)
+        known = self._known.get(key)
+        if known is None or known[0] != version:
+            whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
+            self._known = {one: value for one, value in self._known.items() if not one.expired()}
+            known = self._known[key] = (version, _digest(whole))
+        place = f"{tensor.dtype}{tensor.storage_offset()}{tuple(tensor.shape)}{tensor.stride()}"
+        return known[1] + place.encode()
+
+
+def _digest(tensor: Tensor) -> bytes:
+    raw = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy()
+    return blake2b(raw.data, digest_size=16).digest()
 
 
 def common_beginning(one: Sequence[bytes], other: Sequence[bytes]) -> int:
@@ -207,6 +243,7 @@ class Pool:
     Attributes:
         shares: whether all layers keep nothing but keys and values, so that rows can be in banks and texts be shared.
         texts: texts that have been read.
+        digests: of what texts are read with.
         reserved: bytes that rows need at most.
     """
 
@@ -214,6 +251,7 @@ class Pool:
         self.lm, self.memory_bytes, self.reserved = lm, memory_bytes, 0
         self.shares = plain(lm.config)
         self.texts = ContentCache()
+        self.digests = Digests()
         self.layers = lm.config.num_hidden_layers
         self.column_bytes = _column_bytes(lm)
         self._banks: dict[Hashable, Bank] = {}

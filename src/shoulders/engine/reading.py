@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shoulders.backbone.edits import Edits
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import PassMemory, StackInput
 from shoulders.engine.pool import Known, Pool, common_beginning, content_keys, digest_of
@@ -27,6 +28,7 @@ class _Columns:
         memory: of the pass.
         keys: digest of each column; None if the columns cannot be shared.
         known: the columns read so far as they are kept; None before any, and if they are not kept.
+        whole: whether it has to be read at once.
         first: whether it is the first pass over its text.
         found: whether it has been looked for what is known.
         states: final states of the columns read so far.
@@ -35,6 +37,7 @@ class _Columns:
     request: Pass
     memory: PassMemory
     keys: list[bytes] | None = None
+    whole: bool = False
     first: bool = False
     known: Known | None = None
     found: bool = False
@@ -50,7 +53,8 @@ class _Columns:
         """Return the next columns."""
         part = slice(self.read, self.read + count)
         mask = self.request.mask
-        return StackInput(self.request.embeds[:, part], None if mask is None else mask[:, part], self.memory)
+        embeds, mask = self.request.embeds[:, part], None if mask is None else mask[:, part]
+        return StackInput(embeds, mask, self.memory, self.request.edits)
 
 
 @dataclass(slots=True, eq=False)
@@ -96,7 +100,7 @@ class Reader:
             chunks = list(self._chunks(columns))
             if not chunks and all(text.columns is not None for text in self._texts):
                 return
-            columns -= sum(count for _, count in chunks)
+            columns = max(0, columns - sum(count for _, count in chunks))
             for group in _alike(chunks):
                 yield from self._run(group)
 
@@ -156,19 +160,27 @@ class Reader:
         if asked.mask is not None and bool(asked.mask.all()):
             asked = replace(asked, mask=None)
         keys = None
-        if self.pool.shares and asked.mask is None and memory.mask is None:
-            keys = content_keys(self._content(memory, text), asked.embeds[0].to(self.lm.dtype))
+        whole = asked.edits is not None and bool(asked.edits.slot)
+        if self.pool.shares and asked.mask is None and memory.mask is None and not whole:
+            content = self._content(memory, asked.edits, text)
+            keys = content_keys(content, asked.embeds[0].to(self.lm.dtype))
+        if asked.edits is not None and not whole:
+            memory.begin(asked.edits, self.lm.config, 1)
+            asked = replace(asked, edits=None)
         first = not work.read
         if first:
             work.read = asked.embeds.shape[1]
-        return _Columns(asked, memory, keys, first)
+        return _Columns(asked, memory, keys, whole, first)
 
-    def _content(self, memory: PassMemory, text: _Text) -> bytes:
-        """Return a digest of the columns that a pass comes after."""
-        if not memory.seen:
-            return b""
-        length, known = text.contents.get(id(memory), (0, b""))
-        return known if length == memory.seen else digest_of(memory.keys_values(self.lm.config))
+    def _content(self, memory: PassMemory, edits: Edits | None, text: _Text) -> bytes:
+        """Return a digest of what a pass comes after, and of the edits that it is read with."""
+        length, content = text.contents.get(id(memory), (0, b""))
+        if length != memory.seen:
+            content = digest_of(memory.keys_values(self.lm.config))
+        layers = memory.layers if edits is None else edits.layers or memory.layers
+        if edits is not None and edits.prompt is not None:
+            content += digest_of(edits.prompt)
+        return content + self.pool.digests.of_edits(layers) if layers else content
 
     def _chunks(self, columns: int) -> Iterator[tuple[_Text, int]]:
         """Yield texts with the number of columns to read of each, first come, first served."""
@@ -180,8 +192,8 @@ class Reader:
             before.append(one)
             if one.left == 0:
                 self._complete(text, one)
-            elif count := min(one.left, columns):
-                columns -= count
+            elif count := one.left if one.whole and columns else min(one.left, columns):
+                columns = max(0, columns - count)
                 yield text, count
 
     def _look(self, one: _Columns, before: Sequence[_Columns], work: Work) -> bool:

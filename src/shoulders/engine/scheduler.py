@@ -310,12 +310,14 @@ class Scheduler(Submitting):
         if isinstance(request, Encode) or request.memory is None:
             return None
         memory, vectors = request.memory, request.states if isinstance(request, Blocks) else request.embeds
+        edits = request.edits if isinstance(request, Pass) else None
         stack = request.connector.blocks if isinstance(request, Blocks) else self.lm.model.base_model
         plain = memory.bank is not None
         if not plain and memory.seen:
             layers = memory.cache_for(stack.config).layers  # type: ignore[arg-type] (a Hugging Face model's)
             plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
-        if not (self._pool.shares and plain and memory.mask is None and request.mask is None and vectors.shape[1] == 1):
+        same = memory.mask is None and request.mask is None and edits is None and vectors.shape[1] == 1
+        if not (self._pool.shares and plain and same):
             if memory.bank is not None:
                 memory.bank.take_out(memory)
             return None

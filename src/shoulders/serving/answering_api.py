@@ -87,7 +87,7 @@ class RerankBody(Body):
 
 
 def answering_routes(service: Service) -> APIRouter:
-    """Return the routes of answers, documents, embeddings and re-ranking."""
+    """Return the routes of answers and uploaded documents."""
     router = APIRouter(tags=["Answers"])
 
     @router.post("/v1/answer")
@@ -126,6 +126,13 @@ def answering_routes(service: Service) -> APIRouter:
         """Delete uploaded documents."""
         service.uploads.delete(name, request.state.about.key.name)
         return {"id": name, "object": "documents", "deleted": True}
+
+    return router
+
+
+def retrieval_routes(service: Service) -> APIRouter:
+    """Return the routes of embeddings and re-ranking."""
+    router = APIRouter(tags=["Retrieval"])
 
     @router.post("/v1/embeddings")
     async def embed(body: EmbeddingBody, request: Request) -> dict[str, Any]:

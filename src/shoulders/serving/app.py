@@ -12,11 +12,13 @@ import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from shoulders.errors import UsageError
-from shoulders.serving.answering_api import UPLOADS, answering_routes
+from shoulders.serving.answering_api import UPLOADS, answering_routes, retrieval_routes
 from shoulders.serving.http import ApiError, Gate, JsonLines, Keys, as_api_error
 from shoulders.serving.models import ServedModel
 from shoulders.serving.openai_api import Body, openai_routes
@@ -69,21 +71,23 @@ def create_app(service: Service) -> Gate:
         yield
         service.stop()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # whose page of the API asks for nothing from elsewhere
+        docs_url="/docs",
+        redoc_url=None,
+        static_url="/docs/files",
         title="shoulders",
         version=version("shoulders"),
         description="Scaffolds around one frozen language model, by OpenAI's API and our own.",
         lifespan=life,
-        docs_url=None,
-        redoc_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the description alone: the gate asks for the key
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     keys = Keys(service.config)
     for kind in (ApiError, RequestValidationError, HTTPException, UsageError, TimeoutError, Exception):
         app.add_exception_handler(kind, _told)
-    app.include_router(openai_routes(service))
-    app.include_router(answering_routes(service))
+    for routes in (openai_routes, answering_routes, retrieval_routes):
+        app.include_router(routes(service))
     _admin_routes(app, service)
     _operations(app, service, keys)
     _page(app)
@@ -199,7 +203,7 @@ def _operations(app: FastAPI, service: Service, keys: Keys) -> None:
 
 
 def _page(app: FastAPI) -> None:
-    """Add the page, its files, and the page of the API's description."""
+    """Add the page, and its files."""
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

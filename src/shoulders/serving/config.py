@@ -59,10 +59,9 @@ class ServerConfig:
                 f"--host {self.host} can be reached from other machines and no key is asked for: make one (shoulders "
                 "serve-key NAME --keys FILE) and add --keys FILE, or listen at 127.0.0.1"
             )
-        least = {"max_body": 1, "max_upload": 1, "max_uploads": 1, "max_tokens": 1, "max_choices": 1, "queue": 0}
-        for name, lowest in least.items():
-            if getattr(self, name) < lowest:
-                raise UsageError(f"{name} is {getattr(self, name)}: it must be at least {lowest}")
+        for name in ("max_body", "max_upload", "max_uploads", "max_tokens", "max_choices", "queue"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if min(self.deadline, self.body_seconds, self.upload_seconds) <= 0:
             raise UsageError("deadline, body_seconds and upload_seconds must be above 0 seconds")
 

@@ -112,7 +112,7 @@ def _line(text: str) -> str:
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """Return any exception as the error that a client is told; what is no fault of the request is told without detail."""
+    """Return any exception as the error that a client is told; a fault of ours is told without detail."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
@@ -314,15 +314,7 @@ class Gate:
         about = About(sent if ID.fullmatch(sent) else uuid4().hex)
         about.deadline = asyncio.get_running_loop().time() + self.config.deadline
         scope.setdefault("state", {})["about"] = about
-
-        async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                about.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", about.id.encode())]
-            if message["type"] == "http.response.body" and not message.get("more_body"):
-                about.answered = True
-            await send(message)
-
+        answer = _noting(about, send)
         try:
             async with asyncio.timeout_at(about.deadline + GRACE):
                 await self._admitted(scope, headers, receive, answer)
@@ -338,18 +330,15 @@ class Gate:
             for end in about.at_end:
                 end()
             self._log(about, scope)
-        return None
 
     async def _admitted(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
-        """Check the key and its limits, then run the request."""
+        """Check the key and its limits, then read the body and run the request."""
         about: About = scope["state"]["about"]
-        path = scope["path"]
-        if path in OPEN or path.startswith(OPEN_FOLDERS):
-            return await self._run(scope, await self._body(scope, headers, receive), receive, send)
-        about.key = self.keys.key_of(headers.get("authorization", ""))
-        self.keys.enter(about.key)
-        about.at_end.append(lambda: self.keys.leave(about.key, about.prompt_tokens + about.generated_tokens))
-        return await self._run(scope, await self._body(scope, headers, receive), receive, send)
+        if not (scope["path"] in OPEN or scope["path"].startswith(OPEN_FOLDERS)):
+            about.key = self.keys.key_of(headers.get("authorization", ""))
+            self.keys.enter(about.key)
+            about.at_end.append(lambda: self.keys.leave(about.key, about.prompt_tokens + about.generated_tokens))
+        await self._run(scope, await self._body(scope, headers, receive), receive, send)
 
     async def _body(self, scope: Scope, headers: Mapping[str, str], receive: Receive) -> bytes:
         """Return the body of a request.
@@ -423,6 +412,20 @@ class Gate:
             **(about.text if self.config.log_text else {}),
         }
         log.info("request", extra={"fields": fields})
+
+
+def _noting(about: About, send: Send) -> Send:
+    """Return a function that sends an answer, with the request's id, and notes how far it is."""
+
+    async def answer(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            about.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", about.id.encode())]
+        elif not message.get("more_body"):
+            about.answered = True
+        await send(message)
+
+    return answer
 
 
 class _ClientLeft(Exception):

@@ -11,16 +11,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, final
+from weakref import WeakValueDictionary
 
 import torch
 
 from shoulders import answering
 from shoulders.answering.answerer import Answerer, ModelAnswerer
 from shoulders.answering.cascade import CascadeAnswerer
-from shoulders.answering.models import RETRIEVER, model_info
+from shoulders.answering.models import RETRIEVER, model_info, rival_folder
+from shoulders.answering.spec import LONGEST
 from shoulders.answering.stages import is_cascade, read
+from shoulders.backbone.encoder import FrozenEncoder
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.engine.inference import Answering
 from shoulders.errors import CorruptFile, UsageError, first_line
 from shoulders.evidence.candidates import Candidates, FirstPass
 from shoulders.records import Placement
@@ -29,6 +33,8 @@ from shoulders.retrieval.cross_encoder import load_ranker
 from shoulders.retrieval.reranker import is_reranker
 from shoulders.retrieval.scoring import Ranker
 from shoulders.scaffolds.base import BARE, Scaffold
+from shoulders.scaffolds.peft import CONFIG as ADAPTER
+from shoulders.scaffolds.peft import from_peft
 from shoulders.scaffolds.recursion import Recursion
 from shoulders.serving.http import ApiError
 from shoulders.store.files import BEST, RECIPE, read_json
@@ -155,6 +161,7 @@ class Models:
         self.lm, self._allow, self._index = lm, tuple(allow), index
         self.broken: dict[str, tuple[str, str]] = {}
         self._served: dict[str, ServedModel] = {}
+        self._encoders: WeakValueDictionary[str, FrozenEncoder] = WeakValueDictionary()
         self._writing = Lock()
         self.check: Callable[[str, Scaffold], None] = lambda *_: None
         self.add(BARE, BARE)
@@ -184,6 +191,7 @@ class Models:
         served = ServedModel(name, source, opened, _first_pass(opened))
         if served.scaffold is not None:
             check_finite(served.scaffold, source)
+            self._share_encoders(served.scaffold)
         for scaffold in served.scaffolds:
             self.check(name, scaffold)
         with self._writing:
@@ -269,6 +277,12 @@ class Models:
                 code="name_taken",
             )
 
+    def _share_encoders(self, scaffold: Scaffold) -> None:
+        """Give a scaffold the encoder of another if it is the same: it is held once, and texts share its passes."""
+        for part in scaffold.modules():
+            if isinstance(part, Scaffold) and isinstance(part.encoder, FrozenEncoder):
+                part.encoder = self._encoders.setdefault(part.encoder.fingerprint(), part.encoder)
+
     def _open(self, source: str, role: str) -> Opened:
         """Return the opened model of a source.
 
@@ -283,6 +297,9 @@ class Models:
             return BiEncoder.load(str(inner) if (inner / OURS).exists() else source, device=device)
         if role or is_reranker(folder):
             return load_ranker(source, device=device)
+        if (folder / ADAPTER).exists() and not rival_folder(source):
+            scaffold = from_peft(folder, self.lm).to(self.lm.device).eval()
+            return ModelAnswerer(self.lm, scaffold, Answering(LONGEST))
         opened = answering.open(source, lm=self.lm)
         if self._index and isinstance(opened, ModelAnswerer) and opened.reads_passages:
             opened = answering.open(source, lm=self.lm, index=self._index)
@@ -324,8 +341,8 @@ def check_name(name: str) -> None:
     if not NAME.fullmatch(name) or ".." in name or "//" in name or name.endswith(("/", FIRST)):
         raise ApiError(
             400,
-            f"{name[:200]!r} cannot be the name of a model: begin with a letter or digit, go on with at most 199 more of "
-            "letters, digits and . _ - : / @",
+            f"{name[:200]!r} cannot be the name of a model: begin with a letter or digit, go on with at most 199 "
+            "more of letters, digits and . _ - : / @",
             param="name",
             code="invalid_name",
         )
@@ -337,8 +354,8 @@ def check_finite(scaffold: Scaffold, source: str) -> None:
         if weight.is_floating_point() and not torch.isfinite(weight).all():
             bad = int((~torch.isfinite(weight)).sum())
             raise CorruptFile(
-                f"{source} has {bad} of {weight.numel()} values of {name} that are not finite (NaN or infinite): train it "
-                "again"
+                f"{source} has {bad} of {weight.numel()} values of {name} that are not finite (NaN or infinite): "
+                "train it again"
             )
 
 

@@ -291,7 +291,8 @@ class _Job:
         pieces = self.service.pieces(about, requests, self.usage)
         if body.stream:
             return event_stream(self._chunks(pieces, logged=logprobs is not None), about)
-        texts, tokens, ends = dict(self.starts), {index: () for index in self.starts}, {}
+        texts, ends = dict(self.starts), dict.fromkeys(self.starts, "")
+        tokens: dict[int, tuple[TokenLog, ...]] = dict.fromkeys(self.starts, ())
         async for piece in pieces:
             texts[piece.index] += piece.text
             tokens[piece.index] += piece.tokens
