@@ -8,7 +8,7 @@ import torch
 from shoulders.answering.models import ModelInfo, RivalInfo, model_info
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import UsageError
-from shoulders.scaffolds.peft import CONFIG, LORA, WEIGHTS
+from shoulders.scaffolds.peft import CONFIG, LORA, WEIGHTS, source_of
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 from shoulders.serving import vllm_ask
 from shoulders.store.files import atomic_folder, read_json, write_json, write_tensors
@@ -65,7 +65,7 @@ def export_for_vllm(name: str, target: Path, backbone: str | None = None) -> Non
 
 @torch.no_grad()
 def _export_prompt(info: ModelInfo, scaffold: SoftPrompt, lm: FrozenLM, target: Path) -> None:
-    described = {"backbone": lm.name, "wording": info.spec.wording, "placement": scaffold.placement.value}
+    described = {"backbone": source_of(lm.name), "wording": info.spec.wording, "placement": scaffold.placement.value}
     table = lm.embed(torch.arange(lm.vocabulary, device=lm.device))
     with atomic_folder(target, DESCRIPTION) as scratch:
         lm.tokenizer.save_pretrained(scratch)
@@ -78,7 +78,7 @@ def _export_prompt(info: ModelInfo, scaffold: SoftPrompt, lm: FrozenLM, target: 
         write_tensors(scratch / VECTORS, {"prompt": scaffold.prompt.data, "embeddings": table})
         shutil.copyfile(vllm_ask.__file__, scratch / "ask.py")
         about = {"length": scaffold.length, "placement": scaffold.placement.value, "vectors": VECTORS}
-        (scratch / "README.md").write_text(PROMPT.format(backbone=lm.name, **about), encoding="utf-8")
+        (scratch / "README.md").write_text(PROMPT.format(backbone=source_of(lm.name), **about), encoding="utf-8")
 
 
 def _export_adapter(info: ModelInfo, rival: RivalInfo, backbone: str, target: Path) -> None:
@@ -90,7 +90,7 @@ def _export_adapter(info: ModelInfo, rival: RivalInfo, backbone: str, target: Pa
     with atomic_folder(target, DESCRIPTION) as scratch:
         for file in (CONFIG, WEIGHTS):
             shutil.copyfile(rival.folder / file, scratch / file)
-        about = {"backbone": backbone, "wording": info.spec.wording}
+        about = {"backbone": source_of(backbone), "wording": info.spec.wording}
         write_json(scratch / DESCRIPTION, about)
         named = {"rank": read_json(rival.folder / CONFIG)["r"], "name": target.name, "folder": target}
         (scratch / "README.md").write_text(ADAPTER.format(**about, **named), encoding="utf-8")

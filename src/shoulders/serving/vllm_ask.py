@@ -56,10 +56,10 @@ def main() -> None:
     client = OpenAI(base_url=asked.url, api_key=asked.key)
     answer = client.completions.create(
         model=client.models.list().data[0].id,
-        prompt="",
+        prompt="",  # the client wants a text, and vLLM none beside vectors
         max_tokens=asked.longest,
         temperature=0,
-        extra_body={"prompt_embeds": encoded(rows)},
+        extra_body={"prompt": None, "prompt_embeds": encoded(rows)},
     )
     print(answer.choices[0].text.strip())  # noqa: T201
 
