@@ -5,13 +5,15 @@ import pytest
 from served import GENERATING, service_of
 from served import running as server
 from shoulders.engine import vllm as engine
+from shoulders.errors import UsageError
 from shoulders.serving.config import ServerConfig
 from shoulders.serving.models import Models
 from shoulders.serving.service import Service
 from tiny import TEXTS
 from vllm_double import Double
 
-NAMES = tuple(name for name in GENERATING if name not in ("bare", "twice"))  # the double has one pass
+NAMES = ("prefix", "infix", "suffix", "input")
+UNFIT = tuple(name for name in GENERATING if name not in ("bare", "twice", *NAMES))
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,15 @@ def test_a_scaffold_that_vllm_cannot_serve_is_refused_at_run_time(both, saved):
     with both[1].http() as http:
         assert http.get("/v1/models/late").status_code == 404
     assert post(both[0], "/v1/scaffolds", asked).status_code == 201
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_vllm_cannot_serve_is_refused_at_the_start(both, lm, saved, name):
+    models = Models(lm)
+    models.add(name, str(saved / name))
+    served = [(one.name, scaffold) for one in models for scaffold in one.scaffolds]
+    with pytest.raises(UsageError, match=f"vLLM cannot serve {name}: .* changes the model's layers"):
+        engine.VllmEngine(lm, served)
 
 
 def test_an_engine_of_another_name_is_refused(refused):

@@ -25,6 +25,7 @@ from shoulders.engine.batches import encode, question_batch
 from shoulders.engine.inference import Answering, answer
 from shoulders.records import Placement, Question
 from shoulders.scaffolds.base import Bare
+from shoulders.scaffolds.low_rank import LowRank, LowRankConfig
 from shoulders.scaffolds.peft import add_lora
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
@@ -103,6 +104,24 @@ def test_a_lora_rival_is_exported_as_an_adapter(tiny_lm, shoulders, tmp_path):
     readme = (tmp_path / "vllm" / "README.md").read_text()
     assert f"--enable-lora --max-lora-rank 4 --lora-modules vllm={tmp_path / 'vllm'}" in readme
     assert json.loads((tmp_path / "vllm" / "vllm.json").read_text())["backbone"] == lm.name
+
+
+def test_low_rank_updates_are_exported_as_an_adapter(tiny_lm, shoulders, tmp_path):
+    lm = FrozenLM.load(tiny_lm("llama").name)
+    updates = LowRank.new(LowRankConfig(rank=3), lm)
+    with torch.no_grad():
+        for weight in updates.parameters():
+            weight.normal_(std=0.1)
+    updates.made_for(lm).save_pretrained(tmp_path / "low")
+    assert shoulders("export", tmp_path / "low", tmp_path / "vllm")[0] == 0
+    assert "--max-lora-rank 3" in (tmp_path / "vllm" / "README.md").read_text()
+    ids = torch.tensor([lm.ids("Name a planet.")])
+    base = AutoModelForCausalLM.from_pretrained(lm.name, dtype=lm.dtype)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "vllm")
+    given = question_batch([encode(Question("Name a planet."), lm)], lm, updates)
+    with torch.no_grad():
+        wanted = lm.logits(updates.states(lm, given))
+        torch.testing.assert_close(loaded(ids).logits, wanted, rtol=0.1, atol=0.5)
 
 
 def test_what_vllm_alone_cannot_serve_is_refused(lm, refused, tmp_path):

@@ -64,16 +64,17 @@ def unfit(scaffold: Scaffold, lm: FrozenLM) -> str:
     memory = Memory()
     given = question_batch([encode(Question(TEXT), lm)], lm, scaffold)
     program = scaffold.program(given, memory)
-    first = _first_pass(program, lm)
-    if others := [one.name for one in fields(first) if one.name not in KNOWN and getattr(first, one.name)]:
-        return f"changes the model's layers ({', '.join(others)})"
-    if first.memory is not None and (first.memory.seen or first.memory.cache is not None):
-        return "keeps keys and values of its own in every layer"
-    try:
-        program.send(torch.zeros_like(first.embeds))
-    except StopIteration:
-        return ""
-    return "takes more than one pass"
+    passes, sent = 0, None
+    while True:
+        try:
+            one = _next_pass(program, lm, sent)
+        except StopIteration:
+            return "" if passes == 1 else "takes more than one pass"
+        if others := [item.name for item in fields(one) if item.name not in KNOWN and getattr(one, item.name)]:
+            return f"changes the model's layers ({', '.join(others)})"
+        if not passes and one.memory is not None and (one.memory.seen or one.memory.cache is not None):
+            return "keeps keys and values of its own in every layer"
+        passes, sent = passes + 1, torch.zeros_like(one.embeds)
 
 
 def _unfit_recursion(scaffold: Recursion, lm: FrozenLM) -> str:
@@ -92,9 +93,15 @@ def _unshared(shape: RecursionShape) -> RecursionShape:
 
 
 @torch.no_grad()
-def _first_pass(program: Program, lm: FrozenLM) -> Pass:
-    """Run a program up to its first pass through the frozen model, and return the request for it."""
-    request = next(program)
+def _next_pass(program: Program, lm: FrozenLM, sent: Tensor | None = None) -> Pass:
+    """Run a program up to its next pass through the frozen model, and return the request for it.
+
+    Args:
+        program: the program.
+        lm: the frozen model.
+        sent: the states of the pass before; None at the start.
+    """
+    request = next(program) if sent is None else program.send(sent)
     while not isinstance(request, Pass):
         request = program.send(fulfil([request], lm)[0])
     return request
@@ -233,7 +240,7 @@ class VllmEngine(Submitting):
 
     def _vectors(self, request: Request) -> Float[Tensor, "T D"]:
         """Return the vectors that the first pass of a request reads."""
-        one = _first_pass(request.scaffold.program(request.given, Memory()), self.lm)
+        one = _next_pass(request.scaffold.program(request.given, Memory()), self.lm)
         vectors = one.embeds[0].to(self.lm.dtype).cpu().contiguous()
         if not bool(torch.isfinite(vectors).all()):  # vLLM would answer all later requests wrongly
             raise RequestFailed(f"a scaffold of kind {request.scaffold.kind!r} wrote a prompt that is not finite")

@@ -8,7 +8,8 @@ import torch
 from shoulders.answering.models import ModelInfo, RivalInfo, model_info
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import UsageError
-from shoulders.scaffolds.peft import CONFIG, LORA, WEIGHTS, source_of
+from shoulders.scaffolds.low_rank import LowRank
+from shoulders.scaffolds.peft import CONFIG, LORA, WEIGHTS, source_of, write_adapter
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 from shoulders.serving import vllm_ask
 from shoulders.store.files import atomic_folder, read_json, write_json, write_tensors
@@ -55,9 +56,14 @@ def export_for_vllm(name: str, target: Path, backbone: str | None = None) -> Non
         return
     lm = FrozenLM.load(backbone or info.backbone)
     scaffold = info.load(lm).scaffold
+    if isinstance(scaffold, LowRank):
+        with atomic_folder(target, DESCRIPTION) as scratch:
+            write_adapter(scaffold, lm, scratch)
+            _write_about_adapter(info, lm.name, scratch, target)
+        return
     if not isinstance(scaffold, SoftPrompt):
         raise UsageError(
-            f"vLLM alone serves soft prompts and LoRA adapters, and {name} is a scaffold of kind {scaffold.kind!r}: "
+            f"vLLM alone serves soft prompts and low-rank updates, and {name} is a scaffold of kind {scaffold.kind!r}: "
             f"serve it with shoulders serve {name} (--engine vllm, if that has it)"
         )
     _export_prompt(info, scaffold, lm, target)
@@ -84,13 +90,18 @@ def _export_prompt(info: ModelInfo, scaffold: SoftPrompt, lm: FrozenLM, target: 
 def _export_adapter(info: ModelInfo, rival: RivalInfo, backbone: str, target: Path) -> None:
     if rival.kind != LORA:
         raise UsageError(
-            f"vLLM alone serves soft prompts and LoRA adapters, and {info.name} was trained by {rival.kind!r}: serve "
+            f"vLLM alone serves soft prompts and low-rank updates, {info.name} was trained by {rival.kind!r}: serve "
             f"it with shoulders serve {info.name}"
         )
     with atomic_folder(target, DESCRIPTION) as scratch:
         for file in (CONFIG, WEIGHTS):
             shutil.copyfile(rival.folder / file, scratch / file)
-        about = {"backbone": source_of(backbone), "wording": info.spec.wording}
-        write_json(scratch / DESCRIPTION, about)
-        named = {"rank": read_json(rival.folder / CONFIG)["r"], "name": target.name, "folder": target}
-        (scratch / "README.md").write_text(ADAPTER.format(**about, **named), encoding="utf-8")
+        _write_about_adapter(info, backbone, scratch, target)
+
+
+def _write_about_adapter(info: ModelInfo, backbone: str, scratch: Path, target: Path) -> None:
+    """Write the description of an adapter and how it is served beside its files."""
+    about = {"backbone": source_of(backbone), "wording": info.spec.wording}
+    write_json(scratch / DESCRIPTION, about)
+    named = {"rank": read_json(scratch / CONFIG)["r"], "name": target.name, "folder": target}
+    (scratch / "README.md").write_text(ADAPTER.format(**about, **named), encoding="utf-8")
