@@ -43,7 +43,7 @@ from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.serving.load import Endpoint, Load, Mix, Outcome, Request, load, random_prompts
 
-TEXTS, WORDS, SHORTEST, LONGEST = 12, 48, 8, 32
+WORDS, SHORTEST, LONGEST = 48, 8, 32
 LEAVING, EVERY, DECIDED = 0.1, 5.0, 1e-3  # share of clients; seconds between replacements; least margin
 CHANGING = ("changing-a", "changing-b")
 
@@ -98,12 +98,12 @@ def scaffolds(lm: FrozenLM) -> dict[str, Scaffold]:
     return fixed | {f"{name}/{version}": soft_prompt(lm, 10 + at) for at, (name, version) in enumerate(changing)}
 
 
-def offline(lm: FrozenLM, some: Mapping[str, Scaffold]) -> Offline:
+def offline(lm: FrozenLM, some: Mapping[str, Scaffold], count: int) -> Offline:
     """Answer every text with every scaffold, each alone."""
-    texts = random_prompts(TEXTS, WORDS, seed=0)
+    texts = random_prompts(count, WORDS, seed=0)
     answers = {name: [_alone(lm, one, text) for text in texts] for name, one in some.items()}
     undecided = sum(ids is None for rows in answers.values() for ids in rows)
-    print(f"{len(answers)} scaffolds x {TEXTS} texts answered alone; {undecided} hang on too little", flush=True)
+    print(f"{len(answers)} scaffolds x {count} texts answered alone; {undecided} hang on too little", flush=True)
     return Offline(texts, answers, lm)
 
 
@@ -212,7 +212,7 @@ def main() -> None:
             if name != "bare":
                 (Path(folder) / name).parent.mkdir(exist_ok=True)
                 saved(one, Path(folder) / name)
-        known = offline(lm, some)
+        known = offline(lm, some, arguments.texts)
         served = {name: name for name in some if "/" not in name and name != "bare"}
         served |= {name: f"{name}/1" for name in CHANGING}
         options = ["--backbone", MODEL, "--dtype", "float32", "--rows", str(arguments.rows), "--allow", folder]
@@ -241,6 +241,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--rows", type=int, default=16, help="requests that the server answers at once")
+    parser.add_argument("--texts", type=int, default=12, help="texts that are asked, each answered alone before")
     parser.add_argument("--out", help="write all figures to this JSON file")
     return parser.parse_args()
 

@@ -12,10 +12,12 @@ from shoulders.engine.batches import encode, question_batch
 from shoulders.engine.decode import likeliest
 from shoulders.engine.requests import Request, SamplingParameters
 from shoulders.errors import QueueFull, RequestFailed, SourceNotFound, Stopped, UsageError
-from shoulders.records import Question
+from shoulders.records import Placement, Question
 from shoulders.scaffolds.base import Bare
+from shoulders.scaffolds.deep_prompt import DeepPrompt, DeepPromptConfig
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape, encoder_named
-from shoulders.scaffolds.peft import PrefixTuning, add_prefix
+from shoulders.scaffolds.low_rank import LowRank, LowRankConfig
+from shoulders.scaffolds.program import Pass
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from tiny import TEXTS
@@ -182,10 +184,26 @@ def test_what_vllm_cannot_do_after_embedded_text_is_refused(lm, running):
         one.submit(request(lm, scaffolds["bare"], continuations=((1, 2),)))
 
 
+def holding(lm):
+    """A scaffold whose pass begins with keys and values of its own."""
+
+    def program(given, memory):
+        memory.single.seen = 3
+        return (yield Pass(given.embeds, given.mask, memory.single))
+
+    made = SoftPrompt(from_vocabulary(lm)(2))
+    made.program = program
+    return made
+
+
 def unfit_scaffolds(lm):
     prompt = SoftPrompt(from_vocabulary(lm)(2))
+    suffix = DeepPromptConfig(length=3, placement=Placement.SUFFIX)
     return {
-        "deep": (PrefixTuning(add_prefix(lm, 3)), "keeps keys and values of its own in every layer"),
+        "holding": (holding(lm), "keeps keys and values of its own in every layer"),
+        "deep": (DeepPrompt.new(DeepPromptConfig(length=3), lm), "changes the model's layers (edits)"),
+        "deep-suffix": (DeepPrompt.new(suffix, lm), "changes the model's layers (edits)"),
+        "low": (LowRank.new(LowRankConfig(rank=2), lm), "changes the model's layers (edits)"),
         "thrice": (Recursion(lm, RecursionShape(passes=3, layers=1)), "has 3 passes"),
         "before": (Recursion(lm, RecursionShape(layers=1, before=True)), "Connectors at ['before', 'between']"),
         "prompted": (Recursion(lm, RecursionShape(layers=1), prompt), "has a soft_prompt in each pass"),
