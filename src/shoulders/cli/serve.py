@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoulders.cli.show import inform, need, quiet_libraries, warn
-from shoulders.errors import UsageError
+from shoulders.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
     from shoulders.serving.config import ServerConfig
+    from shoulders.serving.models import Models
     from shoulders.serving.service import Service
+
+PROCESS, VLLM = ENGINES = ("process", "vllm")
 
 
 def serve(  # noqa: PLR0913, PLR0917 (one for each option)
@@ -44,6 +47,13 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
     rows: Annotated[int, typer.Option(help="texts that are generated at a time", min=1)] = 32,
     queue: Annotated[int, typer.Option(help="requests that may wait; one more is refused with 429", min=1)] = 256,
     deadline: Annotated[float, typer.Option(help="seconds after which a request is given up")] = 120.0,
+    dtype: Annotated[
+        str, typer.Option(help="number type of the frozen model: auto, float32, bfloat16 or float16")
+    ] = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(metavar="process|vllm", help="what runs the frozen model: this process, or vLLM (extra vllm)"),
+    ] = "process",
     max_body: Annotated[int, typer.Option(help="largest request in bytes, uploads excepted")] = 1_000_000,
     max_upload: Annotated[int, typer.Option(help="largest upload of documents in bytes")] = 20_000_000,
     max_tokens: Annotated[int, typer.Option(help="largest number of tokens that a request may generate")] = 1024,
@@ -73,24 +83,23 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
     )
     roles = [*((name, "") for name in names or ()), *((name, "retriever") for name in retriever or ())]
     roles += [(name, "reranker") for name in reranker or ()]
-    service = _service(config, roles, backbone=backbone, index=index, memory=memory, rows=rows)
-    _run(service)
+    if engine not in ENGINES:
+        raise UnknownName("engine", engine, ENGINES)
+    models = _models(config, roles, backbone=backbone, dtype=dtype, index=index)
+    sizes = {"memory_bytes": memory * 1_000_000, "rows": rows, "queue": queue}
+    _run(_service(config, models, engine, sizes))
 
 
-def _service(
-    config: "ServerConfig", names: list[tuple[str, str]], *, backbone: str, index: str, memory: int, rows: int
-) -> "Service":
+def _models(config: "ServerConfig", names: list[tuple[str, str]], *, backbone: str, dtype: str, index: str) -> "Models":
     """Load the backbone and everything that is named; what is broken is named, and the rest is served."""
     from shoulders.backbone.frozen import FrozenLM
-    from shoulders.engine.scheduler import Scheduler
     from shoulders.serving.config import read_keys
     from shoulders.serving.models import Models, backbone_of, served_name
-    from shoulders.serving.service import Service
 
     if config.keys:
         read_keys(config.keys)  # refused before a model is loaded
-    lm = FrozenLM.load(backbone or backbone_of([name for name, role in names if not role])).keep_fingerprint()
-    models = Models(lm, allow=config.allow, index=index)
+    backbone = backbone or backbone_of([name for name, role in names if not role])
+    models = Models(FrozenLM.load(backbone, dtype=dtype).keep_fingerprint(), allow=config.allow, index=index)
     for named, role in names:
         name, source = served_name(named)
         models.try_add(name, source, role)
@@ -98,8 +107,21 @@ def _service(
         warn(f"not served: {name} ({source}): {error}")
     if names and len(models.broken) == len(names):
         raise UsageError(f"none of the {len(names)} models can be served: the reasons are above")
-    engine = Scheduler(lm, memory_bytes=memory * 1_000_000, rows=rows, queue=config.queue)
-    return Service(lm, engine, models, config)
+    return models
+
+
+def _service(config: "ServerConfig", models: "Models", engine: str, sizes: dict[str, int]) -> "Service":
+    """Return the models with the engine that runs them."""
+    from shoulders.engine.scheduler import Scheduler
+    from shoulders.engine.vllm import VllmEngine
+    from shoulders.serving.service import Service
+
+    if engine == PROCESS:
+        return Service(models.lm, Scheduler(models.lm, **sizes), models, config)
+    served = [(served.name, scaffold) for served in models for scaffold in served.scaffolds]
+    over_vllm = VllmEngine(models.lm, served, **sizes).start()
+    models.check = over_vllm.check
+    return Service(models.lm, over_vllm, models, config)
 
 
 def _run(service: "Service") -> None:

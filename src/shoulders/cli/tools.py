@@ -8,7 +8,7 @@ from rich.table import Table
 
 from shoulders.cli.common import Overrides, find_recipe
 from shoulders.cli.show import console, inform, quiet_libraries, say
-from shoulders.errors import DataError, SourceNotFound
+from shoulders.errors import DataError, SourceNotFound, UnknownName
 
 if TYPE_CHECKING:
     from shoulders.runs.cost import Cost
@@ -233,3 +233,26 @@ def convert(
     else:
         raise SourceNotFound(f"{source} holds neither a scaffold ({CONFIG}) nor a PEFT adapter ({PEFT_CONFIG})")
     inform(f"written to {target}")
+
+
+def export(
+    scaffold: Annotated[str, typer.Argument(help="folder of a run, a scaffold or a rival, or a hub name")],
+    target: Annotated[Path, typer.Argument(help="folder to write")],
+    to: Annotated[str, typer.Option(metavar="vllm", help="the server that is to serve it")] = "vllm",
+    backbone: Annotated[
+        str | None, typer.Option(help="the frozen model [default: the one named in the scaffold]")
+    ] = None,
+) -> None:
+    """Write what a server without this library needs to serve a soft prompt or a LoRA adapter.
+
+    The folder has a README with the commands; for a soft prompt also a script that asks with it.
+
+    Example: `shoulders export runs/first served/first --to vllm`
+    """
+    from shoulders.serving.export import export_for_vllm
+
+    if to != "vllm":
+        raise UnknownName("server to export for", to, ["vllm"])
+    quiet_libraries()
+    export_for_vllm(scaffold, target, backbone)
+    inform(f"written to {target}: its README.md has the commands")

@@ -63,13 +63,13 @@ def add_lora(lm: FrozenLM, rank: int, alpha: float, targets: tuple[str, ...]) ->
         adapted = peft.get_peft_model(lm.model, config)
     except ValueError as error:
         raise UsageError(f"rival.targets={','.join(targets)} does not fit {lm.name!r}: {first_line(error)}") from error
-    config.base_model_name_or_path = _source(lm)
+    config.base_model_name_or_path = source_of(lm.name)
     return adapted
 
 
-def _source(lm: FrozenLM) -> str:
-    """Return the name by which PEFT and transformers find the model: an absolute path or a hub id."""
-    found = locate(lm.name) if lm.name else ""
+def source_of(name: str) -> str:
+    """Return the name by which PEFT, transformers and vLLM find a model: an absolute path or a hub id."""
+    found = locate(name) if name else ""
     return str(Path(found).resolve()) if found and Path(found).exists() else found
 
 

@@ -6,7 +6,7 @@ name is only ever looked up among these.
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -71,6 +71,13 @@ class ServedModel:
     def scaffold(self) -> Scaffold | None:
         """The scaffold of one model; None for cascades, retrievers and re-rankers."""
         return self.opened.scaffold if isinstance(self.opened, ModelAnswerer) else None
+
+    @property
+    def scaffolds(self) -> Sequence[Scaffold]:
+        """The scaffolds that run in the engine: that of one model, or those of a cascade's stages."""
+        if isinstance(self.opened, CascadeAnswerer):
+            return [stage.scaffold for stage in self.opened.adaptive.stages]
+        return () if self.scaffold is None else (self.scaffold,)
 
     @property
     def kind(self) -> str:
@@ -147,6 +154,7 @@ class Models:
 
     Attributes:
         broken: why a name that the server was started with is not served.
+        check: raises `UsageError` for a scaffold that the engine cannot run.
     """
 
     def __init__(self, lm: FrozenLM, *, allow: Sequence[str] = (), index: str = "") -> None:
@@ -155,6 +163,7 @@ class Models:
         self._served: dict[str, ServedModel] = {}
         self._encoders: WeakValueDictionary[str, FrozenEncoder] = WeakValueDictionary()
         self._writing = Lock()
+        self.check: Callable[[str, Scaffold], None] = lambda *_: None
         self.add(BARE, BARE)
 
     def __iter__(self) -> Any:
@@ -183,6 +192,8 @@ class Models:
         if served.scaffold is not None:
             check_finite(served.scaffold, source)
             self._share_encoders(served.scaffold)
+        for scaffold in served.scaffolds:
+            self.check(name, scaffold)
         with self._writing:
             self._check_free(name, replacing=replacing)
             self._served[name] = served

@@ -1,0 +1,88 @@
+"""The same API and answers over vLLM as over the scheduler (with a double of vLLM)."""
+
+import pytest
+
+from served import GENERATING, service_of
+from served import running as server
+from shoulders.engine import vllm as engine
+from shoulders.errors import UsageError
+from shoulders.serving.config import ServerConfig
+from shoulders.serving.models import Models
+from shoulders.serving.service import Service
+from tiny import TEXTS
+from vllm_double import Double
+
+NAMES = ("prefix", "infix", "suffix", "input")
+UNFIT = tuple(name for name in GENERATING if name not in ("bare", "twice", *NAMES))
+
+
+@pytest.fixture(scope="module")
+def both(lm, saved):
+    """A server over the scheduler, and one over vLLM."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_library", Double(lm).library)
+        config = ServerConfig(port=0, allow=(str(saved),))
+        models = Models(lm, allow=config.allow)
+        for name in NAMES:
+            models.add(name, str(saved / name))
+        served = [(one.name, scaffold) for one in models for scaffold in one.scaffolds]
+        over_vllm = engine.VllmEngine(lm, served).start()
+        models.check = over_vllm.check
+        with server(service_of(lm, saved, NAMES)) as one, server(Service(lm, over_vllm, models, config)) as other:
+            yield one, other
+
+
+def post(to, path, content):
+    with to.http() as http:
+        return http.post(path, json=content)
+
+
+@pytest.mark.parametrize("model", ["bare", *NAMES])
+def test_answers_are_the_same(both, model):
+    asked = {"model": model, "prompt": TEXTS[0], "max_tokens": 8, "temperature": 0, "logprobs": 2}
+    with both[0].client() as client:
+        one = client.completions.create(**asked)
+    with both[1].client() as client:
+        other = client.completions.create(**asked)
+        pieces = list(client.completions.create(**asked, stream=True))
+    assert one.choices[0].text == other.choices[0].text
+    assert one.choices[0].finish_reason == other.choices[0].finish_reason
+    assert one.choices[0].logprobs.tokens == other.choices[0].logprobs.tokens
+    assert one.choices[0].logprobs.token_logprobs == pytest.approx(other.choices[0].logprobs.token_logprobs, abs=1e-3)
+    assert one.usage.completion_tokens == other.usage.completion_tokens
+    assert "".join(piece.choices[0].text for piece in pieces) == one.choices[0].text
+    question = {"model": model, "question": TEXTS[1], "max_tokens": 6}
+    told = [post(some, "/v1/answer", question).json() for some in both]
+    assert told[0]["said"] == told[1]["said"]
+    assert told[0]["probability"] == pytest.approx(told[1]["probability"], rel=1e-2)
+
+
+def test_what_vllm_cannot_do_is_an_error_of_the_request(both):
+    asked = {"model": "prefix", "prompt": TEXTS[0], "frequency_penalty": 1.0}
+    answer = post(both[1], "/v1/completions", asked)
+    assert (answer.status_code, "penalties" in answer.json()["error"]["message"]) == (400, True)
+    answer = post(both[1], "/v1/answer", {"model": "prefix", "question": "a", "choices": ["b", "c"]})
+    assert (answer.status_code, "given answers" in answer.json()["error"]["message"]) == (400, True)
+
+
+def test_a_scaffold_that_vllm_cannot_serve_is_refused_at_run_time(both, saved):
+    asked = {"name": "late", "path": str(saved / "twice")}
+    answer = post(both[1], "/v1/scaffolds", asked)
+    assert answer.status_code == 400
+    assert "not among the 0 that vLLM was started with" in answer.json()["error"]["message"]
+    with both[1].http() as http:
+        assert http.get("/v1/models/late").status_code == 404
+    assert post(both[0], "/v1/scaffolds", asked).status_code == 201
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_vllm_cannot_serve_is_refused_at_the_start(both, lm, saved, name):
+    models = Models(lm)
+    models.add(name, str(saved / name))
+    served = [(one.name, scaffold) for one in models for scaffold in one.scaffolds]
+    with pytest.raises(UsageError, match=f"vLLM cannot serve {name}: .* changes the model's layers"):
+        engine.VllmEngine(lm, served)
+
+
+def test_an_engine_of_another_name_is_refused(refused):
+    assert "there is no engine 'vlm': did you mean 'vllm'?" in refused("serve", "--engine", "vlm")
