@@ -188,9 +188,7 @@ class ModelAnswerer(Answerer):
                 ModelInput(write(one, some), candidates=tuple(some)) for one, some in zip(asked, found, strict=True)
             ]
         packed = [self.evidence.packed(one, some) for one, some in zip(asked, found, strict=True)]
-        return [
-            ModelInput(pack.question, tuple(some), pack.passages) for pack, some in zip(packed, found, strict=True)
-        ]
+        return [ModelInput(pack.question, tuple(some), pack.passages) for pack, some in zip(packed, found, strict=True)]
 
     def finished(self, given: ModelInput, answer: Answer, *, chosen: bool = False) -> Answer:
         """Return the answer with the passages or candidates that it was read from."""
