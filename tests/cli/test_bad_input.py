@@ -43,6 +43,7 @@ def values(lm, suite):
         ([""], "a question is empty"),
         (["hi", "--longest", "0"], "length of the answer must be at least 1, got 0"),
         (["hi", "--choices", "|"], "names no answer"),
+        (["hi", "--choices", ""], "names no answer"),
         (["hi", "--longest", "200", "--truncate"], "ask for a shorter answer"),
     ],
 )

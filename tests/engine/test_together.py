@@ -11,12 +11,14 @@ from shoulders.engine.together import together
 from shoulders.errors import UsageError
 from shoulders.records import Placement, Question
 from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.deep_prompt import DeepPrompt
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
-from shoulders.scaffolds.peft import PrefixTuning, add_prefix
+from shoulders.scaffolds.low_rank import LowRank
 from shoulders.scaffolds.program import Pass, direct
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from tiny import TEXTS
+from toys import layered, moved
 
 SMALL = InputPromptShape(length=5, encoder_length=3, head_width=8)
 STEPS = 8
@@ -27,6 +29,7 @@ def several(lm, tiny_encoder):
     prompt = SoftPrompt(from_vocabulary(lm)(6))
     twice = Recursion(lm, RecursionShape(layers=1))
     encoder = tiny_encoder("bert")
+    deep = {name: moved(one) for name, one in layered(lm, tiny_encoder).items()}
     return [
         Bare(),
         prompt,
@@ -40,6 +43,11 @@ def several(lm, tiny_encoder):
         Recursion(lm, RecursionShape(passes=3, layers=2, shared=True), SoftPrompt(from_vocabulary(lm)(4))),
         prompt,
         twice,
+        *deep.values(),
+        Recursion(lm, RecursionShape(layers=1), deep["low rank prefix"]),
+        Recursion(lm, RecursionShape(layers=1), deep["deep prefix"]),
+        deep["low rank prefix"],
+        deep["gated"],
     ]
 
 
@@ -83,7 +91,10 @@ def test_scaffolds_share_a_batch_and_each_row_is_the_row_alone(any_lm, tiny_enco
 
 def test_passes_of_all_scaffolds_are_one_forward(lm, tiny_encoder, monkeypatch):
     """The longest recursion has three passes: so many forwards of the backbone, whatever else is in the batch."""
+    # Where the text before an edit is read bare, or by the model as encoder, there is a pass more.
+    one_read = (SoftPrompt, InputPrompt)
     scaffolds = [one for one in several(lm, tiny_encoder) if one.encoder is not lm]
+    scaffolds = [one for one in scaffolds if isinstance(one, one_read) or not one.reads_before]
     batches = list(asked(lm, scaffolds))
     rows = []
     forward = type(lm.model.base_model).forward
@@ -104,7 +115,7 @@ def test_passes_of_all_scaffolds_are_one_forward(lm, tiny_encoder, monkeypatch):
 
 def test_gradients_of_a_mixed_batch_are_those_alone(lm, tiny_encoder):
     """Training without memories: what each scaffold learns does not depend on who shares the pass."""
-    scaffolds = [one for one in several(lm, tiny_encoder)[:10] if not isinstance(one, Bare)]
+    scaffolds = [one for one in several(lm, tiny_encoder)[:23] if not isinstance(one, Bare)]
     batches = [
         training_batch([encode(Question(TEXTS[n % 4]), lm, "Paris"), encode(Question("Two?"), lm, "four")], lm, one)
         for n, one in enumerate(scaffolds)
@@ -166,10 +177,10 @@ def test_a_prefix_in_every_layer_and_a_connector_of_a_norm_alone_share_a_batch(t
     """Keys and values of no text; and blocks whose cache has no layers to count positions by."""
     lm = tiny_lm(family)
     scaffolds = [
-        PrefixTuning(add_prefix(lm, 5)),
+        DeepPrompt.from_vocabulary(lm, length=5),
         Recursion(lm, RecursionShape(layers=0)),
         SoftPrompt(from_vocabulary(lm)(7)),
-        PrefixTuning(add_prefix(lm, 2)),
+        DeepPrompt.from_vocabulary(lm, length=2, placement="suffix"),
     ]
     batches = list(asked(lm, scaffolds))
     mixed = finished(lm, *(recorded(lm, *pair) for pair in zip(scaffolds, batches, strict=True)))
@@ -177,6 +188,19 @@ def test_a_prefix_in_every_layer_and_a_connector_of_a_norm_alone_share_a_batch(t
         (alone,) = finished(lm, recorded(lm, scaffold, given))
         assert rows.ids == alone.ids
         torch.testing.assert_close(logits_of(rows), logits_of(alone), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "mistral"])
+def test_edits_of_neighbours_change_no_bit_of_a_bare_row(tiny_lm, questions, family):
+    """In a batch of one shape: another row is edited, or it is not."""
+    lm = tiny_lm(family)
+    bare, other = (question_batch([encode(one, lm)], lm, Bare()) for one in questions[:2])
+    updates = moved(LowRank.new(LowRank.Config(rank=2), lm))
+    beside = together([Bare().program(bare), updates.program(other)], lm)
+    alone = together([Bare().program(bare), Bare().program(other)], lm)
+    assert torch.equal(beside[0], alone[0])
+    assert not torch.allclose(beside[1], alone[1], atol=1e-3)
 
 
 def test_a_bare_row_is_bit_identical_where_it_runs_alone(lm, questions):
@@ -197,8 +221,13 @@ def test_a_bare_row_is_bit_identical_where_it_runs_alone(lm, questions):
 @pytest.mark.parametrize("family", ["llama", "gemma2", "bloom", "mixtral"])
 def test_a_scaffold_of_nan_breaks_its_own_rows_alone(tiny_lm, questions, family):
     lm = tiny_lm(family)
-    good, bad = SoftPrompt(from_vocabulary(lm)(4)), SoftPrompt(torch.full((3, lm.width), torch.nan), Placement.SUFFIX)
-    scaffolds = [good, bad, Bare()]
+    bad = [
+        SoftPrompt(torch.full((3, lm.width), torch.nan), Placement.SUFFIX),
+        moved(LowRank.new(LowRank.Config(rank=2), lm), by=torch.nan),
+        moved(DeepPrompt.from_vocabulary(lm, length=3), by=torch.nan),
+    ]
+    good = [SoftPrompt(from_vocabulary(lm)(4)), moved(LowRank.new(LowRank.Config(rank=2), lm)), Bare()]
+    scaffolds = [good[0], *bad, *good[1:]]
     batches = [question_batch([encode(q, lm) for q in questions], lm, one) for one in scaffolds]
     draws = torch.rand(len(questions), 5)
 
@@ -206,8 +235,8 @@ def test_a_scaffold_of_nan_breaks_its_own_rows_alone(tiny_lm, questions, family)
         return Decode(lm, scaffold, given, longest=5, shortest=5, choice=Recorded(lm.ends, draws))
 
     mixed = finished(lm, *(rows(*pair) for pair in zip(scaffolds, batches, strict=True)))
-    assert logits_of(mixed[1]).isnan().all()
-    for number in (0, 2):
+    assert all(logits_of(rows).isnan().all() for rows in mixed[1:4])
+    for number in (0, 4, 5):
         (alone,) = finished(lm, rows(scaffolds[number], batches[number]))
         assert mixed[number].ids == alone.ids
         torch.testing.assert_close(logits_of(mixed[number]), logits_of(alone), rtol=1e-4, atol=1e-4)

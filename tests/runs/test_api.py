@@ -16,7 +16,6 @@ from shoulders import (
     FrozenLM,
     InputPrompt,
     InputPromptShape,
-    PrefixTuning,
     Question,
     Recursion,
     RecursionShape,
@@ -29,6 +28,7 @@ from shoulders.errors import ContextFull, DataError, UnknownName, UsageError, Wr
 from shoulders.records import Example
 from shoulders.training.loop import checkpoints
 from small_values import small_values
+from toys import layered
 
 PAIRS = [("Capital of France?", "Paris"), ("Capital of Italy?", "Rome"), ("Two plus two is", "four")]
 QUICK = {"steps": 4, "batch_size": 4, "progress": False}
@@ -50,13 +50,14 @@ def scaffolds(lm, tiny_encoder):
         "input_prompt with an encoder": InputPrompt(tiny_encoder("bert"), lm, shape),
         "recursion": Recursion(lm, RecursionShape(layers=1)),
         "recursion of a prompt": Recursion(lm, RecursionShape(layers=1), prompt(lm)),
-        "prefix_tuning": PrefixTuning.new(PrefixTuning.Config(length=3), lm),
+        **{name: layered(lm, tiny_encoder)[name] for name in LAYERED},
     }
 
 
+LAYERED = ("deep prefix", "low rank prefix", "scales", "input deep", "gated")
 KINDS = (
     "soft_prompt", "suffix", "input_prompt", "input_prompt with an encoder", "recursion", "recursion of a prompt",
-    "prefix_tuning",
+    *LAYERED,
 )  # fmt: skip
 
 
@@ -237,7 +238,7 @@ def test_values_of_a_training_count(lm, tmp_path):
     assert len(stored.losses) == 4
 
 
-@pytest.mark.parametrize("kind", ["soft_prompt", "recursion of a prompt", "prefix_tuning"])
+@pytest.mark.parametrize("kind", ["soft_prompt", "recursion of a prompt", "input deep", "gated"])
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(kind, lm, tiny_encoder, tmp_path):
     how = {**QUICK, "steps": 6, "save_every": 2}
     whole = shoulders.train(scaffolds(lm, tiny_encoder)[kind], lm, PAIRS, out=tmp_path / "whole", **how)
@@ -394,9 +395,9 @@ def test_a_model_of_ones_own_is_used_as_it_is(lm, tmp_path):
     assert shoulders.open(tmp_path / "kept", backbone=lm.name).ask(ASKED).text == run.ask(ASKED).text
     with pytest.raises(UsageError, match=r"without a name: give the model \(in Python shoulders\.open\(NAME, lm=lm"):
         shoulders.open(tmp_path / "kept")
-    prefix = PrefixTuning.new(PrefixTuning.Config(length=2), own)
-    shoulders.train(prefix, own, PAIRS, **QUICK).save(tmp_path / "prefix")
-    assert shoulders.open(tmp_path / "prefix", lm=own).ask(ASKED).passes == 1
+    deep = shoulders.DeepPrompt.from_vocabulary(own, length=2)
+    shoulders.train(deep, own, PAIRS, **QUICK).save(tmp_path / "deep")
+    assert shoulders.open(tmp_path / "deep", lm=own).ask(ASKED).passes == 1
 
 
 def test_prompts_start_from_texts_and_from_the_vocabulary(lm):
@@ -454,6 +455,13 @@ def test_an_empty_text_is_not_the_current_folder(tmp_path, monkeypatch):
     assert shoulders.Index.build(["", "Rome is in Italy."]).passages == 1
     with pytest.raises(DataError, match="text 0 of texts: it is empty"):
         shoulders.Index.build("")
+
+
+def test_files_that_are_left_out_of_an_index_are_named_in_a_warning(tmp_path):
+    (tmp_path / "rome.txt").write_text("Rome is in Italy.")
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4 and nothing more")
+    with pytest.warns(UserWarning, match=r"1 parts of the sources are not in the index; the first: .*broken\.pdf"):
+        assert shoulders.Index.build(tmp_path).passages == 1
 
 
 def test_what_is_no_source_of_an_index_is_refused():

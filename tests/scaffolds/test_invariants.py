@@ -14,6 +14,7 @@ from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from tiny import FAMILIES, TEXTS
+from toys import layered, moved
 
 SMALL = InputPromptShape(length=5, encoder_length=3, head_width=8)
 TARGETS = ["Paris", "the planet Mars", "good", "four"]
@@ -29,6 +30,10 @@ def scaffolds(lm, tiny_encoder):
     yield InputPrompt(tiny_encoder("t5"), lm, SMALL)
     yield InputPrompt(lm, lm, SMALL)
     yield from recursions(lm)
+    every = layered(lm, tiny_encoder)
+    # All of them share batches in every family (tests/engine/test_together.py); here some, and all around two.
+    names = every if lm.config.model_type in ("gpt2", "mistral") else ("deep infix", "low rank suffix", "gated")
+    yield from (moved(every[name]) for name in names)
 
 
 def recursions(lm):

@@ -34,34 +34,34 @@ def test_a_prompt_saved_for_peft_has_the_same_logits_there(tiny_lm, tmp_path, fa
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(lm.name), tmp_path / "adapter").eval()
     ours, theirs = logits_of_both(lm, prompt, model)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    assert torch.equal(from_peft(tmp_path / "adapter").prompt, prompt.prompt)
+    assert torch.equal(from_peft(tmp_path / "adapter", lm).prompt, prompt.prompt)
 
 
 def test_an_adapter_of_peft_has_the_same_logits_here(lm, tmp_path):
     config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=5)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(lm.name), config).eval()
     model.save_pretrained(tmp_path / "adapter")
-    prompt = from_peft(tmp_path / "adapter")
+    prompt = from_peft(tmp_path / "adapter", lm)
     assert prompt.length == 5
     ours, theirs = logits_of_both(lm, prompt, model)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_what_peft_cannot_hold_is_refused(lm, tmp_path):
-    with pytest.raises(UsageError, match="this one is a suffix"):
+    with pytest.raises(UsageError, match="this one's is suffix"):
         to_peft(SoftPrompt(from_vocabulary(lm)(2), "suffix"), lm, tmp_path / "a")
     with pytest.raises(SourceNotFound, match="no PEFT adapter"):
-        from_peft(tmp_path)
+        from_peft(tmp_path, lm)
 
 
-def test_other_adapters_are_refused(tmp_path):
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    with pytest.raises(UsageError, match="peft type LORA, not PROMPT_TUNING"):
-        from_peft(tmp_path)
+def test_other_adapters_are_refused(lm, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "VERA"}')
+    with pytest.raises(UsageError, match="peft type VERA, not PROMPT_TUNING, PREFIX_TUNING"):
+        from_peft(tmp_path, lm)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING"}')
     (tmp_path / "adapter_model.safetensors").write_bytes(b"junk")
     with pytest.raises(CorruptFile, match=r"adapter_model\.safetensors"):
-        from_peft(tmp_path)
+        from_peft(tmp_path, lm)
 
 
 @pytest.fixture
@@ -76,13 +76,13 @@ def told(adapter, **values):
     (adapter / "adapter_config.json").write_text(json.dumps({**config, **values}))
 
 
-def test_a_pickled_adapter_is_named_and_not_opened(adapter):
+def test_a_pickled_adapter_is_named_and_not_opened(lm, adapter):
     (adapter / "adapter_model.safetensors").rename(adapter / "kept")
     (adapter / "adapter_model.bin").write_bytes(pickle.dumps({"prompt_embeddings": 1}))
     with pytest.raises(UsageError, match=r"adapter_model\.bin is a pickle.*save it again"):
-        from_peft(adapter)
+        from_peft(adapter, lm)
     (adapter / "kept").rename(adapter / "adapter_model.safetensors")
-    assert from_peft(adapter).length == 4
+    assert from_peft(adapter, lm).length == 4
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,10 @@ def test_a_pickled_adapter_is_named_and_not_opened(adapter):
         ({"peft_type": "P_TUNING"}, "of peft type P_TUNING, not PROMPT_TUNING"),
     ],
 )
-def test_an_adapter_for_something_else_is_refused(adapter, values, said):
+def test_an_adapter_for_something_else_is_refused(lm, adapter, values, said):
     told(adapter, **values)
     with pytest.raises(UsageError, match=said):
-        from_peft(adapter)
+        from_peft(adapter, lm)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -107,15 +107,19 @@ def test_an_adapter_for_something_else_is_refused(adapter, values, said):
     extra=st.sets(st.sampled_from(["prompt_encoder.weight", "base_model.classifier.weight"])),
     named=st.booleans(),
 )
-def test_an_adapter_is_read_whole_or_refused(adapter, said, shape, extra, named):
+def test_an_adapter_is_read_whole_or_refused(lm, adapter, said, shape, extra, named):
     told(adapter, num_virtual_tokens=said[0], token_dim=said[1])
     tensors = {"prompt_embeddings" if named else "prompt": torch.ones(shape)}
     save_file(tensors | {name: torch.zeros(2) for name in extra}, adapter / "adapter_model.safetensors")
     if tuple(shape) == said and named and not extra:
-        assert torch.equal(from_peft(adapter).prompt, torch.ones(shape))
+        if shape[1] == lm.width:
+            assert torch.equal(from_peft(adapter, lm).prompt, torch.ones(shape))
+            return
+        with pytest.raises(UsageError, match=f"have width {shape[1]}, and .* needs {lm.width}"):
+            from_peft(adapter, lm)
         return
     with pytest.raises(CorruptFile) as refused:
-        from_peft(adapter)
+        from_peft(adapter, lm)
     assert all(name in str(refused.value) for name in ({str(tuple(shape))} if named and not extra else extra))
 
 

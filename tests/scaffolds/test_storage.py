@@ -14,10 +14,11 @@ from shoulders.engine.batches import encode, question_batch
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UnknownName, UsageError, WrongBackbone
 from shoulders.records import Placement
 from shoulders.scaffolds.base import KINDS, Bare, Scaffold
+from shoulders.scaffolds.deep_prompt import DeepPrompt
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
-from shoulders.scaffolds.peft import PrefixTuning, add_prefix
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
+from toys import layered
 
 SMALL = InputPromptShape(length=5, encoder_length=3, head_width=8, base=True)
 
@@ -36,7 +37,8 @@ def test_saved_and_loaded_is_unsaved(lm, tiny_encoder, questions, tmp_path):
         InputPrompt(tiny_encoder("t5"), lm, SMALL, norm=2.0, start=from_vocabulary(lm)(5)),
         InputPrompt(lm, lm, InputPromptShape(length=4, encoder_length=2, head_width=8), norm=0.5),
         Recursion(lm, RecursionShape(passes=3, after=True, residual=True), SoftPrompt(from_vocabulary(lm)(5))),
-        PrefixTuning(add_prefix(lm, 5)),
+        DeepPrompt.new(DeepPrompt.Config(length=3, trained_layers=(0, 2), sinks=1), lm),
+        *layered(lm, tiny_encoder).values(),
     ]
     assert {one.kind for one in made} == set(KINDS.built_in)
     for number, scaffold in enumerate(made):

@@ -26,7 +26,7 @@ from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.loop import Hooks, checkpoints, fit
 from shoulders.training.losses import ExampleSource, scaffold_loss
 from shoulders.training.plan import AVERAGES, TrainPlan
-from toys import PLAN, in_processes, source
+from toys import PLAN, in_processes, layered, source
 
 
 def trained(lm, scaffold, plan=PLAN, **rest):
@@ -53,11 +53,13 @@ NAMES = ["soft_prompt", "soft_prompt_suffix", "input_prompt", "input_prompt_base
 
 
 def test_training_moves_the_whole_scaffold_and_nothing_else(any_lm, tiny_encoder):
-    for scaffold in prompts(any_lm, tiny_encoder):
+    for scaffold in (*prompts(any_lm, tiny_encoder), *layered(any_lm, tiny_encoder).values()):
         frozen, encoder = any_lm.checksum(), scaffold.encoder and scaffold.encoder.fingerprint()
         before = deepcopy(scaffold.state_dict())
         trained(any_lm, scaffold, replace(PLAN, steps=2), groups=scaffold.learning_rates(0.01))
-        assert all((now != before[name]).any() for name, now in scaffold.state_dict().items())
+        trains = {name for name, _ in scaffold.named_parameters()}
+        moved = {name for name, now in scaffold.state_dict().items() if (now != before[name]).any()}
+        assert moved == trains
         assert any_lm.checksum() == frozen
         assert (scaffold.encoder and scaffold.encoder.fingerprint()) == encoder
 
@@ -74,6 +76,13 @@ def test_losses_fall(lm, tiny_encoder):
     for scaffold in prompts(lm, tiny_encoder):
         losses = trained(lm, scaffold, replace(PLAN, steps=40, learning_rate=0.1))
         assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
+
+
+@pytest.mark.parametrize("name", ["deep suffix", "low rank suffix", "scales", "input deep", "gated"])
+def test_losses_fall_under_scaffolds_of_every_layer(lm, tiny_encoder, name):
+    scaffold = layered(lm, tiny_encoder)[name]
+    losses = trained(lm, scaffold, replace(PLAN, steps=30), groups=scaffold.learning_rates(0.02, 0.02))
+    assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
 
 
 @pytest.mark.parametrize("kind", ["soft_prompt", "input_prompt"])

@@ -13,7 +13,7 @@ from shoulders.errors import CorruptFile, UsageError
 from shoulders.evidence.reranked import ALL
 from shoulders.retrieval.reranker import is_reranker
 from shoulders.scaffolds.base import BARE, Bare, Scaffold, scaffold_named
-from shoulders.scaffolds.peft import FULL, PREFIX, PrefixTuning, read_adapter
+from shoulders.scaffolds.peft import FULL, PREFIX, from_peft, read_adapter
 from shoulders.scaffolds.storage import Origin, read_origin, scaffold_folder, versions
 from shoulders.store.files import BEST, RECIPE, read_json, recover_folder, write_json
 
@@ -96,7 +96,7 @@ class RivalInfo:
             own = FrozenLM.load(str(self.folder), dtype=dtype, device=str(lm.device), attention_kernel=attention)
             return LoadedModel(own, bare)
         if self.kind == PREFIX:
-            return LoadedModel(lm, PrefixTuning(read_adapter(lm, self.folder)).to(lm.device))
+            return LoadedModel(lm, from_peft(self.folder, lm).to(lm.device).eval())
         copy = lm.copied()
         return LoadedModel(copy, bare, read_adapter(copy, self.folder).unload)
 

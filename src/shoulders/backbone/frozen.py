@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shoulders.backbone import attention, fingerprint
 from shoulders.backbone.choosing import ends_of
+from shoulders.backbone.edits import Edits
 from shoulders.backbone.loading import load_tokenizer, load_whole
 from shoulders.backbone.passes import (
     PassMemory,
@@ -204,6 +205,7 @@ class FrozenLM:
         embeds: Float[Tensor, "B T D"],
         mask: Bool[Tensor, "B T"] | None = None,
         memory: PassMemory | None = None,
+        edits: Edits | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Return the final hidden states (the input of the output head) of one pass; gradients reach `embeds`.
 
@@ -211,8 +213,9 @@ class FrozenLM:
             embeds: input vectors.
             mask: False at padding; None if there is padding at the end of rows only.
             memory: keys and values of the positions before these; it is extended by these positions.
+            edits: edits of the model for these rows (`backbone.edits`).
         """
-        return run_stack(self.model.base_model, embeds.to(self.dtype), mask, memory)
+        return run_stack(self.model.base_model, embeds.to(self.dtype), mask, memory, edits=edits)
 
     def states_together(self, parts: Sequence[StackInput]) -> list[Float[Tensor, "B T D"]]:
         """Return the final hidden states of several batches, from one forward; no row affects another."""

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
+from shoulders.backbone.edits import Edits, LayerEdits, edited
 from shoulders.errors import SourceNotFound, first_line
 from shoulders.records import KeysValues
 
@@ -31,6 +32,7 @@ class PassMemory:
         seen: number of columns of the batch so far, padding included.
         mask: False at padding; None while no column is padding.
         weights: trained weights of the stack, cast to the type of the multiplication once and kept between steps.
+        layers: edits of linear layers for the columns to come.
     """
 
     def __init__(self, cache: Cache | None = None) -> None:
@@ -38,6 +40,7 @@ class PassMemory:
         self.seen = 0
         self.mask: Bool[Tensor, "B N"] | None = None
         self.weights: Mapping[str, Tensor] | None = None
+        self.layers: LayerEdits = {}
         self._known: KeysValues | None = None
 
     @classmethod
@@ -66,12 +69,24 @@ class PassMemory:
         after = mask if mask is not None else torch.ones(rows, new, dtype=torch.bool, device=device)
         self.mask = torch.cat([before, after], dim=1)
 
+    def begin(self, edits: Edits, config: PreTrainedConfig, rows: int) -> None:
+        """Add the columns of a deep prompt that stands before a pass, and keep the edits of layers."""
+        self.layers = edits.layers or self.layers
+        if edits.prompt is None or edits.slot:
+            return
+        keys = edits.prompt.layers[0][0]
+        cache = self.cache_for(config)
+        self.extend(rows, keys.shape[2], None, keys.device)
+        for number, (keys, values) in enumerate(edits.prompt.layers):
+            cache.update(keys, values, number)
+
     def select(self, rows: Int[Tensor, "B"]) -> None:
         """Keep these rows, in this order; an index that is repeated gives several copies of a row."""
         if self.cache is not None:
             self.cache.reorder_cache(rows)  # type: ignore[arg-type] (a LongTensor is no type of its own)
         if self.mask is not None:
             self.mask = self.mask.index_select(0, rows)
+        self.layers = {name: edit.select(rows) for name, edit in self.layers.items()}
 
 
 class Memory:
@@ -210,6 +225,48 @@ def _fill(cache: Cache, known: KeysValues, length: int) -> None:
             layer.cumulative_length = length
 
 
+def _written(cache: Cache, edits: Edits | None) -> Cache:
+    """Return the cache for one forward in which columns of the pass have known keys and values (`Edits.slot`)."""
+    if edits is None or edits.prompt is None or not edits.slot:
+        return cache
+    whole = DynamicCache()
+    for layer, (keys, values) in zip(cache.layers, edits.prompt.layers, strict=True):
+        whole.layers.append(_WrittenLayer(layer, keys, values, edits.slot))
+    return whole
+
+
+class _WrittenLayer(DynamicLayer):
+    """A layer of a cache in which P of the columns that are added get known keys and values.
+
+    Args:
+        layer: the layer of the memory's own cache.
+        keys, values: the known ones.
+        slot: the first of their columns in each row.
+    """
+
+    def __init__(self, layer: Any, keys: Tensor, values: Tensor, slot: Sequence[int]) -> None:
+        super().__init__()
+        self._layer, self._known = layer, (keys, values)
+        columns = torch.tensor(slot, device=keys.device)[:, None] + torch.arange(keys.shape[2], device=keys.device)
+        self._columns = columns[:, None, :, None]
+        self.is_sliding = layer.is_sliding
+        if layer.is_sliding:
+            self.sliding_window: int = layer.sliding_window
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Add new keys and values, the known ones in their columns; return those of all columns."""
+        pairs = zip((key_states, value_states), self._known, strict=True)
+        return self._layer.update(*(new.scatter(2, self._columns.expand_as(known), known) for new, known in pairs))
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return the number of columns that attention gets, and the index of the first."""
+        return self._layer.get_mask_sizes(query_length)
+
+    def get_seq_length(self) -> int:
+        """Return the number of columns before the new ones."""
+        return self._layer.get_seq_length()
+
+
 @dataclass(frozen=True, slots=True)
 class StackInput:
     """Input of one forward of a stack.
@@ -218,11 +275,13 @@ class StackInput:
         embeds: input vectors, in the type of the stack's weights.
         mask: False at padding; None if there is padding at the end of rows only.
         memory: keys and values of the positions before these; it is extended by these positions.
+        edits: edits of the model for these rows, beside those that the memory keeps.
     """
 
     embeds: Float[Tensor, "B T D"]
     mask: Bool[Tensor, "B T"] | None = None
     memory: PassMemory | None = None
+    edits: Edits | None = None
 
 
 def run_stack(
@@ -231,20 +290,32 @@ def run_stack(
     mask: Bool[Tensor, "B T"] | None = None,
     memory: PassMemory | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    edits: Edits | None = None,
 ) -> Float[Tensor, "B T D"]:
     """Return the final hidden states of a stack; gradients go through to `embeds`.
 
     Args:
         stack: a Hugging Face model without its vocabulary head.
-        embeds, mask, memory: see `StackInput`.
+        embeds, mask, memory, edits: see `StackInput`.
         weights: weights by name that are used instead of the stack's own.
     """
-    past = None
+    past, layers = None, {} if edits is None else edits.layers
+    if memory is None and edits is not None and edits.prompt is not None:
+        memory = PassMemory()
     if memory is not None:
-        past = memory.cache_for(stack.config)  # type: ignore[arg-type] (a Hugging Face model's)
+        past = _begun(memory, stack, embeds.shape[0], edits)
         memory.extend(embeds.shape[0], embeds.shape[1], mask, embeds.device)
-        mask = memory.mask
-    return _forward(stack, embeds, mask, past, weights)
+        mask, past, layers = memory.mask, _written(past, edits), memory.layers
+    with edited(stack, [(embeds.shape[0], layers)]):
+        return _forward(stack, embeds, mask, past, weights)
+
+
+def _begun(memory: PassMemory, stack: nn.Module, rows: int, edits: Edits | None) -> Cache:
+    """Return the cache of a memory, to which the edits of a pass have been added."""
+    config: Any = stack.config  # a Hugging Face model's
+    if edits is not None:
+        memory.begin(edits, config, rows)
+    return memory.cache_for(config)
 
 
 def run_stack_together(
@@ -259,8 +330,11 @@ def run_stack_together(
     alone = len(parts) == 1
     caches = [] if alone else [memory.cache_for(stack.config) for memory in memories]  # type: ignore[arg-type]
     if alone or not all(map(_plain, caches)):
-        return [run_stack(stack, part.embeds, part.mask, part.memory, weights) for part in parts]
+        return [run_stack(stack, part.embeds, part.mask, part.memory, weights, part.edits) for part in parts]
     rows, new = zip(*(part.embeds.shape[:2] for part in parts), strict=True)
+    caches = [
+        _begun(memory, stack, count, part.edits) for memory, count, part in zip(memories, rows, parts, strict=True)
+    ]
     seen, longest = [memory.seen for memory in memories], max(new)
     for part, memory in zip(parts, memories, strict=True):
         memory.extend(part.embeds.shape[0], part.embeds.shape[1], part.mask, part.embeds.device)
@@ -268,8 +342,10 @@ def run_stack_together(
     masks = [_mask_of(memory, part.embeds) for memory, part in zip(memories, parts, strict=True)]
     mask = torch.cat([pad_left(one, width, 1) for one in masks])
     embeds = torch.cat([pad_left(part.embeds, longest, 1) for part in parts])
-    past = JoinedCache(caches, rows, seen, new)
-    states = _forward(stack, embeds, None if bool(mask.all()) else mask, past, weights)
+    written = [_written(cache, part.edits) for cache, part in zip(caches, parts, strict=True)]
+    past = JoinedCache(written, rows, seen, new)
+    with edited(stack, [(count, memory.layers) for count, memory in zip(rows, memories, strict=True)]):
+        states = _forward(stack, embeds, None if bool(mask.all()) else mask, past, weights)
     return [one[:, -length:] for one, length in zip(states.split(list(rows)), new, strict=True)]
 
 

@@ -42,7 +42,9 @@ def ask(  # noqa: PLR0913, PLR0917 (one for each option)
     backbone: Annotated[
         str | None, typer.Option(help="name or folder of the frozen model [default: the one named in the scaffold]")
     ] = None,
-    choices: Annotated[str, typer.Option(help="rank these answers instead of generating one: 'yes|no|maybe'")] = "",
+    choices: Annotated[
+        str | None, typer.Option(help="rank these answers instead of generating one: 'yes|no|maybe'")
+    ] = None,
     context: Annotated[Path | None, typer.Option(help="text file to read before each question")] = None,
     longest: Annotated[
         int | None,
@@ -104,10 +106,10 @@ def ask(  # noqa: PLR0913, PLR0917 (one for each option)
         raise UsageError(f"not answered: {failed} of the questions (the reasons are above)")
 
 
-def _options(choices: str) -> list[str]:
-    """Return the answers to choose from, from "yes|no"."""
-    options = [choice.strip() for choice in choices.split("|") if choice.strip()]
-    if choices and not options:
+def _options(choices: str | None) -> list[str]:
+    """Return the answers to choose from, from "yes|no"; none if the option was not given."""
+    options = [choice.strip() for choice in (choices or "").split("|") if choice.strip()]
+    if choices is not None and not options:
         raise UsageError(f"--choices {choices!r} names no answer: put '|' between answers, 'yes|no'")
     return options
 

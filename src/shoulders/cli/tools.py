@@ -8,7 +8,7 @@ from rich.table import Table
 
 from shoulders.cli.common import Overrides, find_recipe
 from shoulders.cli.show import console, inform, quiet_libraries, say
-from shoulders.errors import DataError, SourceNotFound, UsageError
+from shoulders.errors import DataError, SourceNotFound
 
 if TYPE_CHECKING:
     from shoulders.runs.cost import Cost
@@ -187,13 +187,15 @@ def _plan_index(passages: int, dimension: int, tokens_per_second: float) -> None
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="folder of a soft prompt, or of a PEFT prompt-tuning adapter")],
+    source: Annotated[Path, typer.Argument(help="folder of a scaffold, or of a PEFT adapter")],
     target: Annotated[Path, typer.Argument(help="folder to write")],
     backbone: Annotated[
         str | None, typer.Option(help="the language model that it belongs to [default: the one named in the folder]")
     ] = None,
 ) -> None:
-    """Convert a soft prompt to PEFT's prompt-tuning format, or such an adapter to a soft prompt.
+    """Convert a scaffold to a PEFT adapter with the same logits, or an adapter to a scaffold.
+
+    Prompt tuning, prefix tuning (also cartridges), LoRA and (IA)³ are known on both sides.
 
     Example: `shoulders convert runs/first/best adapter`
     """
@@ -205,14 +207,8 @@ def convert(
 
     quiet_libraries()
     if (source / PEFT_CONFIG).exists():
-        prompt = from_peft(source)
         lm = FrozenLM.load(backbone or base_of(source))
-        if prompt.prompt.shape[1] != lm.width:
-            raise UsageError(
-                f"its vectors have width {prompt.prompt.shape[1]}, and {lm.name!r} needs {lm.width}: name the "
-                "adapter's own model (--backbone)"
-            )
-        prompt.made_for(lm).save_pretrained(target)
+        from_peft(source, lm).made_for(lm).save_pretrained(target)
     elif (source / CONFIG).exists():
         lm = FrozenLM.load(backbone or read_origin(str(source)).backbone)
         to_peft(Scaffold.load(source, lm), lm, target)

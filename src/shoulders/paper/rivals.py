@@ -26,7 +26,8 @@ from shoulders.runs.jobs import Job, job_of, measure, tasks_of
 from shoulders.runs.recipe import Recipe, recipe_from_json
 from shoulders.runs.run import Watch, result, run_folder, trained_parameters
 from shoulders.scaffolds.base import Bare, Scaffold
-from shoulders.scaffolds.peft import FULL, LORA, PREFIX, PrefixTuning, add_lora, add_prefix, peft_library
+from shoulders.scaffolds.deep_prompt import DeepPrompt, DeepPromptConfig
+from shoulders.scaffolds.peft import LORA, PREFIX, add_lora, peft_library, write_adapter
 from shoulders.scaffolds.storage import Origin
 from shoulders.store.files import BEST, atomic_folder
 from shoulders.training.loop import Progress
@@ -66,7 +67,7 @@ def new_rival(choice: RivalChoice, lm: FrozenLM, room: int, seed: int) -> Rival:
     """
     torch.manual_seed(seed)
     if choice.kind == PREFIX:
-        return _prefix(lm, room)
+        return _prefix(lm, room, seed)
     copy = lm.copied()
     if choice.kind == LORA:
         tuned = add_lora(copy, choice.rank, choice.alpha, choice.targets)
@@ -81,13 +82,14 @@ def new_rival(choice: RivalChoice, lm: FrozenLM, room: int, seed: int) -> Rival:
     return Rival(copy, Bare(room), trained, trained.refresh, write)
 
 
-def _prefix(lm: FrozenLM, length: int) -> Rival:
+def _prefix(lm: FrozenLM, length: int, seed: int) -> Rival:
+    """Return a deep prompt that starts at random, as PEFT's prefix tuning does; it is written in PEFT's format."""
     if length < 1:
         raise UsageError(
             "prefix tuning takes as many positions as the scaffold's prompt, which has 0: set scaffold.length"
         )
-    scaffold = PrefixTuning(add_prefix(lm, length)).to(lm.device)
-    return Rival(lm, scaffold, scaffold, lambda: None, lambda folder: scaffold.write(str(folder)))
+    scaffold = DeepPrompt.new(DeepPromptConfig(length=length, init="normal"), lm, seed=seed)
+    return Rival(lm, scaffold, scaffold, lambda: None, lambda folder: write_adapter(scaffold, lm, folder))
 
 
 @final
@@ -232,7 +234,7 @@ def rival_measured(info: RivalInfo, found: LoadedModel) -> dict[str, Any]:
     recipe = recipe_from_json(info.origin.recipe)
     choice, name = recipe.rival, str(info.folder)
     rate = choice.plan(recipe.training).learning_rate
-    library = {} if choice.kind == FULL else {"peft": peft_library().__version__}
+    library = {"peft": peft_library().__version__} if choice.kind == LORA else {}
     return {
         "trained": info.trained,
         "rival": {**asdict(choice), "learning_rate": rate, "versions": library},

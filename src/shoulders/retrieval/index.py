@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -67,7 +68,7 @@ class Index:
         >>> shoulders.Index.build(["Rome is in Italy.", "Bern is in Switzerland."])  # doctest: +SKIP
 
         A string that names no file and no hub data set is a text, unless it looks like a path. Building again in a
-        folder brings it up to date.
+        folder brings it up to date. A warning names the first part of the sources that could not be read.
 
         Args:
             folder: of the index; None for a temporary folder, which is deleted when the process ends.
@@ -87,7 +88,14 @@ class Index:
         texts = [str(one) for one, is_name in zip(given, named, strict=True) if not is_name]
         check_characters(texts)
         place = _temporary() if folder is None else Path(folder).expanduser()
-        build([*names, *([texts_source(texts)] if texts else [])], place, Cutting(), prune=True)
+        built = build([*names, *([texts_source(texts)] if texts else [])], place, Cutting(), prune=True)
+        if built.skipped:
+            first = built.skipped[0]
+            warnings.warn(
+                f"{built.done['skipped']} parts of the sources are not in the index; the first: {first.place}: "
+                f"{first.reason}",
+                stacklevel=2,
+            )
         return cls(place)
 
     @property

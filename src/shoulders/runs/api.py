@@ -40,8 +40,8 @@ from shoulders.training.plan import TrainPlan
 from shoulders.training.stream import Stream
 
 RUN = "run.json"  # in a run's folder, all that it depends on
-# Many small steps and a rate that ends at 0 (experiments/006); the rate of a prompt that lies under others.
-USUAL = {"batch_size": 8, "warmup": 0.05, "decay": "linear", "base_learning_rate": 0.05, "save_every": 50}
+# Many small steps and a rate that ends at 0 (experiments/006).
+USUAL = {"batch_size": 8, "warmup": 0.05, "decay": "linear", "save_every": 50}
 
 
 @final
@@ -115,7 +115,8 @@ def train(
         TrainingDiverged: the loss is not finite; the last checkpoint is kept.
     """
     _check_fits(scaffold, lm)
-    how = _plan({"steps": steps, "learning_rate": scaffold.usual_rate, **plan})
+    rates = {"learning_rate": scaffold.usual_rate, "base_learning_rate": scaffold.usual_base_rate}
+    how = _plan({"steps": steps, **rates, **plan})
     if not any(weight.requires_grad and weight.numel() for weight in scaffold.parameters()):
         raise UsageError(f"there is nothing to train in {type(scaffold).__name__}: it has no parameters")
     tasks = open_examples(examples)

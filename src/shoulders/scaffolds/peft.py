@@ -1,26 +1,26 @@
-"""PEFT's methods around a frozen model (LoRA, prefix tuning) and its format for soft prompts. Needs PEFT."""
+"""PEFT's LoRA around a model, as a rival (needs PEFT), and its formats for scaffolds (which do not)."""
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Self, final
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
+from shoulders.backbone.edits import layer_sizes, linear_layers
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import Memory, PassMemory, windows
 from shoulders.backbone.sources import locate
 from shoulders.errors import CorruptFile, SourceNotFound, UsageError, first_line
-from shoulders.records import Placement, ScaffoldInput
-from shoulders.scaffolds.base import NO_DATA, Scaffold, ScaffoldConfig, TrainingData
-from shoulders.scaffolds.program import Pass, Program
+from shoulders.records import KeysValues, Placement
+from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.deep_prompt import DeepPrompt, check_deep, read
+from shoulders.scaffolds.low_rank import ALL_LINEAR, LowRank, Scales
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 from shoulders.store.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
 
-ALL_LINEAR = "all-linear"
 LORA, PREFIX, FULL = "lora", "prefix_tuning", "full"  # kinds of rivals; full fine-tuning has no adapter
 
 
@@ -33,7 +33,7 @@ def peft_library() -> Any:
     try:
         import peft
     except ImportError:
-        raise SourceNotFound("LoRA and prefix tuning are PEFT's: pip install 'shoulders[rivals]'") from None
+        raise SourceNotFound("LoRA as a rival is PEFT's: pip install 'shoulders[rivals]'") from None
     return peft
 
 
@@ -73,32 +73,6 @@ def _source(lm: FrozenLM) -> str:
     return str(Path(found).resolve()) if found and Path(found).exists() else found
 
 
-def add_prefix(lm: FrozenLM, length: int) -> Any:
-    """Return PEFT's model with a prefix of `length` positions; the frozen model is not changed.
-
-    Raises:
-        UsageError: PEFT cannot put a prefix before this model, or the model has sliding windows.
-    """
-    if any(windows(lm.config)):
-        # Shorter texts of a batch have their padding between the prefix and themselves.
-        raise UsageError(
-            f"{lm.name!r} has layers with a sliding window, and padding would push the prefix out of it: train a soft "
-            "prompt, or name another model"
-        )
-    peft = peft_library()
-    config = peft.PrefixTuningConfig(task_type=peft.TaskType.CAUSAL_LM, num_virtual_tokens=length)
-    try:
-        adapted = peft.get_peft_model(lm.model, config)
-        with torch.no_grad():
-            memory = PassMemory(adapted.get_prompt(1))
-            memory.seen = length
-            lm.states(lm.embed(torch.zeros(1, 1, dtype=torch.long, device=lm.device)), memory=memory)
-    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise UsageError(f"PEFT has no prefix tuning for {lm.name!r}: {first_line(error)}") from error
-    config.base_model_name_or_path = _source(lm)
-    return adapted
-
-
 def read_adapter(lm: FrozenLM, folder: Path) -> Any:
     """Return PEFT's model with the adapter saved in a folder; LoRA changes the frozen model.
 
@@ -121,140 +95,282 @@ def read_adapter(lm: FrozenLM, folder: Path) -> Any:
     return adapted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrefixTuningConfig(ScaffoldConfig):
-    """Values of a prefix in every layer in a recipe.
-
-    Attributes:
-        length: number of positions of the prefix.
-    """
-
-    kind: str = field(default="prefix_tuning", init=False)
-    length: int = 20
-
-    def __post_init__(self) -> None:
-        if self.length < 1:
-            raise UsageError(f"scaffold.length must be at least 1, got {self.length}: 20 is usual")
-
-    @property
-    def taken(self) -> int:
-        """Number of positions of the prefix."""
-        return self.length
-
-
-@final
-class PrefixTuning(Scaffold, kind="prefix_tuning"):
-    """Trained keys and values in every layer, before the text. Source: Li and Liang 2021, without their MLP.
-
-    Args:
-        adapted: PEFT's model around the backbone (`add_prefix`, `read_adapter`); not a child.
-    """
-
-    label = "prefix tuning"
-    Config = PrefixTuningConfig
-    usual_rate = 1e-2  # without an MLP: of the order that Liu et al. 2022 (P-Tuning v2) use
-
-    def __init__(self, adapted: Any) -> None:
-        super().__init__()
-        self.prefix = adapted.prompt_encoder[adapted.active_adapter]
-        self.write = adapted.save_pretrained  # in PEFT's own format
-        self._keys_and_values = adapted.get_prompt
-
-    @property
-    def length(self) -> int:
-        """Number of positions of the prefix."""
-        return self.prefix.embedding.num_embeddings
-
-    def program(self, given: ScaffoldInput, memory: Memory | None = None) -> Program:
-        """Ask for one pass over the text, with the prefix in every layer's keys and values."""
-        one = PassMemory() if memory is None else memory.single
-        if not one.seen:
-            one.cache, one.seen = self._keys_and_values(given.embeds.shape[0]), self.length
-        return (yield Pass(given.embeds, given.mask, one))
-
-    def description(self) -> dict[str, Any]:
-        """Return the length."""
-        return {"length": self.length}
-
-    @classmethod
-    def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:
-        """Return a new prefix of the same length."""
-        return cls(add_prefix(lm, description["length"]))
-
-    @classmethod
-    def new(cls, config: PrefixTuningConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:  # noqa: ARG003
-        """Return a prefix that starts as PEFT starts it."""
-        return cls(add_prefix(lm, config.length)).around(lm)
-
-
 CONFIG, WEIGHTS, KEY = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"
 PICKLE = "adapter_model.bin"  # the file of older versions instead of WEIGHTS
-READABLE = (  # adapters that can be read: a field of CONFIG, its meaning, and its values
-    ("peft_type", "PROMPT_TUNING", ("PROMPT_TUNING",)),
-    ("task_type", "CAUSAL_LM", ("CAUSAL_LM", None)),
-    ("num_transformer_submodules", "1", (1, None)),
-)
+Written = tuple[dict[str, Any], dict[str, Tensor]]  # configuration and weights of an adapter
 
 
-def to_peft(prompt: Scaffold, lm: FrozenLM, folder: Path) -> None:
-    """Write a soft prompt as an adapter that `PeftModel.from_pretrained` loads.
+def to_peft(scaffold: Scaffold, lm: FrozenLM, folder: Path) -> None:
+    """Write a prompt, a deep prompt, low-rank updates or factors as an adapter that `PeftModel.from_pretrained` loads.
 
     Raises:
-        UsageError: it is not a soft prompt, or not a prefix: PEFT has no other.
+        UsageError: it is another scaffold, or not a prefix: PEFT has no other.
     """
-    if not isinstance(prompt, SoftPrompt):
-        raise UsageError(f"a scaffold of kind {prompt.kind} is not a soft prompt, and PEFT's format holds nothing else")
-    if prompt.placement is not Placement.PREFIX:
-        raise UsageError(f"a prompt in PEFT's format must be a prefix, this one is a {prompt.placement.value}")
+    with atomic_folder(folder, CONFIG) as scratch:
+        write_adapter(scaffold, lm, scratch)
+
+
+def write_adapter(scaffold: Scaffold, lm: FrozenLM, folder: Path) -> None:
+    """Write the files of `to_peft` into an empty folder."""
+    if type(scaffold) not in _WRITERS:
+        known = ", ".join(kind.kind for kind in _WRITERS)
+        raise UsageError(f"PEFT's format holds no scaffold of kind {scaffold.kind}: only {known}")
+    if scaffold.placement is not Placement.PREFIX:
+        raise UsageError(f"in PEFT's format the placement must be prefix, this one's is {scaffold.placement.value}")
+    config, weights = _WRITERS[type(scaffold)](scaffold, lm)
+    common = {"task_type": "CAUSAL_LM", "base_model_name_or_path": lm.name, "inference_mode": True}
+    write_json(folder / CONFIG, {**common, **config})
+    write_tensors(folder / WEIGHTS, {name: weight.detach().clone() for name, weight in weights.items()})
+
+
+def _write_soft_prompt(prompt: SoftPrompt, lm: FrozenLM) -> Written:
     config = {
         "peft_type": "PROMPT_TUNING",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": lm.name,
         "num_virtual_tokens": prompt.length,
         "token_dim": lm.width,
         "num_transformer_submodules": 1,
         "num_layers": lm.config.num_hidden_layers,
         "num_attention_heads": lm.config.num_attention_heads,
         "prompt_tuning_init": "RANDOM",
-        "inference_mode": True,
     }
-    with atomic_folder(folder, CONFIG) as scratch:
-        write_json(scratch / CONFIG, config)
-        write_tensors(scratch / WEIGHTS, {KEY: prompt.prompt.detach()})
+    return config, {KEY: prompt.prompt}
 
 
-def from_peft(folder: Path) -> SoftPrompt:
-    """Read the prompt of a PEFT prompt-tuning adapter.
+def _write_deep_prompt(prompt: DeepPrompt, lm: FrozenLM) -> Written:
+    columns = [one() for pair in zip(prompt.keys, prompt.values, strict=True) for one in pair]
+    if len({one.shape for one in columns}) > 1:
+        raise UsageError(
+            f"the layers of {lm.name!r} keep keys and values of different sizes, and PEFT's format one size"
+        )
+    heads, length, width = columns[0].shape
+    config: dict[str, Any] = {
+        "peft_type": "PREFIX_TUNING",
+        "num_virtual_tokens": length,
+        "token_dim": heads * width,
+        "num_transformer_submodules": 1,
+        "num_layers": len(prompt.keys),
+        "num_attention_heads": heads,
+    }
+    if prompt.sinks:
+        config |= {"peft_type": "CARTRIDGE", "num_frozen_tokens": prompt.sinks}
+    return config, {KEY: torch.stack(columns).permute(2, 0, 1, 3).reshape(length, -1)}
+
+
+def _write_low_rank(updates: LowRank, lm: FrozenLM) -> Written:
+    config = {
+        "peft_type": "LORA",
+        "r": updates.rank,
+        "lora_alpha": updates.scale * updates.rank,
+        "target_modules": [_full_name(name, lm) for name in updates.targets],
+        "fan_in_fan_out": lm.transposed,
+        "lora_dropout": 0.0,
+        "bias": "none",
+    }
+    weights: dict[str, Tensor] = {}
+    for name, (down, up) in updates.matrices().items():
+        begin = f"{IN_PEFT}{_full_name(name, lm)}"
+        weights |= {f"{begin}{LORA_A}": down, f"{begin}{LORA_B}": up}
+    return config, weights
+
+
+def _write_scales(scales: Scales, lm: FrozenLM) -> Written:
+    edits = scales.edits(torch.float32).layers
+    inputs = {_full_name(name, lm): edit.before[None] for name, edit in edits.items() if edit.before is not None}
+    outputs = {_full_name(name, lm): edit.after[:, None] for name, edit in edits.items() if edit.after is not None}
+    if both := [name for name in inputs if name in outputs]:
+        raise UsageError(f"PEFT's format holds factors of the input or of the output of {both[0]}, not of both")
+    config = {
+        "peft_type": "IA3",
+        "target_modules": [*inputs, *outputs],
+        "feedforward_modules": [*inputs],
+        "fan_in_fan_out": lm.transposed,
+    }
+    return config, {f"{IN_PEFT}{name}{IA3_FACTORS}": factors for name, factors in {**inputs, **outputs}.items()}
+
+
+def from_peft(folder: Path, lm: FrozenLM) -> Scaffold:
+    """Read a PEFT adapter as the scaffold that gives the same logits.
 
     Raises:
         SourceNotFound: there is no adapter in the folder.
-        UsageError: the adapter is for another method or task, or is a pickle.
-        CorruptFile: its files are broken, or hold anything but the prompt.
+        UsageError: the adapter is for another method, task or model, or is a pickle.
+        CorruptFile: its files are broken, or hold something else.
     """
     if not (folder / CONFIG).exists():
         raise SourceNotFound(f"there is no PEFT adapter in {folder}: {CONFIG} is missing")
     config = read_json(folder / CONFIG)
-    for key, wanted, known in READABLE:
-        if config.get(key) not in known:
-            raise UsageError(
-                f"{folder} holds a PEFT adapter of {key.replace('_', ' ')} {config.get(key)}, not {wanted}"
-            )
+    method = str(config.get("peft_type"))
+    if method not in _READERS:
+        raise _refused(folder, "peft_type", method, ", ".join(_READERS))
+    for key, wanted in (("task_type", "CAUSAL_LM"), ("num_transformer_submodules", 1)):
+        if config.get(key) not in (wanted, None):
+            raise _refused(folder, key, config[key], wanted)
     if not (folder / WEIGHTS).exists() and (folder / PICKLE).exists():
         raise UsageError(
             f"{folder / PICKLE} is a pickle, which can run any code and is not opened: load the adapter with a newer "
             f"PEFT and save it again, which writes {WEIGHTS}"
         )
-    weights = read_tensors(folder / WEIGHTS)
-    wanted, found = (config.get("num_virtual_tokens"), config.get("token_dim")), list(weights)
-    if found != [KEY]:
-        raise CorruptFile(f"{folder / WEIGHTS} holds {', '.join(sorted(found)) or 'nothing'}, not {KEY} alone")
-    shape = tuple(weights[KEY].shape)
+    return _READERS[method](folder, config, read_tensors(folder / WEIGHTS), lm).around(lm)
+
+
+def _refused(folder: Path, key: str, found: object, wanted: object) -> UsageError:
+    return UsageError(f"{folder} holds a PEFT adapter of {key.replace('_', ' ')} {found}, not {wanted}")
+
+
+def _table(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], width: int | None) -> Tensor:
+    """Return the only tensor of a prompt, a row for each position, of the sizes that its configuration says."""
+    if list(weights) != [KEY]:
+        raise CorruptFile(f"{folder / WEIGHTS} holds {', '.join(sorted(weights)) or 'nothing'}, not {KEY} alone")
+    wanted, shape = (config.get("num_virtual_tokens"), width), tuple(weights[KEY].shape)
     if len(shape) != 2 or any(said not in (None, size) for said, size in zip(wanted, shape, strict=True)):
         raise CorruptFile(
             f"{folder / WEIGHTS} holds {KEY} of shape {shape}, {CONFIG} says {wanted[0]} virtual tokens of width "
             f"{wanted[1]}: save the adapter again"
         )
-    return SoftPrompt(weights[KEY])
+    return weights[KEY]
+
+
+def _read_soft_prompt(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], lm: FrozenLM) -> Scaffold:
+    vectors = _table(folder, config, weights, config.get("token_dim"))
+    if vectors.shape[1] != lm.width:
+        raise UsageError(
+            f"its vectors have width {vectors.shape[1]}, and {lm.name!r} needs {lm.width}: name the adapter's own "
+            "model (--backbone)"
+        )
+    return SoftPrompt(vectors)
+
+
+def _read_deep_prompt(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], lm: FrozenLM) -> Scaffold:
+    numbers = _table(folder, config, weights, None)
+    check_deep(lm, len(numbers))
+    known = [one.shape for pair in read(lm, [0]).layers for one in pair]
+    sizes = [shape[1] * shape[3] for shape in known]
+    if numbers.shape[1] != sum(sizes):
+        raise UsageError(
+            f"its keys and values are {numbers.shape[1]} numbers for each position, and {lm.name!r} needs {sum(sizes)} "
+            f"({len(known) // 2} layers of {sizes[0]}): name the adapter's own model (--backbone)"
+        )
+    parts = [
+        part.unflatten(-1, (shape[1], -1)).transpose(0, 1)[None].to(lm.device)
+        for part, shape in zip(numbers.split(sizes, dim=-1), known, strict=True)
+    ]
+    start = KeysValues(tuple(zip(parts[::2], parts[1::2], strict=True)))
+    return DeepPrompt(start, lm, sinks=config.get("num_frozen_tokens") or 0)
+
+
+IN_PEFT, LORA_A, LORA_B, IA3_FACTORS = "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".ia3_l"  # in names
+# Values of a LoRA configuration that change what it computes; those that we compute alike.
+PLAIN_LORA: Mapping[str, tuple[Any, ...]] = {
+    "use_dora": (False, None),
+    "bias": ("none", None),
+    "lora_bias": (False, None),
+    "modules_to_save": (None, []),
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+    "layer_replication": (None, []),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "alora_invocation_tokens": (None, []),
+    "use_qalora": (False, None),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),  # others change the model's own weights
+}
+
+
+def _read_low_rank(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], lm: FrozenLM) -> Scaffold:
+    for key, known in PLAIN_LORA.items():
+        if config.get(key) not in known:
+            raise _refused(folder, key, config[key], known[0])
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
+        raise CorruptFile(f"{folder / CONFIG} says r={rank} and lora_alpha={alpha}: it is no configuration of LoRA")
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, weight in weights.items():
+        name, end = _layer_of(folder, key, (LORA_A, LORA_B), lm)
+        inputs, outputs = layer_sizes(linear_layers(lm.model.base_model)[name])
+        wanted = (rank, inputs) if end == LORA_A else (outputs, rank)
+        if tuple(weight.shape) != wanted:
+            raise _another_size(folder, key, weight, wanted, lm)
+        found.setdefault(name, {})[end] = weight
+    if missing := [name for name, both in found.items() if len(both) < 2] or (not found and ["every layer"]):
+        raise CorruptFile(f"{folder / WEIGHTS} holds only one matrix of {missing[0]}, or none: save the adapter again")
+    targets = [name for name in linear_layers(lm.model.base_model) if name in found]
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    updates = LowRank(lm, targets, rank, scale)
+    with torch.no_grad():
+        updates.down.copy_(torch.cat([found[name][LORA_A].flatten() for name in targets]))
+        updates.up.copy_(torch.cat([found[name][LORA_B].flatten() for name in targets]))
+    return updates
+
+
+def _read_scales(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], lm: FrozenLM) -> Scaffold:
+    if config.get("modules_to_save"):
+        raise _refused(folder, "modules_to_save", config["modules_to_save"], None)
+    layers = linear_layers(lm.model.base_model)
+    after: dict[str, Tensor] = {}
+    before: dict[str, Tensor] = {}
+    for key, weight in weights.items():
+        name, _ = _layer_of(folder, key, (IA3_FACTORS,), lm)
+        inputs, outputs = layer_sizes(layers[name])
+        of_input = weight.shape[0] == 1
+        wanted = (1, inputs) if of_input else (outputs, 1)
+        if tuple(weight.shape) != wanted:
+            raise _another_size(folder, key, weight, wanted, lm)
+        (before if of_input else after)[name] = weight.flatten()
+    scales = Scales(lm, [*after], [*before])
+    with torch.no_grad():
+        for factors, found in ((scales.outputs, after), (scales.inputs, before)):
+            factors.copy_(torch.cat([*found.values(), factors.new_empty(0)]))
+    return scales
+
+
+def _layer_of(folder: Path, key: str, ends: Sequence[str], lm: FrozenLM) -> tuple[str, str]:
+    """Return the name of the linear layer that a tensor of an adapter belongs to, and the end of the tensor's name.
+
+    Raises:
+        UsageError: it belongs to another part of the model, or to a layer that is not there.
+    """
+    end = next((end for end in ends if key.endswith(end)), "")
+    name, body = key.removeprefix(IN_PEFT).removesuffix(end), _body(lm)
+    inner = name.removeprefix(body)
+    if not end or not name.startswith(body) or inner not in linear_layers(lm.model.base_model):
+        raise UsageError(
+            f"the adapter in {folder} changes {name}, which is no linear layer of {lm.name!r} below its output head: "
+            "name the adapter's own model (--backbone), or train the adapter on linear layers alone"
+        )
+    return inner, end
+
+
+def _another_size(folder: Path, key: str, weight: Tensor, wanted: tuple[int, ...], lm: FrozenLM) -> UsageError:
+    return UsageError(
+        f"{key} of the adapter in {folder} has shape {tuple(weight.shape)}, and {lm.name!r} needs {wanted}: name the "
+        "adapter's own model (--backbone)"
+    )
+
+
+def _full_name(name: str, lm: FrozenLM) -> str:
+    """Return the name of a layer of the body in the whole model."""
+    return f"{_body(lm)}{name}"
+
+
+def _body(lm: FrozenLM) -> str:
+    """Return the beginning of the names of all that is below the output head."""
+    body = lm.model.base_model
+    return next(f"{name}." if name else "" for name, one in lm.model.named_modules() if one is body)
+
+
+_WRITERS: Mapping[type[Scaffold], Callable[[Any, FrozenLM], Written]] = {
+    SoftPrompt: _write_soft_prompt,
+    DeepPrompt: _write_deep_prompt,
+    LowRank: _write_low_rank,
+    Scales: _write_scales,
+}
+_READERS: Mapping[str, Callable[..., Scaffold]] = {
+    "PROMPT_TUNING": _read_soft_prompt,
+    "PREFIX_TUNING": _read_deep_prompt,
+    "CARTRIDGE": _read_deep_prompt,
+    "LORA": _read_low_rank,
+    "IA3": _read_scales,
+}
 
 
 def base_of(folder: Path) -> str:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from shoulders.backbone.edits import Edits
 from shoulders.backbone.encoder import Encoder
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import PassMemory, StackInput, run_stack_together
@@ -32,12 +33,14 @@ class Pass:
         memory: keys and values of the positions before these; it is extended by these positions. None if nothing is
             continued.
         constant: number of first columns without trained vectors: they need no gradient.
+        edits: edits of the model for these rows. Those of layers hold for all passes that continue the memory.
     """
 
     embeds: Float[Tensor, "B T D"]
     mask: Bool[Tensor, "B T"] | None = None
     memory: PassMemory | None = None
     constant: int = 0
+    edits: Edits | None = None
 
     @property
     def group(self) -> Hashable:
@@ -128,10 +131,10 @@ def _single(vectors: Float[Tensor, "B T D"]) -> bool:
 def _passes(requests: Sequence[Pass], lm: FrozenLM) -> list[Tensor]:
     """Run passes through the frozen model."""
     if len(requests) > 1:
-        return lm.states_together([StackInput(one.embeds, one.mask, one.memory) for one in requests])
+        return lm.states_together([StackInput(one.embeds, one.mask, one.memory, one.edits) for one in requests])
     one = requests[0]
-    if not (one.constant and torch.is_grad_enabled()) or lm.recurrent:
-        return [lm.states(one.embeds, one.mask, one.memory)]
+    if not (one.constant and torch.is_grad_enabled()) or one.edits is not None or lm.recurrent:
+        return [lm.states(one.embeds, one.mask, one.memory, one.edits)]
     # The constant columns run first, without gradients or stored activations. The trained vectors after them attend to
     # their keys and values.
     memory, split = one.memory or PassMemory(), one.constant

@@ -5,7 +5,7 @@ Sources: Lester et al. 2021, section 3.2; starting from a text: PEFT.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, final
+from typing import Any, ClassVar, Self, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,8 +33,10 @@ class PromptConfig(ScaffoldConfig):
         placement: prefix (the paper), infix or suffix.
         init: start of the trained vectors: "vocabulary", "text", "labels" or "normal".
         init_text: the text, or the labels separated by "|"; if empty, the class labels of the suite.
+        inits: known names of starts.
     """
 
+    inits: ClassVar[Sequence[str]] = INITS
     length: int = 100
     placement: Placement = Placement.PREFIX
     init: str = "vocabulary"
@@ -43,10 +45,10 @@ class PromptConfig(ScaffoldConfig):
     def __post_init__(self) -> None:
         if self.length < 0:
             raise UsageError(f"scaffold.length must be at least 0, got {self.length}: 20 to 100 are usual")
-        if self.init not in INITS:
-            raise UnknownName("scaffold.init", self.init, INITS)
-        if self.init == "text" and not self.init_text:
-            raise UsageError("scaffold.init=text needs scaffold.init_text")
+        if self.init not in self.inits:
+            raise UnknownName("scaffold.init", self.init, self.inits)
+        if self.init in ("text", "document") and not self.init_text:
+            raise UsageError(f"scaffold.init={self.init} needs scaffold.init_text")
 
     @property
     def taken(self) -> int:
@@ -82,15 +84,15 @@ def from_vocabulary(lm: FrozenLM, seed: int = 0) -> PromptInit:
 
     Sub-word vocabularies list their merges by frequency: frequent tokens come first, after the special ones.
     """
+    return lambda length: _rows(lm, frequent_tokens(lm, length, seed))
 
-    def init(length: int) -> Float[Tensor, "P D"]:
-        special = set(lm.tokenizer.all_special_ids)
-        rows = [row for row in range(min(lm.vocabulary, FREQUENT + len(special))) if row not in special][:FREQUENT]
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        chosen = torch.tensor(rows)[order]
-        return _rows(lm, chosen.repeat(-(-length // len(rows)))[:length])
 
-    return init
+def frequent_tokens(lm: FrozenLM, count: int, seed: int = 0) -> Int[Tensor, "N"]:
+    """Return ids of some of the most frequent tokens, drawn without replacement as long as there are enough."""
+    special = set(lm.tokenizer.all_special_ids)
+    rows = [row for row in range(min(lm.vocabulary, FREQUENT + len(special))) if row not in special][:FREQUENT]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor(rows)[order].repeat(-(-count // len(rows)))[:count]
 
 
 def from_text(lm: FrozenLM, text: str) -> PromptInit:

@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from shoulders.errors import UnknownName, UsageError
-from shoulders.scaffolds.peft import ALL_LINEAR, FULL, LORA, PREFIX, PrefixTuning
+from shoulders.scaffolds.deep_prompt import DeepPrompt
+from shoulders.scaffolds.low_rank import ALL_LINEAR
+from shoulders.scaffolds.peft import FULL, LORA, PREFIX
 
 DECAYS = ("none", "linear")
 TOKENS, EXAMPLES = AVERAGES = ("tokens", "examples")
@@ -19,7 +21,7 @@ class TrainPlan:
         steps: optimizer steps.
         batch_size: examples a step, over all processes.
         learning_rate: peak learning rate.
-        base_learning_rate: of the shared prompt under a generated one (`scaffold.base`); 0 does not train it.
+        base_learning_rate: of what all inputs share under a generated part (`scaffold.base`); 0 does not train it.
         betas, eps, weight_decay: of AdamW.
         warmup: share of the steps in which the rate rises linearly from 0.
         decay: "none" (prompts: Lester et al. 2021 and the paper) or "linear" to 0 at the last step (connectors).
@@ -89,7 +91,7 @@ class TrainPlan:
 
 # Default learning rates. LoRA: Dettmers et al. 2023 (QLoRA), for models up to 13B. All weights: the middle of the range
 # of Devlin et al. 2019, appendix A.3.
-RATES = {LORA: 2e-4, PREFIX: PrefixTuning.usual_rate, FULL: 3e-5}
+RATES = {LORA: 2e-4, PREFIX: DeepPrompt.usual_rate, FULL: 3e-5}
 RIVALS = tuple(RATES)
 EPS = 1e-8  # of Adam, the default of transformers' Trainer
 
