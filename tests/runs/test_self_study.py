@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from commands import run
 from shoulders.answering.models import model_info
@@ -12,9 +13,10 @@ from shoulders.evidence import candidates
 from shoulders.records import Answer
 from shoulders.retrieval.index import Index
 from shoulders.runs import self_study
-from shoulders.runs.build import load_tasks, new_teacher
+from shoulders.runs.build import load_tasks, new_scaffold, new_teacher
 from shoulders.runs.recipe import SELF_STUDY, with_overrides
 from shoulders.runs.registry import recipe_named
+from shoulders.scaffolds.deep_prompt import read
 from shoulders.store.files import read_json
 
 CITIES = ("Paris", "Rome", "Oslo", "Quito", "Lima", "Bern")
@@ -48,15 +50,15 @@ def values(lm):
 @pytest.fixture
 def asking(monkeypatch):
     """Samples that are questions, for those of a random model are not; the passages that were read for them."""
-    read = []
+    asked = []
 
     def sample(questions, lm, scaffold, sampling, how):
-        read.extend(question.whole for question in questions)
-        texts = ["How many parks?\nNo: what else?", "no question", f"What is {len(read)}?"]
+        asked.extend(question.whole for question in questions)
+        texts = ["How many parks?\nNo: what else?", "no question", f"What is {len(asked)}?"]
         return [[Answer(text, -1.0, 1.0) for text in texts] for _ in questions]
 
     monkeypatch.setattr(candidates, "sample", sample)
-    return read
+    return asked
 
 
 @pytest.fixture
@@ -85,9 +87,12 @@ def test_the_questions_are_a_data_set_whose_passages_the_teacher_reads(recipe, l
     (task,) = load_tasks(studied.suite)
     teacher = new_teacher(studied, lm)
     example = task.example("train", "question", 0)
-    (read,) = teacher.evidence.find([example.question])
-    assert [one.text for one in read] == [passages[example.question.gold[0]].text]
+    (found,) = teacher.evidence.find([example.question])
+    assert [one.text for one in found] == [passages[example.question.gold[0]].text]
     assert not studied.evidence.kind
+    prompt = new_scaffold(studied.scaffold, lm, seed=0)
+    first = read(lm, lm.ids(f"On Paris\n{passages['passage:1'].text}")[:3])
+    torch.testing.assert_close(prompt.keys_values(1, torch.float32).layers, first.layers)
 
 
 def test_an_interrupted_self_study_goes_on(recipe, lm, asking, tmp_path, monkeypatch):

@@ -272,9 +272,10 @@ def cartridge() -> Recipe:
     return replace(
         base,
         name="cartridge",
-        about="self-study of an index by SmolLM2-135M, distilled into a prompt that answers without it (--index INDEX)",
-        scaffold=SoftPromptConfig(length=64),
+        about="self-study of an index by SmolLM2-135M, distilled into keys and values for every layer (--index INDEX)",
+        scaffold=DeepPromptConfig(length=128, init="document", init_text=SELF_STUDY, sinks=1),
         suite=replace(base.suite, source=SELF_STUDY),
+        training=replace(base.training, learning_rate=0.02),
         teacher=TeacherChoice(evidence=EvidenceChoice(kind=ORACLE)),
         development=replace(base.development, limit=100),
         test=replace(base.test, split=DEV, limit=0),

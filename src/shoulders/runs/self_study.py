@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from shoulders.retrieval.index import Index
     from shoulders.retrieval.passages import StoredPassage
 
-FOLDER, ABOUT, KEPT = "self-study", "about.json", "generated.sqlite"
+FOLDER, ABOUT, KEPT, CORPUS = "self-study", "about.json", "generated.sqlite", "corpus.txt"
+BEGINNING = 100_000  # characters of the passages that a scaffold may start from
 ASKED = "Question:"
 AT_ONCE = 16  # passages whose questions are generated together, and then kept on disk
 
@@ -44,7 +45,8 @@ def studied(recipe: Recipe, lm: FrozenLM, folder: Path, on_done: OnDone = lambda
     """Return the recipe with the model's own questions as its suite; unchanged if its suite is another.
 
     The questions, and what they were made with, are kept in a folder of the run. What was generated before an
-    interruption is not generated again.
+    interruption is not generated again. A scaffold that starts from a document of the name self-study
+    (scaffold.init_text) starts from the first passages.
 
     Args:
         folder: of the run.
@@ -72,7 +74,10 @@ def studied(recipe: Recipe, lm: FrozenLM, folder: Path, on_done: OnDone = lambda
     if isinstance(evidence, EvidenceChoice):
         evidence = replace(evidence, index=study.index)
     suite = replace(recipe.suite, source=f"{QA}{place / FOLDER}")
-    return replace(recipe, suite=suite, teacher=replace(recipe.teacher, evidence=evidence))
+    scaffold = recipe.scaffold
+    if getattr(scaffold, "init_text", "") == SELF_STUDY:
+        scaffold = replace(scaffold, init_text=str(place / CORPUS))
+    return replace(recipe, scaffold=scaffold, suite=suite, teacher=replace(recipe.teacher, evidence=evidence))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,8 @@ class _Study:
                 f"self-study of {self.index.folder} found {len(asked)} questions to keep, and two are needed "
                 f"(left out: {self._told()}): raise study.questions, or change study.prompts"
             )
+        with atomic_file(self.folder / CORPUS) as part:
+            part.write_text(self._beginning(), encoding="utf-8")
         draw = random.Random(self.study.seed)
         held = set(draw.sample(range(len(asked)), max(1, round(self.study.held_out * len(asked)))))
         for split, wanted in (("train", False), ("dev", True)):
@@ -131,6 +138,14 @@ class _Study:
             "backbone": self.lm.fingerprint(),
             "passages": self.index.fingerprint,
         }
+
+    def _beginning(self) -> str:
+        texts: list[str] = []
+        for passage in self.index.store.passages():
+            texts.append(f"{passage.title}\n{passage.text}\n\n")
+            if sum(map(len, texts)) >= BEGINNING:
+                break
+        return "".join(texts)
 
     def _told(self) -> str:
         return ", ".join(f"{number} {why}" for why, number in self.left_out.items()) or "none"
