@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shoulders.backbone.encoder import embedding_norm
-from shoulders.backbone.frozen import _layers
+from shoulders.backbone.passes import layers_of
 from shoulders.backbone.shapes import meta_backbone
 from shoulders.engine.batches import encode, question_batch, training_batch
 from shoulders.engine.decode import Decode, decode, generate, generate_with_transformers
@@ -146,8 +146,8 @@ def test_connectors_are_the_papers_share_of_the_model(layers, share):
 def test_copied_connectors_start_as_the_last_blocks_of_the_model(any_lm):
     scaffold = Recursion(any_lm, RecursionShape(layers=2, copied=True))
     stack = scaffold.connectors[0].blocks
-    wanted = _layers(any_lm.model.base_model, any_lm.config)[-2:].state_dict()
-    found = _layers(stack, stack.config).state_dict()
+    wanted = layers_of(any_lm.model.base_model, any_lm.config)[-2:].state_dict()
+    found = layers_of(stack, stack.config).state_dict()
     assert [name.split(".", 1)[1] for name in found] == [name.split(".", 1)[1] for name in wanted]
     for mine, own in zip(found.values(), wanted.values(), strict=True):
         assert torch.equal(mine, own)
