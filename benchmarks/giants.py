@@ -27,8 +27,9 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.pairs import in_turn, ratio, report, same
 from benchmarks.rivals import MODEL, peak_memory, peak_resident, peaks
+from shoulders.backbone.checkpointing import checkpointing
 from shoulders.backbone.frozen import FrozenLM, token_table
-from shoulders.backbone.passes import checkpointing, layers_of
+from shoulders.backbone.passes import layers_of
 from shoulders.evaluation.results import circumstances
 from shoulders.records import IGNORE, ScaffoldInput
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary

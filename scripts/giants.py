@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 import shoulders
 from shoulders import Answering, FrozenLM, Question, Scaffold, answer
-from shoulders.backbone.passes import checkpointing
+from shoulders.backbone.checkpointing import checkpointing
 from shoulders.backbone.quantizing import SCHEMES
 from shoulders.errors import UsageError
 from shoulders.evaluation.results import circumstances

@@ -1,6 +1,7 @@
 """Public names are chosen, and what the documentation shows runs."""
 
 import importlib
+import importlib.util
 import re
 from pathlib import Path
 from typing import get_origin
@@ -100,6 +101,8 @@ def test_lines_of_prose_are_short():
 def test_every_module_is_documented():
     for path in (ROOT / "src" / "shoulders").rglob("*.py"):
         name = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+        if path.name == "vllm_model.py" and not importlib.util.find_spec("vllm"):
+            continue  # it is imported inside vLLM
         if path.name != "__main__.py":
             assert importlib.import_module(name).__doc__, name
 

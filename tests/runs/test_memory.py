@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from shoulders.backbone.passes import checkpointing
+from shoulders.backbone.checkpointing import checkpointing
 from shoulders.engine.batches import Lengths
 from shoulders.errors import UnknownName, UsageError
 from shoulders.runs import memory

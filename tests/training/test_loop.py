@@ -122,7 +122,7 @@ def test_the_loss_is_the_mean_over_tokens_or_over_examples(lm, questions):
     alone = [scaffold_loss(lm, prompt)(prompt, [row]).item() for row in rows]
     lengths = [len(row.target) for row in rows]
     assert max(lengths) > 3 * min(lengths)
-    stream = SimpleNamespace(take=lambda _: rows)
+    stream = SimpleNamespace(take=lambda _: rows, lm=lm)
     wanted = {
         "tokens": sum(alone) / sum(lengths),
         "examples": sum(one / length for one, length in zip(alone, lengths, strict=True)) / len(rows),

@@ -35,7 +35,8 @@ def test_a_stream_goes_on_where_it_was(lm):
     whole = [row.question.text for row in stream(lm, texts).take(30)]
     first = stream(lm, texts)
     first.take(13)
-    second = stream(lm, texts, position=first.position)
+    second = stream(lm, texts)
+    second.position = first.position
     assert [row.question.text for row in second.take(17)] == whole[13:]
 
 

@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
 from shoulders.backbone import fingerprint
+from shoulders.backbone.checkpointing import checkpointed
 from shoulders.backbone.frozen import UNLIMITED, pad_right, token_table
 from shoulders.backbone.loading import load_tokenizer, load_whole
-from shoulders.backbone.passes import checkpointed
 from shoulders.backbone.shapes import NoTokenizer, config_named, text_length
 from shoulders.backbone.sources import locate, pick_device, pick_dtype
 from shoulders.backbone.tokenizing import tokenized

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shoulders.backbone import attention, fingerprint, quantizing
 from shoulders.backbone.chat import ChatTemplate
+from shoulders.backbone.checkpointing import streamed
 from shoulders.backbone.choosing import ends_of
 from shoulders.backbone.edits import Edits
 from shoulders.backbone.loading import load_tokenizer, load_whole
@@ -31,7 +32,6 @@ from shoulders.backbone.passes import (
     recurrent,
     run_stack,
     run_stack_together,
-    streamed,
 )
 from shoulders.backbone.placing import (
     FSDP,

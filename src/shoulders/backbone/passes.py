@@ -3,12 +3,11 @@
 Only this module and `banks` know transformers' caches of keys and values.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar, copy_context
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,8 +18,8 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from shoulders.backbone.checkpointing import checkpointed, recomputes, streamed
 from shoulders.backbone.edits import Edits, LayerEdits, arranged, edited
 from shoulders.errors import SourceNotFound, UsageError, first_line
 from shoulders.records import KeysValues
@@ -466,109 +465,13 @@ def forward(
     if weights is None:
         with checkpointed(stack, past):
             return stack(**arguments).last_hidden_state
-    if past is None and _recomputes(stack):  # trained blocks with weights of their own: the whole stack at once
+    if past is None and recomputes(stack):  # trained blocks with weights of their own: the whole stack at once
         return checkpoint(_blocks, stack, weights, arguments, use_reentrant=False, preserve_rng_state=False)
     return _blocks(stack, weights, arguments)
 
 
 def _blocks(stack: nn.Module, weights: Mapping[str, Tensor], arguments: Mapping[str, object]) -> Tensor:
     return functional_call(stack, dict(weights), kwargs=dict(arguments)).last_hidden_state
-
-
-_CHECKPOINTING: ContextVar[bool] = ContextVar("checkpointing", default=False)
-
-
-@contextmanager
-def checkpointing(on: bool = True) -> Iterator[None]:
-    """Keep only the inputs of layers for the backward pass of what runs meanwhile; it computes each layer again.
-
-    With weights that are streamed in this is so in any case: the backward pass would otherwise need all of them held.
-    """
-    token = _CHECKPOINTING.set(on)
-    try:
-        yield
-    finally:
-        _CHECKPOINTING.reset(token)
-
-
-def _recomputes(stack: nn.Module) -> bool:
-    """Return whether the layers of a stack are to be computed again in the backward pass."""
-    return torch.is_grad_enabled() and (_CHECKPOINTING.get() or streamed(stack))
-
-
-def streamed(stack: nn.Module) -> bool:
-    """Return whether weights are brought in from disk or memory when their layer runs (accelerate's hooks)."""
-    away = any(weight.is_meta for weight in stack.parameters())
-    return away and any(hasattr(module, "_hf_hook") for module in stack.modules())
-
-
-@contextmanager
-def checkpointed(stack: nn.Module, past: object | None = None) -> Iterator[None]:
-    """Make a stack's layers compute themselves again in the backward pass, if that is asked for (`checkpointing`).
-
-    transformers' own switch drops the cache of keys and values, which prompts in every layer need.
-
-    Args:
-        past: the cache that the stack is about to extend. The second computation starts from what it holds now.
-    """
-    kinds = {type(layer) for layer in past.layers} if isinstance(past, Cache) else set()
-    if not _recomputes(stack) or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer, _WrittenLayer}:
-        yield  # caches of states that change in place cannot be read twice
-        return
-    before, layers = _copied(past), _outermost(stack)
-    own = [vars(layer).get("forward") for layer in layers]  # accelerate's hooks stand in its place
-    for layer in layers:
-        # Stopping early saves the last product of a layer, but would leave weights that were streamed in.
-        hooked = any(hasattr(part, "_hf_hook") for part in layer.modules())
-        layer.forward = partial(_recomputed, layer.forward, past, before, not hooked)
-    try:
-        yield
-    finally:
-        for layer, forward in zip(layers, own, strict=True):
-            del layer.forward
-            if forward is not None:
-                layer.forward = forward
-
-
-def _outermost(stack: nn.Module) -> list[nn.Module]:
-    """Return the layers of a stack that transformers would compute again, none within another."""
-    found: dict[str, nn.Module] = {}
-    for name, module in stack.named_modules():
-        inner = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, GradientCheckpointingLayer) and not inner:
-            found[name] = module
-    return list(found.values())
-
-
-def _recomputed(
-    forward: Callable[..., Any], past: object, before: object, early: bool, *args: Any, **kwargs: Any
-) -> Any:
-    """Run a layer so that autograd keeps its inputs alone.
-
-    The second run reads a copy of the cache as it was, with the context variables of the first.
-    """
-    runs, context = 0, copy_context()
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        nonlocal runs
-        runs += 1
-        if runs == 1:
-            return forward(*args, **kwargs)
-        fresh = _copied(before)
-        args = tuple(fresh if one is past and past is not None else one for one in args)
-        kwargs = {name: fresh if one is past and past is not None else one for name, one in kwargs.items()}
-        return context.run(forward, *args, **kwargs)
-
-    return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, early_stop=early, **kwargs)
-
-
-def _copied(past: Any) -> Any:
-    """Return a copy of a cache that is extended without the original; their tensors are the same."""
-    if past is None:
-        return None
-    fresh = copy(past)
-    fresh.layers = [layer.copied() if isinstance(layer, _WrittenLayer) else copy(layer) for layer in past.layers]
-    return fresh
 
 
 @cache

@@ -16,7 +16,8 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from shoulders.backbone.passes import layers_of, streamed
+from shoulders.backbone.checkpointing import streamed
+from shoulders.backbone.passes import layers_of
 from shoulders.errors import SaveFailed, UnknownName, UsageError, first_line
 from shoulders.store.files import hub_errors
 

@@ -28,6 +28,7 @@ NF4, INT8 = "nf4", "int8"
 SCHEMES = (NF4, INT8)
 KNOWN = "unquantized_fingerprint"  # in the configuration of a quantised model: which model it is
 LIBRARY = "bitsandbytes"
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
 
 
 def settings(scheme: str, dtype: torch.dtype, device: torch.device) -> BitsAndBytesConfig:
@@ -83,6 +84,8 @@ def quantized_as(name: str, folder: str) -> str:
     Raises:
         SourceNotFound: transformers does not know the method, and would read the weights as if they were not quantised.
     """
+    if (Path(folder) / ADAPTER).exists() and not (Path(folder) / CONFIG).exists():
+        return ""  # an adapter of PEFT, whose model transformers loads
     with hub_errors(name):
         config = AutoConfig.from_pretrained(folder)
     found = scheme_of(config)

@@ -63,7 +63,9 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
 
     All of them share each forward of the model, whatever they are. The log is lines of JSON on standard error.
 
-    Example: `shoulders serve runs/first runs/second --port 8000`, then open http://127.0.0.1:8000/
+    Open http://127.0.0.1:8000/ in a browser to compare them side by side.
+
+    Example: `shoulders serve runs/first runs/second --port 8000`
     """
     need("fastapi", "serve")
     quiet_libraries()

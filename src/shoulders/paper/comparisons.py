@@ -108,7 +108,8 @@ def measure_encoder_decoder(recipe: Recipe, on_done: OnDone) -> tuple[Scores, di
         skip=suite.skip,
         on_done=on_done,
     )
-    about = {"retrieval": None, "trained": 0, "scaffold": describe_scaffold(Bare(), None), "evidence": None}
+    about = {"retrieval": None, "demonstrations": None, "evidence": None, "trained": 0}
+    about["scaffold"] = describe_scaffold(Bare(), None)
     return scores, {**scores_as_json(scores), **about, **provenance(recipe.as_json(), model)}
 
 

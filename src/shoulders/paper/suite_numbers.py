@@ -28,6 +28,7 @@ from shoulders.store.files import flatten, read_json
 LABELS = {
     "adaptive": "adaptive passes",
     "lora": "LoRA",
+    "prefix_tuning": "prefix tuning",
     "full": "full fine-tuning",
 }  # other scaffolds have their own label
 ON_OFF = ("on", "off")  # with what was trained, and with that taken off again
@@ -35,6 +36,7 @@ SEED, LENGTH = "training.seed", "scaffold.length"
 RATES = ("training.learning_rate", "training.base_learning_rate", "rival.learning_rate")
 # Values of a recipe that do not make another method: names, the seed, and how it was measured.
 IGNORED = ("name", "about", SEED, "test.")
+USUAL = {"backbone.chat": "auto", "training.average": "tokens"}  # values that older recipes lack
 WITHOUT_TRAINING = ("backbone.", "evidence.")  # the only values that matter if nothing is trained
 FORGETTING_KEYS = {"before", "unchanged", "checksums", "text"}
 
@@ -258,9 +260,9 @@ def method_values(result: Result) -> dict[str, Any]:
     Values that are empty, false, 0 or as usual are left out, because older recipes lack them.
     """
     values = flatten(result.content["recipe"])
-    usual = {"backbone.chat": "auto"}
+    ignored = IGNORED if values.get("teacher.evidence.kind") else (*IGNORED, "teacher.")
     kept = {
-        key: value for key, value in values.items() if value and value != usual.get(key) and not key.startswith(IGNORED)
+        key: value for key, value in values.items() if value and value != USUAL.get(key) and not key.startswith(ignored)
     }
     if kind_of(result.content) == BARE:
         kept = {key: value for key, value in kept.items() if key.startswith(WITHOUT_TRAINING)}

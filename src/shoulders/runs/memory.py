@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from shoulders.backbone.checkpointing import checkpointing
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import checkpointing, layers_of
+from shoulders.backbone.passes import layers_of
 from shoulders.backbone.shapes import meta_backbone
 from shoulders.backbone.sources import pick_dtype
 from shoulders.errors import UsageError

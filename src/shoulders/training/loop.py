@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from shoulders.backbone.passes import checkpointing
+from shoulders.backbone.checkpointing import checkpointing
 from shoulders.data.mixture import Counts, copy_counts
 from shoulders.errors import CorruptFile, TrainingDiverged, UsageError
 from shoulders.store.files import atomic_folder, read_json, read_tensors, write_json, write_tensors

@@ -135,8 +135,9 @@ def scaffold_loss(
 
 def _check_divides(lm: FrozenLM, batch_size: int) -> None:
     """Raise `UsageError` where processes that gather each layer together would have unequal shares."""
-    processes = PartialState().num_processes
-    if lm.parallel == FSDP and batch_size % processes:
+    if lm.parallel != FSDP:
+        return
+    if batch_size % (processes := PartialState().num_processes):
         raise UsageError(
             f"training.batch_size is {batch_size}: with backbone.parallel=fsdp it must be a multiple of the number of "
             f"processes, {processes}"
