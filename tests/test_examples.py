@@ -13,7 +13,7 @@ EXAMPLES = ROOT / "examples"
 # The last lines that each prints, as a pattern.
 PRINTED = {
     "ask_a_folder": r"What is an input-dependent prompt\?\n.+",
-    "compare_with_lora": r"bare model .*\nprompt tuning .*\nprefix tuning .*\nLoRA .*",
+    "compare_with_lora": r"bare model .*\nprompt tuning .*\ndeep prompt .*\nLoRA .*",
     "train_on_your_data": r"accuracy on 6 other messages: .*after\nI paid too much\. -> (billing|shipping|account) .*",
     "two_passes": r"bare LM .*\nrecursion .*\nloss .* after",
     "your_own_scaffold": r"loss .* after\n4 \+ 4 = .*",
