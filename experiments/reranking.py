@@ -19,7 +19,7 @@ from shoulders.records import Example, Question
 from shoulders.retrieval.dense import open_retriever
 from shoulders.retrieval.index import Index
 from shoulders.retrieval.reranker import Reranker
-from shoulders.retrieval.scoring import WEIGHTS, Pair
+from shoulders.retrieval.scoring import WEIGHTS, Pair, ordering
 from shoulders.store.files import write_json
 
 SETS = ("nq.dev", "nq.test", "squad.dev")
@@ -41,7 +41,8 @@ def main() -> None:
     def scores(questions: Sequence[str], hits: Any) -> list[list[float]]:
         pairs = [Pair(q, hit.title, hit.text) for q, some in zip(questions, hits, strict=True) for hit in some]
         left = iter(reranker.scores(pairs))
-        return [[next(left) for _ in some] for some in hits]
+        own = reranker.order_weight
+        return [ordering([next(left) for _ in some], [hit.score for hit in some], order_weight=own) for some in hits]
 
     found: dict[str, Any] = {}
     for named in arguments.retriever or ["sparse"]:
@@ -50,7 +51,7 @@ def main() -> None:
         for name in SETS:
             examples = _examples(arguments.data / f"{name}.jsonl.gz", arguments.limit)
             some: Sequence[RankedQuestion] = answerable_questions(examples, index, arguments.depth, searcher)
-            measured = ranking(some, scores, WEIGHTS)
+            measured = ranking(some, scores, (0.0,) if reranker.order_weight else WEIGHTS)
             chosen = measured.best_weight if name == SETS[0] else found[f"{named} {SETS[0]}"]["chosen_weight"]
             found[f"{named} {name}"] = {**measured.as_json(), "asked": len(examples), "chosen_weight": chosen}
             together = measured.interpolated[chosen]

@@ -14,7 +14,7 @@ from shoulders.evidence.packing import Packed, PackedEvidence
 from shoulders.records import Passage, Question
 from shoulders.retrieval.cross_encoder import load_ranker
 from shoulders.retrieval.reranker import DESCRIPTION, reranker_folder
-from shoulders.retrieval.scoring import AT_ONCE, Pair, Ranker, corrected, interpolated
+from shoulders.retrieval.scoring import AT_ONCE, Pair, Ranker, ordering
 from shoulders.store.cache import ValueCache, key_of_texts
 
 ALL = "all"
@@ -139,7 +139,7 @@ class Reranked:
 
     def _ordered(self, passages: Sequence[Passage], scores: Sequence[float], order_weight: float) -> list[Passage]:
         found = [passage.score for passage in passages]
-        together = corrected(scores, found, order_weight) if order_weight else interpolated(scores, found, self.weight)
+        together = ordering(scores, found, order_weight=order_weight, weight=self.weight)
         rated = [replace(passage, score=score) for passage, score in zip(passages, together, strict=True)]
         return sorted(rated, key=lambda passage: -passage.score)
 

@@ -345,6 +345,20 @@ def corrected(scores: Sequence[float], found: Sequence[float], weight: float) ->
     return [weight * other + score for score, other in zip(scores, standardised(found), strict=True)]
 
 
+def ordering(
+    scores: Sequence[float], found: Sequence[float], *, order_weight: float, weight: float = 0.0
+) -> list[float]:
+    """Return the scores by which the passages of one question are ordered.
+
+    Args:
+        scores: of the re-ranker.
+        found: of the retriever, for the same passages.
+        order_weight: the re-ranker's own (`corrected`).
+        weight: weight of the retriever's scores beside those of a re-ranker without one of its own (`interpolated`).
+    """
+    return corrected(scores, found, order_weight) if order_weight else interpolated(scores, found, weight)
+
+
 def standardised(scores: Sequence[float]) -> list[float]:
     """Return the scores with mean 0 and standard deviation 1; zeros where they are equal."""
     spread = pstdev(scores) if scores else 0.0

@@ -21,7 +21,7 @@ from shoulders.evidence.reranked import ALL
 from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.index import Hit, Index
 from shoulders.retrieval.reranker import Reranker, RerankerOrigin
-from shoulders.retrieval.scoring import WEIGHTS, Pair, SeenQuestions, corrected
+from shoulders.retrieval.scoring import WEIGHTS, Pair, SeenQuestions, ordering
 from shoulders.retrieval.search import Searcher
 from shoulders.retrieval.text_encoder import RERANKER
 from shoulders.runs.build import suite_parts, training_mixture
@@ -80,11 +80,10 @@ class _Model:
             Pair(question, hit.title, hit.text) for question, some in zip(questions, hits, strict=True) for hit in some
         ]
         left = iter(self.scores(pairs))
-        scores = [list(islice(left, len(some))) for some in hits]
-        if not self.order_weight:
-            return scores
-        found = [[hit.score for hit in some] for some in hits]
-        return [corrected(one, theirs, self.order_weight) for one, theirs in zip(scores, found, strict=True)]
+        return [
+            ordering(list(islice(left, len(some))), [hit.score for hit in some], order_weight=self.order_weight)
+            for some in hits
+        ]
 
 
 def train_ranking(
