@@ -178,7 +178,7 @@ IDPT = ("idpt-minilm-400-s0", "idpt-minilm-400-s1")
 PROMPT = ("prompt-tuning-400-s0", "prompt-tuning-400-s1")
 SUFFIX, PREFIX = ("suffix-bm25-s0",), ("prefix-bm25-s0",)
 TUNED = ("prompt-tuned-s0",)
-# The deep scaffolds' grid is that of the suite again; what has no run of its own there yet is compared with the suite's.
+# The deep scaffolds' grid is the suite's again, and is compared with the suite's runs.
 DEEP, BEST, SHARED = "014-deep-scaffolds", ("low-rank-input-400-s0",), ("low-rank-400-s0",)
 LORA, FULL = ("lora-400-s0",), ("full-400-s0",)
 GATED = "Low-rank updates weighted for each input (frozen weights)"
