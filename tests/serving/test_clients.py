@@ -33,10 +33,6 @@ def vectors(client):
     return [one.embedding for one in client.embeddings.create(model="encoder", input=list(TEXTS[:2])).data]
 
 
-async def collected(pieces):
-    return [piece async for piece in pieces]
-
-
 @pytest.mark.parametrize("model", MODELS)
 def test_langchain_completes_and_chats(server, said, model):
     from langchain_openai import ChatOpenAI, OpenAI
@@ -54,8 +50,6 @@ def test_langchain_completes_and_chats(server, said, model):
     pieces = list(chat.stream(asked, stream_usage=True))
     assert "".join(piece.content for piece in pieces) == answered
     assert len(pieces) > 2
-    pieces = asyncio.run(collected(chat.astream(asked)))
-    assert "".join(piece.content for piece in pieces) == answered
     logged = ChatOpenAI(**how, logprobs=True, top_logprobs=2).invoke(asked).response_metadata["logprobs"]["content"]
     assert len(logged) == usage.completion_tokens
 
@@ -76,6 +70,27 @@ def test_langchain_embeds_and_passes_errors_on(server, vectors):
         ChatOpenAI(model="bare", **how).bind_tools([{"name": "f", "description": "f", "parameters": {}}]).invoke("a")
 
 
+def test_both_answer_in_an_event_loop(server, said):
+    """Once in this process: LangChain keeps its connections for the first loop."""
+    from langchain_openai import ChatOpenAI
+    from llama_index.core.llms import ChatMessage
+    from llama_index.llms.openai_like import OpenAILike
+
+    how = {"model": "suffix", "api_key": "none", "temperature": 0, "max_tokens": LONG}
+    asked = [("system", "Be brief."), ("user", TEXTS[0])]
+    theirs = [ChatMessage(role=role, content=content) for role, content in asked]
+
+    async def ask():
+        chat = ChatOpenAI(base_url=f"{server.url}/v1", **how)
+        other = OpenAILike(api_base=f"{server.url}/v1", is_chat_model=True, **how)
+        return [piece async for piece in chat.astream(asked)], await other.achat(theirs)
+
+    pieces, whole = asyncio.run(ask())
+    _, answered, _ = said("suffix")
+    assert "".join(piece.content for piece in pieces) == answered
+    assert whole.message.content == answered
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_llama_index_completes_and_chats(server, said, model):
     from llama_index.core.llms import ChatMessage
@@ -91,7 +106,6 @@ def test_llama_index_completes_and_chats(server, said, model):
     pieces = list(chats.stream_chat(asked))
     assert "".join(piece.delta or "" for piece in pieces) == answered
     assert len(pieces) > 2
-    assert asyncio.run(chats.achat(asked)).message.content == answered
 
 
 def test_llama_index_embeds(server, vectors):

@@ -222,6 +222,8 @@ class VllmEngine(Submitting):
         """Raise `UsageError` if vLLM does not run."""
         if self._llm is None:
             raise UsageError("vLLM does not run: start it (VllmEngine.start)")
+        if self._llm.errored:
+            raise Stopped("vLLM's process has ended: start the server again")
 
     def _ended(self, future: "Future[None]") -> None:
         ticket = self._running.pop(future)

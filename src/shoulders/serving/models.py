@@ -188,6 +188,21 @@ class Models:
         """
         check_name(name)
         self._check_free(name, replacing=replacing)
+        try:
+            served = self._loaded(name, source, role)
+        except (UsageError, ApiError):
+            raise
+        except Exception as error:  # whatever a library raises over a broken file
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise CorruptFile(f"{source} cannot be loaded ({what}): a file of it seems broken") from error
+        with self._writing:
+            self._check_free(name, replacing=replacing)
+            self._served[name] = served
+            self.broken.pop(name, None)
+        return served
+
+    def _loaded(self, name: str, source: str, role: str) -> ServedModel:
+        """Return a model that was loaded and checked."""
         opened = self._open(source, role)
         served = ServedModel(name, source, opened, _first_pass(opened))
         for scaffold in served.scaffolds:
@@ -196,10 +211,6 @@ class Models:
             self.check(name, scaffold)
         if not isinstance(opened, Answerer):
             _check_measures(opened, source)
-        with self._writing:
-            self._check_free(name, replacing=replacing)
-            self._served[name] = served
-            self.broken.pop(name, None)
         return served
 
     def try_add(self, name: str, source: str, role: str = "") -> None:
