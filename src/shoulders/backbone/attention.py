@@ -21,11 +21,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 NAME = "shoulders"
 LONGEST = 384  # largest number of keys for which this is faster than the fused kernel
 FEW = 128  # number of queries up to which it is faster for more keys, with at most LONGEST ** 2 scores
+_BIASES = WeakTensorKeyDictionary()  # by mask, which all layers of a forward share
 
 
 def attention(
@@ -129,8 +131,12 @@ def _bias(
     if mask is None:
         bias = torch.full((length, keys), lowest, dtype=like.dtype, device=like.device).triu(1 + keys - length)
         return bias.repeat(repeats, 1)
-    bias = torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(~mask, lowest)
-    return bias.expand(rows, groups, length, keys).repeat(1, 1, repeats, 1).view(rows * groups, -1, keys)
+    known = _BIASES.get(mask)  # that of the layer before
+    if known is None or known[0] != (repeats, groups, like.dtype):
+        bias = torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(~mask, lowest)
+        bias = bias.expand(rows, groups, length, keys).repeat(1, 1, repeats, 1).view(rows * groups, -1, keys)
+        known = _BIASES[mask] = ((repeats, groups, like.dtype), bias)
+    return known[1]
 
 
 def suits(model: PreTrainedModel) -> bool:

@@ -27,7 +27,7 @@ class PackedLinear(nn.Linear):
         self.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
         self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)  # noqa: SLF001
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name that the base class has)
+    def forward(self, input: Tensor) -> Tensor:
         """Return the product."""
         return torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, "none", [], "")  # noqa: SLF001
 
@@ -42,7 +42,7 @@ def pack(model: PreTrainedModel) -> None:
     used = _used(model)
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
-            if layer in used:
+            if isinstance(layer, nn.Linear) and layer in used:
                 with suppress(RuntimeError):  # a number type that this processor cannot multiply
                     setattr(parent, name, PackedLinear(layer))
 
