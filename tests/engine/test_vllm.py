@@ -187,6 +187,10 @@ def test_an_error_of_vllm_ends_its_request_alone(lm, running, double):
     double.fails_from = None
     assert one.submit(request(lm, scaffolds["bare"])).result().branches[0].ids
     assert one.stats().failed == 1
+    one.check_runs()
+    double.errored = True
+    with pytest.raises(Stopped, match="process has ended"):
+        one.check_runs()
 
 
 def test_what_vllm_cannot_do_after_embedded_text_is_refused(lm, running):
