@@ -405,17 +405,6 @@ def test_the_log_has_ids_and_no_text_unless_asked(lm, saved, caplog):
         assert ("secret" in str(fields)) == log_text
 
 
-def test_a_server_whose_engine_has_ended_is_not_ready(lm, saved):
-    service = service_of(lm, saved, ("prefix",))
-    with running(service) as server, server.http() as http:
-        assert http.get("/ready").status_code == 200
-        service.engine.stop()
-        found = http.get("/ready")
-        assert (found.status_code, found.json()["error"]["code"]) == (503, "not_ready")
-        asked = http.post("/v1/completions", json={"model": "prefix", "prompt": "a"})
-        assert (asked.status_code, asked.json()["error"]["code"]) == (503, "stopped")
-
-
 @pytest.mark.slow
 def test_the_command_serves_and_ends_running_answers_at_sigterm(lm, saved, tmp_path):
     """`shoulders serve` in a process of its own: an answer that runs when SIGTERM comes is whole, then it ends."""
