@@ -270,6 +270,7 @@ def test_without_vllm_the_error_says_how_to_install_it(lm):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # vLLM imports what torch warns of
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed (it needs an environment)")
 def test_vllm_gives_the_answers_of_the_programs_here(tmp_path):
     """All scaffolds in one batch, fp32, greedy; needs the real weights, since vLLM has no kernels for tiny heads."""
