@@ -101,7 +101,7 @@ def test_broken_values_are_told(lm, saved, tmp_path, kind):
     assert sum(check(lm, saved, tmp_path, kind, values=True).values()) > 10
 
 
-def test_a_stage_with_numbers_that_are_not_finite_is_refused(lm, saved, tmp_path):
+def test_a_stage_that_was_broken_meanwhile_is_refused(lm, saved, tmp_path):
     folder, stage = tmp_path / "cascade", tmp_path / "twice"
     shutil.copytree(saved / "cascade", folder)
     shutil.copytree(saved / "twice", stage)
@@ -111,4 +111,4 @@ def test_a_stage_with_numbers_that_are_not_finite_is_refused(lm, saved, tmp_path
     assert not told_of(models, folder, "")
     (weights,) = stage.glob("*.safetensors")
     save_file({name: torch.full_like(one, torch.nan) for name, one in load_file(weights).items()}, weights)
-    assert "not finite" in told_of(models, folder, "")
+    assert "stage 2 of" in told_of(models, folder, "")  # it is not the one that the cascade was calibrated with
