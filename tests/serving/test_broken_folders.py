@@ -32,7 +32,9 @@ def broken_bytes(path: Path) -> Iterator[str]:
 
 def broken_tensors(path: Path) -> Iterator[str]:
     tensors = load_file(path)
-    name = max(tensors, key=lambda one: tensors[one].is_floating_point() * tensors[one].numel())
+    name = max(tensors, key=lambda one: tensors[one].numel())
+    if not tensors[name].is_floating_point():
+        return
     for value in (torch.nan, torch.inf):
         save_file({**tensors, name: torch.full_like(tensors[name], value)}, path)
         yield f"weights {value}"
@@ -88,7 +90,7 @@ def check(lm, saved, place, kind, *, values):
 @pytest.mark.parametrize("kind", ["prefix", "twice", "lora", "cascade", "reranker", "tower"])
 def test_broken_files_are_told(lm, saved, tmp_path, kind):
     refused = check(lm, saved, tmp_path, kind, values=False)
-    assert refused["config.json: garbage" if (saved / kind / "config.json").exists() else "cascade.json: garbage"]
+    assert any(told for what, told in refused.items() if what.endswith(".json: garbage"))
     weights = {what: told for what, told in refused.items() if ": weights " in what or "safetensors: half" in what}
     assert all(weights.values()), weights
     assert weights or kind == "cascade"  # which has no weights of its own
