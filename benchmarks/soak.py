@@ -1,6 +1,6 @@
 """A server under twice the load that it can carry, with clients that leave and scaffolds that are replaced.
 
-    python -m benchmarks.soak [--minutes 30] [--rows 16] [--out FILE]
+    python -m benchmarks.soak [--minutes 30] [--rows 16] [--deadline 120] [--out FILE]
 
 SmolLM2-135M in fp32 under bare, soft prompts, suffixes, ID-PT and two passes. Twice as many clients as the server
 answers at once ask without a pause; a tenth of them leave half-way; two names are replaced every few seconds. Each
@@ -45,6 +45,7 @@ from shoulders.serving.load import Endpoint, Load, Mix, Outcome, Request, load, 
 
 WORDS, SHORTEST, LONGEST = 48, 8, 32
 LEAVING, EVERY, DECIDED = 0.1, 5.0, 1e-3  # share of clients; seconds between replacements; least margin
+FLAT = 5.0  # percent by which the server may grow
 CHANGING = ("changing-a", "changing-b")
 
 
@@ -139,7 +140,7 @@ class Watch:
 
     async def replace(self) -> None:
         """Replace the changing scaffolds in turn, for ever."""
-        async with httpx2.AsyncClient(base_url=self.server.url, timeout=60) as client:
+        async with httpx2.AsyncClient(base_url=self.server.url, timeout=600) as client:
             for number in itertools.count():
                 await asyncio.sleep(EVERY)
                 name = CHANGING[number % 2]
@@ -201,7 +202,7 @@ def judged(done: Load, known: Offline, lives: Mapping[str, Sequence[Life]]) -> C
 
 
 def main() -> None:
-    """Run the soak, print what it found, and fail if an answer is wrong or lost."""
+    """Run the soak, print what it found, and fail if an answer is wrong or lost, or the server grows."""
     arguments = _arguments()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -216,6 +217,7 @@ def main() -> None:
         served = {name: name for name in some if "/" not in name and name != "bare"}
         served |= {name: f"{name}/1" for name in CHANGING}
         options = ["--backbone", MODEL, "--dtype", "float32", "--rows", str(arguments.rows), "--allow", folder]
+        options += ["--deadline", str(arguments.deadline)]
         with serving([f"{name}={Path(folder) / path}" for name, path in served.items()], *options) as server:
             watch = Watch(server, Path(folder), {name: [Life(f"{name}/1", 0)] for name in CHANGING})
             asked = requests(known, ["bare", *served], arguments.minutes)
@@ -232,15 +234,16 @@ def main() -> None:
         "soak_memory_drift_percent": watch.drift(),
         "soak_latency_p95": summary["latency_p95"] or 0.0,
     }
-    record: dict[str, Any] = {"summary": summary, "resident_bytes": watch.resident, "minutes": arguments.minutes}
+    record: dict[str, Any] = {"summary": summary, "resident_bytes": watch.resident, "asked": vars(arguments)}
     report(found, {**record, **circumstances()}, arguments.out)
-    sys.exit(bool(counts["wrong"] or counts["lost"] or running))
+    sys.exit(bool(counts["wrong"] or counts["lost"] or running or watch.drift() > FLAT))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--rows", type=int, default=16, help="requests that the server answers at once")
+    parser.add_argument("--deadline", type=float, default=120, help="seconds after which the server gives up a request")
     parser.add_argument("--texts", type=int, default=12, help="texts that are asked, each answered alone before")
     parser.add_argument("--out", help="write all figures to this JSON file")
     return parser.parse_args()

@@ -21,6 +21,7 @@ class Double:
 
     def __post_init__(self):
         self.asked, self.aborted, self.arguments, self.down, self.left = [], set(), None, False, 0
+        self.errored = False
 
     def library(self):
         kinds = SimpleNamespace(RequestOutputKind=SimpleNamespace(DELTA="delta"))

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from mixed import SMALL, one, several
 from shoulders.answering.answerer import ModelAnswerer
 from shoulders.backbone import banks
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.engine import reading
 from shoulders.engine.batches import encode, question_batch, rows_of
 from shoulders.engine.decode import generate, likeliest, sampled, score
 from shoulders.engine.inference import Answering, Sampling
@@ -710,6 +712,58 @@ def test_stopping_finishes_what_runs_or_ends_it(lm):
         ticket.result(0)
     with pytest.raises(TimeoutError):
         scheduler(lm).submit(request).result(0.01)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_ends_its_requests_and_refuses_new_ones(lm, monkeypatch):
+    request = Request(scaffold=Bare(), given=one(lm, Bare(), TEXTS[0]), longest=30, shortest=30)
+    run = scheduler(lm, rows=1)
+    with pytest.raises(UsageError, match="does not run"):
+        run.check_runs()
+    tickets = [run.submit(request) for _ in range(3)]  # one runs, two wait
+    steps = run.step
+
+    def dying():
+        if run.stats().tokens > 2:
+            raise SystemExit  # no step catches it
+        return steps()
+
+    monkeypatch.setattr(run, "step", dying)
+    run.start()
+    for ticket in tickets:
+        with pytest.raises(Stopped, match="thread has ended"):
+            ticket.result(10)
+    with pytest.raises(Stopped):
+        run.submit(request)
+    with pytest.raises(UsageError, match="thread has ended"):
+        run.check_runs()
+    assert (run.stats().running, run.stats().waiting) == (0, 0)
+
+
+def test_many_requests_that_come_at_once_are_read_at_once_beside_one_that_runs(lm):
+    asked = [Request(scaffold=Bare(), given=one(lm, Bare(), text), longest=4) for text in TEXTS[:4]]
+    lengths = [request.given.embeds.shape[1] for request in asked]
+    run = scheduler(lm, prefill_tokens=-(-sum(lengths[1:]) // 3))
+    tickets = [run.submit(asked[0])]
+    run.step()
+    tickets += [run.submit(request) for request in asked[1:]]
+    run.step()
+    assert run.stats().misses == sum(lengths)
+    check(lm, asked, ended(run, tickets))
+
+
+def test_texts_share_a_forward_unless_their_padding_costs_more(lm, monkeypatch):
+    monkeypatch.setattr(reading, "PADDING", 3)
+    whole = one(lm, Bare(), TEXTS[2])
+    lengths = [9, 8, 8, 8, 4]  # padded by 1, 1 and 1, and then by too much
+    asked = [
+        Request(scaffold=Bare(), given=replace(whole, embeds=whole.embeds[:, start : start + length]), longest=1)
+        for start, length in enumerate(lengths)
+    ]
+    run = scheduler(lm, prefill_tokens=64)
+    tickets = [run.submit(request) for request in asked]
+    check(lm, asked, ended(run, tickets))
+    assert run.stats().forwards == 2
 
 
 def test_answering_goes_over_a_scheduler(lm, questions):

@@ -187,6 +187,10 @@ def test_an_error_of_vllm_ends_its_request_alone(lm, running, double):
     double.fails_from = None
     assert one.submit(request(lm, scaffolds["bare"])).result().branches[0].ids
     assert one.stats().failed == 1
+    one.check_runs()
+    double.errored = True
+    with pytest.raises(Stopped, match="process has ended"):
+        one.check_runs()
 
 
 def test_what_vllm_cannot_do_after_embedded_text_is_refused(lm, running):
@@ -266,6 +270,7 @@ def test_without_vllm_the_error_says_how_to_install_it(lm):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # vLLM imports what torch warns of
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed (it needs an environment)")
 def test_vllm_gives_the_answers_of_the_programs_here(tmp_path):
     """All scaffolds in one batch, fp32, greedy; needs the real weights, since vLLM has no kernels for tiny heads."""

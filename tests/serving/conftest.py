@@ -37,7 +37,7 @@ def lm(folders: Path) -> FrozenLM:
     """A tiny Llama with a chat template."""
     folder = folders / "served"
     save_readable(folder)
-    return FrozenLM.load(str(folder), dtype="float32", device="cpu").keep_fingerprint()
+    return FrozenLM.load(str(folder), dtype="float32", device="cpu").settled()
 
 
 @pytest.fixture(scope="session")

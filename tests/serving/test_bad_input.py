@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.datastructures import UploadFile
 
 from served import running, service_of
 from shoulders.engine.requests import Event
@@ -170,11 +171,14 @@ def test_files_that_cannot_be_read_are_refused_by_name(http):
             assert said in error_of(found)["message"]
 
 
-def test_a_full_disk_is_told(http, monkeypatch):
+@pytest.mark.parametrize("place", [(Path, "write_bytes"), (UploadFile, "write")])
+def test_a_full_disk_is_told(http, monkeypatch, place):
+    """While a form comes in, and when its files are written."""
+
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(*place, full)
     found = http.post("/v1/documents", files=[("file", ("a.txt", b"some text"))])
     assert found.status_code == 507
     assert "No space left" in error_of(found)["message"]

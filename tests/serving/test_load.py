@@ -49,6 +49,10 @@ class Handler(BaseHTTPRequestHandler):
         if model == "full" and seen.tries[asked["prompt"]] < 2:
             seen.tries[asked["prompt"]] += 1
             return self.reply(429, {"error": {"message": "queue is full"}}, {"Retry-After": "0.01"})
+        if not asked.get("stream"):
+            count = asked["max_tokens"]
+            text = "".join(f" {number}" for number in range(count))
+            return self.reply(200, {"choices": [{"text": text}], "usage": {"completion_tokens": count}})
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
@@ -137,6 +141,16 @@ def test_times_are_those_of_the_answers(endpoint):
     assert 0 < one.first < one.seconds <= load.seconds
     assert one.seconds >= 0.1  # 20 pieces, 5 ms each
     assert one.first < 0.08
+
+
+def test_an_answer_as_a_whole(endpoint):
+    where, seen = endpoint
+    asked = [Request(model, "why", 3, streamed=False) for model in ("good", "refuses", "full")]
+    outcomes = {one.request.model: one for one in run(where, asked, clients=3).outcomes}
+    assert (outcomes["good"].text, outcomes["good"].tokens, outcomes["good"].first) == (" 0 1 2", 3, None)
+    assert outcomes["refuses"].error == "400 prompt is too long"
+    assert (outcomes["full"].refused, outcomes["full"].error) == (2, "")
+    assert not any("stream" in asked for _, _, asked in seen.asked)
 
 
 def test_requests_at_a_rate_come_however_many_run(endpoint):

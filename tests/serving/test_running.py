@@ -352,6 +352,20 @@ def test_other_addresses_need_keys():
         assert ServerConfig(host=host).keys is None
 
 
+def test_a_server_whose_engine_has_died_is_not_ready(lm, saved, monkeypatch):
+    with running(service_of(lm, saved, ("prefix",))) as found, found.http() as http:
+        assert http.get("/ready").status_code == 200
+        monkeypatch.setattr(found.service.engine, "step", lambda: sys.exit())
+        told = http.post("/v1/completions", json={"model": "prefix", "prompt": "a b"})
+        assert (told.status_code, told.json()["error"]["code"]) == (503, "stopped")
+        found.service.engine._thread.join(10)
+        told = http.get("/ready")
+        assert (told.status_code, told.json()["error"]["code"]) == (503, "not_ready")
+        assert "thread has ended" in told.json()["error"]["message"]
+        assert http.get("/health").status_code == 200
+        monkeypatch.undo()
+
+
 def test_metrics_count_what_happens(server, client, http):
     def number(name):
         found = re.search(rf"^shoulders:{re.escape(name)} (\S+)$", http.get("/metrics").text, re.MULTILINE)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from shoulders.backbone import attention, fingerprint, quantizing
+from shoulders.backbone import attention, fingerprint, packing, quantizing
 from shoulders.backbone.chat import ChatTemplate
 from shoulders.backbone.checkpointing import streamed
 from shoulders.backbone.choosing import ends_of
@@ -362,9 +362,14 @@ class FrozenLM:
         """
         return self._identity or fingerprint.identity(self.model)
 
-    def keep_fingerprint(self) -> Self:
-        """Hash the weights now and never again; return itself. For a process that changes none, such as a server."""
+    def settled(self) -> Self:
+        """Hash the weights now and never again, and pack them (`packing`); return itself.
+
+        For a process that only runs the model, such as a server: there are no gradients from then on.
+        """
         self._identity = self.fingerprint()
+        packing.pack(self.model)
+        self.head = head_of(self.model)
         return self
 
     @property

@@ -124,7 +124,7 @@ def _complete(module: nn.Module, path: str, given: DeviceMap, inherited: str | i
 def entrance(model: PreTrainedModel) -> torch.device:
     """Return the device that a model takes its inputs on: that of its input embeddings, wherever other layers are."""
     placed: DeviceMap = getattr(model, "hf_device_map", None) or {}
-    if not streamed(model) and len(set(placed.values())) < 2:
+    if len(set(placed.values())) < 2 and not (placed and streamed(model)):  # looking at every weight takes long
         return model.device
     embeddings = model.get_input_embeddings()
     path = next(name for name, module in model.named_modules() if module is embeddings)

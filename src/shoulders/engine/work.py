@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shoulders.backbone.choosing import draw
+from shoulders.backbone.choosing import draw, two_best
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import Memory
 from shoulders.engine.pool import Demand
@@ -153,17 +153,17 @@ class Chosen(NamedTuple):
 
 
 def choose(logits: Float[Tensor, "M V"], rows: Sequence[Row], ends: Sequence[int]) -> list[Chosen]:
-    """Return the next token of each row, from the logits of all."""
+    """Return the next token of each row, from the logits of all, which change."""
     logits = logits.float()
-    allowed = _allowed(logits, rows, ends)
-    best = allowed.topk(2)
-    tokens = best.indices[:, 0]
+    shares = logits.log_softmax(-1)
+    _allow(logits, rows, ends)
+    best, likeliest = two_best(logits)
+    tokens = likeliest[:, 0]
     if sampled := [number for number, row in enumerate(rows) if row.draws is not None]:
         at = torch.tensor(sampled, device=logits.device)
-        tokens = tokens.index_copy(0, at, _drawn(allowed[at], [rows[number] for number in sampled]))
-    value = allowed.gather(1, tokens[:, None])[:, 0]
-    lead = value - torch.where(tokens == best.indices[:, 0], best.values[:, 1], best.values[:, 0])
-    shares = logits.log_softmax(-1)
+        tokens = tokens.index_copy(0, at, _drawn(logits[at], [rows[number] for number in sampled]))
+    value = logits.gather(1, tokens[:, None])[:, 0]
+    lead = value - torch.where(tokens == likeliest[:, 0], best[:, 1], best[:, 0])
     own = shares.gather(1, tokens[:, None])[:, 0]
     return [Chosen(*one) for one in zip(tokens.tolist(), own.tolist(), lead.tolist(), _tops(shares, rows), strict=True)]
 
@@ -189,18 +189,14 @@ def _tops(shares: Float[Tensor, "M V"], rows: Sequence[Row]) -> list[tuple[tuple
     return [tuple(zip(tokens[:count], values[:count], strict=True)) for tokens, values, count in pairs]
 
 
-def _allowed(logits: Float[Tensor, "M V"], rows: Sequence[Row], ends: Sequence[int]) -> Float[Tensor, "M V"]:
-    """Return the logits after penalties, without end tokens where they may not be chosen yet."""
-    penalised = [number for number, row in enumerate(rows) if row.work.request.sampling.penalises]
+def _allow(logits: Float[Tensor, "M V"], rows: Sequence[Row], ends: Sequence[int]) -> None:
+    """Subtract penalties from the logits, and forbid end tokens where they may not be chosen yet."""
+    for number, row in enumerate(rows):
+        if row.work.request.sampling.penalises:
+            _penalise(logits[number], row)
     early = [number for number, row in enumerate(rows) if len(row.ids) < row.work.request.shortest]
-    if not penalised and not early:
-        return logits
-    allowed = logits.clone()
-    for number in penalised:
-        _penalise(allowed[number], rows[number])
     if early:
-        allowed[torch.tensor(early)[:, None], torch.tensor(ends)] = -torch.inf
-    return allowed
+        logits[torch.tensor(early)[:, None], torch.tensor(ends)] = -torch.inf
 
 
 def _penalise(logits: Float[Tensor, "V"], row: Row) -> None:

@@ -288,7 +288,9 @@ class Scaffold(
         try:
             scaffold.load_state_dict(dict(saved.weights))
         except RuntimeError as error:
-            raise CorruptFile(f"the weights in {folder} are not those of its {CONFIG}: {error}") from error
+            raise CorruptFile(
+                f"the weights in {folder} are not those of its {CONFIG}: {' '.join(str(error).split())}"
+            ) from error
         scaffold.origin = saved.origin
         return scaffold.around(lm).to(lm.device).eval()
 

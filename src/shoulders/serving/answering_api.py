@@ -6,6 +6,8 @@ import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Annotated, Any, Literal, final
 from uuid import uuid4
 
@@ -28,6 +30,7 @@ from shoulders.serving.http import About, ApiError, event_stream
 from shoulders.serving.models import ServedModel
 from shoulders.serving.openai_api import SEEDS, Body
 from shoulders.serving.service import Service, Usage
+from shoulders.store.files import save_failed
 
 PAGE = re.compile(r" > page (\d+)$")  # in the title of a passage of a PDF
 MOST_TEXTS = 2048  # of one request for embeddings or scores
@@ -184,6 +187,7 @@ async def _uploaded(request: Request) -> tuple[str, dict[str, bytes], list[str]]
 
     Raises:
         ApiError: the body is neither a form with files nor JSON with texts.
+        SaveFailed: the disk is full.
     """
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         try:
@@ -192,6 +196,8 @@ async def _uploaded(request: Request) -> tuple[str, dict[str, bytes], list[str]]
                 files = {f"{n}/{one.filename or 'document.txt'}": await one.read() for n, one in enumerate(given)}
         except MultiPartException as error:
             raise ApiError(400, f"the form cannot be read: {error.message}", code="invalid_form") from error
+        except OSError as error:  # files over a megabyte are kept on the disk while they come
+            raise save_failed(Path(gettempdir()), error, option="TMPDIR of the server") from error
         if not files:
             raise ApiError(400, "there is no file in the form: send it as the field 'file'", param="file")
         return ", ".join(name.partition("/")[2] for name in files)[:200], files, []

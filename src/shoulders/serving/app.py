@@ -194,6 +194,10 @@ def _operations(app: FastAPI, service: Service, keys: Keys) -> None:
         """Tell whether requests are taken."""
         if service.stopping:
             return ApiError(503, "the server is stopping", code="not_ready", retry_after=5).response()
+        try:
+            service.engine.check_runs()
+        except UsageError as error:
+            return ApiError(503, f"no request can be answered: {error}", code="not_ready").response()
         return JSONResponse({"status": "ready"})
 
     @app.get("/metrics", tags=["Operations"])

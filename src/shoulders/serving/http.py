@@ -153,6 +153,7 @@ class About:
         answered: whether its answer has been sent to the end.
         model: name of the served model, once it is known to be one.
         prompt_tokens, generated_tokens: read and generated for it.
+        first_token: seconds until its first token was generated; None before.
         text: prompt and answer, if they are logged.
         at_end: called when the request ends, however it ends.
     """
@@ -166,6 +167,7 @@ class About:
     model: str = ""
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    first_token: float | None = None
     text: dict[str, Any] = field(default_factory=dict)
     at_end: list[Callable[[], object]] = field(default_factory=list)
 

@@ -37,6 +37,7 @@ class Request:
         max_tokens: largest number of tokens of the answer.
         leaves: whether the client leaves after half of them.
         fields: further fields of the request, e.g. `temperature`.
+        streamed: whether the answer is to come token by token; otherwise it comes as a whole.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Request:
     max_tokens: int
     leaves: bool = False
     fields: Mapping[str, Any] = field(default_factory=dict)
+    streamed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Outcome:
     Attributes:
         request: the request.
         begun: time at which it was first sent (`time.perf_counter`).
-        first: time from then to the first token; None if there was none.
+        first: time from then to the first token; None if there was none, or the answer came as a whole.
         seconds: time from then to the end.
         text: the answer, or what had come of it when the client left.
         tokens: number of tokens of the answer; of one that was left, number of pieces.
@@ -238,8 +240,14 @@ async def _attempt(
     client: httpx2.AsyncClient, endpoint: Endpoint, request: Request, reading: "_Reading"
 ) -> tuple[str, float | None]:
     """Send a request once; return what went wrong, and for a full server the seconds to wait."""
-    path = "chat/completions" if endpoint.chat else "completions"
-    async with client.sse(path, method="POST", json=_body(request, chat=endpoint.chat)) as events:
+    path, body = "chat/completions" if endpoint.chat else "completions", _body(request, chat=endpoint.chat)
+    if not request.streamed:
+        response = await client.post(path, json=body)
+        if response.status_code >= 400:
+            return _fault(response), _wait(response) if response.status_code in BUSY else None
+        reading.take_whole(response.json())
+        return "", None
+    async with client.sse(path, method="POST", json=body) as events:
         response = events.response
         if response.status_code >= 400:
             await response.aread()
@@ -276,12 +284,17 @@ class _Reading:
                 self.pieces.append(piece)
         return leave_after is not None and len(self.pieces) >= max(1, leave_after)
 
+    def take_whole(self, content: Mapping[str, Any]) -> None:
+        """Take an answer that came as a whole."""
+        self.counted = content["usage"]["completion_tokens"]
+        self.pieces = [one["text"] if "text" in one else one["message"]["content"] for one in content["choices"]]
+
 
 def _body(request: Request, *, chat: bool) -> dict[str, Any]:
     """Return the body of a request."""
     asked = {"messages": [{"role": "user", "content": request.prompt}]} if chat else {"prompt": request.prompt}
-    settings = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": request.max_tokens}
-    return {"model": request.model, **asked, **settings, **request.fields}
+    streamed = {"stream": True, "stream_options": {"include_usage": True}} if request.streamed else {}
+    return {"model": request.model, **asked, **streamed, "max_tokens": request.max_tokens, **request.fields}
 
 
 def _wait(response: httpx2.Response) -> float:

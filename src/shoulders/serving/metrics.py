@@ -40,8 +40,11 @@ class Metrics:
         return kind(f"shoulders:{name}", text, labels, registry=self.registry, **settings)
 
     def first_token(self, about: About) -> None:
-        """Note that the first token of a request was generated."""
-        self._first.labels(about.model).observe(time.monotonic() - about.started)
+        """Note that the first token of a request was generated, if it is not known yet."""
+        if about.first_token is not None:
+            return
+        about.first_token = time.monotonic() - about.started
+        self._first.labels(about.model).observe(about.first_token)
 
     def ended(self, about: About, route: str) -> None:
         """Note that a request has ended."""

@@ -13,6 +13,7 @@ from threading import Lock
 from typing import Any, final
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 
 from shoulders import answering
@@ -31,7 +32,7 @@ from shoulders.records import Placement
 from shoulders.retrieval.bi_encoder import OURS, BiEncoder
 from shoulders.retrieval.cross_encoder import load_ranker
 from shoulders.retrieval.reranker import is_reranker
-from shoulders.retrieval.scoring import Ranker
+from shoulders.retrieval.scoring import Pair, Ranker
 from shoulders.scaffolds.base import BARE, Scaffold
 from shoulders.scaffolds.peft import CONFIG as ADAPTER
 from shoulders.scaffolds.peft import from_peft
@@ -187,17 +188,29 @@ class Models:
         """
         check_name(name)
         self._check_free(name, replacing=replacing)
-        opened = self._open(source, role)
-        served = ServedModel(name, source, opened, _first_pass(opened))
-        if served.scaffold is not None:
-            check_finite(served.scaffold, source)
-            self._share_encoders(served.scaffold)
-        for scaffold in served.scaffolds:
-            self.check(name, scaffold)
+        try:
+            served = self._loaded(name, source, role)
+        except (UsageError, ApiError):
+            raise
+        except Exception as error:  # whatever a library raises over a broken file
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise CorruptFile(f"{source} cannot be loaded ({what}): a file of it seems broken") from error
         with self._writing:
             self._check_free(name, replacing=replacing)
             self._served[name] = served
             self.broken.pop(name, None)
+        return served
+
+    def _loaded(self, name: str, source: str, role: str) -> ServedModel:
+        """Return a model that was loaded and checked."""
+        opened = self._open(source, role)
+        served = ServedModel(name, source, opened, _first_pass(opened))
+        for scaffold in served.scaffolds:
+            check_finite(scaffold, source)
+            self._share_encoders(scaffold)
+            self.check(name, scaffold)
+        if not isinstance(opened, Answerer):
+            _check_measures(opened, source)
         return served
 
     def try_add(self, name: str, source: str, role: str = "") -> None:
@@ -359,6 +372,14 @@ def check_finite(scaffold: Scaffold, source: str) -> None:
                 f"{source} has {bad} of {weight.numel()} values of {name} that are not finite (NaN or infinite): "
                 "train it again"
             )
+
+
+def _check_measures(opened: BiEncoder | Ranker, source: str) -> None:
+    """Raise `CorruptFile` for a retriever or a re-ranker that gives numbers for a text that are not finite."""
+    pair = Pair("a", "a", "a")
+    found = opened.encode_questions([pair.text]) if isinstance(opened, BiEncoder) else opened.scores([pair])
+    if not np.isfinite(found).all():
+        raise CorruptFile(f"{source} gives numbers that are not finite (NaN or infinite): train it again")
 
 
 def _unknown(name: str) -> ApiError:

@@ -288,7 +288,7 @@ class _Job:
         }
         prompts = [row.question.whole if echo else "" for row in self.rows]
         self.starts = dict(enumerate(prompt for prompt in prompts for _ in range(body.n)))
-        pieces = self.service.pieces(about, requests, self.usage)
+        pieces = self.service.pieces(about, requests, self.usage, streamed=body.stream)
         if body.stream:
             return event_stream(self._chunks(pieces, logged=logprobs is not None), about)
         texts, ends = dict(self.starts), dict.fromkeys(self.starts, "")

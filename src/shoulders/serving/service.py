@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from threading import Lock
 from typing import Any, Protocol, TypeVar, final
 
 from shoulders.backbone.frozen import FrozenLM
@@ -43,6 +44,10 @@ class ServingEngine(Protocol):
         """Begin to run requests."""
         ...
 
+    def check_runs(self) -> None:
+        """Raise `UsageError` if nothing runs the requests."""
+        ...
+
     def stop(self, finish: bool = True) -> None:
         """Take no more requests, and end what was taken."""
         ...
@@ -78,10 +83,17 @@ class Piece:
 
 @final
 class GrowingText:
-    """A text that grows by tokens and is passed on in whole characters, without the stop texts that end it."""
+    """A text that grows by tokens and is passed on in whole characters, without the stop texts that end it.
 
-    def __init__(self, lm: FrozenLM, index: int, stops: Sequence[str]) -> None:
-        self._lm, self._index, self._stops = lm, index, tuple(stops)
+    Args:
+        lm: has the tokenizer.
+        index: number of the text.
+        stops: the stop texts.
+        whole: pass it on at its end; its tokens are then decoded together, unless a stop text may end it before.
+    """
+
+    def __init__(self, lm: FrozenLM, index: int, stops: Sequence[str], *, whole: bool = False) -> None:
+        self._lm, self._index, self._stops, self._whole = lm, index, tuple(stops), whole
         self._ids: list[int] = []
         self._begin = self._read = 0  # tokens from `begin` on are decoded; the text holds those before `read`
         self._text, self._sent = "", 0
@@ -94,6 +106,8 @@ class GrowingText:
             return None
         self._held.append((len(self._text), TokenLog(event.token, event.log_probability, event.top)))
         self._ids.append(event.token)
+        if self._whole and not self._stops:
+            return None
         self._decode(whole=True)
         found = [place for stop in self._stops if (place := self._text.find(stop, self._sent)) >= 0]
         if found:
@@ -175,6 +189,37 @@ class Usage:
 
 
 @final
+class CallsIntoLoop:
+    """Calls from the engine's thread that an event loop runs.
+
+    The loop is woken once for all calls that come before it has run them, such as those of a step. Each time that it is
+    woken, the engine's thread may have to wait for Python's lock.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._calls: list[Callable[[], object]] = []
+
+    def post(self, loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+        """Let the loop of the server run a call soon; after the server has stopped, never."""
+        with self._lock:
+            if loop is not self._loop:
+                self._loop, self._calls = loop, []
+            self._calls.append(call)
+            first = len(self._calls) == 1
+        if first:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._run)
+
+    def _run(self) -> None:
+        with self._lock:
+            calls, self._calls = self._calls, []
+        for call in calls:
+            call()
+
+
+@final
 @dataclass(slots=True)
 class Service:
     """What the routes of a server share.
@@ -196,6 +241,7 @@ class Service:
     metrics: Metrics = field(init=False)
     uploads: Uploads = field(init=False)
     stopping: bool = False
+    _calls: CallsIntoLoop = field(default_factory=CallsIntoLoop)
     _answers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "answer"))
     _heavy: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encode"))
     _in_threads: int = 0
@@ -250,19 +296,42 @@ class Service:
         finally:
             self._in_threads -= 1
 
-    async def pieces(self, about: About, requests: Sequence[Request], usage: Usage) -> AsyncIterator[Piece]:
-        """Yield the texts of several requests in pieces, as they are generated; add up what they use.
+    async def pieces(
+        self, about: About, requests: Sequence[Request], usage: Usage, *, streamed: bool = True
+    ) -> AsyncIterator[Piece]:
+        """Yield the texts of several requests in pieces; add up what they use.
+
+        Args:
+            about: the request of the client.
+            requests: those of the engine.
+            usage: what they use so far.
+            streamed: yield pieces as they are generated; otherwise the texts of each request at its end.
 
         Raises:
             TimeoutError: the deadline of the request has passed.
             UsageError: the engine refuses or fails.
         """
+        texts: dict[int, GrowingText] = {}
+        async for number, event in self._events(about, requests, usage, streamed=streamed):
+            index, stops = number * requests[number].count + event.branch, requests[number].stops
+            text = texts.setdefault(index, GrowingText(self.lm, index, stops, whole=not streamed))
+            usage.generated += event.token is not None
+            about.generated_tokens += event.token is not None
+            if (piece := text.add(event) if event.finish is None else text.end(_finish(event))) is not None:
+                yield piece
+
+    async def _events(
+        self, about: About, requests: Sequence[Request], usage: Usage, *, streamed: bool
+    ) -> AsyncIterator[tuple[int, Event]]:
+        """Yield the events of several requests with the number of the request (`pieces`)."""
         queue: asyncio.Queue[tuple[int, Event | None]] = asyncio.Queue()
-        loop, texts = asyncio.get_running_loop(), {}
+        loop = asyncio.get_running_loop()
 
         def pass_on(number: int, event: Event | None) -> None:
-            with suppress(RuntimeError):  # the server has stopped meanwhile
-                loop.call_soon_threadsafe(queue.put_nowait, (number, event))
+            if event is not None:
+                self.metrics.first_token(about)
+            if streamed or event is None:
+                self._calls.post(loop, partial(queue.put_nowait, (number, event)))
 
         tickets = [self.submit(about, request) for request in requests]
         for number, ticket in enumerate(tickets):
@@ -271,19 +340,14 @@ class Service:
         while running:
             async with asyncio.timeout_at(about.deadline):
                 number, event = await queue.get()
-            if event is None:
-                usage.add(tickets[number].result())
-                running -= 1
+            if event is not None:
+                yield number, event
                 continue
-            index = number * requests[number].count + event.branch
-            text = texts.setdefault(index, GrowingText(self.lm, index, requests[number].stops))
-            if event.token is not None:
-                usage.generated += 1
-                about.generated_tokens += 1
-                if usage.generated == 1:
-                    self.metrics.first_token(about)
-            if (piece := text.add(event) if event.finish is None else text.end(_finish(event))) is not None:
-                yield piece
+            running -= 1
+            done = tickets[number].result()
+            usage.add(done)
+            for one in [] if streamed else done.events:
+                yield number, one
 
     def request(self, served: ServedModel, row: EncodedQuestion, longest: int, about: About, **how: Any) -> Request:
         """Return the engine's request for a text.

@@ -157,7 +157,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(decode_strict(path.read_bytes()))
     except OSError as error:
         raise SourceNotFound(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, DataError) as error:
+    except (ValueError, RecursionError, DataError) as error:
         raise CorruptFile(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise CorruptFile(f"{path} is not a JSON object")

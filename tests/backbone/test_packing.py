@@ -1,0 +1,51 @@
+import pytest
+import torch
+from torch import nn
+
+from mixed import one
+from shoulders.backbone.packing import PackedLinear
+from shoulders.engine.decode import likeliest
+from shoulders.engine.requests import Request
+from shoulders.engine.scheduler import Scheduler
+from shoulders.scaffolds.base import Bare
+from tiny import TEXTS
+from toys import layered, moved
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral", "gpt2"])
+def test_packed_weights_give_the_same_logits_and_fingerprint(tiny_lm, family, dtype):
+    plain = tiny_lm(family, dtype)
+    packed = plain.copied().settled()
+    layers = [layer for layer in packed.model.modules() if isinstance(layer, nn.Linear)]
+    assert layers
+    assert all(isinstance(layer, PackedLinear) and not layer.weight.numel() for layer in layers)
+    assert packed.fingerprint() == plain.fingerprint()
+    ids = torch.tensor([plain.ids(TEXTS[0])])
+    with torch.no_grad():
+        wanted, found = (lm.logits(lm.states(lm.embed(ids))) for lm in (plain, packed))
+    near = 1e-5 if dtype == "float32" else 0.03
+    torch.testing.assert_close(found, wanted, rtol=near, atol=near * wanted.abs().max().item())
+
+
+def test_a_layer_that_does_not_run_as_such_stays_as_it_is(lm):
+    model = lm.copied()
+    model.model.base_model.aside = nn.Linear(4, 4)
+    model.settled()
+    assert [layer for layer in model.model.modules() if type(layer) is nn.Linear] == [model.model.base_model.aside]
+
+
+def test_requests_that_edit_layers_run_over_packed_weights(lm, tiny_encoder):
+    packed = lm.copied().settled()
+    scaffolds = [Bare(), moved(layered(lm, tiny_encoder)["low rank prefix"])]
+    asked = [
+        Request(scaffold=scaffold, given=one(lm, scaffold, text), longest=8)
+        for scaffold in scaffolds
+        for text in TEXTS[:3]
+    ]
+    run = Scheduler(packed)
+    tickets = [run.submit(request) for request in asked]
+    while run.step():
+        pass
+    wanted = [likeliest(lm, request.scaffold, request.given, longest=8)[0].ids for request in asked]
+    assert [ticket.result(0).branches[0].ids for ticket in tickets] == wanted
