@@ -1,0 +1,149 @@
+"""A second device that is pretended: tensors with real values in memory that say they are elsewhere.
+
+As with CUDA, what meets in one operation has to be on one device. Free are numbers without a dimension, indices in
+memory, and copies from one device to the other.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from shoulders.backbone.encoder import FrozenEncoder
+from shoulders.backbone.frozen import FrozenLM
+
+DEVICE = torch.device("lazy:0")  # a type that PyTorch knows, whose library is in no build of ours
+CPU = torch.device("cpu")
+aten = torch.ops.aten
+COPIES = (aten.copy_.default,)
+INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
+# Beside all pointwise operations these take numbers of the other device.
+NUMBERS = (aten.masked_fill.Tensor, aten.masked_fill_.Tensor, aten.fill_.Tensor, aten.index_fill.int_Tensor)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor whose `value` is in memory, and whose device is the pretended one."""
+
+    value: torch.Tensor
+    storages: dict[int, torch.UntypedStorage] = {}  # of values, by the address of ours, which holds nothing
+
+    @staticmethod
+    def __new__(cls, value: torch.Tensor) -> "Elsewhere":
+        with torch.inference_mode(False):  # views of usual tensors are usual ones in inference, too
+            made = torch.Tensor._make_wrapper_subclass(
+                cls, value.size(), strides=value.stride(), storage_offset=value.storage_offset(), dtype=value.dtype,
+                dispatch_device=True,
+            )  # fmt: skip
+        made.value = value
+        cls.storages[made.untyped_storage()._cdata] = value.untyped_storage()
+        return made
+
+    def tolist(self) -> list:
+        return self.value.tolist()
+
+    def __repr__(self, **_: object) -> str:
+        return f"Elsewhere({self.value})"
+
+    @classmethod
+    def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):
+        return _run(operation, args, kwargs or {})
+
+
+class _Pretending(TorchDispatchMode):
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        return _run(operation, args, kwargs or {})
+
+
+class _Traits(NamedTuple):
+    """What an operation is: made of others, changing an argument or a view of one, elementwise."""
+
+    composite: bool
+    aliases: bool
+    mutable: bool
+    pointwise: bool
+
+
+@cache
+def _traits(operation: Any) -> _Traits:
+    return _Traits(
+        torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), "CompositeImplicitAutograd"),
+        any(one.alias_info is not None for one in (*operation._schema.arguments, *operation._schema.returns)),
+        operation._schema.is_mutable,
+        torch.Tag.pointwise in operation.tags or operation in NUMBERS,
+    )
+
+
+def _run(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if operation is torch.ops.prim.device.default:
+        return DEVICE
+    traits = _traits(operation)
+    if traits.composite:
+        with _Pretending():  # in inference such operations arrive whole
+            return operation.decompose(*args, **kwargs)
+    if operation is aten.set_.source_Storage and isinstance(args[0], Elsewhere):
+        args = (args[0], Elsewhere.storages[args[1]._cdata])
+    named = kwargs.get("device")
+    tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+    place = _place(operation, args, tensors) if named is None else torch.device(named)
+    inner_args, inner_kwargs = args, kwargs
+    if any(isinstance(one, Elsewhere) for one in tensors):
+        inner_args, inner_kwargs = tree_map_only(Elsewhere, lambda one: one.value, (args, kwargs))
+    found = operation(*inner_args, **({**inner_kwargs, "device": CPU} if named is not None else inner_kwargs))
+    if place.type != DEVICE.type:
+        return found
+    found = tree_map_only(torch.Tensor, Elsewhere, found)
+    if traits.aliases and inner_args is not args:
+        return return_and_correct_aliasing(operation, args, kwargs, found)
+    return found
+
+
+def _place(operation: Any, args: tuple[Any, ...], tensors: list[torch.Tensor]) -> torch.device:
+    """The device of an operation's result; an error if its tensors are on two."""
+    if operation in COPIES:
+        return args[0].device
+    bound = tensors
+    if operation in INDEXED and isinstance(args[0], Elsewhere):
+        bound = [args[0], *(one for one in args[2:3] if one.dim())]
+    elif _traits(operation).pointwise:
+        changed = args[0] if _traits(operation).mutable else None
+        bound = [one for one in tensors if one is changed or one.dim() or isinstance(one, Elsewhere)]
+    places = {isinstance(one, Elsewhere) for one in bound}
+    if len(places) > 1:
+        shapes = ", ".join(f"{tuple(one.shape)} on {one.device}" for one in tensors)
+        raise RuntimeError(f"Expected all tensors to be on the same device, but {operation} got {shapes}")
+    return DEVICE if True in places else CPU
+
+
+@contextmanager
+def pretended() -> Iterator[torch.device]:
+    """A pretended device for the block; it is known to this thread alone."""
+    known = torch.is_autocast_enabled
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    torch._C._set_only_lift_cpu_tensors(True)  # tensors of lists reach the mode
+    try:
+        with (
+            _Pretending(),
+            mock.patch("torch.is_autocast_enabled", lambda *kind: kind != (DEVICE.type,) and known(*kind)),
+        ):
+            yield DEVICE
+    finally:
+        torch._C._set_only_lift_cpu_tensors(False)
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
+        Elsewhere.storages.clear()
+
+
+def placed(lm: FrozenLM) -> FrozenLM:
+    """The same model on the pretended device."""
+    return FrozenLM(deepcopy(lm.model).to(DEVICE), lm.tokenizer, lm.name)
+
+
+def placed_encoder(encoder: FrozenEncoder) -> FrozenEncoder:
+    """The same encoder on the pretended device."""
+    return FrozenEncoder(deepcopy(encoder.model).to(DEVICE), encoder.tokenizer, encoder.name)
