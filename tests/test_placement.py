@@ -1,4 +1,4 @@
-"""Every kind of scaffold on an accelerator, without one: a pretended device, on which tensors of two devices never meet.
+"""Every kind of scaffold on an accelerator, without one: a pretended device, whose tensors meet no others.
 
 What runs there are the usual functions: training, decoding, ranking, reading evidence, the scheduler, retrieval. They
 give what they give on the CPU, so that a value that was lost on the way is seen, too.
