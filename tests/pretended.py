@@ -1,4 +1,4 @@
-"""A second device that is pretended: tensors with real values in memory that say they are elsewhere.
+"""Devices that are pretended: tensors with real values in memory that say they are elsewhere.
 
 As with CUDA, what meets in one operation has to be on one device. Free are numbers without a dimension, indices in
 memory, and copies from one device to the other.
@@ -12,13 +12,16 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from accelerate import dispatch_model
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from shoulders.backbone.encoder import FrozenEncoder
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.passes import layers_of
+from shoulders.backbone.placing import placement
 
-DEVICE = torch.device("lazy:0")  # a type that PyTorch knows, whose library is in no build of ours
+DEVICE, SECOND = torch.device("lazy:0"), torch.device("lazy:1")  # a type that PyTorch knows, and builds without
 CPU = torch.device("cpu")
 aten = torch.ops.aten
 COPIES = (aten.copy_.default,)
@@ -28,19 +31,20 @@ NUMBERS = (aten.masked_fill.Tensor, aten.masked_fill_.Tensor, aten.fill_.Tensor,
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor whose `value` is in memory, and whose device is the pretended one."""
+    """A tensor whose `value` is in memory, and whose device is `place`, a pretended one."""
 
     value: torch.Tensor
+    place: torch.device
     storages: dict[int, torch.UntypedStorage] = {}  # of values, by the address of ours, which holds nothing
 
     @staticmethod
-    def __new__(cls, value: torch.Tensor) -> "Elsewhere":
+    def __new__(cls, value: torch.Tensor, place: torch.device) -> "Elsewhere":
         with torch.inference_mode(False):  # views of usual tensors are usual ones in inference, too
             made = torch.Tensor._make_wrapper_subclass(
                 cls, value.size(), strides=value.stride(), storage_offset=value.storage_offset(), dtype=value.dtype,
                 dispatch_device=True,
             )  # fmt: skip
-        made.value = value
+        made.value, made.place = value, place
         cls.storages[made.untyped_storage()._cdata] = value.untyped_storage()
         return made
 
@@ -81,7 +85,7 @@ def _traits(operation: Any) -> _Traits:
 
 def _run(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if operation is torch.ops.prim.device.default:
-        return DEVICE
+        return args[0].place
     traits = _traits(operation)
     if traits.composite:
         with _Pretending():  # in inference such operations arrive whole
@@ -90,14 +94,14 @@ def _run(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         args = (args[0], Elsewhere.storages[args[1]._cdata])
     named = kwargs.get("device")
     tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
-    place = _place(operation, args, tensors) if named is None else torch.device(named)
+    place = _place(operation, args, tensors) if named is None else _whole(named)
     inner_args, inner_kwargs = args, kwargs
     if any(isinstance(one, Elsewhere) for one in tensors):
         inner_args, inner_kwargs = tree_map_only(Elsewhere, lambda one: one.value, (args, kwargs))
     found = operation(*inner_args, **({**inner_kwargs, "device": CPU} if named is not None else inner_kwargs))
     if place.type != DEVICE.type:
         return found
-    found = tree_map_only(torch.Tensor, Elsewhere, found)
+    found = tree_map_only(torch.Tensor, lambda one: Elsewhere(one, place), found)
     if traits.aliases and inner_args is not args:
         return return_and_correct_aliasing(operation, args, kwargs, found)
     return found
@@ -113,11 +117,17 @@ def _place(operation: Any, args: tuple[Any, ...], tensors: list[torch.Tensor]) -
     elif _traits(operation).pointwise:
         changed = args[0] if _traits(operation).mutable else None
         bound = [one for one in tensors if one is changed or one.dim() or isinstance(one, Elsewhere)]
-    places = {isinstance(one, Elsewhere) for one in bound}
+    places = {one.place if isinstance(one, Elsewhere) else CPU for one in bound}
     if len(places) > 1:
         shapes = ", ".join(f"{tuple(one.shape)} on {one.device}" for one in tensors)
         raise RuntimeError(f"Expected all tensors to be on the same device, but {operation} got {shapes}")
-    return DEVICE if True in places else CPU
+    return places.pop() if places else CPU
+
+
+def _whole(name: str | torch.device) -> torch.device:
+    """The device of a name, with its number."""
+    found = torch.device(name)
+    return DEVICE if found == torch.device(DEVICE.type) else found
 
 
 @contextmanager
@@ -147,3 +157,12 @@ def placed(lm: FrozenLM) -> FrozenLM:
 def placed_encoder(encoder: FrozenEncoder) -> FrozenEncoder:
     """The same encoder on the pretended device."""
     return FrozenEncoder(deepcopy(encoder.model).to(DEVICE), encoder.tokenizer, encoder.name)
+
+
+def spread(lm: FrozenLM) -> FrozenLM:
+    """The same model with all layers but the first on the second of two pretended devices."""
+    layers = layers_of(lm.model, lm.config)
+    path = next(name for name, module in lm.model.named_modules() if module is layers)
+    given = {f"{path}.{number}": str(SECOND) for number in range(1, len(layers))}
+    places = placement(lm.name, lm.name, given, "", DEVICE)["device_map"]
+    return FrozenLM(dispatch_model(deepcopy(lm.model), places), lm.tokenizer, lm.name)
