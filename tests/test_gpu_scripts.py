@@ -77,7 +77,8 @@ def test_the_grid_runs_at_a_tiny_size_stops_and_goes_on(tmp_path, monkeypatch, c
         *(value for value in grid["common"] if not value.startswith(("suite.source", "suite.tasks", "suite.original"))),
         f"backbone.name={tmp_path / 'lm'}", "backbone.dtype=float32", "suite.tasks=city_country,kind_of",
         "suite.lengths.input=60", "suite.lengths.target=8", "training.batch_size=4", "training.save_every=1",
-        "training.positions_at_once=400", "development.limit=2", "development.longest=4", "test.limit=2", "test.longest=4",
+        "training.positions_at_once=400", "development.limit=2", "development.longest=4", "test.limit=2",
+        "test.longest=4",
     ]  # fmt: skip
     grid["rows"] = [{**row, "steps": [2]} if "steps" in row else row for row in grid["rows"]]
     grid["rows"] = [row for row in grid["rows"] if row["name"] in ("bare", "lora", "prompt-tuning", "low-rank", "deep")]

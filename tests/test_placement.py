@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from mixed import SMALL, one
-from pretended import DEVICE, Elsewhere, placed, pretended
+from pretended import DEVICE, Elsewhere, placed, placed_encoder, pretended, spread
 from rankers import PASSAGES, QUESTION, save_bert
+from shoulders.backbone.checkpointing import checkpointing
 from shoulders.backbone.encoder_decoder import FrozenEncoderDecoder
 from shoulders.engine.batches import encode
 from shoulders.engine.decode import generate_with_transformers
@@ -24,6 +25,7 @@ from shoulders.records import Placement, Question
 from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.reranker import Group, Pair, Reranker
 from shoulders.scaffolds.base import KINDS, Bare, Scaffold
+from shoulders.scaffolds.deep_prompt import DeepPrompt
 from shoulders.scaffolds.input_prompt import InputPrompt
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
@@ -69,14 +71,14 @@ def asked(lm, scaffold):
     return answer(ASKED, lm, scaffold, Answering(longest=3)), rank(ASKED, CHOICES, lm, scaffold)
 
 
-def check_family(lm, tiny_encoder, folder, names=None):
+def check_family(lm, tiny_encoder, folder, names=None, elsewhere=placed):
     """Scaffolds that are loaded beside a model elsewhere do what they do on the CPU."""
     made = {name: one for name, one in kinds(lm, tiny_encoder).items() if names is None or name in names}
     wanted = {name: (step(lm, scaffold), asked(lm, scaffold)) for name, scaffold in made.items()}
     for name, scaffold in made.items():
         scaffold.around(lm).made_for(lm).save_pretrained(folder / name)
     with pretended():
-        there = placed(lm)
+        there = elsewhere(lm)
         for name, (trained, told) in wanted.items():
             scaffold = Scaffold.load(folder / name, there)
             assert all(isinstance(weight, Elsewhere) for weight in scaffold.parameters())
@@ -100,6 +102,36 @@ def test_every_kind_there_is_as_here(lm, tiny_encoder, tmp_path):
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
 def test_other_families_there_are_as_here(family, tiny_lm, tiny_encoder, tmp_path):
     check_family(tiny_lm(family), tiny_encoder, tmp_path, ("soft infix", "input deep"))
+
+
+def test_layers_on_two_devices_are_as_one_model(lm, tiny_encoder, tmp_path):
+    check_family(lm, tiny_encoder, tmp_path, ("low rank prefix", "deep infix"), spread)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_all_kinds_on_two_devices(family, tiny_lm, tiny_encoder, tmp_path):
+    check_family(tiny_lm(family), tiny_encoder, tmp_path, (*SOME, "scales"), spread)
+
+
+def test_kinds_that_are_made_there_train_there(lm, tiny_encoder):
+    """As `shoulders train` makes them: around a model that is already on its device."""
+    with pretended():
+        there = placed(lm)
+        made = kinds(there, lambda family: placed_encoder(tiny_encoder(family)))
+        made["normal"] = DeepPrompt.new(DeepPrompt.Config(length=3, init="normal"), there)
+        for scaffold in made.values():
+            assert step(there, scaffold.around(there))[0].isfinite()
+
+
+@pytest.mark.parametrize("name", ["soft suffix", "deep prefix", "recursion"])
+def test_layers_are_computed_again_there(lm, tiny_encoder, name):
+    made = kinds(lm, tiny_encoder)[name].around(lm)
+    wanted = step(lm, made)
+    with pretended(), checkpointing():
+        there = placed(lm)
+        loss, gradients = step(there, made.around(there))
+    torch.testing.assert_close((loss, gradients), wanted, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.slow
