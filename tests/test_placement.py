@@ -113,7 +113,11 @@ def test_layers_on_two_devices_are_as_one_model(lm, tiny_encoder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_all_kinds_on_two_devices(family, tiny_lm, tiny_encoder, tmp_path):
-    check_family(tiny_lm(family), tiny_encoder, tmp_path, (*SOME, "scales"), spread)
+    made = check_family(tiny_lm(family), tiny_encoder, tmp_path, (*SOME, "scales"), spread)
+    wanted = run_scheduler(tiny_lm(family), made.values())
+    with pretended():
+        there = spread(tiny_lm(family))
+        assert run_scheduler(there, [Scaffold.load(tmp_path / name, there) for name in made]) == wanted
 
 
 def test_kinds_that_are_made_there_train_there(lm, tiny_encoder):
