@@ -11,6 +11,7 @@ Exit code: 0 if no check failed, 1 if one did, or if there was no time for one.
 """
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -554,13 +555,21 @@ def main() -> int:
         outcomes[name] = one = _apart(name, arguments.device, until - time.monotonic())
         print(f"{one['state']:8} {name:12} {one['seconds']:6.1f} s  {one.get('reason', '')}".rstrip(), flush=True)
     figures = {name: value for one in outcomes.values() for name, value in one.get("figures", {}).items()}
-    Path(arguments.out).write_text(
-        json.dumps({"figures": figures, "checks": outcomes, "device": arguments.device,
-                    **circumstances("peft", "bitsandbytes", "flash_attn")}, indent=1) + "\n", encoding="utf-8",
-    )  # fmt: skip
+    record = {"figures": figures, "checks": outcomes, **_circumstances(arguments.device)}
+    Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for name, value in figures.items():
         print(f"{name} {value:.4g}")
     return int(any(one["state"] in ("failed", "late") for one in outcomes.values()))
+
+
+def _circumstances(device: str) -> dict[str, Any]:
+    """Return the circumstances of the checks, with the libraries that are installed and the device."""
+    found = circumstances(*(name for name in ("peft", "bitsandbytes", "flash_attn") if importlib.util.find_spec(name)))
+    if torch.cuda.is_available():
+        one = torch.cuda.get_device_properties(0)
+        cuda = {"version": torch.version.cuda, "bytes": one.total_memory, "capability": f"{one.major}.{one.minor}"}
+        found = {**found, "cuda": cuda}
+    return {**found, "device": device}
 
 
 def _outcome(name: str, setting: Setting) -> dict[str, Any]:
