@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -156,6 +157,7 @@ def pretended() -> Iterator[torch.device]:
     try:
         with (
             _Pretending(),
+            mock.patch(f"torch.{DEVICE.type}", SimpleNamespace(), create=True),  # its module, which checkpoints ask for
             mock.patch("torch.is_autocast_enabled", lambda *kind: kind != (DEVICE.type,) and known(*kind)),
         ):
             yield DEVICE
