@@ -135,8 +135,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", pad_token="</s>")
 
 
-def random_lm(config: PreTrainedConfig, device: str, dtype: torch.dtype, attention: str = "sdpa") -> FrozenLM:
-    """Return a random model of a configuration, the same for each call."""
+def random_lm(config: PreTrainedConfig, device: str, dtype: torch.dtype, attention: str | None = None) -> FrozenLM:
+    """Return a random model of a configuration, the same for each call, with its usual attention or another."""
     torch.manual_seed(SEED)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
@@ -398,7 +398,7 @@ def _plain_step(lm: FrozenLM, scaffold: Scaffold, ids: Tensor, labels: Tensor) -
 
 def _peft_step(library: Any, setting: Setting, adapter: Path, ids: Tensor, labels: Tensor) -> Callable[[], float]:
     config = library.PeftConfig.from_pretrained(str(adapter))
-    config.inference_mode = False
+    config.inference_mode, config.base_model_name_or_path = False, None  # the model has no name
     model = library.get_peft_model(setting.large().model, config)
     weights = library.utils.load_peft_weights(str(adapter), device=setting.device)
     library.set_peft_model_state_dict(model, weights)
