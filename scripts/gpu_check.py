@@ -121,11 +121,6 @@ class Setting:
         texts = [" ".join(words[: len(words) - number % 4]) for number in range(self.rows)]
         return [encode(Question(text, evidence="A fact. "), lm, "an answer of some words") for text in texts]
 
-    def synchronize(self) -> None:
-        """Wait until the device has done what it was told to do."""
-        if self.device != "cpu":
-            torch.accelerator.synchronize()
-
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer that reads bytes."""
@@ -259,31 +254,30 @@ def _mixed(lm: FrozenLM) -> None:
 def stepper(lm: FrozenLM, scaffold: Scaffold, rows: list[EncodedQuestion]) -> Callable[[], float]:
     """Return a training step: forward, backward, Adam."""
     batch = training_batch(rows, lm, scaffold)
-    optimizer = torch.optim.AdamW(scaffold.parameters(), lr=RATE) if _trains(scaffold) else None
+    return optimised(scaffold, lambda: lm.loss(scaffold.states(lm, batch.given), batch.labels))
+
+
+def optimised(module: nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], float]:
+    """Return a step of the trained weights of a module, if it has some."""
+    trained = [one for one in module.parameters() if one.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE) if trained else None
 
     def step() -> float:
-        loss = lm.loss(scaffold.states(lm, batch.given), batch.labels)
+        loss = loss_of()
         if optimizer is not None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        return loss.item()
+        return loss.item()  # waits for the device
 
     return step
 
 
-def _trains(scaffold: Scaffold) -> bool:
-    return any(True for _ in scaffold.parameters())
-
-
-def timed(setting: Setting, run: Callable[[], Any]) -> tuple[Any, float]:
-    """Return the result of a call and its seconds, after one to warm up."""
+def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    """Return the result of a call, which waits for the device, and its seconds, after one to warm up."""
     run()
-    setting.synchronize()
     begun = time.perf_counter()
-    found = run()
-    setting.synchronize()
-    return found, time.perf_counter() - begun
+    return run(), time.perf_counter() - begun
 
 
 def _step_and_decode(setting: Setting, lm: FrozenLM, names: Sequence[str] = ()) -> dict[str, float]:
@@ -295,13 +289,13 @@ def _step_and_decode(setting: Setting, lm: FrozenLM, names: Sequence[str] = ()) 
         if names and name not in names:
             continue
         before = {key: weight.detach().clone() for key, weight in scaffold.named_parameters()}
-        loss, seconds = timed(setting, stepper(lm, scaffold, rows))
+        loss, seconds = timed(stepper(lm, scaffold, rows))
         demand(f"{name}: loss", loss, 100)  # neither infinite nor NaN
         still = [key for key, weight in scaffold.named_parameters() if torch.equal(weight, before[key])]
         if still:
             raise AssertionError(f"{name}: {still[0]} and {len(still) - 1} others did not move in a step")
         given = question_batch([replace(row, target=[]) for row in rows], lm, scaffold)
-        told, spent = timed(setting, lambda s=scaffold, g=given: decode.likeliest(lm, s, g, longest=setting.answer))
+        told, spent = timed(lambda s=scaffold, g=given: decode.likeliest(lm, s, g, longest=setting.answer))
         found[f"train_{name}_positions_per_s"] = positions / seconds
         found[f"decode_{name}_tokens_per_s"] = sum(len(one.ids) + 1 for one in told) / spent
     return found
@@ -324,12 +318,12 @@ def quantized(setting: Setting) -> dict[str, float]:
     with _saved(setting) as folder:
         plain = FrozenLM.load(folder, dtype="bfloat16", device=setting.device)
         size, rows = held_bytes(layers_of(plain.model, plain.config)), setting.questions(plain)
-        seconds = timed(setting, stepper(plain, _prompt(plain), rows))[1]
+        seconds = timed(stepper(plain, _prompt(plain), rows))[1]
         del plain
         for scheme in ("nf4", "int8"):
             lm = FrozenLM.load(folder, dtype="bfloat16", device=setting.device, quantize=scheme)
             found[f"{scheme}_layers_vs_bf16"] = held_bytes(layers_of(lm.model, lm.config)) / size
-            found[f"{scheme}_step_vs_bf16"] = timed(setting, stepper(lm, _prompt(lm), rows))[1] / seconds
+            found[f"{scheme}_step_vs_bf16"] = timed(stepper(lm, _prompt(lm), rows))[1] / seconds
             found |= {f"{scheme}_{name}": value for name, value in _step_and_decode(setting, lm, SOME).items()}
             if scheme == "nf4":  # int8 also rounds what the layers read
                 quantised = _gradient(lm, rows)
@@ -376,7 +370,7 @@ def peft(setting: Setting) -> dict[str, float]:
         ours = _plain_step(lm, scaffold, ids, labels)
         losses = ours(), theirs()
         demand(f"{name}: the gap of the losses", abs(losses[0] - losses[1]) / losses[1], ROUGH)
-        seconds = in_turn(name, {"ours": _waiting(setting, ours), "peft": _waiting(setting, theirs)}, ROUNDS)
+        seconds = in_turn(name, {"ours": ours, "peft": theirs}, ROUNDS)
         found[f"{name}_step_speedup_vs_peft"] = ratio(seconds["peft"], seconds["ours"])
         found |= _peaks(setting, name, ours, theirs)
     return found
@@ -393,7 +387,7 @@ def _same_length(setting: Setting, lm: FrozenLM) -> tuple[Tensor, Tensor]:
 
 def _plain_step(lm: FrozenLM, scaffold: Scaffold, ids: Tensor, labels: Tensor) -> Callable[[], float]:
     given = ScaffoldInput(lm.embed(ids[:, :-1]), None, (0,) * len(ids))
-    return _optimised(scaffold, lambda: lm.loss(scaffold.states(lm, given), labels[:, 1:]))
+    return optimised(scaffold, lambda: lm.loss(scaffold.states(lm, given), labels[:, 1:]))
 
 
 def _peft_step(library: Any, setting: Setting, adapter: Path, ids: Tensor, labels: Tensor) -> Callable[[], float]:
@@ -402,29 +396,7 @@ def _peft_step(library: Any, setting: Setting, adapter: Path, ids: Tensor, label
     model = library.get_peft_model(setting.large().model, config)
     weights = library.utils.load_peft_weights(str(adapter), device=setting.device)
     library.set_peft_model_state_dict(model, weights)
-    return _optimised(model, lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss)
-
-
-def _optimised(module: nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], float]:
-    """Return a step of the trained weights of a module."""
-    optimizer = torch.optim.AdamW([one for one in module.parameters() if one.requires_grad], lr=RATE)
-
-    def step() -> float:
-        optimizer.zero_grad()
-        loss = loss_of()
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
-
-
-def _waiting(setting: Setting, run: Callable[[], Any]) -> Callable[[], None]:
-    def whole() -> None:
-        run()
-        setting.synchronize()
-
-    return whole
+    return optimised(model, lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss)
 
 
 def _peaks(setting: Setting, name: str, ours: Callable[[], Any], theirs: Callable[[], Any]) -> dict[str, float]:
@@ -461,7 +433,7 @@ def scheduling(setting: Setting) -> dict[str, float]:
         for request in asked:
             decode.likeliest(lm, request.scaffold, request.given, longest=request.longest)
 
-    return {"scheduler_speedup_vs_alone": timed(setting, alone)[1] / timed(setting, together)[1]}
+    return {"scheduler_speedup_vs_alone": timed(alone)[1] / timed(together)[1]}
 
 
 @check
@@ -517,9 +489,9 @@ def flash(setting: Setting) -> dict[str, float]:
         raise Skipped("flash_attn is not installed, or not for this device")
     lm = setting.large()
     prompt, rows = _prompt(lm), setting.questions(lm)
-    loss, seconds = timed(setting, stepper(lm, prompt, rows))
+    loss, seconds = timed(stepper(lm, prompt, rows))
     lm.model.set_attn_implementation("flash_attention_2")
-    other, spent = timed(setting, stepper(lm, prompt, rows))
+    other, spent = timed(stepper(lm, prompt, rows))
     demand("the gap of the loss", abs(other - loss) / loss, ROUGH)
     speeds = {f"flash_{name}": value for name, value in _step_and_decode(setting, lm).items()}
     return {"flash_step_speedup_vs_sdpa": seconds / spent, **speeds}
@@ -531,12 +503,12 @@ def compiled(setting: Setting) -> dict[str, float]:
     lm = setting.large()
     rows, names = setting.questions(lm), ("soft_prompt", "deep_prompt", "low_rank")
     steps = {name: stepper(lm, scaffold, rows) for name, scaffold in scaffolds(lm) if name in names}
-    plain = {name: timed(setting, step) for name, step in steps.items()}
+    plain = {name: timed(step) for name, step in steps.items()}
     for layer in layers_of(lm.model, lm.config):
         layer.compile()
     found: dict[str, float] = {}
     for name, step in steps.items():
-        loss, seconds = timed(setting, step)
+        loss, seconds = timed(step)
         demand(f"{name}: the gap of the compiled loss", abs(loss - plain[name][0]) / plain[name][0], ROUGH)
         found[f"compiled_{name}_step_speedup"] = plain[name][1] / seconds
     return found
