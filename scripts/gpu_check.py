@@ -109,7 +109,7 @@ class Setting:
         """Return the setting for a device; small on a CPU."""
         if torch.device(device).type == "cpu":
             return cls(device, 2, 24, 4, FAMILIES["llama"])
-        return cls(device, 16, 512, 64, LARGE)
+        return cls(device, 16, 512, 32, LARGE)
 
     def large(self, attention: str = "sdpa") -> FrozenLM:
         """Return the large model in bf16."""
@@ -420,9 +420,9 @@ def scheduling(setting: Setting) -> dict[str, float]:
     """Requests of all scaffolds through one scheduler, against one after the other: speed in bf16."""
     lm = setting.large()
     asked = []
-    for number, (_, scaffold) in enumerate([*scaffolds(lm)] * 3):
+    for number, (_, scaffold) in enumerate([*scaffolds(lm)] * 2):
         row = encode(Question(f"What is {number**5}?", evidence="A fact. "), lm)
-        asked.append(Request(scaffold=scaffold, given=question_batch([row], lm, scaffold), longest=setting.answer))
+        asked.append(Request(scaffold=scaffold, given=question_batch([row], lm, scaffold), longest=setting.answer // 2))
 
     def together() -> None:
         with Scheduler(lm, rows=64) as run:
