@@ -484,7 +484,7 @@ def smollm2(setting: Setting) -> dict[str, float]:
 
 @check
 def flash(setting: Setting) -> dict[str, float]:
-    """The same with FlashAttention 2, against PyTorch's attention."""
+    """A training step and a decode of every scaffold with FlashAttention 2, against PyTorch's attention."""
     if not is_flash_attn_2_available():
         raise Skipped("flash_attn is not installed, or not for this device")
     lm = setting.large()
@@ -499,9 +499,19 @@ def flash(setting: Setting) -> dict[str, float]:
 
 @check
 def compiled(setting: Setting) -> dict[str, float]:
-    """The layers compiled by torch.compile: equal losses, for prompts and for edits of layers, and the speed."""
+    """The layers compiled by torch.compile: equal losses of prompts, and the speed."""
+    return _compiled(setting, ("soft_prompt", "deep_prompt"))
+
+
+@check
+def compiled_edits(setting: Setting) -> dict[str, float]:
+    """The same with edits of linear layers, whose hooks divide what is compiled."""
+    return _compiled(setting, ("low_rank",))
+
+
+def _compiled(setting: Setting, names: Sequence[str]) -> dict[str, float]:
     lm = setting.large()
-    rows, names = setting.questions(lm), ("soft_prompt", "deep_prompt", "low_rank")
+    rows = setting.questions(lm)
     steps = {name: stepper(lm, scaffold, rows) for name, scaffold in scaffolds(lm) if name in names}
     plain = {name: timed(step) for name, step in steps.items()}
     for layer in layers_of(lm.model, lm.config):
