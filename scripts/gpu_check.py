@@ -138,6 +138,15 @@ def random_lm(config: PreTrainedConfig, device: str, dtype: torch.dtype, attenti
     return FrozenLM(model, tokenizer())
 
 
+@torch.no_grad()
+def small_lm(config: PreTrainedConfig, device: str) -> FrozenLM:
+    """Return a small model in fp32, with weights larger than usual so that everything has an effect."""
+    lm = random_lm(config, device, torch.float32)
+    for weight in lm.model.parameters():
+        weight.mul_(4 if weight.dim() > 1 else 1)
+    return lm
+
+
 def random_encoder(lm: FrozenLM) -> FrozenEncoder:
     """Return a random BERT beside a model."""
     torch.manual_seed(SEED)
@@ -199,7 +208,7 @@ def invariants(setting: Setting) -> dict[str, float]:
     """Padded is alone, cached is uncached, mixed is alone, and this device is the CPU: small models in fp32."""
     worst = {"padded": 0.0, "cached": 0.0, "other_device": 0.0}
     for family, config in FAMILIES.items():
-        lm, beside = (random_lm(config, device, torch.float32) for device in (setting.device, "cpu"))
+        lm, beside = small_lm(config, setting.device), small_lm(config, "cpu")
         beside.model.load_state_dict(lm.model.state_dict())
         for name, scaffold in scaffolds(lm):
             for what, value in _gaps(lm, beside, scaffold).items():

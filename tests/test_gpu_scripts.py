@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from experiments import sweep
 from scripts import gpu_check
 
@@ -53,17 +54,17 @@ def test_a_check_that_breaks_is_a_line_and_one_without_time_is_late(monkeypatch)
 
 def test_a_gap_is_found(monkeypatch):
     """A scaffold whose states depend on its neighbours is no invariant."""
-    lm = gpu_check.random_lm(gpu_check.FAMILIES["llama"], "cpu", gpu_check.torch.float32)
-    beside = gpu_check.random_lm(gpu_check.FAMILIES["llama"], "cpu", gpu_check.torch.float32)
+    lm, beside = (gpu_check.small_lm(gpu_check.FAMILIES["llama"], "cpu") for _ in range(2))
     name, scaffold = list(gpu_check.scaffolds(lm))[1]
     assert max(gpu_check._gaps(lm, beside, scaffold).values()) < 1e-4, name
-    with gpu_check.torch.no_grad():
+    with torch.no_grad():
         beside.model.get_input_embeddings().weight.mul_(1.1)
     assert gpu_check._gaps(lm, beside, scaffold)["other_device"] > gpu_check.EXACT
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["invariants", "quantized", "peft", "scheduling"])
+@pytest.mark.filterwarnings("ignore")  # of the libraries that are compared with
 def test_other_checks_pass_on_a_cpu(name):
     assert all(value >= 0 for value in gpu_check.CHECKS[name](HERE).values())
 
