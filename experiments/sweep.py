@@ -1,18 +1,21 @@
 """Run a grid of recipes one after the other, resumable, and compare the results.
 
-    python -m experiments.sweep experiments/002-length-suite/grid.json [--only NAME]
+    python -m experiments.sweep experiments/002-length-suite/grid.json [--only NAME] [--minutes N]
 
 The grid file names a recipe and its overrides for each run, with seeds and training lengths; `common` holds values for
 all runs. Each finished run writes `results/NAME.json` (scores by example, recipe, provenance) beside the grid file, and
 is not run again. The summary, with intervals, goes to `summary.md`, curves to `curves.png`. Run folders with
-checkpoints go to `runs/` (not in git), so that an interrupted run goes on. Peak memory is that of the process: to
+checkpoints go to `runs/` (not in git), so that an interrupted run goes on; with `--minutes` it is interrupted after so
+many, and the summary is made of what is done. Peak memory is that of the process: to
 compare it, run each cell with a command of its own.
 """
 
 import argparse
 import itertools
 import json
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,9 @@ def main() -> None:
     """Run the cells that have no result yet, then write the summary."""
     folder, kept = run_grid(_measured)
     found = [(run, read_result(path)) for run, path in kept]
+    if not found:
+        print("no run has ended yet: call again to go on")
+        return
     plot(found, folder / "curves.png")
     write_summary(folder, summary(found))
 
@@ -70,18 +76,41 @@ def run_grid(measured: Callable[[Run, FrozenLM, Path], dict[str, Any]]) -> tuple
     parser = argparse.ArgumentParser(description="run a grid of recipes")
     parser.add_argument("grid", type=Path)
     parser.add_argument("--only", help="run only the cell, or the group of seeds, of this name")
+    parser.add_argument("--minutes", type=float, default=0, help="stop after so many; another call goes on")
     arguments = parser.parse_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     folder = arguments.grid.parent
     runs = list(cells(json.loads(arguments.grid.read_text(encoding="utf-8"))))
     lm: FrozenLM | None = None
-    for run in runs:
-        if not _kept(folder, run).exists() and arguments.only in {None, run.name, run.group}:
-            lm = lm or load_backbone(run.recipe.backbone)
-            print(f"{run.name} ...", flush=True)
-            write_json(_kept(folder, run), measured(run, lm, Path("runs") / folder.name / run.name))
+    with _stopping(arguments.minutes):
+        for run in runs:
+            if not _kept(folder, run).exists() and arguments.only in {None, run.name, run.group}:
+                lm = lm or load_backbone(run.recipe.backbone)
+                print(f"{run.name} ...", flush=True)
+                write_json(_kept(folder, run), measured(run, lm, Path("runs") / folder.name / run.name))
     return folder, [(run, path) for run in runs if (path := _kept(folder, run)).exists()]
+
+
+class _TimeIsOver(BaseException):
+    """Raised in the middle of a run; its newest checkpoint stays."""
+
+
+@contextmanager
+def _stopping(minutes: float) -> Iterator[None]:
+    """End the block after some minutes; 0 for no end."""
+
+    def stop(*_: object) -> None:
+        raise _TimeIsOver
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    try:
+        yield
+    except _TimeIsOver:
+        print(f"{minutes:g} minutes are over: another call goes on", flush=True)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def write_summary(folder: Path, text: str) -> None:

@@ -97,6 +97,16 @@ class SaveFailed(UsageError):
     """A file or folder that cannot be written; what was saved there before is kept."""
 
 
+class MemoryFull(UsageError, MemoryError):
+    """A training step that needs more memory than its device has."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(
+            f"memory is full in step {step} ({reason}): lower training.positions_at_once (auto: as many as are planned "
+            "to fit) or suite.lengths, or set training.checkpointing=true or backbone.quantize=nf4"
+        )
+
+
 class TrainingDiverged(UsageError):
     """A loss or gradient that is no longer a finite number."""
 

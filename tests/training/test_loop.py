@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from golden import GOLDEN
 from shoulders.engine.batches import encode
-from shoulders.errors import CorruptFile, TrainingDiverged, UsageError
+from shoulders.errors import CorruptFile, MemoryFull, TrainingDiverged, UsageError
 from shoulders.runs.build import new_scaffold
 from shoulders.scaffolds.base import KINDS
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
@@ -390,3 +390,38 @@ def test_a_pause_whose_score_failed_is_scored_again(lm, tmp_path):
         )  # fmt: skip
     progress, _, losses, best = paused(lm, tmp_path, 2, [5.0])
     assert (progress.step, progress.score, losses, best) == (2, 5.0, [], [])
+
+
+def test_a_full_memory_is_one_line_and_the_last_checkpoint_stays(lm, tmp_path):
+    prompt, plan = SoftPrompt(from_vocabulary(lm)(4)), replace(PLAN, save_every=1)
+    loss, steps = scaffold_loss(lm, prompt), []
+
+    def full(module, rows):
+        steps.append(len(rows))
+        if len(checkpoints(tmp_path)) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+        return loss(module, rows)
+
+    with pytest.raises(MemoryFull, match=r"in step 3 \(.*2.00 GiB.*\): lower training.positions_at_once") as refused:
+        fit(prompt, full, source(lm, prompt, plan), plan, folder=tmp_path)
+    assert "\n" not in str(refused.value)
+    assert checkpoints(tmp_path)[-1].name == "step-00000002"
+    with pytest.raises(RuntimeError, match="another"):
+        fit(prompt, lambda *_: (_ for _ in ()).throw(RuntimeError("another")), source(lm, prompt, plan), plan)
+
+
+def test_a_checkpoint_keeps_the_random_state_of_an_accelerator(lm, tmp_path, monkeypatch):
+    """Where dropout draws from a generator of its own; on a CPU there is none."""
+    prompt, restored = SoftPrompt(from_vocabulary(lm)(4)), []
+    place, state = torch.device("cuda", 0), torch.tensor([3, 1, 4], dtype=torch.uint8)
+    there = SimpleNamespace(
+        get_rng_state=lambda _: state, set_rng_state=lambda found, at: restored.append((found.tolist(), at))
+    )
+    monkeypatch.setattr("shoulders.training.loop._accelerator", lambda _: place)
+    monkeypatch.setattr(torch, "get_device_module", lambda _: there)
+    trained(lm, prompt, folder=tmp_path, until=2)
+    assert restored == []
+    trained(lm, prompt, folder=tmp_path)
+    assert restored == [([3, 1, 4], place)]
+    monkeypatch.undo()
+    trained(lm, prompt, replace(PLAN, steps=5), folder=tmp_path)  # goes on where there is no such device

@@ -61,6 +61,12 @@ class LayerEdit:
             if one is not None and one.dim() > shared:
                 yield name, one
 
+    def on(self, device: torch.device) -> Self:
+        """Return the edit on the device of its layer: the layers of one model may be on several."""
+        tensors = ((name, getattr(self, name)) for name in SHARED)
+        moved = {name: one.to(device) for name, one in tensors if one is not None and one.device != device}
+        return replace(self, **moved) if moved else self
+
     def output(self, read: Float[Tensor, "B T I"], output: Float[Tensor, "B T O"]) -> Float[Tensor, "B T O"]:
         """Return the layer's edited output, given what it read (after `before`) and its own output."""
         if self.down is not None and self.up is not None:
@@ -160,7 +166,7 @@ def _before(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[An
     if not any(edit is not None and edit.before is not None for _, edit in parts):
         return None
     pieces = [
-        piece if edit is None or edit.before is None else piece * _over_positions(edit.before)
+        piece if edit is None or edit.before is None else piece * _over_positions(edit.before.to(piece.device))
         for (_, edit), piece in zip(parts, _pieces(inputs[0], parts, name), strict=True)
     ]
     return (torch.cat(pieces).view_as(inputs[0]), *inputs[1:])
@@ -173,7 +179,7 @@ def _after(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tens
         return None
     reads, outputs = _pieces(inputs[0], parts, name), _pieces(output, parts, name)
     pieces = [
-        own if edit is None else edit.output(read, own)
+        own if edit is None else edit.on(own.device).output(read.to(own.device), own)
         for (_, edit), read, own in zip(parts, reads, outputs, strict=True)
     ]
     return (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).view_as(output)

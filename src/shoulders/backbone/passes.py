@@ -342,8 +342,10 @@ class _WrittenLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Add new keys and values, the known ones in their columns; return those of all columns."""
-        pairs = zip((key_states, value_states), self._known, strict=True)
-        return self._layer.update(*(new.scatter(2, self._columns.expand_as(known), known) for new, known in pairs))
+        place = key_states.device  # the layer's own, which may be another than that of the prompt
+        columns, known = self._columns.to(place), [one.to(place) for one in self._known]
+        pairs = zip((key_states, value_states), known, strict=True)
+        return self._layer.update(*(new.scatter(2, columns.expand_as(one), one) for new, one in pairs))
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number of columns that attention gets, and the index of the first."""

@@ -132,7 +132,7 @@ def train(
     folder = None if out is None else Path(out).expanduser()
     begun = 0 if folder is None else _steps_done(folder, _about(scaffold, lm, tasks, how, spec.chat))
     losses = [] if folder is None else [row["loss"] for row in read_log(folder)][:begun]
-    scaffold.around(lm).to(lm.device).train()
+    scaffold.around(lm).train()
     mixture = Mixture(tasks, split=TRAIN, seed=how.seed)
     lengths = Lengths(lm.context, lm.context)
     stream = Stream(mixture, lm, lengths=lengths, prompt_length=scaffold.length, chat=spec.chat)

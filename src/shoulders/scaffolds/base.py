@@ -238,9 +238,9 @@ class Scaffold(
         return self.states(lm, given, memory)
 
     def around(self, lm: FrozenLM) -> Self:
-        """Set the model that it was made around, so that it can be saved; return itself."""
+        """Set the model that it was made around, so that it can be saved; return itself, on the model's device."""
         self.backbone = lm
-        return self
+        return self.to(lm.device)
 
     def print_trainable_parameters(self) -> None:
         """Print the number of trained parameters and, where the frozen model is known, their share (as PEFT does)."""
@@ -292,7 +292,7 @@ class Scaffold(
                 f"the weights in {folder} are not those of its {CONFIG}: {' '.join(str(error).split())}"
             ) from error
         scaffold.origin = saved.origin
-        return scaffold.around(lm).to(lm.device).eval()
+        return scaffold.around(lm).eval()
 
     def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> str | None:
         """Write the scaffold's folder, whole or not at all: what was there before stays if writing fails.

@@ -8,7 +8,6 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
 
@@ -354,7 +353,11 @@ def start_of(config: DeepPromptConfig, lm: FrozenLM, seed: int = 0, data: Traini
     if lm.device.type == "meta":
         return read(lm, [0] * config.length)
     if config.init == "normal":
-        drawn = partial(torch.randn, generator=torch.Generator(lm.device).manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)  # the same start on every device
+
+        def drawn(*shape: int, device: torch.device) -> Tensor:
+            return torch.randn(*shape, generator=generator).to(device)
+
         return resized(read(lm, [0]), config.length, drawn)
     if config.init == "demonstrations":
         texts = (f"{one.question.whole} {one.target}" for one in data.examples())

@@ -260,7 +260,7 @@ def database_errors(path: str | Path, what: str, way_out: str) -> Iterator[None]
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file, by Python's own means, so that a full disk raises an OSError."""
-    path.write_bytes(safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    path.write_bytes(safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

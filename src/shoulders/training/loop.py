@@ -17,11 +17,12 @@ from torch.optim import Optimizer
 
 from shoulders.backbone.checkpointing import checkpointing
 from shoulders.data.mixture import Counts, copy_counts
-from shoulders.errors import CorruptFile, TrainingDiverged, UsageError
+from shoulders.errors import CorruptFile, MemoryFull, TrainingDiverged, UsageError, first_line
 from shoulders.store.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
 from shoulders.training.plan import TrainPlan
 
 WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
+RANDOM, RANDOM_THERE = "random", "random_there"  # of the CPU's generator, and of the accelerator's
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +92,34 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer) -> Prog
 
 
 def _flat(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Return Adam's moments by parameter number, and the state of the random generator."""
-    tensors: dict[str, Tensor] = {"random": torch.get_rng_state()}
+    """Return Adam's moments by parameter number, and the states of the random generators.
+
+    An accelerator has a generator of its own, which dropout draws from there.
+    """
+    tensors: dict[str, Tensor] = {RANDOM: torch.get_rng_state()}
+    if place := _accelerator(optimizer):
+        tensors[RANDOM_THERE] = torch.get_device_module(place).get_rng_state(place)
     for number, state in optimizer.state_dict()["state"].items():
         tensors.update({f"{number}.{name}": torch.as_tensor(value) for name, value in state.items()})
     return tensors
 
 
 def _unflatten(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    torch.set_rng_state(tensors.pop("random"))
+    torch.set_rng_state(tensors.pop(RANDOM))
+    there, place = tensors.pop(RANDOM_THERE, None), _accelerator(optimizer)
+    if there is not None and place is not None:
+        torch.get_device_module(place).set_rng_state(there, place)
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         number, key = name.split(".", 1)
         state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _accelerator(optimizer: Optimizer) -> torch.device | None:
+    """Return the device of the parameters if it has a random generator of its own, as CUDA devices have."""
+    place = optimizer.param_groups[0]["params"][0].device
+    return place if place.type in ("cuda", "xpu") else None
 
 
 Part = TypeVar("Part")  # a micro-batch
@@ -209,6 +224,7 @@ def fit(
 
     Raises:
         TrainingDiverged: the loss or its gradient is not finite; the last checkpoint is kept.
+        MemoryFull: a step does not fit the device; the last checkpoint is kept.
         CorruptFile: the newest checkpoint cannot be read.
     """
     hooks = hooks or Hooks()
@@ -236,7 +252,7 @@ def fit(
         begun = time.perf_counter()
         with _on_failure(partial(save, progress)):  # an unreadable line loses no step of the training
             examples = source.step()
-        with checkpointing(plan.checkpointing):
+        with checkpointing(plan.checkpointing), _full_memory(number):
             loss = _backward(accelerator, module, loss_of, examples)
         norm = accelerator.clip_grad_norm_(module.parameters(), plan.clip or float("inf"))
         _check_finite(number, loss, norm, folder)
@@ -310,6 +326,18 @@ def _on_failure(*then: Callable[[], None]) -> Iterator[None]:
     except BaseException:
         for act in then:
             act()
+        raise
+
+
+@contextmanager
+def _full_memory(number: int) -> Iterator[None]:
+    """Raise `MemoryFull` where PyTorch finds no memory for a step."""
+    try:
+        yield
+    except RuntimeError as error:
+        # On a CPU, PyTorch has no exception of its own for it.
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise MemoryFull(number, first_line(error)) from error
         raise
 
 
