@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from shoulders.backbone.choosing import Choice
+from shoulders.backbone.choosing import Choice, two_best
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.batches import encode, question_batch
 from shoulders.engine.decode import (
@@ -361,3 +361,13 @@ def test_what_cannot_be_decoded_is_refused(lm, questions):
     for scaffold in (Bare(), SoftPrompt(from_vocabulary(lm)(2))):
         with pytest.raises(UsageError, match="there is no token to continue"):
             generate(lm, scaffold, nothing, longest=4)
+
+
+@pytest.mark.parametrize("size", [2, 63, 64, 65, 400])
+def test_the_two_best_are_those_of_the_whole_vocabulary(size):
+    scores = torch.randn(9, size).bfloat16().float()  # with ties
+    scores[0, size // 2] = torch.inf
+    values, tokens = two_best(scores)
+    assert torch.equal(values, scores.topk(2).values)
+    assert torch.equal(scores.gather(1, tokens), values)
+    assert (tokens[:, 0] != tokens[:, 1]).all()

@@ -714,7 +714,6 @@ def test_stopping_finishes_what_runs_or_ends_it(lm):
         scheduler(lm).submit(request).result(0.01)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_dies_ends_its_requests_and_refuses_new_ones(lm, monkeypatch):
     request = Request(scaffold=Bare(), given=one(lm, Bare(), TEXTS[0]), longest=30, shortest=30)
     run = scheduler(lm, rows=1)

@@ -101,13 +101,12 @@ class Choice(LogitsProcessor):
             self._start(len(rows), logits.device)
         logits = logits.float()
         allowed = logits if may_end else logits.index_fill(1, self.ends, -torch.inf)
-        best, tokens = two_best(allowed)
-        chosen = tokens[:, 0]
+        sampled, draws = None, torch.empty(0)
         if self.draws is not None:
-            settings = (torch.full((len(rows),), value, device=logits.device) for value in self.settings)
-            chosen = draw(allowed, self.draws[rows, self.step], *settings)
+            sampled, draws = torch.arange(len(rows), device=logits.device), self.draws[rows, self.step]
+        settings = (torch.full((len(draws),), value, device=logits.device) for value in self.settings)
+        chosen, lead = pick(allowed, sampled, draws, *settings)
         value = logits.gather(1, chosen[:, None])[:, 0]
-        lead = value - torch.where(chosen == tokens[:, 0], best[:, 1], best[:, 0])
         self.log_probability[rows] += value - logits.logsumexp(-1)
         self.margin[rows] = self.margin[rows].minimum(lead)
         self.open[rows] = ~torch.isin(chosen, self.ends)
@@ -129,6 +128,25 @@ class Choice(LogitsProcessor):
         self.open = torch.ones(rows, dtype=torch.bool, device=device)
         self.log_probability = torch.zeros(rows, device=device)
         self.margin = torch.full((rows,), torch.inf, device=device)
+
+
+def pick(
+    scores: Float[Tensor, "N V"], sampled: Int[Tensor, "M"] | None, draws: Float[Tensor, "M"], *settings: Tensor
+) -> tuple[Int[Tensor, "N"], Float[Tensor, "N"]]:
+    """Return the next token of each row, and its lead over the best other one; every decode chooses by this.
+
+    Args:
+        scores: logits of each row, after penalties; -inf for what may not be chosen.
+        sampled: rows whose token is sampled; None if all have the likeliest one.
+        draws: of these rows, see `draw`.
+        settings: temperature, top_k and top_p of these rows.
+    """
+    best, likeliest = two_best(scores)
+    tokens = likeliest[:, 0]
+    if sampled is not None:
+        tokens = tokens.index_copy(0, sampled, draw(scores[sampled], draws, *settings))
+    value = scores.gather(1, tokens[:, None])[:, 0]
+    return tokens, value - torch.where(tokens == likeliest[:, 0], best[:, 1], best[:, 0])
 
 
 def two_best(scores: Float[Tensor, "N V"]) -> tuple[Float[Tensor, "N 2"], Int[Tensor, "N 2"]]:

@@ -369,7 +369,6 @@ class FrozenLM:
         """
         self._identity = self.fingerprint()
         packing.pack(self.model)
-        self.head = head_of(self.model)
         return self
 
     @property

@@ -21,11 +21,15 @@ class PackedLinear(nn.Linear):
     19; 32 rows 57 and 44; the results are the same bit for bit).
     """
 
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
-        self.bias = layer.bias
-        self.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
-        self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)  # noqa: SLF001
+    packed: Tensor
+
+    @classmethod
+    def make_of(cls, layer: nn.Linear) -> None:
+        """Pack the weights of a layer, which keeps its place and its hooks."""
+        packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)  # noqa: SLF001
+        layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+        layer.packed = packed
+        layer.__class__ = cls
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the product."""
@@ -39,16 +43,13 @@ def pack(model: PreTrainedModel) -> None:
     """
     if not torch.backends.mkldnn.is_available():
         return
-    used = _used(model)
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, nn.Linear) and layer in used:
-                with suppress(RuntimeError):  # a number type that this processor cannot multiply
-                    setattr(parent, name, PackedLinear(layer))
+    for layer in _used(model):
+        with suppress(RuntimeError):  # a number type that this processor cannot multiply
+            PackedLinear.make_of(layer)
 
 
 @torch.no_grad()
-def _used(model: PreTrainedModel) -> set[Any]:
+def _used(model: PreTrainedModel) -> set[nn.Linear]:
     """Return the plain linear layers on a CPU that a short text runs through."""
     used: set[Any] = set()
     plain = [layer for layer in model.modules() if type(layer) is nn.Linear and _packable(layer)]
@@ -60,5 +61,5 @@ def _used(model: PreTrainedModel) -> set[Any]:
 
 
 def _packable(layer: nn.Linear) -> bool:
-    edited = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)  # noqa: SLF001 (accelerate's)
-    return not edited and layer.weight.device.type == "cpu" and layer.weight.dtype in TYPES
+    moved = "forward" in vars(layer)  # by accelerate, which brings weights in
+    return not moved and layer.weight.device.type == "cpu" and layer.weight.dtype in TYPES

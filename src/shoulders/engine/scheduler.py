@@ -5,6 +5,7 @@ read are read up to a number of columns (`reading`). Rows join and leave between
 values. What a row generates is what it generates alone.
 """
 
+import logging
 import math
 import time
 from collections import deque
@@ -36,6 +37,8 @@ from shoulders.engine.requests import (
 from shoulders.engine.work import Chosen, Counts, Returned, Row, Work, choose, failure, resume
 from shoulders.errors import PoolTooSmall, QueueFull, RequestFailed, Stopped, UsageError
 from shoulders.scaffolds.program import Blocks, Encode, Pass, Program, fulfil
+
+log = logging.getLogger("shoulders.engine")
 
 ALONE = 8  # times as many columns are read in a step while no row is continued, or one for many that wait
 
@@ -205,6 +208,8 @@ class Scheduler(Submitting):
         """Run steps in the scheduler's own thread; whatever ends it, no request waits for ever."""
         try:
             self._run_steps()
+        except BaseException:
+            log.exception("the scheduler's thread has ended")
         finally:
             with self._changed:
                 self._stopped = True

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shoulders.backbone.choosing import draw, two_best
+from shoulders.backbone.choosing import pick
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.passes import Memory
 from shoulders.engine.pool import Demand
@@ -157,26 +157,19 @@ def choose(logits: Float[Tensor, "M V"], rows: Sequence[Row], ends: Sequence[int
     logits = logits.float()
     shares = logits.log_softmax(-1)
     _allow(logits, rows, ends)
-    best, likeliest = two_best(logits)
-    tokens = likeliest[:, 0]
-    if sampled := [number for number, row in enumerate(rows) if row.draws is not None]:
-        at = torch.tensor(sampled, device=logits.device)
-        tokens = tokens.index_copy(0, at, _drawn(logits[at], [rows[number] for number in sampled]))
-    value = logits.gather(1, tokens[:, None])[:, 0]
-    lead = value - torch.where(tokens == likeliest[:, 0], best[:, 1], best[:, 0])
+    numbers = [number for number, row in enumerate(rows) if row.draws is not None]
+    sampled = torch.tensor(numbers, device=logits.device) if numbers else None
+    tokens, lead = pick(logits, sampled, *_draws([rows[number] for number in numbers], logits.device))
     own = shares.gather(1, tokens[:, None])[:, 0]
     return [Chosen(*one) for one in zip(tokens.tolist(), own.tolist(), lead.tolist(), _tops(shares, rows), strict=True)]
 
 
-def _drawn(logits: Float[Tensor, "M V"], rows: Sequence[Row]) -> Tensor:
-    """Return the sampled tokens of rows."""
-    settings = [row.work.request.sampling for row in rows]
-    draws = torch.stack([row.draws[len(row.ids)] for row in rows if row.draws is not None])
-    columns = (
-        torch.tensor([getattr(one, name) for one in settings], device=logits.device)
-        for name in ("temperature", "top_k", "top_p")
-    )
-    return draw(logits, draws.to(logits.device), *columns)
+def _draws(rows: Sequence[Row], device: torch.device) -> Iterator[Tensor]:
+    """Yield the draws of rows that are sampled, and their temperatures, top_k and top_p."""
+    draws = [float(row.draws[len(row.ids)]) for row in rows if row.draws is not None]
+    yield torch.tensor(draws, dtype=torch.float64, device=device)
+    for name in ("temperature", "top_k", "top_p"):
+        yield torch.tensor([getattr(row.work.request.sampling, name) for row in rows], device=device)
 
 
 def _tops(shares: Float[Tensor, "M V"], rows: Sequence[Row]) -> list[tuple[tuple[int, float], ...]]:
