@@ -39,6 +39,7 @@ from shoulders.backbone.placing import (
     DeviceMap,
     check_parallel,
     entrance,
+    give_back_freed,
     placement,
     shape_only,
     shard_layers,
@@ -212,6 +213,8 @@ class FrozenLM:
             model = shard_layers(model, place)
         elif not how:
             model = model.to(place)
+        elif streamed(model):
+            give_back_freed()
         return cls(model, tokenizer, name, quantized=quantize or method, identity=identity, parallel=parallel)
 
     def __deepcopy__(self, _: dict[int, object]) -> Self:

@@ -3,13 +3,14 @@
 What lies on disk, or in memory beside an accelerator, is streamed in layer by layer (accelerate's hooks).
 """
 
+import ctypes
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState, init_empty_weights
+from accelerate import PartialState
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -27,6 +28,8 @@ EXAMPLE = '{"model.layers": "disk"}'
 
 TENSOR, FSDP = "tensor", "fsdp"
 PARALLEL = (TENSOR, FSDP)
+
+M_MMAP_THRESHOLD, APART = -3, 1 << 16  # of glibc's `mallopt`: larger pieces of memory are taken and given back alone
 
 DeviceMap = Mapping[str, str | int]
 
@@ -52,7 +55,7 @@ def placement(name: str, folder: str, device_map: str | DeviceMap, offload: str,
     found: dict[str, Any] = {"offload_folder": str(Path(offload).expanduser())} if offload else {}
     if device_map in ("", AUTO):
         return {**found, "device_map": AUTO}
-    with hub_errors(name), init_empty_weights():
+    with hub_errors(name), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     given = {_path_of_layers(model): DISK} if device_map == DISK else _read(device_map)
     for key, device in given.items():
@@ -119,6 +122,17 @@ def _complete(module: nn.Module, path: str, given: DeviceMap, inherited: str | i
         yield (f"{path}.{name}" if path else name), own
     for name, child in module.named_children():
         yield from _complete(child, f"{path}.{name}" if path else name, given, own)
+
+
+def give_back_freed() -> None:
+    """Make this process give back the memory of tensors once they are freed; only glibc can be told to.
+
+    Between what is kept for the backward pass it would otherwise keep what each layer freed, about as much as streaming
+    the layers saves.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, APART)
 
 
 def entrance(model: PreTrainedModel) -> torch.device:

@@ -5,6 +5,7 @@ type of the model. A checkpoint that comes quantised is loaded by transformers, 
 """
 
 import importlib.util
+import logging
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ NF4, INT8 = "nf4", "int8"
 SCHEMES = (NF4, INT8)
 KNOWN = "unquantized_fingerprint"  # in the configuration of a quantised model: which model it is
 LIBRARY = "bitsandbytes"
+logging.getLogger(LIBRARY).setLevel(logging.ERROR)  # on import it warns about kernels that are not used here
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 
 
