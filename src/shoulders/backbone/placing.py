@@ -5,7 +5,9 @@ What lies on disk, or in memory beside an accelerator, is streamed in layer by l
 
 import ctypes
 import json
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ PARALLEL = (TENSOR, FSDP)
 
 M_MMAP_THRESHOLD, APART = -3, 1 << 16  # of glibc's `mallopt`: larger pieces of memory are taken and given back alone
 
+COMPLETE = "complete"  # in a folder of offloaded weights: a file that is there once all of them are
+
 DeviceMap = Mapping[str, str | int]
 
 
@@ -50,8 +54,6 @@ def placement(name: str, folder: str, device_map: str | DeviceMap, offload: str,
     """
     if not device_map and not offload:
         return {}
-    if offload:
-        _make(Path(offload).expanduser())
     found: dict[str, Any] = {"offload_folder": str(Path(offload).expanduser())} if offload else {}
     if device_map in ("", AUTO):
         return {**found, "device_map": AUTO}
@@ -70,11 +72,27 @@ def _module(weight: str) -> str:
     return weight.rpartition(".")[0]
 
 
-def _make(folder: Path) -> None:
+@contextmanager
+def offloading(offload: str) -> Iterator[None]:
+    """Make the folder of offloaded weights, which are written meanwhile, whatever lies there; warn if that is a part.
+
+    Raises:
+        SaveFailed: the folder cannot be written.
+    """
+    if not offload:
+        yield
+        return
+    folder = Path(offload).expanduser()
+    complete = folder / COMPLETE
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.glob("*.safetensors")) and not complete.exists():
+            warnings.warn(f"backbone.offload={folder} was only written in part, and is written again", stacklevel=3)
+        complete.unlink(missing_ok=True)
     except OSError as error:
         raise SaveFailed(f"backbone.offload={folder} cannot be written ({error}): name another folder") from error
+    yield
+    complete.touch()
 
 
 def _read(device_map: str | DeviceMap) -> dict[str, str | int]:

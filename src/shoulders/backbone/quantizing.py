@@ -28,6 +28,8 @@ from shoulders.store.files import hub_errors
 NF4, INT8 = "nf4", "int8"
 SCHEMES = (NF4, INT8)
 KNOWN = "unquantized_fingerprint"  # in the configuration of a quantised model: which model it is
+COMPRESSED_TENSORS = "compressed-tensors"
+UNREAD = ("hqq",)  # methods whose checkpoints transformers 5 has no code for, though it names them
 LIBRARY = "bitsandbytes"
 logging.getLogger(LIBRARY).setLevel(logging.ERROR)  # on import it warns about kernels that are not used here
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
@@ -84,19 +86,31 @@ def quantized_as(name: str, folder: str) -> str:
     """Return the method that a located checkpoint was quantised by before it was saved; empty if it was not.
 
     Raises:
-        SourceNotFound: transformers does not know the method, and would read the weights as if they were not quantised.
+        SourceNotFound: transformers does not read the method's weights, or would as if they were not quantised.
     """
     if (Path(folder) / ADAPTER).exists() and not (Path(folder) / CONFIG).exists():
         return ""  # an adapter of PEFT, whose model transformers loads
     with hub_errors(name):
         config = AutoConfig.from_pretrained(folder)
     found = scheme_of(config)
-    if found and not AutoHfQuantizer.supports_quant_method(_about(config)):
+    if found and (found in UNREAD or not AutoHfQuantizer.supports_quant_method(_about(config))):
         raise SourceNotFound(
-            f"{name!r} is quantised by {found!r}, a method that transformers does not know: name the unquantised "
+            f"{name!r} is quantised by {found!r}, whose weights transformers does not read: name the unquantised "
             "model, with backbone.quantize=nf4 or int8"
         )
     return found
+
+
+def dequantized(folder: str, method: str) -> dict[str, Any]:
+    """Return the settings of `from_pretrained` for a checkpoint whose library would de-quantise it at the first use.
+
+    It waits for the first forward of the whole model, of which only the body runs here.
+    """
+    if method != COMPRESSED_TENSORS:
+        return {}
+    config = AutoConfig.from_pretrained(folder)
+    config.quantization_config["dequantize"] = True
+    return {"config": config}
 
 
 def scheme_of(config: PreTrainedConfig) -> str:
