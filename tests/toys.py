@@ -71,8 +71,8 @@ def moved(scaffold: Scaffold, by: float = 0.1) -> Scaffold:
 
 PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ACCELERATE = [
-    "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--dynamo_backend", "no",
-    "--mixed_precision", "no", "--main_process_port", "0",
+    "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+    "--dynamo_backend", "no", "--mixed_precision", "no", "--main_process_port", "0",
 ]  # fmt: skip
 
 

@@ -215,8 +215,7 @@ class FrozenLM:
             model = shard_layers(model, place)
         elif not how:
             model = model.to(place)
-        elif streamed(model):
-            give_back_freed()
+        give_back_freed(model)
         return cls(model, tokenizer, name, quantized=quantize or method, identity=identity, parallel=parallel)
 
     def __deepcopy__(self, _: dict[int, object]) -> Self:

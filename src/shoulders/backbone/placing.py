@@ -142,14 +142,13 @@ def _complete(module: nn.Module, path: str, given: DeviceMap, inherited: str | i
         yield from _complete(child, f"{path}.{name}" if path else name, given, own)
 
 
-def give_back_freed() -> None:
-    """Make this process give back the memory of tensors once they are freed; only glibc can be told to.
+def give_back_freed(model: PreTrainedModel) -> None:
+    """Make this process give back the memory of tensors once they are freed, if a model's layers are streamed in.
 
-    Between what is kept for the backward pass it would otherwise keep what each layer freed, about as much as streaming
-    the layers saves.
+    Between what is kept for the backward pass glibc would otherwise keep what each layer freed. Other allocators have
+    no such setting.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if streamed(model) and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(M_MMAP_THRESHOLD, APART)
 
 

@@ -1,7 +1,8 @@
 """Quantised weights: the schemes by name, which model a quantised one is, and what its layers are set to.
 
 bitsandbytes or torchao quantises the linear layers while they are read; embeddings, norms and the output layer stay in
-the number type of the model. A checkpoint that comes quantised is loaded by transformers, with the library that it asks for.
+the number type of the model. A checkpoint that comes quantised is loaded by transformers, with the library that it asks
+for.
 """
 
 import importlib.util
