@@ -5,6 +5,7 @@ What lies on disk, or in memory beside an accelerator, is streamed in layer by l
 
 import ctypes
 import json
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -148,8 +149,8 @@ def give_back_freed(model: PreTrainedModel) -> None:
     Between what is kept for the backward pass glibc would otherwise keep what each layer freed. Other allocators have
     no such setting.
     """
-    if streamed(model) and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(M_MMAP_THRESHOLD, APART)
+    if sys.platform == "linux" and streamed(model) and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, APART)
 
 
 def entrance(model: PreTrainedModel) -> torch.device:
