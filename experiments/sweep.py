@@ -35,7 +35,7 @@ from shoulders.evaluation.statistics import average_interval, difference_interva
 from shoulders.paper.rivals import measure_rival, train_rival
 from shoulders.runs.build import TaskParts, load_backbone, new_evidence
 from shoulders.runs.jobs import measure, split_tasks
-from shoulders.runs.recipe import Recipe, with_overrides
+from shoulders.runs.recipe import BackboneChoice, Recipe, with_overrides
 from shoulders.runs.registry import recipe_named
 from shoulders.runs.run import CHECKPOINTS, Watch, result, train, training_summary
 from shoulders.scaffolds.base import Bare, Scaffold
@@ -83,10 +83,12 @@ def run_grid(measured: Callable[[Run, FrozenLM, Path], dict[str, Any]]) -> tuple
     folder = arguments.grid.parent
     runs = list(cells(json.loads(arguments.grid.read_text(encoding="utf-8"))))
     lm: FrozenLM | None = None
+    held: BackboneChoice | None = None
     with _stopping(arguments.minutes):
         for run in runs:
             if not _kept(folder, run).exists() and arguments.only in {None, run.name, run.group}:
-                lm = lm or load_backbone(run.recipe.backbone)
+                if lm is None or run.recipe.backbone != held:
+                    lm, held = load_backbone(run.recipe.backbone), run.recipe.backbone
                 print(f"{run.name} ...", flush=True)
                 write_json(_kept(folder, run), measured(run, lm, Path("runs") / folder.name / run.name))
     return folder, [(run, path) for run in runs if (path := _kept(folder, run)).exists()]

@@ -94,15 +94,23 @@ def test_no_layer_is_held_for_the_backward_pass(lm):
     assert all(weight.is_meta for weight in layers_of(placed.model, placed.config).parameters())
 
 
-def test_a_half_written_folder_is_written_again(tiny_lm, tmp_path):
+def test_a_half_written_folder_is_written_again_with_a_word(tiny_lm, tmp_path, monkeypatch):
     lm, folder = tiny_lm("mixtral"), tmp_path / "there"
-    first = loaded(lm, "disk", offload=str(folder))
-    written = sorted(folder.glob("*.safetensors"))
-    assert written
-    expected = first.checksum()
+
+    def stopped(*_, **__):
+        (folder / "model.layers.0.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shoulders.backbone.frozen.load_whole", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            loaded(lm, "disk", offload=str(folder))
+    with pytest.warns(UserWarning, match=r"backbone.offload=.*there was only written in part, and is written again"):
+        loaded(lm, "disk", offload=str(folder))
+    written = sorted(folder.glob("*mlp*.safetensors"))
     written[0].write_bytes(written[0].read_bytes()[:40])
     written[-1].unlink()
-    assert loaded(lm, "disk", offload=str(folder)).checksum() == expected
+    assert loaded(lm, "disk", offload=str(folder)).checksum() == lm.checksum()
 
 
 def test_bad_places_are_refused_in_one_line(lm, tiny_lm, tmp_path):

@@ -217,7 +217,8 @@ def declared(lm, folder, about):
     [
         ({"quant_method": "gptq", "bits": 4}, "GPTQ|gptq|GPU"),
         ({"quant_method": "awq", "bits": 4}, "AWQ"),
-        ({"quant_method": "hqq", "quant_config": {}}, "hqq|HQQ"),
+        ({"quant_method": "hqq", "quant_config": {}}, "'hqq', whose weights transformers does not read"),
+        ({"quant_method": "compressed-tensors", "config_groups": {}}, "compressed-tensors"),
         ({"quant_method": "fbgemm_fp8"}, "fbgemm"),
         ({"quant_method": "aqlm"}, "aqlm|AQLM"),
         ({"quant_method": "of-tomorrow"}, "of-tomorrow"),
@@ -252,6 +253,29 @@ def test_a_checkpoint_in_fp8_trains(tiny_lm, tmp_path):
         SoftPrompt.from_vocabulary(found, length=3), found, PAIRS, steps=2, batch_size=2, progress=False
     )
     assert run.losses[0] > 0
+
+
+def test_int8_of_torchao_trains_is_copied_and_says_which_model_it_is(packed, tiny_lm, tmp_path):
+    lm, plain = packed("llama", "torchao-int8"), tiny_lm("llama")
+    assert (lm.fingerprint(), lm.precision) == (plain.fingerprint(), "torchao-int8-float32")
+    layer = lm.model.model.layers[0].mlp.up_proj
+    given = torch.randn(2, layer.in_features, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        found = layer(given)
+    whole = layer.weight.dequantize()
+    assert (layer.weight.qdata.dtype, kept) == (torch.int8, [])  # the de-quantised weight is not held
+    assert 0 < (whole - plain.model.model.layers[0].mlp.up_proj.weight).abs().max() < 0.01 * whole.abs().max()
+    torch.testing.assert_close(found, given @ whole.T)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), given)[0], torch.ones_like(found) @ whole)
+    before = lm.checksum()
+    run = shoulders.train(Recursion(lm, RecursionShape(layers=1, copied=True)), lm, PAIRS, steps=2, progress=False)
+    assert len(run.losses) == 2
+    assert lm.checksum() == before == lm.copied().checksum() != plain.checksum()
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    again = FrozenLM.load(str(tmp_path), dtype="float32", device="cpu")
+    assert (again.fingerprint(), again.checksum()) == (lm.fingerprint(), before)
 
 
 class Packed(nn.Module):

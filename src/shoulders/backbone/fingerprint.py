@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.integrations.accelerate import load_offloaded_parameter
 
 PACKED = (".weight", ".SCB")  # beginnings of the names of what a quantised layer keeps in place of its weight
@@ -86,6 +87,9 @@ def _lines(names: Mapping[str, object], read: Callable[[str], str]) -> list[str]
 
 
 def _line(name: str, tensor: Tensor) -> str:
+    if is_traceable_wrapper_subclass(tensor):  # a quantised weight that is made of several tensors
+        parts, _ = tensor.__tensor_flatten__()
+        return "\n".join(_line(f"{name}.{part}", getattr(tensor, part)) for part in sorted(parts))
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return f"{name} {tuple(tensor.shape)} {hashlib.sha256(raw.data).hexdigest()}"
 

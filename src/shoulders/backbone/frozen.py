@@ -39,6 +39,8 @@ from shoulders.backbone.placing import (
     DeviceMap,
     check_parallel,
     entrance,
+    give_back_freed,
+    offloading,
     placement,
     shape_only,
     shard_layers,
@@ -199,8 +201,9 @@ class FrozenLM:
             quantizing.check_fits(name, method, quantize, how.get("device_map"))
             how = {"device_map": {"": str(place)}, **how}
             how["quantization_config"] = quantizing.settings(quantize, number, place)
-        with quantizing.recorded() if quantize else nullcontext({}) as lines:
-            model = load_whole(AutoModelForCausalLM, name, folder, dtype=number, attn_implementation=kernel, **how)
+        settings = {"dtype": number, "attn_implementation": kernel, **how, **quantizing.dequantized(folder, method)}
+        with offloading(offload), quantizing.recorded() if quantize else nullcontext({}) as lines:
+            model = load_whole(AutoModelForCausalLM, name, folder, **settings)
         if kernel is None and place.type == "cpu" and attention.suits(model):
             model.set_attn_implementation(attention.register())
         if method and not quantizing.scheme_of(model.config):
@@ -212,6 +215,7 @@ class FrozenLM:
             model = shard_layers(model, place)
         elif not how:
             model = model.to(place)
+        give_back_freed(model)
         return cls(model, tokenizer, name, quantized=quantize or method, identity=identity, parallel=parallel)
 
     def __deepcopy__(self, _: dict[int, object]) -> Self:

@@ -3,13 +3,17 @@
 What lies on disk, or in memory beside an accelerator, is streamed in layer by layer (accelerate's hooks).
 """
 
+import ctypes
 import json
+import sys
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState, init_empty_weights
+from accelerate import PartialState
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -27,6 +31,10 @@ EXAMPLE = '{"model.layers": "disk"}'
 
 TENSOR, FSDP = "tensor", "fsdp"
 PARALLEL = (TENSOR, FSDP)
+
+M_MMAP_THRESHOLD, APART = -3, 1 << 16  # of glibc's `mallopt`: larger pieces of memory are taken and given back alone
+
+COMPLETE = "complete"  # in a folder of offloaded weights: a file that is there once all of them are
 
 DeviceMap = Mapping[str, str | int]
 
@@ -47,12 +55,10 @@ def placement(name: str, folder: str, device_map: str | DeviceMap, offload: str,
     """
     if not device_map and not offload:
         return {}
-    if offload:
-        _make(Path(offload).expanduser())
     found: dict[str, Any] = {"offload_folder": str(Path(offload).expanduser())} if offload else {}
     if device_map in ("", AUTO):
         return {**found, "device_map": AUTO}
-    with hub_errors(name), init_empty_weights():
+    with hub_errors(name), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     given = {_path_of_layers(model): DISK} if device_map == DISK else _read(device_map)
     for key, device in given.items():
@@ -67,11 +73,27 @@ def _module(weight: str) -> str:
     return weight.rpartition(".")[0]
 
 
-def _make(folder: Path) -> None:
+@contextmanager
+def offloading(offload: str) -> Iterator[None]:
+    """Make the folder of offloaded weights, which are written meanwhile, whatever lies there; warn if that is a part.
+
+    Raises:
+        SaveFailed: the folder cannot be written.
+    """
+    if not offload:
+        yield
+        return
+    folder = Path(offload).expanduser()
+    complete = folder / COMPLETE
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.glob("*.safetensors")) and not complete.exists():
+            warnings.warn(f"backbone.offload={folder} was only written in part, and is written again", stacklevel=3)
+        complete.unlink(missing_ok=True)
     except OSError as error:
         raise SaveFailed(f"backbone.offload={folder} cannot be written ({error}): name another folder") from error
+    yield
+    complete.touch()
 
 
 def _read(device_map: str | DeviceMap) -> dict[str, str | int]:
@@ -119,6 +141,16 @@ def _complete(module: nn.Module, path: str, given: DeviceMap, inherited: str | i
         yield (f"{path}.{name}" if path else name), own
     for name, child in module.named_children():
         yield from _complete(child, f"{path}.{name}" if path else name, given, own)
+
+
+def give_back_freed(model: PreTrainedModel) -> None:
+    """Make this process give back the memory of tensors once they are freed, if a model's layers are streamed in.
+
+    Between what is kept for the backward pass glibc would otherwise keep what each layer freed. Other allocators have
+    no such setting.
+    """
+    if sys.platform == "linux" and streamed(model) and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, APART)
 
 
 def entrance(model: PreTrainedModel) -> torch.device:

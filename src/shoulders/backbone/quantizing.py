@@ -1,7 +1,8 @@
 """Quantised weights: the schemes by name, which model a quantised one is, and what its layers are set to.
 
-bitsandbytes quantises the linear layers while they are read; embeddings, norms and the output layer stay in the number
-type of the model. A checkpoint that comes quantised is loaded by transformers, with the library that it asks for.
+bitsandbytes or torchao quantises the linear layers while they are read; embeddings, norms and the output layer stay in
+the number type of the model. A checkpoint that comes quantised is loaded by transformers, with the library that it asks
+for.
 """
 
 import importlib.util
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, TorchAoConfig
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoHfQuantizer
 
@@ -24,30 +26,37 @@ from shoulders.backbone.passes import first_embeddings, run_stack
 from shoulders.errors import SourceNotFound, UnknownName, UsageError, first_line
 from shoulders.store.files import hub_errors
 
-NF4, INT8 = "nf4", "int8"
-SCHEMES = (NF4, INT8)
+NF4, INT8, TORCHAO = "nf4", "int8", "torchao-int8"
+SCHEMES = (NF4, INT8, TORCHAO)
 KNOWN = "unquantized_fingerprint"  # in the configuration of a quantised model: which model it is
-LIBRARY = "bitsandbytes"
+COMPRESSED_TENSORS = "compressed-tensors"
+UNREAD = ("hqq",)  # methods whose checkpoints transformers 5 has no code for, though it names them
+BITSANDBYTES = "bitsandbytes"
+LIBRARY = {NF4: BITSANDBYTES, INT8: BITSANDBYTES, TORCHAO: "torchao"}
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 
 
-def settings(scheme: str, dtype: torch.dtype, device: torch.device) -> BitsAndBytesConfig:
+def settings(scheme: str, dtype: torch.dtype, device: torch.device) -> BitsAndBytesConfig | TorchAoConfig:
     """Return transformers' settings of a scheme.
 
     nf4 is that of Dettmers et al. 2023, with quantised scales (0.52 bytes a weight); int8 that of Dettmers et al. 2022
-    (1 byte), whose outliers accelerators multiply in fp16.
+    (1 byte), whose outliers accelerators multiply in fp16; torchao-int8 is 1 byte with a scale for each row.
 
     Raises:
         UnknownName: there is no such scheme.
-        SourceNotFound: bitsandbytes is not installed.
+        SourceNotFound: its library is not installed.
         UsageError: the processor lacks the instructions it needs.
     """
     if scheme not in SCHEMES:
         raise UnknownName("scheme of quantised weights (backbone.quantize) called", scheme, SCHEMES)
-    if importlib.util.find_spec(LIBRARY) is None:
+    if importlib.util.find_spec(LIBRARY[scheme]) is None:
         raise SourceNotFound(
-            f"backbone.quantize={scheme} needs {LIBRARY}: pip install 'shoulders[quantized]', or leave it empty"
+            f"backbone.quantize={scheme} needs {LIBRARY[scheme]}: pip install 'shoulders[quantized]', or leave it empty"
         )
+    if scheme == TORCHAO:
+        from torchao.quantization import Int8WeightOnlyConfig  # it takes seconds
+
+        return TorchAoConfig(Int8WeightOnlyConfig())
     if device.type == "cpu" and platform.machine() in ("x86_64", "AMD64") and not _able("avx2"):
         raise UsageError(
             f"backbone.quantize={scheme} needs a processor with AVX2, which this one lacks: leave it empty, or name an "
@@ -82,19 +91,31 @@ def quantized_as(name: str, folder: str) -> str:
     """Return the method that a located checkpoint was quantised by before it was saved; empty if it was not.
 
     Raises:
-        SourceNotFound: transformers does not know the method, and would read the weights as if they were not quantised.
+        SourceNotFound: transformers does not read the method's weights, or would as if they were not quantised.
     """
     if (Path(folder) / ADAPTER).exists() and not (Path(folder) / CONFIG).exists():
         return ""  # an adapter of PEFT, whose model transformers loads
     with hub_errors(name):
         config = AutoConfig.from_pretrained(folder)
     found = scheme_of(config)
-    if found and not AutoHfQuantizer.supports_quant_method(_about(config)):
+    if found and (found in UNREAD or not AutoHfQuantizer.supports_quant_method(_about(config))):
         raise SourceNotFound(
-            f"{name!r} is quantised by {found!r}, a method that transformers does not know: name the unquantised "
+            f"{name!r} is quantised by {found!r}, whose weights transformers does not read: name the unquantised "
             "model, with backbone.quantize=nf4 or int8"
         )
     return found
+
+
+def dequantized(folder: str, method: str) -> dict[str, Any]:
+    """Return the settings of `from_pretrained` for a checkpoint whose library would de-quantise it at the first use.
+
+    It waits for the first forward of the whole model, of which only the body runs here.
+    """
+    if method != COMPRESSED_TENSORS:
+        return {}
+    config = AutoConfig.from_pretrained(folder)
+    config.quantization_config["dequantize"] = True
+    return {"config": config}
 
 
 def scheme_of(config: PreTrainedConfig) -> str:
@@ -118,10 +139,12 @@ def recorded() -> Iterator[dict[str, str]]:
 
     Each weight is read and quantised in turn: at no time are all of them held unquantised.
     """
-    from transformers.integrations.bitsandbytes import Bnb4bitQuantize, Bnb8bitQuantize  # they import bitsandbytes
+    # They import the libraries.
+    from transformers.integrations.bitsandbytes import Bnb4bitQuantize, Bnb8bitQuantize
+    from transformers.integrations.torchao import TorchAoQuantize
 
     lines: dict[str, str] = {}
-    own = {kind: kind.convert for kind in (Bnb4bitQuantize, Bnb8bitQuantize)}
+    own = {kind: kind.convert for kind in (Bnb4bitQuantize, Bnb8bitQuantize, TorchAoQuantize)}
     for kind, convert in own.items():
         kind.convert = _recording(convert, lines)  # type: ignore[method-assign]
     try:
@@ -159,20 +182,30 @@ def known_identity(model: PreTrainedModel, folder: str, lines: Mapping[str, str]
 
 
 def packed_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers that bitsandbytes quantised."""
-    return [module for module in model.modules() if type(module).__module__.startswith(f"{LIBRARY}.")]
+    """Return the layers that bitsandbytes or torchao quantised."""
+    return [
+        module
+        for module in model.modules()
+        if type(module).__module__.startswith(f"{BITSANDBYTES}.") or _wrapped(getattr(module, "weight", None))
+    ]
+
+
+def _wrapped(weight: Any) -> bool:
+    """Return whether a weight is a tensor of torchao's, made of several."""
+    return isinstance(weight, Tensor) and is_traceable_wrapper_subclass(weight) and hasattr(weight, "dequantize")
 
 
 def settle(model: nn.Module) -> None:
-    """Make bitsandbytes' layers give the same results with gradients and without, and keep their weights as they are.
+    """Make quantised layers give the same results with gradients and without, and keep their weights as they are.
 
-    Out of training they would, on processors, also quantise their inputs (int8) or reorder their weights (nf4). They
-    have no dropout and nothing else that training changes.
+    Out of training bitsandbytes' would, on processors, also quantise their inputs (int8) or reorder their weights
+    (nf4). They have no dropout and nothing else that training changes.
     """
     for layer in packed_layers(model):
-        layer.train()
-        if type(layer).__name__ == "Linear8bitLt":
+        if _wrapped(layer.weight) or type(layer).__name__ == "Linear8bitLt":
             layer.forward = partial(_product, layer)
+        if not _wrapped(layer.weight):
+            layer.train()
 
 
 def _product(layer: nn.Module, given: Tensor) -> Tensor:
@@ -183,7 +216,7 @@ class _FrozenProduct(torch.autograd.Function):
     """The product of an int8 layer, of which nothing is kept for the backward pass.
 
     bitsandbytes keeps the input, for a gradient of the weight that frozen layers do not have, and where activation
-    checkpointing does not see it.
+    checkpointing does not see it; torchao keeps the de-quantised weight.
     """
 
     @staticmethod
@@ -201,14 +234,16 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def _dequantized(layer: nn.Module) -> Tensor:
-    """Return the weight of a layer that bitsandbytes quantised, as a matrix (out, in)."""
+    """Return the weight of a quantised layer, as a matrix (out, in)."""
+    if _wrapped(layer.weight):
+        return layer.weight.dequantize()  # type: ignore[operator]
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight  # it imports bitsandbytes
 
     return dequantize_bnb_weight(layer.weight, getattr(layer, "state", None))  # type: ignore[arg-type]
 
 
 def unpacked(block: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of a block by name in fp32, those that bitsandbytes quantised de-quantised.
+    """Return the weights of a block by name in fp32, those that are quantised de-quantised.
 
     Raises:
         UsageError: another library quantised them.
@@ -218,7 +253,7 @@ def unpacked(block: nn.Module) -> dict[str, Tensor]:
     held = {name: tensor for name, tensor in block.state_dict().items() if fingerprint.owner(name) not in packed}
     for name, module in packed.items():
         weight = _dequantized(module)
-        held[f"{name}.weight"] = weight.T if module.source_cls is Conv1D else weight
+        held[f"{name}.weight"] = weight.T if getattr(module, "source_cls", None) is Conv1D else weight
     if wrong := next((name for name, one in held.items() if one.dim() > 1 and not one.is_floating_point()), ""):
         raise UsageError(
             f"the weights of {wrong!r} are quantised in a way that cannot be undone here: copy blocks from the "

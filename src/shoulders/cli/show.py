@@ -71,8 +71,7 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module="transformers|huggingface_hub")
-    for name in ("huggingface_hub", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def progress_bars(*columns: "str | ProgressColumn", time_left: bool = True) -> "Progress":
