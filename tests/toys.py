@@ -18,6 +18,8 @@ from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.deep_prompt import DeepPrompt, InputDeepPrompt
 from shoulders.scaffolds.input_prompt import InputPromptShape
 from shoulders.scaffolds.low_rank import GatedLowRank, LowRank, Scales
+from shoulders.scaffolds.recursion import Recursion, RecursionShape
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.losses import ExampleSource
 from shoulders.training.plan import TrainPlan
 from shoulders.training.stream import Stream
@@ -95,3 +97,16 @@ class Fact:
 
     def write(self, question, passages):
         return replace(question, evidence=passages[0].text)
+
+
+def in_parts(lm):
+    """Recursions through some of three layers, with nothing left at 0."""
+    prompt = SoftPrompt(from_vocabulary(lm)(3), Placement.SUFFIX)
+    for shape, inner in (
+        (RecursionShape(rank=4, into=1, out_of=2), None),
+        (RecursionShape(passes=3, rank=4, into=1, before=True, after=True), prompt),
+        (RecursionShape(rank=4, into=1, out_of=2, repeat="gated"), prompt),
+        (RecursionShape(passes=3, out_of=2, repeat="gated_layers"), None),
+        (RecursionShape(into=1, out_of=2, repeat="damped"), None),
+    ):
+        yield moved(Recursion(lm, shape, inner))

@@ -1,5 +1,6 @@
 """Several passes through the frozen model: what they start as, what trains, how large it is."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from shoulders.paper.recipes import paper_recursion
 from shoulders.records import Question, ScaffoldInput
 from shoulders.runs.build import new_scaffold
 from shoulders.runs.cost import meta_scaffold, parts
-from shoulders.scaffolds.base import Bare
+from shoulders.scaffolds.base import KINDS, Bare
 from shoulders.scaffolds.program import Blocks, fulfil
 from shoulders.scaffolds.recursion import Recursion, RecursionConfig, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
@@ -37,6 +38,46 @@ def test_a_gate_at_zero_is_one_pass(any_lm):
             scaffold = Recursion(any_lm, shape, inner)
             read = given(any_lm, scaffold)
             assert torch.equal(scaffold.states(any_lm, read), inner.states(any_lm, read))
+
+
+PARTS = [
+    RecursionShape(rank=4, into=1, out_of=2),
+    RecursionShape(passes=3, rank=4, before=True, after=True, into=2),
+    RecursionShape(rank=4, out_of=1),
+    RecursionShape(passes=3, rank=4, into=1, out_of=2, repeat="gated"),
+    RecursionShape(out_of=2, repeat="gated_layers"),
+]
+
+
+@pytest.mark.parametrize("shape", PARTS, ids=str)
+def test_recursion_through_some_layers_starts_at_one_pass_and_trains(lm, shape):
+    """Nothing changes at the start, and then all of it trains."""
+    for inner in (Bare(), SoftPrompt(from_vocabulary(lm)(3))):
+        scaffold = Recursion(lm, shape, inner)
+        read = given(lm, scaffold)
+        found, wanted = scaffold.states(lm, read), inner.states(lm, read)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        optimizer = torch.optim.Adam(scaffold.parameters(), lr=0.01)
+        for _ in range(4):  # what starts at 0 lets the gradients of others through one step later
+            optimizer.zero_grad()
+            scaffold.states(lm, read).pow(3).sum().backward()
+            optimizer.step()
+        assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in scaffold.parameters())
+        assert not torch.allclose(scaffold.states(lm, read), wanted, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_block_without_damping_runs_twice(lm):
+    """At a damping of 1 the layers are those of the model with a block written twice."""
+    scaffold = Recursion(lm, RecursionShape(into=1, out_of=2, repeat="damped", damping=1.0))
+    twice = deepcopy(lm.model.base_model)
+    twice.layers = torch.nn.ModuleList(twice.layers[number] for number in (0, 1, 1, 2))
+    twice.config.num_hidden_layers = 4
+    read = given(lm, scaffold)
+    wanted = twice(inputs_embeds=read.embeds, use_cache=False).last_hidden_state
+    torch.testing.assert_close(scaffold.states(lm, read), wanted, rtol=1e-5, atol=1e-5)
+    half = Recursion(lm, RecursionShape(into=1, out_of=2, repeat="damped", damping=0.0))
+    torch.testing.assert_close(half.states(lm, read), lm.states(read.embeds), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -72,7 +113,7 @@ def test_vectors_start_with_the_length_of_what_they_stand_for(lm):
 
 
 @pytest.mark.parametrize(
-    "shape", [RecursionShape(layers=1), RecursionShape(passes=3, layers=1, before=True, after=True)], ids=["two", "all"]
+    "shape", [RecursionShape(layers=1), RecursionShape(passes=3, layers=1, before=True, after=True), *PARTS], ids=str
 )
 @torch.no_grad()
 def test_nothing_before_a_changed_token_changes_through_any_pass(lm, shape):
@@ -186,8 +227,27 @@ def test_a_recipe_starts_from_a_trained_recursion_of_the_same_sizes(lm, tmp_path
         ({"passes": 0}, "passes must be at least 1, got 0"),
         ({"layers": -1}, "layers must be at least 0, got -1"),
         ({"passes": 3, "shared": True, "after": True}, "shared is for Connectors between passes"),
+        ({"into": -1}, "into must be at least 0, got -1"),
+        ({"into": 2, "out_of": 2}, "into=2 must be below scaffold.recursion.out_of=2"),
+        ({"repeat": "gated"}, "say after how many they end"),
+        ({"repeat": "gated", "out_of": 2, "before": True}, "leave scaffold.recursion.before at false"),
+        ({"repeat": "often", "out_of": 2}, "'often'"),
     ],
 )
 def test_shapes_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(UsageError, match=message):
         RecursionShape(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "inner", "message"),
+    [
+        ({"into": 3, "rank": 2}, "bare", "the model has 3 layers: into is at most 2, out_of at most 3"),
+        ({"out_of": 3, "repeat": "gated"}, "bare", "out_of at most 2"),
+        ({"into": 1, "rank": 2}, "deep_prompt", "scaffold.inner=deep_prompt reaches every layer"),
+    ],
+)
+def test_shapes_that_do_not_fit_a_model_are_refused(lm, wrong, inner, message):
+    config = RecursionConfig(recursion=RecursionShape(**wrong), inner=KINDS[inner].Config())
+    with pytest.raises(UsageError, match=message):
+        new_scaffold(config, lm, seed=0)

@@ -459,7 +459,7 @@ def forward(
         arguments["past_key_values"] = past
     if mask is not None:
         arguments["attention_mask"] = mask.long()
-        if _takes_positions(type(stack)):
+        if takes_positions(type(stack)):
             positions = (mask.cumsum(1) - 1).clamp(min=0)
             arguments["position_ids"] = positions[:, -embeds.shape[1] :]
     if weights is None:
@@ -475,7 +475,8 @@ def _blocks(stack: nn.Module, weights: Mapping[str, Tensor], arguments: Mapping[
 
 
 @cache
-def _takes_positions(family: type[nn.Module]) -> bool:
+def takes_positions(family: type[nn.Module]) -> bool:
+    """Return whether a stack of this class can be given positions."""
     return "position_ids" in signature(family.forward).parameters
 
 
