@@ -66,18 +66,18 @@ KIND = re.compile(r"(.+)-(\d+)")
 @final
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """The records of a split, each made from the names of its task and split and its own number."""
+    """The records of a split, each made from its kind, its split and its number alone."""
 
     make: Callable[[Random, int], Record]
     depth: int
-    name: str
+    kind: str
     split: str
 
     def __len__(self) -> int:
         return SIZES[self.split]
 
     def __getitem__(self, number: int) -> Record:
-        return self.make(Random(f"{self.name}/{self.split}/{number}"), self.depth)
+        return self.make(Random(f"{self.kind}/{self.split}/{number}"), self.depth)
 
 
 def depth_task(name: str, wording: Template, bundled: Callable[[str, str], Records]) -> TemplatedTask:
@@ -101,7 +101,7 @@ def depth_task(name: str, wording: Template, bundled: Callable[[str, str], Recor
         raise UsageError(f"{DEPTH}{name}: the depth of {kind} is from {depths.start} to {depths.stop - 1}")
     splits: dict[str, Records] = {}
     for split in SIZES:
-        splits[split] = _facts(bundled, split, depth) if kind == FACTS else Generated(MADE[kind][0], depth, name, split)
+        splits[split] = _facts(bundled, split, depth) if kind == FACTS else Generated(MADE[kind][0], depth, kind, split)
     return TemplatedTask(name, "Depth", {wording.name: wording}, splits, query="question")
 
 
