@@ -326,6 +326,11 @@ class FrozenLM:
         if (begin, end) == (0, self.config.num_hidden_layers):
             return None
         if (begin, end) not in self._parts:
+            if self.parallel:
+                raise UsageError(
+                    f"layers cannot run by themselves in a model whose weights processes share "
+                    f"(backbone.parallel={self.parallel}): leave scaffold.recursion.into and out_of at 0"
+                )
             self._parts[begin, end] = part_of(self.model, begin, end)
         return self._parts[begin, end]
 

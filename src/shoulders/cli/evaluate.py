@@ -187,26 +187,30 @@ def sample(
     samples: Annotated[str, typer.Option(help="numbers of samples to report recall for")] = "1,8,16,64",
     recipe: RecipeOption = None,
     out: Out = None,
+    majority: Annotated[Path | None, typer.Option(help="also score the most frequent sample; a results file")] = None,
 ) -> None:
     """Sample answers, and report how often a right one is among them: the limit of what textual recursion can gain.
 
     The questions are those of the recipe's `test`, with the passages that a reader reads. The recipe's `evidence` says
     how answers are sampled (temperature, longest, seed); `evidence.store=FILE` keeps the samples for a textual
-    recursion over the same scaffold.
+    recursion over the same scaffold. With `--majority` the answer that was sampled most often (self-consistency, the
+    rival of textual recursion) is measured like a model.
 
     Example: `shoulders sample runs/first --samples 1,8 --out samples.json`
     """
     from shoulders.answering.answerer import ModelAnswerer
     from shoulders.answering.models import model_info
-    from shoulders.cli.scores import measuring
-    from shoulders.evaluation.protocol import chosen_examples
+    from shoulders.cli.scores import measuring, print_scores
+    from shoulders.evaluation.protocol import chosen_examples, scored
     from shoulders.evaluation.recall import recall
     from shoulders.evaluation.results import describe_scaffold, provenance
     from shoulders.evidence.base import CANDIDATES, with_evidence
+    from shoulders.evidence.candidates import majority as majority_of
     from shoulders.evidence.choice import EvidenceChoice
     from shoulders.evidence.kinds import new_sampler
     from shoulders.runs.build import answer_spec, describe_evidence
     from shoulders.runs.jobs import split_tasks
+    from shoulders.runs.run import result
     from shoulders.scaffolds.base import BARE
     from shoulders.store.cache import ValueCache
 
@@ -234,6 +238,9 @@ def sample(
         asked = [replace(question, chat=spec.chat) for question in questions]
         return sampler.samples(with_evidence(asked, answerer.evidence), count)
 
+    def most_frequent(questions: "Sequence[Question]") -> "list[Answer]":
+        return [majority_of(some) for some in draw(questions, max(counts))]
+
     with measuring(f"sampling {max(counts)} answers") as watch:
         measured = recall(asked, draw, counts, watch.on_done)
     for count in measured.counts:
@@ -244,6 +251,17 @@ def sample(
         "evidence": describe_evidence(plan, lm, answerer.evidence),
     }
     write_numbers(out, {**measured.as_json(), **about, **provenance(plan.as_json(), lm)})
+    if majority is not None:
+        scores = scored(
+            tasks,
+            plan.test,
+            lambda examples: most_frequent([one.question for one in examples]),
+            without=plan.suite.without(tasks),
+            skip=plan.suite.skip,
+        )
+        print_scores(_title(f"majority of {max(counts)} samples", plan), {"score": scores})
+        content = result(plan, lm, answerer.scaffold, scores, None if info.name == BARE else scaffold)
+        write_numbers(majority, {**content, "majority": max(counts)})
 
 
 def _sample_counts(text: str) -> list[int]:
