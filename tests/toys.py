@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.passes import windows
 from shoulders.data.mixture import Mixture
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
@@ -108,5 +109,7 @@ def in_parts(lm):
         (RecursionShape(rank=4, into=1, out_of=2, repeat="gated"), prompt),
         (RecursionShape(passes=3, out_of=2, repeat="gated_layers"), None),
         (RecursionShape(into=1, out_of=2, repeat="damped"), None),
+        (RecursionShape(passes=3, into=1, out_of=2, repeat="gated", beside=True), prompt),
     ):
-        yield moved(Recursion(lm, shape, inner))
+        if not shape.beside or not (any(windows(lm.config)) or lm.config.model_type == "bloom"):
+            yield moved(Recursion(lm, shape, inner))

@@ -46,6 +46,7 @@ PARTS = [
     RecursionShape(rank=4, out_of=1),
     RecursionShape(passes=3, rank=4, into=1, out_of=2, repeat="gated"),
     RecursionShape(out_of=2, repeat="gated_layers"),
+    RecursionShape(out_of=2, repeat="gated", beside=True),
 ]
 
 
@@ -78,6 +79,21 @@ def test_a_block_without_damping_runs_twice(lm):
     torch.testing.assert_close(scaffold.states(lm, read), wanted, rtol=1e-5, atol=1e-5)
     half = Recursion(lm, RecursionShape(into=1, out_of=2, repeat="damped", damping=0.0))
     torch.testing.assert_close(half.states(lm, read), lm.states(read.embeds), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_run_beside_the_first_attends_to_both(lm):
+    """Over one position its attention is that over two positions in one place: the first run's and its own."""
+    embeds = lm.embed(torch.tensor([lm.ids(TEXTS[0])]))
+    alone = RecursionShape(into=0, out_of=1, repeat="damped", damping=1.0)
+    both, block = Recursion(lm, replace(alone, beside=True)), lm.part(0, 1)
+    one = replace(given(lm, both), embeds=embeds[:, :1], mask=None, slot=(0,))
+    rows = torch.cat([one.embeds, lm.states(one.embeds, part=block)], dim=1)  # both runs as two positions in one place
+    place = {"position_ids": torch.zeros(1, 2, dtype=torch.long), "attention_mask": torch.ones(1, 2)}
+    found = block(inputs_embeds=rows, use_cache=False, **place)
+    wanted = lm.states(found.last_hidden_state[:, -1:], part=lm.part(1, 3))
+    torch.testing.assert_close(both.states(lm, one), wanted, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(both.states(lm, one), Recursion(lm, alone).states(lm, one), atol=1e-3)
 
 
 @torch.no_grad()
@@ -231,6 +247,7 @@ def test_a_recipe_starts_from_a_trained_recursion_of_the_same_sizes(lm, tmp_path
         ({"into": 2, "out_of": 2}, "into=2 must be below scaffold.recursion.out_of=2"),
         ({"repeat": "gated"}, "say after how many they end"),
         ({"repeat": "gated", "out_of": 2, "before": True}, "leave scaffold.recursion.before at false"),
+        ({"beside": True, "rank": 2, "out_of": 2}, "beside is for layers that run again"),
         ({"repeat": "often", "out_of": 2}, "'often'"),
     ],
 )

@@ -54,7 +54,7 @@ class _Columns:
         part = slice(self.read, self.read + count)
         mask = self.request.mask
         embeds, mask = self.request.embeds[:, part], None if mask is None else mask[:, part]
-        return StackInput(embeds, mask, self.memory, self.request.edits)
+        return StackInput(embeds, mask, self.memory, self.request.edits, self.request.beside)
 
 
 @dataclass(slots=True, eq=False)

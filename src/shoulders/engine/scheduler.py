@@ -307,9 +307,9 @@ class Scheduler(Submitting):
         if isinstance(request, Encode) or request.memory is None:
             return None
         memory, vectors = request.memory, request.states if isinstance(request, Blocks) else request.embeds
-        edits = request.edits if isinstance(request, Pass) else None
+        alone = isinstance(request, Pass) and (request.edits is not None or request.beside is not None)
         stack = request.connector.blocks if isinstance(request, Blocks) else request.part or self.lm.model.base_model
-        usual = request.mask is None and edits is None and vectors.shape[1] == 1
+        usual = request.mask is None and not alone and vectors.shape[1] == 1
         if not (self._pool.shares and usual and fits(memory, stack)):
             if memory.bank is not None:
                 memory.bank.take_out(memory)

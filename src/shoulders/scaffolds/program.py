@@ -17,7 +17,7 @@ from shoulders.backbone.edits import Edits
 from shoulders.backbone.encoder import Encoder
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.parts import Part
-from shoulders.backbone.passes import PassMemory, StackInput, run_stack_together
+from shoulders.backbone.passes import Beside, PassMemory, StackInput, run_stack_together
 from shoulders.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Pass:
         constant: number of first columns without trained vectors: they need no gradient.
         edits: edits of the model for these rows. Those of layers hold for all passes that continue the memory.
         part: the layers that run (`FrozenLM.part`), from their input to their output; None for all.
+        beside: an earlier run through these layers that they attend to, too.
     """
 
     embeds: Float[Tensor, "B T D"]
@@ -44,6 +45,7 @@ class Pass:
     constant: int = 0
     edits: Edits | None = None
     part: Part | None = None
+    beside: Beside | None = None
 
     @property
     def group(self) -> Hashable:
@@ -138,10 +140,10 @@ def _single(vectors: Float[Tensor, "B T D"]) -> bool:
 
 def _passes(requests: Sequence[Pass], lm: FrozenLM) -> list[Tensor]:
     """Run passes through the frozen model."""
-    if len(requests) > 1:
-        rows = [StackInput(one.embeds, one.mask, one.memory, one.edits) for one in requests]
-        return lm.states_together(rows, requests[0].part)
     one = requests[0]
+    if len(requests) > 1 or one.beside is not None:
+        rows = [StackInput(one.embeds, one.mask, one.memory, one.edits, one.beside) for one in requests]
+        return lm.states_together(rows, one.part)
     if not (one.constant and torch.is_grad_enabled()) or one.edits is not None or lm.recurrent:
         return [lm.states(one.embeds, one.mask, one.memory, one.edits, one.part)]
     # The constant columns run first, without gradients or stored activations. The trained vectors after them attend to

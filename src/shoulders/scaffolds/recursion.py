@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Self, final
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from shoulders.backbone.edits import in_type
 from shoulders.backbone.encoder import embedding_norm
 from shoulders.backbone.frozen import FrozenLM, copy_layers, new_blocks
-from shoulders.backbone.passes import Memory, PassMemory
+from shoulders.backbone.passes import Beside, Memory, PassMemory, plain, windows
 from shoulders.errors import UnknownName, UsageError
 from shoulders.records import ScaffoldInput
 from shoulders.scaffolds.base import KINDS, NO_DATA, Bare, BareConfig, Scaffold, ScaffoldConfig, TrainingData
@@ -121,6 +122,7 @@ class RecursionShape:
             is `damping`, and nothing needs training; "gated": g is a trained vector that starts at 0; "gated_layers":
             every layer has one for itself. All but the first are exactly one pass at the start.
         damping: see `repeat`.
+        beside: layers that run again attend to the keys and values of the first run, too, up to each position.
     """
 
     passes: int = 2
@@ -135,6 +137,7 @@ class RecursionShape:
     out_of: int = 0
     repeat: str = ""
     damping: float = 0.5
+    beside: bool = False
 
     def __post_init__(self) -> None:
         if self.passes < 1:
@@ -162,6 +165,8 @@ class RecursionShape:
                 f"scaffold.recursion.repeat={self.repeat} has Connectors between its runs and after the last: leave "
                 "scaffold.recursion.before at false"
             )
+        if self.beside and not self.repeat:
+            raise UsageError("scaffold.recursion.beside is for layers that run again: set scaffold.recursion.repeat")
         if self.repeat and not self.out_of:
             raise UsageError(
                 f"scaffold.recursion.repeat={self.repeat} runs some layers again: say after how many they end "
@@ -278,6 +283,8 @@ class Recursion(Scaffold, kind="recursion"):
                 f"scaffold.inner={self.inner.kind} reaches every layer, and scaffold.recursion.into, out_of and repeat "
                 f"run some of them by themselves: take one of {', '.join(INNER)}, or leave these at their defaults"
             )
+        if shape.beside:
+            check_beside(lm)
         places = shape.places
         kinds = places[:1] if shape.shared else places
         self.connectors = nn.ModuleList(self._connector(kind) for kind in kinds)
@@ -416,14 +423,23 @@ class Recursion(Scaffold, kind="recursion"):
 
     def _runs(self, request: Pass, memory: Memory | None) -> Iterator[Callable[[Float[Tensor, "B T E"]], Pass]]:
         """Yield for each run through layers a function that makes its request; the first uses the pass's own memory."""
-        lm = self._lm
-        for number, section in enumerate(self.shape.sections(lm.config.num_hidden_layers)):
-            kept = request.memory if not number or memory is None else memory.of_pass(number).single
-            constant = 0 if number else request.constant
-            part = lm.part(*section)
-            yield lambda vectors, kept=kept, constant=constant, part=part: Pass(
-                vectors, request.mask, kept, constant, part=part
+        sections = self.shape.sections(self._lm.config.num_hidden_layers)
+        first = request.memory or (PassMemory() if self.shape.beside else None)
+        if first is not None:
+            first.lent = self.shape.beside
+        for number, (begin, end) in enumerate(sections):
+            later = None if memory is None else memory.of_pass(number).single
+            again = self.shape.beside and 0 < number < len(sections) - 1
+            yield partial(
+                self._run,
+                replace(request, constant=0 if number else request.constant, part=self._lm.part(begin, end)),
+                later if number else first,
+                Beside(first, begin) if again and first is not None else None,
             )
+
+    @staticmethod
+    def _run(like: Pass, memory: PassMemory | None, beside: Beside | None, vectors: Float[Tensor, "B T E"]) -> Pass:
+        return replace(like, embeds=vectors, memory=memory, beside=beside)
 
     def _moved(
         self, states: Float[Tensor, "B T E"], found: Float[Tensor, "B T E"], gate: int
@@ -483,6 +499,17 @@ class Recursion(Scaffold, kind="recursion"):
         """Return passes with new Connectors and a new inner scaffold."""
         inner = KINDS[config.inner.kind].new(config.inner, lm, seed=seed, data=data)
         return cls(lm, config.recursion, inner)
+
+
+def check_beside(lm: FrozenLM) -> None:
+    """Raise `UsageError` for a model whose layers cannot attend to the keys and values of two runs."""
+    config = lm.config
+    biased = config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False)  # positions in the mask
+    if biased or any(windows(config)) or not plain(config):
+        raise UsageError(
+            f"{lm.name!r} ({config.model_type}) has layers with a sliding window, without keys and values, or with "
+            "positions in their mask: scaffold.recursion.beside needs attention over the whole text"
+        )
 
 
 INNER = ("bare", "soft_prompt", "input_prompt")  # kinds whose passes can be taken in parts
