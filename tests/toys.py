@@ -107,7 +107,7 @@ def in_parts(lm):
         (RecursionShape(rank=4, into=1, out_of=2), None),
         (RecursionShape(passes=3, rank=4, into=1, before=True, after=True), prompt),
         (RecursionShape(rank=4, into=1, out_of=2, repeat="gated"), prompt),
-        (RecursionShape(passes=3, out_of=2, repeat="gated_layers"), None),
+        (RecursionShape(passes=3, into=1, out_of=2, repeat="gated_layers"), None),
         (RecursionShape(into=1, out_of=2, repeat="damped"), None),
         (RecursionShape(passes=3, into=1, out_of=2, repeat="gated", beside=True), prompt),
     ):

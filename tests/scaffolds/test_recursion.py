@@ -45,8 +45,8 @@ PARTS = [
     RecursionShape(passes=3, rank=4, before=True, after=True, into=2),
     RecursionShape(rank=4, out_of=1),
     RecursionShape(passes=3, rank=4, into=1, out_of=2, repeat="gated"),
-    RecursionShape(out_of=2, repeat="gated_layers"),
-    RecursionShape(out_of=2, repeat="gated", beside=True),
+    RecursionShape(into=1, out_of=2, repeat="gated_layers"),
+    RecursionShape(into=1, out_of=2, repeat="gated", beside=True),
 ]
 
 
@@ -85,13 +85,14 @@ def test_a_block_without_damping_runs_twice(lm):
 def test_a_run_beside_the_first_attends_to_both(lm):
     """Over one position its attention is that over two positions in one place: the first run's and its own."""
     embeds = lm.embed(torch.tensor([lm.ids(TEXTS[0])]))
-    alone = RecursionShape(into=0, out_of=1, repeat="damped", damping=1.0)
-    both, block = Recursion(lm, replace(alone, beside=True)), lm.part(0, 1)
+    alone = RecursionShape(into=1, out_of=2, repeat="damped", damping=1.0)
+    both, block = Recursion(lm, replace(alone, beside=True)), lm.part(1, 2)
     one = replace(given(lm, both), embeds=embeds[:, :1], mask=None, slot=(0,))
-    rows = torch.cat([one.embeds, lm.states(one.embeds, part=block)], dim=1)  # both runs as two positions in one place
+    runs = [lm.states(one.embeds, part=lm.part(0, 1)), lm.states(one.embeds, part=lm.part(0, 2))]
+    rows = torch.cat(runs, dim=1)  # as two positions in one place
     place = {"position_ids": torch.zeros(1, 2, dtype=torch.long), "attention_mask": torch.ones(1, 2)}
     found = block(inputs_embeds=rows, use_cache=False, **place)
-    wanted = lm.states(found.last_hidden_state[:, -1:], part=lm.part(1, 3))
+    wanted = lm.states(found.last_hidden_state[:, -1:], part=lm.part(2, 3))
     torch.testing.assert_close(both.states(lm, one), wanted, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(both.states(lm, one), Recursion(lm, alone).states(lm, one), atol=1e-3)
 
@@ -245,9 +246,10 @@ def test_a_recipe_starts_from_a_trained_recursion_of_the_same_sizes(lm, tmp_path
         ({"passes": 3, "shared": True, "after": True}, "shared is for Connectors between passes"),
         ({"into": -1}, "into must be at least 0, got -1"),
         ({"into": 2, "out_of": 2}, "into=2 must be below scaffold.recursion.out_of=2"),
-        ({"repeat": "gated"}, "say after how many they end"),
-        ({"repeat": "gated", "out_of": 2, "before": True}, "leave scaffold.recursion.before at false"),
-        ({"beside": True, "rank": 2, "out_of": 2}, "beside is for layers that run again"),
+        ({"repeat": "gated", "out_of": 2}, "say which"),
+        ({"repeat": "gated", "into": 1}, "say which"),
+        ({"repeat": "gated", "into": 1, "out_of": 2, "before": True}, "leave scaffold.recursion.before at false"),
+        ({"beside": True, "rank": 2, "into": 1, "out_of": 2}, "beside is for layers that run again"),
         ({"repeat": "often", "out_of": 2}, "'often'"),
     ],
 )
@@ -260,7 +262,7 @@ def test_shapes_that_make_no_sense_are_refused(wrong, message):
     ("wrong", "inner", "message"),
     [
         ({"into": 3, "rank": 2}, "bare", "the model has 3 layers: into is at most 2, out_of at most 3"),
-        ({"out_of": 3, "repeat": "gated"}, "bare", "out_of at most 2"),
+        ({"into": 1, "out_of": 3, "repeat": "gated"}, "bare", "out_of at most 2"),
         ({"into": 1, "rank": 2}, "deep_prompt", "scaffold.inner=deep_prompt reaches every layer"),
     ],
 )

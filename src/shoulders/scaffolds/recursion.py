@@ -167,10 +167,10 @@ class RecursionShape:
             )
         if self.beside and not self.repeat:
             raise UsageError("scaffold.recursion.beside is for layers that run again: set scaffold.recursion.repeat")
-        if self.repeat and not self.out_of:
+        if self.repeat and not (self.into and self.out_of):
             raise UsageError(
-                f"scaffold.recursion.repeat={self.repeat} runs some layers again: say after how many they end "
-                "(scaffold.recursion.out_of), fewer than the model has"
+                f"scaffold.recursion.repeat={self.repeat} runs layers again between others: say which "
+                "(scaffold.recursion.into, at least 1, and out_of, fewer than the model has)"
             )
 
     @property
