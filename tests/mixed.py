@@ -7,7 +7,7 @@ from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from tiny import TEXTS
-from toys import in_parts, layered, moved
+from toys import layered, moved
 
 SMALL = InputPromptShape(length=5, encoder_length=3, head_width=8)
 
@@ -36,7 +36,6 @@ def several(lm, tiny_encoder):
         Recursion(lm, RecursionShape(layers=1), deep["deep prefix"]),
         deep["low rank prefix"],
         deep["gated"],
-        *in_parts(lm),
     ]
 
 

@@ -14,7 +14,7 @@ from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from tiny import FAMILIES, TEXTS
-from toys import in_parts, layered, moved
+from toys import layered, moved
 
 SMALL = InputPromptShape(length=5, encoder_length=3, head_width=8)
 TARGETS = ["Paris", "the planet Mars", "good", "four"]
@@ -45,7 +45,6 @@ def recursions(lm):
     opened = Recursion(lm, RecursionShape(layers=0, residual=True), SoftPrompt(from_vocabulary(lm)(2)))
     torch.nn.init.ones_(opened.connectors[0].gate)
     yield opened
-    yield from in_parts(lm)
 
 
 def evidenced(questions):

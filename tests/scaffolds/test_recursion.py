@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from shoulders.backbone.encoder import embedding_norm
-from shoulders.backbone.passes import layers_of
+from shoulders.backbone.passes import Memory, layers_of
 from shoulders.backbone.shapes import meta_backbone
 from shoulders.engine.batches import encode, question_batch, training_batch
 from shoulders.engine.decode import Decode, decode, generate, generate_with_transformers
 from shoulders.engine.inference import Answering, answer
+from shoulders.engine.requests import Request
+from shoulders.engine.scheduler import Scheduler
 from shoulders.errors import UsageError
 from shoulders.paper.recipes import paper_recursion
 from shoulders.records import Question, ScaffoldInput
@@ -22,6 +24,7 @@ from shoulders.scaffolds.program import Blocks, fulfil
 from shoulders.scaffolds.recursion import Recursion, RecursionConfig, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from tiny import TEXTS
+from toys import in_parts
 
 
 def given(lm, scaffold):
@@ -270,3 +273,35 @@ def test_shapes_that_do_not_fit_a_model_are_refused(lm, wrong, inner, message):
     config = RecursionConfig(recursion=RecursionShape(**wrong), inner=KINDS[inner].Config())
     with pytest.raises(UsageError, match=message):
         new_scaffold(config, lm, seed=0)
+
+
+@torch.no_grad()
+def test_parts_are_exact_in_every_family_through_both_drivers(any_lm):
+    """Cached equals uncached, a batch equals its rows, and the scheduler generates what is generated alone."""
+    for scaffold in in_parts(any_lm):
+        rows = [encode(Question(text), any_lm, "four") for text in TEXTS[:3]]
+        batch = training_batch(rows, any_lm, scaffold)
+        together = any_lm.nll(scaffold.states(any_lm, batch.given), batch.labels)
+        for row, value in zip(rows, together, strict=True):
+            alone = training_batch([row], any_lm, scaffold)
+            states = scaffold.states(any_lm, alone.given)
+            assert any_lm.nll(states, alone.labels).item() == pytest.approx(value.item(), rel=2e-5)
+            memory = Memory()
+            asked = question_batch([row], any_lm, scaffold)
+            steps = [scaffold.states(any_lm, asked, memory)[:, -1:]]
+            for token in row.target[:-1]:
+                step = asked.continued(any_lm.embed(torch.tensor([[token]])))
+                steps.append(scaffold.states(any_lm, step, memory))
+            torch.testing.assert_close(torch.cat(steps, dim=1), states[:, len(row.ids) - 1 :], rtol=1e-4, atol=1e-4)
+    every = [*in_parts(any_lm), Bare()]
+    scheduler = Scheduler(any_lm, memory_bytes=1 << 24, prefill_tokens=16)
+    asked = [question_batch([encode(Question(TEXTS[n % 3]), any_lm)], any_lm, one) for n, one in enumerate(every)]
+    tickets = [
+        scheduler.submit(Request(scaffold=one, given=row, longest=5)) for one, row in zip(every, asked, strict=True)
+    ]
+    while scheduler.step():
+        pass
+    for one, row, ticket in zip(every, asked, tickets, strict=True):
+        (branch,) = ticket.result(0).branches
+        assert branch.ids == generate(any_lm, one, row, longest=5)[0]
+        assert ticket.result(0).passes >= one.passes

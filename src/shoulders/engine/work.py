@@ -125,7 +125,11 @@ def resume(running: Program, result: Tensor | None, lm: FrozenLM) -> program.Req
         return Returned(states)
     program.check_kind(asked)
     vectors = asked.states if isinstance(asked, Blocks) else asked.embeds
-    width = asked.encoder.width if isinstance(asked, Encode) else lm.width
+    width = lm.width
+    if isinstance(asked, Encode):
+        width = asked.encoder.width
+    elif isinstance(asked, Pass) and asked.part:
+        width = asked.part.width_in
     _check_vectors(f"asked for {type(asked).__name__} with vectors", vectors, width)
     return asked
 
