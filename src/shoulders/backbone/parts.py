@@ -41,11 +41,11 @@ class Part(nn.Module):
         begin, end: the first layer, and the one after the last.
     """
 
-    def __init__(self, stack: PreTrainedModel, config: PreTrainedConfig, begin: int, end: int) -> None:
+    def __init__(self, stack: nn.Module, config: PreTrainedConfig, begin: int, end: int) -> None:
         super().__init__()
         depth = config.num_hidden_layers
         self.begin, self.end, self.to_end = begin, end, end == depth
-        self.stack = _sharing_weights(stack)
+        self.stack: Any = _sharing_weights(stack)
         self.config: Any = self.stack.config.get_text_config(decoder=True)
         layers = layers_of(self.stack, self.config)
         path = next(name for name, module in self.stack.named_modules() if module is layers)
@@ -56,9 +56,8 @@ class Part(nn.Module):
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = number  # type: ignore[assignment] (the place of its keys in a cache)
-        self._outer = stack.get_input_embeddings().weight.shape[-1]  # type: ignore[union-attr]
-        self.width_in = config.hidden_size if begin else self._outer
-        self.width_out = self._outer if self.to_end else config.hidden_size
+        self._outer: int = self.stack.get_input_embeddings().weight.shape[-1]
+        self.width_in: int = config.hidden_size if begin else self._outer
         if begin:
             kept[0].register_forward_pre_hook(_enter)
         if not self.to_end:
@@ -128,7 +127,7 @@ def slice_config(config: PreTrainedConfig, begin: int, end: int) -> None:
     config.num_hidden_layers = end - begin
 
 
-def _sharing_weights(stack: PreTrainedModel) -> PreTrainedModel:
+def _sharing_weights(stack: nn.Module) -> nn.Module:
     """Return a copy of a stack's modules around the same weights and buffers."""
     same: Mapping[int, Any] = {id(one): one for one in (*stack.parameters(), *stack.buffers())}
     return deepcopy(stack, dict(same))

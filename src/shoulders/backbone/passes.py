@@ -399,9 +399,10 @@ def _run_beside(
     rows, new = embeds.shape[:2]
     memory.extend(rows, new, mask, embeds.device)
     both = DynamicCache()
-    both.layers = [
+    layers: list[Any] = [
         _BesideLayer(own, other) for own, other in zip(past.layers, earlier.layers[beside.first :], strict=False)
     ]
+    both.layers = layers
     read = _mask_of(memory, embeds)
     known = _mask_of(beside.memory, embeds)
     places = torch.arange(memory.seen - new, memory.seen, device=embeds.device)[:, None]

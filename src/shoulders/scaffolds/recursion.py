@@ -302,9 +302,10 @@ class Recursion(Scaffold, kind="recursion"):
             "between": (above, above if shape.repeat else below),
             "after": (outer, outer),
         }
+        reads, adds = sizes[place]
         if shape.rank:
-            return LowRankConnector(*sizes[place], shape.rank, norm=norm)
-        if sizes[place] != (outer, outer):
+            return LowRankConnector(reads, adds, shape.rank, norm=norm)
+        if (reads, adds) != (outer, outer):
             raise UsageError(
                 f"{lm.name!r} has embeddings of {outer} and states of {inner} entries: between its layers a Connector "
                 "is a low-rank network (scaffold.recursion.rank)"
