@@ -18,12 +18,13 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.evaluation.perplexity import perplexity
+from shoulders.evaluation.perplexity import perplexity, token_changes
 from shoulders.evaluation.results import provenance
 from shoulders.runs.build import load_backbone
 from shoulders.runs.jobs import measured_sequences, text_parts
 from shoulders.runs.recipe import Recipe, with_overrides
 from shoulders.runs.registry import recipe_named
+from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.store.files import read_json, write_json
 
@@ -57,6 +58,7 @@ def _measured(recipe: Recipe, lm: FrozenLM, shape: RecursionShape, sequences: Se
         "perplexity": float(np.exp(nats / tokens)),
         "tokens": tokens,
         "nats": [one.nats for one in each],
+        "by_token": [asdict(one) for one in token_changes(lm, Bare(), scaffold, sequences)],
         "layers": sum(end - begin for begin, end in shape.sections(lm.config.num_hidden_layers)),
         **provenance(recipe.as_json(), lm),
     }

@@ -142,6 +142,11 @@ def _measured_cascade(name: str, recipe: "Recipe") -> dict[str, Any]:
     print_scores(_title(name, recipe), {"score": scores})
     passes = content["passes"]
     console.print(f"{passes['average']:.2f} passes an answer on average (budget {passes['budget']:.2f})")
+    console.print(
+        f"later stages mend {passes['fixed']:.1f}% of the answers and spoil {passes['broken']:.1f}% (asked every time: "
+        f"{passes['always']['fixed']:.1f}% and {passes['always']['broken']:.1f}%)",
+        highlight=False,
+    )
     return content
 
 
