@@ -19,7 +19,7 @@ from shoulders.paper.recipes import paper_recursion
 from shoulders.records import Question, ScaffoldInput
 from shoulders.runs.build import new_scaffold
 from shoulders.runs.cost import meta_scaffold, parts
-from shoulders.scaffolds.base import KINDS, Bare
+from shoulders.scaffolds.base import KINDS, Bare, Scaffold
 from shoulders.scaffolds.program import Blocks, fulfil
 from shoulders.scaffolds.recursion import Recursion, RecursionConfig, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
@@ -305,3 +305,13 @@ def test_parts_are_exact_in_every_family_through_both_drivers(any_lm):
         (branch,) = ticket.result(0).branches
         assert branch.ids == generate(any_lm, one, row, longest=5)[0]
         assert ticket.result(0).passes >= one.passes
+
+
+@torch.no_grad()
+def test_recursions_through_some_layers_are_saved_and_loaded(lm, tmp_path):
+    for number, scaffold in enumerate(in_parts(lm)):
+        scaffold.around(lm).save_pretrained(tmp_path / str(number))
+        again = Scaffold.load(tmp_path / str(number), lm)
+        read = given(lm, scaffold)
+        assert again.shape == scaffold.shape
+        assert torch.equal(again.states(lm, read), scaffold.states(lm, read))
