@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from shoulders.data.tasks import Task
     from shoulders.evaluation.protocol import Scores
     from shoulders.evidence.base import Evidence
-    from shoulders.records import Answer, Question
+    from shoulders.records import Answer, Example, Question
     from shoulders.runs.forgetting import Forgetting, OnOff
     from shoulders.runs.recipe import Recipe
     from shoulders.scaffolds.base import Scaffold
@@ -243,8 +243,8 @@ def sample(
         asked = [replace(question, chat=spec.chat) for question in questions]
         return sampler.samples(with_evidence(asked, answerer.evidence), count)
 
-    def most_frequent(questions: "Sequence[Question]") -> "list[Answer]":
-        return [majority_of(some) for some in draw(questions, max(counts))]
+    def most_frequent(examples: "Sequence[Example]") -> "list[Answer]":
+        return [majority_of(some) for some in draw([one.question for one in examples], max(counts))]
 
     with measuring(f"sampling {max(counts)} answers") as watch:
         measured = recall(asked, draw, counts, watch.on_done)
@@ -257,13 +257,8 @@ def sample(
     }
     write_numbers(out, {**measured.as_json(), **about, **provenance(plan.as_json(), lm)})
     if majority is not None:
-        scores = scored(
-            tasks,
-            plan.test,
-            lambda examples: most_frequent([one.question for one in examples]),
-            without=plan.suite.without(tasks),
-            skip=plan.suite.skip,
-        )
+        without = plan.suite.without(tasks)
+        scores = scored(tasks, plan.test, most_frequent, without=without, skip=plan.suite.skip)
         print_scores(_title(f"majority of {max(counts)} samples", plan), {"score": scores})
         content = result(plan, lm, answerer.scaffold, scores, None if info.name == BARE else scaffold)
         write_numbers(majority, {**content, "majority": max(counts)})
