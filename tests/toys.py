@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.backbone.passes import windows
 from shoulders.data.mixture import Mixture
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
@@ -18,6 +19,8 @@ from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.deep_prompt import DeepPrompt, InputDeepPrompt
 from shoulders.scaffolds.input_prompt import InputPromptShape
 from shoulders.scaffolds.low_rank import GatedLowRank, LowRank, Scales
+from shoulders.scaffolds.recursion import Recursion, RecursionShape
+from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.losses import ExampleSource
 from shoulders.training.plan import TrainPlan
 from shoulders.training.stream import Stream
@@ -99,3 +102,18 @@ class Fact:
 
     def write(self, question, passages):
         return replace(question, evidence=passages[0].text)
+
+
+def in_parts(lm):
+    """Recursions through some of three layers, with nothing left at 0."""
+    prompt = SoftPrompt(from_vocabulary(lm)(3), Placement.SUFFIX)
+    for shape, inner in (
+        (RecursionShape(rank=4, into=1, out_of=2), None),
+        (RecursionShape(passes=3, rank=4, into=1, before=True, after=True), prompt),
+        (RecursionShape(rank=4, into=1, out_of=2, repeat="gated"), prompt),
+        (RecursionShape(passes=3, into=1, out_of=2, repeat="gated_layers"), None),
+        (RecursionShape(into=1, out_of=2, repeat="damped"), None),
+        (RecursionShape(passes=3, into=1, out_of=2, repeat="gated", beside=True), prompt),
+    ):
+        if not shape.beside or not (any(windows(lm.config)) or lm.config.model_type == "bloom"):
+            yield moved(Recursion(lm, shape, inner))

@@ -60,7 +60,17 @@ def test_textual_recursion_samples_trains_is_measured_and_asks(values, tmp_path)
     run("train", "closed_book", *own, "--out", tmp_path / "p1")
     store = f"evidence.store={tmp_path}/answers.sqlite"
     sampling = ["evidence.longest=3", store]
-    told = run("sample", tmp_path / "p1", *sampling, "--samples", "4,1", "--out", tmp_path / "samples.json")
+    told = run(
+        "sample",
+        tmp_path / "p1",
+        *sampling,
+        "--samples",
+        "4,1",
+        "--out",
+        tmp_path / "samples.json",
+        "--majority",
+        tmp_path / "majority.json",
+    )
     assert "recall at 1:" in told
     kept = json.loads((tmp_path / "samples.json").read_text())
     assert kept["kind"] == "samples"
@@ -84,12 +94,13 @@ def test_textual_recursion_samples_trains_is_measured_and_asks(values, tmp_path)
     assert [(stage["passes"], bool(stage["evidence"])) for stage in stages] == [(1, False), (2, True)]
     assert "pass" in run("ask", tmp_path / "auto", "What comes after 4?", "--longest", 3)
     run("evaluate", tmp_path / "auto", "--out", tmp_path / "auto.json")
-    measured = [tmp_path / name for name in ("p1", "p2", "auto.json", "samples.json")]
+    measured = [tmp_path / name for name in ("p1", "p2", "auto.json", "samples.json", "majority.json")]
     run("report", "recursion", *measured, "--out", tmp_path / "r")
     page = (tmp_path / "r" / "recursion.md").read_text()
     assert "Adaptive (budget 2)" in page
     assert (tmp_path / "r" / "passes.png").exists()
     assert "Textual-recursive (n=4)" in page
+    assert "Majority of 4 samples" in page
     assert f"| 4 | {kept['recall']['4']:.1f} |" in page
     same = json.loads((tmp_path / "again.json").read_text())
     assert same["wordings"][0]["measured"] == result["wordings"][0]["measured"]

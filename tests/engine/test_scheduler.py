@@ -310,7 +310,7 @@ def test_texts_that_are_not_used_are_dropped_first(lm):
     texts = [DOCUMENT[:50] + word for word in ("one", "two", "six")]
     asked = [Request(scaffold=Bare(), given=one(lm, Bare(), text[::-1]), longest=1) for text in texts]
     need = scheduler(lm)._pool
-    room = max(need.bytes_for([_work(request).demand], [_work(request).demand]) for request in asked)
+    room = max(need.bytes_for([_work(lm, request).demand], [_work(lm, request).demand]) for request in asked)
     size = asked[0].given.embeds.shape[1] * (need.column_bytes + 4 * lm.width)
     run = scheduler(lm, memory_bytes=room + int(2.5 * size))
     for number in (0, 1, 0, 2, 0, 1):
@@ -320,8 +320,8 @@ def test_texts_that_are_not_used_are_dropped_first(lm):
     assert run.stats().misses >= found[1] * 2 + found[2] - 12
 
 
-def _work(request):
-    return Work.of(request, None)
+def _work(lm, request):
+    return Work.of(request, None, lm)
 
 
 # The bound
@@ -330,7 +330,7 @@ def _work(request):
 def test_requests_wait_for_memory_and_none_is_lost(lm):
     asked = list(requests(lm, [Bare(), SoftPrompt(from_vocabulary(lm)(6))] * 6, longest=8))
     need = scheduler(lm)._pool
-    most = max(need.bytes_for([_work(request).demand], [_work(request).demand]) for request in asked)
+    most = max(need.bytes_for([_work(lm, request).demand], [_work(lm, request).demand]) for request in asked)
     run = scheduler(lm, memory_bytes=int(1.3 * most))
     tickets = [run.submit(request) for request in asked]
     run.step()

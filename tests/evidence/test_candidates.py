@@ -10,7 +10,7 @@ from shoulders.engine.batches import Lengths
 from shoulders.engine.inference import Answering, Sampling, sample
 from shoulders.errors import UsageError
 from shoulders.evidence.base import with_evidence
-from shoulders.evidence.candidates import Candidates, FirstPass, merge_samples
+from shoulders.evidence.candidates import Candidates, FirstPass, majority, merge_samples
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.records import Answer, Passage, Question
 from shoulders.runs.build import new_evidence
@@ -46,6 +46,14 @@ def test_duplicates_are_put_together_and_the_most_probable_comes_first():
     assert merge_samples([]) == []
 
 
+def test_the_majority_is_the_answer_sampled_most_often_in_any_spelling():
+    some = [("Rome", -0.1), ("paris", -3.0), ("Paris ", -2.0), ("Oslo", -4.0), ("", -0.1), ("", -0.1), ("", -0.1)]
+    drawn = [Answer(text, logs, 0.0) for text, logs in some]
+    assert majority(drawn).text == "Paris "
+    assert majority(drawn[:1] + drawn[3:4]).text == "Rome"  # one each: the more probable
+    assert majority(drawn[4:]).text == ""
+
+
 def test_candidates_follow_the_question_as_in_the_paper_or_come_before_it():
     source = Candidates(Fixed(("Mars", -1.0), ("Venus", -0.5)), 2, {})
     question = Question("Question: Which planet?\nAnswer:")
@@ -53,6 +61,8 @@ def test_candidates_follow_the_question_as_in_the_paper_or_come_before_it():
     assert after.whole == "Question: Which planet?\nCandidates: Venus; Mars\nAnswer:"
     (before,) = with_evidence([question], replace(source, before=True))
     assert before == replace(question, evidence="Candidates: Venus; Mars\n")
+    (shown,) = with_evidence([question], replace(source, probabilities=True))
+    assert shown.whole == "Question: Which planet?\nCandidates: Venus (0.61); Mars (0.37)\nAnswer:"
     assert source.write(question, []) == question
     assert with_evidence([question], None) == [question]
 

@@ -1,8 +1,11 @@
 """Scores of a cascade are those of its own answers."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from shoulders.answering.cascade import CascadeAnswerer
 from shoulders.answering.stages import Cascade, Stage
@@ -10,13 +13,15 @@ from shoulders.data.readers import open_suite
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.engine.inference import Answering
-from shoulders.evaluation.protocol import EvaluationPlan, evaluate
+from shoulders.evaluation.perplexity import perplexity, token_changes
+from shoulders.evaluation.protocol import EvaluationPlan, evaluate, scored
+from shoulders.records import Answer, ScaffoldInput
 from shoulders.runs.calibrate import StagedScores
 from shoulders.scaffolds.base import Bare
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from tiny import save_numbers
-from toys import Fact
+from toys import Fact, moved
 
 PLAN = EvaluationPlan(longest=4)
 HOW = Answering(longest=4, truncate=True)
@@ -56,6 +61,45 @@ def test_scores_are_those_of_the_cascades_own_answers(lm, stages, measured):
     assert chosen.passes <= 2.0
     assert scores.average == chosen.score
     assert measured.spent(chosen.thresholds)["average"] == chosen.passes
+
+
+def test_what_later_stages_change_is_counted(lm, tasks):
+    """Answers that are made right and wrong by hand, one of each, in three of four questions that go on."""
+
+    def answered(*texts):
+        answers = iter([Answer(text, 0.0, 0.0) for text in texts])
+        return scored(asked, EvaluationPlan(limit=4), lambda examples: [next(answers) for _ in examples])
+
+    (one, *_) = tasks
+    asked = [replace(one, templates={name: some for name, some in one.templates.items() if name != "choose"})]
+    golds = [row.example.target for row in answered("", "", "", "").wordings[0].predictions]
+    staged = StagedScores(
+        [answered("", golds[1], golds[2], ""), answered(golds[0], "", golds[2], golds[3])], [1, 2], "probability"
+    )
+    assert staged.changes(np.array([1, 1, 1, 0])) == {"fixed": 25.0, "broken": 25.0}
+    assert staged.changes(np.array([0, 0, 0, 0])) == {"fixed": 0.0, "broken": 0.0}
+    assert staged.spent((math.inf,))["always"] == {"fixed": 50.0, "broken": 25.0}
+
+
+def test_what_a_second_pass_changes_of_tokens_is_counted(lm):
+    sequences = torch.randint(3, 300, (3, 20), generator=torch.Generator().manual_seed(0)).tolist()
+    second = moved(Recursion(lm, RecursionShape(layers=1)))
+    none, *_, every = token_changes(lm, Bare(), second, sequences)
+    assert (none.share, none.fixed, none.broken) == (0.0, 0.0, 0.0)
+    assert none.nats == pytest.approx(math.log(perplexity(lm, Bare(), sequences).perplexity), rel=1e-5)
+    assert every.share == 100.0
+    assert every.nats == pytest.approx(math.log(perplexity(lm, second, sequences).perplexity), rel=1e-5)
+    same = token_changes(lm, Bare(), Bare(), sequences)
+    assert all((one.fixed, one.broken, one.nats) == (0.0, 0.0, pytest.approx(none.nats)) for one in same)
+    right = [_right(lm, scaffold, sequences) for scaffold in (Bare(), second)]
+    assert every.fixed - every.broken == pytest.approx(100 * (right[1] - right[0]), abs=1e-3)
+
+
+@torch.no_grad()
+def _right(lm, scaffold, sequences):
+    ids = torch.tensor(sequences)
+    given = ScaffoldInput(lm.embed(ids[:, :-1]), None, (0,) * len(ids))
+    return (lm.logits(scaffold.states(lm, given)).argmax(-1) == ids[:, 1:]).float().mean().item()
 
 
 def test_the_ends_are_the_first_and_the_last_stage(measured):

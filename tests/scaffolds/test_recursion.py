@@ -1,26 +1,30 @@
 """Several passes through the frozen model: what they start as, what trains, how large it is."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 
 from shoulders.backbone.encoder import embedding_norm
-from shoulders.backbone.passes import layers_of
+from shoulders.backbone.passes import Memory, layers_of
 from shoulders.backbone.shapes import meta_backbone
 from shoulders.engine.batches import encode, question_batch, training_batch
 from shoulders.engine.decode import Decode, decode, generate, generate_with_transformers
 from shoulders.engine.inference import Answering, answer
+from shoulders.engine.requests import Request
+from shoulders.engine.scheduler import Scheduler
 from shoulders.errors import UsageError
 from shoulders.paper.recipes import paper_recursion
 from shoulders.records import Question, ScaffoldInput
 from shoulders.runs.build import new_scaffold
 from shoulders.runs.cost import meta_scaffold, parts
-from shoulders.scaffolds.base import Bare
+from shoulders.scaffolds.base import KINDS, Bare, Scaffold
 from shoulders.scaffolds.program import Blocks, fulfil
 from shoulders.scaffolds.recursion import Recursion, RecursionConfig, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from tiny import TEXTS
+from toys import in_parts
 
 
 def given(lm, scaffold):
@@ -37,6 +41,63 @@ def test_a_gate_at_zero_is_one_pass(any_lm):
             scaffold = Recursion(any_lm, shape, inner)
             read = given(any_lm, scaffold)
             assert torch.equal(scaffold.states(any_lm, read), inner.states(any_lm, read))
+
+
+PARTS = [
+    RecursionShape(rank=4, into=1, out_of=2),
+    RecursionShape(passes=3, rank=4, before=True, after=True, into=2),
+    RecursionShape(rank=4, out_of=1),
+    RecursionShape(passes=3, rank=4, into=1, out_of=2, repeat="gated"),
+    RecursionShape(into=1, out_of=2, repeat="gated_layers"),
+    RecursionShape(into=1, out_of=2, repeat="gated", beside=True),
+]
+
+
+@pytest.mark.parametrize("shape", PARTS, ids=str)
+def test_recursion_through_some_layers_starts_at_one_pass_and_trains(lm, shape):
+    """Nothing changes at the start, and then all of it trains."""
+    for inner in (Bare(), SoftPrompt(from_vocabulary(lm)(3))):
+        scaffold = Recursion(lm, shape, inner)
+        read = given(lm, scaffold)
+        found, wanted = scaffold.states(lm, read), inner.states(lm, read)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        optimizer = torch.optim.Adam(scaffold.parameters(), lr=0.01)
+        for _ in range(4):  # what starts at 0 lets the gradients of others through one step later
+            optimizer.zero_grad()
+            scaffold.states(lm, read).pow(3).sum().backward()
+            optimizer.step()
+        assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in scaffold.parameters())
+        assert not torch.allclose(scaffold.states(lm, read), wanted, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_block_without_damping_runs_twice(lm):
+    """At a damping of 1 the layers are those of the model with a block written twice."""
+    scaffold = Recursion(lm, RecursionShape(into=1, out_of=2, repeat="damped", damping=1.0))
+    twice = deepcopy(lm.model.base_model)
+    twice.layers = torch.nn.ModuleList(twice.layers[number] for number in (0, 1, 1, 2))
+    twice.config.num_hidden_layers = 4
+    read = given(lm, scaffold)
+    wanted = twice(inputs_embeds=read.embeds, use_cache=False).last_hidden_state
+    torch.testing.assert_close(scaffold.states(lm, read), wanted, rtol=1e-5, atol=1e-5)
+    half = Recursion(lm, RecursionShape(into=1, out_of=2, repeat="damped", damping=0.0))
+    torch.testing.assert_close(half.states(lm, read), lm.states(read.embeds), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_run_beside_the_first_attends_to_both(lm):
+    """Over one position its attention is that over two positions in one place: the first run's and its own."""
+    embeds = lm.embed(torch.tensor([lm.ids(TEXTS[0])]))
+    alone = RecursionShape(into=1, out_of=2, repeat="damped", damping=1.0)
+    both, block = Recursion(lm, replace(alone, beside=True)), lm.part(1, 2)
+    one = replace(given(lm, both), embeds=embeds[:, :1], mask=None, slot=(0,))
+    runs = [lm.states(one.embeds, part=lm.part(0, 1)), lm.states(one.embeds, part=lm.part(0, 2))]
+    rows = torch.cat(runs, dim=1)  # as two positions in one place
+    place = {"position_ids": torch.zeros(1, 2, dtype=torch.long), "attention_mask": torch.ones(1, 2)}
+    found = block(inputs_embeds=rows, use_cache=False, **place)
+    wanted = lm.states(found.last_hidden_state[:, -1:], part=lm.part(2, 3))
+    torch.testing.assert_close(both.states(lm, one), wanted, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(both.states(lm, one), Recursion(lm, alone).states(lm, one), atol=1e-3)
 
 
 @torch.no_grad()
@@ -72,7 +133,7 @@ def test_vectors_start_with_the_length_of_what_they_stand_for(lm):
 
 
 @pytest.mark.parametrize(
-    "shape", [RecursionShape(layers=1), RecursionShape(passes=3, layers=1, before=True, after=True)], ids=["two", "all"]
+    "shape", [RecursionShape(layers=1), RecursionShape(passes=3, layers=1, before=True, after=True), *PARTS], ids=str
 )
 @torch.no_grad()
 def test_nothing_before_a_changed_token_changes_through_any_pass(lm, shape):
@@ -186,8 +247,71 @@ def test_a_recipe_starts_from_a_trained_recursion_of_the_same_sizes(lm, tmp_path
         ({"passes": 0}, "passes must be at least 1, got 0"),
         ({"layers": -1}, "layers must be at least 0, got -1"),
         ({"passes": 3, "shared": True, "after": True}, "shared is for Connectors between passes"),
+        ({"into": -1}, "into must be at least 0, got -1"),
+        ({"into": 2, "out_of": 2}, "into=2 must be below scaffold.recursion.out_of=2"),
+        ({"repeat": "gated", "out_of": 2}, "say which"),
+        ({"repeat": "gated", "into": 1}, "say which"),
+        ({"repeat": "gated", "into": 1, "out_of": 2, "before": True}, "leave scaffold.recursion.before at false"),
+        ({"beside": True, "rank": 2, "into": 1, "out_of": 2}, "beside is for layers that run again"),
+        ({"repeat": "often", "out_of": 2}, "'often'"),
     ],
 )
 def test_shapes_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(UsageError, match=message):
         RecursionShape(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "inner", "message"),
+    [
+        ({"into": 3, "rank": 2}, "bare", "the model has 3 layers: into is at most 2, out_of at most 3"),
+        ({"into": 1, "out_of": 3, "repeat": "gated"}, "bare", "out_of at most 2"),
+        ({"into": 1, "rank": 2}, "deep_prompt", "scaffold.inner=deep_prompt reaches every layer"),
+    ],
+)
+def test_shapes_that_do_not_fit_a_model_are_refused(lm, wrong, inner, message):
+    config = RecursionConfig(recursion=RecursionShape(**wrong), inner=KINDS[inner].Config())
+    with pytest.raises(UsageError, match=message):
+        new_scaffold(config, lm, seed=0)
+
+
+@torch.no_grad()
+def test_parts_are_exact_in_every_family_through_both_drivers(any_lm):
+    """Cached equals uncached, a batch equals its rows, and the scheduler generates what is generated alone."""
+    for scaffold in in_parts(any_lm):
+        rows = [encode(Question(text), any_lm, "four") for text in TEXTS[:3]]
+        batch = training_batch(rows, any_lm, scaffold)
+        together = any_lm.nll(scaffold.states(any_lm, batch.given), batch.labels)
+        for row, value in zip(rows, together, strict=True):
+            alone = training_batch([row], any_lm, scaffold)
+            states = scaffold.states(any_lm, alone.given)
+            assert any_lm.nll(states, alone.labels).item() == pytest.approx(value.item(), rel=2e-5)
+            memory = Memory()
+            asked = question_batch([row], any_lm, scaffold)
+            steps = [scaffold.states(any_lm, asked, memory)[:, -1:]]
+            for token in row.target[:-1]:
+                step = asked.continued(any_lm.embed(torch.tensor([[token]])))
+                steps.append(scaffold.states(any_lm, step, memory))
+            torch.testing.assert_close(torch.cat(steps, dim=1), states[:, len(row.ids) - 1 :], rtol=1e-4, atol=1e-4)
+    every = [*in_parts(any_lm), Bare()]
+    scheduler = Scheduler(any_lm, memory_bytes=1 << 24, prefill_tokens=16)
+    asked = [question_batch([encode(Question(TEXTS[n % 3]), any_lm)], any_lm, one) for n, one in enumerate(every)]
+    tickets = [
+        scheduler.submit(Request(scaffold=one, given=row, longest=5)) for one, row in zip(every, asked, strict=True)
+    ]
+    while scheduler.step():
+        pass
+    for one, row, ticket in zip(every, asked, tickets, strict=True):
+        (branch,) = ticket.result(0).branches
+        assert branch.ids == generate(any_lm, one, row, longest=5)[0]
+        assert ticket.result(0).passes >= one.passes
+
+
+@torch.no_grad()
+def test_recursions_through_some_layers_are_saved_and_loaded(lm, tmp_path):
+    for number, scaffold in enumerate(in_parts(lm)):
+        scaffold.around(lm).save_pretrained(tmp_path / str(number))
+        again = Scaffold.load(tmp_path / str(number), lm)
+        read = given(lm, scaffold)
+        assert again.shape == scaffold.shape
+        assert torch.equal(again.states(lm, read), scaffold.states(lm, read))

@@ -29,7 +29,7 @@ def columns_for(longest: int) -> int:
 
 def fits(memory: PassMemory, stack: nn.Module) -> bool:
     """Return whether the keys and values of a memory can be a row of a bank, if they are not already."""
-    if memory.bank is not None or not memory.seen or memory.mask is not None:
+    if memory.bank is not None or not memory.seen or memory.mask is not None or memory.lent:
         return memory.bank is not None
     layers = memory.cache_for(stack.config).layers  # type: ignore[arg-type] (a Hugging Face model's)
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)

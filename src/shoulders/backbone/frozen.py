@@ -22,6 +22,7 @@ from shoulders.backbone.checkpointing import streamed
 from shoulders.backbone.choosing import ends_of
 from shoulders.backbone.edits import Edits
 from shoulders.backbone.loading import load_tokenizer, load_whole
+from shoulders.backbone.parts import Part, part_of, slice_config
 from shoulders.backbone.passes import (
     PassMemory,
     StackInput,
@@ -150,6 +151,7 @@ class FrozenLM:
         self.context = positions_of(self.config, tokenizer)
         check_serves(model)
         self.head: Head = head_of(model)
+        self._parts: dict[tuple[int, int], Part] = {}
         if self.quantized:
             quantizing.check_trains(model, self.quantized)
 
@@ -299,6 +301,7 @@ class FrozenLM:
         mask: Bool[Tensor, "B T"] | None = None,
         memory: PassMemory | None = None,
         edits: Edits | None = None,
+        part: Part | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Return the final hidden states (the input of the output head) of one pass; gradients reach `embeds`.
 
@@ -307,15 +310,33 @@ class FrozenLM:
             mask: False at padding; None if there is padding at the end of rows only.
             memory: keys and values of the positions before these; it is extended by these positions.
             edits: edits of the model for these rows (`backbone.edits`).
+            part: the layers that run; None for all.
         """
-        found = run_stack(self.model.base_model, embeds.to(self.dtype), mask, memory, edits=edits)
+        found = run_stack(part or self.model.base_model, embeds.to(self.dtype), mask, memory, edits=edits)
         return found.to(embeds.device)
 
-    def states_together(self, parts: Sequence[StackInput]) -> list[Float[Tensor, "B T D"]]:
-        """Return the final hidden states of several batches, from one forward; no row affects another."""
-        wanted = [replace(part, embeds=part.embeds.to(self.dtype)) for part in parts]
-        found = run_stack_together(self.model.base_model, wanted)
-        return [states.to(part.embeds.device) for states, part in zip(found, parts, strict=True)]
+    def states_together(self, rows: Sequence[StackInput], part: Part | None = None) -> list[Float[Tensor, "B T D"]]:
+        """Return the states of several batches, from one forward of all layers or a part; no row affects another."""
+        wanted = [replace(one, embeds=one.embeds.to(self.dtype)) for one in rows]
+        found = run_stack_together(part or self.model.base_model, wanted)
+        return [states.to(one.embeds.device) for states, one in zip(found, rows, strict=True)]
+
+    def part(self, begin: int, end: int) -> Part | None:
+        """Return the layers `begin` to `end` - 1 as a stack (`backbone.parts`); None for all layers.
+
+        Raises:
+            UsageError: the model cannot be run in parts.
+        """
+        if (begin, end) == (0, self.config.num_hidden_layers):
+            return None
+        if (begin, end) not in self._parts:
+            if self.parallel:
+                raise UsageError(
+                    f"layers cannot run by themselves in a model whose weights processes share "
+                    f"(backbone.parallel={self.parallel}): leave scaffold.recursion.into and out_of at 0"
+                )
+            self._parts[begin, end] = part_of(self.model, begin, end)
+        return self._parts[begin, end]
 
     def keys_values(self, ids: Int[Tensor, "B T"]) -> KeysValues:
         """Return the keys and values of texts in every layer; padding stands at the end."""
@@ -489,11 +510,9 @@ def copy_layers(lm: FrozenLM, stack: PreTrainedModel, numbers: Sequence[int]) ->
 def block_config(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     """Return the configuration of a stack of the first `layers` blocks of a model."""
     smaller = deepcopy(config)
-    depth = config.num_hidden_layers
+    slice_config(smaller, 0, layers)
     for name, value in config.to_dict().items():
-        if isinstance(value, list) and len(value) == depth:  # one entry a layer: kinds of attention, windows
-            setattr(smaller, name, value[:layers])
         if "drop" in name and isinstance(value, float):
             setattr(smaller, name, 0.0)
-    smaller.update({"num_hidden_layers": layers, "vocab_size": 1, "pad_token_id": None})
+    smaller.update({"vocab_size": 1, "pad_token_id": None})
     return smaller

@@ -39,6 +39,7 @@ class PassMemory:
         mask: False at padding; None while no column is padding.
         weights: trained weights of the stack, cast to the type of the multiplication once and kept between steps.
         whole: keep all positions of a text also in layers with a sliding window.
+        lent: whether another run reads its keys and values (`Beside`), so that no bank may take them over.
         bank: the bank that holds the keys and values instead of the cache, if one does; they are its row `row`.
         layers: edits of linear layers for the columns to come.
     """
@@ -49,6 +50,7 @@ class PassMemory:
         self.mask: Bool[Tensor, "B N"] | None = None
         self.weights: Mapping[str, Tensor] | None = None
         self.whole = False
+        self.lent = False
         self.bank: Bank | None = None
         self.row = 0
         self.layers: LayerEdits = {}
@@ -357,6 +359,73 @@ class _WrittenLayer(DynamicLayer):
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """Keys and values of an earlier run over the same positions, to which a run attends beside its own.
+
+    Attributes:
+        memory: of the earlier run, which has read these positions already.
+        first: the layer of that run that is the stack's first.
+    """
+
+    memory: PassMemory
+    first: int = 0
+
+
+class _BesideLayer(DynamicLayer):
+    """A layer of a cache that gives an earlier run's keys and values before those that it is given."""
+
+    def __init__(self, layer: Any, earlier: Any) -> None:
+        super().__init__()
+        self._layer, self._earlier = layer, earlier
+
+    def copied(self) -> Self:
+        """Return a copy around a copy of the memory's own layer; their tensors are the same."""
+        return type(self)(copy(self._layer), self._earlier)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Add new keys and values; return the earlier run's and all of this one."""
+        keys, values = self._layer.update(key_states, value_states)
+        return torch.cat([self._earlier.keys, keys], dim=2), torch.cat([self._earlier.values, values], dim=2)
+
+
+def _run_beside(
+    stack: nn.Module,
+    embeds: Float[Tensor, "B T D"],
+    mask: Bool[Tensor, "B T"] | None,
+    memory: PassMemory,
+    beside: Beside,
+) -> Float[Tensor, "B T D"]:
+    """Return the final hidden states of a stack that attends to an earlier run's positions up to each of its own."""
+    earlier, past = beside.memory.cache, memory.cache_for(stack.config)  # type: ignore[arg-type] (a Hugging Face model's)
+    assert earlier is not None
+    rows, new = embeds.shape[:2]
+    memory.extend(rows, new, mask, embeds.device)
+    both = DynamicCache()
+    layers: list[Any] = [
+        _BesideLayer(own, other) for own, other in zip(past.layers, earlier.layers[beside.first :], strict=False)
+    ]
+    both.layers = layers
+    read = _mask_of(memory, embeds)
+    known = _mask_of(beside.memory, embeds)
+    places = torch.arange(memory.seen - new, memory.seen, device=embeds.device)[:, None]
+    seen = torch.cat([_up_to(places, one) for one in (known, read)], dim=-1)
+    if getattr(stack.config, "_attn_implementation", "") == "eager":  # which adds its mask to the scores
+        seen = torch.zeros(seen.shape, dtype=embeds.dtype, device=embeds.device).masked_fill_(
+            ~seen, torch.finfo(embeds.dtype).min
+        )
+    arguments: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": seen, "past_key_values": both}
+    if takes_positions(type(stack)):
+        arguments["position_ids"] = (read.cumsum(1) - 1).clamp(min=0)[:, -new:]
+    with checkpointed(stack, both):
+        return stack(**arguments, use_cache=True).last_hidden_state
+
+
+def _up_to(places: Int[Tensor, "T 1"], mask: Bool[Tensor, "B N"]) -> Bool[Tensor, "B 1 T N"]:
+    """Return which columns positions may attend to: those up to their own that are no padding."""
+    return (torch.arange(mask.shape[1], device=mask.device) <= places) & mask[:, None, None]
+
+
+@dataclass(frozen=True, slots=True)
 class StackInput:
     """Input of one forward of a stack.
 
@@ -365,12 +434,14 @@ class StackInput:
         mask: False at padding; None if there is padding at the end of rows only.
         memory: keys and values of the positions before these; it is extended by these positions.
         edits: edits of the model for these rows, beside those that the memory keeps.
+        beside: an earlier run that the stack attends to, too.
     """
 
     embeds: Float[Tensor, "B T D"]
     mask: Bool[Tensor, "B T"] | None = None
     memory: PassMemory | None = None
     edits: Edits | None = None
+    beside: Beside | None = None
 
 
 def run_stack(
@@ -416,10 +487,10 @@ def run_stack_together(
     (linear attention) run on one input after the other.
     """
     memories = [part.memory or PassMemory() for part in parts]
-    alone = len(parts) == 1
+    alone = len(parts) == 1 or any(part.beside for part in parts)
     caches = [] if alone else [memory.cache_for(stack.config) for memory in memories]  # type: ignore[arg-type]
     if alone or not all(map(_plain, caches)):
-        return [run_stack(stack, part.embeds, part.mask, part.memory, weights, part.edits) for part in parts]
+        return [_alone(stack, part, weights) for part in parts]
     rows, new = zip(*(part.embeds.shape[:2] for part in parts), strict=True)
     caches = [
         _begun(memory, stack, count, part.edits) for memory, count, part in zip(memories, rows, parts, strict=True)
@@ -437,6 +508,12 @@ def run_stack_together(
     with edited(stack, layers):
         states = forward(stack, embeds, None if bool(mask.all()) else mask, past, weights)
     return [one[:, -length:] for one, length in zip(states.split(list(rows)), new, strict=True)]
+
+
+def _alone(stack: nn.Module, part: StackInput, weights: Mapping[str, Tensor] | None) -> Float[Tensor, "B T D"]:
+    if part.beside is not None:
+        return _run_beside(stack, part.embeds, part.mask, part.memory or PassMemory(), part.beside)
+    return run_stack(stack, part.embeds, part.mask, part.memory, weights, part.edits)
 
 
 def _mask_of(memory: PassMemory, embeds: Tensor) -> Bool[Tensor, "B N"]:
@@ -461,7 +538,7 @@ def forward(
         arguments["past_key_values"] = past
     if mask is not None:
         arguments["attention_mask"] = mask.long()
-        if _takes_positions(type(stack)):
+        if takes_positions(type(stack)):
             positions = (mask.cumsum(1) - 1).clamp(min=0)
             arguments["position_ids"] = positions[:, -embeds.shape[1] :]
     if weights is None:
@@ -477,7 +554,8 @@ def _blocks(stack: nn.Module, weights: Mapping[str, Tensor], arguments: Mapping[
 
 
 @cache
-def _takes_positions(family: type[nn.Module]) -> bool:
+def takes_positions(family: type[nn.Module]) -> bool:
+    """Return whether a stack of this class can be given positions."""
     return "position_ids" in signature(family.forward).parameters
 
 

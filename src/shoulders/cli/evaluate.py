@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from shoulders.data.tasks import Task
     from shoulders.evaluation.protocol import Scores
     from shoulders.evidence.base import Evidence
-    from shoulders.records import Answer, Question
+    from shoulders.records import Answer, Example, Question
     from shoulders.runs.forgetting import Forgetting, OnOff
     from shoulders.runs.recipe import Recipe
     from shoulders.scaffolds.base import Scaffold
@@ -142,6 +142,11 @@ def _measured_cascade(name: str, recipe: "Recipe") -> dict[str, Any]:
     print_scores(_title(name, recipe), {"score": scores})
     passes = content["passes"]
     console.print(f"{passes['average']:.2f} passes an answer on average (budget {passes['budget']:.2f})")
+    console.print(
+        f"later stages mend {passes['fixed']:.1f}% of the answers and spoil {passes['broken']:.1f}% (asked every time: "
+        f"{passes['always']['fixed']:.1f}% and {passes['always']['broken']:.1f}%)",
+        highlight=False,
+    )
     return content
 
 
@@ -187,26 +192,30 @@ def sample(
     samples: Annotated[str, typer.Option(help="numbers of samples to report recall for")] = "1,8,16,64",
     recipe: RecipeOption = None,
     out: Out = None,
+    majority: Annotated[Path | None, typer.Option(help="also score the most frequent sample; a results file")] = None,
 ) -> None:
     """Sample answers, and report how often a right one is among them: the limit of what textual recursion can gain.
 
     The questions are those of the recipe's `test`, with the passages that a reader reads. The recipe's `evidence` says
     how answers are sampled (temperature, longest, seed); `evidence.store=FILE` keeps the samples for a textual
-    recursion over the same scaffold.
+    recursion over the same scaffold. With `--majority` the answer that was sampled most often (self-consistency, the
+    rival of textual recursion) is measured like a model.
 
     Example: `shoulders sample runs/first --samples 1,8 --out samples.json`
     """
     from shoulders.answering.answerer import ModelAnswerer
     from shoulders.answering.models import model_info
-    from shoulders.cli.scores import measuring
-    from shoulders.evaluation.protocol import chosen_examples
+    from shoulders.cli.scores import measuring, print_scores
+    from shoulders.evaluation.protocol import chosen_examples, scored
     from shoulders.evaluation.recall import recall
     from shoulders.evaluation.results import describe_scaffold, provenance
     from shoulders.evidence.base import CANDIDATES, with_evidence
+    from shoulders.evidence.candidates import majority as majority_of
     from shoulders.evidence.choice import EvidenceChoice
     from shoulders.evidence.kinds import new_sampler
     from shoulders.runs.build import answer_spec, describe_evidence
     from shoulders.runs.jobs import split_tasks
+    from shoulders.runs.run import result
     from shoulders.scaffolds.base import BARE
     from shoulders.store.cache import ValueCache
 
@@ -234,6 +243,9 @@ def sample(
         asked = [replace(question, chat=spec.chat) for question in questions]
         return sampler.samples(with_evidence(asked, answerer.evidence), count)
 
+    def most_frequent(examples: "Sequence[Example]") -> "list[Answer]":
+        return [majority_of(some) for some in draw([one.question for one in examples], max(counts))]
+
     with measuring(f"sampling {max(counts)} answers") as watch:
         measured = recall(asked, draw, counts, watch.on_done)
     for count in measured.counts:
@@ -244,6 +256,12 @@ def sample(
         "evidence": describe_evidence(plan, lm, answerer.evidence),
     }
     write_numbers(out, {**measured.as_json(), **about, **provenance(plan.as_json(), lm)})
+    if majority is not None:
+        without = plan.suite.without(tasks)
+        scores = scored(tasks, plan.test, most_frequent, without=without, skip=plan.suite.skip)
+        print_scores(_title(f"majority of {max(counts)} samples", plan), {"score": scores})
+        content = result(plan, lm, answerer.scaffold, scores, None if info.name == BARE else scaffold)
+        write_numbers(majority, {**content, "majority": max(counts)})
 
 
 def _sample_counts(text: str) -> list[int]:

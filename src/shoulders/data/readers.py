@@ -11,6 +11,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any, final
 
+from shoulders.data.depth import DEPTH, depth_task
 from shoulders.data.formats import GOLD, PLACES, beir_query, is_triviaqa, question_record, read_qrels
 from shoulders.data.lines import ARRAYS, JsonLines, first_record, json_records
 from shoulders.data.tasks import DEV, TEST, TRAIN, Record, Records, RenderedTask, Task, TemplatedTask, records_of
@@ -219,6 +220,9 @@ def _opened(source: str, names: Sequence[str]) -> Sequence[Task]:
         prefixes = source.removeprefix(QA).split(",")
         found = {question_name(prefix): prefix for prefix in prefixes}
         return [question_task(found[name]) for name in _selected(names, [*map(question_name, prefixes)], source)]
+    if source.startswith(DEPTH):
+        listed = source.removeprefix(DEPTH).split(",")
+        return [depth_task(name, WORDING, _bundled_records) for name in _selected(names, listed, source)]
     if source.startswith("hub:"):
         spec = source.removeprefix("hub:")
         _selected(names, [hub_name(spec)], source)
@@ -227,7 +231,8 @@ def _opened(source: str, names: Sequence[str]) -> Sequence[Task]:
     if not folder.is_dir():
         hint = f" (did you mean {BUNDLED!r}?)" if get_close_matches(source, [BUNDLED]) else ""
         raise SourceNotFound(
-            f"there is no suite folder {source!r}{hint}: name a folder, {BUNDLED!r}, 'qa:...', 'p3:...' or 'hub:...'"
+            f"there is no suite folder {source!r}{hint}: name a folder, {BUNDLED!r}, 'qa:...', 'depth:...', "
+            "'p3:...' or 'hub:...'"
         )
     found = {path.parent.name: path.parent for path in sorted(folder.glob("*/templates.yaml"))}
     if (folder / "templates.yaml").exists():
@@ -237,6 +242,10 @@ def _opened(source: str, names: Sequence[str]) -> Sequence[Task]:
             f"{folder} contains no task folder: each needs a templates.yaml and SPLIT.jsonl[.gz] files"
         )
     return [folder_task(found[name]) for name in _selected(names, list(found), source)]
+
+
+def _bundled_records(task: str, split: str) -> Records:
+    return folder_task(bundled_folder() / task).splits[split]
 
 
 def _selected(names: Sequence[str], known: Sequence[str], source: str) -> Sequence[str]:

@@ -215,14 +215,12 @@ class Demand:
     Attributes:
         rows: number of its rows.
         columns: largest number of columns of a row.
-        passes: passes of each row, which all keep keys and values.
-        connected: layers of its Connectors, which keep some as well.
+        stacks: number of layers of each stack that keeps keys and values of its rows (`Scaffold.kept_layers`).
     """
 
     rows: int
     columns: int
-    passes: int
-    connected: int = 0
+    stacks: Mapping[Hashable, int]
 
     @property
     def length_class(self) -> int:
@@ -295,11 +293,10 @@ class Pool:
         for number in {one.length_class for one in demands}:
             alike = [one for one in demands if one.length_class == number]
             width = columns_for(max(one.columns for one in alike))
-            for place in range(max(one.passes for one in alike)):
-                rows = rows_for(sum(one.rows for one in alike if one.passes > place))
-                total += rows * width * self.column_bytes
-            connected = sum(rows_for(one.rows) * one.connected for one in alike)
-            total += connected * width * self.column_bytes // self.layers
+            stacks = {stack: layers for one in alike for stack, layers in one.stacks.items()}
+            for stack, layers in stacks.items():
+                rows = rows_for(sum(one.rows for one in alike if stack in one.stacks))
+                total += rows * width * self.column_bytes * layers // self.layers
         return total
 
     def reserve(self, needed: int) -> bool:
@@ -338,7 +335,7 @@ class Pool:
 
     def _private(self, one: Demand) -> int:
         """Return the size of the keys and values of one row by itself."""
-        return one.columns * self.column_bytes * (one.passes * self.layers + one.connected) // self.layers
+        return one.columns * self.column_bytes * sum(one.stacks.values()) // self.layers
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ class _Columns:
         part = slice(self.read, self.read + count)
         mask = self.request.mask
         embeds, mask = self.request.embeds[:, part], None if mask is None else mask[:, part]
-        return StackInput(embeds, mask, self.memory, self.request.edits)
+        return StackInput(embeds, mask, self.memory, self.request.edits, self.request.beside)
 
 
 @dataclass(slots=True, eq=False)
@@ -145,7 +145,8 @@ class Reader:
     def _prepare(self, request: Encode | Blocks, work: Work) -> None:
         """Count a pass, and give a Connector its weights and a memory that a bank can take over."""
         if isinstance(request, Encode):
-            work.passes += request.encoder is self.lm
+            if request.encoder is self.lm:
+                work.add_pass(request)
         elif request.memory is not None:
             request.memory.whole = self.pool.shares
             request.memory.weights = self.pool.weights(request.connector, request.states.dtype)
@@ -153,7 +154,7 @@ class Reader:
     def _columns(self, asked: Pass, text: _Text) -> _Columns:
         """Return the columns of a pass, with their digests if they can be shared."""
         work = text.work
-        work.passes += 1
+        work.add_pass(asked)
         memory = asked.memory or PassMemory()
         if memory.cache is None:
             memory.whole = self.pool.shares
@@ -161,7 +162,7 @@ class Reader:
             asked = replace(asked, mask=None)
         keys = None
         whole = asked.edits is not None and bool(asked.edits.slot)
-        if self.pool.shares and asked.mask is None and memory.mask is None and not whole:
+        if self.pool.shares and asked.mask is None and memory.mask is None and not whole and asked.part is None:
             content = self._content(memory, asked.edits, text)
             keys = content_keys(content, asked.embeds[0].to(self.lm.dtype))
         if asked.edits is not None and not whole:
@@ -231,7 +232,7 @@ class Reader:
         columns = [text.columns for text, _ in group if text.columns is not None]
         try:
             parts = [one.next(count) for one, (_, count) in zip(columns, group, strict=True)]
-            results = self.lm.states_together(parts)
+            results = self.lm.states_together(parts, columns[0].request.part)
         except Exception as error:
             for text, _ in group:
                 yield self._ended(text, failure(error))
@@ -255,16 +256,24 @@ class Reader:
 
 
 def _alike(chunks: Sequence[tuple[_Text, int]]) -> Iterator[list[tuple[_Text, int]]]:
-    """Yield groups of chunks that have nearly as many columns, after nearly as many: together they need no padding."""
+    """Yield groups of chunks of the same layers that have nearly as many columns, after nearly as many.
+
+    Together they need no padding.
+    """
     group: list[tuple[_Text, int]] = []
     padding = 0
 
     def seen(text: _Text) -> int:
         return 0 if text.columns is None else text.columns.memory.seen
 
-    for text, count in sorted(chunks, key=lambda chunk: (-chunk[1], -seen(chunk[0]))):
+    def part(text: _Text) -> int:
+        return 0 if text.columns is None else id(text.columns.request.part)
+
+    for text, count in sorted(chunks, key=lambda chunk: (part(chunk[0]), -chunk[1], -seen(chunk[0]))):
         padding += group[0][1] - count if group else 0
-        if group and (padding > PADDING or abs(seen(group[0][0]) - seen(text)) > DISTANCE):
+        if group and (
+            part(group[0][0]) != part(text) or padding > PADDING or abs(seen(group[0][0]) - seen(text)) > DISTANCE
+        ):
             yield group
             group, padding = [], 0
         group.append((text, count))

@@ -105,7 +105,7 @@ class Scheduler(Submitting):
             Stopped: the scheduler has been stopped.
         """
         ticket = Ticket(self._wake)
-        work = Work.of(request, ticket)
+        work = Work.of(request, ticket, self.lm)
         self._check(work)
         with self._changed:
             if wait:
@@ -327,7 +327,7 @@ class Scheduler(Submitting):
                 self._counts.forwards += 1
                 self._counts.passes += len(rows)
                 for row in rows:
-                    row.work.passes += 1
+                    row.work.add_pass(asked[row])
             yield from zip(rows, results, strict=True)
 
     def _bank(self, row: Row, request: Pass | Encode | Blocks) -> Bank | None:
@@ -335,9 +335,9 @@ class Scheduler(Submitting):
         if isinstance(request, Encode) or request.memory is None:
             return None
         memory, vectors = request.memory, request.states if isinstance(request, Blocks) else request.embeds
-        edits = request.edits if isinstance(request, Pass) else None
-        stack = request.connector.blocks if isinstance(request, Blocks) else self.lm.model.base_model
-        usual = request.mask is None and edits is None and vectors.shape[1] == 1
+        alone = isinstance(request, Pass) and (request.edits is not None or request.beside is not None)
+        stack = request.connector.blocks if isinstance(request, Blocks) else request.part or self.lm.model.base_model
+        usual = request.mask is None and not alone and vectors.shape[1] == 1
         if not (self._pool.shares and usual and fits(memory, stack)):
             if memory.bank is not None:
                 memory.bank.take_out(memory)
@@ -383,7 +383,7 @@ class Scheduler(Submitting):
         if not all(math.isfinite(one.log_likelihood) for one in scores):
             self._fail(work, _no_numbers())
             return
-        work.passes += len(scores) * request.scaffold.passes
+        work.layers += len(scores) * request.scaffold.passes * work.depth
         self._close(work, Completed((), tuple(scores), work.passes, work.cached, work.read))
 
     def _choose(self, ready: Sequence[tuple[Row, Float[Tensor, "1 D"]]]) -> None:

@@ -79,6 +79,8 @@ def unfit(scaffold: Scaffold, lm: FrozenLM) -> str:
 
 def _unfit_recursion(scaffold: Recursion, lm: FrozenLM) -> str:
     shape, config = scaffold.shape, lm.config
+    if shape.rank or not shape.whole:
+        return "runs some layers again or has low-rank Connectors, it runs whole passes with blocks between them"
     if RecursionShape(2, shape.layers, residual=shape.residual, copied=shape.copied) != _unshared(shape):
         return f"has {shape.passes} passes and Connectors at {shape.places}, it runs two with one between them"
     if not isinstance(scaffold.inner, Bare):

@@ -17,8 +17,7 @@ from shoulders.engine.pool import Demand
 from shoulders.engine.requests import Event, Finish, Request, Ticket
 from shoulders.errors import RequestFailed, UsageError, first_line
 from shoulders.scaffolds import program
-from shoulders.scaffolds.program import Blocks, Encode, Program
-from shoulders.scaffolds.recursion import Connector
+from shoulders.scaffolds.program import Blocks, Encode, Pass, Program
 
 SCORED_AT_ONCE = 8  # continuations of a text that are scored in one forward
 
@@ -31,7 +30,9 @@ class Work:
         demand: what it asks of the pool.
         memory: keys and values of its text; a second row has its own, which begins as a copy.
         rows: rows that continue the text; none before it has been read.
-        passes, cached, read: see `Completed`.
+        depth: number of layers of the frozen model.
+        layers: number of layers that its passes went through.
+        cached, read: see `Completed`.
         ended: whether it has been answered or refused.
     """
 
@@ -40,20 +41,29 @@ class Work:
     demand: Demand
     memory: Memory = field(default_factory=Memory)
     rows: "list[Row]" = field(default_factory=list)
-    passes: int = 0
+    depth: int = 1
+    layers: int = 0
     cached: int = 0
     read: int = 0
     ended: bool = False
 
     @classmethod
-    def of(cls, request: Request, ticket: Ticket) -> "Work":
+    def of(cls, request: Request, ticket: Ticket, lm: FrozenLM) -> "Work":
         """Return the work of a request, with the memory that it needs."""
-        scaffold = request.scaffold
+        scaffold, depth = request.scaffold, lm.config.num_hidden_layers
         columns = request.given.embeds.shape[1] + scaffold.length + request.room
-        connectors = [one for one in scaffold.modules() if isinstance(one, Connector)]
-        layers = sum(one.blocks.config.num_hidden_layers for one in connectors)
         rows = min(len(request.continuations), SCORED_AT_ONCE) or request.count
-        return cls(request, ticket, Demand(rows, columns, scaffold.passes, layers * scaffold.passes))
+        return cls(request, ticket, Demand(rows, columns, scaffold.kept_layers(depth)), depth=depth)
+
+    @property
+    def passes(self) -> int:
+        """Number of passes through the frozen model; those through some of its layers round up together."""
+        return -(-self.layers // self.depth)
+
+    def add_pass(self, asked: program.Request) -> None:
+        """Count a pass of the frozen model."""
+        part = asked.part if isinstance(asked, Pass) else None
+        self.layers += part.end - part.begin if part else self.depth
 
 
 @dataclass(slots=True, eq=False)
@@ -115,7 +125,11 @@ def resume(running: Program, result: Tensor | None, lm: FrozenLM) -> program.Req
         return Returned(states)
     program.check_kind(asked)
     vectors = asked.states if isinstance(asked, Blocks) else asked.embeds
-    width = asked.encoder.width if isinstance(asked, Encode) else lm.width
+    width = lm.width
+    if isinstance(asked, Encode):
+        width = asked.encoder.width
+    elif isinstance(asked, Pass) and asked.part:
+        width = asked.part.width_in
     _check_vectors(f"asked for {type(asked).__name__} with vectors", vectors, width)
     return asked
 

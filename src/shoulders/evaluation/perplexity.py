@@ -75,6 +75,53 @@ def perplexity(lm: FrozenLM, scaffold: Scaffold, sequences: Sequence[Sequence[in
     return Perplexity(nats, sum(len(ids) - given for ids in sequences), text_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenChanges:
+    """What a second scaffold changes if it predicts only the tokens that the first is least sure of.
+
+    Attributes:
+        share: percentage of the tokens that the second predicts.
+        fixed, broken: percentages of all tokens whose likeliest prediction becomes right, and wrong.
+        nats: negative log-likelihood of a token, on average.
+    """
+
+    share: float
+    fixed: float
+    broken: float
+    nats: float
+
+
+@torch.no_grad()
+def token_changes(
+    lm: FrozenLM, first: Scaffold, second: Scaffold, sequences: Sequence[Sequence[int]], points: int = 10
+) -> list[TokenChanges]:
+    """Return what a second scaffold changes, for shares of the tokens from none to all; neither has an encoder.
+
+    The first is sure of a token by the probability of its likeliest prediction. The second has read the whole text.
+    """
+    parts = [_token_scores(lm, first, second, sequence) for sequence in sequences]
+    sure, right, other, nats, its = (torch.cat(some) for some in zip(*parts, strict=True))
+    order = sure.argsort()
+    found: list[TokenChanges] = []
+    for point in range(points + 1):
+        chosen = order[: len(order) * point // points]
+        gained = other[chosen].int() - right[chosen].int()
+        changed = nats.clone()
+        changed[chosen] = its[chosen]
+        shares = (100 * (one / len(order)) for one in (len(chosen), (gained > 0).sum(), (gained < 0).sum()))
+        found.append(TokenChanges(*map(float, shares), nats=changed.mean().item()))
+    return found
+
+
+def _token_scores(lm: FrozenLM, first: Scaffold, second: Scaffold, sequence: Sequence[int]) -> tuple[torch.Tensor, ...]:
+    """Return for each token how sure the first is, whether both are right, and the nats of both."""
+    batch = text_batch(torch.tensor([list(sequence)]), lm)
+    one, two = (lm.logits(scaffold.states(lm, batch.given)[0]).float().log_softmax(-1) for scaffold in (first, second))
+    labels = batch.labels[0]
+    nats = [-logs.gather(1, labels[:, None])[:, 0] for logs in (one, two)]
+    return (one.max(-1).values, one.argmax(-1) == labels, two.argmax(-1) == labels, *nats)
+
+
 PAGE, NUMBERS = "text.md", "text.json"
 NEEDED = {"perplexity", "bits_per_byte", "tokens", "recipe", "trained"}
 

@@ -1,6 +1,7 @@
 """Textual recursion: answers that the frozen model sampled itself, as evidence for a second pass."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -91,12 +92,14 @@ class Candidates:
         count: number of answers sampled for a question, before equal ones are merged.
         across: for cross-fitting, the sampler to use for each fold, trained on the other fold.
         before: write the list before the question instead of after it (as in the paper).
+        probabilities: write the model's own probability behind each candidate. Not in the paper.
     """
 
     sampler: Sampler
     count: int
     across: Mapping[str, Sampler]
     before: bool = False
+    probabilities: bool = False
 
     @property
     def passes(self) -> int:
@@ -105,9 +108,10 @@ class Candidates:
 
     @property
     def fingerprint(self) -> str:
-        """Hash over samplers, count and position of the list."""
+        """Hash over samplers, count, position and form of the list."""
         names = [self.sampler.name, *(self.across[fold].name for fold in sorted(self.across))]
-        return blake2b(f"{names}/{self.count}/{self.before}".encode(), digest_size=16).hexdigest()
+        form = f"{self.before}{'/probabilities' * self.probabilities}"
+        return blake2b(f"{names}/{self.count}/{form}".encode(), digest_size=16).hexdigest()
 
     def over(self, engine: Engine) -> Self:
         """Return the same source, whose passes an engine runs."""
@@ -133,10 +137,13 @@ class Candidates:
         """Return the question followed by the list (the paper, section 4.1), or the list before the question."""
         if not passages:
             return question
-        listed = f"{HEADING} {'; '.join(passage.text for passage in passages)}\n"
+        listed = f"{HEADING} {'; '.join(map(self._shown, passages))}\n"
         if self.before:
             return replace(question, evidence=f"{listed}{question.evidence}")
         return replace(question, text=f"{question.text.removesuffix(ANSWER).rstrip()}\n{listed}{ANSWER}")
+
+    def _shown(self, passage: Passage) -> str:
+        return f"{passage.text} ({math.exp(passage.score):.2f})" if self.probabilities else passage.text
 
 
 def _said(question: Question) -> list[str]:
@@ -159,6 +166,19 @@ def merge_samples(samples: Sequence[Answer]) -> list[Passage]:
             some[one.text] = max(one.log_probability, some.get(one.text, -math.inf))
     found = [Passage(max(some, key=lambda text: some[text]), _log_sum(some.values())) for some in spellings.values()]
     return sorted(found, key=lambda passage: passage.score, reverse=True)
+
+
+def majority(samples: Sequence[Answer]) -> Answer:
+    """Return the answer that was sampled most often, in its most probable spelling; of several the most probable.
+
+    This is self-consistency (Wang et al. 2023), which needs no second pass. Its probability is that of `merge_samples`.
+    """
+    counts = Counter(" ".join(one.text.casefold().split()) for one in samples)
+    merged = merge_samples(samples)
+    if not merged:
+        return samples[0]
+    best = max(merged, key=lambda passage: (counts[" ".join(passage.text.casefold().split())], passage.score))
+    return Answer(best.text, best.score, 0.0)
 
 
 def _log_sum(logs: Collection[float]) -> float:

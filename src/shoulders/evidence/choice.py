@@ -30,6 +30,7 @@ class EvidenceChoice(EvidenceConfig):
         longest: maximum length of a candidate, in tokens.
         seed: seed of the samples.
         before: list candidates before the question instead of after it.
+        probabilities: show the model's own probability behind each candidate.
         store: SQLite file that caches candidates and re-ranker's scores; "": candidates are kept for this run only, and
             scores in the cache folder.
         index: folder of the index (`shoulders index`) that passages are retrieved from.
@@ -57,6 +58,7 @@ class EvidenceChoice(EvidenceConfig):
     longest: int = 16
     seed: int = 0
     before: bool = False
+    probabilities: bool = False
     store: str = ""
     index: str = ""
     retriever: str = SPARSE

@@ -111,6 +111,7 @@ def _candidates(choice: EvidenceChoice, lm: FrozenLM, _: Room) -> Candidates:
         choice.count,
         {fold: new_sampler(choice, lm, name, store) for fold, name in across.items()},
         choice.before,
+        choice.probabilities,
     )
 
 

@@ -57,6 +57,8 @@ def method_of(result: Result) -> Method:
     if adaptive := _adaptive(result):  # several scaffolds: the recipe says only how they were measured
         name = f"Adaptive (budget {adaptive['budget']:g})"
         return Method(name, adaptive["average"], variant=f"decided by {adaptive['rule']}")
+    if count := result.content.get("majority"):
+        return Method(f"Majority of {count} samples", 1, candidates=0, variant="no second pass")
     recipe = result.content["recipe"]
     choice = recipe["scaffold"]
     kind = kind_of(result.content)
@@ -71,10 +73,15 @@ def method_of(result: Result) -> Method:
     name = _method_name(way, choice.get("inner", {}).get("kind", BARE), shape, candidates)
     passes = result.content.get("scaffold", {}).get("passes", shape.passes if shape else 1) + bool(candidates)
     variant = [part for part in ("residual", "copied", "shared") if shape and getattr(shape, part)]
+    if shape and not shape.whole:
+        layers = f"layers {shape.into + 1} to {shape.out_of or 'last'}"
+        variant.append(f"{shape.repeat.replace('_', ' ')} {layers} again" if shape.repeat else layers)
+    if shape and shape.rank and shape.places:
+        variant.append(f"rank {shape.rank}")
     return Method(
         name,
         passes,
-        layers=shape.layers if shape and shape.places else None,
+        layers=shape.layers if shape and shape.places and not shape.rank else None,
         pretrained=None if kind == BARE else bool(choice.get("start")),
         variant=", ".join(variant),
         candidates=candidates,

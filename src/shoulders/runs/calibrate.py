@@ -38,7 +38,7 @@ from shoulders.data.matching import has_span
 from shoulders.data.tasks import Task
 from shoulders.errors import UsageError
 from shoulders.evaluation.metrics import exact_match, token_f1
-from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, chosen_examples
+from shoulders.evaluation.protocol import EvaluationPlan, OnDone, Scores, WordingScore, chosen_examples
 from shoulders.evaluation.results import describe_scaffold, provenance, scores_as_json
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.records import Answer, Example
@@ -95,10 +95,12 @@ class StagedScores:
         return stopping_stages(self.confidences, thresholds)
 
     def spent(self, thresholds: Sequence[float]) -> Mapping[str, Any]:
-        """Return average passes, the share of examples that stop at each stage, and the curve, as JSON."""
+        """Return average passes, what they change, the share of examples that stop at each stage, and the curve."""
         stops = self.stops(thresholds)
         return {
             "average": average_passes(stops, self.passes),
+            **self.changes(stops),
+            "always": self.changes(np.full_like(stops, len(self.stages) - 1)),
             "stages": [
                 {"passes": passes, "share": float((stops == number).mean())}
                 for number, passes in enumerate(self.passes)
@@ -106,8 +108,24 @@ class StagedScores:
             "curve": [{"passes": point.passes, "score": point.score} for point in self.curve()],
         }
 
+    def changes(self, stage_of: Int[np.ndarray, "N"]) -> Mapping[str, float]:
+        """Return the percentages of examples whose answer is better (fixed) and worse (broken) than the first stage's.
+
+        Answers are compared by the metric that decides on the score of their task.
+        """
+        scores = np.array([[one for row in scores.wordings for one in _values(row)] for scores in self.stages])
+        gained = scores[stage_of, np.arange(scores.shape[1])] - scores[0]
+        return {"fixed": 100 * float((gained > 0).mean()), "broken": 100 * float((gained < 0).mean())}
+
     def _average(self, stage_of: Sequence[int]) -> float:
         return self.scores(stage_of).average
+
+
+def _values(row: WordingScore) -> Iterator[float]:
+    """Yield the number of each example by the metric that decides on the score."""
+    metric = row.metrics[0]
+    for one in row.predictions:
+        yield metric.total(one.measured[metric.name], 1)
 
 
 def calibrate(

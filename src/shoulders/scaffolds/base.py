@@ -1,7 +1,7 @@
 """The base class of scaffolds, the registry of their kinds, and the scaffold that adds nothing."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
@@ -178,6 +178,14 @@ class Scaffold(
     def passes(self) -> int:
         """Number of passes through the frozen model for each text; one more if the model is its own encoder."""
         return 2 if isinstance(self.encoder, FrozenLM) else 1
+
+    def kept_layers(self, depth: int) -> Mapping[Hashable, int]:
+        """Return the number of layers of each stack that keeps keys and values of a text, by a key of the stack.
+
+        Args:
+            depth: number of layers of the frozen model.
+        """
+        return dict.fromkeys(range(self.passes), depth)
 
     @abstractmethod
     def program(self, given: ScaffoldInput, memory: Memory | None = None) -> Program:

@@ -16,7 +16,8 @@ from torch import Tensor
 from shoulders.backbone.edits import Edits
 from shoulders.backbone.encoder import Encoder
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import PassMemory, StackInput, run_stack_together
+from shoulders.backbone.parts import Part
+from shoulders.backbone.passes import Beside, PassMemory, StackInput, run_stack_together
 from shoulders.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Pass:
             continued.
         constant: number of first columns without trained vectors: they need no gradient.
         edits: edits of the model for these rows. Those of layers hold for all passes that continue the memory.
+        part: the layers that run (`FrozenLM.part`), from their input to their output; None for all.
+        beside: an earlier run through these layers that they attend to, too.
     """
 
     embeds: Float[Tensor, "B T D"]
@@ -41,11 +44,13 @@ class Pass:
     memory: PassMemory | None = None
     constant: int = 0
     edits: Edits | None = None
+    part: Part | None = None
+    beside: Beside | None = None
 
     @property
     def group(self) -> Hashable:
         """Key of the requests that share its forward."""
-        return _single(self.embeds)
+        return id(self.part), _single(self.embeds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,18 +140,19 @@ def _single(vectors: Float[Tensor, "B T D"]) -> bool:
 
 def _passes(requests: Sequence[Pass], lm: FrozenLM) -> list[Tensor]:
     """Run passes through the frozen model."""
-    if len(requests) > 1:
-        return lm.states_together([StackInput(one.embeds, one.mask, one.memory, one.edits) for one in requests])
     one = requests[0]
+    if len(requests) > 1 or one.beside is not None:
+        rows = [StackInput(one.embeds, one.mask, one.memory, one.edits, one.beside) for one in requests]
+        return lm.states_together(rows, one.part)
     if not (one.constant and torch.is_grad_enabled()) or one.edits is not None or lm.recurrent:
-        return [lm.states(one.embeds, one.mask, one.memory, one.edits)]
+        return [lm.states(one.embeds, one.mask, one.memory, one.edits, one.part)]
     # The constant columns run first, without gradients or stored activations. The trained vectors after them attend to
     # their keys and values.
     memory, split = one.memory or PassMemory(), one.constant
     masks = (None, None) if one.mask is None else (one.mask[:, :split], one.mask[:, split:])
     with torch.no_grad():
-        before = lm.states(one.embeds[:, :split].detach(), masks[0], memory)
-    return [torch.cat([before, lm.states(one.embeds[:, split:], masks[1], memory)], dim=1)]
+        before = lm.states(one.embeds[:, :split].detach(), masks[0], memory, part=one.part)
+    return [torch.cat([before, lm.states(one.embeds[:, split:], masks[1], memory, part=one.part)], dim=1)]
 
 
 def _encoded(requests: Sequence[Encode], lm: FrozenLM) -> list[Tensor]:  # noqa: ARG001
