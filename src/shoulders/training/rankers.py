@@ -17,7 +17,7 @@ from shoulders.errors import DataError, UsageError
 from shoulders.records import Example
 from shoulders.retrieval.bi_encoder import BiEncoder, in_batch_loss
 from shoulders.retrieval.index import Hit, Index
-from shoulders.retrieval.reranker import Group, Reranker
+from shoulders.retrieval.reranker import PAPER, Group, LossWeights, Reranker
 from shoulders.retrieval.scoring import question_words, standardised
 from shoulders.retrieval.search import Searcher
 
@@ -50,7 +50,8 @@ class RankingSampler:
 
     Attributes:
         negatives: maximum number of negatives of a question.
-        hardest: whether negatives are those that the retriever ranks highest, instead of a random draw.
+        hardest: whether the positive and the negatives are those that the retriever ranks highest, instead of a random
+            draw: a passage far down that holds the answer holds it by chance more often than one at the top.
         searcher: the retriever; None for BM25.
 
     Source: Karpukhin et al. 2020, sections 3.2 and 6.1; the paper, section 3.1 (1 positive and 23 negatives of 100).
@@ -89,10 +90,12 @@ class RankingSampler:
         if not positives or not negatives:
             return None
         count = min(self.negatives, len(negatives))
-        drawn = negatives[:count] if self.hardest else draw.sample(negatives, count)
-        passages = (draw.choice(positives), *drawn)
         order = dict(zip(found, standardised([hit.score for hit in hits]), strict=True))
         lowest = min(order.values())
+        if self.hardest:
+            passages = (max(positives, key=lambda one: order.get(one, lowest)), *negatives[:count])
+        else:
+            passages = (draw.choice(positives), *draw.sample(negatives, count))
         return RankingExample(query, example.references, passages, tuple(order.get(one, lowest) for one in passages))
 
     def _gold(self, example: Example) -> list[Titled]:
@@ -226,13 +229,13 @@ class RetrieverLoss(nn.Module):
 class RerankerLoss(nn.Module):
     """The training loss of a re-ranker."""
 
-    def __init__(self, reranker: Reranker) -> None:
+    def __init__(self, reranker: Reranker, weights: LossWeights = PAPER) -> None:
         super().__init__()
-        self.reranker = reranker
+        self.reranker, self.weights = reranker, weights
 
     def forward(self, rows: Sequence[RankingExample]) -> Float[Tensor, ""]:
         """Return the summed loss of some questions."""
-        return self.reranker([_group(row) for row in rows])
+        return self.reranker([_group(row) for row in rows], self.weights)
 
     def cost(self, row: RankingExample) -> int:
         """Return the number of positions of a question's passages, padded to the longest."""
