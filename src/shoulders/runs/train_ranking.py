@@ -10,28 +10,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import FOLDS
 from shoulders.data.tasks import Task
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, chosen_examples
 from shoulders.evaluation.recall import RankedQuestion, RankingScores, answerable_questions, ranking
 from shoulders.evaluation.results import RESULTS, circumstances
-from shoulders.evidence.kinds import new_searcher
+from shoulders.evidence.kinds import SCORES, new_searcher
 from shoulders.evidence.reranked import ALL
 from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.index import Hit, Index
+from shoulders.retrieval.language_model import LanguageModelRanker
 from shoulders.retrieval.reranker import LossWeights, Reranker, RerankerOrigin, is_reranker
 from shoulders.retrieval.scoring import WEIGHTS, Pair, SeenQuestions, ordering
 from shoulders.retrieval.search import Searcher
 from shoulders.retrieval.text_encoder import RERANKER
 from shoulders.runs.build import suite_parts, training_mixture
 from shoulders.runs.jobs import Job
-from shoulders.runs.ranking_recipes import RankingRecipe, ranking_recipe_from_json
+from shoulders.runs.ranking_recipes import RankingRecipe, RankingTeacher, ranking_recipe_from_json
 from shoulders.runs.run import RunFolder, Watch
-from shoulders.store.files import BEST, read_json, write_json
+from shoulders.scaffolds.base import scaffold_named
+from shoulders.store.cache import ValueCache
+from shoulders.store.files import BEST, cache_folder, read_json, write_json
 from shoulders.training.loop import Progress
 from shoulders.training.plan import TrainPlan
-from shoulders.training.rankers import RankingSampler, RankingSource, RerankerLoss, RetrieverLoss, ranking_loss
+from shoulders.training.rankers import (
+    PassageTeacher,
+    RankingSampler,
+    RankingSource,
+    RerankerLoss,
+    RetrieverLoss,
+    ranking_loss,
+)
 
 UNIT_SCALE = 20.0  # factor of scores of unit vectors (sentence-transformers)
 # Learning rates of a re-ranker that starts at the retriever's order: of its head, which starts at random, and of its
@@ -193,7 +204,17 @@ def _source(
     suite, plan = recipe.suite, recipe.training
     mixture = training_mixture(suite, tasks, plan.seed)
     at_once = int(plan.positions_at_once) if recipe.kind == RERANKER else None
-    return RankingSource(mixture, suite.fold, supervision, plan.batch_size, loss.cost, at_once)
+    teacher = _teacher(recipe.teacher)
+    return RankingSource(mixture, suite.fold, supervision, plan.batch_size, loss.cost, at_once, teacher)
+
+
+def _teacher(choice: RankingTeacher) -> PassageTeacher | None:
+    if not choice.weight:
+        return None
+    lm = FrozenLM.load(choice.backbone, dtype=choice.dtype)
+    ranker = LanguageModelRanker(lm, choice.likelihood, scaffold_named(choice.scaffold, lm))
+    store = ValueCache(choice.store or cache_folder() / SCORES, option="teacher.store")
+    return PassageTeacher(ranker, store, choice.temperature)
 
 
 def _reranker(recipe: RankingRecipe) -> _Model:
@@ -204,7 +225,7 @@ def _reranker(recipe: RankingRecipe) -> _Model:
         dtype=recipe.dtype,
         order_weight=recipe.order_weight,
     )
-    loss = RerankerLoss(reranker, LossWeights(span=recipe.span))
+    loss = RerankerLoss(reranker, LossWeights(recipe.span, recipe.teacher.weight))
     rates: list[tuple[float, Sequence[Tensor]]] = []
     if reranker.gate is not None:
         rates = [(HEAD_RATE, [*reranker.relevance.parameters()]), (GATE_RATE, [reranker.gate])]
