@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import final
 
 import torch
@@ -34,15 +35,15 @@ class LanguageModelRanker:
 
     Args:
         lm: the frozen model.
-        likelihood: "question": the mean log-probability of the tokens of the question after the passage and a request
-            to ask about it (query likelihood; Sachan et al. 2022); "yes": the log of the odds of "yes" against "no" when
-            asked whether the passage answers the question (Liang et al. 2022); "answer": the log-probability of the
-            known answer (`Pair.answer`) after passage and question, for a teacher.
+        likelihood: "question": the mean log-probability of the question's tokens after the passage and a request to
+            ask about it (query likelihood; Sachan et al. 2022); "yes": the log of the odds of "yes" against "no", asked
+            whether the passage answers the question (Liang et al. 2022); "answer": the log-probability of the known
+            answer (`Pair.answer`) after passage and question, for a teacher.
         scaffold: that the model reads under; `Bare()` for none.
 
     Raises:
         UnknownName: there is no such likelihood.
-        UsageError: "yes" and "no" begin with the same token.
+        UsageError: its tokenizer does not tell "yes" and "no" apart.
     """
 
     def __init__(self, lm: FrozenLM, likelihood: str, scaffold: Scaffold | None = None) -> None:
@@ -51,10 +52,13 @@ class LanguageModelRanker:
         self.lm, self.likelihood, self.scaffold = lm, likelihood, scaffold or Bare()
         self.seen, self.order_weight = SeenQuestions(), 0.0
         self.fingerprint = f"lm {likelihood} {lm.variant} {lm.precision} {identity(self.scaffold)} {ASKED[likelihood]}"
-        self._yes, self._no = (lm.continuation_ids(ASKED[YES], word)[0] for word in ("yes", "no"))
-        if likelihood == YES and self._yes == self._no:
+        yes, no = (lm.continuation_ids(ASKED[YES], word) for word in ("yes", "no"))
+        # Some tokenizers begin both words with a token for the space.
+        self._both = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(yes, no, strict=False))]
+        self._words = [ids[len(self._both)] for ids in (yes, no) if len(ids) > len(self._both)]
+        if len(self._words) < 2:
             raise UsageError(
-                f"{lm.name!r} begins ' yes' and ' no' with the same token, and is to weigh the two: take "
+                f"the tokens of ' yes' and ' no' are {yes} and {no} to {lm.name!r}, which cannot tell them apart: take "
                 f"{NAMED}{QUESTION}"
             )
 
@@ -79,7 +83,8 @@ class LanguageModelRanker:
         states = self.scaffold.states(self.lm, batch.given)
         if self.likelihood == YES:
             logits = self.lm.logits(states[batch.labels != IGNORE]).float()
-            return logits[:, self._yes] - logits[:, self._no]
+            yes, no = logits[:, self._words].unbind(1)
+            return yes - no
         found = -self.lm.nll(states, batch.labels)
         return found / (batch.labels != IGNORE).sum(1) if self.likelihood == QUESTION else found
 
@@ -89,7 +94,10 @@ class LanguageModelRanker:
         asked = Question(ASKED[self.likelihood].format(question=pair.question), passage)
         target = {QUESTION: pair.question, YES: "yes", ANSWER: pair.answer}[self.likelihood]
         row = encode(asked, self.lm, target)
-        row = replace(row, target=row.target[:1] if self.likelihood == YES else row.target[:-1] or row.target)
+        if self.likelihood == YES:
+            row = replace(row, ids=[*row.ids, *self._both], target=self._words[:1])
+        else:  # without the end token
+            row = replace(row, target=row.target[:-1] or row.target)
         over = row.length + self.scaffold.length - self.lm.context
         if over > row.question_at:
             raise ContextFull(
