@@ -84,8 +84,8 @@ class FusionInDecoder(nn.Module):
     def __init__(self, model: FrozenEncoderDecoder, compute: torch.dtype, longest: int) -> None:
         super().__init__()
         self.model, self.compute, self.longest = model, compute, longest
-        self.inner = model.model.requires_grad_(True)
-        self.eval()
+        model.model.requires_grad_(True)
+        self.weights = nn.ParameterList(model.model.parameters())  # each once, also those that several layers share
 
     @classmethod
     def load(cls, name: str, recipe: Recipe) -> Self:
@@ -107,13 +107,13 @@ class FusionInDecoder(nn.Module):
     def forward(self, rows: Sequence["FusedExample"]) -> Float[Tensor, ""]:
         """Return the loss of some examples, summed over the tokens of their answers; dropout is on."""
         labels = pad_right([row.target for row in rows], IGNORE).ids.to(self.model.device)
-        self.train()
+        self.model.model.train()
         try:
             with self._multiplying():
                 encoded, mask = self.model.fused([row.sources for row in rows])
                 return self.model.losses(encoded, mask, labels).sum()
         finally:
-            self.eval()
+            self.model.model.eval()
 
     def likeliest(self, groups: Sequence[Sequence[Source]], longest: int) -> list[Answer]:
         """Return the greedy answer of each group of sources."""
@@ -249,7 +249,7 @@ def train_fid(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watc
     watch = watch or Watch()
     mixture = training_mixture(recipe.suite, tasks, recipe.training.seed)
     about = {"answering": stored_spec(recipe).as_json(), "recipe": recipe.as_json()}
-    width = int(model.inner.config.hidden_size)
+    width = int(model.model.model.config.hidden_size)
     kept = Origin(model.model.name, model.model.fingerprint(), width, **about)  # before it changes
 
     def score() -> float:
@@ -257,7 +257,7 @@ def train_fid(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watc
 
     def keep(average: float, step: int) -> None:
         with atomic_folder(folder / BEST, RIVAL) as scratch:
-            model.inner.save_pretrained(scratch)
+            model.model.model.save_pretrained(scratch)
             model.model.tokenizer.save_pretrained(scratch)
             origin = replace(kept, scores={"development": {"average": average, "step": step}})
             RivalInfo(scratch, FID, 0, trained_parameters(model), origin).write()
