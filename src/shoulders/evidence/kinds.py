@@ -74,10 +74,16 @@ def _retrieved(choice: EvidenceChoice, lm: FrozenLM, room: Room) -> PackedEviden
 
 def _reranked(choice: EvidenceChoice, found: PackedEvidence, lm: FrozenLM) -> PackedEvidence:
     store = ValueCache(choice.store or cache_folder() / SCORES)
-    return Reranked(found, _rankers(choice.reranker, lm), store, choice.retriever_weight)
+    return Reranked(found, load_rankers(choice.reranker, lm), store, choice.retriever_weight)
 
 
-def _rankers(name: str, lm: FrozenLM) -> Rankers:
+def load_rankers(name: str, lm: FrozenLM) -> Rankers:
+    """Load the rankers of that name, or the frozen model itself as one ("lm:question", "lm:yes").
+
+    Raises:
+        UnknownName: the model ranks in no such way.
+        SourceNotFound, HubUnreachable, CorruptFile, UsageError: as `Rankers.load`.
+    """
     if not name.startswith(NAMED):
         return Rankers.load(name, device=str(lm.device))
     likelihood = name.removeprefix(NAMED)
