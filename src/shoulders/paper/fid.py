@@ -66,8 +66,9 @@ class Apart:
         """Return the question with all of its passages."""
         return Packed(question, tuple(passages))
 
-    def write(self, question: Question, _passages: Sequence[Passage]) -> Question:
+    def write(self, question: Question, passages: Sequence[Passage]) -> Question:
         """Return the question as it is: its passages are inputs of their own."""
+        del passages
         return question
 
 
@@ -248,9 +249,11 @@ def train_fid(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watc
     evidence = passages_of(recipe, model.model)
     watch = watch or Watch()
     mixture = training_mixture(recipe.suite, tasks, recipe.training.seed)
-    about = {"answering": stored_spec(recipe).as_json(), "recipe": recipe.as_json()}
+    answering = stored_spec(recipe).as_json()
     width = int(model.model.model.config.hidden_size)
-    kept = Origin(model.model.name, model.model.fingerprint(), width, **about)  # before it changes
+    kept = Origin(
+        model.model.name, model.model.fingerprint(), width, recipe.as_json(), answering=answering
+    )  # before it changes
 
     def score() -> float:
         return _scores(recipe, model, evidence, recipe.development, tasks, watch.on_done).average
