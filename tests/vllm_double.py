@@ -17,10 +17,10 @@ class Double:
     lm: FrozenLM
     shift: float = 0.0  # added to the log-probabilities
     pause: float = 0.0
-    fails: bool = False
+    fails_from: int | None = None  # requests with this number and later ones fail
 
     def __post_init__(self):
-        self.asked, self.aborted, self.arguments, self.down = [], set(), None, False
+        self.asked, self.aborted, self.arguments, self.down, self.left = [], set(), None, False, 0
 
     def library(self):
         kinds = SimpleNamespace(RequestOutputKind=SimpleNamespace(DELTA="delta"))
@@ -43,8 +43,15 @@ class Double:
 
     async def generate(self, prompt, params, name):
         self.asked.append((prompt, params))
-        if self.fails:
+        if self.fails_from is not None and len(self.asked) > self.fails_from:
             raise ValueError("engine is dead\nlong trace")
+        try:
+            async for output in self.tokens(prompt, params, name):
+                yield output
+        finally:
+            self.left += 1
+
+    async def tokens(self, prompt, params, name):
         memory, embeds = Memory().single, prompt["prompt_embeds"][None]
         for number in range(params.max_tokens):
             await asyncio.sleep(self.pause)

@@ -54,6 +54,7 @@ def running(lm, double, tiny_encoder):
     scaffolds = some_scaffolds(lm, tiny_encoder("bert"))
     one = engine.VllmEngine(lm, scaffolds.items(), queue=2, rows=2).start()
     double.asked.clear()
+    double.left = 0
     yield one, scaffolds
     one.stop()
 
@@ -160,18 +161,30 @@ def test_a_full_engine_refuses_and_a_stopped_one_too(lm, running, double):
 def test_stopping_at_once_ends_what_runs(lm, running, double):
     one, scaffolds = running
     double.pause = 0.05
-    ticket = one.submit(request(lm, scaffolds["bare"], longest=100, shortest=100))
+    ticket = one.submit(request(lm, scaffolds["bare"], longest=100, shortest=100, count=2))
+    while not double.asked:
+        time.sleep(0.01)
     one.stop(finish=False)
     with pytest.raises(Stopped):
         ticket.result(timeout=5)
+    assert double.left == 2  # not destroyed while they waited
+
+
+def test_a_failed_continuation_ends_the_others_of_its_request(lm, running, double):
+    one, scaffolds = running
+    double.pause, double.fails_from = 0.05, 1
+    with pytest.raises(RequestFailed, match=r"engine is dead$"):
+        one.submit(request(lm, scaffolds["bare"], longest=100, shortest=100, count=2)).result()
+    one.stop()
+    assert (len(double.aborted), double.left) == (2, 1)
 
 
 def test_an_error_of_vllm_ends_its_request_alone(lm, running, double):
     one, scaffolds = running
-    double.fails = True
+    double.fails_from = 0
     with pytest.raises(RequestFailed, match=r"engine is dead$"):
         one.submit(request(lm, scaffolds["bare"])).result()
-    double.fails = False
+    double.fails_from = None
     assert one.submit(request(lm, scaffolds["bare"])).result().branches[0].ids
     assert one.stats().failed == 1
 

@@ -143,7 +143,7 @@ class VllmEngine(Submitting):
                 self._built_in[self._digest(scaffold)] = scaffold
         self._loop: asyncio.AbstractEventLoop | None = None
         self._llm: Any = None
-        self._running: dict[Future[None], Ticket] = {}
+        self._running: dict[Future[Completed], Ticket] = {}
         self._counts: Counter[str] = Counter()
         self._labels: Counter[str] = Counter()
         self._stopped = False
@@ -184,6 +184,8 @@ class VllmEngine(Submitting):
         for future in running:
             with suppress(Exception, CancelledError):  # its ticket has the error
                 future.result()
+        if self._loop is not None:
+            self._in_loop(_tasks_ended()).result()
         if self._llm is not None:
             self._llm.shutdown()
         if self._loop is not None:
@@ -223,11 +225,16 @@ class VllmEngine(Submitting):
         if self._llm is None:
             raise UsageError("vLLM does not run: start it (VllmEngine.start)")
 
-    def _ended(self, future: "Future[None]") -> None:
+    def _ended(self, future: "Future[Completed]") -> None:
+        """Free the place of a request, then tell what came of it: who hears of it may ask again at once."""
         ticket = self._running.pop(future)
-        if not ticket.done:
-            ticket.end(Stopped("the engine was stopped before the request ended"))
         self._places.release()
+        if future.cancelled():
+            ticket.end(Stopped("the engine was stopped before the request ended"))
+        elif (error := future.exception()) is not None:
+            ticket.end(RequestFailed(f"vLLM did not run the request: {first_line(error)}"))
+        else:
+            ticket.end(future.result())
 
     def stats(self) -> Stats:
         """Return counts; vLLM does not tell sizes of its memory."""
@@ -246,23 +253,24 @@ class VllmEngine(Submitting):
             raise RequestFailed(f"a scaffold of kind {request.scaffold.kind!r} wrote a prompt that is not finite")
         return vectors
 
-    async def _run(self, request: Request, vectors: Tensor, names: list[str], ticket: Ticket) -> None:
-        """Run the continuations of a request; pass their tokens and the result on to its ticket."""
+    async def _run(self, request: Request, vectors: Tensor, names: list[str], ticket: Ticket) -> Completed:
+        """Run the continuations of a request; pass their tokens on to its ticket."""
         loop, timer = asyncio.get_running_loop(), None
         if request.deadline is not None:
             timer = loop.call_later(max(0.0, request.deadline - monotonic()), self._abort, names)
         try:
             several = [self._branch(request, vectors, number, name, ticket) for number, name in enumerate(names)]
             found = await asyncio.gather(*several)
-            ticket.end(self._completed(request, [branch for branch, _ in found], found[0][1], len(vectors)))
-            self._counts["finished"] += 1
-            self._labels[request.label] += 1
-        except Exception as error:
+        except Exception:
+            self._abort(names)  # the other continuations
             self._counts["failed"] += 1
-            ticket.end(RequestFailed(f"vLLM did not run the request: {first_line(error)}"))
+            raise
         finally:
             if timer is not None:
                 timer.cancel()
+        self._counts["finished"] += 1
+        self._labels[request.label] += 1
+        return self._completed(request, [branch for branch, _ in found], found[0][1], len(vectors))
 
     async def _branch(
         self, request: Request, vectors: Tensor, number: int, name: str, ticket: Ticket
@@ -408,6 +416,15 @@ class _Growing:
     def _pass_on(self, event: Event, ticket: Ticket) -> None:
         self._events.append(event)
         ticket.report(event)
+
+
+async def _tasks_ended() -> None:
+    """End what still runs in this loop: a cancelled task and a generator need the loop once more for their ends."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 def _check_fits(name: str, scaffold: Scaffold, lm: FrozenLM) -> None:
