@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from experiments import reranking
 
 from commands import run
 from rankers import save_bert
@@ -403,3 +404,23 @@ def test_bad_values_are_refused(place, tmp_path, values, told):
     with pytest.raises(UsageError) as caught:
         train_ranking(recipe_of(place, "reranker", *values), tmp_path / "run")
     assert told in str(caught.value) or "split" in str(caught.value)
+
+
+def test_an_order_is_measured_by_what_reaches_the_models_input(place, lm, tmp_path, monkeypatch):
+    kept = {}
+    for name in ("lm:question", "order"):
+        if name == "order":
+            train_ranking(recipe_of(place, "order_reranker", "training.steps=1"), tmp_path / name)
+        reranker = str(tmp_path / name) if name == "order" else name
+        out = tmp_path / f"{name}.json"
+        given = [place / "index", reranker, "--data", place, "--set", "parks:validation", "--out", out, "--depth", 6]
+        monkeypatch.setattr("sys.argv", [str(one) for one in ("", *given, "--backbone", lm.name, "--room", 60)])
+        reranking.main()
+        kept[name] = read_json(out)["sets"]["sparse parks.validation"]
+    for one in kept.values():
+        assert one["asked"] == one["questions"] == 2
+        assert one["at_input"]["gain"] == one["at_input"]["re-ranked"] - one["at_input"]["found"]
+        assert one["at_input"]["interval"][0] <= one["at_input"]["gain"] <= one["at_input"]["interval"][1]
+    assert kept["order"]["at_input"]["found"] == kept["lm:question"]["at_input"]["found"]
+    assert "retriever_weights" not in kept["order"]  # it has its own
+    assert kept["lm:question"]["alone"]["recall"] == kept["lm:question"]["recall"]
