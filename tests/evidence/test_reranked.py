@@ -7,15 +7,16 @@ import pytest
 
 from rankers import save_bert
 from shoulders.engine.batches import Lengths
-from shoulders.errors import SourceNotFound, UsageError
+from shoulders.errors import SourceNotFound, UnknownName, UsageError
 from shoulders.evidence.choice import EvidenceChoice
 from shoulders.evidence.packing import Packed
 from shoulders.evidence.reranked import CROSS_FITTED, Rankers, Reranked
 from shoulders.records import Passage, Question
 from shoulders.retrieval.building import build
+from shoulders.retrieval.language_model import LanguageModelRanker
 from shoulders.retrieval.passages import Cutting
 from shoulders.retrieval.reranker import Reranker
-from shoulders.retrieval.scoring import SeenQuestions
+from shoulders.retrieval.scoring import Pair, SeenQuestions
 from shoulders.runs.build import new_evidence
 from shoulders.runs.recipe import Recipe, SuiteChoice, with_overrides
 from shoulders.store.cache import ValueCache
@@ -251,3 +252,10 @@ def test_a_recipe_names_its_re_rankers(lm, across, tmp_path):
         source.find([Question("what is a")], "b")
     with pytest.raises(UsageError, match="training question 'what is a'"):  # whatever its wording
         source.find([Question("Question: what is a\nAnswer:", query="what is a")], "b")
+    own = new_evidence(with_overrides(recipe, ["evidence.reranker=lm:question"]), lm, 0)  # the model itself
+    (ranked,) = own.find([question], "a")
+    pairs = [Pair(question.query, passage.title, passage.text) for passage in ranked]
+    assert [one.score for one in ranked] == pytest.approx(LanguageModelRanker(lm, "question").scores(pairs), abs=1e-4)
+    assert [one.score for one in ranked] == sorted((one.score for one in ranked), reverse=True)
+    with pytest.raises(UnknownName, match=r"lm:answer.*lm:yes"):
+        new_evidence(with_overrides(recipe, ["evidence.reranker=lm:answer"]), lm, 0)

@@ -6,7 +6,16 @@ from transformers import BertTokenizerFast, DPRReaderTokenizerFast
 
 from rankers import ANSWERS, CONTEXT, PASSAGES, QUESTION, save_bert
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UsageError
-from shoulders.retrieval.reranker import DESCRIPTION, HEADS, SEEN, Group, Reranker, RerankerOrigin, reranker_loss
+from shoulders.retrieval.reranker import (
+    DESCRIPTION,
+    HEADS,
+    SEEN,
+    Group,
+    LossWeights,
+    Reranker,
+    RerankerOrigin,
+    reranker_loss,
+)
 from shoulders.retrieval.scoring import Pair, SeenQuestions, corrected
 from shoulders.store.files import write_tensors
 
@@ -145,6 +154,29 @@ def test_a_correcting_reranker_is_saved_with_its_gate_and_weight(correcting, rer
     assert loaded.order_weight == loaded.frozen().order_weight == 2.0
     assert loaded.frozen().scores(GROUP.pairs) == correcting.frozen().scores(GROUP.pairs)
     assert loaded.fingerprint() == correcting.fingerprint() != reranker.fingerprint()
+
+
+def test_training_starts_from_another_rerankers_encoder_and_heads_at_the_order_given(correcting, tmp_path):
+    with torch.no_grad():
+        correcting.gate.fill_(0.25)
+    correcting.save(tmp_path / "run" / "best", RerankerOrigin("bert", seen=SeenQuestions.of(["Who?"])))
+    again = Reranker.start(str(tmp_path / "run"), dtype="float32", order_weight=1.0, seed=5)
+    assert again.frozen().scores(ORDERED.pairs) == [0.0] * len(PASSAGES)
+    assert "who" in again.seen  # what it starts from has seen it
+    with torch.no_grad():
+        again.gate.fill_(0.25)
+    assert again.frozen().scores(GROUP.pairs) == correcting.frozen().scores(GROUP.pairs)
+
+
+def test_the_weights_of_the_loss_scale_its_parts(still):
+    groups = [replace(GROUP, taught=(0.1, 0.2, 0.3, 0.4)), OTHER]
+    whole, relevance = still(groups).item(), still(groups, LossWeights(span=0.0)).item()
+    assert still(groups, LossWeights(span=0.25)).item() == pytest.approx(relevance + 0.25 * (whole - relevance))
+    logs = torch.tensor(still.frozen().scores(GROUP.pairs)).log_softmax(0)
+    taught = -(logs * torch.tensor(groups[0].taught)).sum().item()
+    own = still([GROUP], LossWeights(span=0.0)).item()
+    mixed = still(groups[:1], LossWeights(span=0.0, teacher=0.75)).item()
+    assert mixed == pytest.approx(0.25 * own + 0.75 * taught, rel=1e-4)
 
 
 def test_rows_are_what_dprs_own_tokenizer_makes(reranker, tmp_path):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from experiments import reranking
 
 from commands import run
 from rankers import save_bert
@@ -20,15 +21,25 @@ from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.building import build
 from shoulders.retrieval.dense import build_faiss, open_retriever
 from shoulders.retrieval.index import Index
+from shoulders.retrieval.language_model import LanguageModelRanker
 from shoulders.retrieval.passages import Cutting
 from shoulders.retrieval.reranker import Reranker
+from shoulders.retrieval.scoring import Pair
 from shoulders.retrieval.vectors import encode
 from shoulders.runs.ranking_recipes import ranking_recipes
 from shoulders.runs.recipe import with_overrides
 from shoulders.runs.run import Watch
 from shoulders.runs.train_ranking import cross_fit, train_ranking
+from shoulders.store.cache import ValueCache
 from shoulders.store.files import read_json, read_tensors
-from shoulders.training.rankers import RankingSampler, RankingSource, RerankerLoss, RetrieverLoss, ranking_loss
+from shoulders.training.rankers import (
+    PassageTeacher,
+    RankingSampler,
+    RankingSource,
+    RerankerLoss,
+    RetrieverLoss,
+    ranking_loss,
+)
 
 CITIES = ("Paris", "Rome", "Oslo", "Quito", "Lima", "Bern", "Cairo", "Hanoi", "Riga", "Accra", "Tunis", "Dakar")
 
@@ -96,6 +107,31 @@ def test_the_hardest_negatives_are_the_first_of_the_retrievers_order(place):
         assert len(row.order) == len(row.passages)
 
 
+def test_the_hardest_positive_is_annotated_or_near_the_top_of_the_retrievers_order(place):
+    index = Index(place / "index")
+    asked = [Mixture(open_suite(f"qa:{place}/parks"), split="train", seed=0).read(n, {}) for n in range(10)]
+    far = RankingSampler(index, 8, 1, searcher=Reversed(index.sparse), hardest=True)  # answers stand at the end
+    assert far.of(asked, range(10)) == [None] * 10
+    named = [
+        replace(one, question=replace(one.question, gold=(f"{one.question.query[19:-1]}-parks",))) for one in asked
+    ]
+    for one, row in zip(named, far.of(named, range(10)), strict=True):
+        assert one.references[0] in row.passages[0][1]
+        assert row.order[0] == min(row.order)
+
+
+class Reversed:
+    """The passages that another searcher finds, the last first."""
+
+    fingerprint = "reversed"
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def search(self, queries, k):
+        return [[one._replace(score=-one.score) for one in reversed(some)] for some in self.inner.search(queries, k)]
+
+
 def test_an_annotated_passage_is_the_positive_one(place, tmp_path):
     row = {"question": "How many parks has Oslo?", "answers": ["parks"], "gold_passage_ids": ["Oslo-parks-too"]}
     (tmp_path / "gold.train.jsonl").write_text(json.dumps(row) + "\n")
@@ -129,6 +165,33 @@ def test_questions_are_learnt_from_in_one_fold_only(place, tmp_path):
     assert drawn == {question.split()[-1] for question in map("{}?".format, a.questions)}
     assert total_counts(a.counts)["in both folds"] > 0
     assert total_counts(a.counts)["of the other fold"] > 0
+
+
+def test_a_teachers_distribution_is_the_softmax_of_its_likelihoods_computed_once(place, lm, tmp_path):
+    rows = source_of(place).step().parts[0][:2]
+    ranker = LanguageModelRanker(lm, "answer")
+    kept = tmp_path / "taught.sqlite"
+    (first, _) = PassageTeacher(ranker, ValueCache(kept), 2.0).taught(rows)
+    pairs = [Pair(rows[0].question, *passage, rows[0].answers[0]) for passage in rows[0].passages]
+    wanted = (torch.tensor(ranker.scores(pairs)) / 2).softmax(0)
+    assert first.taught == pytest.approx(wanted.tolist(), abs=1e-5)
+    ranker.scores = lambda *_: pytest.fail("computed again")
+    assert PassageTeacher(ranker, ValueCache(kept), 2.0).taught(rows)[0] == first
+
+
+def test_a_re_ranker_learns_from_a_teacher_without_labels(place, lm, tmp_path):
+    values = ("teacher.weight=1", f"teacher.backbone={lm.name}", "teacher.dtype=float32", "span=0")
+    recipe = recipe_of(place, "order_reranker", *values, f"teacher.store={tmp_path}/taught.sqlite", "training.steps=1")
+    train_ranking(recipe, tmp_path / "run")
+    (step,) = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    rows = source_of(place, hardest=True).step().parts[0]  # the first of them are those of the step
+    teacher = PassageTeacher(LanguageModelRanker(lm, "answer"), ValueCache(tmp_path / "taught.sqlite"))
+    before = [torch.tensor(row.order).log_softmax(0) for row in rows]  # training starts at the retriever's order
+    taught = [torch.tensor(row.taught) for row in teacher.taught(rows)]
+    wanted = [-(one * some).sum().item() for one, some in zip(taught, before, strict=True)][:3]
+    assert step["loss"] == pytest.approx(sum(wanted) / 3, rel=1e-3)
+    with pytest.raises(UsageError, match=r"teacher\.weight=0\.5 is a re-ranker's"):
+        recipe_of(place, "retriever", "teacher.weight=0.5")
 
 
 @pytest.mark.parametrize("kind", ["reranker", "retriever"])
@@ -341,3 +404,23 @@ def test_bad_values_are_refused(place, tmp_path, values, told):
     with pytest.raises(UsageError) as caught:
         train_ranking(recipe_of(place, "reranker", *values), tmp_path / "run")
     assert told in str(caught.value) or "split" in str(caught.value)
+
+
+def test_an_order_is_measured_by_what_reaches_the_models_input(place, lm, tmp_path, monkeypatch):
+    kept = {}
+    for name in ("lm:question", "order"):
+        if name == "order":
+            train_ranking(recipe_of(place, "order_reranker", "training.steps=1"), tmp_path / name)
+        reranker = str(tmp_path / name) if name == "order" else name
+        out = tmp_path / f"{name}.json"
+        given = [place / "index", reranker, "--data", place, "--set", "parks:validation", "--out", out, "--depth", 6]
+        monkeypatch.setattr("sys.argv", [str(one) for one in ("", *given, "--backbone", lm.name, "--room", 60)])
+        reranking.main()
+        kept[name] = read_json(out)["sets"]["sparse parks.validation"]
+    for one in kept.values():
+        assert one["asked"] == one["questions"] == 2
+        assert one["at_input"]["gain"] == one["at_input"]["re-ranked"] - one["at_input"]["found"]
+        assert one["at_input"]["interval"][0] <= one["at_input"]["gain"] <= one["at_input"]["interval"][1]
+    assert kept["order"]["at_input"]["found"] == kept["lm:question"]["at_input"]["found"]
+    assert "retriever_weights" not in kept["order"]  # it has its own
+    assert kept["lm:question"]["alone"]["recall"] == kept["lm:question"]["recall"]

@@ -30,6 +30,7 @@ UNTRAINED: Mapping[str, AnswerSpec] = {
     FEW_SHOT: AnswerSpec(evidence=DemonstrationsConfig()),
 }
 RIVAL, RIVAL_FORMAT = "rival.json", 2
+FID = "fid"  # kind of the rival of `paper.fid`
 RETRIEVER = "retriever"  # kind of a run that trained a retriever
 
 
@@ -72,7 +73,7 @@ class RivalInfo:
 
     Attributes:
         folder: of the rival.
-        kind: "lora", "prefix_tuning" or "full".
+        kind: "lora", "prefix_tuning", "full" or "fid".
         room: length of the prompt that the rival is compared with.
         trained: number of trained parameters.
         origin: backbone, recipe and scores of the rival, and how it is asked.
@@ -98,9 +99,15 @@ class RivalInfo:
             attention: attention kernel of a fully fine-tuned model (`FrozenLM.load`).
 
         Raises:
+            UsageError: it is not made from a causal language model (FiD).
             WrongBackbone: the rival was trained from another backbone.
             CorruptFile: the weights cannot be read.
         """
+        if self.kind == FID:
+            raise UsageError(
+                f"{self.folder} holds a sequence-to-sequence model that reads passages apart ({FID}), which is a rival "
+                "to be measured only: shoulders evaluate, with the recipe of a reader"
+            )
         self.origin.check(lm)
         bare = Bare(self.room if room is None else room)
         if self.kind == FULL:

@@ -3,14 +3,15 @@
 It answers and ranks, by the same protocol. It takes no prompt and cannot be a backbone.
 """
 
+import operator
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Self, final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -127,21 +128,50 @@ class FrozenEncoderDecoder:
     def _log_likelihoods(
         self, encoded: Float[Tensor, "N S E"], mask: Tensor, labels: Int[Tensor, "N T"]
     ) -> list[float]:
+        return (-self.losses(encoded, mask, labels)).tolist()
+
+    def losses(self, encoded: Float[Tensor, "B S E"], mask: Tensor, labels: Int[Tensor, "B T"]) -> Float[Tensor, "B"]:
+        """Return the negative log-likelihood of each row's labels, summed over its tokens, in fp32.
+
+        Args:
+            encoded: states of the encoder.
+            mask: False at their padding.
+            labels: token ids of the targets, `IGNORE` at padding.
+        """
         logits = self.model(
             encoder_outputs=BaseModelOutput(encoded),  # type: ignore[arg-type] (declared as a FloatTensor)
             attention_mask=mask,
             labels=labels,  # the decoder's input is made from them, as in the model's training
         ).logits
         losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORE)
-        return (-losses.view(labels.shape).sum(1)).tolist()
+        return losses.view(labels.shape).sum(1)
+
+    def fused(self, groups: Sequence[Sequence[list[int]]]) -> tuple[Float[Tensor, "B S E"], Bool[Tensor, "B S"]]:
+        """Encode the sources of each group apart; return their states one after the other, and a mask of padding.
+
+        A decoder reads the sources of a group together: Fusion-in-Decoder (Izacard and Grave 2021, section 3).
+        """
+        given = self._padded([source for group in groups for source in group])
+        states = self.model.get_encoder()(input_ids=given.ids, attention_mask=given.mask).last_hidden_state
+        read = iter(states if given.mask is None else map(operator.getitem, states, given.mask))
+        rows = [torch.cat([next(read) for _ in group]) for group in groups]
+        ends = torch.tensor([len(row) for row in rows], device=self.device)
+        fused = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return fused, torch.arange(fused.shape[1], device=self.device) < ends[:, None]
 
     @torch.inference_mode()
     def likeliest(self, sources: Sequence[list[int]], *, longest: int) -> list[Generated]:
         """Return the greedy answer to each source, of at most `longest` tokens, with its probability."""
-        given, choice = self._padded(sources), Choice(self.ends)
+        return self.likeliest_fused([[source] for source in sources], longest=longest)
+
+    @torch.inference_mode()
+    def likeliest_fused(self, groups: Sequence[Sequence[list[int]]], *, longest: int) -> list[Generated]:
+        """Return the greedy answer to each group of sources (`fused`), with its probability."""
+        encoded, mask = self.fused(groups)
+        choice = Choice(self.ends)
         sequences: Tensor = self.model.generate(  # type: ignore[operator]
-            input_ids=given.ids,
-            attention_mask=given.mask,
+            encoder_outputs=BaseModelOutput(encoded),  # type: ignore[arg-type] (declared as a FloatTensor)
+            attention_mask=mask.long(),
             max_new_tokens=longest,
             eos_token_id=list(self.ends),
             do_sample=False,

@@ -34,7 +34,7 @@ ScaffoldName = Annotated[
 Rival = Annotated[
     str,
     typer.Option(
-        metavar="lora|prefix_tuning|full",
+        metavar="lora|prefix_tuning|full|fid",
         help="train this method instead of the scaffold, on the same examples; set its values with e.g. rival.rank=8 "
         "rival.learning_rate=1e-4",
     ),

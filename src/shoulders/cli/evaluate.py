@@ -59,7 +59,7 @@ def evaluate(
 
 def _measured(name: str, recipe_name: str | None, overrides: Sequence[str]) -> dict[str, Any]:
     """Measure by a recipe's `test` plan, print the scores, and return all that results hold."""
-    from shoulders.answering.models import model_info
+    from shoulders.answering.models import FID, model_info
     from shoulders.answering.stages import is_cascade
     from shoulders.backbone.sources import is_encoder_decoder
     from shoulders.retrieval.reranker import is_reranker
@@ -72,6 +72,8 @@ def _measured(name: str, recipe_name: str | None, overrides: Sequence[str]) -> d
     if is_cascade(name):
         return _measured_cascade(name, recipe)
     info = model_info(name)
+    if info.rival and info.rival.kind == FID:
+        return measured_fid(info.rival, recipe)
     if info.rival:
         return measured_rival(info.rival, recipe, weights_of(recipe.backbone), split_tasks(recipe).tested)
     check_weights(recipe.backbone)
@@ -177,6 +179,18 @@ def measured_rival(
         return {**content, **rivals.rival_measured(info, loaded)}
     with measuring(f"measuring on {recipe.test.split}") as watch:
         scores, content = rivals.measure_rival(info, recipe, lm, tasks, watch.on_done, evidence)
+    print_scores(_title(str(info.folder), recipe), {info.kind: scores})
+    print_retrieval(content)
+    return content
+
+
+def measured_fid(info: "RivalInfo", recipe: "Recipe") -> dict[str, Any]:
+    """Measure a sequence-to-sequence model that reads passages apart, and print its scores."""
+    from shoulders.cli.scores import measuring, print_retrieval, print_scores
+    from shoulders.paper.fid import measure_fid
+
+    with measuring(f"measuring on {recipe.test.split}") as watch:
+        scores, content = measure_fid(info, recipe, watch.on_done)
     print_scores(_title(str(info.folder), recipe), {info.kind: scores})
     print_retrieval(content)
     return content

@@ -58,6 +58,7 @@ def train(
 
     Example: `shoulders train bundled_soft_prompt training.steps=200 --out runs/first`
     """
+    from shoulders.answering.models import FID
     from shoulders.runs.build import as_asked
     from shoulders.runs.jobs import check_tested, split_tasks
 
@@ -77,6 +78,9 @@ def train(
     plan.check_trainable()
     folder = out or _default_folder(plan)
     plan = _with_index(plan, index, folder) if index else plan
+    if plan.rival.kind == FID:
+        _fid_run(plan, folder, resume=resume)
+        return
     lm = weights_of(plan.backbone)
     plan = _studied(plan, lm, folder)
     parts = split_tasks(plan)
@@ -273,6 +277,25 @@ def _rival_run(
     content = measured_rival(rival_info(folder / BEST), recipe, lm, parts.tested, evidence)
     _print_training(content["trained"], progress)
     write_json(folder / RESULTS, {**content, **training})
+
+
+def _fid_run(recipe: "Recipe", folder: Path, *, resume: bool) -> None:
+    """Train a sequence-to-sequence model to read passages apart, and let the main process measure it."""
+    from accelerate import PartialState
+
+    from shoulders.answering.models import rival_info
+    from shoulders.cli.evaluate import measured_fid
+    from shoulders.cli.scores import watching
+    from shoulders.evaluation.results import RESULTS
+    from shoulders.paper.fid import train_fid
+    from shoulders.store.files import BEST, write_json
+
+    with watching(f"{recipe.name}, {recipe.rival.kind}", recipe.training.steps) as watch:
+        progress = train_fid(recipe, folder, resume=resume, watch=watch)
+    if PartialState().is_main_process:
+        content = measured_fid(rival_info(folder / BEST), recipe)
+        _print_training(content["trained"], progress)
+        write_json(folder / RESULTS, {**content, "trained_on": progress.counts})
 
 
 def _print_training(parameters: int, progress: "Progress") -> None:

@@ -43,7 +43,8 @@ class EvidenceChoice(EvidenceConfig):
         passages: number of passages retrieved for a question, before packing.
         truncate: truncate the first passage that does not fit, instead of leaving it out (as in the paper).
         reranker: a re-ranker of shoulders, a cross-encoder, or a folder with three cross-fitted re-rankers (a and b,
-            trained on either half of the training examples, and all); "" for none.
+            trained on either half of the training examples, and all); "lm:question" or "lm:yes" for the frozen model
+            itself (`LanguageModelRanker`); "" for none.
         retriever_weight: weight of the retriever's scores beside the re-ranker's, both standardised over the passages
             of a question; 0 (as in the paper) ranks by the re-ranker alone. `shoulders train reranker` reports what
             did best.

@@ -12,13 +12,14 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import FOLDS
 from shoulders.engine.batches import Lengths
 from shoulders.engine.inference import Answering, Sampling
-from shoulders.errors import SourceNotFound, UsageError
+from shoulders.errors import SourceNotFound, UnknownName, UsageError
 from shoulders.evidence.base import ORACLE, SOURCES, Evidence, EvidenceConfig, Room
 from shoulders.evidence.candidates import Candidates, FirstPass
 from shoulders.evidence.choice import EvidenceChoice, RetrieverChoice
 from shoulders.evidence.packing import PackedEvidence, Packer
 from shoulders.evidence.reranked import Rankers, Reranked
 from shoulders.records import Chat
+from shoulders.retrieval.language_model import LIKELIHOODS, NAMED, LanguageModelRanker
 from shoulders.scaffolds.base import Scaffold, scaffold_named
 from shoulders.scaffolds.storage import read_origin, scaffold_folder
 from shoulders.store.cache import ValueCache
@@ -73,7 +74,22 @@ def _retrieved(choice: EvidenceChoice, lm: FrozenLM, room: Room) -> PackedEviden
 
 def _reranked(choice: EvidenceChoice, found: PackedEvidence, lm: FrozenLM) -> PackedEvidence:
     store = ValueCache(choice.store or cache_folder() / SCORES)
-    return Reranked(found, Rankers.load(choice.reranker, device=str(lm.device)), store, choice.retriever_weight)
+    return Reranked(found, load_rankers(choice.reranker, lm), store, choice.retriever_weight)
+
+
+def load_rankers(name: str, lm: FrozenLM) -> Rankers:
+    """Load the rankers of that name, or the frozen model itself as one ("lm:question", "lm:yes").
+
+    Raises:
+        UnknownName: the model ranks in no such way.
+        SourceNotFound, HubUnreachable, CorruptFile, UsageError: as `Rankers.load`.
+    """
+    if not name.startswith(NAMED):
+        return Rankers.load(name, device=str(lm.device))
+    likelihood = name.removeprefix(NAMED)
+    if likelihood not in LIKELIHOODS:
+        raise UnknownName("evidence.reranker", name, [f"{NAMED}{one}" for one in LIKELIHOODS])
+    return Rankers(name, LanguageModelRanker(lm, likelihood))
 
 
 def new_searcher(choice: RetrieverChoice, index: "Index") -> "Searcher":

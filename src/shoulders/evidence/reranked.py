@@ -134,7 +134,7 @@ class Reranked:
             for passage in passages
         ]
         ranker = self.rankers.ranker_of(fold)
-        scores = iter(_scores(pairs, ranker, self.store))
+        scores = iter(cached_scores(pairs, ranker, self.store))
         return [self._ordered(passages, list(islice(scores, len(passages))), ranker.order_weight) for passages in found]
 
     def _ordered(self, passages: Sequence[Passage], scores: Sequence[float], order_weight: float) -> list[Passage]:
@@ -152,9 +152,14 @@ class Reranked:
         return self.source.write(question, passages)
 
 
-def _scores(pairs: Sequence[Pair], ranker: Ranker, cache: ValueCache) -> list[float]:
+def cached_scores(pairs: Sequence[Pair], ranker: Ranker, cache: ValueCache) -> list[float]:
     """Return the score of each pair; what the ranker scores anew is cached part by part."""
-    keys = [key_of_texts("score", ranker.fingerprint, pair.question, pair.title, pair.text) for pair in pairs]
+    keys = [
+        key_of_texts(
+            "score", ranker.fingerprint, pair.question, pair.title, pair.text, *([pair.answer] if pair.answer else [])
+        )
+        for pair in pairs
+    ]
     known = cache.get(keys)
     missing = list({key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}.items())
     for start in range(0, len(missing), AT_ONCE):

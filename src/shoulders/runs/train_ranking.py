@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,31 +10,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.mixture import FOLDS
 from shoulders.data.tasks import Task
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import EvaluationPlan, chosen_examples
 from shoulders.evaluation.recall import RankedQuestion, RankingScores, answerable_questions, ranking
 from shoulders.evaluation.results import RESULTS, circumstances
-from shoulders.evidence.kinds import new_searcher
+from shoulders.evidence.kinds import SCORES, new_searcher
 from shoulders.evidence.reranked import ALL
 from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.index import Hit, Index
-from shoulders.retrieval.reranker import Reranker, RerankerOrigin
+from shoulders.retrieval.language_model import LanguageModelRanker
+from shoulders.retrieval.reranker import LossWeights, Reranker, RerankerOrigin, is_reranker
 from shoulders.retrieval.scoring import WEIGHTS, Pair, SeenQuestions, ordering
 from shoulders.retrieval.search import Searcher
 from shoulders.retrieval.text_encoder import RERANKER
 from shoulders.runs.build import suite_parts, training_mixture
 from shoulders.runs.jobs import Job
-from shoulders.runs.ranking_recipes import RankingRecipe, ranking_recipe_from_json
+from shoulders.runs.ranking_recipes import RankingRecipe, RankingTeacher, ranking_recipe_from_json
 from shoulders.runs.run import RunFolder, Watch
-from shoulders.store.files import BEST, read_json, write_json
+from shoulders.scaffolds.base import scaffold_named
+from shoulders.store.cache import ValueCache
+from shoulders.store.files import BEST, cache_folder, read_json, write_json
 from shoulders.training.loop import Progress
 from shoulders.training.plan import TrainPlan
-from shoulders.training.rankers import RankingSampler, RankingSource, RerankerLoss, RetrieverLoss, ranking_loss
+from shoulders.training.rankers import (
+    PassageTeacher,
+    RankingSampler,
+    RankingSource,
+    RerankerLoss,
+    RetrieverLoss,
+    ranking_loss,
+)
 
 UNIT_SCALE = 20.0  # factor of scores of unit vectors (sentence-transformers)
-HEAD_RATE = 1e-3  # of the gate and the head of a re-ranker that starts at the retriever's order
+# Learning rates of a re-ranker that starts at the retriever's order: of its head, which starts at random, and of its
+# gate, a single number that has to come from 0 to about 1 within some dozens of steps.
+HEAD_RATE, GATE_RATE = 1e-3, 2e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +70,26 @@ class _Model:
 
     Attributes:
         order_weight: see `Reranker`.
-        heads: parameters that are trained at `HEAD_RATE`; the others at the plan's.
+        seen: questions that it had been trained on before.
+        rates: parameters that have a learning rate of their own; the others have the plan's.
     """
 
     loss: RerankerLoss | RetrieverLoss
     scores: Callable[[Sequence[Pair]], Sequence[float]]
     save: Callable[[Path, RerankerOrigin], None]
     order_weight: float = 0.0
-    heads: Sequence[Tensor] = ()
+    seen: SeenQuestions = field(default_factory=SeenQuestions)
+    rates: Sequence[tuple[float, Sequence[Tensor]]] = ()
 
     def groups(self, plan: TrainPlan) -> list[dict[str, Any]] | None:
         """Return the optimizer groups; None if all parameters have the plan's rate."""
-        if not self.heads:
+        if not self.rates:
             return None
-        known = {id(one) for one in self.heads}
+        known = {id(one) for _, some in self.rates for one in some}
         others = [one for one in self.loss.parameters() if id(one) not in known]
-        return [{"params": others, "lr": plan.learning_rate}, {"params": list(self.heads), "lr": HEAD_RATE}]
+        return [
+            {"params": list(some), "lr": rate} for rate, some in [(plan.learning_rate, others), *self.rates] if some
+        ]
 
     def ordered(self, questions: Sequence[str], hits: Sequence[Sequence[Hit]]) -> list[list[float]]:
         """Return a score for each passage of each question."""
@@ -107,7 +124,7 @@ def train_ranking(
     hardest = bool(model.order_weight)  # what it has to correct is the head of the retriever's order
     supervision = RankingSampler(index, recipe.depth, recipe.negatives, recipe.training.seed, searcher, hardest)
     source = _source(recipe, supervision, tasks, model.loss)
-    seen = SeenQuestions.of(source.questions)
+    seen = SeenQuestions(SeenQuestions.of(source.questions).hashes | model.seen.hashes)
     last: list[RankingScores] = []
 
     def score() -> float:
@@ -135,6 +152,7 @@ def cross_fit(
     Each has a folder of its own; with `resume`, a finished one is not trained again.
 
     Args:
+        recipe: its `encoder` may be the folder of cross-fitted re-rankers: each goes on from that of its own name.
         watch: opens the progress callbacks of the run of a name.
 
     Raises:
@@ -144,7 +162,10 @@ def cross_fit(
         what = f"kind={recipe.kind}" if recipe.kind != RERANKER else f"suite.fold={recipe.suite.fold}"
         raise UsageError(f"cross-fitting trains a re-ranker on each half and on all questions: leave {what} out")
     folds = {**{fold: fold for fold in FOLDS}, ALL: ""}
-    parts = {name: replace(recipe, suite=replace(recipe.suite, fold=fold)) for name, fold in folds.items()}
+    parts = {
+        name: replace(recipe, encoder=_start(recipe.encoder, name), suite=replace(recipe.suite, fold=fold))
+        for name, fold in folds.items()
+    }
     for name, part in parts.items():  # before any of them is trained
         RunFolder.opened(folder, part.as_json(), _kept, resume=resume, part=name)
     found: dict[str, RankingRun] = {}
@@ -154,6 +175,12 @@ def cross_fit(
                 part, folder / name, resume=resume and (folder / name).exists(), watch=callbacks
             )
     return found
+
+
+def _start(encoder: str, name: str) -> str:
+    """Return what a re-ranker starts from: of cross-fitted ones, that of its own questions."""
+    inner = Path(encoder).expanduser() / name
+    return str(inner) if is_reranker(inner) else encoder
 
 
 def _kept(path: Path) -> Mapping[str, Any]:
@@ -177,7 +204,17 @@ def _source(
     suite, plan = recipe.suite, recipe.training
     mixture = training_mixture(suite, tasks, plan.seed)
     at_once = int(plan.positions_at_once) if recipe.kind == RERANKER else None
-    return RankingSource(mixture, suite.fold, supervision, plan.batch_size, loss.cost, at_once)
+    teacher = _teacher(recipe.teacher)
+    return RankingSource(mixture, suite.fold, supervision, plan.batch_size, loss.cost, at_once, teacher)
+
+
+def _teacher(choice: RankingTeacher) -> PassageTeacher | None:
+    if not choice.weight:
+        return None
+    lm = FrozenLM.load(choice.backbone, dtype=choice.dtype)
+    ranker = LanguageModelRanker(lm, choice.likelihood, scaffold_named(choice.scaffold, lm))
+    store = ValueCache(choice.store or cache_folder() / SCORES, option="teacher.store")
+    return PassageTeacher(ranker, store, choice.temperature)
 
 
 def _reranker(recipe: RankingRecipe) -> _Model:
@@ -188,13 +225,12 @@ def _reranker(recipe: RankingRecipe) -> _Model:
         dtype=recipe.dtype,
         order_weight=recipe.order_weight,
     )
-    heads = [] if reranker.gate is None else [reranker.gate, *reranker.relevance.parameters()]
+    loss = RerankerLoss(reranker, LossWeights(recipe.span, recipe.teacher.weight))
+    rates: list[tuple[float, Sequence[Tensor]]] = []
+    if reranker.gate is not None:
+        rates = [(HEAD_RATE, [*reranker.relevance.parameters()]), (GATE_RATE, [reranker.gate])]
     return _Model(
-        RerankerLoss(reranker),
-        lambda pairs: reranker.frozen().scores(pairs),
-        reranker.save,
-        recipe.order_weight,
-        heads,
+        loss, lambda pairs: reranker.frozen().scores(pairs), reranker.save, recipe.order_weight, reranker.seen, rates
     )
 
 

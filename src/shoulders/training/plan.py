@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+from shoulders.answering.models import FID
 from shoulders.errors import UnknownName, UsageError
 from shoulders.scaffolds.deep_prompt import DeepPrompt
 from shoulders.scaffolds.low_rank import ALL_LINEAR
@@ -98,7 +99,8 @@ class TrainPlan:
 
 # Default learning rates. LoRA: Dettmers et al. 2023 (QLoRA), for models up to 13B. All weights: the middle of the range
 # of Devlin et al. 2019, appendix A.3.
-RATES = {LORA: 2e-4, PREFIX: DeepPrompt.usual_rate, FULL: 3e-5}
+# FiD: Izacard and Grave 2021, section 4.
+RATES = {LORA: 2e-4, PREFIX: DeepPrompt.usual_rate, FULL: 3e-5, FID: 1e-4}
 RIVALS = tuple(RATES)
 EPS = 1e-8  # of Adam, the default of transformers' Trainer
 
@@ -109,11 +111,13 @@ class RivalChoice:
 
     Attributes:
         kind: "lora" (Hu et al. 2022), "prefix_tuning" (Li and Liang 2021; as long as the scaffold's prompt) or "full"
-            (all weights); empty: no rival.
+            (all weights), or "fid" (all of a sequence-to-sequence model that reads passages apart; `paper.fid`);
+            empty: no rival.
         learning_rate: peak learning rate; 0 for the default of the kind (`RATES`).
         warmup, decay, weight_decay: instead of those of `training`.
         rank, alpha: of LoRA; the update is scaled by alpha / rank.
         targets: layers that LoRA adapts, by the end of their names; "all-linear": all but the output layer.
+        length: for "fid", tokens of a question with one passage at most.
     """
 
     kind: str = ""
@@ -124,6 +128,7 @@ class RivalChoice:
     rank: int = 16
     alpha: float = 32.0
     targets: tuple[str, ...] = (ALL_LINEAR,)
+    length: int = 250
 
     def __post_init__(self) -> None:
         if self.kind and self.kind not in RIVALS:
@@ -136,6 +141,7 @@ class RivalChoice:
         self._check("warmup", 0 <= self.warmup <= 1, "it is a share of the steps, between 0 and 1")
         self._check("weight_decay", 0 <= self.weight_decay < math.inf, "it cannot be negative")
         self._check("rank", self.rank >= 1, "it must be at least 1")
+        self._check("length", self.length >= 8, "it must be at least 8, for a question and a passage; 250 is FiD's")
         self._check("alpha", 0 < self.alpha < math.inf, "it must be above 0")
         self._check("targets", bool(self.targets), f"name a layer; {ALL_LINEAR} takes all")
 

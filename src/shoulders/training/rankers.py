@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -14,12 +14,14 @@ from shoulders.data.matching import has_span
 from shoulders.data.mixture import Counts, Mixture, add_count, describe_counts, fold_of
 from shoulders.engine.batches import by_length
 from shoulders.errors import DataError, UsageError
+from shoulders.evidence.reranked import cached_scores
 from shoulders.records import Example
 from shoulders.retrieval.bi_encoder import BiEncoder, in_batch_loss
 from shoulders.retrieval.index import Hit, Index
-from shoulders.retrieval.reranker import Group, Reranker
-from shoulders.retrieval.scoring import question_words, standardised
+from shoulders.retrieval.reranker import PAPER, Group, LossWeights, Reranker
+from shoulders.retrieval.scoring import Pair, Ranker, question_words, standardised
 from shoulders.retrieval.search import Searcher
+from shoulders.store.cache import ValueCache
 
 Titled = tuple[str, str]  # title and text of a passage
 
@@ -31,12 +33,14 @@ class RankingExample:
     Attributes:
         order: the retriever's score of each passage, standardised over all that it found. A positive passage that it
             did not find has the lowest of them.
+        taught: a teacher's distribution over the passages; empty without a teacher.
     """
 
     question: str
     answers: tuple[str, ...]
     passages: tuple[Titled, ...]
     order: tuple[float, ...] = ()
+    taught: tuple[float, ...] = ()
 
 
 @final
@@ -50,7 +54,9 @@ class RankingSampler:
 
     Attributes:
         negatives: maximum number of negatives of a question.
-        hardest: whether negatives are those that the retriever ranks highest, instead of a random draw.
+        hardest: whether the positive and the negatives are those that the retriever ranks highest, instead of a random
+            draw. A positive that is not annotated must then be among the first `negatives` + 1: further down, a passage
+            holds an answer by chance more often than not.
         searcher: the retriever; None for BM25.
 
     Source: Karpukhin et al. 2020, sections 3.2 and 6.1; the paper, section 3.1 (1 positive and 23 negatives of 100).
@@ -84,21 +90,53 @@ class RankingSampler:
         gold = self._gold(example)
         found = [(hit.title, hit.text) for hit in hits]
         with_answer = [has_span(example.references, text) for _, text in found]
-        positives = gold or [one for one, has in zip(found, with_answer, strict=True) if has]
+        near = len(found) if not self.hardest else self.negatives + 1
+        positives = gold or [one for one, has in zip(found[:near], with_answer[:near], strict=True) if has]
         negatives = [one for one, has in zip(found, with_answer, strict=True) if not has and one not in gold]
         if not positives or not negatives:
             return None
         count = min(self.negatives, len(negatives))
-        drawn = negatives[:count] if self.hardest else draw.sample(negatives, count)
-        passages = (draw.choice(positives), *drawn)
         order = dict(zip(found, standardised([hit.score for hit in hits]), strict=True))
         lowest = min(order.values())
+        if self.hardest:
+            passages = (max(positives, key=lambda one: order.get(one, lowest)), *negatives[:count])
+        else:
+            passages = (draw.choice(positives), *draw.sample(negatives, count))
         return RankingExample(query, example.references, passages, tuple(order.get(one, lowest) for one in passages))
 
     def _gold(self, example: Example) -> list[Titled]:
         stored = self.index.store.of_documents(example.question.gold)
         answers = example.references
         return [(one.title, one.text) for one in stored if not answers or has_span(answers, one.text)]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PassageTeacher:
+    """The frozen language model as the teacher of a re-ranker: how probable an answer becomes with each passage.
+
+    Its distribution over the passages of a question is the softmax of their log-likelihoods. Likelihoods are computed
+    once and kept.
+
+    Attributes:
+        ranker: the model, and which likelihood; that of the answer is the first of the question's answers'.
+        store: keeps the likelihoods.
+        temperature: of the softmax.
+
+    Source: Izacard and Grave 2021 (distillation of a reader into what finds its passages); Izacard et al. 2022,
+    section 2.2 (likelihoods as targets: "perplexity distillation").
+    """
+
+    ranker: Ranker
+    store: ValueCache
+    temperature: float = 1.0
+
+    def taught(self, rows: Sequence[RankingExample]) -> list[RankingExample]:
+        """Return questions with the teacher's distributions over their passages."""
+        pairs = [Pair(row.question, *passage, next(iter(row.answers), "")) for row in rows for passage in row.passages]
+        scores = torch.tensor(cached_scores(pairs, self.ranker, self.store)) / self.temperature
+        parts = scores.split([len(row.passages) for row in rows])
+        return [replace(row, taught=tuple(some.softmax(0).tolist())) for row, some in zip(rows, parts, strict=True)]
 
 
 Cost = Callable[[RankingExample], int]
@@ -124,6 +162,7 @@ class RankingSource:
         fold: the half of the questions to train on (cross-fitting: the paper, section 3.1); "" for all. A question
             that occurs in both halves is left out of both.
         cost: returns the number of positions that the passages of a question take.
+        teacher: of a re-ranker; None for none.
         positions_at_once: of a micro-batch; None keeps the share of a process in one micro-batch, for losses where
             the passages of other questions are negatives.
     """
@@ -136,10 +175,11 @@ class RankingSource:
         batch_size: int,
         cost: Cost,
         positions_at_once: int | None,
+        teacher: PassageTeacher | None = None,
     ) -> None:
         self.mixture, self.fold, self.supervision = mixture, fold, supervision
         self.batch_size, self.cost, self.positions_at_once = batch_size, cost, positions_at_once
-        self.position = 0
+        self.position, self.teacher = 0, teacher
         self.counts: Counts = {}
         self.questions = {words for words, folds in folds_of(mixture).items() if folds == {fold} or not fold}
 
@@ -160,6 +200,7 @@ class RankingSource:
                 raise DataError(f"there is no question to learn from ({counts}): is the index that of the questions?")
         state = PartialState()
         mine = rows[state.process_index :: state.num_processes]
+        mine = self.teacher.taught(mine) if self.teacher else mine
         parts = [mine] if self.positions_at_once is None else list(by_length(mine, self.cost, self.positions_at_once))
         return RankingStep(parts, len(rows), sum(map(self.cost, mine)))
 
@@ -226,13 +267,13 @@ class RetrieverLoss(nn.Module):
 class RerankerLoss(nn.Module):
     """The training loss of a re-ranker."""
 
-    def __init__(self, reranker: Reranker) -> None:
+    def __init__(self, reranker: Reranker, weights: LossWeights = PAPER) -> None:
         super().__init__()
-        self.reranker = reranker
+        self.reranker, self.weights = reranker, weights
 
     def forward(self, rows: Sequence[RankingExample]) -> Float[Tensor, ""]:
         """Return the summed loss of some questions."""
-        return self.reranker([_group(row) for row in rows])
+        return self.reranker([_group(row) for row in rows], self.weights)
 
     def cost(self, row: RankingExample) -> int:
         """Return the number of positions of a question's passages, padded to the longest."""
@@ -246,7 +287,7 @@ def ranking_loss(module: nn.Module, rows: Sequence[RankingExample]) -> Tensor:
 
 
 def _group(row: RankingExample) -> Group:
-    return Group(row.question, row.passages, row.answers, row.order)
+    return Group(row.question, row.passages, row.answers, row.order, row.taught)
 
 
 def folds_of(mixture: Mixture) -> dict[str, set[str]]:
