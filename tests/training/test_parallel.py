@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from shoulders import FrozenLM
 from shoulders.errors import UnknownName, UsageError
-from toys import ACCELERATE, PROCESSES, in_processes
+from toys import in_processes
 
 RUN = """
 import json, sys
@@ -52,13 +52,13 @@ PartialState().destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("parallel", "launcher"), [("fsdp", ACCELERATE), ("tensor", PROCESSES)])
-def test_two_processes_that_share_the_weights_train_as_one(lm, tmp_path, parallel, launcher):
+@pytest.mark.parametrize("parallel", ["fsdp", "tensor"])
+def test_two_processes_that_share_the_weights_train_as_one(lm, tmp_path, parallel):
     script = tmp_path / "run.py"
     script.write_text(RUN.format(tests=str(Path(__file__).parents[1]), model=lm.name))
     found = []
     for name, how, two in (("one", "", False), ("two", parallel, True)):
-        in_processes([str(script), str(tmp_path / name), how], two=two, launcher=launcher)
+        in_processes([str(script), str(tmp_path / name), how], two=two)
         found.append(json.loads((tmp_path / f"{name}.json").read_text()))
     one, two = found
     assert (one["processes"], two["processes"]) == (1, 2)
