@@ -114,7 +114,9 @@ class PassMemory:
         cache = self.cache_for(config)
         self.extend(rows, keys.shape[2], None, keys.device)
         for number, (keys, values) in enumerate(edits.prompt.layers):
-            cache.update(keys, values, number)
+            place = getattr(cache.layers[number], "keys", keys) if number < len(cache.layers) else keys
+            place = keys.device if place is None else place.device
+            cache.update(keys.to(place), values.to(place), number)
 
     def select(self, rows: Int[Tensor, "B"]) -> None:
         """Keep these rows, in this order; an index that is repeated gives several copies of a row."""
