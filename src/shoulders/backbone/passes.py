@@ -116,7 +116,9 @@ class PassMemory:
         cache = self.cache_for(config)
         self.extend(rows, keys.shape[2], None, keys.device)
         for number, (keys, values) in enumerate(edits.prompt.layers):
-            cache.update(keys, values, number)
+            place = getattr(cache.layers[number], "keys", keys) if number < len(cache.layers) else keys
+            place = keys.device if place is None else place.device
+            cache.update(keys.to(place), values.to(place), number)
 
     def select(self, rows: Int[Tensor, "B"]) -> None:
         """Keep these rows, in this order; an index that is repeated gives several copies of a row."""
@@ -190,12 +192,15 @@ class _Cache(DynamicCache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Add a layer's new keys and values; return all of the layer."""
-        layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
-        if isinstance(layer, DynamicLayer) and layer.is_initialized:
-            known: Any = layer
-            if known.keys.device != key_states.device:
-                known.keys, known.values = known.keys.to(key_states.device), known.values.to(key_states.device)
+        if layer_idx < len(self.layers):
+            _follow(self.layers[layer_idx], key_states.device)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+def _follow(layer: Any, device: torch.device) -> None:
+    """Bring the keys and values that a layer of a cache has to the device of new ones."""
+    if isinstance(layer, DynamicLayer) and layer.is_initialized and layer.keys.device != device:  # type: ignore[union-attr]
+        layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)  # type: ignore[union-attr]
 
 
 class _Unkept(DynamicCache):
@@ -268,6 +273,8 @@ class _JoinedLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Add to each memory its own new keys and values; return those of all rows, aligned at the right."""
         length = self._kept + key_states.shape[-2]
+        for layer in self._layers:
+            _follow(layer, key_states.device)
         parts = zip(
             self._layers,
             key_states.split(list(self._rows)),
@@ -345,6 +352,7 @@ class _WrittenLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Add new keys and values, the known ones in their columns; return those of all columns."""
         place = key_states.device  # the layer's own, which may be another than that of the prompt
+        _follow(self._layer, place)
         columns, known = self._columns.to(place), [one.to(place) for one in self._known]
         pairs = zip((key_states, value_states), known, strict=True)
         return self._layer.update(*(new.scatter(2, columns.expand_as(one), one) for new, one in pairs))
