@@ -41,9 +41,10 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
+from shoulders.backbone.caches import Memory
 from shoulders.backbone.encoder import FrozenEncoder
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import Memory, layers_of
+from shoulders.backbone.passes import layers_of
 from shoulders.engine import decode
 from shoulders.engine.batches import EncodedQuestion, encode, question_batch, training_batch
 from shoulders.engine.requests import Request

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from shoulders.backbone.caches import windows
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import windows
 from shoulders.data.mixture import Mixture
 from shoulders.data.tasks import TemplatedTask
 from shoulders.data.templates import Template

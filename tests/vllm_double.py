@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import torch
 
+from shoulders.backbone.caches import Memory
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import Memory
 
 
 @dataclass

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shoulders.answering import Answerer, open
     from shoulders.answering.spec import AnswerSpec
+    from shoulders.backbone.caches import Memory
     from shoulders.backbone.encoder import FrozenEncoder
     from shoulders.backbone.frozen import FrozenLM
-    from shoulders.backbone.passes import Memory
     from shoulders.engine.inference import Answering, Sampling, answer, answered, rank, sample
     from shoulders.errors import UsageError
     from shoulders.records import Answer, Placement, Question, ScaffoldInput

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from shoulders.backbone.caches import PassMemory
 from shoulders.backbone.edits import Edits, LayerEdit, arranged, edited, linear_layers
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import PassMemory, StackInput
+from shoulders.backbone.passes import StackInput
 from shoulders.errors import UsageError
 
 NAME = "layers.1.mlp.down_proj"

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from shoulders.backbone.passes import PassMemory, StackInput, run_stack, run_stack_together, windows
+from shoulders.backbone.caches import PassMemory, windows
+from shoulders.backbone.passes import StackInput, run_stack, run_stack_together
 
 SHAPES = ((2, 3, 1), (1, 30, 4), (3, 0, 9), (1, 5, 1), (2, 0, 21))  # rows, columns in the memory, new columns
 

@@ -7,8 +7,9 @@ import torch
 
 import shoulders
 from shoulders import Answering, FrozenLM, Question, Recursion, RecursionShape, SoftPrompt
+from shoulders.backbone.caches import PassMemory
 from shoulders.backbone.checkpointing import streamed
-from shoulders.backbone.passes import PassMemory, layers_of
+from shoulders.backbone.passes import layers_of
 from shoulders.backbone.placing import entrance
 from shoulders.engine.batches import encode, training_batch
 from shoulders.engine.inference import answer

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from shoulders.backbone.passes import PassMemory, plain
+from shoulders.backbone.caches import PassMemory, plain
 from shoulders.engine.precomputed import Contexts, StateStore, context_bytes
 from shoulders.errors import SaveFailed, UsageError
 from shoulders.store.cache import DATA

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mixed import asked, several
+from shoulders.backbone.caches import Memory
 from shoulders.backbone.choosing import Choice
-from shoulders.backbone.passes import Memory
 from shoulders.engine.batches import encode, question_batch, training_batch
 from shoulders.engine.decode import Decode, decode, generate
 from shoulders.engine.together import together

@@ -7,7 +7,7 @@ from peft import PrefixTuningConfig as PeftPrefix
 from peft.tuners.cartridge import CartridgeConfig
 from transformers import AutoModelForCausalLM
 
-from shoulders.backbone.passes import Memory
+from shoulders.backbone.caches import Memory
 from shoulders.backbone.shapes import meta_backbone
 from shoulders.engine.batches import encode, question_batch, training_batch
 from shoulders.engine.inference import Answering, answer

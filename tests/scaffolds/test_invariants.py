@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from shoulders.backbone.passes import Memory
+from shoulders.backbone.caches import Memory
 from shoulders.engine.batches import encode, question_batch, training_batch
 from shoulders.engine.inference import Answering, answer, rank
 from shoulders.records import Placement, Question

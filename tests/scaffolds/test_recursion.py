@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from shoulders.backbone.caches import Memory
 from shoulders.backbone.encoder import embedding_norm
-from shoulders.backbone.passes import Memory, layers_of
+from shoulders.backbone.passes import layers_of
 from shoulders.backbone.shapes import meta_backbone
 from shoulders.engine.batches import encode, question_batch, training_batch
 from shoulders.engine.decode import Decode, decode, generate, generate_with_transformers

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from shoulders.backbone.caches import Memory
 from shoulders.backbone.checkpointing import checkpointing
-from shoulders.backbone.passes import Memory
 from shoulders.engine.batches import encode, training_batch
 from shoulders.errors import UsageError
 from shoulders.records import Placement

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from shoulders.backbone.passes import Memory
+from shoulders.backbone.caches import Memory
 from shoulders.engine.precomputed import StateStore
 from shoulders.errors import SaveFailed, UsageError
 from shoulders.runs.recipe import with_overrides

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from shoulders.backbone.caches import PassMemory, whole_cache
 from shoulders.backbone.edits import LayerParts, arranged, edited
-from shoulders.backbone.passes import PassMemory, StackInput, forward, whole_cache
+from shoulders.backbone.passes import StackInput, forward
 
 ROWS = 8  # a bank of several rows grows by so many
 SLACK = 128  # free columns of a bank that has just been made or has grown

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreT
 from transformers.pytorch_utils import Conv1D
 
 from shoulders.backbone import attention, fingerprint, packing, quantizing
+from shoulders.backbone.caches import PassMemory, recurrent
 from shoulders.backbone.chat import ChatTemplate
 from shoulders.backbone.checkpointing import streamed
 from shoulders.backbone.choosing import ends_of
@@ -24,13 +25,11 @@ from shoulders.backbone.edits import Edits
 from shoulders.backbone.loading import load_tokenizer, load_whole
 from shoulders.backbone.parts import Part, part_of, slice_config
 from shoulders.backbone.passes import (
-    PassMemory,
     StackInput,
     check_serves,
     first_embeddings,
     keys_values,
     layers_of,
-    recurrent,
     run_stack,
     run_stack_together,
 )

@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from shoulders.backbone.caches import Memory
 from shoulders.backbone.choosing import Choice, Generated, until_end
 from shoulders.backbone.frozen import SCORED_AT_ONCE, FrozenLM, pad_right
-from shoulders.backbone.passes import Memory
 from shoulders.engine.together import together
 from shoulders.errors import UsageError
 from shoulders.records import IGNORE, ScaffoldInput

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from shoulders.backbone.banks import Bank, columns_for, rows_for
+from shoulders.backbone.caches import Memory, PassMemory, plain
 from shoulders.backbone.edits import LayerEdits
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import Memory, PassMemory, plain
 from shoulders.records import KeysValues
 from shoulders.scaffolds.recursion import Connector
 

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shoulders.backbone.caches import plain, windows
 from shoulders.backbone.frozen import FrozenLM, pad_right
-from shoulders.backbone.passes import plain, windows
 from shoulders.engine.batches import by_length
 from shoulders.errors import UsageError
 from shoulders.records import KeysValues

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shoulders.backbone.caches import PassMemory
 from shoulders.backbone.edits import Edits
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import PassMemory, StackInput
+from shoulders.backbone.passes import StackInput
 from shoulders.engine.pool import Known, Pool, common_beginning, content_keys, digest_of
 from shoulders.engine.work import Counts, Returned, Work, failure, resume
 from shoulders.scaffolds.program import Blocks, Encode, Pass, Program, fulfil

@@ -27,9 +27,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shoulders.backbone.caches import Memory
 from shoulders.backbone.fingerprint import checksum
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import Memory
 from shoulders.backbone.sources import locate
 from shoulders.engine.batches import encode, question_batch
 from shoulders.engine.requests import (

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shoulders.backbone.caches import Memory
 from shoulders.backbone.choosing import pick
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import Memory
 from shoulders.engine.pool import Demand
 from shoulders.engine.requests import Event, Finish, Request, Ticket
 from shoulders.errors import RequestFailed, UsageError, first_line

@@ -14,8 +14,8 @@ from torch.autograd.graph import _engine_run_backward, saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from shoulders.backbone.caches import Memory
 from shoulders.backbone.frozen import UNLIMITED, FrozenLM
-from shoulders.backbone.passes import Memory
 from shoulders.backbone.shapes import meta_backbone
 from shoulders.backbone.sources import DTYPES
 from shoulders.engine.precomputed import check_contexts, context_bytes

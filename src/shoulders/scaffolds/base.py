@@ -10,9 +10,9 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from shoulders.backbone.caches import Memory
 from shoulders.backbone.encoder import Encoder
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import Memory
 from shoulders.errors import CorruptFile, UsageError
 from shoulders.plugins import Registry
 from shoulders.records import Example, Placement, ScaffoldInput

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from shoulders.backbone.caches import Memory, PassMemory, plain, windows
 from shoulders.backbone.edits import Edits
 from shoulders.backbone.encoder import Encoder
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import Memory, PassMemory, plain, windows
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.records import KeysValues, Placement, ScaffoldInput
 from shoulders.scaffolds.base import NO_DATA, Scaffold, TrainingData

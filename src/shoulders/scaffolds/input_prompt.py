@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from shoulders.backbone.caches import Memory
 from shoulders.backbone.encoder import Encoder, FrozenEncoder, embedding_norm
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import Memory
 from shoulders.errors import ContextFull, UsageError, WrongBackbone
 from shoulders.records import Placement, ScaffoldInput, Tokens
 from shoulders.scaffolds import soft_prompt

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from shoulders.backbone.caches import Memory, windows
 from shoulders.backbone.edits import Edits, LayerEdit, in_type, layer_sizes, linear_layers
 from shoulders.backbone.encoder import Encoder
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import Memory, windows
 from shoulders.errors import UnknownName, UsageError
 from shoulders.records import Placement, ScaffoldInput
 from shoulders.scaffolds.base import NO_DATA, Scaffold, ScaffoldConfig, TrainingData

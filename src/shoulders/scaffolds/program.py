@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from shoulders.backbone.caches import Beside, PassMemory
 from shoulders.backbone.edits import Edits
 from shoulders.backbone.encoder import Encoder
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.backbone.parts import Part
-from shoulders.backbone.passes import Beside, PassMemory, StackInput, run_stack_together
+from shoulders.backbone.passes import StackInput, run_stack_together
 from shoulders.errors import UsageError
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from shoulders.backbone.caches import Beside, Memory, PassMemory, plain, windows
 from shoulders.backbone.edits import in_type
 from shoulders.backbone.encoder import embedding_norm
 from shoulders.backbone.frozen import FrozenLM, copy_layers, new_blocks
-from shoulders.backbone.passes import Beside, Memory, PassMemory, plain, windows
 from shoulders.errors import UnknownName, UsageError
 from shoulders.records import ScaffoldInput
 from shoulders.scaffolds.base import KINDS, NO_DATA, Bare, BareConfig, Scaffold, ScaffoldConfig, TrainingData

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from shoulders.backbone.caches import Memory, PassMemory
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import Memory, PassMemory
 from shoulders.backbone.tokenizing import tokenized
 from shoulders.errors import UnknownName, UsageError
 from shoulders.records import KeysValues, Placement, ScaffoldInput

@@ -9,8 +9,8 @@ from accelerate import PartialState
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from shoulders.backbone.caches import plain
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import plain
 from shoulders.backbone.placing import FSDP
 from shoulders.data.mixture import Counts
 from shoulders.engine.batches import EncodedQuestion, by_length, text_batch, training_batch
