@@ -251,6 +251,15 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_the_weights
     assert checkpoints(tmp_path)[-1].name == "step-00000002"
 
 
+@pytest.mark.parametrize(("start", "wanted"), [(True, [(5.0, 0), (6.0, 4)]), (False, [(3.0, 2), (6.0, 4)])])
+def test_the_start_is_a_candidate_for_the_best_if_the_plan_says_so(lm, start, wanted):
+    plan, kept = replace(PLAN, steps=4, evaluate_every=2, score_start=start), []
+    scores = iter([5.0, 3.0, 6.0] if start else [3.0, 6.0])
+    hooks = Hooks(evaluate=lambda: next(scores), on_best=lambda score, step: kept.append((score, step)))
+    trained(lm, SoftPrompt(from_vocabulary(lm)(4)), plan, hooks=hooks)
+    assert kept == wanted
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_evaluation_that_fails_costs_no_step(lm, tmp_path, error):
     """The steps before it are kept, and a run that goes on scores them first."""

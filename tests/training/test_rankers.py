@@ -190,6 +190,8 @@ def test_a_re_ranker_learns_from_a_teacher_without_labels(place, lm, tmp_path):
     taught = [torch.tensor(row.taught) for row in teacher.taught(rows)]
     wanted = [-(one * some).sum().item() for one, some in zip(taught, before, strict=True)][:3]
     assert step["loss"] == pytest.approx(sum(wanted) / 3, rel=1e-3)
+    kept = read_json(tmp_path / "run" / "results.json")["development"]  # the start is scored too
+    assert kept["reciprocal_rank"] >= kept["found_reciprocal_rank"]
     with pytest.raises(UsageError, match=r"teacher\.weight=0\.5 is a re-ranker's"):
         recipe_of(place, "retriever", "teacher.weight=0.5")
 

@@ -187,6 +187,7 @@ def order_reranker() -> RankingRecipe:
             decay="linear",
             positions_at_once=8192,
             evaluate_every=100,
+            score_start=True,
             save_every=10,
         ),
         development=RankingPlan(limit=200, depth=20),

@@ -26,6 +26,7 @@ from shoulders.training.plan import AUTO, RivalChoice, TrainPlan
 
 Record = TypeVar("Record")
 FOLDERS = (  # values that may name a folder
+    "encoder",
     "index",
     "evidence.index",
     "evidence.reranker",

@@ -286,11 +286,13 @@ class _Scoring:
         return self.hooks.evaluate is not None and (self._chooses(number) or number == self.last)
 
     def _chooses(self, number: int) -> bool:
-        return _due(number, self.plan.evaluate_every) or number == self.plan.steps
+        return not number or _due(number, self.plan.evaluate_every) or number == self.plan.steps
 
     def missing(self, progress: Progress) -> bool:
-        """Return whether a resumed run was interrupted during an evaluation."""
-        return progress.step > 0 and self.due(progress.step) and progress.scored_step < progress.step
+        """Return whether a resumed run was interrupted during an evaluation, or a new one is to be scored first."""
+        if not progress.step:
+            return self.plan.score_start and self.hooks.evaluate is not None
+        return self.due(progress.step) and progress.scored_step < progress.step
 
     def measured(self) -> float:
         assert self.hooks.evaluate is not None

@@ -36,6 +36,8 @@ class TrainPlan:
         checkpointing: keep only the inputs of the frozen layers for the backward pass, which computes each layer again;
             layers that are streamed in (`backbone.offload`) are computed again in any case.
         evaluate_every: steps between scores on the development set; 0 for one at the end only.
+        score_start: score before the first step too, so that what is kept is never worse than what training starts
+            from; for what starts as something usable.
         save_every: steps between checkpoints; 0 for none.
         keep: number of checkpoints that are kept.
         first_pass: folder that stores the states of a recursion's first pass (`StateStore`); empty: they are computed
@@ -59,6 +61,7 @@ class TrainPlan:
     positions_at_once: int | Literal["auto"] = 2048
     checkpointing: bool = False
     evaluate_every: int = 0
+    score_start: bool = False
     save_every: int = 0
     keep: int = 2
     first_pass: str = ""
