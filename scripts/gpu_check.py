@@ -37,7 +37,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
-)
+)  # fmt: skip
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 

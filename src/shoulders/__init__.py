@@ -46,7 +46,7 @@ _HOMES = {
     "InputPrompt": "scaffolds.input_prompt",
     "InputPromptShape": "scaffolds.input_prompt",
     "LowRank": "scaffolds.low_rank",
-    "Memory": "backbone.passes",
+    "Memory": "backbone.caches",
     "Pass": "scaffolds.program",
     "Placement": "records",
     "Program": "scaffolds.program",

@@ -129,7 +129,8 @@ def test_retrievers_by_name(evidence, name):
         ("bare", "full", 100, "fine-tuned"),
         ("bare", "lora", 0, "frozen LM, bare"),
         ("extractive", "", 100, "extractive reader"),
-        ("fid", "", 100, "fid"),
+        ("bare", "fid", 100, "FiD, fine-tuned"),
+        ("another", "", 100, "another"),
     ],
 )
 def test_methods_by_name(kind, rival, trained, name):

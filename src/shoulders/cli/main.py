@@ -18,8 +18,8 @@ COMMANDS = {  # by panel of the help: module and first line of each command
     None: {
         "demo": (
             "demo",
-            "Train a soft prompt and an ID-PT prompt on the bundled suite, compare them with the bare model, "
-            "and ask them.",
+            "Train a soft prompt and gated low-rank updates on the bundled suite, compare them with the bare model, "
+            "ask them.",
         ),
         "train": (
             "train",

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
+from torch import nn
 
 from shoulders import answering
 from shoulders.answering.answerer import Answerer, ModelAnswerer
@@ -363,8 +364,8 @@ def check_name(name: str) -> None:
         )
 
 
-def check_finite(scaffold: Scaffold, source: str) -> None:
-    """Raise `CorruptFile` for a scaffold with a weight that is not a finite number."""
+def check_finite(scaffold: nn.Module, source: str) -> None:
+    """Raise `CorruptFile` for a scaffold, or another model, with a weight that is not a finite number."""
     for name, weight in scaffold.state_dict().items():
         if weight.is_floating_point() and not torch.isfinite(weight).all():
             bad = int((~torch.isfinite(weight)).sum())
@@ -376,6 +377,8 @@ def check_finite(scaffold: Scaffold, source: str) -> None:
 
 def _check_measures(opened: BiEncoder | Ranker, source: str) -> None:
     """Raise `CorruptFile` for a retriever or a re-ranker that gives numbers for a text that are not finite."""
+    if isinstance(opened, nn.Module):
+        check_finite(opened, source)  # the encoder of passages, too
     pair = Pair("a", "a", "a")
     found = opened.encode_questions([pair.text]) if isinstance(opened, BiEncoder) else opened.scores([pair])
     if not np.isfinite(found).all():
