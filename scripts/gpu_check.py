@@ -24,20 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from benchmarks.pairs import in_turn, ratio
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    BertConfig,
-    BertModel,
-    Gemma2Config,
-    GPT2Config,
-    LlamaConfig,
-    PreTrainedConfig,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-)  # fmt: skip
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
@@ -71,15 +61,15 @@ EXACT, ROUGH = 1e-3, 0.05  # gaps, relative: of fp32 by another path, of bf16
 SIZES = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
          "num_attention_heads": 4, "max_position_embeddings": 512}  # fmt: skip
 GROUPED = {**SIZES, "num_key_value_heads": 2}
-FAMILIES: dict[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(**GROUPED),
-    "gpt2": GPT2Config(
+FAMILIES: dict[str, transformers.PreTrainedConfig] = {
+    "llama": transformers.LlamaConfig(**GROUPED),
+    "gpt2": transformers.GPT2Config(
         vocab_size=400, bos_token_id=1, eos_token_id=2, n_embd=32, n_inner=48, n_layer=3, n_head=4, n_positions=512
     ),
-    "gemma2": Gemma2Config(**GROUPED, head_dim=8, sliding_window=64, query_pre_attn_scalar=8),
-    "qwen3": Qwen3Config(**GROUPED, head_dim=8),
+    "gemma2": transformers.Gemma2Config(**GROUPED, head_dim=8, sliding_window=64, query_pre_attn_scalar=8),
+    "qwen3": transformers.Qwen3Config(**GROUPED, head_dim=8),
 }
-LARGE = LlamaConfig(vocab_size=32_000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22,
+LARGE = transformers.LlamaConfig(vocab_size=32_000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22,
                     num_attention_heads=32, num_key_value_heads=4, max_position_embeddings=2048)  # fmt: skip
 SOME = ("soft_prompt", "input_prompt", "deep_prompt", "low_rank")
 SMALL = InputPromptShape(length=8, encoder_length=4, head_width=8)
@@ -103,7 +93,7 @@ class Setting:
     rows: int
     text: int
     answer: int
-    shape: PreTrainedConfig
+    shape: transformers.PreTrainedConfig
 
     @classmethod
     def on(cls, device: str) -> "Setting":
@@ -123,24 +113,26 @@ class Setting:
         return [encode(Question(text, evidence="A fact. "), lm, "an answer of some words") for text in texts]
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
     """Return a tokenizer that reads bytes."""
     alphabet = {sign: number for number, sign in enumerate(["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     made = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", pad_token="</s>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", pad_token="</s>")
 
 
-def random_lm(config: PreTrainedConfig, device: str, dtype: torch.dtype, attention: str | None = None) -> FrozenLM:
+def random_lm(
+    config: transformers.PreTrainedConfig, device: str, dtype: torch.dtype, attention: str | None = None
+) -> FrozenLM:
     """Return a random model of a configuration, the same for each call, with its usual attention or another."""
     torch.manual_seed(SEED)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     return FrozenLM(model, tokenizer())
 
 
 @torch.no_grad()
-def small_lm(config: PreTrainedConfig, device: str) -> FrozenLM:
+def small_lm(config: transformers.PreTrainedConfig, device: str) -> FrozenLM:
     """Return a small model in fp32, with weights larger than usual so that everything has an effect."""
     lm = random_lm(config, device, torch.float32)
     for weight in lm.model.parameters():
@@ -151,9 +143,9 @@ def small_lm(config: PreTrainedConfig, device: str) -> FrozenLM:
 def random_encoder(lm: FrozenLM) -> FrozenEncoder:
     """Return a random BERT beside a model."""
     torch.manual_seed(SEED)
-    config = BertConfig(vocab_size=400, hidden_size=24, intermediate_size=32, num_hidden_layers=2,
+    config = transformers.BertConfig(vocab_size=400, hidden_size=24, intermediate_size=32, num_hidden_layers=2,
                         num_attention_heads=3)  # fmt: skip
-    return FrozenEncoder(BertModel(config).to(lm.device, lm.dtype), tokenizer(), "")
+    return FrozenEncoder(transformers.BertModel(config).to(lm.device, lm.dtype), tokenizer(), "")
 
 
 def scaffolds(lm: FrozenLM) -> Iterator[tuple[str, Scaffold]]:
