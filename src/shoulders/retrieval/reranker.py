@@ -295,7 +295,9 @@ class Reranker(nn.Module):
         if wanted != found:
             raise CorruptFile(f"the heads of {source} do not fit its encoder ({found}, not {wanted}): train it again")
         if not all(torch.isfinite(value).all() for value in heads.values()):
-            raise CorruptFile(f"the heads of {source} have values that are not finite (NaN or infinite): train it again")
+            raise CorruptFile(
+                f"the heads of {source} have values that are not finite (NaN or infinite): train it again"
+            )
         self.load_state_dict(heads, strict=False)
 
     def forward(self, groups: Sequence[Group], weights: LossWeights = PAPER) -> Float[Tensor, ""]:
