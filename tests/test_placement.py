@@ -150,7 +150,7 @@ def test_all_families_there_are_as_here(family, tiny_lm, tiny_encoder, tmp_path)
 def test_a_misplaced_tensor_is_caught_in_every_kind(lm, tiny_encoder, tmp_path):
     """The first trained tensor of each stays behind; numbers without a dimension may, as with CUDA.
 
-    Edits of linear layers, and keys and values before the text, follow their layer, wherever it is: they change nothing.
+    Edits of linear layers, and keys and values before the text, follow their layer: they change nothing.
     """
     made = kinds(lm, tiny_encoder)
     losses = {name: step(lm, scaffold)[0].item() for name, scaffold in made.items()}
