@@ -34,13 +34,19 @@ class Handler(BaseHTTPRequestHandler):
             seen.asked.append((self.path, dict(self.headers), asked))
             seen.now += 1
             seen.most = max(seen.most, seen.now)
+        self.here = True
         try:
             self.answer(asked, seen)
         except (BrokenPipeError, ConnectionResetError):
             seen.hung_up += 1
         finally:
-            with seen.lock:
-                seen.now -= 1
+            self.leave(seen)
+
+    def leave(self, seen):
+        """Count a request as answered; before its end is sent, for then the client may ask again at once."""
+        with seen.lock:
+            seen.now -= self.here
+            self.here = False
 
     def answer(self, asked, seen):
         model = asked["model"]
@@ -67,6 +73,7 @@ class Handler(BaseHTTPRequestHandler):
             if model == "ends" and number == 1:
                 return None
             time.sleep(0.005)
+        self.leave(seen)
         self.event({"choices": [], "usage": {"completion_tokens": asked["max_tokens"]}})
         return self.event("[DONE]")
 

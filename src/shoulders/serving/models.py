@@ -27,7 +27,7 @@ from shoulders.backbone.encoder import FrozenEncoder
 from shoulders.backbone.fingerprint import identity
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.inference import Answering
-from shoulders.errors import CorruptFile, UsageError, first_line
+from shoulders.errors import CorruptFile, UnknownName, UsageError, first_line
 from shoulders.evidence.candidates import Candidates, FirstPass
 from shoulders.records import Placement
 from shoulders.retrieval.bi_encoder import OURS, BiEncoder
@@ -191,8 +191,12 @@ class Models:
         self._check_free(name, replacing=replacing)
         try:
             served = self._loaded(name, source, role)
-        except (UsageError, ApiError):
+        except ApiError:
             raise
+        except UsageError as error:
+            if type(error) not in (UsageError, UnknownName) or source in str(error):
+                raise
+            raise UsageError(f"{source}: {error}") from error  # a value in one of its files, which names no folder
         except Exception as error:  # whatever a library raises over a broken file
             what = f"{type(error).__name__}: {first_line(error)}"
             raise CorruptFile(f"{source} cannot be loaded ({what}): a file of it seems broken") from error
