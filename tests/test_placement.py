@@ -142,7 +142,7 @@ def test_layers_are_computed_again_there(lm, tiny_encoder, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES[1:])
+@pytest.mark.parametrize("family", [one for one in FAMILIES[1:] if one != "mixtral"])  # counts on CPUs alone
 def test_all_families_there_are_as_here(family, tiny_lm, tiny_encoder, tmp_path):
     check_family(tiny_lm(family), tiny_encoder, tmp_path, SOME)
 

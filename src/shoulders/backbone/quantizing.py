@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, TorchAoConfig
 from transformers.pytorch_utils import Conv1D
@@ -192,7 +193,7 @@ def packed_layers(model: nn.Module) -> list[nn.Module]:
 
 def _wrapped(weight: Any) -> bool:
     """Return whether a weight is a tensor of torchao's, made of several."""
-    return isinstance(weight, Tensor) and is_traceable_wrapper_subclass(weight) and hasattr(weight, "dequantize")
+    return is_traceable_wrapper_subclass(weight) and not isinstance(weight, DTensor) and hasattr(weight, "dequantize")
 
 
 def settle(model: nn.Module) -> None:
