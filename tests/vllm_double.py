@@ -23,7 +23,7 @@ class Double:
         self.asked, self.aborted, self.arguments, self.down, self.left = [], set(), None, False, 0
         self.errored = False
 
-    def library(self):
+    def imported(self):
         kinds = SimpleNamespace(RequestOutputKind=SimpleNamespace(DELTA="delta"))
         return SimpleNamespace(
             AsyncEngineArgs=lambda **given: SimpleNamespace(**given),

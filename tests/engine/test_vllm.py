@@ -45,7 +45,7 @@ def some_scaffolds(lm, encoder):
 @pytest.fixture
 def double(lm, monkeypatch):
     made = Double(lm)
-    monkeypatch.setattr(engine, "_library", made.library)
+    monkeypatch.setattr(engine, "_library", made.imported)
     return made
 
 

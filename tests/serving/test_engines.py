@@ -20,7 +20,7 @@ UNFIT = tuple(name for name in GENERATING if name not in ("bare", "twice", *NAME
 def both(lm, saved):
     """A server over the scheduler, and one over vLLM."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_library", Double(lm).library)
+        patch.setattr(engine, "_library", Double(lm).imported)
         config = ServerConfig(port=0, allow=(str(saved),))
         models = Models(lm, allow=config.allow)
         for name in NAMES:

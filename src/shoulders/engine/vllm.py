@@ -186,16 +186,16 @@ class VllmEngine(Submitting):
         for future in running:
             with suppress(Exception, CancelledError):  # its ticket has the error
                 future.result()
-        if self._loop is not None:
-            self._in_loop(_tasks_ended()).result()
+        if self._loop is None:
+            return
+        self._in_loop(_tasks_ended()).result()
         if self._llm is not None:
             self._llm.shutdown()
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-            self._folder.cleanup()
-            self._loop = self._llm = None
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._folder.cleanup()
+        self._loop = self._llm = None
 
     def submit(self, request: Request, *, wait: bool = False) -> Ticket:
         """Take a request, to be run with all others.
