@@ -11,7 +11,6 @@ among the passages found, for no order can help the others; recall at the langua
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from shoulders.evidence.packing import Packer
 from shoulders.records import Example, Passage
 from shoulders.retrieval.dense import open_retriever
 from shoulders.retrieval.index import Hit, Index
-from shoulders.retrieval.scoring import WEIGHTS, Pair, Ranker, ordering
+from shoulders.retrieval.scoring import WEIGHTS, Pair, Ranker, by_question, ordering
 from shoulders.store.files import write_json
 
 SETS = (("nq", DEV), ("nq", TEST), ("squad", DEV))  # the first chooses the weight
@@ -134,8 +133,8 @@ def _first(example: Example, hits: Sequence[Hit]) -> int:
 
 def _scores(ranker: Ranker, examples: Sequence[Example], hits: Sequence[Sequence[Hit]]) -> list[list[float]]:
     asked = zip(examples, hits, strict=True)
-    left = iter(ranker.scores([Pair(one.question.query, hit.title, hit.text) for one, some in asked for hit in some]))
-    return [list(islice(left, len(some))) for some in hits]
+    pairs = [Pair(one.question.query, hit.title, hit.text) for one, some in asked for hit in some]
+    return by_question(ranker.scores(pairs), hits)
 
 
 def _examples(data: Path, split: str, limit: int) -> list[Example]:

@@ -34,7 +34,7 @@ from transformers.utils import logging as transformers_logging
 from shoulders.backbone.caches import Memory
 from shoulders.backbone.encoder import FrozenEncoder
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.passes import layers_of
+from shoulders.backbone.passes import layers_of, relative_gap
 from shoulders.engine import decode
 from shoulders.engine.batches import EncodedQuestion, encode, question_batch, training_batch
 from shoulders.engine.requests import Request
@@ -173,11 +173,6 @@ def scaffolds(lm: FrozenLM) -> Iterator[tuple[str, Scaffold]]:
         yield name, scaffold.to(lm.device)
 
 
-def gap(found: Tensor, wanted: Tensor) -> float:
-    """Return the distance of two tensors, relative to the length of the second."""
-    return (torch.linalg.vector_norm(found.float() - wanted.float()) / torch.linalg.vector_norm(wanted.float())).item()
-
-
 def demand(what: str, value: float, most: float) -> float:
     """Return a value that is small enough; raise otherwise."""
     if not value <= most:
@@ -226,11 +221,12 @@ def _gaps(lm: FrozenLM, beside: FrozenLM, scaffold: Scaffold) -> dict[str, float
     for token in row.target[:-1]:
         vectors = lm.embed(torch.tensor([[token]], device=lm.device))
         parts.append(scaffold.states(lm, given.continued(vectors), memory))
-    found = {"padded": gap(together, alone), "cached": gap(torch.cat(parts, dim=1), whole)}
+    found = {"padded": relative_gap(together, alone), "cached": relative_gap(torch.cat(parts, dim=1), whole)}
     if scaffold.encoder is None:  # an encoder stays on its device
         there = scaffold.to(beside.device)
         given = training_batch(rows, beside, there)
-        found["other_device"] = gap(together.cpu(), beside.nll(there.states(beside, given.given), given.labels))
+        losses = beside.nll(there.states(beside, given.given), given.labels)
+        found["other_device"] = relative_gap(together.cpu(), losses)
         scaffold.to(lm.device)
     return found
 
@@ -330,7 +326,7 @@ def quantized(setting: Setting) -> dict[str, float]:
             if scheme == "nf4":  # int8 also rounds what the layers read
                 quantised = _gradient(lm, rows)
                 lm = FrozenLM(lm.model.dequantize(), lm.tokenizer)
-                distance = gap(quantised, _gradient(lm, rows))
+                distance = relative_gap(quantised, _gradient(lm, rows))
                 found["nf4_gradient_gap"] = demand("the gap of the gradient", distance, ROUGH)
     return found
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from shoulders.backbone.checkpointing import streamed
-from shoulders.backbone.passes import ROUNDING, first_embeddings, layers_of, run_stack, takes_positions
+from shoulders.backbone.passes import ROUNDING, first_embeddings, layers_of, relative_gap, run_stack, takes_positions
 from shoulders.errors import UsageError
 
 
@@ -110,7 +110,7 @@ def _check(model: PreTrainedModel, part: Part) -> None:
     vectors = run_stack(part, vectors)
     if not part.to_end:
         vectors = run_stack(Part(stack, config, part.end, config.num_hidden_layers), vectors)
-    gap = torch.linalg.vector_norm((vectors - whole).float()) / torch.linalg.vector_norm(whole.float())
+    gap = relative_gap(vectors, whole)
     if not gap <= ROUNDING[model.dtype]:
         raise UsageError(
             f"{type(model).__name__} gives other states when its layers run in parts (they differ by {gap:.1%}): leave "

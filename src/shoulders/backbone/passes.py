@@ -295,8 +295,13 @@ def _unfit(model: PreTrainedModel) -> Iterator[None]:
         ) from error
 
 
+def relative_gap(found: Tensor, wanted: Tensor) -> float:
+    """Return the distance of two tensors, relative to the length of the second."""
+    return (torch.linalg.vector_norm(found.float() - wanted.float()) / torch.linalg.vector_norm(wanted.float())).item()
+
+
 def _check_same(model: PreTrainedModel, how: str, found: Float[Tensor, "B T D"], whole: Float[Tensor, "B T D"]) -> None:
-    gap = (torch.linalg.vector_norm(found.float() - whole.float()) / torch.linalg.vector_norm(whole.float())).item()
+    gap = relative_gap(found, whole)
     if not gap <= ROUNDING[model.dtype]:
         raise SourceNotFound(
             f"{type(model).__name__} gives other states when a text is {how} (they differ by {gap:.1%}): it cannot "

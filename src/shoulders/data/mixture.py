@@ -162,8 +162,11 @@ class Mixture:
         """
         return self.reference(position).example()
 
-    def read(self, position: int, counts: Counts) -> Example | None:
+    def read(self, position: int, counts: Counts, fold: str = "") -> Example | None:
         """Return the example at a position and count it; None if it is left out, which is counted by its reason.
+
+        Args:
+            fold: the half of the examples to keep (cross-fitting); "" for all.
 
         Raises:
             TemplateFailed, BadRow: it cannot be used, and `skip` does not leave it out.
@@ -174,6 +177,8 @@ class Mixture:
             example = reference.example()
         except (TemplateFailed, BadRow) as error:
             why = self.skip.reason(error)
+        if example is not None and fold and fold_of(example) != fold:
+            example, why = None, "of the other fold"
         add_count(counts, reference.task.name, READ)
         if example is None:
             add_count(counts, reference.task.name, why)

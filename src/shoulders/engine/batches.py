@@ -15,6 +15,7 @@ from shoulders.records import IGNORE, Batch, Placement, Question, ScaffoldInput,
 from shoulders.scaffolds.base import Scaffold
 
 Row = TypeVar("Row")
+Result = TypeVar("Result")  # of one row
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,16 @@ def by_length(rows: Sequence[Row], length: Callable[[Row], int], budget: int) ->
         group.append(row)
     if group:
         yield group
+
+
+def read_by_length(
+    lengths: Sequence[int], budget: int, read: Callable[[Sequence[int]], Sequence[Result]]
+) -> list[Result]:
+    """Call `read` on the numbers of rows of similar length (`by_length`); return the results in the order of rows."""
+    found: dict[int, Result] = {}
+    for numbers in by_length(range(len(lengths)), lengths.__getitem__, budget):
+        found.update(zip(numbers, read(numbers), strict=True))
+    return [found[number] for number in range(len(lengths))]
 
 
 def training_batch(rows: Sequence[EncodedQuestion], lm: FrozenLM, scaffold: Scaffold) -> Batch:

@@ -8,7 +8,7 @@ choices. Each turns questions into token ids, groups them by length, and decodes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -19,10 +19,11 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine import decode
 from shoulders.engine.batches import (
     EncodedQuestion,
+    Result,
     answer_ids,
-    by_length,
     encode,
     question_batch,
+    read_by_length,
     tokenised,
     truncated,
 )
@@ -30,8 +31,6 @@ from shoulders.engine.decode import Scored
 from shoulders.errors import ContextFull, UsageError
 from shoulders.records import Answer, Question, QuestionLike, ScaffoldInput, as_question, as_questions
 from shoulders.scaffolds.base import Scaffold
-
-Result = TypeVar("Result")  # of one row
 
 LONGEST_ANSWER = 256  # in tokens (Sanh et al. 2021; the paper, section 2.2)
 POSITIONS_AT_ONCE = 4096  # positions of one batch, padding and prompt included
@@ -298,14 +297,11 @@ def in_groups(
         read: returns a result for each row of a batch; it also gets the numbers of these rows.
     """
 
-    def positions(number: int) -> int:
-        return scaffold.length + len(rows[number].ids) + extra[number]
+    def batch(numbers: Sequence[int]) -> Sequence[Result]:
+        return read(question_batch([rows[number] for number in numbers], lm, scaffold), numbers)
 
-    results: dict[int, Result] = {}
-    for group in by_length(range(len(rows)), positions, how.positions_at_once):
-        given = question_batch([rows[number] for number in group], lm, scaffold)
-        results.update(zip(group, read(given, group), strict=True))
-    return [results[number] for number in range(len(rows))]
+    lengths = [scaffold.length + len(row.ids) + more for row, more in zip(rows, extra, strict=True)]
+    return read_by_length(lengths, how.positions_at_once, batch)
 
 
 def check_asked(question: Question) -> None:

@@ -162,7 +162,7 @@ def merge_samples(samples: Sequence[Answer]) -> list[Passage]:
     spellings: dict[str, dict[str, float]] = {}
     for one in samples:
         if one.text:
-            some = spellings.setdefault(" ".join(one.text.casefold().split()), {})
+            some = spellings.setdefault(_words(one.text), {})
             some[one.text] = max(one.log_probability, some.get(one.text, -math.inf))
     found = [Passage(max(some, key=lambda text: some[text]), _log_sum(some.values())) for some in spellings.values()]
     return sorted(found, key=lambda passage: passage.score, reverse=True)
@@ -173,12 +173,17 @@ def majority(samples: Sequence[Answer]) -> Answer:
 
     This is self-consistency (Wang et al. 2023), which needs no second pass. Its probability is that of `merge_samples`.
     """
-    counts = Counter(" ".join(one.text.casefold().split()) for one in samples)
+    counts = Counter(_words(one.text) for one in samples)
     merged = merge_samples(samples)
     if not merged:
         return samples[0]
-    best = max(merged, key=lambda passage: (counts[" ".join(passage.text.casefold().split())], passage.score))
+    best = max(merged, key=lambda passage: (counts[_words(passage.text)], passage.score))
     return Answer(best.text, best.score, 0.0)
+
+
+def _words(text: str) -> str:
+    """Return what is the same for all spellings that count as one answer."""
+    return " ".join(text.casefold().split())
 
 
 def _log_sum(logs: Collection[float]) -> float:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 from typing import Self, final
 
@@ -14,7 +13,7 @@ from shoulders.evidence.packing import Packed, PackedEvidence
 from shoulders.records import Passage, Question
 from shoulders.retrieval.cross_encoder import load_ranker
 from shoulders.retrieval.reranker import DESCRIPTION, reranker_folder
-from shoulders.retrieval.scoring import AT_ONCE, Pair, Ranker, ordering
+from shoulders.retrieval.scoring import AT_ONCE, Pair, Ranker, by_question, ordering
 from shoulders.store.cache import ValueCache, key_of_texts
 
 ALL = "all"
@@ -134,8 +133,8 @@ class Reranked:
             for passage in passages
         ]
         ranker = self.rankers.ranker_of(fold)
-        scores = iter(cached_scores(pairs, ranker, self.store))
-        return [self._ordered(passages, list(islice(scores, len(passages))), ranker.order_weight) for passages in found]
+        scores = by_question(cached_scores(pairs, ranker, self.store), found)
+        return [self._ordered(*one, ranker.order_weight) for one in zip(found, scores, strict=True)]
 
     def _ordered(self, passages: Sequence[Passage], scores: Sequence[float], order_weight: float) -> list[Passage]:
         found = [passage.score for passage in passages]

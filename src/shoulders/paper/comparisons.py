@@ -9,8 +9,8 @@ import torch
 from shoulders.backbone.encoder_decoder import FrozenEncoderDecoder
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.matching import Span
-from shoulders.engine.batches import by_length
-from shoulders.engine.inference import Answering, Result, check_asked, likeliest_choice
+from shoulders.engine.batches import Result, by_length, read_by_length
+from shoulders.engine.inference import Answering, check_asked, likeliest_choice
 from shoulders.errors import UsageError
 from shoulders.evaluation.protocol import OnDone, Scores, evaluate_answers, scored
 from shoulders.evaluation.results import describe_scaffold, provenance, scores_as_json
@@ -18,7 +18,15 @@ from shoulders.evidence.packing import PackedEvidence
 from shoulders.records import Answer, Example, Passage, Question
 from shoulders.retrieval.cross_encoder import load_reranker
 from shoulders.retrieval.reranker import Reranker
-from shoulders.retrieval.scoring import OnScored, Pair, PairTokens, best_span, positions_at_once, whole_words
+from shoulders.retrieval.scoring import (
+    OnScored,
+    Pair,
+    PairTokens,
+    best_span,
+    by_question,
+    positions_at_once,
+    whole_words,
+)
 from shoulders.runs.build import new_evidence
 from shoulders.runs.jobs import split_tasks
 from shoulders.runs.recipe import Recipe
@@ -68,10 +76,10 @@ class EncoderDecoderAnswers:
     ) -> list[Result]:
         """Call `read` on batches of questions of similar length and their numbers; return the results in order."""
         rows = [self._source(question) for question in questions]
-        found: dict[int, Result] = {}
-        for group in by_length(range(len(rows)), lambda n: len(rows[n]) + extra[n], self.how.positions_at_once):
-            found.update(zip(group, read([rows[number] for number in group], group), strict=True))
-        return [found[number] for number in range(len(rows))]
+        lengths = [len(row) + more for row, more in zip(rows, extra, strict=True)]
+        return read_by_length(
+            lengths, self.how.positions_at_once, lambda numbers: read([rows[number] for number in numbers], numbers)
+        )
 
     def _source(self, question: Question) -> list[int]:
         check_asked(question)
@@ -161,8 +169,8 @@ def best_spans(
         )
     together = list(zip(questions, passages, strict=True))
     pairs = [Pair(question, one.title, one.text) for question, some in together for one in some]
-    scores = iter(reranker.frozen().scores(pairs, on_scored))
-    chosen = [_most_relevant(some, [next(scores) for _ in some]) for some in passages]
+    scores = by_question(reranker.frozen().scores(pairs, on_scored), passages)
+    chosen = [_most_relevant(*one) for one in zip(passages, scores, strict=True)]
     best = [
         Pair(question, some[at].title, some[at].text) for (question, some), at in zip(together, chosen, strict=True)
     ]

@@ -19,9 +19,9 @@ from shoulders.answering.models import FID, RIVAL, RivalInfo
 from shoulders.backbone.encoder_decoder import FrozenEncoderDecoder
 from shoulders.backbone.frozen import FrozenLM, pad_right
 from shoulders.backbone.sources import pick_dtype
-from shoulders.data.mixture import Counts, Mixture, add_count, fold_of
+from shoulders.data.mixture import Counts, Mixture, fold_of
 from shoulders.data.tasks import check_has_answers
-from shoulders.engine.batches import by_length
+from shoulders.engine.batches import by_length, read_by_length
 from shoulders.engine.inference import Answering, likeliest_choice
 from shoulders.errors import DataError, UsageError
 from shoulders.evaluation.protocol import OnDone, Scores, evaluate_answers
@@ -163,13 +163,8 @@ class FusedSource:
     """A source of steps of examples with their passages, each passage an input of its own."""
 
     def __init__(self, recipe: Recipe, mixture: Mixture, model: FusionInDecoder, evidence: Apart) -> None:
-        self.plan, self.fold, self.mixture, self.model, self.evidence = (
-            recipe.training,
-            recipe.suite.fold,
-            mixture,
-            model,
-            evidence,
-        )
+        self.plan, self.fold = recipe.training, recipe.suite.fold
+        self.mixture, self.model, self.evidence = mixture, model, evidence
         self.position = 0
         self.counts: Counts = {}
 
@@ -184,14 +179,11 @@ class FusedSource:
         while len(examples) < self.plan.batch_size:
             if self.position - first > 2 * len(self.mixture):
                 raise DataError(f"none of {len(self.mixture)} examples can be trained on: see suite.fold={self.fold}")
-            example, self.position = self.mixture.read(self.position, self.counts), self.position + 1
-            if example is None:
-                continue
-            if self.fold and fold_of(example) != self.fold:
-                add_count(self.counts, example.task, "of the other fold")
-                continue
-            check_has_answers(example)
-            examples.append(example)
+            example = self.mixture.read(self.position, self.counts, self.fold)
+            self.position += 1
+            if example is not None:
+                check_has_answers(example)
+                examples.append(example)
         rows = [self._row(example) for example in examples]
         state = PartialState()
         mine = rows[state.process_index :: state.num_processes]
@@ -217,11 +209,11 @@ class FusedAnswers:
         """Return the greedy answer to each question."""
         groups = self._sources(questions)
         lengths = [sum(map(len, group)) for group in groups]
-        found: dict[int, Answer] = {}
-        for some in by_length(range(len(groups)), lengths.__getitem__, self.how.positions_at_once):
-            answers = self.model.likeliest([groups[number] for number in some], self.how.longest)
-            found.update(zip(some, answers, strict=True))
-        return [found[number] for number in range(len(groups))]
+
+        def read(numbers: Sequence[int]) -> list[Answer]:
+            return self.model.likeliest([groups[number] for number in numbers], self.how.longest)
+
+        return read_by_length(lengths, self.how.positions_at_once, read)
 
     def chosen(self, questions: Sequence[Question], choices: Sequence[Sequence[str]]) -> list[Answer]:
         """Return the most likely choice of each question."""

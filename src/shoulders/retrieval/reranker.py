@@ -29,6 +29,7 @@ from shoulders.retrieval.text_encoder import TextEncoder
 from shoulders.store.files import (
     BEST,
     atomic_folder,
+    check_finite,
     check_format,
     read_json,
     read_tensors,
@@ -294,10 +295,7 @@ class Reranker(nn.Module):
         found = {name: value.shape for name, value in heads.items()}
         if wanted != found:
             raise CorruptFile(f"the heads of {source} do not fit its encoder ({found}, not {wanted}): train it again")
-        if not all(torch.isfinite(value).all() for value in heads.values()):
-            raise CorruptFile(
-                f"the heads of {source} have values that are not finite (NaN or infinite): train it again"
-            )
+        check_finite(heads, source)
         self.load_state_dict(heads, strict=False)
 
     def forward(self, groups: Sequence[Group], weights: LossWeights = PAPER) -> Float[Tensor, ""]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence, Sized
 from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from statistics import fmean, pstdev
 from typing import Any, Protocol, Self, TypeVar, final
 
@@ -344,6 +345,12 @@ def corrected(scores: Sequence[float], found: Sequence[float], weight: float) ->
         weight: the re-ranker's `order_weight`.
     """
     return [weight * other + score for score, other in zip(scores, standardised(found), strict=True)]
+
+
+def by_question(scores: Iterable[float], found: Sequence[Sized]) -> list[list[float]]:
+    """Return the scores of each question's passages, given those of all of them, one question after the other."""
+    left = iter(scores)
+    return [list(islice(left, len(passages))) for passages in found]
 
 
 def ordering(

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from shoulders.retrieval.bi_encoder import BiEncoder
 from shoulders.retrieval.index import Hit, Index
 from shoulders.retrieval.language_model import LanguageModelRanker
 from shoulders.retrieval.reranker import LossWeights, Reranker, RerankerOrigin, is_reranker
-from shoulders.retrieval.scoring import WEIGHTS, Pair, SeenQuestions, ordering
+from shoulders.retrieval.scoring import WEIGHTS, Pair, SeenQuestions, by_question, ordering
 from shoulders.retrieval.search import Searcher
 from shoulders.retrieval.text_encoder import RERANKER
 from shoulders.runs.build import suite_parts, training_mixture
@@ -96,10 +95,9 @@ class _Model:
         pairs = [
             Pair(question, hit.title, hit.text) for question, some in zip(questions, hits, strict=True) for hit in some
         ]
-        left = iter(self.scores(pairs))
         return [
-            ordering(list(islice(left, len(some))), [hit.score for hit in some], order_weight=self.order_weight)
-            for some in hits
+            ordering(scores, [hit.score for hit in some], order_weight=self.order_weight)
+            for scores, some in zip(by_question(self.scores(pairs), hits), hits, strict=True)
         ]
 
 

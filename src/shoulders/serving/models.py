@@ -14,7 +14,6 @@ from typing import Any, final
 from weakref import WeakValueDictionary
 
 import numpy as np
-import torch
 from torch import nn
 
 from shoulders import answering
@@ -39,7 +38,7 @@ from shoulders.scaffolds.peft import CONFIG as ADAPTER
 from shoulders.scaffolds.peft import from_peft
 from shoulders.scaffolds.recursion import Recursion
 from shoulders.serving.http import ApiError
-from shoulders.store.files import BEST, RECIPE, read_json
+from shoulders.store.files import BEST, RECIPE, check_finite, read_json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}")
 HUB = "hub"  # in the list of allowed folders: names on the hub
@@ -211,7 +210,7 @@ class Models:
         opened = self._open(source, role)
         served = ServedModel(name, source, opened, _first_pass(opened))
         for scaffold in served.scaffolds:
-            check_finite(scaffold, source)
+            check_finite(scaffold.state_dict(), source)
             self._share_encoders(scaffold)
             self.check(name, scaffold)
         if not isinstance(opened, Answerer):
@@ -368,21 +367,10 @@ def check_name(name: str) -> None:
         )
 
 
-def check_finite(scaffold: nn.Module, source: str) -> None:
-    """Raise `CorruptFile` for a scaffold, or another model, with a weight that is not a finite number."""
-    for name, weight in scaffold.state_dict().items():
-        if weight.is_floating_point() and not torch.isfinite(weight).all():
-            bad = int((~torch.isfinite(weight)).sum())
-            raise CorruptFile(
-                f"{source} has {bad} of {weight.numel()} values of {name} that are not finite (NaN or infinite): "
-                "train it again"
-            )
-
-
 def _check_measures(opened: BiEncoder | Ranker, source: str) -> None:
     """Raise `CorruptFile` for a retriever or a re-ranker that gives numbers for a text that are not finite."""
     if isinstance(opened, nn.Module):
-        check_finite(opened, source)  # the encoder of passages, too
+        check_finite(opened.state_dict(), source)  # the encoder of passages, too
     pair = Pair("a", "a", "a")
     found = opened.encode_questions([pair.text]) if isinstance(opened, BiEncoder) else opened.scores([pair])
     if not np.isfinite(found).all():

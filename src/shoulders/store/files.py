@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from torch import Tensor
@@ -261,6 +262,17 @@ def database_errors(path: str | Path, what: str, way_out: str) -> Iterator[None]
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file, by Python's own means, so that a full disk raises an OSError."""
     path.write_bytes(safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
+    """Raise `CorruptFile` if a trained weight is not a finite number."""
+    for name, weight in tensors.items():
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            bad = int((~torch.isfinite(weight)).sum())
+            raise CorruptFile(
+                f"{source} has {bad} of {weight.numel()} values of {name} that are not finite (NaN or infinite): "
+                "train it again"
+            )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -209,7 +209,7 @@ class RankingSource:
         positions: list[int] = []
         for _ in range(count):
             place, self.position = self.position, self.position + 1
-            example = self.mixture.read(place, self.counts)
+            example = self.mixture.read(place, self.counts, self.fold)
             if example is not None and self._belongs(example):
                 examples.append(example)
                 positions.append(place)
@@ -220,9 +220,6 @@ class RankingSource:
         return [one for one in drawn if one is not None]
 
     def _belongs(self, example: Example) -> bool:
-        if self.fold and fold_of(example) != self.fold:
-            add_count(self.counts, example.task, "of the other fold")
-            return False
         if question_words(example.question.query) not in self.questions:
             add_count(self.counts, example.task, "in both folds")
             return False

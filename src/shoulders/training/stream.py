@@ -98,11 +98,8 @@ class Stream:
 
     def _next(self) -> Example | None:
         """Return the example at the position, and advance the position; None if it is left out."""
-        example = self.mixture.read(self.position, self.counts)
+        example = self.mixture.read(self.position, self.counts, self.fold)
         self.position += 1
-        if example is not None and self.fold and fold_of(example) != self.fold:
-            add_count(self.counts, example.task, "of the other fold")
-            return None
         return example
 
     def _no_example(self) -> DataError:
