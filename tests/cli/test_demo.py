@@ -34,7 +34,7 @@ def test_both_trained_prompts_beat_the_bare_model(tmp_path):
     assert f"{ahead} is ahead with {max(r.content['average'] for r in (soft, generated)):.1f}" in printed
     gap = difference_interval(generated.measured, bare.measured)
     assert f"gated low rank {gap.value:+.1f} ({gap.low:+.1f} to {gap.high:+.1f})" in printed
-    assert "The model alone, told what to do: 60 of them" in printed
+    assert "The model with an instruction or worked examples: 60 of these examples" in printed
     assert "The backbone is bit for bit what it was" in printed
     answers = printed.split("Now you:")[1]
     assert all(question in answers for question in QUESTIONS.splitlines())

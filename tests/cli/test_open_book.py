@@ -74,5 +74,5 @@ def test_the_model_alone_is_told_what_to_do_in_the_usual_ways(lm, recipe, monkey
     assert all(one.chat is not None and one.chat.system and not one.evidence for one in instructed)
     assert all(one.chat is None and one.evidence.count("Answer:") == 4 for one in few_shot)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "The model alone, told what to do: 3 of them" in printed
+    assert "The model with an instruction or worked examples: 3 of these examples" in printed
     assert all(f"{name} 0.0 0.0 to 0.0" in printed for name in ("bare model", "instructed", "few-shot"))

@@ -27,7 +27,7 @@ BARE, SOFT, GATED = "bare model", "soft prompt", "gated low rank"
 ASKED, TEXTS = "country_facts", "fact_sheets"  # the task that questions come from, and the one that texts come from
 TOKENS, FOUND = 128, 5  # tokens of a question with its passages; passages found for a question
 LONGEST = 32  # tokens of an answer that is typed in
-TOLD = 5  # examples of each task on which the model alone is also told what to do
+TOLD = 5  # examples of each task on which the model is also measured with an instruction and with worked examples
 
 
 def demo(
@@ -107,7 +107,7 @@ def _train_and_measure(
 
 
 def told_what_to_do(scores: "Mapping[str, Scores]", recipe: "Recipe", lm: "FrozenLM", tasks: "list[Task]") -> None:
-    """Measure the model alone as it is usually told what to do, and print it beside the others on the same examples."""
+    """Measure the model with an instruction and with worked examples, and print it beside the others."""
     from shoulders.answering.models import FEW_SHOT, INSTRUCTED
     from shoulders.cli.scores import measuring
     from shoulders.evaluation.statistics import average_interval
@@ -122,7 +122,8 @@ def told_what_to_do(scores: "Mapping[str, Scores]", recipe: "Recipe", lm: "Froze
         with measuring(f"measuring the model {name}") as watch:
             found[name] = measure(plan, lm, Bare(), plan.test, tasks, watch.on_done)
     count = found[INSTRUCTED].examples
-    table = Table(title=f"The model alone, told what to do: {count} of them", title_justify="left", box=SIMPLE_HEAD)
+    title = f"The model with an instruction or worked examples: {count} of these examples"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for header in ("", "average", "95% interval"):
         table.add_column(header, justify="right" if header else "left")
     for name, measured in {BARE: scores[BARE], **found, **scores}.items():
