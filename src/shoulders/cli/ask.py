@@ -95,11 +95,9 @@ def ask(  # noqa: PLR0913, PLR0917 (one for each option)
     _check_passes(passes)
     if longest is not None:
         Answering(longest)  # refuses an impossible length before a model is loaded
-    how = {"backbone": backbone, "index": index, "longest": longest, "truncate": truncate}
-    how["chat"] = _conversation(system, chat=chat)
-    quiet_libraries()
     how = {"backbone": backbone, "index": index, "longest": longest, "truncate": truncate, "quantize": quantize}
     how["chat"] = _conversation(system, chat=chat)
+    quiet_libraries()
     answerer = _open(scaffold, passes, **how)
     evidence = _read_context(context)
     questions, failed = question or [], 0
