@@ -55,8 +55,8 @@ def ask(  # noqa: PLR0913, PLR0917 (one for each option)
         str,
         typer.Option(
             metavar="auto|N",
-            help="passes through the frozen model: 'auto' for as many as each question needs, or N for the most "
-            "expensive stage of at most N passes alone [default: auto for the output of `shoulders calibrate`]",
+            help="for the output of `shoulders calibrate`: 'auto' for as many passes through the frozen model as each "
+            "question needs, or N to ask only its most expensive run of at most N passes [default: auto]",
         ),
     ] = "",
     index: Annotated[

@@ -47,8 +47,7 @@ COMMANDS = {  # by panel of the help: module and first line of each command
         ),
         "serve": (
             "serve",
-            "Serve scaffolds, readers and cascades around one frozen model: OpenAI's API, answers with passages, a "
-            "page.",
+            "Serve scaffolds, readers and cascades over one frozen model, by an OpenAI-compatible API and a web page.",
         ),
         "calibrate": (
             "calibrate",

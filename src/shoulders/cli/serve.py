@@ -1,4 +1,4 @@
-"""`shoulders serve`: everything over one frozen model, by OpenAI's API; `shoulders serve-key`: its keys."""
+"""`shoulders serve`: an OpenAI-compatible API over one frozen model; `shoulders serve-key`: its keys."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -39,12 +39,12 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
     keys: Annotated[Path | None, typer.Option(help="file of API keys (`shoulders serve-key`)")] = None,
     allow: Annotated[
         list[str] | None,
-        typer.Option(help="folder that scaffolds may be loaded from while it runs, or 'hub'; may be repeated"),
+        typer.Option(help="folder that an admin may load scaffolds from while it runs, or 'hub'; may be repeated"),
     ] = None,
     memory: Annotated[
-        int, typer.Option(help="megabytes of keys and values, of running requests and kept ones", min=1)
+        int, typer.Option(help="megabytes for keys and values: of running requests, and of texts kept for reuse", min=1)
     ] = 1024,
-    rows: Annotated[int, typer.Option(help="texts that are generated at a time", min=1)] = 32,
+    rows: Annotated[int, typer.Option(help="number of texts that are generated at the same time", min=1)] = 32,
     queue: Annotated[int, typer.Option(help="requests that may wait; one more is refused with 429", min=1)] = 256,
     deadline: Annotated[float, typer.Option(help="seconds after which a request is given up")] = 120.0,
     dtype: Annotated[
@@ -59,11 +59,13 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
     max_tokens: Annotated[int, typer.Option(help="largest number of tokens that a request may generate")] = 1024,
     log_text: Annotated[bool, typer.Option("--log-text", help="write prompts and answers into the log, too")] = False,
 ) -> None:
-    """Serve scaffolds, readers and cascades around one frozen model: OpenAI's API, answers with passages, a page.
+    """Serve scaffolds, readers and cascades over one frozen model, by an OpenAI-compatible API and a web page.
 
-    All of them share each forward of the model, whatever they are. The log is lines of JSON on standard error.
+    Requests to different scaffolds are batched into the same forward passes. The log is lines of JSON on standard
+    error.
 
-    Open http://127.0.0.1:8000/ in a browser to compare them side by side.
+    Open http://127.0.0.1:8000/ in a browser to compare them side by side. Without names the bare model alone is served;
+    `--backbone` then says which.
 
     Example: `shoulders serve runs/first runs/second --port 8000`
     """

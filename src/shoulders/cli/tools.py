@@ -82,10 +82,10 @@ def plan(  # noqa: PLR0913, PLR0917 (one for each option)
     input_length: Annotated[int, typer.Option(help="tokens of an input")] = 256,
     output_length: Annotated[int, typer.Option(help="tokens of an answer")] = 16,
     card: Annotated[
-        float, typer.Option(help="GB of an accelerator: the largest micro-batch that fits", show_default=False)
+        float, typer.Option(help="GB of an accelerator, to print the largest micro-batch that fits", show_default=False)
     ] = 0,
     shards: Annotated[
-        int, typer.Option(help="processes that share the weights of the layers (backbone.parallel)", min=1)
+        int, typer.Option(help="number of processes that share the layers' weights (backbone.parallel)", min=1)
     ] = 1,
     passages: Annotated[int, typer.Option(help="passages of an index; DPR's Wikipedia has 21,015,324")] = 21_015_324,
     dimension: Annotated[int, typer.Option(help="numbers in each dense vector of an index")] = 768,

@@ -21,7 +21,7 @@ class EvidenceChoice(EvidenceConfig):
         kind: "candidates": answers that the frozen model sampled itself (textual recursion); "retrieved": passages of
             an index, as many as fit into suite.lengths.input tokens with the question; "oracle": the same, with the
             passages that are annotated for the question (gold_passage_ids) first; "": no evidence.
-        scaffold: run, folder or hub name of the first prompt p1, for sampling candidates; "bare" for no prompt.
+        scaffold: run, folder or hub name of the scaffold that candidates are sampled with, p1; "bare" for none.
         across: two more such prompts for cross-fitting, trained with suite.fold=a and suite.fold=b: training questions
             of a half get the candidates of the prompt that was trained on the other half. The paper does not say
             whether it did so.

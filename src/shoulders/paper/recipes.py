@@ -87,12 +87,12 @@ def paper_idpt() -> Recipe:
 
 
 def paper_closed_book() -> Recipe:
-    """Return prompt tuning on closed-book NQ: the single pass of table 4 and figure 6, and p1 of table 5."""
+    """Return prompt tuning on closed-book NQ: the single pass of table 4 and figure 6, table 5's first prompt."""
     base = paper_prompt_tuning()
     return replace(
         base,
         name="paper_closed_book",
-        about="prompt tuning on closed-book NQ as in the paper, section 4.1: table 4's first row, and p1 of table 5",
+        about="prompt tuning on closed-book NQ as in the paper, section 4.1: the single pass of tables 4 and 5",
         scaffold=SoftPromptConfig(),  # 4.1 gives no length; Lester et al. 2021: 100
         suite=SuiteChoice(source="hub:nq_open@templates.yaml"),
         training=replace(base.training, steps=100_000),  # where it has converged (figure 6)
@@ -119,11 +119,11 @@ def paper_reader() -> Recipe:
 
 
 def paper_textual_recursion() -> Recipe:
-    """Return p2 of textual recursion on closed-book Natural Questions: tables 4 and 5, figure 5b."""
+    """Return textual recursion (its second prompt, p2) on closed-book Natural Questions: tables 4 and 5, figure 5b."""
     return replace(
         paper_closed_book(),
         name="paper_textual_recursion",
-        about="p2 of textual recursion on closed-book NQ as in the paper, section 4.1 (evidence.scaffold: p1's run)",
+        about="textual recursion on closed-book NQ as in the paper, section 4.1 (evidence.scaffold=RUN samples)",
         evidence=EvidenceChoice(kind="candidates", count=16, longest=32),  # the best of {1, 8, 16, 64} (table 5)
     )
 

@@ -207,10 +207,10 @@ def _gated_training(soft: TrainPlan) -> TrainPlan:
 
 
 def closed_book() -> Recipe:
-    """Return the recipe of closed-book prompt tuning: p1 of textual recursion, and the baseline of recursion."""
+    """Return the recipe of closed-book prompt tuning: textual recursion's first prompt, and recursion's baseline."""
     return Recipe(
         name="closed_book",
-        about="prompt tuning of SmolLM2-135M on questions (suite.source=qa:PATH/NAME); also p1 of recursion",
+        about="prompt tuning of SmolLM2-135M on questions without passages (suite.source=qa:PATH/NAME)",
         backbone=BACKBONE,
         scaffold=SoftPromptConfig(length=16),
         suite=SuiteChoice(source="qa:questions", lengths=Lengths(input=128, target=32)),
@@ -247,7 +247,7 @@ def lm_connector() -> Recipe:
 
 
 def textual_recursion() -> Recipe:
-    """Return the recipe of p2 of textual recursion: prompt tuning with 16 sampled candidates (table 5)."""
+    """Return the recipe of textual recursion's second prompt: prompt tuning with 16 sampled candidates (table 5)."""
     base = closed_book()
     return replace(
         base,
