@@ -206,14 +206,14 @@ def sample(
     samples: Annotated[str, typer.Option(help="numbers of samples to report recall for")] = "1,8,16,64",
     recipe: RecipeOption = None,
     out: Out = None,
-    majority: Annotated[Path | None, typer.Option(help="also score the most frequent sample; a results file")] = None,
+    majority: Annotated[Path | None, typer.Option(help="also measure the most frequent sample, and write that to this file")] = None,
 ) -> None:
     """Sample answers, and report how often a right one is among them: the limit of what textual recursion can gain.
 
     The questions are those of the recipe's `test`, with the passages that a reader reads. The recipe's `evidence` says
     how answers are sampled (temperature, longest, seed); `evidence.store=FILE` keeps the samples for a textual
-    recursion over the same scaffold. With `--majority` the answer that was sampled most often (self-consistency, the
-    rival of textual recursion) is measured like a model.
+    recursion over the same scaffold. With `--majority` the answer that was sampled most often (self-consistency) is
+    measured like a model.
 
     Example: `shoulders sample runs/first --samples 1,8 --out samples.json`
     """

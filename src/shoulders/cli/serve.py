@@ -153,9 +153,9 @@ def _run(service: "Service") -> None:
 def serve_key(
     name: Annotated[str, typer.Argument(help="whom the key is for; a key of that name is replaced")],
     keys: Annotated[Path, typer.Option(help="file of API keys; made if there is none")],
-    admin: Annotated[bool, typer.Option("--admin", help="it may load and unload scaffolds")] = False,
+    admin: Annotated[bool, typer.Option("--admin", help="the key may load and unload scaffolds")] = False,
     requests_per_minute: Annotated[int, typer.Option(help="0 for no limit", min=0)] = 0,
-    tokens_per_minute: Annotated[int, typer.Option(help="read and generated; 0 for no limit", min=0)] = 0,
+    tokens_per_minute: Annotated[int, typer.Option(help="tokens read and generated; 0 for no limit", min=0)] = 0,
     at_once: Annotated[int, typer.Option(help="requests that may run or wait at a time; 0 for no limit", min=0)] = 0,
 ) -> None:
     """Make an API key for `shoulders serve --keys FILE` and print it, once: the file keeps only its hash.

@@ -89,7 +89,7 @@ def plan(  # noqa: PLR0913, PLR0917 (one for each option)
     ] = 1,
     passages: Annotated[int, typer.Option(help="passages of an index; DPR's Wikipedia has 21,015,324")] = 21_015_324,
     dimension: Annotated[int, typer.Option(help="numbers in each dense vector of an index")] = 768,
-    tokens_per_second: Annotated[float, typer.Option(help="reading speed of the encoder of an index")] = 0,
+    tokens_per_second: Annotated[float, typer.Option(help="tokens that the encoder of an index reads in a second")] = 0,
 ) -> None:
     """Estimate what a recipe costs at any scale, without loading a weight: parameters, memory, floating-point work.
 

@@ -281,7 +281,7 @@ def reader() -> Recipe:
     return replace(
         base,
         name="reader",
-        about="prompt tuning of SmolLM2-135M as a reader of retrieved passages (evidence.index=FOLDER)",
+        about="prompt tuning of SmolLM2-135M over retrieved passages (suite.source=qa:PATH/NAME evidence.index=FOLDER)",
         evidence=EvidenceChoice(kind=RETRIEVED),
         suite=replace(base.suite, lengths=Lengths(input=512, target=32)),
         training=replace(base.training, positions_at_once=1120),  # two rows
