@@ -68,8 +68,8 @@ class HubUnreachable(UsageError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"{name!r} is not on this machine and the Hugging Face hub does not answer: connect to a network, or fetch "
-            "it elsewhere (hf download) and name its folder here"
+            f"there is no folder {name!r} on this machine, and the Hugging Face hub does not answer: check the name, "
+            "connect to a network, or fetch it elsewhere (hf download) and name its folder here"
         )
 
 

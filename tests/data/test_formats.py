@@ -144,7 +144,7 @@ def test_files_that_leave_a_doubt_are_named(tmp_path):
         ):
             open_suite(f"qa:{source}")
     written(tmp_path / "x" / "questions.json", HOTPOT)
-    with pytest.raises(SourceNotFound, match="there are no questions at"):
+    with pytest.raises(SourceNotFound, match=r"there are no questions at .*: name yours, suite\.source=qa:"):
         open_suite(f"qa:{tmp_path}/x/questions.json")
     for name, content, said in (
         ("a", {"other": []}, "is no array of records, and has none in a field 'Data', 'data'"),

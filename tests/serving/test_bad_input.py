@@ -157,7 +157,7 @@ def test_other_types_of_bodies_are_refused(http, kind):
 def test_paths_that_are_not_there(http, method, path, status):
     found = http.request(method, path)
     assert found.status_code == status, found.text
-    error_of(found)
+    assert ": " in error_of(found)["message"], "the way out"
 
 
 def test_files_that_cannot_be_read_are_refused_by_name(http):

@@ -182,5 +182,5 @@ def test_openais_client_raises_its_own_errors(client):
     with pytest.raises(openai.BadRequestError, match="needs 6") as caught:
         complete(client, "prefix", "word " * 500, max_tokens=100)
     assert caught.value.code == "context_length_exceeded"
-    with pytest.raises(openai.BadRequestError, match="is a reranker"):
+    with pytest.raises(openai.BadRequestError, match=r"\(kind reranker\) takes requests for rerank, not for"):
         complete(client, "reranker", "a")

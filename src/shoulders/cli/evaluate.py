@@ -206,7 +206,9 @@ def sample(
     samples: Annotated[str, typer.Option(help="numbers of samples to report recall for")] = "1,8,16,64",
     recipe: RecipeOption = None,
     out: Out = None,
-    majority: Annotated[Path | None, typer.Option(help="also measure the most frequent sample, and write that to this file")] = None,
+    majority: Annotated[
+        Path | None, typer.Option(help="also measure the most frequent sample, and write that to this file")
+    ] = None,
 ) -> None:
     """Sample answers, and report how often a right one is among them: the limit of what textual recursion can gain.
 

@@ -36,8 +36,8 @@ def report(
     `shoulders report RUN...` compares any scaffolds, task by task: report.html, scores.md, scores.json.
 
     `shoulders report suite RUN...` compares methods on a suite, as section 2 of the paper (Levine et al. 2022) does
-    (tables 1, 7 and 9, figure 3), with costs and paired differences: suite.md, suite.json and plots. Runs that differ only in the seed are
-    one method. Files written by `shoulders forget --out` may be among the runs.
+    (tables 1, 7 and 9, figure 3), with costs and paired differences: suite.md, suite.json and plots. Runs that differ
+    only in the seed are one method. Files written by `shoulders forget --out` may be among the runs.
 
     `shoulders report reader RUN...` compares readers of passages, as section 3 of the paper does (tables 2 and 3), with
     paired differences from the first run and the gain from each re-ranker: reader.md, reader.json, reader.png.

@@ -101,7 +101,7 @@ def question_task(prefix: str) -> Task:
     if not files:
         raise SourceNotFound(
             f"there are no questions at {prefix!r}: there is no {path.name}.train.jsonl, dev or test, nor is it a file "
-            f"or folder of such ({', '.join(ENDINGS)})"
+            f"or folder of such ({', '.join(ENDINGS)}): name yours, suite.source=qa:PATH/NAME"
         )
     trivia = any(is_triviaqa(first_record(file, PLACES)) for file in files.values())
     wording = replace(WORDING, metrics=("Trivia QA",)) if trivia else WORDING

@@ -104,7 +104,7 @@ def answering_routes(service: Service) -> APIRouter:
 
     @router.post("/v1/answer")
     async def answer(body: AnswerBody, request: Request) -> Response:
-        """Answer a question, with what the answer comes from."""
+        """Answer a question, and tell which passages or candidates the answer is based on."""
         about: About = request.state.about
         served = service.models.get(body.model, "answer")
         about.model = served.name
@@ -121,7 +121,7 @@ def answering_routes(service: Service) -> APIRouter:
 
     @router.post("/v1/documents", status_code=201, openapi_extra=_UPLOAD_BODY)
     async def upload(request: Request) -> Response:
-        """Upload documents to ask."""
+        """Upload documents, to be named in requests of `/v1/answer`."""
         name, files, texts = await _uploaded(request)
         owner = request.state.about.key.name
         kept = await service.in_thread(service.uploads.add, owner, name, files, texts, heavy=True)

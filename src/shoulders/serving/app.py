@@ -77,7 +77,7 @@ def create_app(service: Service) -> Gate:
         static_url="/docs/files",
         title="shoulders",
         version=version("shoulders"),
-        description="Scaffolds around one frozen language model, by OpenAI's API and our own.",
+        description="Scaffolds around one frozen language model: OpenAI's API, and routes of our own.",
         lifespan=life,
         redirect_slashes=False,
         dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the description alone: the gate asks for the key
@@ -101,7 +101,9 @@ async def _told(_: Request, error: Exception) -> Response:
 async def _admin(request: Request) -> None:
     """Refuse a request whose key is not the admin's."""
     if not request.state.about.key.admin:
-        raise ApiError(403, "this needs the admin's key", code="admin_only")
+        raise ApiError(
+            403, "this needs an admin's key (shoulders serve-key NAME --keys FILE --admin)", code="admin_only"
+        )
 
 
 def _admin_routes(app: FastAPI, service: Service) -> None:
@@ -131,7 +133,7 @@ def _admin_routes(app: FastAPI, service: Service) -> None:
 
     @app.delete("/v1/scaffolds/{name:path}", **admin)
     async def remove_scaffold(name: str) -> dict[str, Any]:
-        """Stop serving a model; requests that run with it end with it."""
+        """Stop serving a model; requests that are running finish with it."""
         service.models.remove(name)
         return {"name": name, "deleted": True}
 
@@ -166,7 +168,7 @@ def _operations(app: FastAPI, service: Service, keys: Keys) -> None:
 
     @app.get("/v1/info", tags=["Operations"])
     async def info() -> dict[str, Any]:
-        """Tell what the server is, and its bounds."""
+        """Tell what is served, and within which limits."""
         return {
             "version": version("shoulders"),
             "backbone": service.lm.name,
@@ -186,7 +188,7 @@ def _operations(app: FastAPI, service: Service, keys: Keys) -> None:
 
     @app.get("/health", tags=["Operations"])
     async def health() -> dict[str, str]:
-        """Tell that the process lives."""
+        """Tell that the process is alive."""
         return {"status": "ok"}
 
     @app.get("/ready", tags=["Operations"])
@@ -222,7 +224,7 @@ def _file(name: str) -> Response:
     """Return a file of the page."""
     place = PAGE / name
     if not PAGE_FILE.fullmatch(name) or not place.is_file():
-        raise ApiError(404, f"there is no file {name[:80]!r} of the page", code="not_found")
+        raise ApiError(404, f"there is no file {name[:80]!r} of the page: open GET /", code="not_found")
     headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
     return FileResponse(place, headers={**headers, "Cache-Control": "no-cache"})
 

@@ -66,6 +66,10 @@ TOLD: dict[type[UsageError], tuple[int, str]] = {  # status and code of our own 
     Stopped: (503, "stopped"),
     SaveFailed: (507, "storage_failed"),
 }
+ROUTING = {  # what is told instead of the status's name
+    404: "there is no such route: GET /docs describes all of them",
+    405: "the route does not take this method: GET /docs describes all routes",
+}
 LEFT = 499  # status in logs and metrics of a request whose client went away
 OPEN = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/docs", "/v1/info"})  # paths without a key
 OPEN_FOLDERS = ("/page/", "/docs/")
@@ -118,7 +122,8 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, RequestValidationError):
         return _invalid(error)
     if isinstance(error, HTTPException):
-        return ApiError(error.status_code, str(error.detail), code="not_found" if error.status_code == 404 else None)
+        what = ROUTING.get(error.status_code, str(error.detail))
+        return ApiError(error.status_code, what, code="not_found" if error.status_code == 404 else None)
     if isinstance(error, TimeoutError):
         return ApiError(504, "the deadline of the request has passed: ask for less, or later", code="deadline_exceeded")
     if isinstance(error, UsageError):

@@ -227,7 +227,7 @@ class Models:
             self.broken[name] = (source, first_line(error))
 
     def remove(self, name: str) -> ServedModel:
-        """Stop serving a model; requests that run with it end with it.
+        """Stop serving a model; requests that are running finish with it.
 
         Raises:
             ApiError: there is none of that name, or it is the bare model.
@@ -255,7 +255,8 @@ class Models:
             takes = ", ".join(served.endpoints)
             raise ApiError(
                 400,
-                f"the model {name!r} is a {served.kind} and answers {takes}, not {endpoint}",
+                f"the model {name!r} (kind {served.kind}) takes requests for {takes}, not for {endpoint}: name another "
+                "(GET /v1/models)",
                 param="model",
                 code="unsupported",
             )
@@ -289,9 +290,10 @@ class Models:
 
     def _check_free(self, name: str, *, replacing: bool) -> None:
         if name in self._served and (name == BARE or not replacing):
+            replace_it = "" if name == BARE else 'replace it ("replace": true), or '
             raise ApiError(
                 409,
-                f"a model {name!r} is served already: replace it, or take another name",
+                f"a model {name!r} is served already: {replace_it}take another name",
                 param="name",
                 code="name_taken",
             )
