@@ -186,7 +186,7 @@ def test_a_plan_is_printed():
 
 def test_prompts_are_converted_both_ways(values, tmp_path):
     run("train", "bundled_soft_prompt", *values, "training.steps=1", "--out", tmp_path / "run")
-    run("convert", tmp_path / "run" / "best", tmp_path / "adapter")
+    run("convert", tmp_path / "run", tmp_path / "adapter")
     assert (tmp_path / "adapter" / "adapter_config.json").exists()
     run("convert", tmp_path / "adapter", tmp_path / "back")
     old, new = (tmp_path / name / "model.safetensors" for name in ("run/best", "back"))

@@ -205,7 +205,7 @@ def _plan_index(passages: int, dimension: int, tokens_per_second: float) -> None
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="folder of a scaffold, or of a PEFT adapter")],
+    source: Annotated[Path, typer.Argument(help="folder of a run, of a scaffold, or of a PEFT adapter")],
     target: Annotated[Path, typer.Argument(help="folder to write")],
     backbone: Annotated[
         str | None, typer.Option(help="the language model that it belongs to [default: the one named in the folder]")
@@ -215,15 +215,16 @@ def convert(
 
     Prompt tuning, prefix tuning (also cartridges), LoRA and (IA)³ are known on both sides.
 
-    Example: `shoulders convert runs/first/best adapter`
+    Example: `shoulders convert runs/first adapter`
     """
     from shoulders.backbone.frozen import FrozenLM
     from shoulders.scaffolds.base import Scaffold
     from shoulders.scaffolds.peft import CONFIG as PEFT_CONFIG
     from shoulders.scaffolds.peft import base_of, from_peft, to_peft
-    from shoulders.scaffolds.storage import CONFIG, read_origin
+    from shoulders.scaffolds.storage import CONFIG, read_origin, scaffold_folder
 
     quiet_libraries()
+    source = Path(scaffold_folder(str(source)))
     if (source / PEFT_CONFIG).exists():
         lm = FrozenLM.load(backbone or base_of(source))
         from_peft(source, lm).made_for(lm).save_pretrained(target)
