@@ -182,6 +182,7 @@ TUNED = ("prompt-tuned-s0",)
 DEEP, BEST, SHARED = "014-deep-scaffolds", ("low-rank-input-400-s0",), ("low-rank-400-s0",)
 LORA, FULL = ("lora-400-s0",), ("full-400-s0",)
 GATED = "Low-rank updates weighted for each input (frozen weights)"
+QUANTIZED = "017-nf4"
 # Experiments to come, and the names of their results.
 DEEP_READER, RECURSION = "015-deep-reader", "016-recursion"
 
@@ -412,6 +413,13 @@ CLAIMS = (
             ("input_dependent_minus_full", f"{GATED} over full fine-tuning", "table 1", 0.3, FULL, 0.0),
             ("input_dependent_minus_input_prompt", f"{GATED} over ID-PT by 5 points", "", None, IDPT, 5.0),
         )
+    ),
+    Claim(
+        "nf4_quality_drop",
+        "What prompt tuning loses around nf4 weights: bf16 over nf4",
+        "",
+        None,
+        partial(difference, QUANTIZED, ("bf16-100-s0",), ("nf4-100-s0",)),
     ),
     # Recorded when their experiments are.
     Claim(

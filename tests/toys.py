@@ -73,12 +73,13 @@ def moved(scaffold: Scaffold, by: float = 0.1) -> Scaffold:
 
 
 PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
 
 
-def in_processes(arguments: list[str], *, two: bool) -> None:
-    """Run Python with these arguments, in one process or in two under PyTorch's launcher."""
+def in_processes(arguments: list[str], *, two: bool, launcher: list[str] = PROCESSES) -> None:
+    """Run Python with these arguments, in one process or in two under PyTorch's launcher or Accelerate's."""
     environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[1] / 'src'}", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *(PROCESSES if two else []), *arguments]
+    command = [sys.executable, *(launcher if two else []), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -116,6 +116,16 @@ def test_a_packed_file_is_unpacked_once_and_again_when_it_changes(tmp_path, cach
     assert len(list((cache / "unpacked").iterdir())) == 2
 
 
+def test_an_unpacked_file_that_another_process_puts_in_place_is_the_same_file(tmp_path, cache):
+    rows = written(tmp_path / "rows.jsonl.gz", 5)
+    found = JsonLines(tmp_path / "rows.jsonl.gz", dict)
+    assert len(found) == 5
+    (place,) = (cache / "unpacked").iterdir()
+    place.unlink()
+    assert len(JsonLines(tmp_path / "rows.jsonl.gz", dict)) == 5
+    assert found[3] == rows[3]
+
+
 def test_a_broken_archive_is_named_and_leaves_nothing(tmp_path, cache):
     path = tmp_path / "rows.jsonl.gz"
     written(path, 500)

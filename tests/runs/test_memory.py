@@ -113,7 +113,7 @@ def test_the_largest_micro_batch_that_fits_is_chosen(lm, monkeypatch):
     values = ["training.batch_size=64", "training.positions_at_once=auto"]
     chosen = replace(recipe(lm, *PROMPT, *values), suite=SuiteChoice(lengths=Lengths(40, 8)))
     room = Planned.of(chosen).memory(5, 40, 8).step
-    monkeypatch.setattr(memory, "free_bytes", lambda _: room / memory.RESERVED * 1.02)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: room / memory.ON_CPU * 1.02)
     with pytest.warns(
         UserWarning, match="positions_at_once=auto: 270, a micro-batch of 5 .examples of 40 and 8 tokens"
     ):

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 
 from golden import GOLDEN
@@ -335,6 +336,14 @@ def test_two_processes_take_the_same_steps_as_one(lm, tmp_path):
     assert [one["processes"] for one in found] == [1, 2]
     assert found[1]["losses"] == pytest.approx(found[0]["losses"], rel=1e-4)
     torch.testing.assert_close(found[1]["weights"], found[0]["weights"], rtol=1e-3, atol=1e-4)
+
+
+def test_a_launcher_that_would_share_what_trains_is_refused(lm, monkeypatch):
+    """`accelerate launch --use_fsdp`, whose setting only a GPU's state takes over."""
+    prompt = SoftPrompt(from_vocabulary(lm)(4))
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(UsageError, match=r"share the trained weights \(FSDP\), .*; backbone.parallel=fsdp"):
+        trained(lm, prompt)
 
 
 def test_the_command_line_trains_in_two_processes(lm, tmp_path):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from shoulders import FrozenLM
 from shoulders.errors import UnknownName, UsageError
-from toys import in_processes
+from toys import ACCELERATE, PROCESSES, in_processes
 
 RUN = """
 import json, sys
@@ -52,13 +52,15 @@ PartialState().destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["fsdp", "tensor"])
-def test_two_processes_that_share_the_weights_train_as_one(lm, tmp_path, parallel):
+@pytest.mark.parametrize(
+    ("parallel", "launcher"), [("fsdp", PROCESSES), ("tensor", PROCESSES), ("fsdp", ACCELERATE), ("tensor", ACCELERATE)]
+)
+def test_two_processes_that_share_the_weights_train_as_one(lm, tmp_path, parallel, launcher):
     script = tmp_path / "run.py"
     script.write_text(RUN.format(tests=str(Path(__file__).parents[1]), model=lm.name))
     found = []
     for name, how, two in (("one", "", False), ("two", parallel, True)):
-        in_processes([str(script), str(tmp_path / name), how], two=two)
+        in_processes([str(script), str(tmp_path / name), how], two=two, launcher=launcher)
         found.append(json.loads((tmp_path / f"{name}.json").read_text()))
     one, two = found
     assert (one["processes"], two["processes"]) == (1, 2)
@@ -73,15 +75,15 @@ def test_two_processes_that_share_the_weights_train_as_one(lm, tmp_path, paralle
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["fsdp", "tensor"])
-def test_the_command_line_trains_and_measures(lm, tmp_path, parallel):
+@pytest.mark.parametrize(("parallel", "launcher"), [("fsdp", ACCELERATE), ("tensor", PROCESSES)])
+def test_the_command_line_trains_and_measures(lm, tmp_path, parallel, launcher):
     values = [
         f"backbone.name={lm.name}", "backbone.dtype=float32", f"backbone.parallel={parallel}", "suite.tasks=kind_of",
         "scaffold.length=4", "training.steps=2", "training.batch_size=4", "development.limit=2", "test.limit=2",
         "test.longest=4", "development.longest=4",
     ]  # fmt: skip
     arguments = ["-m", "shoulders", "train", "bundled_soft_prompt", *values, "--out", str(tmp_path / "run")]
-    in_processes(arguments, two=True)
+    in_processes(arguments, two=True, launcher=launcher)
     assert "average" in json.loads((tmp_path / "run" / "results.json").read_text())
 
 

@@ -194,7 +194,8 @@ def check_parallel(parallel: str, others: Mapping[str, object]) -> None:
     if PartialState().num_processes < 2:
         raise UsageError(
             f"backbone.parallel={parallel} shares weights among processes, and this is one alone: torchrun "
-            "--nproc_per_node 2 -m shoulders ..., or leave it empty"
+            "--nproc_per_node 2 -m shoulders ..., or accelerate launch --multi_gpu --num_processes 2 (with --cpu it "
+            "starts only one), or leave it empty"
         )
 
 

@@ -54,7 +54,8 @@ def train(
     results.json. A run that was interrupted goes on exactly from its last checkpoint: the same command with `--resume`.
 
     Several processes share the steps: `accelerate launch -m shoulders train ...` on GPUs, and on CPUs
-    `ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m shoulders train ...`.
+    `ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m shoulders train ...`. With `backbone.parallel=fsdp` (or
+    `tensor`) they share the frozen weights, too.
 
     Example: `shoulders train bundled_soft_prompt training.steps=200 --out runs/first`
     """

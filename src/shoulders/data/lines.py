@@ -45,6 +45,8 @@ def unpacked(path: Path) -> Path:
         try:
             with os.fdopen(handle, "wb") as plain:
                 plain.writelines(_chunks(path))
+            changed = path.stat().st_mtime_ns
+            os.utime(part, ns=(changed, changed))  # so that a copy of another process takes its place unnoticed
             os.replace(part, place)
         finally:
             part.unlink(missing_ok=True)

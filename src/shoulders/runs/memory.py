@@ -27,6 +27,7 @@ from shoulders.training.plan import AUTO
 CPU = "cpu"
 KEPT_BYTES = 12  # per trained parameter: value and Adam's two moments in fp32; its gradient is alive in the step
 RESERVED = 0.9  # share of a device's memory that is planned with: allocators do not fill it without gaps
+ON_CPU = 0.6  # the same on a CPU: glibc keeps freed memory between what is in use, half as much again as is used
 
 
 class _Alive(TorchDispatchMode):
@@ -199,9 +200,9 @@ def positions_at_once(recipe: Recipe, lm: FrozenLM) -> int:
     output = 1 if recipe.text.source else recipe.suite.lengths.target
     longest = recipe.text.length if recipe.text.source else recipe.suite.lengths.input
     longest = min(longest, lm.context - planned.scaffold.length - output)
-    free = free_bytes(lm.device)
-    rows = planned.most_rows(int(RESERVED * free) + planned.weights, longest, output)  # the weights are there already
-    about = f"examples of {longest} and {output} tokens, {free / 1e9:,.1f} GB free"
+    free, share = free_bytes(lm.device), ON_CPU if lm.device.type == CPU else RESERVED
+    rows = planned.most_rows(int(share * free) + planned.weights, longest, output)  # the weights are there already
+    about = f"examples of {longest} and {output} tokens, {share:.0%} of the {free / 1e9:,.1f} GB that are free"
     if rows < 1:
         one = planned.memory(1, longest, output)
         raise UsageError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,6 +23,7 @@ from shoulders.training.plan import TrainPlan
 
 WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
 RANDOM, RANDOM_THERE = "random", "random_there"  # of the CPU's generator, and of the accelerator's
+SHARING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)  # also what trains
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,12 +229,7 @@ def fit(
         CorruptFile: the newest checkpoint cannot be read.
     """
     hooks = hooks or Hooks()
-    accelerator = Accelerator(device_placement=False)  # the module is already on the device of the frozen model
-    if plan.batch_size < accelerator.num_processes:
-        raise UsageError(
-            f"training.batch_size is {plan.batch_size}: it must be at least the number of processes, "
-            f"{accelerator.num_processes}"
-        )
+    accelerator = _processes(plan)
     optimizer = torch.optim.AdamW(
         groups or trained.parameters(), plan.learning_rate, plan.betas, plan.eps, plan.weight_decay
     )
@@ -271,6 +267,26 @@ def fit(
         if _due(number, plan.save_every) or number == last:
             save(progress)
     return progress
+
+
+def _processes(plan: TrainPlan) -> Accelerator:
+    """Return what the processes of a run share their gradients by.
+
+    Raises:
+        UsageError: there are more processes than examples, or the launcher is to share what trains, too.
+    """
+    accelerator = Accelerator(device_placement=False)  # the module is already on the device of the frozen model
+    if accelerator.distributed_type in SHARING:
+        raise UsageError(
+            f"the launcher was told to share the trained weights ({accelerator.distributed_type.value}), which are "
+            "small and stay whole: start with --multi_gpu alone; backbone.parallel=fsdp shares the frozen ones"
+        )
+    if plan.batch_size < accelerator.num_processes:
+        raise UsageError(
+            f"training.batch_size is {plan.batch_size}: it must be at least the number of processes, "
+            f"{accelerator.num_processes}"
+        )
+    return accelerator
 
 
 @dataclass(frozen=True, slots=True)
