@@ -1,7 +1,6 @@
 """Requests that share the forwards of one model: each gets what it gets alone, and what is known is not read again."""
 
 import threading
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
