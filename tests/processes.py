@@ -1,9 +1,10 @@
-"""Real processes, for tests that kill them or run several at once.
+"""Real processes, for tests that kill them or run two at once.
 
 They are forked from one that has imported the library, since every start of Python with it takes seconds.
 """
 
 import multiprocessing
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -12,6 +13,19 @@ _forked = multiprocessing.get_context("forkserver")
 _forked.set_forkserver_preload(
     ["shoulders.cli.main", "shoulders.runs.build", "shoulders.retrieval.building", "shoulders.training.loop"]
 )
+# What a process runs: the command line with `arguments`; and before anything, the place among two.
+COMMAND = """
+import sys
+from shoulders.cli.main import main
+sys.argv = ["shoulders", *map(str, arguments)]
+main()
+"""
+_PLACE = """
+import os
+(rank, port), arguments = arguments[:2], arguments[2:]
+os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+os.environ["ACCELERATE_USE_CPU"] = "true"
+"""
 
 
 @contextmanager
@@ -26,3 +40,14 @@ def process(code: str, *arguments: object) -> Iterator[tuple[multiprocessing.Pro
         finally:
             running.kill()
             running.join()
+
+
+def in_two(code: str, *arguments: object) -> None:
+    """Run code in two processes that know of each other as PyTorch's launcher lets them."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    first, second = (process(_PLACE + code, rank, port, *arguments) for rank in "01")
+    with first as (one, _), second as (other, _):
+        one.join()
+        other.join()
+        assert (one.exitcode, other.exitcode) == (0, 0)

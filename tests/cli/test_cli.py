@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from commands import fitting, run
-from processes import process
+from processes import COMMAND, process
 from shoulders.backbone.fingerprint import identity
 from shoulders.cli.common import find_recipe
 from shoulders.cli.main import app, main
@@ -122,21 +122,13 @@ def test_a_run_is_resumed_only_on_demand_and_by_its_own_recipe(values, tmp_path)
     run("train", "bundled_soft_prompt", *values, *out, "--resume")
 
 
-COMMAND = """
-import sys
-from shoulders.cli.main import main
-sys.argv = list(arguments)
-main()
-"""
-
-
 def test_a_killed_command_goes_on_with_resume(values, tmp_path):
     """kill -9 of `shoulders train`, then the same command with --resume; the same log as an uninterrupted run."""
     long = [*values, "training.steps=20", "training.save_every=4", "training.evaluate_every=0"]
     command = ["train", "bundled_soft_prompt", *long, "--out"]
     run(*command, tmp_path / "whole")
     log = tmp_path / "killed" / "log.jsonl"
-    with process(COMMAND, "shoulders", *command, str(tmp_path / "killed")) as (running, _):
+    with process(COMMAND, *command, tmp_path / "killed") as (running, _):
         while running.is_alive() and not (log.exists() and len(log.read_text().splitlines()) >= 6):
             time.sleep(0.002)
     run(*command, tmp_path / "killed", "--resume")

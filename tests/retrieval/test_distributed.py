@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bm25_scores import ExactBM25
-from processes import process
+from processes import COMMAND, process
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.retrieval import milvus_upload as upload
 from shoulders.retrieval.building import build
@@ -216,21 +216,14 @@ def test_an_upload_killed_at_any_point_goes_on(folder, tmp_path, own, monkeypatc
     the_same(MilvusBM25(index, own).search(queries, 10), exact(index).search(queries, 10))
 
 
-UPLOAD = """
-import sys
-from shoulders.cli.main import main
-from shoulders.retrieval import milvus_upload
-milvus_upload.BATCH = 50
-sys.argv = list(arguments)
-main()
-"""
+SMALL = "from shoulders.retrieval import milvus_upload; milvus_upload.BATCH = 50"
 
 
 def test_a_process_killed_for_real_goes_on(index, place, asked, tmp_path):
     address = str(tmp_path / "killed.db")
     known, part = {key for key, _ in upload_records(index.folder)}, 0
-    command = ["shoulders", "upload", str(index.folder), "--to", address, "--collection", "killed"]
-    with process(UPLOAD, *command) as (running, _):
+    command = ["upload", index.folder, "--to", address, "--collection", "killed"]
+    with process(SMALL + COMMAND, *command) as (running, _):
         while part == 0 and running.is_alive():
             time.sleep(0.02)
             for key, path in upload_records(index.folder):
