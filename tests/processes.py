@@ -7,7 +7,7 @@ import multiprocessing
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 
 _forked = multiprocessing.get_context("forkserver")
 _forked.set_forkserver_preload(
@@ -32,9 +32,10 @@ os.environ["ACCELERATE_USE_CPU"] = "true"
 def process(code: str, *arguments: object) -> Iterator[tuple[multiprocessing.Process, Connection]]:
     """Run code that finds its `arguments` and a `pipe` to here; what still runs at the end is killed."""
     pipe, its_own = _forked.Pipe()
-    with pipe, its_own:
-        running = _forked.Process(target=exec, args=(code, {"arguments": arguments, "pipe": its_own}))
-        running.start()
+    running = _forked.Process(target=exec, args=(code, {"arguments": arguments, "pipe": its_own}))
+    running.start()
+    its_own.close()  # so that the end of the process is the end of the pipe
+    with pipe:
         try:
             yield running, pipe
         finally:
@@ -48,6 +49,8 @@ def in_two(code: str, *arguments: object) -> None:
         port = str(free.getsockname()[1])
     first, second = (process(_PLACE + code, rank, port, *arguments) for rank in "01")
     with first as (one, _), second as (other, _):
-        one.join()
-        other.join()
-        assert (one.exitcode, other.exitcode) == (0, 0)
+        running = {one.sentinel: one, other.sentinel: other}
+        while running:  # one that has failed leaves the other waiting
+            for ended in wait(list(running)):
+                running[ended].join()
+                assert running.pop(ended).exitcode == 0
