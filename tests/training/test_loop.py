@@ -50,7 +50,8 @@ NAMES = ["soft_prompt", "soft_prompt_suffix", "input_prompt", "input_prompt_base
 
 def test_training_moves_the_whole_scaffold_and_nothing_else(any_lm, tiny_encoder):
     every = layered(any_lm, tiny_encoder)
-    names = every if any_lm.config.model_type in ("gpt2", "mistral") else ("deep infix", "low rank prefix", "scales", "gated")
+    some = ("deep infix", "low rank prefix", "scales", "gated")
+    names = every if any_lm.config.model_type in ("gpt2", "mistral") else some
     for scaffold in (*prompts(any_lm, tiny_encoder), *(every[name] for name in names)):
         frozen, encoder = any_lm.checksum(), scaffold.encoder and scaffold.encoder.fingerprint()
         before = deepcopy(scaffold.state_dict())
