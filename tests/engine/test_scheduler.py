@@ -698,6 +698,27 @@ def test_many_threads_ask_at_once(lm, tiny_encoder):
     check(lm, asked, [results[number] for number in range(len(asked))])
 
 
+def test_its_thread_has_the_cores_of_the_one_that_started_it(lm, monkeypatch):
+    cores, passed = torch.get_num_threads(), Bare.program
+
+    def told(scaffold, given, memory=None):
+        found.append(torch.get_num_threads())
+        return passed(scaffold, given, memory)
+
+    found: list[int] = []
+    monkeypatch.setattr(Bare, "program", told)
+    asked = next(requests(lm, [Bare()], 2))
+    try:
+        for wanted in (3, 1):
+            torch.set_num_threads(wanted)
+            with Scheduler(lm) as run:
+                torch.set_num_threads(2)
+                run.submit(asked).result(30)
+            assert found.pop() == wanted
+    finally:
+        torch.set_num_threads(cores)
+
+
 def test_stopping_finishes_what_runs_or_ends_it(lm):
     request = Request(scaffold=Bare(), given=one(lm, Bare(), TEXTS[0]), longest=30, shortest=30)
     run = scheduler(lm).start()

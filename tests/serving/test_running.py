@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -447,6 +448,29 @@ def test_the_command_serves_and_ends_running_answers_at_sigterm(lm, saved, tmp_p
     finally:
         process.kill()
         process.communicate()
+
+
+def test_only_threads_that_compute_and_end_have_the_cores_beside_the_engine(lm, saved, monkeypatch):
+    monkeypatch.setattr("shoulders.serving.service.CORES", 3)
+
+    def told():
+        return threading.current_thread(), torch.get_num_threads()
+
+    with running(service_of(lm, saved, ())) as server:
+        loop = asyncio.new_event_loop()
+        waiting, cores = loop.run_until_complete(server.service.in_thread(told))
+        assert (cores, waiting.is_alive()) == (1, True)
+        computing, cores = loop.run_until_complete(server.service.in_thread(told, heavy=True))
+        assert cores == 3
+        computing.join(5)
+        assert not computing.is_alive()
+        with pytest.raises(UsageError, match="told"):
+            loop.run_until_complete(server.service.in_thread(_refuses, heavy=True))
+        loop.close()
+
+
+def _refuses():
+    raise UsageError("told")
 
 
 def test_the_page_of_the_api_asks_for_nothing_from_elsewhere(http):

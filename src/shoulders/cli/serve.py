@@ -70,6 +70,7 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
     need("fastapi", "serve")
     quiet_libraries()
     from shoulders.serving.config import ServerConfig
+    from shoulders.serving.service import in_ending_thread
 
     config = ServerConfig(
         host=host,
@@ -87,9 +88,13 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
     roles += [(name, "reranker") for name in reranker or ()]
     if engine not in ENGINES:
         raise UnknownName("engine", engine, ENGINES)
-    models = _models(config, roles, backbone=backbone, dtype=dtype, index=index)
     sizes = {"memory_bytes": memory * 1_000_000, "rows": rows, "queue": queue}
-    _run(_service(config, models, engine, sizes))
+
+    def service() -> "Service":
+        models = _models(config, roles, backbone=backbone, dtype=dtype, index=index)
+        return _service(config, models, engine, sizes)
+
+    _run(in_ending_thread(service))
 
 
 def _models(config: "ServerConfig", names: list[tuple[str, str]], *, backbone: str, dtype: str, index: str) -> "Models":

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from threading import Condition, Thread
 from typing import Self, final
 
@@ -121,7 +122,8 @@ class Scheduler(Submitting):
     def start(self) -> Self:
         """Start the thread that runs the steps."""
         if self._thread is None:
-            self._thread = Thread(target=self._run, name="shoulders-scheduler", daemon=True)
+            target = partial(self._run, torch.get_num_threads())
+            self._thread = Thread(target=target, name="shoulders-scheduler", daemon=True)
             self._thread.start()
         return self
 
@@ -204,9 +206,10 @@ class Scheduler(Submitting):
         with self._changed:
             self._changed.notify_all()
 
-    def _run(self) -> None:
+    def _run(self, cores: int) -> None:
         """Run steps in the scheduler's own thread; whatever ends it, no request waits for ever."""
         try:
+            torch.set_num_threads(cores)  # which PyTorch counts for each thread
             self._run_steps()
         except BaseException:
             log.exception("the scheduler's thread has ended")

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any, Protocol, TypeVar, final
+
+import torch
 
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.batches import EncodedQuestion, question_batch
@@ -21,8 +23,34 @@ from shoulders.serving.uploads import Uploads
 
 Result = TypeVar("Result")
 
+CORES = torch.get_num_threads()  # of what computes; the engine's thread, and threads that end
 THREADS = 16  # of answers that read evidence, choose, or go through several stages; they mostly wait for the engine
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what bytes that are no whole character yet are decoded as
+
+
+def in_ending_thread(call: Callable[..., Result], *given: Any) -> Result:
+    """Run a function that computes in a thread of its own, which ends; return its result.
+
+    A thread that computes on several cores keeps workers of its own (OpenMP). While those of one thread are all that
+    there are, they wait actively for its next product; those of two threads sleep instead, and each small product of
+    the engine, such as a step of a decode of one row, then waits for them to wake up.
+    """
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        torch.set_num_threads(CORES)
+        try:
+            future.set_result(call(*given))
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()  # a daemon, so that Ctrl-C ends a long loading
+    return future.result()
+
+
+def one_core_threads(count: int, name: str) -> ThreadPoolExecutor:
+    """Return threads that wait more than they compute, and leave the cores to the engine (`in_ending_thread`)."""
+    return ThreadPoolExecutor(count, name, initializer=partial(torch.set_num_threads, 1))
 
 
 class ServingEngine(Protocol):
@@ -242,8 +270,8 @@ class Service:
     uploads: Uploads = field(init=False)
     stopping: bool = False
     _calls: CallsIntoLoop = field(default_factory=CallsIntoLoop)
-    _answers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "answer"))
-    _heavy: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encode"))
+    _answers: ThreadPoolExecutor = field(default_factory=lambda: one_core_threads(THREADS, "answer"))
+    _heavy: ThreadPoolExecutor = field(default_factory=lambda: one_core_threads(1, "encode"))
     _in_threads: int = 0
 
     def __post_init__(self) -> None:
@@ -292,7 +320,8 @@ class Service:
         self._in_threads += 1
         try:
             pool = self._heavy if heavy else self._answers
-            return await asyncio.get_running_loop().run_in_executor(pool, partial(call, *given))
+            run = partial(in_ending_thread, call, *given) if heavy else partial(call, *given)
+            return await asyncio.get_running_loop().run_in_executor(pool, run)
         finally:
             self._in_threads -= 1
 
@@ -380,13 +409,15 @@ class Service:
         )
 
     def start(self) -> None:
-        """Begin to run requests."""
+        """Begin to run requests; the thread that calls this leaves the cores to the engine from now on."""
         self.engine.start()
+        torch.set_num_threads(1)
 
     def stop(self) -> None:
         """Run what was taken to its end, and stop."""
         self.stopping = True
         self.engine.stop(finish=True)
+        torch.set_num_threads(CORES)
         self._answers.shutdown(wait=False, cancel_futures=True)
         self._heavy.shutdown(wait=False, cancel_futures=True)
         self.uploads.close()
