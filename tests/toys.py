@@ -1,12 +1,15 @@
 """A small task to train on, small runs of it in this process or in two others, and a small source of evidence."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 from shoulders.backbone.caches import windows
 from shoulders.backbone.frozen import FrozenLM
@@ -21,7 +24,8 @@ from shoulders.scaffolds.input_prompt import InputPromptShape
 from shoulders.scaffolds.low_rank import GatedLowRank, LowRank, Scales
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
-from shoulders.training.losses import ExampleSource
+from shoulders.training.loop import Hooks, fit
+from shoulders.training.losses import ExampleSource, scaffold_loss
 from shoulders.training.plan import TrainPlan
 from shoulders.training.stream import Stream
 
@@ -40,6 +44,19 @@ def source(lm: FrozenLM, scaffold: Scaffold, plan: TrainPlan = PLAN) -> ExampleS
     mixture = Mixture([toy_task()], split="train", seed=plan.seed)
     stream = Stream(mixture, lm, lengths=Lengths(), prompt_length=scaffold.length)
     return ExampleSource(stream, plan.batch_size, plan.positions_at_once, scaffold.length, plan.average)
+
+
+def small_run(model: str, folder: Path, told: Callable[[int], object] = lambda _: None) -> None:
+    """Train a prompt for 24 steps, telling of each, with a checkpoint at each, and write the losses down."""
+    lm = FrozenLM.load(model, dtype="float32", device="cpu")
+    plan = replace(PLAN, steps=24, save_every=1)
+    losses: list[float] = []
+    hooks = Hooks(on_step=lambda step: (losses.append(step.loss), told(step.number)))
+    prompt = SoftPrompt(from_vocabulary(lm)(4))
+    fit(prompt, scaffold_loss(lm, prompt), source(lm, prompt, plan), plan, folder=folder, hooks=hooks)
+    if PartialState().is_main_process:
+        found = {"losses": losses, "processes": PartialState().num_processes}
+        (folder / "losses.json").write_text(json.dumps(found))
 
 
 EVERYWHERE = ("all-linear",)

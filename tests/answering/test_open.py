@@ -195,22 +195,18 @@ def test_folders_of_an_older_format_are_refused_with_how_to_make_them_anew(lm, t
     assert "has format 1, this version reads 2: train it anew (shoulders train" in told
 
 
-def test_asking_imports_nothing_that_trains():
-    """In a fresh process: neither training nor recipes, whichever way they would come."""
-    code = "import sys, shoulders.answering; print(*[name for name in sys.modules if name.startswith('shoulders.')])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = {name.split(".")[1] for name in done.stdout.split()}
-    assert "answering" in loaded
-    assert not loaded & {"training", "recipes", "evaluation", "cli"}
-
-
-def test_a_recursion_is_opened_in_a_fresh_process_as_its_card_says(lm, tmp_path):
+def test_a_fresh_process_opens_a_recursion_as_its_card_says_and_imports_nothing_that_trains(lm, tmp_path):
     folder = kept(Recursion(lm, RecursionShape(layers=1)), lm, tmp_path / "run", WORDED)
     card = (folder / "best" / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0].replace("THIS_REPOSITORY", str(folder))
+    code += "\nimport sys; print(*[name for name in sys.modules if name.startswith('shoulders.')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == shoulders.open(str(folder), lm=lm).ask("...").text + "\n"
+    said, imported = done.stdout.rstrip().rsplit("\n", 1)
+    assert said == shoulders.open(str(folder), lm=lm).ask("...").text
+    loaded = {name.split(".")[1] for name in imported.split()}
+    assert "answering" in loaded
+    assert not loaded & {"training", "runs", "evaluation", "cli"}
 
 
 def test_json_has_the_same_keys_whatever_answers(lm, index, tmp_path, shoulders):

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 import typer
 
 from commands import fitting, run
+from processes import COMMAND, process
 from shoulders.backbone.fingerprint import identity
 from shoulders.cli.common import find_recipe
 from shoulders.cli.main import app, main
@@ -125,20 +125,13 @@ def test_a_run_is_resumed_only_on_demand_and_by_its_own_recipe(values, tmp_path)
 def test_a_killed_command_goes_on_with_resume(values, tmp_path):
     """kill -9 of `shoulders train`, then the same command with --resume; the same log as an uninterrupted run."""
     long = [*values, "training.steps=20", "training.save_every=4", "training.evaluate_every=0"]
-    command = [sys.executable, "-m", "shoulders", "train", "bundled_soft_prompt", *long, "--out"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, env=os.environ)
-    process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, env=os.environ)
+    command = ["train", "bundled_soft_prompt", *long, "--out"]
+    run(*command, tmp_path / "whole")
     log = tmp_path / "killed" / "log.jsonl"
-    while process.poll() is None:
-        if log.exists() and len(log.read_text().splitlines()) >= 6:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    process.wait()
-    done = subprocess.run(
-        [*command, str(tmp_path / "killed"), "--resume"], capture_output=True, text=True, env=os.environ
-    )
-    assert done.returncode == 0, done.stderr
+    with process(COMMAND, *command, tmp_path / "killed") as (running, _):
+        while running.is_alive() and not (log.exists() and len(log.read_text().splitlines()) >= 6):
+            time.sleep(0.002)
+    run(*command, tmp_path / "killed", "--resume")
     losses = [
         [
             (line["number"], line["loss"])

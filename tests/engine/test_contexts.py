@@ -1,13 +1,11 @@
 """Keys and values kept of texts: those of the model, read once, alike in any batch."""
 
 import os
-import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 
+from processes import process
 from shoulders.backbone.caches import PassMemory, plain
 from shoulders.engine.precomputed import Contexts, StateStore, context_bytes
 from shoulders.errors import SaveFailed, UsageError
@@ -127,25 +125,21 @@ def test_a_flipped_bit_is_told_of_and_its_text_read_anew(lm, tmp_path):
 
 
 FILL = """
-import sys, torch
 from shoulders.engine.precomputed import Contexts
 from shoulders.backbone.frozen import FrozenLM
-torch.set_num_threads(1)
-store = Contexts(FrozenLM.load(sys.argv[1], dtype="float32", device="cpu"), sys.argv[2])
+model, folder = arguments
+store = Contexts(FrozenLM.load(model, dtype="float32", device="cpu"), folder)
 for start in range(100000):
     store.read([[start % 300 + 5, n + 3, 5, 7, start % 11] for n in range(8)])
-    print(start, flush=True)
+    pipe.send(start)
 """
 
 
 def test_a_process_killed_while_it_writes_leaves_no_wrong_text(lm, tmp_path):
     for wanted in (1, 3):
-        command = [sys.executable, "-c", FILL, lm.name, str(tmp_path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
-            assert running.stdout is not None
-            while int(running.stdout.readline()) < wanted:
+        with process(FILL, lm.name, tmp_path) as (_, pipe):
+            while pipe.recv() < wanted:
                 pass
-            running.send_signal(signal.SIGKILL)
     store = Contexts(lm, tmp_path)
     for start in range(4):
         texts = [[start + 5, n + 3, 5, 7, start] for n in range(8)]

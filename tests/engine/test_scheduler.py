@@ -1,8 +1,8 @@
 """Requests that share the forwards of one model: each gets what it gets alone, and what is known is not read again."""
 
 import threading
-import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -510,15 +510,17 @@ def test_a_cancelled_request_frees_its_rows_in_the_next_step(lm):
     ended(run, [waiting])
 
 
-def test_a_deadline_ends_a_request_with_what_it_has(lm):
+def test_a_deadline_ends_a_request_with_what_it_has(lm, monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("shoulders.engine.scheduler.time", SimpleNamespace(monotonic=lambda: clock.now))
     given = one(lm, Bare(), TEXTS[0])
     run = scheduler(lm)
-    late = run.submit(Request(scaffold=Bare(), given=given, longest=2, deadline=time.monotonic() - 1))
-    soon = run.submit(
-        Request(scaffold=Bare(), given=given, longest=100, shortest=100, deadline=time.monotonic() + 0.05)
-    )
-    while run.step():
-        time.sleep(0.01)
+    late = run.submit(Request(scaffold=Bare(), given=given, longest=2, deadline=99.0))
+    soon = run.submit(Request(scaffold=Bare(), given=given, longest=100, shortest=100, deadline=101.0))
+    for _ in range(10):
+        assert run.step()
+    clock.now = 101.0
+    assert not run.step()
     assert tokens(late.result(0)) == [[]]
     (branch,) = soon.result(0).branches
     assert 0 < len(branch.ids) < 100

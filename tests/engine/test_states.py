@@ -1,13 +1,13 @@
 """States kept on disk: those of the model, computed once, and never wrong ones whatever happened to the files."""
 
 import os
-import subprocess
-import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 
+from processes import process
 from shoulders.engine import precomputed as states_module
 from shoulders.engine.precomputed import StateStore
 from shoulders.errors import SaveFailed
@@ -187,24 +187,23 @@ def test_a_folder_that_cannot_be_made_is_named(lm, tmp_path):
 
 
 FILL = """
-import sys, torch
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.precomputed import StateStore
-torch.set_num_threads(1)
-lm = FrozenLM.load(sys.argv[1], dtype="float32", device="cpu")
-store = StateStore(sys.argv[2], lm)
-for start in map(int, sys.argv[3:]):
+model, folder, starts = arguments
+store = StateStore(folder, FrozenLM.load(model, dtype="float32", device="cpu"))
+for start in starts:
     store.states([[start + n % 7, n + 3, 5] for n in range(start, start + 8)])
 """
 
 
 def test_processes_share_a_folder(lm, tmp_path):
     """Four at once, with rows of their own and rows that others have too."""
-    numbers = [[str((start + step) * 5) for step in range(12)] for start in (0, 4, 8, 2)]
-    running = [
-        subprocess.Popen([sys.executable, "-c", FILL, lm.name, str(tmp_path), *own_numbers]) for own_numbers in numbers
-    ]
-    assert [process.wait() for process in running] == [0, 0, 0, 0]
+    numbers = [[(start + step) * 5 for step in range(12)] for start in (0, 4, 8, 2)]
+    with ExitStack() as stack:
+        running = [stack.enter_context(process(FILL, lm.name, tmp_path, own_numbers))[0] for own_numbers in numbers]
+        for one in running:
+            one.join()
+    assert [one.exitcode for one in running] == [0, 0, 0, 0]
     rows = [[start + n % 7, n + 3, 5] for start in range(0, 100, 5) for n in range(start, start + 8)]
     store = StateStore(tmp_path, lm)
     check(lm, store.states(rows), rows)

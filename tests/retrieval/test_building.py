@@ -3,10 +3,7 @@
 import gc
 import json
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +14,7 @@ from hypothesis import strategies as st
 
 from bm25_scores import ExactBM25
 from pdfs import save_pdf
+from processes import process
 from shoulders.errors import CorruptFile, DataError, SaveFailed, SourceNotFound, UsageError
 from shoulders.evidence.base import with_evidence
 from shoulders.evidence.packing import Packer
@@ -237,25 +235,24 @@ def test_what_a_killed_build_kept_is_found_even_if_its_source_is_empty_now(lines
 
 
 KILLED = """
-import sys
-from pathlib import Path
 from shoulders.retrieval import building
 from shoulders.retrieval.passages import Cutting
 building.DOCUMENTS = 20
-building.build([sys.argv[1]], Path(sys.argv[2]), Cutting(), on_progress=lambda at: print(at.documents, flush=True))
+source, folder = arguments
+def tell(at):
+    pipe.send(at.documents)
+    pipe.recv()
+building.build([source], folder, Cutting(), on_progress=tell)
 """
 
 
 def test_kill_9_in_the_middle_then_the_same_command(lines, asked, tmp_path, small_batches):
     made([lines], tmp_path / "whole")
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(lines), str(tmp_path / "index")], stdout=subprocess.PIPE, text=True
-    ) as process:
-        acknowledged = [int(process.stdout.readline()) for _ in range(15)][-1]
+    with process(KILLED, str(lines), tmp_path / "index") as (_, pipe):
+        for _ in range(60):  # it goes no further, however late it is killed
+            pipe.send("go on")
+        acknowledged = [pipe.recv() for _ in range(15)][-1]
         time.sleep(0.03)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
     with pytest.raises(SourceNotFound, match="is not finished: run the same `shoulders index` command again"):
         Index(tmp_path / "index")
     kept = sqlite3.connect(tmp_path / "index" / "passages.sqlite")

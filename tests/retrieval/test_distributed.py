@@ -1,10 +1,6 @@
 """An index on Milvus (milvus-lite): what is sent, what is found, and what happens when either is cut short."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 
@@ -12,6 +8,7 @@ import numpy as np
 import pytest
 
 from bm25_scores import ExactBM25
+from processes import COMMAND, process
 from shoulders.errors import SourceNotFound, UsageError
 from shoulders.retrieval import milvus_upload as upload
 from shoulders.retrieval.building import build
@@ -219,32 +216,20 @@ def test_an_upload_killed_at_any_point_goes_on(folder, tmp_path, own, monkeypatc
     the_same(MilvusBM25(index, own).search(queries, 10), exact(index).search(queries, 10))
 
 
+SMALL = "from shoulders.retrieval import milvus_upload; milvus_upload.BATCH = 50"
+
+
 def test_a_process_killed_for_real_goes_on(index, place, asked, tmp_path):
     address = str(tmp_path / "killed.db")
-    command = [
-        sys.executable,
-        "-m",
-        "shoulders",
-        "upload",
-        str(index.folder),
-        "--to",
-        address,
-        "--collection",
-        "killed",
-    ]
-    slow = "import shoulders.retrieval.milvus_upload as u; u.BATCH = 50; from shoulders.cli.main import main; main()"
-    process = subprocess.Popen([command[0], "-c", slow, *command[3:]], env=os.environ, stdout=subprocess.DEVNULL)
     known, part = {key for key, _ in upload_records(index.folder)}, 0
-    try:
-        while part == 0 and process.poll() is None:
+    command = ["upload", index.folder, "--to", address, "--collection", "killed"]
+    with process(SMALL + COMMAND, *command) as (running, _):
+        while part == 0 and running.is_alive():
             time.sleep(0.02)
             for key, path in upload_records(index.folder):
                 if key not in known:
                     with UploadState(path) as state:
                         part = int(state.value("passages") or 0)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
     with Milvus(address) as server:
         sent = upload_weights(index, UploadTarget(server, "killed"))
         assert 0 < sent.unchanged < index.passages

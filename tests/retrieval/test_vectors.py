@@ -1,15 +1,12 @@
 """Vectors of an index: as the encoder gives them, brought up to date, killed and resumed."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from hashed import Hashed
+from processes import process
 from shoulders.errors import CorruptFile, DataError, SaveFailed, SourceNotFound, UnknownName, UsageError
 from shoulders.retrieval import vectors
 from shoulders.retrieval.building import build
@@ -130,36 +127,24 @@ def test_a_vector_that_is_not_finite_is_refused_and_the_rest_kept(index, broken)
 
 
 KILLED = """
-import sys
-from pathlib import Path
 from hashed import Hashed
 from shoulders.retrieval import vectors
 from shoulders.retrieval.index import Index
 vectors.SHARD = 64
 def stop(done, _):
-    print(done, flush=True)
-    sys.stdin.read(1)
-vectors.encode(Index(Path(sys.argv[1])), Hashed(), on_progress=stop)
+    pipe.send(done)
+    pipe.recv()
+vectors.encode(Index(arguments[0]), Hashed(), on_progress=stop)
 """
 
 
 def test_kill_9_in_the_middle_then_the_same_command(index):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    running = subprocess.Popen(
-        [sys.executable, "-c", KILLED, index.folder],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    with running:
-        assert running.stdout.readline() == "64\n"
-        running.stdin.write("x")
-        running.stdin.flush()
-        assert running.stdout.readline() == "128\n"
+    with process(KILLED, index.folder) as (running, pipe):
+        assert pipe.recv() == 64
+        pipe.send("go on")
+        assert pipe.recv() == 128
         with pytest.raises(UsageError, match=f"process {running.pid}"):
             encode(index, Hashed())
-        running.send_signal(signal.SIGKILL)
     (index.folder / "dense" / "hashed" / "shards" / ".000003.npy.part").write_bytes(b"half a sh")
     encoder = Hashed()
     assert_same(encode(index, encoder), index, 1e-3)

@@ -1,14 +1,12 @@
 import json
-import os
 import resource
 import signal
-import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
 
+from processes import process
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.batches import encode, question_batch
 from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UnknownName, UsageError, WrongBackbone
@@ -183,11 +181,12 @@ def test_a_process_killed_while_saving_keeps_the_old_scaffold(lm, prompt, tmp_pa
     """Killed before anything is in place, and between the two renames."""
     folder = tmp_path / "s"
     prompt.save_pretrained(folder)
-    code = f"""
+    code = """
         import os, signal, torch
         import shoulders.store.files as files
         from shoulders import FrozenLM, SoftPrompt
-        lm = FrozenLM.load({lm.name!r}, dtype="float32", device="cpu")
+        model, folder, moment = arguments
+        lm = FrozenLM.load(model, dtype="float32", device="cpu")
         larger = SoftPrompt(torch.ones(9, lm.width)).made_for(lm)
         calls = 0
         def die(*arguments):
@@ -197,14 +196,15 @@ def test_a_process_killed_while_saving_keeps_the_old_scaffold(lm, prompt, tmp_pa
             global calls
             calls += 1
             die() if calls == 2 else rename(old, new)
-        if {moment!r} == "rename":
+        if moment == "rename":
             files.os.rename = second
         else:
             files.write_json = die
             import shoulders.scaffolds.storage as storage
             storage.write_json = die
-        larger.save_pretrained({str(folder)!r})
+        larger.save_pretrained(folder)
     """
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=os.environ, capture_output=True, text=True)
-    assert run.returncode == -signal.SIGKILL, run.stderr
+    with process(textwrap.dedent(code), lm.name, folder, moment) as (running, _):
+        running.join()
+        assert running.exitcode == -signal.SIGKILL
     assert Scaffold.load(folder, FrozenLM.load(lm.name, dtype="float32", device="cpu")).length == 5

@@ -1,12 +1,11 @@
 """The cache of small values: what is kept, and what is never returned wrong whatever happened to the file."""
 
-import signal
 import sqlite3
-import subprocess
-import sys
+from contextlib import ExitStack
 
 import pytest
 
+from processes import process
 from shoulders.errors import CorruptFile, SaveFailed
 from shoulders.store import cache as module
 from shoulders.store.cache import ValueCache, key_of_ids, key_of_texts
@@ -101,21 +100,22 @@ def test_an_sqlite_file_of_another_program_is_refused_and_left_alone(tmp_path):
 
 
 WRITE = """
-import sys
 from shoulders.store.cache import ValueCache, key_of_texts
-cache, name = ValueCache(sys.argv[1]), sys.argv[2]
-for n in range(int(sys.argv[3])):
+path, name, count = arguments
+cache = ValueCache(path)
+for n in range(count):
     cache.put({key_of_texts(name, str(n)): [n] * 50, key_of_texts("shared", str(n)): n})
-    print(n, flush=True)
+    pipe.send(n)
 """
 
 
 def test_processes_share_a_file(tmp_path):
     path, names = str(tmp_path / "values.sqlite"), "abc"
-    running = [
-        subprocess.Popen([sys.executable, "-c", WRITE, path, name, "40"], stdout=subprocess.DEVNULL) for name in names
-    ]
-    assert [process.wait() for process in running] == [0, 0, 0]
+    with ExitStack() as stack:
+        running = [stack.enter_context(process(WRITE, path, name, 40))[0] for name in names]
+        for one in running:
+            one.join()
+    assert [one.exitcode for one in running] == [0, 0, 0]
     wanted = {key_of_texts(name, str(n)): [n] * 50 for name in names for n in range(40)}
     wanted |= {key_of_texts("shared", str(n)): n for n in range(40)}
     assert ValueCache(path).get(wanted) == wanted
@@ -123,9 +123,8 @@ def test_processes_share_a_file(tmp_path):
 
 def test_a_killed_process_leaves_whole_entries(tmp_path):
     path = str(tmp_path / "values.sqlite")
-    with subprocess.Popen([sys.executable, "-c", WRITE, path, "a", "100000"], stdout=subprocess.PIPE, text=True) as one:
-        done = [int(one.stdout.readline()) for _ in range(30)][-1]
-        one.send_signal(signal.SIGKILL)
+    with process(WRITE, path, "a", 100_000) as (_, pipe):
+        done = [pipe.recv() for _ in range(30)][-1]
     cache = ValueCache(path)
     wanted = {key_of_texts("a", str(n)): [n] * 50 for n in range(done + 1)}
     assert cache.get(wanted) == wanted

@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from commands import run
+from processes import COMMAND, in_two
 from shoulders.backbone.caches import Memory
 from shoulders.engine.precomputed import StateStore
 from shoulders.errors import SaveFailed, UsageError
@@ -19,7 +21,7 @@ from shoulders.training.loop import Hooks, fit
 from shoulders.training.losses import TextSource, language_loss, scaffold_loss
 from shoulders.training.plan import TrainPlan
 from shoulders.training.stream import PackedText
-from toys import in_processes, source
+from toys import source
 
 EPOCH = 5  # steps of 8 over the 40 examples
 PLAN = TrainPlan(steps=2 * EPOCH, batch_size=8, learning_rate=3e-3, positions_at_once=256)
@@ -176,9 +178,10 @@ def test_a_recipe_that_cannot_store_is_refused_before_it_starts(lm, recipe, tmp_
 
 def test_two_processes_store_what_one_does(lm, recipe, tmp_path):
     (tmp_path / "recipe.json").write_text(json.dumps(recipe.as_json()))
-    for name, two in (("one", False), ("two", True)):
-        values = [f"training.first_pass={tmp_path / f'store-{name}'}", "test.limit=2", "--out", str(tmp_path / name)]
-        in_processes(["-m", "shoulders", "train", str(tmp_path / "recipe.json"), *values], two=two)
+    for name in ("one", "two"):
+        values = [f"training.first_pass={tmp_path / f'store-{name}'}", "test.limit=2", "--out", tmp_path / name]
+        command = ["train", tmp_path / "recipe.json", *values]
+        run(*command) if name == "one" else in_two(COMMAND, *command)
     assert logged(tmp_path / "two") == pytest.approx(logged(tmp_path / "one"), rel=1e-4)
     sizes = [next((tmp_path / f"store-{name}").glob("*/states.bin")).stat().st_size for name in ("one", "two")]
     assert sizes[0] == sizes[1] > 0
