@@ -20,12 +20,19 @@ import pytest
 import torch
 
 from served import kept, prompt, running, service_of
+from shoulders.backbone.frozen import FrozenLM
+from shoulders.cli.serve import _models
+from shoulders.engine.batches import encode, question_batch
+from shoulders.engine.decode import generate
+from shoulders.engine.scheduler import Scheduler
 from shoulders.errors import CorruptFile, UsageError
+from shoulders.records import Question
 from shoulders.scaffolds.peft import to_peft
 from shoulders.scaffolds.soft_prompt import SoftPrompt
 from shoulders.serving.app import create_app
 from shoulders.serving.config import ApiKey, ServerConfig, add_key, read_keys
 from shoulders.serving.http import ApiError, Keys
+from shoulders.serving.service import Service
 from tiny import TEXTS, save_lm
 
 SLOW = "word " * 60
@@ -80,6 +87,23 @@ def test_scaffolds_come_and_go_while_it_runs(server, http, client, lm, saved):
         with pytest.raises(openai.NotFoundError):
             text_of(client, name)
     assert http.delete("/v1/scaffolds/bare").status_code == 400
+
+
+@pytest.mark.filterwarnings("ignore:the weights of")
+@pytest.mark.parametrize(("asked", "found"), [(None, "nf4"), ("", ""), ("int8", "int8")])
+def test_the_backbone_is_quantised_as_for_the_training_or_as_asked(lm, tmp_path, asked, found):
+    packed = FrozenLM.load(lm.name, dtype="float32", device="cpu", quantize="nf4")
+    kept(prompt(packed, 6), packed, tmp_path / "trained")
+    names = [(str(tmp_path / "trained"), "")]
+    config = ServerConfig(port=0)
+    models = _models(config, names, backbone="", dtype="float32", quantize=asked, index="")
+    assert models.lm.quantized == found
+    with running(Service(models.lm, Scheduler(models.lm), models, config)) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        scaffold = models.get("trained").scaffold
+        given = question_batch([encode(Question(TEXTS[0]), models.lm)], models.lm, scaffold)
+        (direct,) = generate(models.lm, scaffold, given, longest=12)
+        assert text_of(client, "trained") == models.lm.text(direct)
 
 
 def test_scaffolds_with_the_same_encoder_hold_it_once(lm, saved):

@@ -50,6 +50,14 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
     dtype: Annotated[
         str, typer.Option(help="number type of the frozen model: auto, float32, bfloat16 or float16")
     ] = "auto",
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            help="quantise the frozen model: nf4, int8, or '' not at all [default: as for the training of the first "
+            "scaffold; not at all with --backbone]",
+            show_default=False,
+        ),
+    ] = None,
     engine: Annotated[
         str,
         typer.Option(metavar="process|vllm", help="what runs the frozen model: this process, or vLLM (extra vllm)"),
@@ -93,13 +101,21 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
     sizes = {"memory_bytes": memory * 1_000_000, "rows": rows, "queue": queue}
 
     def service() -> "Service":
-        models = _models(config, roles, backbone=backbone, dtype=dtype, index=index)
+        models = _models(config, roles, backbone=backbone, dtype=dtype, quantize=quantize, index=index)
         return _service(config, models, engine, sizes)
 
     _run(in_ending_thread(service))
 
 
-def _models(config: "ServerConfig", names: list[tuple[str, str]], *, backbone: str, dtype: str, index: str) -> "Models":
+def _models(
+    config: "ServerConfig",
+    names: list[tuple[str, str]],
+    *,
+    backbone: str,
+    dtype: str,
+    quantize: str | None,
+    index: str,
+) -> "Models":
     """Load the backbone and everything that is named; what is broken is named, and the rest is served."""
     from shoulders.backbone.frozen import FrozenLM
     from shoulders.serving.config import read_keys
@@ -107,8 +123,9 @@ def _models(config: "ServerConfig", names: list[tuple[str, str]], *, backbone: s
 
     if config.keys:
         read_keys(config.keys)  # refused before a model is loaded
-    backbone = backbone or backbone_of([name for name, role in names if not role])
-    models = Models(FrozenLM.load(backbone, dtype=dtype).settled(), allow=config.allow, index=index)
+    backbone, scheme = (backbone, "") if backbone else backbone_of([name for name, role in names if not role])
+    lm = FrozenLM.load(backbone, dtype=dtype, quantize=scheme if quantize is None else quantize)
+    models = Models(lm.settled(), allow=config.allow, index=index)
     for named, role in names:
         name, source = served_name(named)
         models.try_add(name, source, role)

@@ -341,8 +341,8 @@ def served_name(named: str) -> tuple[str, str]:
     return last or named, named
 
 
-def backbone_of(names: Sequence[str]) -> str:
-    """Return the name of the backbone that the first of some models names.
+def backbone_of(names: Sequence[str]) -> tuple[str, str]:
+    """Return the name of the backbone that the first of some models names, and how it was quantised in training.
 
     Raises:
         UsageError: none of them names one.
@@ -351,7 +351,10 @@ def backbone_of(names: Sequence[str]) -> str:
     for named in names:
         _, source = served_name(named)
         try:
-            return read(Path(source)).backbone if is_cascade(source) else model_info(source).backbone
+            if is_cascade(source):
+                return read(Path(source)).backbone, ""
+            info = model_info(source)
+            return info.backbone, info.quantized
         except UsageError as error:
             why = first_line(error)
     raise UsageError(f"no backbone is known ({why}): add --backbone NAME")
