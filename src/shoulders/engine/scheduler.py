@@ -44,6 +44,12 @@ log = logging.getLogger("shoulders.engine")
 ALONE = 8  # times as many columns are read in a step while no row is continued, or one for many that wait
 
 
+def compute_on(cores: int) -> None:
+    """Let the calling thread compute on so many cores."""
+    torch.get_num_threads()  # a thread's first question or product sets the number that was set last in any thread
+    torch.set_num_threads(cores)
+
+
 @final
 class Scheduler(Submitting):
     """Runs requests around one frozen model, from any number of threads.
@@ -209,7 +215,7 @@ class Scheduler(Submitting):
     def _run(self, cores: int) -> None:
         """Run steps in the scheduler's own thread; whatever ends it, no request waits for ever."""
         try:
-            torch.set_num_threads(cores)  # which PyTorch counts for each thread
+            compute_on(cores)
             self._run_steps()
         except BaseException:
             log.exception("the scheduler's thread has ended")

@@ -15,6 +15,7 @@ from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.batches import EncodedQuestion, question_batch
 from shoulders.engine.inference import Engine
 from shoulders.engine.requests import Completed, Event, Request, Stats, Ticket
+from shoulders.engine.scheduler import compute_on
 from shoulders.serving.config import ServerConfig
 from shoulders.serving.http import About, ApiError
 from shoulders.serving.metrics import Metrics
@@ -38,7 +39,7 @@ def in_ending_thread(call: Callable[..., Result], *given: Any) -> Result:
     future: Future[Result] = Future()
 
     def run() -> None:
-        torch.set_num_threads(CORES)
+        compute_on(CORES)
         try:
             future.set_result(call(*given))
         except BaseException as error:
@@ -50,7 +51,7 @@ def in_ending_thread(call: Callable[..., Result], *given: Any) -> Result:
 
 def one_core_threads(count: int, name: str) -> ThreadPoolExecutor:
     """Return threads that wait more than they compute, and leave the cores to the engine (`in_ending_thread`)."""
-    return ThreadPoolExecutor(count, name, initializer=partial(torch.set_num_threads, 1))
+    return ThreadPoolExecutor(count, name, initializer=partial(compute_on, 1))
 
 
 class ServingEngine(Protocol):
@@ -411,13 +412,13 @@ class Service:
     def start(self) -> None:
         """Begin to run requests; the thread that calls this leaves the cores to the engine from now on."""
         self.engine.start()
-        torch.set_num_threads(1)
+        compute_on(1)
 
     def stop(self) -> None:
         """Run what was taken to its end, and stop."""
         self.stopping = True
         self.engine.stop(finish=True)
-        torch.set_num_threads(CORES)
+        compute_on(CORES)
         self._answers.shutdown(wait=False, cancel_futures=True)
         self._heavy.shutdown(wait=False, cancel_futures=True)
         self.uploads.close()
