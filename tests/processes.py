@@ -5,8 +5,8 @@ They are forked from one that has imported the library, since every start of Pyt
 
 import multiprocessing
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection, wait
 
 _forked = multiprocessing.get_context("forkserver")
@@ -43,14 +43,19 @@ def process(code: str, *arguments: object) -> Iterator[tuple[multiprocessing.Pro
             running.join()
 
 
+def together(code: str, *each: Sequence[object]) -> None:
+    """Run code in several processes at once, one for each of these arguments; all of them end well."""
+    with ExitStack() as stack:
+        some = [stack.enter_context(process(code, *arguments))[0] for arguments in each]
+        running = {one.sentinel: one for one in some}
+        while running:  # one that has failed may leave another waiting
+            for ended in wait(list(running)):
+                running[ended].join()
+                assert running.pop(ended).exitcode == 0
+
+
 def in_two(code: str, *arguments: object) -> None:
     """Run code in two processes that know of each other as PyTorch's launcher lets them."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    first, second = (process(_PLACE + code, rank, port, *arguments) for rank in "01")
-    with first as (one, _), second as (other, _):
-        running = {one.sentinel: one, other.sentinel: other}
-        while running:  # one that has failed leaves the other waiting
-            for ended in wait(list(running)):
-                running[ended].join()
-                assert running.pop(ended).exitcode == 0
+    together(_PLACE + code, *((rank, port, *arguments) for rank in "01"))

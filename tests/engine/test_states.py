@@ -1,13 +1,12 @@
 """States kept on disk: those of the model, computed once, and never wrong ones whatever happened to the files."""
 
 import os
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 
-from processes import process
+from processes import together
 from shoulders.engine import precomputed as states_module
 from shoulders.engine.precomputed import StateStore
 from shoulders.errors import SaveFailed
@@ -199,11 +198,7 @@ for start in starts:
 def test_processes_share_a_folder(lm, tmp_path):
     """Four at once, with rows of their own and rows that others have too."""
     numbers = [[(start + step) * 5 for step in range(12)] for start in (0, 4, 8, 2)]
-    with ExitStack() as stack:
-        running = [stack.enter_context(process(FILL, lm.name, tmp_path, own_numbers))[0] for own_numbers in numbers]
-        for one in running:
-            one.join()
-    assert [one.exitcode for one in running] == [0, 0, 0, 0]
+    together(FILL, *((lm.name, tmp_path, own_numbers) for own_numbers in numbers))
     rows = [[start + n % 7, n + 3, 5] for start in range(0, 100, 5) for n in range(start, start + 8)]
     store = StateStore(tmp_path, lm)
     check(lm, store.states(rows), rows)

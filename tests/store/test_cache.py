@@ -1,11 +1,10 @@
 """The cache of small values: what is kept, and what is never returned wrong whatever happened to the file."""
 
 import sqlite3
-from contextlib import ExitStack
 
 import pytest
 
-from processes import process
+from processes import process, together
 from shoulders.errors import CorruptFile, SaveFailed
 from shoulders.store import cache as module
 from shoulders.store.cache import ValueCache, key_of_ids, key_of_texts
@@ -111,11 +110,7 @@ for n in range(count):
 
 def test_processes_share_a_file(tmp_path):
     path, names = str(tmp_path / "values.sqlite"), "abc"
-    with ExitStack() as stack:
-        running = [stack.enter_context(process(WRITE, path, name, 40))[0] for name in names]
-        for one in running:
-            one.join()
-    assert [one.exitcode for one in running] == [0, 0, 0]
+    together(WRITE, *((path, name, 40) for name in names))
     wanted = {key_of_texts(name, str(n)): [n] * 50 for name in names for n in range(40)}
     wanted |= {key_of_texts("shared", str(n)): n for n in range(40)}
     assert ValueCache(path).get(wanted) == wanted

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from functools import partial
 from threading import Condition, Thread
 from typing import Self, final
 
@@ -128,8 +127,8 @@ class Scheduler(Submitting):
     def start(self) -> Self:
         """Start the thread that runs the steps."""
         if self._thread is None:
-            target = partial(self._run, torch.get_num_threads())
-            self._thread = Thread(target=target, name="shoulders-scheduler", daemon=True)
+            cores = torch.get_num_threads()
+            self._thread = Thread(target=self._run, args=(cores,), name="shoulders-scheduler", daemon=True)
             self._thread.start()
         return self
 

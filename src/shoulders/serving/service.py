@@ -49,9 +49,9 @@ def in_ending_thread(call: Callable[..., Result], *given: Any) -> Result:
     return future.result()
 
 
-def one_core_threads(count: int, name: str) -> ThreadPoolExecutor:
-    """Return threads that wait more than they compute, and leave the cores to the engine (`in_ending_thread`)."""
-    return ThreadPoolExecutor(count, name, initializer=partial(compute_on, 1))
+def _answering_threads() -> ThreadPoolExecutor:
+    """Return threads that leave the cores to the engine (`in_ending_thread`)."""
+    return ThreadPoolExecutor(THREADS, "answer", initializer=compute_on, initargs=(1,))
 
 
 class ServingEngine(Protocol):
@@ -271,8 +271,8 @@ class Service:
     uploads: Uploads = field(init=False)
     stopping: bool = False
     _calls: CallsIntoLoop = field(default_factory=CallsIntoLoop)
-    _answers: ThreadPoolExecutor = field(default_factory=lambda: one_core_threads(THREADS, "answer"))
-    _heavy: ThreadPoolExecutor = field(default_factory=lambda: one_core_threads(1, "encode"))
+    _answers: ThreadPoolExecutor = field(default_factory=_answering_threads)
+    _heavy: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encode"))
     _in_threads: int = 0
 
     def __post_init__(self) -> None:
