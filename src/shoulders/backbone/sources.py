@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -147,7 +148,9 @@ def _in_package(package: str) -> Path:
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
-        raise SourceNotFound(f"the package {package!r} is not installed: pip install --no-deps {package}") from None
+        near = get_close_matches(package, {str(one.name) for one in importlib.metadata.distributions()}, n=1, cutoff=0.8)
+        hint = f"did you mean {near[0]!r}?" if near else f"pip install --no-deps {package}"
+        raise SourceNotFound(f"the package {package!r} is not installed: {hint}") from None
     for file in files:
         if file.suffix == ".gguf":
             return Path(str(file.locate()))

@@ -94,6 +94,7 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
         queue=queue,
         log_text=log_text,
     )
+    config.check_address()
     roles = [*((name, "") for name in names or ()), *((name, "retriever") for name in retriever or ())]
     roles += [(name, "reranker") for name in reranker or ()]
     if engine not in ENGINES:

@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from ipaddress import ip_address
@@ -10,7 +11,7 @@ from typing import Any, final
 
 from pydantic import TypeAdapter, ValidationError
 
-from shoulders.errors import CorruptFile, UsageError
+from shoulders.errors import CorruptFile, UsageError, first_line
 from shoulders.store.files import read_json, write_json
 
 KEYS_FORMAT = 1
@@ -64,6 +65,17 @@ class ServerConfig:
                 raise UsageError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if min(self.deadline, self.body_seconds, self.upload_seconds) <= 0:
             raise UsageError("deadline, body_seconds and upload_seconds must be above 0 seconds")
+
+    def check_address(self) -> None:
+        """Raise `UsageError` if nothing can listen at the address now, before models are loaded."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        try:
+            socket.create_server((self.host, self.port), family=family).close()
+        except (OSError, OverflowError) as error:
+            raise UsageError(
+                f"the server cannot listen at {self.host}:{self.port} ({first_line(error)}): choose another --port or "
+                "--host"
+            ) from error
 
 
 def is_loopback(host: str) -> bool:
