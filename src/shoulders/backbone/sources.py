@@ -148,7 +148,8 @@ def _in_package(package: str) -> Path:
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
-        near = get_close_matches(package, {str(one.name) for one in importlib.metadata.distributions()}, n=1, cutoff=0.8)
+        installed = {str(one.name) for one in importlib.metadata.distributions()}
+        near = get_close_matches(package, installed, n=1, cutoff=0.8)
         hint = f"did you mean {near[0]!r}?" if near else f"pip install --no-deps {package}"
         raise SourceNotFound(f"the package {package!r} is not installed: {hint}") from None
     for file in files:

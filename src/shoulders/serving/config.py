@@ -71,7 +71,7 @@ class ServerConfig:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
             socket.create_server((self.host, self.port), family=family).close()
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise UsageError(
                 f"the server cannot listen at {self.host}:{self.port} ({first_line(error)}): choose another --port or "
                 "--host"
