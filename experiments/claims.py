@@ -179,8 +179,9 @@ PROMPT = ("prompt-tuning-400-s0", "prompt-tuning-400-s1")
 SUFFIX, PREFIX = ("suffix-bm25-s0",), ("prefix-bm25-s0",)
 TUNED = ("prompt-tuned-s0",)
 # The deep scaffolds' grid is the suite's again, and is compared with the suite's runs.
-DEEP, BEST, SHARED = "014-deep-scaffolds", ("low-rank-input-400-s0",), ("low-rank-400-s0",)
+DEEP, BEST, SHARED = "014-deep-scaffolds", ("low-rank-input-400-s0",), ("low-rank-400-s0", "low-rank-400-s1")
 LORA, FULL = ("lora-400-s0",), ("full-400-s0",)
+EQUAL_LORA = ("lora-38-400-s0",)  # of as many trained parameters as the gated updates
 GATED = "Low-rank updates weighted for each input (frozen weights)"
 QUANTIZED = "017-nf4"
 # Experiments to come, and the names of their results.
@@ -407,11 +408,36 @@ CLAIMS = (
         partial(difference, PASSES, ("adaptive",), TUNED),
     ),
     *(
-        Claim(name, says, where, paper, partial(difference, DEEP, BEST, others, "", SUITE), least, readme=True)
-        for name, says, where, paper, others, least in (
-            ("input_dependent_minus_lora", f"{GATED} level with LoRA (at most 1 point behind)", "", None, LORA, -1.0),
-            ("input_dependent_minus_full", f"{GATED} over full fine-tuning", "table 1", 0.3, FULL, 0.0),
-            ("input_dependent_minus_input_prompt", f"{GATED} over ID-PT by 5 points", "", None, IDPT, 5.0),
+        Claim(
+            name,
+            f"{GATED} {says}",
+            where,
+            paper,
+            partial(difference, DEEP, BEST, others, "", place),
+            least,
+            readme=True,
+        )
+        for name, says, where, paper, others, place, least in (
+            (
+                "input_dependent_minus_lora",
+                "level with LoRA of their size (at most 1 point behind)",
+                "",
+                None,
+                EQUAL_LORA,
+                DEEP,
+                -1.0,
+            ),
+            (
+                "input_dependent_minus_small_lora",
+                "level with LoRA of rank 16 (at most 1 point behind)",
+                "",
+                None,
+                LORA,
+                SUITE,
+                -1.0,
+            ),
+            ("input_dependent_minus_full", "over full fine-tuning", "table 1", 0.3, FULL, SUITE, 0.0),
+            ("input_dependent_minus_input_prompt", "over ID-PT by 5 points", "", None, IDPT, SUITE, 5.0),
         )
     ),
     Claim(

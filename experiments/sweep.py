@@ -208,7 +208,7 @@ def summary(found: Sequence[tuple[Run, Result]]) -> str:
 
 def _scores(groups: Mapping[str, Sequence[tuple[Run, Result]]]) -> list[str]:
     """Return means over seeds, their spread, and intervals over the examples of the first seed."""
-    tuned = [members[0][1] for members in groups.values() if members[0][0].recipe.scaffold.kind == "soft_prompt"]
+    tuned = [members[0][1] for members in groups.values() if _prompt_tuned(members[0][0])]
     lines = [
         "| run | seeds | examples seen | trained | average | by seed | 95% interval, first seed | over prompt tuning |",
         "| --- | ---: | ---: | ---: | ---: | --- | --- | --- |",
@@ -227,6 +227,11 @@ def _scores(groups: Mapping[str, Sequence[tuple[Run, Result]]]) -> list[str]:
             + (f"{gap.value:+.1f} ({gap.low:+.1f} to {gap.high:+.1f}) |" if gap else "|")
         )
     return lines
+
+
+def _prompt_tuned(run: Run) -> bool:
+    """Return whether a run trains a soft prompt; recipes of rivals have one that is not trained."""
+    return run.recipe.scaffold.kind == "soft_prompt" and not run.recipe.rival.kind
 
 
 def _over_training(groups: Mapping[str, Sequence[tuple[Run, Result]]], columns: int = 8) -> list[str]:
@@ -257,7 +262,7 @@ def plot(found: Sequence[tuple[Run, Result]], path: Path) -> None:
     for run, one in found:
         if run.recipe.scaffold.kind != "bare" and run.group not in curves:
             curves[run.group] = run.recipe.training.batch_size, one.content["training"]["losses"]
-            if tuned is None and run.recipe.scaffold.kind == "soft_prompt":
+            if tuned is None and _prompt_tuned(run):
                 tuned = one.content["training"]["losses"]
     mpl.use("Agg")
     figure, (losses, gaps) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
