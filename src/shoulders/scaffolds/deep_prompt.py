@@ -30,7 +30,7 @@ from shoulders.scaffolds.input_prompt import (
     rebuilt_encoder,
 )
 from shoulders.scaffolds.program import Pass, Program
-from shoulders.scaffolds.soft_prompt import PromptConfig, frequent_tokens, insert_in_mask, insert_prompt
+from shoulders.scaffolds.soft_prompt import PromptConfig, columns_of, frequent_tokens, insert_in_mask, insert_prompt
 
 CONSIDERED = 64  # training examples of which those that fit are demonstrations
 SPREAD = 0.1  # of what is written for an input, over the standard deviation of real keys and values
@@ -206,7 +206,7 @@ class DeepPrompt(Scaffold, kind="deep_prompt"):
         states = yield Pass(rows, mask, one, edits=Edits(prompt, slots))
         positions = torch.arange(embeds.shape[1], device=embeds.device).expand(len(embeds), -1)
         own = positions + self.length * (positions >= torch.tensor(slots, device=embeds.device)[:, None])
-        return states.gather(1, own[..., None].expand(-1, -1, states.shape[-1]))
+        return columns_of(states, own)
 
     def description(self) -> dict[str, Any]:
         """Return length, placement, and what trains."""
