@@ -121,6 +121,29 @@ def test_llama_index_completes_and_chats(server, said, model):
     assert len(pieces) > 2
 
 
+@pytest.mark.parametrize("source", ["prefix", "twice"])
+def test_llama_index_plain_class_takes_a_model_under_a_name_of_openai(server, saved, said, source):
+    """It looks the length of the context up by the name, and knows OpenAI's only."""
+    from llama_index.core.llms import ChatMessage
+    from llama_index.llms.openai import OpenAI
+
+    how = {"api_base": f"{server.url}/v1", "api_key": "none", "temperature": 0, "max_tokens": LONG}
+    completed, answered, _ = said(source)
+    chats, completes = "gpt-4.1-mini", "gpt-3.5-turbo-instruct"
+    for name in (chats, completes):
+        server.service.models.add(name, str(saved / source))
+    try:
+        asked = [ChatMessage(role="system", content="Be brief."), ChatMessage(role="user", content=TEXTS[0])]
+        assert OpenAI(model=chats, **how).chat(asked).message.content == answered
+        pieces = list(OpenAI(model=chats, **how).stream_chat(asked))
+        assert "".join(piece.delta or "" for piece in pieces) == answered
+        assert len(pieces) > 2
+        assert OpenAI(model=completes, **how).complete(TEXTS[0]).text == completed
+    finally:
+        for name in (chats, completes):
+            server.service.models.remove(name)
+
+
 def test_llama_index_embeds(server, vectors):
     from llama_index.embeddings.openai import OpenAIEmbedding
 
