@@ -4,13 +4,57 @@ import json
 import os
 import subprocess
 import sys
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
+from shoulders.cli.demo import ASKED, BARE, GATED, SOFT, averages_table, books_table
+from shoulders.cli.scores import scores_table
+from shoulders.data.readers import open_suite
+from shoulders.evaluation.metrics import metrics_for
+from shoulders.evaluation.protocol import Prediction, Scores, WordingScore
 from shoulders.evaluation.results import read_result
 from shoulders.evaluation.statistics import difference_interval
+from shoulders.records import Answer
 
 QUESTIONS = "What is the capital of Peru?\nWhich metal has the symbol Fe?\n"
+
+
+def made_up(right: int, examples: int = 25) -> Scores:
+    """Scores of the bundled suite with so many right answers in each task."""
+    rows = []
+    for task in open_suite("bundled"):
+        wording = next(name for name in task.wordings if task.original(name))
+        one = task.example("test", wording, 0)
+        metrics = metrics_for(task.metrics(wording), choices=one.choices is not None)
+        golds = (one.target,) if one.choices else one.references
+        answers = [one.target] * right + [""] * (examples - right)
+        predictions = [
+            Prediction(one, Answer(text, 0.0, 0.0), {m.name: m.measure(text, golds) for m in metrics})
+            for text in answers
+        ]
+        rows.append(WordingScore(task.name, task.cluster, wording, metrics, predictions))
+    return Scores(rows)
+
+
+def test_its_tables_fit_a_terminal_of_80_columns():
+    """With the widest numbers that there are: nothing is wrapped or cut off."""
+    all_right, half = made_up(25), made_up(13)
+    scores = {BARE: half, SOFT: all_right, GATED: all_right}
+    few = {BARE: half, "instructed": half, "few-shot": half, SOFT: half, GATED: half}
+    title = "The model with an instruction or worked examples: 300 of these examples"
+    for table, rows, first in (
+        (scores_table("Held-out test part", scores), 12 + 2, "Held-out test part: 300 examples"),
+        (averages_table(few), len(few), title),
+        (books_table(scores, scores), len(scores), f"Answers that contain a correct one: {ASKED}"),
+    ):
+        console = Console(file=StringIO(), width=80)
+        console.print(table)
+        lines = [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
+        assert lines[0] == first
+        assert len(lines) == len(("title", "head", "rule")) + rows
+        assert "…" not in "".join(lines)
 
 
 @pytest.mark.slow
