@@ -21,28 +21,27 @@ from shoulders.records import Answer
 QUESTIONS = "What is the capital of Peru?\nWhich metal has the symbol Fe?\n"
 
 
-def made_up(right: int, examples: int = 25) -> Scores:
-    """Scores of the bundled suite with so many right answers in each task."""
+def made_up(wrong: int, examples: int = 25) -> Scores:
+    """Scores of the bundled suite with so many wrong answers in its first task, all others being right."""
     rows = []
     for task in open_suite("bundled"):
         wording = next(name for name in task.wordings if task.original(name))
         one = task.example("test", wording, 0)
         metrics = metrics_for(task.metrics(wording), choices=one.choices is not None)
         golds = (one.target,) if one.choices else one.references
-        answers = [one.target] * right + [""] * (examples - right)
-        predictions = [
-            Prediction(one, Answer(text, 0.0, 0.0), {m.name: m.measure(text, golds) for m in metrics})
-            for text in answers
-        ]
+        right, other = (
+            Prediction(one, Answer(text, 0.0, 0.0), {metric.name: metric.measure(text, golds) for metric in metrics})
+            for text in (one.target, "")
+        )
+        predictions = [*[other] * (0 if rows else wrong), *[right] * examples][:examples]
         rows.append(WordingScore(task.name, task.cluster, wording, metrics, predictions))
     return Scores(rows)
 
 
 def test_its_tables_fit_a_terminal_of_80_columns():
-    """With the widest numbers that there are: nothing is wrapped or cut off."""
-    all_right, half = made_up(25), made_up(13)
-    scores = {BARE: half, SOFT: all_right, GATED: all_right}
-    few = {BARE: half, "instructed": half, "few-shot": half, SOFT: half, GATED: half}
+    """With the widest intervals, which end at 100: nothing is wrapped or cut off."""
+    scores = dict.fromkeys((BARE, SOFT, GATED), made_up(2))
+    few = dict.fromkeys((BARE, "instructed", "few-shot", SOFT, GATED), made_up(2))
     title = "The model with an instruction or worked examples: 300 of these examples"
     for table, rows, first in (
         (scores_table("Held-out test part", scores), 12 + 2, "Held-out test part: 300 examples"),

@@ -1,6 +1,7 @@
 """The same API and answers over vLLM as over the scheduler (with a double of vLLM)."""
 
 import socket
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from served import GENERATING, service_of
 from served import running as server
 from shoulders.engine import vllm as engine
 from shoulders.errors import UsageError
+from shoulders.serving.app import Server
 from shoulders.serving.config import ServerConfig, add_key
 from shoulders.serving.models import Models
 from shoulders.serving.service import Service
@@ -141,14 +143,31 @@ def test_the_address_is_held_while_models_load_and_free_if_that_fails(refused, m
 
 def test_a_server_starts_where_one_has_just_stopped(lm, saved):
     """Its last connections may still be ending there; the address that it says is the true one."""
-    with server(service_of(lm, saved)) as first, first.http() as kept:
-        kept.get("/health")
-        port = int(first.url.rpartition(":")[2])
-        assert first.url == f"http://127.0.0.1:{port}"
-    again = service_of(lm, saved)
-    again.config = replace(again.config, port=port)
-    with server(again) as second, second.http() as http:
-        assert (second.url, http.get("/health").status_code) == (first.url, 200)
+    with ExitStack() as clients:
+        with server(service_of(lm, saved)) as first:
+            clients.enter_context(first.http()).get("/health")
+            port = int(first.url.rpartition(":")[2])
+            assert first.url == f"http://127.0.0.1:{port}"
+        again = service_of(lm, saved)
+        again.config = replace(again.config, port=port)
+        with server(again) as second:
+            http = clients.enter_context(second.http())
+            assert (second.url, http.get("/health").status_code) == (first.url, 200)
+
+
+def test_an_address_that_another_took_after_all_is_told(lm, saved):
+    """Where both may reuse it, the one that listens first has it."""
+    with socket.socket() as mine, socket.socket() as other:
+        for one in (mine, other):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        mine.bind(("127.0.0.1", 0))
+        other.bind(mine.getsockname())
+        other.listen()
+        service = service_of(lm, saved)
+        with pytest.raises(UsageError, match="the server cannot listen at"):
+            Server(service).run([mine])
+    service.engine._thread.join(5)
+    assert not service.engine._thread.is_alive()
 
 
 @pytest.mark.parametrize("host", ["a..b", "203.0.113.7"])

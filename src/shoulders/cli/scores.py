@@ -11,6 +11,7 @@ from rich.table import Table
 
 from shoulders.cli.show import console, progress_bars, titled, warn
 from shoulders.data.mixture import total_counts
+from shoulders.evaluation.metrics import not_computed
 from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.results import metrics_of_tasks
 from shoulders.evaluation.statistics import average_interval
@@ -50,7 +51,7 @@ def measuring(title: str) -> Iterator[Watch]:
 def scores_table(title: str, columns: Mapping[str, Scores]) -> Group:
     """Return a table of several scaffolds' scores on each task, and of their averages with 95% intervals."""
     first = next(iter(columns.values()))
-    table = Table(header_style="bold", box=SIMPLE_HEAD)
+    table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)  # three scaffolds' intervals: 79 columns
     table.add_column("task", no_wrap=True)
     table.add_column("metric", style="dim", no_wrap=True)
     for name in columns:
@@ -92,10 +93,7 @@ def print_skipped(scores: Scores) -> None:
     if scores.unmeasured:
         warn(f"not measured, because they have no such split: {', '.join(scores.unmeasured)}")
     if scores.uncomputed:
-        warn(
-            f"named by templates, but no metric here: {', '.join(scores.uncomputed)}; where a template names no other, "
-            "answers are scored by exact match and F1"
-        )
+        warn(not_computed(scores.uncomputed))
     if scores.truncated:
         warn(f"cut to fit the context: the inputs of {scores.truncated} examples")
     for wording, skipped in scores.skipped.items():

@@ -170,6 +170,14 @@ def uncomputed(names: Sequence[str]) -> list[str]:
     return [name for name in names if name.casefold() in known and name not in METRICS]
 
 
+def not_computed(names: Sequence[str]) -> str:
+    """Return what a user is told of such names."""
+    return (
+        f"named by templates, but no metric here: {', '.join(names)}; where a template names no other, answers are "
+        "scored by exact match and F1"
+    )
+
+
 def check_metrics(task: str, wording: str, names: Sequence[str]) -> None:
     """Raise `UnknownName` for a metric of a template that neither we, PromptSource nor another package know."""
     unknown = [name for name in names if name not in GENERATED and name not in METRICS and not uncomputed([name])]
