@@ -153,6 +153,11 @@ def _train_ranking(name: str, overrides: Sequence[str], out: Path | None, *, res
     recipe = with_overrides(named, overrides)
     folder = out or Path("runs") / recipe.name
     steps = recipe.training.steps
+    if every := recipe.refresh_every:
+        inform(
+            f"negatives from its own order, refreshed every {every:,} steps; for the questions until the next refresh "
+            f"at most {recipe.scored_at_refresh:,} passages are scored"
+        )
     if cross_fit:
         runs = train_ranking.cross_fit(
             recipe, folder, resume=resume, watch=lambda part: watching(f"{recipe.name} {part}", steps)
