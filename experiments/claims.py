@@ -179,7 +179,7 @@ PROMPT = ("prompt-tuning-400-s0", "prompt-tuning-400-s1")
 SUFFIX, PREFIX = ("suffix-bm25-s0",), ("prefix-bm25-s0",)
 TUNED = ("prompt-tuned-s0",)
 # The deep scaffolds' grid is the suite's again, and is compared with the suite's runs.
-DEEP, SHARED = "014-deep-scaffolds", ("low-rank-400-s0", "low-rank-400-s1")
+DEEP, SHARED = "014-deep-scaffolds", ("low-rank-400-s0", "low-rank-400-s1", "low-rank-400-s2")
 BEST = ("low-rank-input-400-s0", "low-rank-input-400-s1", "low-rank-input-400-s2")
 LORA, FULL = ("lora-400-s0",), ("full-400-s0",)
 EQUAL_LORA = ("lora-38-400-s0",)  # of as many trained parameters as the gated updates
