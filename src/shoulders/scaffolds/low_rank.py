@@ -116,7 +116,7 @@ def _sizes(lm: FrozenLM, names: Sequence[str]) -> list[tuple[int, int]]:
     return [layer_sizes(layers[name]) for name in names]
 
 
-class LayerEdits(Scaffold):
+class _LayerEdits(Scaffold):
     """A scaffold that edits linear layers and takes no positions; base class.
 
     Args:
@@ -164,7 +164,7 @@ class LayerEdits(Scaffold):
 
 
 @final
-class LowRank(LayerEdits, kind="low_rank"):
+class LowRank(_LayerEdits, kind="low_rank"):
     """Low-rank updates of linear layers, B A x beside W x (LoRA), without a copy of the model.
 
     Updates start at zero (B = 0), and are kept in fp32 whatever the backbone's type. All that has one form is one
@@ -265,7 +265,7 @@ class ScalesConfig(LayerEditConfig):
 
 
 @final
-class Scales(LayerEdits, kind="scales"):
+class Scales(_LayerEdits, kind="scales"):
     """Trained factors, 1 at the start, of the entries that linear layers read or write ((IA)³).
 
     Args:
@@ -294,7 +294,7 @@ class Scales(LayerEdits, kind="scales"):
 
     @property
     def components(self) -> tuple[int, int]:
-        """Number of vectors of factors, outputs' first, and 1: each is one component."""
+        """Number of vectors of factors, those of outputs first, and 1: a vector is one component."""
         return len(self._after) + len(self._before), 1
 
     def edits(self, dtype: torch.dtype, gates: Float[Tensor, "B L 1"] | None = None) -> Edits:
@@ -342,7 +342,7 @@ class GateConfig(GeneratorConfig):
             raise UsageError(f"scaffold.queries must be at least 1, got {self.queries}: 8 is usual")
 
 
-class Gated(InputDependent):
+class _Gated(InputDependent):
     """Edits of linear layers whose components the generator of ID-PT weights for each input and layer; base class.
 
     The factor of a component is 1 + 0.1 g(x), with g(x) = 0 at the start: training starts exactly at the edits that all
@@ -357,10 +357,10 @@ class Gated(InputDependent):
     """
 
     usual_rate = 1e-3  # of the generator
-    shared: ClassVar[type[LayerEdits]]
-    base: LayerEdits
+    shared: ClassVar[type[_LayerEdits]]
+    base: _LayerEdits
 
-    def __init__(self, encoder: Encoder, lm: FrozenLM, shape: InputPromptShape, base: LayerEdits) -> None:
+    def __init__(self, encoder: Encoder, lm: FrozenLM, shape: InputPromptShape, base: _LayerEdits) -> None:
         super().__init__(encoder, lm, shape, base.placement)
         self.base = base
         self.project = nn.Linear(encoder.width, math.prod(base.components), bias=False)
@@ -410,7 +410,7 @@ class GatedLowRankConfig(GateConfig, LowRankConfig):
 
 
 @final
-class GatedLowRank(Gated, kind="gated_low_rank"):
+class GatedLowRank(_Gated, kind="gated_low_rank"):
     """Low-rank updates of which the generator of ID-PT weights the rank-one components for each input and layer."""
 
     label = "gated low rank"
@@ -431,8 +431,8 @@ class GatedScalesConfig(GateConfig, ScalesConfig):
 
 
 @final
-class GatedScales(Gated, kind="gated_scales"):
-    """(IA)³'s vectors of factors, each of which the generator of ID-PT multiplies by a number for each input."""
+class GatedScales(_Gated, kind="gated_scales"):
+    """(IA)³'s vectors of factors, each of which the generator of ID-PT multiplies by one number for each input."""
 
     label = "gated (IA)³"
     Config = GatedScalesConfig
