@@ -70,7 +70,7 @@ def bundled_gated_low_rank() -> Recipe:
         name="bundled_gated_low_rank",
         about="low-rank updates of SmolLM2-135M that ID-PT's generator weights for each input, on the bundled suite",
         scaffold=GatedLowRankConfig(**ENCODER),
-        training=_gated_training(_edits_training(base.training)),
+        training=_gated_training(_low_rank_training(base.training)),
     )
 
 
@@ -131,7 +131,7 @@ def suite_low_rank() -> Recipe:
         name="suite_low_rank",
         about="low-rank updates (LoRA) around untouched weights of SmolLM2-135M (suite.source=PATH)",
         scaffold=LowRankConfig(),
-        training=_edits_training(base.training),
+        training=_low_rank_training(base.training),
     )
 
 
@@ -155,7 +155,7 @@ def suite_scales() -> Recipe:
         name="suite_scales",
         about="factors of what layers of SmolLM2-135M read and write, (IA)³ (suite.source=PATH)",
         scaffold=ScalesConfig(),
-        training=_edits_training(base.training, rate=3e-3),
+        training=replace(base.training, learning_rate=3e-3),
     )
 
 
@@ -216,12 +216,12 @@ def _input_training(soft: TrainPlan) -> TrainPlan:
     return replace(soft, learning_rate=2e-3, base_learning_rate=soft.learning_rate)
 
 
-def _edits_training(soft: TrainPlan, rate: float = 2e-4) -> TrainPlan:
-    """Return the plan of edits of layers; the rate is LoRA's.
+def _low_rank_training(soft: TrainPlan) -> TrainPlan:
+    """Return the plan of LoRA.
 
-    Their gradients are far smaller than those of a prompt: with Adam's eps of prompts it would count.
+    Gradients of B and A are far smaller than those of a prompt: with Adam's eps of prompts it would count.
     """
-    return replace(soft, learning_rate=rate, eps=1e-8)
+    return replace(soft, learning_rate=2e-4, eps=1e-8)
 
 
 def _gated_training(shared: TrainPlan) -> TrainPlan:
