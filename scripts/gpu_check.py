@@ -48,7 +48,7 @@ from shoulders.runs.registry import recipe_named
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.scaffolds.deep_prompt import DeepPrompt, InputDeepPrompt
 from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
-from shoulders.scaffolds.low_rank import ALL_LINEAR, GatedLowRank, LowRank, Scales
+from shoulders.scaffolds.low_rank import ALL_LINEAR, GatedLowRank, GatedScales, LowRank, Scales
 from shoulders.scaffolds.peft import to_peft
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
@@ -153,6 +153,7 @@ def scaffolds(lm: FrozenLM) -> Iterator[tuple[str, Scaffold]]:
     torch.manual_seed(SEED)
     encoder, suffix = random_encoder(lm), Placement.SUFFIX
     low_rank = LowRank.new(LowRank.Config(rank=4), lm)
+    scales = Scales.new(Scales.Config(outputs=(ALL_LINEAR,), inputs=(ALL_LINEAR,)), lm)
     made = {
         "soft_prompt": SoftPrompt(from_vocabulary(lm)(8)),
         "suffix": SoftPrompt(from_vocabulary(lm)(8), suffix),
@@ -162,7 +163,8 @@ def scaffolds(lm: FrozenLM) -> Iterator[tuple[str, Scaffold]]:
         "input_deep_prompt": InputDeepPrompt(encoder, lm, SMALL, DeepPrompt.from_vocabulary(lm, length=8)),
         "low_rank": low_rank,
         "gated_low_rank": GatedLowRank(encoder, lm, SMALL, low_rank),
-        "scales": Scales.new(Scales.Config(outputs=(ALL_LINEAR,), inputs=(ALL_LINEAR,)), lm),
+        "scales": scales,
+        "gated_scales": GatedScales(encoder, lm, SMALL, scales),
         "recursion": Recursion(lm, RecursionShape(layers=1), SoftPrompt(from_vocabulary(lm)(8))),
     }
     yield "bare", Bare()

@@ -21,7 +21,7 @@ from shoulders.records import Passage, Placement
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.deep_prompt import DeepPrompt, InputDeepPrompt
 from shoulders.scaffolds.input_prompt import InputPromptShape
-from shoulders.scaffolds.low_rank import GatedLowRank, LowRank, Scales
+from shoulders.scaffolds.low_rank import GatedLowRank, GatedScales, LowRank, Scales
 from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.loop import Hooks, fit
@@ -70,14 +70,17 @@ def layered(lm, tiny_encoder):
         placement: LowRank.new(LowRank.Config(rank=2, alpha=2.0, placement=placement), lm)
         for placement in (Placement.PREFIX, Placement.SUFFIX)
     }
+    everywhere = {"outputs": EVERYWHERE, "inputs": EVERYWHERE}
+    after = Scales.new(Scales.Config(**everywhere, placement=Placement.SUFFIX), lm)
     return {
         **{f"deep {placement}": one for placement, one in deep.items()},
         **{f"low rank {placement}": one for placement, one in low.items()},
-        "scales": Scales.new(Scales.Config(outputs=EVERYWHERE, inputs=EVERYWHERE), lm),
+        "scales": Scales.new(Scales.Config(**everywhere), lm),
         "input deep": InputDeepPrompt(tiny_encoder("bert"), lm, shape, deep[Placement.PREFIX]),
         "input deep self": InputDeepPrompt(lm, lm, shape, deep[Placement.SUFFIX]),
         "gated": GatedLowRank(tiny_encoder("t5"), lm, shape, low[Placement.PREFIX]),
         "gated self": GatedLowRank(lm, lm, shape, low[Placement.SUFFIX]),
+        "gated scales": GatedScales(tiny_encoder("bert"), lm, shape, after),
     }
 
 

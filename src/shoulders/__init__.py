@@ -1,9 +1,9 @@
 """More out of one frozen language model: train what stands around it, measure it, keep it, ask it.
 
 Load a model (`FrozenLM`), make a scaffold (`SoftPrompt`, `DeepPrompt`, `LowRank`, `Scales`; `InputPrompt`,
-`InputDeepPrompt`, `GatedLowRank`; `Recursion`), then `train`, `evaluate`, `save` and `open` it. `Index` holds passages
-to read. A scaffold of your own is a `Scaffold` with a `ScaffoldConfig`: its `Program` is given a `ScaffoldInput` and a
-`Memory` and asks for a `Pass`; `TrainingData` says what it is to be trained on.
+`InputDeepPrompt`, `GatedLowRank`, `GatedScales`; `Recursion`), then `train`, `evaluate`, `save` and `open` it. `Index`
+holds passages to read. A scaffold of your own is a `Scaffold` with a `ScaffoldConfig`: its `Program` is given a
+`ScaffoldInput` and a `Memory` and asks for a `Pass`; `TrainingData` says what it is to be trained on.
 """
 
 import importlib
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shoulders.scaffolds.base import Bare, Scaffold, ScaffoldConfig, TrainingData
     from shoulders.scaffolds.deep_prompt import DeepPrompt, InputDeepPrompt
     from shoulders.scaffolds.input_prompt import InputPrompt, InputPromptShape
-    from shoulders.scaffolds.low_rank import GatedLowRank, LowRank, Scales
+    from shoulders.scaffolds.low_rank import GatedLowRank, GatedScales, LowRank, Scales
     from shoulders.scaffolds.program import Pass, Program
     from shoulders.scaffolds.recursion import Recursion, RecursionShape
     from shoulders.scaffolds.soft_prompt import SoftPrompt
@@ -41,6 +41,7 @@ _HOMES = {
     "FrozenEncoder": "backbone.encoder",
     "FrozenLM": "backbone.frozen",
     "GatedLowRank": "scaffolds.low_rank",
+    "GatedScales": "scaffolds.low_rank",
     "Index": "retrieval.index",
     "InputDeepPrompt": "scaffolds.deep_prompt",
     "InputPrompt": "scaffolds.input_prompt",
@@ -80,6 +81,7 @@ __all__ = [
     "FrozenEncoder",
     "FrozenLM",
     "GatedLowRank",
+    "GatedScales",
     "Index",
     "InputDeepPrompt",
     "InputPrompt",

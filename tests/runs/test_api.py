@@ -54,7 +54,7 @@ def scaffolds(lm, tiny_encoder):
     }
 
 
-LAYERED = ("deep prefix", "low rank prefix", "scales", "input deep", "gated")
+LAYERED = ("deep prefix", "low rank prefix", "scales", "input deep", "gated", "gated scales")
 KINDS = (
     "soft_prompt", "suffix", "input_prompt", "input_prompt with an encoder", "recursion", "recursion of a prompt",
     *LAYERED,

@@ -235,7 +235,9 @@ def test_what_a_prompt_does_not_fit_is_refused(tiny_lm, lm):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["deep_prompt", "input_deep_prompt", "low_rank", "gated_low_rank", "scales"])
+@pytest.mark.parametrize(
+    "kind", ["deep_prompt", "input_deep_prompt", "low_rank", "gated_low_rank", "scales", "gated_scales"]
+)
 @pytest.mark.parametrize("under", ["scaffold", "scaffold.inner"])
 def test_a_recipe_makes_each_kind_and_plans_it_also_under_a_recursion(lm, kind, under):
     values = [f"{under}.kind={kind}"]

@@ -15,7 +15,7 @@ from shoulders.records import Placement, ScaffoldInput
 from shoulders.runs.recipe import with_overrides
 from shoulders.runs.registry import recipe_named
 from shoulders.scaffolds.input_prompt import InputPromptShape
-from shoulders.scaffolds.low_rank import GatedLowRank, LowRank, Scales
+from shoulders.scaffolds.low_rank import GatedLowRank, GatedScales, LowRank, Scales
 from shoulders.scaffolds.peft import from_peft, to_peft
 from toys import moved
 
@@ -112,15 +112,34 @@ def test_updates_of_quantised_layers_are_those_of_peft(lm, tmp_path):
 
 
 @torch.no_grad()
-def test_training_starts_exactly_at_the_shared_updates(lm, tiny_encoder, questions):
-    base = moved(LowRank.new(LowRank.Config(rank=2), lm))
-    gated = GatedLowRank(tiny_encoder("bert"), lm, SHAPE, base)
+@pytest.mark.parametrize("kind", [GatedLowRank, GatedScales])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_starts_exactly_at_the_shared_edits(kind, dtype, tiny_lm, tiny_encoder, questions):
+    lm = tiny_lm("llama", dtype)
+    base = moved(kind.shared.new(kind.shared.Config(), lm))
+    gated = kind(tiny_encoder("bert"), lm, SHAPE, base)
     given = question_batch([encode(one, lm) for one in questions], lm, gated)
     assert torch.equal(gated.states(lm, given), base.states(lm, given))
-    moved(gated.project)
+    moved(gated.project, by=1.0)
     assert not torch.allclose(gated.states(lm, given), base.states(lm, given), atol=1e-3)
-    new = GatedLowRank(tiny_encoder("bert"), lm, SHAPE, LowRank.new(LowRank.Config(rank=2), lm))
-    assert torch.equal(new.started_from(base, "runs/lora").base.up, base.up)
+    new = kind(tiny_encoder("bert"), lm, SHAPE, kind.shared.new(kind.shared.Config(), lm))
+    assert parts(new.started_from(base, "runs/shared").base) == parts(base)
+
+
+def parts(module):
+    """The weights of a module."""
+    return {name: weight.tolist() for name, weight in module.state_dict().items()}
+
+
+def test_a_gate_of_factors_weights_a_whole_vector(lm):
+    """One number for each vector and row."""
+    base = moved(Scales.new(Scales.Config(), lm))
+    places = [("after", name) for name in base.names["outputs"]] + [("before", name) for name in base.names["inputs"]]
+    assert base.components == (len(places), 1) == (9, 1)
+    gates = torch.rand(2, 9, 1)
+    shared, weighted = base.edits(torch.float32).layers, base.edits(torch.float32, gates).layers
+    for (side, name), gate in zip(places, gates.unbind(1), strict=True):
+        torch.testing.assert_close(getattr(weighted[name], side), gate * getattr(shared[name], side))
 
 
 @torch.no_grad()
@@ -230,6 +249,20 @@ def test_an_adapter_for_other_layers_or_sizes_is_refused(lm, tiny_lm, adapter):
         (["scaffold.alpha=nan"], "scaffold.alpha must be above 0, got nan"),
         (["scaffold.targets="], "all-linear takes all"),
         (["scaffold.placement=infix"], "scaffold.placement=infix does not suit low_rank"),
+        (["scaffold.kind=gated_low_rank", "scaffold.rank=0"], "scaffold.rank must be at least 1"),
+        *(
+            ([f"scaffold.kind={kind}", *values], said)
+            for kind in ("gated_low_rank", "gated_scales")
+            for values, said in (
+                (["scaffold.queries=0"], "scaffold.queries must be at least 1, got 0: 8 is usual"),
+                (["scaffold.layers=-1"], "scaffold.layers must be at least 0, got -1"),
+                (["scaffold.placement=infix"], f"scaffold.placement=infix does not suit {kind}"),
+            )
+        ),
+        (
+            ["scaffold.kind=gated_scales", "scaffold.outputs=", "scaffold.inputs="],
+            "scaffold.outputs and scaffold.inputs are empty",
+        ),
     ],
 )
 def test_bad_values_are_refused(values, said):
@@ -244,6 +277,13 @@ def test_layers_that_are_not_there_are_refused(lm):
         LowRank.new(LowRank.Config(targets=("q_porj",)), lm)
     with pytest.raises(UnknownName, match=r"\(scaffold.outputs\) called 'k_proj'"):
         Scales.new(Scales.Config(), moved_family(lm))
+    for made in (
+        lambda: LowRank(lm, ["q_proj"], 2, 1.0),
+        lambda: Scales(lm, ["q_proj"], []),
+        lambda: Scales(lm, [], ["q_proj"]),
+    ):
+        with pytest.raises(UnknownName, match=r"linear layer of .* called 'q_proj'"):
+            made()
 
 
 def moved_family(lm):

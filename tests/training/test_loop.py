@@ -78,7 +78,7 @@ def test_losses_fall(lm, tiny_encoder):
         assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
 
 
-@pytest.mark.parametrize("name", ["deep suffix", "low rank suffix", "scales", "input deep", "gated"])
+@pytest.mark.parametrize("name", ["deep suffix", "low rank suffix", "scales", "input deep", "gated", "gated scales"])
 def test_losses_fall_under_scaffolds_of_every_layer(lm, tiny_encoder, name):
     scaffold = layered(lm, tiny_encoder)[name]
     losses = trained(lm, scaffold, replace(PLAN, steps=30), groups=scaffold.learning_rates(0.02, 0.02))

@@ -15,7 +15,7 @@ from shoulders.runs.ranking_recipes import ranking_recipes
 from shoulders.runs.recipe import SELF_STUDY, BackboneChoice, Recipe, SuiteChoice, TextChoice
 from shoulders.scaffolds.deep_prompt import DeepPromptConfig, InputDeepPromptConfig
 from shoulders.scaffolds.input_prompt import InputPromptConfig
-from shoulders.scaffolds.low_rank import GatedLowRankConfig, LowRankConfig
+from shoulders.scaffolds.low_rank import GatedLowRankConfig, GatedScalesConfig, LowRankConfig, ScalesConfig
 from shoulders.scaffolds.recursion import RecursionConfig, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPromptConfig
 from shoulders.training.distillation import TeacherChoice
@@ -70,7 +70,7 @@ def bundled_gated_low_rank() -> Recipe:
         name="bundled_gated_low_rank",
         about="low-rank updates of SmolLM2-135M that ID-PT's generator weights for each input, on the bundled suite",
         scaffold=GatedLowRankConfig(**ENCODER),
-        training=_gated_training(base.training),
+        training=_gated_training(_low_rank_training(base.training)),
     )
 
 
@@ -147,6 +147,30 @@ def suite_gated_low_rank() -> Recipe:
     )
 
 
+def suite_scales() -> Recipe:
+    """Return the recipe of factors of activations, (IA)³, on a folder of data sets (`suite.source=PATH`)."""
+    base = suite_soft_prompt()
+    return replace(
+        base,
+        name="suite_scales",
+        about="factors of what layers of SmolLM2-135M read and write, (IA)³ (suite.source=PATH)",
+        scaffold=ScalesConfig(),
+        training=replace(base.training, learning_rate=3e-3),
+    )
+
+
+def suite_gated_scales() -> Recipe:
+    """Return the recipe of factors of activations that are weighted for each input (`suite.source=PATH`)."""
+    base = suite_scales()
+    return replace(
+        base,
+        name="suite_gated_scales",
+        about="ID-PT's generator weights (IA)³'s factors in SmolLM2-135M for each input (suite.source=PATH)",
+        scaffold=GatedScalesConfig(**ENCODER),
+        training=_gated_training(base.training),
+    )
+
+
 def bundled_recursion() -> Recipe:
     """Return the recipe of LM-Connector-LM with a soft prompt on the bundled suite.
 
@@ -200,10 +224,9 @@ def _low_rank_training(soft: TrainPlan) -> TrainPlan:
     return replace(soft, learning_rate=2e-4, eps=1e-8)
 
 
-def _gated_training(soft: TrainPlan) -> TrainPlan:
-    """Return the plan of gated low-rank updates: LoRA's rate for the updates, and 1e-3 for the generator."""
-    low_rank = _low_rank_training(soft)
-    return replace(low_rank, learning_rate=1e-3, base_learning_rate=low_rank.learning_rate)
+def _gated_training(shared: TrainPlan) -> TrainPlan:
+    """Return the plan of gated edits, given that of the shared ones: their rate, and 1e-3 for the generator."""
+    return replace(shared, learning_rate=1e-3, base_learning_rate=shared.learning_rate)
 
 
 def closed_book() -> Recipe:
@@ -325,6 +348,8 @@ OWN = (
     suite_input_deep_prompt,
     suite_low_rank,
     suite_gated_low_rank,
+    suite_scales,
+    suite_gated_scales,
     bundled_recursion,
     text_recursion,
     closed_book,

@@ -90,6 +90,7 @@ KINDS: Registry[type["Scaffold"]] = Registry(
         "bare": "shoulders.scaffolds.base:Bare",
         "deep_prompt": "shoulders.scaffolds.deep_prompt:DeepPrompt",
         "gated_low_rank": "shoulders.scaffolds.low_rank:GatedLowRank",
+        "gated_scales": "shoulders.scaffolds.low_rank:GatedScales",
         "input_deep_prompt": "shoulders.scaffolds.deep_prompt:InputDeepPrompt",
         "input_prompt": "shoulders.scaffolds.input_prompt:InputPrompt",
         "low_rank": "shoulders.scaffolds.low_rank:LowRank",

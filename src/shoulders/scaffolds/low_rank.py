@@ -1,13 +1,16 @@
-"""Edits of the linear layers around untouched weights: low-rank updates (LoRA), weighted for each input; factors (IA)³.
+"""Edits of the linear layers around untouched weights: low-rank updates (LoRA), and factors of activations ((IA)³).
+
+Each has a form that the generator of ID-PT weights for every input.
 
 Sources: Hu et al. 2022 (LoRA), Kalajdzievski 2023 (its scale for high ranks), Liu et al. 2022 ((IA)³); edits from the
 last token of a question on, so that the text before it is read by the bare model: Greenewald et al. 2025 (aLoRA).
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, final
+from typing import Any, ClassVar, Self, final
 
 import torch
 from jaxtyping import Float
@@ -100,13 +103,52 @@ def _ends(name: str, end: str) -> bool:
     return name == end or name.endswith(f".{end}")
 
 
+def _sizes(lm: FrozenLM, names: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the numbers of inputs and outputs of linear layers, given their whole names.
+
+    Raises:
+        UnknownName: the model has no such layer.
+    """
+    layers = linear_layers(lm.model.base_model)
+    for name in names:
+        if name not in layers:
+            raise UnknownName(f"linear layer of {lm.name!r} called", name, layers)
+    return [layer_sizes(layers[name]) for name in names]
+
+
 class _LayerEdits(Scaffold):
-    """A scaffold that edits linear layers and takes no positions; base class."""
+    """A scaffold that edits linear layers and takes no positions; base class.
+
+    Args:
+        lm: the backbone; not a child.
+        placement: prefix or suffix (`LayerEditConfig`).
+    """
+
+    def __init__(self, lm: FrozenLM, placement: Placement | str) -> None:
+        super().__init__()
+        self.backbone = lm
+        self.placement = Placement(placement)
+        self._windowed = any(windows(lm.config))
+
+    @property
+    @abstractmethod
+    def components(self) -> tuple[int, int]:
+        """L, number of edits, and r, number of components of each."""
+
+    @abstractmethod
+    def edits(self, dtype: torch.dtype, gates: Float[Tensor, "B L r"] | None = None) -> Edits:
+        """Return the edits of layers; `gates` are factors of the components of each edit, for each row."""
 
     @property
     def length(self) -> int:
         """0: it takes no positions."""
         return 0
+
+    def program(self, given: ScaffoldInput, memory: Memory | None = None) -> Program:
+        """Ask for one pass over the text with the edits."""
+        if memory is not None and memory.started:
+            return (yield Pass(given.embeds, given.mask, memory.single))
+        return (yield from self.pass_over(self.edits(given.embeds.dtype), given, memory))
 
     def pass_over(self, edits: Edits, given: ScaffoldInput, memory: Memory | None) -> Program:
         """Ask for a pass over the text with these edits; with a suffix the text before its last token is bare."""
@@ -114,6 +156,11 @@ class _LayerEdits(Scaffold):
         if self.placement is Placement.SUFFIX and given.slot:
             column = max(0, min(given.slot[0], given.embeds.shape[1]) - 1)
         return edited_from(column, given, memory, edits)
+
+    @property
+    def reads_before(self) -> bool:
+        """Whether the bare model reads the text before the last token, whose keys and values a window may cut."""
+        return self.placement is Placement.SUFFIX and not self._windowed
 
 
 @final
@@ -146,19 +193,17 @@ class LowRank(_LayerEdits, kind="low_rank"):
         scale: float,
         placement: Placement | str = Placement.PREFIX,
     ) -> None:
-        super().__init__()
-        self.backbone = lm
+        super().__init__(lm, placement)
         self.targets, self.rank, self.scale = tuple(targets), rank, scale
-        self.placement = Placement(placement)
-        self._windowed = any(windows(lm.config))
-        layers = linear_layers(lm.model.base_model)
-        for name in targets:
-            if name not in layers:
-                raise UnknownName(f"linear layer of {lm.name!r} called", name, layers)
-        self._sizes = [layer_sizes(layers[name]) for name in targets]
+        self._sizes = _sizes(lm, targets)
         starts = [torch.empty(rank * inputs).uniform_(-(inputs**-0.5), inputs**-0.5) for inputs, _ in self._sizes]
         self.down = nn.Parameter(torch.cat(starts))
         self.up = nn.Parameter(torch.zeros(rank * sum(outputs for _, outputs in self._sizes)))
+
+    @property
+    def components(self) -> tuple[int, int]:
+        """Numbers of layers, and of rank-one components of each update."""
+        return len(self.targets), self.rank
 
     def matrices(
         self, dtype: torch.dtype = torch.float32
@@ -182,12 +227,6 @@ class LowRank(_LayerEdits, kind="low_rank"):
             }
         )
 
-    def program(self, given: ScaffoldInput, memory: Memory | None = None) -> Program:
-        """Ask for one pass over the text with the updates."""
-        if memory is not None and memory.started:
-            return (yield Pass(given.embeds, given.mask, memory.single))
-        return (yield from self.pass_over(self.edits(given.embeds.dtype), given, memory))
-
     def description(self) -> dict[str, Any]:
         """Return targets, rank, scale and placement."""
         about = {"rank": self.rank, "scale": self.scale, "placement": self.placement.value}
@@ -204,84 +243,6 @@ class LowRank(_LayerEdits, kind="low_rank"):
         """Return updates that change nothing yet."""
         scale = config.alpha / (config.rank**0.5 if config.root else config.rank)
         return cls(lm, targets_of(lm, config.targets), config.rank, scale, config.placement)
-
-    @property
-    def reads_before(self) -> bool:
-        """Whether the bare model reads the text before the last token, whose keys and values a window may cut."""
-        return self.placement is Placement.SUFFIX and not self._windowed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatedLowRankConfig(GeneratorConfig, LowRankConfig):
-    """Values of low-rank updates that are weighted for each input, in a recipe.
-
-    Attributes:
-        queries: number of trained queries of the generator.
-    """
-
-    kind: str = field(default="gated_low_rank", init=False)
-    queries: int = 8
-
-    def __post_init__(self) -> None:
-        LowRankConfig.__post_init__(self)
-        self.check_generator()
-        if self.queries < 1:
-            raise UsageError(f"scaffold.queries must be at least 1, got {self.queries}: 8 is usual")
-
-
-@final
-class GatedLowRank(InputDependent, kind="gated_low_rank"):
-    """Low-rank updates of which the generator of ID-PT weights the rank-one components for each input and layer.
-
-    The factor of a component is 1 + 0.1 g(x), with g(x) = 0 at the start: training starts exactly at LoRA.
-
-    Args:
-        encoder, lm, shape: see `InputDependent`.
-        base: the updates that all inputs share.
-    """
-
-    label = "gated low rank"
-    Config = GatedLowRankConfig
-    usual_rate = 1e-3  # of the generator
-    usual_base_rate = LowRank.usual_rate
-    base: LowRank
-
-    def __init__(self, encoder: Encoder, lm: FrozenLM, shape: InputPromptShape, base: LowRank) -> None:
-        super().__init__(encoder, lm, shape, base.placement)
-        self.base = base
-        self.project = nn.Linear(encoder.width, len(base.targets) * base.rank, bias=False)
-        nn.init.zeros_(self.project.weight)
-
-    @property
-    def length(self) -> int:
-        """0: it takes no positions."""
-        return 0
-
-    def applied(self, vectors: Float[Tensor, "B P E"], given: ScaffoldInput, memory: Memory | None) -> Program:
-        """Ask for one pass over the text with the updates as this input weights them."""
-        gates = 1 + SPREAD * self.project(vectors.mean(1)).unflatten(-1, (-1, self.base.rank))
-        return self.base.pass_over(self.base.edits(given.embeds.dtype, gates), given, memory)
-
-    def description(self) -> dict[str, Any]:
-        """Return sizes, encoder, and the description of the shared updates."""
-        return {**super().description(), "base": self.base.description()}
-
-    @classmethod
-    def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:
-        """Return a generator around the same encoder, and new updates."""
-        base = LowRank.rebuilt(description["base"], lm)
-        return cls(rebuilt_encoder(description["encoder"], lm), lm, InputPromptShape(**description["shape"]), base)
-
-    @classmethod
-    def new(cls, config: GatedLowRankConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:
-        """Return a generator with its encoder, and updates that change nothing yet."""
-        base = LowRank.new(config, lm, seed=seed, data=data)
-        return cls(encoder_named(config.encoder, lm), lm, config.generator(config.queries), base)
-
-    @property
-    def reads_before(self) -> bool:
-        """Whether the bare model reads the text before the last token."""
-        return self.base.reads_before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,28 +285,28 @@ class Scales(_LayerEdits, kind="scales"):
         inputs: Sequence[str],
         placement: Placement | str = Placement.PREFIX,
     ) -> None:
-        super().__init__()
-        self.backbone = lm
-        self.placement = Placement(placement)
-        layers = linear_layers(lm.model.base_model)
+        super().__init__(lm, placement)
         self.names = {"outputs": tuple(outputs), "inputs": tuple(inputs)}
-        self._after = {name: layer_sizes(layers[name])[1] for name in outputs}
-        self._before = {name: layer_sizes(layers[name])[0] for name in inputs}
-        self.outputs = nn.Parameter(torch.ones(sum(self._after.values())))
-        self.inputs = nn.Parameter(torch.ones(sum(self._before.values())))
+        self._after = [size for _, size in _sizes(lm, outputs)]
+        self._before = [size for size, _ in _sizes(lm, inputs)]
+        self.outputs = nn.Parameter(torch.ones(sum(self._after)))
+        self.inputs = nn.Parameter(torch.ones(sum(self._before)))
 
-    def edits(self, dtype: torch.dtype) -> Edits:
-        """Return the factors as edits of layers."""
-        after = dict(zip(self._after, in_type(self.outputs, dtype).split([*self._after.values()]), strict=True))
-        before = dict(zip(self._before, in_type(self.inputs, dtype).split([*self._before.values()]), strict=True))
+    @property
+    def components(self) -> tuple[int, int]:
+        """Number of vectors of factors, those of outputs first, and 1: a vector is one component."""
+        return len(self._after) + len(self._before), 1
+
+    def edits(self, dtype: torch.dtype, gates: Float[Tensor, "B L 1"] | None = None) -> Edits:
+        """Return the factors as edits of layers; `gates` are factors of each layer's vector, for each row."""
+        own = dtype if gates is None else torch.float32
+        vectors = [*in_type(self.outputs, own).split(self._after), *in_type(self.inputs, own).split(self._before)]
+        if gates is not None:
+            vectors = [(vector * gate).to(dtype) for vector, gate in zip(vectors, gates.unbind(1), strict=True)]
+        after = dict(zip(self.names["outputs"], vectors, strict=False))
+        before = dict(zip(self.names["inputs"], vectors[len(after) :], strict=True))
         names = {**after, **before}
         return Edits(layers={name: LayerEdit(before=before.get(name), after=after.get(name)) for name in names})
-
-    def program(self, given: ScaffoldInput, memory: Memory | None = None) -> Program:
-        """Ask for one pass over the text with the factors."""
-        if memory is not None and memory.started:
-            return (yield Pass(given.embeds, given.mask, memory.single))
-        return (yield from self.pass_over(self.edits(given.embeds.dtype), given, memory))
 
     def description(self) -> dict[str, Any]:
         """Return the layers and the placement."""
@@ -362,3 +323,118 @@ class Scales(_LayerEdits, kind="scales"):
         outputs = targets_of(lm, config.outputs, "scaffold.outputs") if config.outputs else ()
         inputs = targets_of(lm, config.inputs, "scaffold.inputs") if config.inputs else ()
         return cls(lm, outputs, inputs, config.placement)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig(GeneratorConfig):
+    """Values of a generator that weights edits, in a recipe; without slots, as `GeneratorConfig`.
+
+    Attributes:
+        queries: number of trained queries of the generator.
+    """
+
+    queries: int = 8
+
+    def check_generator(self) -> None:
+        """Raise `UsageError` for a value that does not fit."""
+        super().check_generator()
+        if self.queries < 1:
+            raise UsageError(f"scaffold.queries must be at least 1, got {self.queries}: 8 is usual")
+
+
+class _Gated(InputDependent):
+    """Edits of linear layers whose components the generator of ID-PT weights for each input and layer; base class.
+
+    The factor of a component is 1 + 0.1 g(x), with g(x) = 0 at the start: training starts exactly at the edits that all
+    inputs share.
+
+    Args:
+        encoder, lm, shape: see `InputDependent`.
+        base: the edits that all inputs share.
+
+    Attributes:
+        shared: the class of `base`.
+    """
+
+    usual_rate = 1e-3  # of the generator
+    shared: ClassVar[type[_LayerEdits]]
+    base: _LayerEdits
+
+    def __init__(self, encoder: Encoder, lm: FrozenLM, shape: InputPromptShape, base: _LayerEdits) -> None:
+        super().__init__(encoder, lm, shape, base.placement)
+        self.base = base
+        self.project = nn.Linear(encoder.width, math.prod(base.components), bias=False)
+        nn.init.zeros_(self.project.weight)
+
+    @property
+    def length(self) -> int:
+        """0: it takes no positions."""
+        return 0
+
+    def applied(self, vectors: Float[Tensor, "B P E"], given: ScaffoldInput, memory: Memory | None) -> Program:
+        """Ask for one pass over the text with the edits as this input weights them."""
+        gates = 1 + SPREAD * self.project(vectors.mean(1)).unflatten(-1, self.base.components)
+        return self.base.pass_over(self.base.edits(given.embeds.dtype, gates), given, memory)
+
+    def description(self) -> dict[str, Any]:
+        """Return sizes, encoder, and the description of the shared edits."""
+        return {**super().description(), "base": self.base.description()}
+
+    @classmethod
+    def rebuilt(cls, description: Mapping[str, Any], lm: FrozenLM) -> Self:
+        """Return a generator around the same encoder, and new edits."""
+        base = cls.shared.rebuilt(description["base"], lm)
+        return cls(rebuilt_encoder(description["encoder"], lm), lm, InputPromptShape(**description["shape"]), base)
+
+    @classmethod
+    def new(cls, config: GateConfig, lm: FrozenLM, *, seed: int = 0, data: TrainingData = NO_DATA) -> Self:
+        """Return a generator with its encoder, and edits that change nothing yet."""
+        base = cls.shared.new(config, lm, seed=seed, data=data)
+        return cls(encoder_named(config.encoder, lm), lm, config.generator(config.queries), base)
+
+    @property
+    def reads_before(self) -> bool:
+        """Whether the bare model reads the text before the last token."""
+        return self.base.reads_before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedLowRankConfig(GateConfig, LowRankConfig):
+    """Values of low-rank updates that are weighted for each input, in a recipe."""
+
+    kind: str = field(default="gated_low_rank", init=False)
+
+    def __post_init__(self) -> None:
+        LowRankConfig.__post_init__(self)
+        self.check_generator()
+
+
+@final
+class GatedLowRank(_Gated, kind="gated_low_rank"):
+    """Low-rank updates of which the generator of ID-PT weights the rank-one components for each input and layer."""
+
+    label = "gated low rank"
+    Config = GatedLowRankConfig
+    usual_base_rate = LowRank.usual_rate
+    shared = LowRank
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedScalesConfig(GateConfig, ScalesConfig):
+    """Values of factors of activations that are weighted for each input, in a recipe."""
+
+    kind: str = field(default="gated_scales", init=False)
+
+    def __post_init__(self) -> None:
+        ScalesConfig.__post_init__(self)
+        self.check_generator()
+
+
+@final
+class GatedScales(_Gated, kind="gated_scales"):
+    """(IA)³'s vectors of factors, each of which the generator of ID-PT multiplies by one number for each input."""
+
+    label = "gated (IA)³"
+    Config = GatedScalesConfig
+    usual_base_rate = Scales.usual_rate
+    shared = Scales
