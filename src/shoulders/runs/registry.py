@@ -249,7 +249,7 @@ def lm_connector() -> Recipe:
 def lm_deep_prompt_lm() -> Recipe:
     """Return the recipe of two passes over a question, the first of which writes a deep prompt for the second.
 
-    ID-PT's generator stands between them; without layers of its own it is about as large as a Connector of three blocks.
+    ID-PT's generator stands between them; without layers of its own it has as many weights as a Connector of three.
     """
     base = closed_book()
     return replace(

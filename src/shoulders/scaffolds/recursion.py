@@ -147,8 +147,8 @@ class RecursionShape:
         shared: use one Connector between all passes instead of one each.
         residual, copied: see `Connector`.
         rank: make each Connector a `LowRankConnector` of this rank instead of blocks; 0 for blocks.
-        keys_values: make each a `KeyValueConnector` of this rank: it adds to the keys and values of the next pass, which
-            reads the same vectors as the first. Where one layer writes queries, too (GPT-2), it adds to these as well.
+        keys_values: make each a `KeyValueConnector` of this rank: it adds to the keys and values of the next pass,
+            which reads the same vectors as the first. Where one layer writes queries, too (GPT-2), these change as well.
         into: the layer that later passes begin at (and a Connector before the first pass): the layers below it read the
             text once, and what they give stands where the paper has the token embeddings.
         out_of: number of layers after which a pass's states go on to the next; 0 for all, with the final norm.
@@ -183,6 +183,11 @@ class RecursionShape:
             raise UsageError(f"scaffold.recursion.layers must be at least 0, got {self.layers}: 2 is usual")
         if self.shared and (self.before or self.after):
             raise UsageError("scaffold.recursion.shared is for Connectors between passes, not before or after them")
+        if self.keys_values and (not self.rank or self.repeat or self.before or self.after):
+            raise UsageError(
+                "scaffold.recursion.keys_values is for low-rank Connectors between passes: set scaffold.recursion.rank "
+                "and leave repeat, before and after at their defaults"
+            )
         self._check_layers()
 
     def _check_layers(self) -> None:
@@ -201,11 +206,6 @@ class RecursionShape:
             raise UsageError(
                 f"scaffold.recursion.repeat={self.repeat} has Connectors between its runs and after the last: leave "
                 "scaffold.recursion.before at false"
-            )
-        if self.keys_values and (not self.rank or self.repeat or self.before or self.after):
-            raise UsageError(
-                "scaffold.recursion.keys_values is for low-rank Connectors between passes: set scaffold.recursion.rank, "
-                "and leave repeat, before and after at their defaults"
             )
         if self.beside and not self.repeat:
             raise UsageError("scaffold.recursion.beside is for layers that run again: set scaffold.recursion.repeat")
@@ -303,7 +303,7 @@ class Recursion(Scaffold, kind="recursion"):
         shape: order and sizes.
         inner: the scaffold of each pass; the paper has none.
         norms: length of each Connector's vectors at the start; by default that of the vectors they replace (token
-            embeddings before a pass, final states after the last). With `shape.keys_values`, `KeyValueConnector.scales`.
+            embeddings before a pass, final states after the last); of `shape.keys_values`, `KeyValueConnector.scales`.
 
     Source: the paper, section 4.2, figure 5c and table 6.
     """
@@ -327,8 +327,8 @@ class Recursion(Scaffold, kind="recursion"):
         self.inner = inner or Bare()
         if shape.inside and self.inner.kind not in INNER:
             raise UsageError(
-                f"scaffold.inner={self.inner.kind} reaches every layer, and so do scaffold.recursion.into, out_of, repeat "
-                f"and keys_values: take one of {', '.join(INNER)}, or leave these at their defaults"
+                f"scaffold.inner={self.inner.kind} reaches every layer, and scaffold.recursion.into, out_of, repeat and "
+                f"keys_values reach into its pass: take one of {', '.join(INNER)}, or leave these at their defaults"
             )
         if shape.beside:
             check_beside(lm)
