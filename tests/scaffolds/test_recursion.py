@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from experiments.sweep import cells
+
 from shoulders.backbone.caches import Memory
 from shoulders.backbone.edits import writing_layers
 from shoulders.backbone.encoder import embedding_norm

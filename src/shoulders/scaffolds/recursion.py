@@ -148,7 +148,7 @@ class RecursionShape:
         residual, copied: see `Connector`.
         rank: make each Connector a `LowRankConnector` of this rank instead of blocks; 0 for blocks.
         keys_values: make each a `KeyValueConnector` of this rank: it adds to the keys and values of the next pass,
-            which reads the same vectors as the first. Where one layer writes queries, too (GPT-2), these change as well.
+            which reads the same vectors as the first. Where one layer writes queries, too (GPT-2), they change as well.
         into: the layer that later passes begin at (and a Connector before the first pass): the layers below it read the
             text once, and what they give stands where the paper has the token embeddings.
         out_of: number of layers after which a pass's states go on to the next; 0 for all, with the final norm.
@@ -327,8 +327,8 @@ class Recursion(Scaffold, kind="recursion"):
         self.inner = inner or Bare()
         if shape.inside and self.inner.kind not in INNER:
             raise UsageError(
-                f"scaffold.inner={self.inner.kind} reaches every layer, and scaffold.recursion.into, out_of, repeat and "
-                f"keys_values reach into its pass: take one of {', '.join(INNER)}, or leave these at their defaults"
+                f"scaffold.inner={self.inner.kind} reaches every layer, and scaffold.recursion.into, out_of, repeat "
+                f"and keys_values reach into its pass: take one of {', '.join(INNER)}, or leave these at their defaults"
             )
         if shape.beside:
             check_beside(lm)
