@@ -316,9 +316,11 @@ def bench_vllm(bench: Bench) -> tuple[dict[str, float], dict[str, Any]]:
     if not bench.vllm:
         return {}, {}
     sizes, folders, adapters = bench.sizes, bench.soft_prompts(bench.sizes.switched), _adapters(bench)
-    port = free_port()
+    port, backbone = free_port(), str(bench.folder / "backbone")
+    _their_model(bench).save_pretrained(backbone)  # from the GGUF file vLLM would keep them quantised
+    bench.lm.tokenizer.save_pretrained(backbone)
     listed = [f"{name}={folder}" for name, folder in adapters.items()]
-    command = [bench.vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", locate(MODEL), "--port", str(port)]
+    command = [bench.vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", backbone, "--port", str(port)]
     options = ["--max-model-len", "1024", "--max-loras", str(len(adapters)), "--no-enable-prefix-caching"]
     command += [*options, "--enable-lora", "--max-lora-rank", "16", "--lora-modules", *listed]
     with bench.server(folders) as ours, started(command, port, "/health") as theirs:

@@ -37,7 +37,7 @@ from shoulders.retrieval.passages import Cutting
 from shoulders.runs.build import load_backbone, load_tasks, new_evidence
 from shoulders.runs.recipe import Recipe, SuiteChoice, with_overrides
 from shoulders.runs.registry import recipe_named
-from shoulders.runs.run import CHECKPOINTS, Watch, result, train, training_summary
+from shoulders.runs.run import Watch, result, train, training_summary
 from shoulders.runs.self_study import studied
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.store.files import read_json, write_json
@@ -105,9 +105,8 @@ def _lines(path: Path) -> Sequence[Mapping[str, Any]]:
 
 def trained(recipe: Recipe, lm: FrozenLM, folder: Path) -> tuple[Scaffold, dict[str, Any]]:
     """Return the scaffold of a recipe and what its training cost; go on with an interrupted run."""
-    resume = (folder / CHECKPOINTS).exists()
     watch = Watch(on_step=lambda step: print(f"  {folder.name} {step.number} loss {step.loss:.3f}", flush=True))
-    scaffold, progress = train(recipe, lm, folder, resume=resume, watch=watch)
+    scaffold, progress = train(recipe, lm, folder, resume=True, watch=watch)
     return scaffold, training_summary(folder, lm, progress)
 
 

@@ -37,7 +37,7 @@ from shoulders.runs.build import TaskParts, load_backbone, new_evidence
 from shoulders.runs.jobs import measure, split_tasks
 from shoulders.runs.recipe import BackboneChoice, Recipe, with_overrides
 from shoulders.runs.registry import recipe_named
-from shoulders.runs.run import CHECKPOINTS, Watch, result, train, training_summary
+from shoulders.runs.run import Watch, result, train, training_summary
 from shoulders.scaffolds.base import Bare, Scaffold
 from shoulders.store.files import BEST, write_json
 from shoulders.training.log import read_log
@@ -159,15 +159,13 @@ def trained_scaffold(run: Run, lm: FrozenLM, folder: Path, tasks: Sequence[Task]
     """Return the run's scaffold and the costs of its training; go on with an interrupted run."""
     if run.recipe.scaffold.kind == "bare":
         return Bare(), {}
-    resume = (folder / CHECKPOINTS).exists()
-    scaffold, progress = train(run.recipe, lm, folder, tasks=tasks, resume=resume, watch=Watch(on_step=_print))
+    scaffold, progress = train(run.recipe, lm, folder, tasks=tasks, resume=True, watch=Watch(on_step=_print))
     return scaffold, training_summary(folder, lm, progress)
 
 
 def _rival(run: Run, lm: FrozenLM, folder: Path, parts: TaskParts) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train and measure a rival; return its result and the costs of its training."""
-    resume = (folder / CHECKPOINTS).exists()
-    progress = train_rival(run.recipe, lm, folder, tasks=parts.trained, resume=resume, watch=Watch(on_step=_print))
+    progress = train_rival(run.recipe, lm, folder, tasks=parts.trained, resume=True, watch=Watch(on_step=_print))
     told = training_summary(folder, lm, progress)
     _, content = measure_rival(rival_info(folder / BEST), run.recipe, lm, parts.tested, lambda _done, _all: None)
     return content, told

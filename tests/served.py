@@ -82,15 +82,16 @@ def running(service: Service) -> Iterator[Running]:
         ready.set()
 
     server = Server(service, listening)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        assert ready.wait(30)
-        yield Running(addresses[0], service)
-    finally:
-        server.should_exit = True
-        thread.join(60)
-        assert not thread.is_alive()
+    with service.config.bound() as sockets:
+        thread = threading.Thread(target=server.run, args=(sockets,))
+        thread.start()
+        try:
+            assert ready.wait(30)
+            yield Running(addresses[0], service)
+        finally:
+            server.should_exit = True
+            thread.join(60)
+            assert not thread.is_alive()
 
 
 def prompt(lm: FrozenLM, seed: int, placement: Placement = Placement.PREFIX, length: int = 3) -> SoftPrompt:

@@ -4,13 +4,79 @@ All are subclasses of `UsageError`, which the command line prints as one line. A
 library and keeps its traceback.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; of an empty message, the error's `repr`."""
     return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """Return the known name that is most like a name, upper and lower case aside; None if none is like it.
+
+    Args:
+        cutoff: least similarity, from 0 to 1 (`difflib.get_close_matches`).
+    """
+    folded = {one.casefold(): one for one in sorted(known, reverse=True)}
+    near = get_close_matches(name.casefold(), folded, n=1, cutoff=cutoff)
+    return folded[near[0]] if near else None
+
+
+WANTED = {  # by the first word of pydantic's types of errors
+    "bool": "yes or no",
+    "dataclass": "a record",
+    "dict": "a record",
+    "finite": "a finite number",
+    "float": "a number",
+    "int": "a whole number",
+    "iterable": "a list",
+    "list": "a list",
+    "mapping": "a record",
+    "model": "a record",
+    "string": "a text",
+    "tuple": "a list",
+}
+LIMITS = {  # by pydantic's names of what bounds a value; such an error is told by its bound
+    "ge": "at least {}",
+    "gt": "a number above {}",
+    "le": "at most {}",
+    "lt": "a number below {}",
+    "min_length": "a length of at least {}",
+    "max_length": "a length of at most {}",
+    "expected": "{}",
+}
+
+
+def misfit(key: str, faults: Sequence[Mapping[str, Any]]) -> str:
+    """Return a sentence on a value that does not fit: its key, what is wanted and what was given.
+
+    For example "training.steps takes a whole number, got 'three'".
+
+    Args:
+        key: of what was checked; "" for a record whose values have names of their own.
+        faults: the errors of a pydantic `ValidationError`; those of the first value are told.
+    """
+    given, places = faults[0]["input"], faults[0]["loc"]
+    alike = [one for one in faults if one["input"] is given]  # several, if a value may be of several types
+    missing = faults[0]["type"] == "missing"
+    if len(alike) > 1 and not missing:
+        places = places[:-1]  # without the type
+    key = ".".join([*[key] * bool(key), *(place for place in places if isinstance(place, str))])
+    number = "".join(f" in place {place + 1}" for place in places if isinstance(place, int))
+    if missing:
+        return f"{key} lacks a value{number}"
+    return f"{key or 'it'} takes {' or '.join(dict.fromkeys(map(_wanted, alike)))}{number}, got {given!r:.80}"
+
+
+def _wanted(fault: Mapping[str, Any]) -> str:
+    """Return what a value should have been, by pydantic's error."""
+    for name, words in LIMITS.items():
+        if name in fault.get("ctx", {}):
+            return words.format(fault["ctx"][name])
+    return WANTED.get(fault["type"].partition("_")[0], f"another value ({fault['msg']})")
 
 
 class UsageError(Exception):
@@ -22,8 +88,8 @@ class UnknownName(UsageError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = sorted(known)
-        near = get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        near = nearest(name, known)
+        hint = f"did you mean {near!r}?" if near else f"known: {', '.join(known)}"
         super().__init__(f"there is no {kind} {name!r}: {hint}")
 
 

@@ -124,5 +124,6 @@ def test_the_metric_of_a_wording_comes_from_its_metadata():
     assert metrics_for(("Squad",), choices=False)[0] is F1
     assert metrics_for(("BLEU", "ROUGE"), choices=False) == (ROUGE_L, BLEU_4)
     assert metrics_for((), choices=False) == (EM, F1)
+    assert metrics_for(("AUC", "Other"), choices=False) == (EM, F1)
     names = {"accuracy", "exact_match", "f1", "triviaqa_exact_match", "triviaqa_f1", "rouge_l", "bleu"}
     assert set(METRICS.built_in) == names

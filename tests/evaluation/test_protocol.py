@@ -8,7 +8,7 @@ from statistics import mean, median
 import pytest
 from rich.console import Console
 
-from shoulders.cli.scores import scores_table
+from shoulders.cli.scores import print_skipped, scores_table
 from shoulders.data.tasks import RenderedTask, SkipPolicy, TemplatedTask
 from shoulders.data.templates import Template
 from shoulders.engine.inference import rank
@@ -193,6 +193,28 @@ def test_wordings_of_which_nothing_is_left_are_refused_with_the_reason():
 def test_a_wording_that_is_not_there_cannot_be_left_out():
     with pytest.raises(UnknownName, match="'parity/lang': did you mean 'parity/long'"):
         chosen_examples(tasks(), PLAN, ["parity/lang"])
+
+
+def test_a_misspelt_metric_is_refused_before_anything_is_answered():
+    _, asked = tasks()
+    for name, near in (("Acuracy", "Accuracy"), ("rouge", "ROUGE"), ("Pearson Corelation", "Pearson Correlation")):
+        wrong = replace(asked, templates={"ask": replace(asked.templates["ask"], metrics=("Squad", name))})
+        said = f"no metric \\(of template 'ask' of task 'answer'\\) called '{name}': did you mean '{near}'"
+        with pytest.raises(UnknownName, match=said):
+            chosen_examples([wrong], PLAN)
+
+
+def test_metrics_that_only_promptsource_has_are_told_once(lm, capsys):
+    """Its files name them, and `Pearson correlation` for `Pearson Correlation`; accuracy is scored with choices."""
+    parity, asked = tasks()
+    other = replace(asked, templates={"ask": replace(asked.templates["ask"], metrics=("Pearson correlation", "AUC"))})
+    plain = replace(parity.templates["plain"], metrics=("Other",))
+    scores = evaluate([other, replace(parity, templates={"plain": plain})], lm, Bare(), PLAN)
+    assert [row.metrics[0].name for row in scores.wordings] == ["exact_match", "accuracy"]
+    assert scores.uncomputed == ("AUC", "Pearson correlation")
+    print_skipped(scores)
+    assert capsys.readouterr().out.count("no metric here: AUC, Pearson correlation; where") == 1
+    assert not evaluate(tasks(), lm, Bare(), PLAN).uncomputed
 
 
 def measured(values, task="t"):

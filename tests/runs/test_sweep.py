@@ -178,7 +178,7 @@ def test_rates_of_a_rival_are_swept(values, tmp_path):
         (["--grid", "scaffold.length="], UsageError, "is not key=value,value"),
         (["--grid", "scaffold.length=1,2", "--grid", "scaffold.length=3"], UsageError, "names scaffold.length twice"),
         (["--grid", "scaffold.lenght=1,2"], UnknownName, r"did you mean 'scaffold\.length'"),
-        (["--grid", "scaffold.length=1,two"], UsageError, "scaffold.length='two' does not fit"),
+        (["--grid", "scaffold.length=1,two"], UsageError, "scaffold.length takes a whole number, got 'two'"),
         (["--grid", "scaffold.length=0,1"], UsageError, "nothing to train"),
         (["--grid", "training.learning_rate=1e-2,0.01"], UsageError, "training.learning_rate=0.01 twice"),
         (["--grid", "training.steps=10,20"], UsageError, "training.steps cannot be chosen by development score"),

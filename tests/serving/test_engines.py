@@ -1,6 +1,8 @@
 """The same API and answers over vLLM as over the scheduler (with a double of vLLM)."""
 
 import socket
+from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +10,8 @@ from served import GENERATING, service_of
 from served import running as server
 from shoulders.engine import vllm as engine
 from shoulders.errors import UsageError
-from shoulders.serving.config import ServerConfig
+from shoulders.serving.app import Server
+from shoulders.serving.config import ServerConfig, add_key
 from shoulders.serving.models import Models
 from shoulders.serving.service import Service
 from tiny import TEXTS
@@ -96,3 +99,79 @@ def test_a_taken_port_is_told_before_anything_is_loaded(refused):
         told = refused("serve", "no-such-scaffold", "--port", str(port))
     assert f"the server cannot listen at 127.0.0.1:{port} (" in told
     assert "choose another --port" in told
+
+
+def listens(host, port):
+    """Whether another process could listen at the address, as servers do."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_an_address_is_held_before_the_server_listens(host):
+    """Nobody else is bound to it, who connects is refused at once, and it is free afterwards."""
+    if not listens(host, 0):
+        pytest.skip(f"this machine has no {host}")
+    with ServerConfig(host=host, port=0).bound() as sockets:
+        (port,) = {one.getsockname()[1] for one in sockets}
+        assert port > 0
+        assert not listens(host, port)
+        with pytest.raises(UsageError, match="the server cannot listen at"), ServerConfig(host=host, port=port).bound():
+            pass
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, port), timeout=5)
+    assert listens(host, port)
+
+
+def test_the_address_is_held_while_models_load_and_free_if_that_fails(refused, monkeypatch):
+    held = []
+
+    def load(config, *_, **__):
+        held.append(listens("127.0.0.1", config.port))
+        raise UsageError("a broken model")
+
+    monkeypatch.setattr("shoulders.cli.serve._models", load)
+    with ServerConfig(port=0).bound() as sockets:
+        port = sockets[0].getsockname()[1]
+    assert "a broken model" in refused("serve", "--port", str(port))
+    assert held == [False]
+    assert listens("127.0.0.1", port)
+
+
+def test_a_server_starts_where_one_has_just_stopped(lm, saved):
+    """Its last connections may still be ending there; the address that it says is the true one."""
+    with ExitStack() as clients:
+        with server(service_of(lm, saved)) as first:
+            clients.enter_context(first.http()).get("/health")
+            port = int(first.url.rpartition(":")[2])
+            assert first.url == f"http://127.0.0.1:{port}"
+        again = service_of(lm, saved)
+        again.config = replace(again.config, port=port)
+        with server(again) as second:
+            http = clients.enter_context(second.http())
+            assert (second.url, http.get("/health").status_code) == (first.url, 200)
+
+
+def test_an_address_that_another_took_after_all_is_told(lm, saved):
+    """Where both may reuse it, the one that listens first has it."""
+    with socket.socket() as mine, socket.socket() as other:
+        for one in (mine, other):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        mine.bind(("127.0.0.1", 0))
+        other.bind(mine.getsockname())
+        other.listen()
+        service = service_of(lm, saved)
+        with pytest.raises(UsageError, match="the server cannot listen at"):
+            Server(service).run([mine])
+    service.engine._thread.join(5)
+    assert not service.engine._thread.is_alive()
+
+
+@pytest.mark.parametrize("host", ["a..b", "203.0.113.7"])
+def test_a_host_that_is_not_this_machine_is_refused_in_one_line(refused, tmp_path, host):
+    add_key(tmp_path / "keys.json", "a")
+    told = refused("serve", "no-such-scaffold", "--host", host, "--keys", str(tmp_path / "keys.json"))
+    assert f"the server cannot listen at {host}:8000 (" in told

@@ -24,7 +24,7 @@ from shoulders.retrieval.index import Index
 from shoulders.retrieval.language_model import LanguageModelRanker
 from shoulders.retrieval.passages import Cutting
 from shoulders.retrieval.reranker import Reranker
-from shoulders.retrieval.scoring import Pair
+from shoulders.retrieval.scoring import Pair, ordering
 from shoulders.retrieval.vectors import encode
 from shoulders.runs.ranking_recipes import ranking_recipes
 from shoulders.runs.recipe import with_overrides
@@ -33,6 +33,7 @@ from shoulders.runs.train_ranking import cross_fit, train_ranking
 from shoulders.store.cache import ValueCache
 from shoulders.store.files import read_json, read_tensors
 from shoulders.training.rankers import (
+    OwnNegatives,
     PassageTeacher,
     RankingSampler,
     RankingSource,
@@ -118,6 +119,41 @@ def test_the_hardest_positive_is_annotated_or_near_the_top_of_the_retrievers_ord
     for one, row in zip(named, far.of(named, range(10)), strict=True):
         assert one.references[0] in row.passages[0][1]
         assert row.order[0] == min(row.order)
+
+
+def test_refreshed_negatives_are_the_first_of_the_re_rankers_own_order(place):
+    index, rows = Index(place / "index"), source_of(place, hardest=True, candidates=True).step().parts[0]
+    reranker = Reranker.start(f"{place}/bert", length=60, dtype="float32", order_weight=1.0)
+    own = OwnNegatives(reranker, every=2, count=3)
+    chosen = []
+    for number in range(1, 6):
+        own.refresh(number)
+        before = reranker.frozen()
+        chosen.append(own.chosen(rows))
+        with torch.no_grad():  # a step
+            reranker.gate.add_(3.0)
+            reranker.relevance.weight.add_(torch.randn(reranker.relevance.weight.shape, generator=seeded(number)))
+        if number not in (3, 5):
+            continue
+        for row in chosen[-1]:
+            hits = index.search(row.question, 8)
+            scores = before.scores([Pair(row.question, hit.title, hit.text) for hit in hits])
+            order = ordering(scores, [hit.score for hit in hits], order_weight=1.0)
+            ranked = [
+                (hit.title, hit.text) for _, hit in sorted(zip(order, hits, strict=True), key=lambda one: -one[0])
+            ]
+            without = [one for one in ranked if row.answers[0] not in one[1].split()]
+            assert list(row.passages[1:]) == without[:3]
+            assert len(row.order) == len(row.passages) == 4
+    assert chosen[0] == chosen[1] == source_of(place, hardest=True).step().parts[0]  # the retriever's
+    assert chosen[2] == chosen[3]
+    tops = [[set(row.passages[1:]) for row in some] for some in (chosen[0], chosen[2], chosen[4])]
+    assert tops[0] != tops[1] != tops[2]
+    assert [row.passages[0] for row in chosen[0]] == [row.passages[0] for row in chosen[4]]
+
+
+def seeded(number):
+    return torch.Generator().manual_seed(number)
 
 
 class Reversed:
@@ -262,6 +298,41 @@ def test_a_resumed_run_is_an_uninterrupted_one(place, tmp_path, name):
     assert resumed.result["development"] == whole.result["development"]
 
 
+def test_a_run_that_stops_between_refreshes_or_at_one_goes_on_as_an_uninterrupted_one(place, tmp_path, monkeypatch):
+    values = ("refresh_every=2", "training.steps=6", "training.save_every=0", "training.learning_rate=0.01")
+    recipe = recipe_of(place, "order_reranker", *values)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.as_json()))
+    choose, seen = OwnNegatives.chosen, []
+
+    def spied(self, rows):
+        found = choose(self, rows)
+        if len(seen) + 1 in stops:
+            raise KeyboardInterrupt
+        seen.append((rows, found))
+        return found
+
+    monkeypatch.setattr(OwnNegatives, "chosen", spied)
+    stops = set()
+    told = run("train", tmp_path / "recipe.json", "--out", tmp_path / "whole")
+    assert "refreshed every 2 steps; for the questions until the next refresh at most 48 passages are scored" in told
+    uninterrupted = seen.copy()
+    seen.clear()
+    for stops in ({4}, {5}):  # the weights of step 2 order in step 4, those of step 4 in step 5
+        with pytest.raises(KeyboardInterrupt):
+            train_ranking(recipe, tmp_path / "killed", resume=bool(seen))
+        assert len(seen) == max(stops) - 1
+    stops = set()
+    train_ranking(recipe, tmp_path / "killed", resume=True)
+    assert seen == uninterrupted
+    last = "checkpoints/step-00000006/weights.safetensors"
+    one, other = (read_tensors(tmp_path / part / last) for part in ("whole", "killed"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    asked = [json.loads(line)["question"] for line in (place / "parks.train.jsonl").read_text().splitlines()]
+    assert {row.question for rows, _ in seen for row in rows} <= set(asked)
+    assert all(row.answers[0] not in text.split() for _, rows in seen for row in rows for _, text in row.passages[1:])
+    assert any(found[0].passages != rows[0].passages[:4] for rows, found in seen)
+
+
 def test_no_training_question_is_ranked_by_a_reranker_that_saw_it(place, tmp_path):
     found = cross_fit(recipe_of(place), tmp_path / "rr", watch=lambda _: nullcontext(Watch()))
     assert set(found) == {"a", "b", "all"}
@@ -399,6 +470,10 @@ def test_what_it_learns_from_is_what_the_recipes_retriever_finds(place, tmp_path
         (["length=2"], "DPR's is 350"),
         (["order_weight=-1"], "order_weight is -1.0: it must be at least 0"),
         (["kind=retriever", "order_weight=1"], "order_weight=1.0 is a re-ranker's"),
+        (["refresh_every=-1"], "refresh_every is -1: it is a number of steps"),
+        (["refresh_every=2"], "refresh_every=2 is for a re-ranker that starts at the retriever's order"),
+        (["order_weight=1", "refresh_every=4"], "refresh_every is 4 and training.steps 4"),
+        (["order_weight=1", "refresh_every=2", "negatives=7"], "chooses 7 negatives of 8 passages"),
         (["development.split=test"], "no split"),
     ],
 )

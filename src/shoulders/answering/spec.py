@@ -11,7 +11,7 @@ from shoulders.answering.calibration import Threshold
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.data.readers import QUERY, QUESTION_WORDING
 from shoulders.engine.batches import Lengths
-from shoulders.errors import CorruptFile, UsageError
+from shoulders.errors import CorruptFile, UsageError, misfit
 from shoulders.evidence.base import RETRIEVED, SOURCES, Evidence, EvidenceConfig
 from shoulders.evidence.choice import PASSAGES, EvidenceChoice
 from shoulders.evidence.kinds import new_source
@@ -137,10 +137,8 @@ def spec_from_json(content: Mapping[str, Any], where: object) -> AnswerSpec:
             values["evidence"] = _evidence(values["evidence"])
         return TypeAdapter(AnswerSpec).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
         raise CorruptFile(
-            f"the answer settings of {where} cannot be read ({place}: {first['msg']}): save it again"
+            f"the answer settings of {where} cannot be read ({misfit('', error.errors())}): save it again"
         ) from error
 
 

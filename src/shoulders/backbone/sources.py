@@ -15,7 +15,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from shoulders.backbone.loading import load_tokenizer, load_whole
-from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UnknownName, UsageError, first_line
+from shoulders.errors import CorruptFile, SaveFailed, SourceNotFound, UnknownName, UsageError, first_line, nearest
 from shoulders.store.files import cache_path, check_utf8_path, hub_errors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -149,8 +148,8 @@ def _in_package(package: str) -> Path:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
         installed = {str(one.name) for one in importlib.metadata.distributions()}
-        near = get_close_matches(package, installed, n=1, cutoff=0.8)
-        hint = f"did you mean {near[0]!r}?" if near else f"pip install --no-deps {package}"
+        near = nearest(package, installed, cutoff=0.8)
+        hint = f"did you mean {near!r}?" if near else f"pip install --no-deps {package}"
         raise SourceNotFound(f"the package {package!r} is not installed: {hint}") from None
     for file in files:
         if file.suffix == ".gguf":

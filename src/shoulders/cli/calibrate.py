@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 
 from shoulders.cli.common import Overrides, RecipeOption, recipe_of, weights_of
-from shoulders.cli.show import console, counted_passes, inform, quiet_libraries
+from shoulders.cli.show import console, counted_passes, inform, quiet_libraries, titled
 from shoulders.errors import UsageError, WrongBackbone
 
 if TYPE_CHECKING:
@@ -101,9 +102,9 @@ def _check_backbones(names: Sequence[str]) -> None:
             )
 
 
-def _curve(calibration: "Calibration", split: str) -> Table:
+def _curve(calibration: "Calibration", split: str) -> Group:
     """Return a table of average passes and scores, cheapest first, with the chosen thresholds marked."""
-    table = Table(title=f"calibration on {split}", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    table = Table(header_style="bold", box=SIMPLE_HEAD)
     table.add_column("passes", justify="right")
     table.add_column("score", justify="right")
     table.add_column("")
@@ -112,7 +113,7 @@ def _curve(calibration: "Calibration", split: str) -> Table:
     for point in sorted([*points, chosen], key=lambda point: point.passes):
         mark = ("chosen", "bold") if point is chosen else ("", None)
         table.add_row(f"{point.passes:.2f}", f"{point.score:.1f}", mark[0], style=mark[1])
-    return table
+    return titled(f"calibration on {split}", table)
 
 
 def _print_stages(adaptive: "Cascade", calibration: "Calibration") -> None:
@@ -179,7 +180,7 @@ def threshold(
 
 def _outcomes(parts: Sequence[tuple[str, "ChosenThreshold"]]) -> Table:
     """Return a table of scores on each part, with all answers given and with the threshold."""
-    table = Table(title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    table = Table(header_style="bold", box=SIMPLE_HEAD)
     for header in ("part", "answers", "coverage", "EM of those answered", "EM", "F1"):
         table.add_column(header, justify="left" if header in ("part", "answers") else "right")
     for split, chosen in parts:

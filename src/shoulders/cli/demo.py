@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 
 from shoulders.cli.ask import answer_text, passage_lines, typed_questions
 from shoulders.cli.report import read_run
-from shoulders.cli.show import console, inform, need, quiet_libraries, say
+from shoulders.cli.show import console, inform, need, quiet_libraries, say, titled
 
 if TYPE_CHECKING:
     from shoulders.answering.answerer import ModelAnswerer
@@ -110,26 +111,32 @@ def told_what_to_do(scores: "Mapping[str, Scores]", recipe: "Recipe", lm: "Froze
     """Measure the model with an instruction and with worked examples, and print it beside the others."""
     from shoulders.answering.models import FEW_SHOT, INSTRUCTED
     from shoulders.cli.scores import measuring
-    from shoulders.evaluation.statistics import average_interval
     from shoulders.runs.build import as_asked
     from shoulders.runs.jobs import measure
     from shoulders.scaffolds.base import Bare
 
     limit = min(TOLD, recipe.test.limit)
-    found = {}
+    found: dict[str, Scores] = {}
     for name in (INSTRUCTED, FEW_SHOT):
         plan = as_asked(replace(recipe, test=replace(recipe.test, limit=limit)), name)
         with measuring(f"measuring the model {name}") as watch:
             found[name] = measure(plan, lm, Bare(), plan.test, tasks, watch.on_done)
-    count = found[INSTRUCTED].examples
-    title = f"The model with an instruction or worked examples: {count} of these examples"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    same = {name: measured.first(limit) for name, measured in scores.items()}
+    console.print(averages_table({BARE: same[BARE], **found, **same}))
+
+
+def averages_table(columns: "Mapping[str, Scores]") -> Group:
+    """Return a table of the averages of several ways to use the model, measured on the same examples."""
+    from shoulders.evaluation.statistics import average_interval
+
+    table = Table(box=SIMPLE_HEAD)
     for header in ("", "average", "95% interval"):
         table.add_column(header, justify="right" if header else "left")
-    for name, measured in {BARE: scores[BARE], **found, **scores}.items():
-        interval = average_interval(measured.first(limit).measured)
+    for name, measured in columns.items():
+        interval = average_interval(measured.measured)
         table.add_row(name, f"{interval.value:.1f}", f"{interval.low:.1f} to {interval.high:.1f}")
-    console.print(table)
+    count = next(iter(columns.values())).examples
+    return titled(f"The model with an instruction or worked examples: {count} of these examples", table)
 
 
 def _write_report(
@@ -211,15 +218,11 @@ def open_book(
         suite=replace(recipe.suite, tasks=(ASKED,), lengths=replace(recipe.suite.lengths, input=TOKENS)),
         evidence=EvidenceChoice(kind=RETRIEVED, index=str(facts_index(folder)), passages=FOUND),
     )
-    table = Table(title=f"Answers that contain a correct one: {ASKED}", title_justify="left", box=SIMPLE_HEAD)
-    for header in ("", "closed book", "open book"):
-        table.add_column(header, justify="right" if header else "left")
     opened: dict[str, Scores] = {}
     for name, scaffold in scaffolds.items():
         with measuring(f"{name} reads and answers") as watch:
             opened[name] = measure(recipe, lm, scaffold, recipe.test, on_done=watch.on_done)
-        table.add_row(name, *(f"{_correct(scores):.1f}%" for scores in (closed[name], opened[name])))
-    console.print(table)
+    console.print(books_table(closed, opened))
     name = list(scaffolds)[-1]
     spec, scaffold = answer_spec(recipe), scaffolds[name]
     evidence = spec.source(lm, scaffold.length)
@@ -227,6 +230,16 @@ def open_book(
     print_retrieval({"retrieval": measured and measured.as_json()})
     reader = ModelAnswerer(lm, scaffold, Answering(spec.longest), spec, evidence)
     _print_one(name, reader, _predictions(opened[name]))
+
+
+def books_table(closed: "Mapping[str, Scores]", opened: "Mapping[str, Scores]") -> Group:
+    """Return a table of the correct answers to the questions of `ASKED`, without and with passages to read."""
+    table = Table(box=SIMPLE_HEAD)
+    for header in ("", "closed book", "open book"):
+        table.add_column(header, justify="right" if header else "left")
+    for name, scores in opened.items():
+        table.add_row(name, *(f"{_correct(one):.1f}%" for one in (closed[name], scores)))
+    return titled(f"Answers that contain a correct one: {ASKED}", table)
 
 
 def _print_one(name: str, reader: "ModelAnswerer", predictions: "Sequence[Prediction]") -> None:

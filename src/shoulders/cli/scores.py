@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.progress import TimeElapsedColumn
 from rich.table import Table
 
-from shoulders.cli.show import console, progress_bars, warn
+from shoulders.cli.show import console, progress_bars, titled, warn
 from shoulders.data.mixture import total_counts
+from shoulders.evaluation.metrics import not_computed
 from shoulders.evaluation.protocol import Scores
 from shoulders.evaluation.results import metrics_of_tasks
 from shoulders.evaluation.statistics import average_interval
@@ -46,11 +48,10 @@ def measuring(title: str) -> Iterator[Watch]:
         yield Watch(on_done=lambda done, total: bars.update(scoring, completed=done, total=total))
 
 
-def scores_table(title: str, columns: Mapping[str, Scores]) -> Table:
+def scores_table(title: str, columns: Mapping[str, Scores]) -> Group:
     """Return a table of several scaffolds' scores on each task, and of their averages with 95% intervals."""
     first = next(iter(columns.values()))
-    title = f"{title}: {first.examples} examples"
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)  # three scaffolds' intervals: 79 columns
     table.add_column("task", no_wrap=True)
     table.add_column("metric", style="dim", no_wrap=True)
     for name in columns:
@@ -66,19 +67,19 @@ def scores_table(title: str, columns: Mapping[str, Scores]) -> Table:
     table.add_row("95% interval", "", *[f"{i.low:.1f} to {i.high:.1f}" for i in intervals], style="dim")
     for task in first.unmeasured:
         table.add_row(task, "unmeasured", *["-"] * len(columns), style="dim")
-    return table
+    return titled(f"{title}: {first.examples} examples", table)
 
 
-def counts_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
+def counts_table(counts: Mapping[str, Mapping[str, int]]) -> Group:
     """Return a table of the examples of each data set by what happened to them in training, without empty columns."""
     columns = [event for event, number in total_counts(counts).items() if number]
-    table = Table(title="examples", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    table = Table(header_style="bold", box=SIMPLE_HEAD)
     table.add_column("data set", no_wrap=True)
     for event in columns:
         table.add_column(event, justify="right")
     for name, data_set in counts.items():
         table.add_row(name, *[f"{data_set.get(event, 0):,}" for event in columns])
-    return table
+    return titled("examples", table)
 
 
 def print_scores(title: str, columns: Mapping[str, Scores]) -> None:
@@ -91,6 +92,8 @@ def print_skipped(scores: Scores) -> None:
     """Print which examples were not measured, and why."""
     if scores.unmeasured:
         warn(f"not measured, because they have no such split: {', '.join(scores.unmeasured)}")
+    if scores.uncomputed:
+        warn(not_computed(scores.uncomputed))
     if scores.truncated:
         warn(f"cut to fit the context: the inputs of {scores.truncated} examples")
     for wording, skipped in scores.skipped.items():

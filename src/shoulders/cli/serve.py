@@ -10,6 +10,8 @@ from shoulders.cli.show import inform, need, quiet_libraries, warn
 from shoulders.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from shoulders.serving.config import ServerConfig
     from shoulders.serving.models import Models
     from shoulders.serving.service import Service
@@ -94,7 +96,6 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
         queue=queue,
         log_text=log_text,
     )
-    config.check_address()
     roles = [*((name, "") for name in names or ()), *((name, "retriever") for name in retriever or ())]
     roles += [(name, "reranker") for name in reranker or ()]
     if engine not in ENGINES:
@@ -105,7 +106,8 @@ def serve(  # noqa: PLR0913, PLR0917 (one for each option)
         models = _models(config, roles, backbone=backbone, dtype=dtype, quantize=quantize, index=index)
         return _service(config, models, engine, sizes)
 
-    _run(in_ending_thread(service))
+    with config.bound() as sockets:
+        _run(in_ending_thread(service), sockets)
 
 
 def _models(
@@ -151,8 +153,8 @@ def _service(config: "ServerConfig", models: "Models", engine: str, sizes: dict[
     return Service(models.lm, over_vllm, models, config)
 
 
-def _run(service: "Service") -> None:
-    """Serve until a signal comes."""
+def _run(service: "Service", sockets: "list[socket]") -> None:
+    """Serve at the sockets until a signal comes."""
     import gc
     import signal
     import sys
@@ -165,9 +167,9 @@ def _run(service: "Service") -> None:
     gc.freeze()  # a search for garbage among all that was loaded would stop every answer for a fifth of a second
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which uvicorn raises again at its end
     with suppress(SystemExit):
-        server.run()
+        server.run(sockets)
     if not server.started:
-        raise UsageError(f"the server cannot listen at {service.config.host}:{service.config.port}: its log says why")
+        raise UsageError("the server did not start: its log says why")
 
 
 def serve_key(

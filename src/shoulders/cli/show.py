@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
 
 from shoulders.errors import SourceNotFound
 
@@ -35,6 +37,11 @@ def warn(text: str) -> None:
 def inform(text: str) -> None:
     """Print a line of plain text, which may hold names of files."""
     console.print(text, markup=False, emoji=False, soft_wrap=True)
+
+
+def titled(title: str, table: Table) -> Group:
+    """Return a table below its title; rich's own would be wrapped at the width of the table."""
+    return Group(Text(title, style="table.title"), table)
 
 
 def short(text: str) -> str:

@@ -58,6 +58,7 @@ def check(
 
     from shoulders.data.checking import find_problems
     from shoulders.data.readers import open_suite
+    from shoulders.evaluation.metrics import check_metrics
 
     quiet_libraries()
     counts: Counter[str] = Counter()
@@ -65,6 +66,8 @@ def check(
         splits = {split: task.rows(split, name) for name in task.wordings for split in task.split_names(name)}
         rows = ", ".join(f"{count:,} {split}" for split, count in splits.items())
         inform(f"{task.name}: {rows}; {len(task.wordings)} templates")
+        for wording in task.wordings:
+            check_metrics(task.name, wording, task.metrics(wording))
         for problem in find_problems(task):
             counts[problem.what] += problem.count
             say(f"  {problem.split}: {problem.count} {problem.what}; the first: {problem.first}")

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 
 from shoulders.cli.common import Overrides, RecipeName, Rival, SkipBadRows, find_recipe, weights_of, with_flags
-from shoulders.cli.show import console, counting, inform, need, quiet_libraries
+from shoulders.cli.show import console, counting, inform, need, quiet_libraries, titled
 from shoulders.errors import UsageError
 
 if TYPE_CHECKING:
@@ -152,6 +153,11 @@ def _train_ranking(name: str, overrides: Sequence[str], out: Path | None, *, res
     recipe = with_overrides(named, overrides)
     folder = out or Path("runs") / recipe.name
     steps = recipe.training.steps
+    if every := recipe.refresh_every:
+        inform(
+            f"negatives from its own order, refreshed every {every:,} steps; for the questions until the next refresh "
+            f"at most {recipe.scored_at_refresh:,} passages are scored"
+        )
     if cross_fit:
         runs = train_ranking.cross_fit(
             recipe, folder, resume=resume, watch=lambda part: watching(f"{recipe.name} {part}", steps)
@@ -169,11 +175,10 @@ def _train_ranking(name: str, overrides: Sequence[str], out: Path | None, *, res
     inform(f"kept in {kept}; use it: {f'evidence.reranker={kept}' if recipe.kind == RERANKER else encode}")
 
 
-def _ranking_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
+def _ranking_table(results: Mapping[str, Mapping[str, Any]]) -> Group:
     """Return a table of MRR and recall on the development questions, before and after ranking."""
     first = next(iter(results.values()))["development"]
-    title = f"development: {first['questions']} questions with an answer among the passages found"
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    table = Table(header_style="bold", box=SIMPLE_HEAD)
     for column in ("", "MRR@10", *(f"recall@{k}" for k in sorted(first["recall"], key=int))):
         table.add_column(column, justify="right" if column else "left")
     table.add_row("as found", *_ranking_cells(first, "found_"))
@@ -183,7 +188,7 @@ def _ranking_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
         if weight := measured.get("best_retriever_weight"):
             weighted = measured["retriever_weights"][str(weight)]
             table.add_row(f"  retriever_weight={weight}", *_ranking_cells(weighted))
-    return table
+    return titled(f"development: {first['questions']} questions with an answer among the passages found", table)
 
 
 def _ranking_cells(measured: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from glob import escape
 from pathlib import Path
 from typing import Any, final
@@ -16,7 +15,7 @@ from shoulders.data.formats import GOLD, PLACES, beir_query, is_triviaqa, questi
 from shoulders.data.lines import ARRAYS, JsonLines, first_record, json_records
 from shoulders.data.tasks import DEV, TEST, TRAIN, Record, Records, RenderedTask, Task, TemplatedTask, records_of
 from shoulders.data.templates import Template, read_templates
-from shoulders.errors import DataError, SourceNotFound, UnknownName
+from shoulders.errors import DataError, SourceNotFound, UnknownName, nearest
 from shoulders.records import Example, Question
 from shoulders.store.files import hub_errors, read_json
 
@@ -229,7 +228,7 @@ def _opened(source: str, names: Sequence[str]) -> Sequence[Task]:
         return [hub_task(spec)]
     folder = bundled_folder() if source == BUNDLED else Path(source).expanduser()
     if not folder.is_dir():
-        hint = f" (did you mean {BUNDLED!r}?)" if get_close_matches(source, [BUNDLED]) else ""
+        hint = f" (did you mean {BUNDLED!r}?)" if nearest(source, [BUNDLED], cutoff=0.6) else ""
         raise SourceNotFound(
             f"there is no suite folder {source!r}{hint}: name a folder, {BUNDLED!r}, 'qa:...', 'depth:...', "
             "'p3:...' or 'hub:...'"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from shoulders.errors import UnknownName
 from shoulders.plugins import Registry
 
 TRIVIA_PUNCTUATION = frozenset(string.punctuation + "\u2018\u2019\u00b4`")
@@ -149,12 +150,48 @@ GENERATED: dict[str, tuple[Metric, ...]] = {
 }
 
 
+# In PromptSource's list, or in the templates that it ships, but no metric here.
+UNCOMPUTED = (
+    "AUC",
+    "COQA F1",
+    "Edit Distance",
+    "Mean Reciprocal Rank",
+    "Mean Squared Error",
+    "MultiRC",
+    "Other",
+    "Pearson Correlation",
+    "Spearman Correlation",
+)
+
+
+def uncomputed(names: Sequence[str]) -> list[str]:
+    """Return those of PromptSource's names that are no metric here; its files differ in upper and lower case."""
+    known = {name.casefold() for name in UNCOMPUTED}
+    return [name for name in names if name.casefold() in known and name not in METRICS]
+
+
+def not_computed(names: Sequence[str]) -> str:
+    """Return what a user is told of such names."""
+    return (
+        f"named by templates, but no metric here: {', '.join(names)}; where a template names no other, answers are "
+        "scored by exact match and F1"
+    )
+
+
+def check_metrics(task: str, wording: str, names: Sequence[str]) -> None:
+    """Raise `UnknownName` for a metric of a template that neither we, PromptSource nor another package know."""
+    unknown = [name for name in names if name not in GENERATED and name not in METRICS and not uncomputed([name])]
+    if unknown:
+        known = {*GENERATED, *UNCOMPUTED, *METRICS.names()}
+        raise UnknownName(f"metric (of template {wording!r} of task {task!r}) called", unknown[0], known)
+
+
 def metrics_for(names: Sequence[str], *, choices: bool) -> tuple[Metric, ...]:
     """Return the metrics of a wording, given PromptSource's names; the deciding metric comes first.
 
     With answer choices it is the accuracy of rank classification. Otherwise metrics of other packages, named by their
     own names, come first, and ROUGE-L before BLEU (the paper reports one number a data set); exact match and F1 are the
-    default where no name is known.
+    default where no name is that of a metric (`uncomputed`).
     """
     if choices:
         return (ACCURACY,)

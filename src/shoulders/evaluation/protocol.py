@@ -14,7 +14,7 @@ from shoulders.data.mixture import permute_index
 from shoulders.data.tasks import DEV, SkipPolicy, Task, check_has_answers, check_wordings
 from shoulders.engine.inference import POSITIONS_AT_ONCE, Answering, answered, choose
 from shoulders.errors import BadRow, DataError, TemplateFailed, UnknownName, UsageError
-from shoulders.evaluation.metrics import Metric, metrics_for
+from shoulders.evaluation.metrics import Metric, check_metrics, metrics_for, uncomputed
 from shoulders.evaluation.statistics import Measured
 from shoulders.evidence.base import Evidence, with_evidence
 from shoulders.evidence.demonstrations import stops_of
@@ -114,6 +114,11 @@ class WordingExamples:
     wording: str
     examples: Sequence[Example]
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """PromptSource's names of the metrics of the wording."""
+        return self.task.metrics(self.wording)
+
 
 @dataclass(frozen=True, slots=True)
 class ChosenExamples:
@@ -138,6 +143,7 @@ class Scores:
     skipped: Mapping[str, Skipped] = field(default_factory=dict)  # by "task/wording"
     unmeasured: tuple[str, ...] = ()  # tasks that lack the split, or "task/wording"
     truncated: int = 0  # examples whose input was cut to fit the context
+    uncomputed: tuple[str, ...] = ()  # PromptSource's names of metrics of generated answers that are no metric here
 
     @property
     def examples(self) -> int:
@@ -287,12 +293,13 @@ def scored(
     answers = answer_all([example for one in chosen.asked for example in one.examples])
     scores, start = [], 0
     for one in chosen.asked:
-        metrics = metrics_for(one.task.metrics(one.wording), choices=one.examples[0].choices is not None)
+        metrics = metrics_for(one.metrics, choices=one.examples[0].choices is not None)
         found = answers[start : start + len(one.examples)]
         start += len(one.examples)
         rows = [_measured(example, answer, metrics) for example, answer in zip(one.examples, found, strict=True)]
         scores.append(WordingScore(one.task.name, one.task.cluster, one.wording, metrics, rows))
-    return Scores(scores, chosen.skipped, chosen.unmeasured)
+    left = {name for one in chosen.asked if one.examples[0].choices is None for name in uncomputed(one.metrics)}
+    return Scores(scores, chosen.skipped, chosen.unmeasured, uncomputed=tuple(sorted(left)))
 
 
 def chosen_examples(
@@ -317,6 +324,7 @@ def chosen_examples(
         lacking = [f"{task.name}/{name}" for name in names if name not in present]
         unmeasured.extend(lacking if present else [task.name] * bool(lacking))
         for wording in present[: plan.wordings or None]:
+            check_metrics(task.name, wording, task.metrics(wording))
             examples, failures = _some(task, wording, plan, skip=skip)
             if not examples:
                 why = f": none can be used; the first: {failures[0]}" if failures else ""

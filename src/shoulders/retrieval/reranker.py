@@ -357,16 +357,24 @@ class Reranker(nn.Module):
 
 
 @final
-class FrozenReranker:
-    """Scores of a re-ranker whose weights are copied once, in the type of its matrix products."""
+class FrozenReranker(nn.Module):
+    """Scores of a re-ranker whose weights are copied once, in the type of its matrix products.
+
+    A module, so that a training that orders passages by earlier weights has them in its checkpoints.
+    """
+
+    _weight: Tensor
+    _bias: Tensor
+    _gate: Tensor | None
 
     def __init__(self, reranker: Reranker) -> None:
+        super().__init__()
         self.fingerprint, self.seen, self.order_weight = reranker.fingerprint(), reranker.seen, reranker.order_weight
         self._rows, self._device = reranker.rows, reranker.tower.device
         whole = reranker.gate is not None  # whose similarity is one of all positions
         self._model = scoring_copy(reranker.tower.model, reranker.tower.compute, whole=whole)
-        self._weight, self._bias = (part.detach().clone() for part in reranker.relevance.parameters())
-        self._gate = None if reranker.gate is None else reranker.gate.detach().clone()
+        for name, part in (*reranker.relevance.named_parameters(), ("gate", reranker.gate)):
+            self.register_buffer(f"_{name}", None if part is None else part.detach().clone())
 
     def scores(self, pairs: Sequence[Pair], on_scored: OnScored = lambda _done, _all: None) -> list[float]:
         """Return the relevance of each pair's passage to its question, as a logit.

@@ -26,6 +26,7 @@ from shoulders.data.tasks import TEST, TRAIN, Task, check_placement
 from shoulders.engine.batches import Lengths
 from shoulders.engine.inference import Answering
 from shoulders.errors import UnknownName, UsageError
+from shoulders.evaluation.metrics import not_computed
 from shoulders.evaluation.protocol import EvaluationPlan, Scores
 from shoulders.evaluation.protocol import evaluate as measure
 from shoulders.records import Answer, Chat, QuestionLike
@@ -200,6 +201,8 @@ def evaluate(
     with _bar("measuring", shown=progress) as show:
         tasks = open_examples(examples)
         scores = measure(tasks, lm, scaffold, plan, chat=spec.chat, on_done=lambda done, every: show(done, every, ""))
+    if scores.uncomputed:
+        warnings.warn(not_computed(scores.uncomputed), stacklevel=2)
     if scores.truncated:
         _warn(f"{scores.truncated} of {scores.examples} questions were cut", lm)
     return _averages(scores)

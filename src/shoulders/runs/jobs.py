@@ -30,11 +30,16 @@ HELD_OUT_EVERY = 50  # without a validation text, one of so many documents is he
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Source, loss and development score of a training run; higher scores are better."""
+    """Source, loss and development score of a training run; higher scores are better.
+
+    Attributes:
+        before_step: see `training.loop.Hooks`.
+    """
 
     source: Source[Any]
     loss: LossOf[Any]
     score: Callable[[], float]
+    before_step: Callable[[int], None] = lambda _: None
 
 
 def split_tasks(recipe: Recipe) -> TaskParts:

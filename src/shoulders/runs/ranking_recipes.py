@@ -90,6 +90,8 @@ class RankingRecipe:
         order_weight: for a re-ranker that starts at the retriever's order and learns to correct it, the weight of the
             retriever's standardised score (`Reranker`), whose negatives are the first `negatives` of that order; 0 for
             the paper's, which scores passages alone.
+        refresh_every: with `order_weight`, steps after which the negatives are again the first of the order of the
+            re-ranker as it then is (`training.rankers.OwnNegatives`); 0: they stay the first of the retriever's.
         span: weight of the loss of the answers' spans in a re-ranker's; 1 as in the paper.
         teacher: of a re-ranker.
         suite: the questions; `suite.fold` selects one half (cross-fitting).
@@ -110,6 +112,7 @@ class RankingRecipe:
     depth: int = 100
     negatives: int = 23
     order_weight: float = 0.0
+    refresh_every: int = 0
     span: float = 1.0
     teacher: RankingTeacher = field(default_factory=RankingTeacher)
     suite: SuiteChoice = field(default_factory=SuiteChoice)
@@ -122,6 +125,7 @@ class RankingRecipe:
         check_retriever(self)
         if not 0 <= self.order_weight < math.inf:
             raise UsageError(f"order_weight is {self.order_weight}: it must be at least 0; 1 to 3 is usual")
+        self._check_refresh()
         if not 0 <= self.span < math.inf:
             raise UsageError(f"span is {self.span}: it is a weight of the loss, at least 0; the paper's is 1")
         if self.order_weight and self.kind == RETRIEVER:
@@ -136,6 +140,29 @@ class RankingRecipe:
         if self.length < 8:
             raise UsageError(
                 f"length is {self.length}: it must be at least 8, for a question and a passage; DPR's is 350"
+            )
+
+    @property
+    def scored_at_refresh(self) -> int:
+        """The most passages that are scored for the negatives of the steps from one refresh to the next."""
+        return self.refresh_every * self.training.batch_size * self.depth
+
+    def _check_refresh(self) -> None:
+        """Raise `UsageError` for a `refresh_every` that cannot be, or would change nothing."""
+        every, steps = self.refresh_every, self.training.steps
+        if every < 0:
+            raise UsageError(f"refresh_every is {every}: it is a number of steps; 0 keeps the retriever's negatives")
+        if every and not self.order_weight:
+            raise UsageError(
+                f"refresh_every={every} is for a re-ranker that starts at the retriever's order: set order_weight, as "
+                "order_reranker does, or leave it at 0"
+            )
+        if every >= steps:
+            raise UsageError(f"refresh_every is {every} and training.steps {steps}: it must be below, to have a use")
+        if every and self.negatives >= self.depth - 1:
+            raise UsageError(
+                f"refresh_every={every} chooses {self.negatives} negatives of {self.depth} passages (depth), at least "
+                "one of them with an answer, which leaves no choice: raise depth or lower negatives"
             )
 
     def as_json(self) -> dict[str, Any]:

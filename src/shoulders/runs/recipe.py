@@ -13,7 +13,7 @@ from shoulders.data.mixture import CAP, check_fold
 from shoulders.data.tasks import SkipPolicy, Task
 from shoulders.engine.batches import Lengths
 from shoulders.engine.inference import Sampling
-from shoulders.errors import UnknownName, UsageError
+from shoulders.errors import UnknownName, UsageError, misfit
 from shoulders.evaluation.protocol import EvaluationPlan
 from shoulders.evidence.base import SOURCES, EvidenceConfig
 from shoulders.evidence.choice import EvidenceChoice
@@ -378,5 +378,4 @@ def _parsed(key: str, value: Any, kind: Any) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise UsageError(f"{key}={value!r} does not fit: {reason}") from None
+        raise UsageError(misfit(key, error.errors())) from None

@@ -110,7 +110,7 @@ class RunFolder:
         if processes.is_main_process:
             write_json(self.path / RECIPE, self.recipe)
         with RunLog(self.path, self.done) if processes.is_main_process else nullcontext() as log:
-            hooks = Hooks(_on_step(watch, log), job.score, keep)
+            hooks = Hooks(_on_step(watch, log), job.score, keep, job.before_step)
             folder = self.path / CHECKPOINTS
             progress = fit(trained, job.loss, job.source, plan, groups=groups, folder=folder, hooks=hooks, until=until)
         processes.wait_for_everyone()

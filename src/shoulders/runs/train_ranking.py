@@ -35,6 +35,7 @@ from shoulders.store.files import BEST, cache_folder, read_json, write_json
 from shoulders.training.loop import Progress
 from shoulders.training.plan import TrainPlan
 from shoulders.training.rankers import (
+    OwnNegatives,
     PassageTeacher,
     RankingSampler,
     RankingSource,
@@ -71,6 +72,7 @@ class _Model:
         order_weight: see `Reranker`.
         seen: questions that it had been trained on before.
         rates: parameters that have a learning rate of their own; the others have the plan's.
+        own: chooses the negatives of a re-ranker from its own order, if its recipe says so.
     """
 
     loss: RerankerLoss | RetrieverLoss
@@ -79,13 +81,14 @@ class _Model:
     order_weight: float = 0.0
     seen: SeenQuestions = field(default_factory=SeenQuestions)
     rates: Sequence[tuple[float, Sequence[Tensor]]] = ()
+    own: OwnNegatives | None = None
 
     def groups(self, plan: TrainPlan) -> list[dict[str, Any]] | None:
         """Return the optimizer groups; None if all parameters have the plan's rate."""
         if not self.rates:
             return None
         known = {id(one) for _, some in self.rates for one in some}
-        others = [one for one in self.loss.parameters() if id(one) not in known]
+        others = [one for one in self.loss.parameters() if one.requires_grad and id(one) not in known]
         return [
             {"params": list(some), "lr": rate} for rate, some in [(plan.learning_rate, others), *self.rates] if some
         ]
@@ -120,8 +123,9 @@ def train_ranking(
     torch.manual_seed(recipe.training.seed)
     model = _reranker(recipe) if recipe.kind == RERANKER else _retriever(recipe)
     hardest = bool(model.order_weight)  # what it has to correct is the head of the retriever's order
-    supervision = RankingSampler(index, recipe.depth, recipe.negatives, recipe.training.seed, searcher, hardest)
-    source = _source(recipe, supervision, tasks, model.loss)
+    drawn = recipe.depth, recipe.negatives, recipe.training.seed
+    supervision = RankingSampler(index, *drawn, searcher, hardest, candidates=model.own is not None)
+    source = _source(recipe, supervision, tasks, model)
     seen = SeenQuestions(SeenQuestions.of(source.questions).hashes | model.seen.hashes)
     last: list[RankingScores] = []
 
@@ -136,7 +140,7 @@ def train_ranking(
         content = {"kind": recipe.kind, "development": measured, "training_questions": len(seen)}
         write_json(folder / RESULTS, {**content, "recipe": recipe.as_json(), **circumstances()})
 
-    job = Job(source, ranking_loss, score)
+    job = Job(source, ranking_loss, score, *([model.own.refresh] if model.own else []))
     groups = model.groups(recipe.training)
     progress = run.fit(model.loss, job, recipe.training, keep, watch or Watch(), groups)
     return RankingRun(folder / BEST, progress, read_json(folder / RESULTS))
@@ -196,14 +200,14 @@ def _development(
     )
 
 
-def _source(
-    recipe: RankingRecipe, supervision: RankingSampler, tasks: Sequence[Task], loss: RerankerLoss | RetrieverLoss
-) -> RankingSource:
+def _source(recipe: RankingRecipe, supervision: RankingSampler, tasks: Sequence[Task], model: _Model) -> RankingSource:
     suite, plan = recipe.suite, recipe.training
     mixture = training_mixture(suite, tasks, plan.seed)
     at_once = int(plan.positions_at_once) if recipe.kind == RERANKER else None
     teacher = _teacher(recipe.teacher)
-    return RankingSource(mixture, suite.fold, supervision, plan.batch_size, loss.cost, at_once, teacher)
+    return RankingSource(
+        mixture, suite.fold, supervision, plan.batch_size, model.loss.cost, at_once, teacher, model.own
+    )
 
 
 def _teacher(choice: RankingTeacher) -> PassageTeacher | None:
@@ -223,12 +227,19 @@ def _reranker(recipe: RankingRecipe) -> _Model:
         dtype=recipe.dtype,
         order_weight=recipe.order_weight,
     )
-    loss = RerankerLoss(reranker, LossWeights(recipe.span, recipe.teacher.weight))
+    own = OwnNegatives(reranker, recipe.refresh_every, recipe.negatives) if recipe.refresh_every else None
+    loss = RerankerLoss(reranker, LossWeights(recipe.span, recipe.teacher.weight), own)
     rates: list[tuple[float, Sequence[Tensor]]] = []
     if reranker.gate is not None:
         rates = [(HEAD_RATE, [*reranker.relevance.parameters()]), (GATE_RATE, [reranker.gate])]
     return _Model(
-        loss, lambda pairs: reranker.frozen().scores(pairs), reranker.save, recipe.order_weight, reranker.seen, rates
+        loss,
+        lambda pairs: reranker.frozen().scores(pairs),
+        reranker.save,
+        recipe.order_weight,
+        reranker.seen,
+        rates,
+        own,
     )
 
 

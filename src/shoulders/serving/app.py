@@ -2,6 +2,7 @@
 
 import logging
 import re
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -249,14 +250,24 @@ class Server(uvicorn.Server):
         )
         self._service, self._on_listening = service, on_listening
 
-    async def startup(self, sockets: Any = None) -> None:
-        """Listen, and say so."""
-        await super().startup(sockets)
-        if self.started:
-            port = self.servers[0].sockets[0].getsockname()[1]
-            self._on_listening(f"http://{self._service.config.host}:{port}")
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so.
 
-    async def shutdown(self, sockets: Any = None) -> None:
+        Raises:
+            UsageError: another process listens at the address.
+        """
+        config = self._service.config
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            await self.lifespan.shutdown()
+            raise config.cannot_listen(error) from error
+        if self.started:
+            for one in sockets or ():  # its connections may still be ending when the next server takes the address
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._on_listening(f"http://{config.address(self.servers[0].sockets[0].getsockname()[1])}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more requests, and end those that run."""
         self._service.stopping = True
         await super().shutdown(sockets)

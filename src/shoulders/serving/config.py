@@ -1,9 +1,11 @@
 """Settings of a server, and the API keys that it accepts, as frozen, self-validating records."""
 
+import errno
 import hashlib
 import secrets
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,11 +13,12 @@ from typing import Any, final
 
 from pydantic import TypeAdapter, ValidationError
 
-from shoulders.errors import CorruptFile, UsageError, first_line
+from shoulders.errors import CorruptFile, UsageError, first_line, misfit
 from shoulders.store.files import read_json, write_json
 
 KEYS_FORMAT = 1
 MEGABYTE = 1_000_000
+NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # an address that this machine lacks, such as ::1 without IPv6
 
 
 @final
@@ -66,16 +69,70 @@ class ServerConfig:
         if min(self.deadline, self.body_seconds, self.upload_seconds) <= 0:
             raise UsageError("deadline, body_seconds and upload_seconds must be above 0 seconds")
 
-    def check_address(self) -> None:
-        """Raise `UsageError` if nothing can listen at the address now, before models are loaded."""
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+    def address(self, port: int) -> str:
+        """Return the host and a port as they stand in a URL."""
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+
+    def cannot_listen(self, error: Exception) -> UsageError:
+        """Return the error of an address at which nothing can listen."""
+        return UsageError(
+            f"the server cannot listen at {self.address(self.port)} ({first_line(error)}): choose another --port or "
+            "--host"
+        )
+
+    @contextmanager
+    def bound(self) -> Iterator[list[socket.socket]]:
+        """Hold the server's address for as long as the context lasts: a socket for each address of the host.
+
+        No other process can take it meanwhile. Until the server listens, connections are refused at once.
+
+        Raises:
+            UsageError: the address is taken, or is none of this machine.
+        """
+        with ExitStack() as opened:
+            try:
+                sockets = _bound(self.host, self.port, opened)
+            except (OSError, UnicodeError) as error:  # that of a host that is no name
+                raise self.cannot_listen(error) from error
+            yield sockets
+
+
+def _bound(host: str, port: int, opened: ExitStack) -> list[socket.socket]:
+    """Return a bound socket for each address of a host that this machine has, all with the same port."""
+    found: list[socket.socket] = []
+    failed: OSError | None = None
+    for family, kind, protocol, _, address in dict.fromkeys(
+        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    ):
         try:
-            socket.create_server((self.host, self.port), family=family).close()
+            one = opened.enter_context(socket.socket(family, kind, protocol))
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            port = _bind(one, (address[0], port, *address[2:]))
+            found.append(one)
         except OSError as error:
-            raise UsageError(
-                f"the server cannot listen at {self.host}:{self.port} ({first_line(error)}): choose another --port or "
-                "--host"
-            ) from error
+            failed = error
+            if error.errno not in NOT_HERE:
+                raise
+    if failed and not found:
+        raise failed
+    return found
+
+
+def _bind(one: socket.socket, address: tuple[Any, ...]) -> int:
+    """Bind a socket, so that no other can be bound to its address, and return the port.
+
+    Linux binds two sockets to one address if both may reuse it and neither listens. So reuse is allowed only where
+    connections that have just ended hold the address.
+    """
+    try:
+        one.bind(address)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind(address)
+    return one.getsockname()[1]
 
 
 def is_loopback(host: str) -> bool:
@@ -129,10 +186,8 @@ def read_keys(path: Path) -> Mapping[str, ApiKey]:
             raise CorruptFile(f"{path} has format {content.get('format')}, this version reads {KEYS_FORMAT}")
         keys = TypeAdapter(list[ApiKey]).validate_python(content.get("keys"))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
         raise CorruptFile(
-            f"{path} is no file of API keys ({place}: {first['msg']}): make one (shoulders serve-key)"
+            f"{path} is no file of API keys ({misfit('', error.errors())}): make one (shoulders serve-key)"
         ) from error
     return {key.hash: key for key in keys}
 

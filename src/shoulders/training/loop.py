@@ -192,11 +192,14 @@ class Hooks:
         on_step: called after every step.
         evaluate: returns the score on the development set; higher is better.
         on_best: called when a score is the best so far (checkpoint selection; the paper, section 2.2).
+        before_step: called with the number of a step before its examples are read. What it changes must depend on the
+            number and on what checkpoints hold alone.
     """
 
     on_step: OnStep = lambda _: None
     evaluate: Callable[[], float] | None = None
     on_best: Callable[[float, int], None] = lambda _score, _step: None
+    before_step: Callable[[int], None] = lambda _: None
 
 
 def fit(
@@ -247,6 +250,7 @@ def fit(
     for number in range(progress.step + 1, last + 1):
         begun = time.perf_counter()
         with _on_failure(partial(save, progress)):  # an unreadable line loses no step of the training
+            hooks.before_step(number)
             examples = source.step()
         with checkpointing(plan.checkpointing), _full_memory(number):
             loss = _backward(accelerator, module, loss_of, examples)

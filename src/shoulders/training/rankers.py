@@ -19,7 +19,7 @@ from shoulders.records import Example
 from shoulders.retrieval.bi_encoder import BiEncoder, in_batch_loss
 from shoulders.retrieval.index import Hit, Index
 from shoulders.retrieval.reranker import PAPER, Group, LossWeights, Reranker
-from shoulders.retrieval.scoring import Pair, Ranker, question_words, standardised
+from shoulders.retrieval.scoring import Pair, Ranker, by_question, question_words, standardised
 from shoulders.retrieval.search import Searcher
 from shoulders.store.cache import ValueCache
 
@@ -57,6 +57,7 @@ class RankingSampler:
         hardest: whether the positive and the negatives are those that the retriever ranks highest, instead of a random
             draw. A positive that is not annotated must then be among the first `negatives` + 1: further down, a passage
             holds an answer by chance more often than not.
+        candidates: keep all negatives, for a re-ranker to choose from (`OwnNegatives`).
         searcher: the retriever; None for BM25.
 
     Source: Karpukhin et al. 2020, sections 3.2 and 6.1; the paper, section 3.1 (1 positive and 23 negatives of 100).
@@ -68,6 +69,7 @@ class RankingSampler:
     seed: int = 0
     searcher: Searcher | None = None
     hardest: bool = False
+    candidates: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.negatives < self.depth:
@@ -95,7 +97,7 @@ class RankingSampler:
         negatives = [one for one, has in zip(found, with_answer, strict=True) if not has and one not in gold]
         if not positives or not negatives:
             return None
-        count = min(self.negatives, len(negatives))
+        count = len(negatives) if self.candidates else min(self.negatives, len(negatives))
         order = dict(zip(found, standardised([hit.score for hit in hits]), strict=True))
         lowest = min(order.values())
         if self.hardest:
@@ -139,6 +141,59 @@ class PassageTeacher:
         return [replace(row, taught=tuple(some.softmax(0).tolist())) for row, some in zip(rows, parts, strict=True)]
 
 
+@final
+class OwnNegatives(nn.Module):
+    """Negatives from the top of the order of the re-ranker that is trained, as it was at the last refresh.
+
+    It chooses among the retrieved passages without an answer, so that no passage that holds one becomes a negative,
+    however high it stands. Before the first refresh, negatives are the first of the retriever's order. The weights of
+    the last refresh are part of the module that is trained, hence of its checkpoints: a resumed run chooses as an
+    uninterrupted one.
+
+    Args:
+        reranker: one that corrects the retriever's order.
+        every: steps between refreshes.
+        count: maximum number of negatives of a question.
+
+    Source: Xiong et al. 2021 (ANCE: negatives from the trained model's own order, by the weights of an earlier step);
+    Qu et al. 2021 (RocketQA: the hardest negatives are often positives that nobody annotated).
+    """
+
+    def __init__(self, reranker: Reranker, every: int, count: int) -> None:
+        super().__init__()
+        self.every, self.count = every, count
+        self._frozen = reranker.frozen  # the method: the module itself would be in the checkpoints twice
+        self.scorer = self._frozen()
+        self._refreshed = False
+
+    def refresh(self, number: int) -> None:
+        """Choose by the present weights from step `number` on, if a refresh is due."""
+        self._refreshed = number > self.every
+        if self._refreshed and (number - 1) % self.every == 0:
+            self.scorer = self._frozen()
+
+    def chosen(self, rows: Sequence[RankingExample]) -> list[RankingExample]:
+        """Return questions with the negatives, of all their candidates, that are highest in the re-ranker's order."""
+        if not self._refreshed:
+            return [_with_passages(row, range(1 + self.count)) for row in rows]
+        negatives = [row.passages[1:] for row in rows]
+        pairs = [Pair(row.question, *passage) for row in rows for passage in row.passages[1:]]
+        return [self._top(*one) for one in zip(rows, by_question(self.scorer.scores(pairs), negatives), strict=True)]
+
+    def _top(self, row: RankingExample, corrections: Sequence[float]) -> RankingExample:
+        weight = self.scorer.order_weight
+        scores = [weight * found + one for found, one in zip(row.order[1:], corrections, strict=True)]
+        best = sorted(range(len(scores)), key=lambda number: -scores[number])[: self.count]
+        return _with_passages(row, [0, *(1 + number for number in best)])
+
+
+def _with_passages(row: RankingExample, numbers: Sequence[int]) -> RankingExample:
+    """Return the question with some of its passages only, in this order; numbers beyond the last are left out."""
+    numbers = [number for number in numbers if number < len(row.passages)]
+    passages, order = ([some[number] for number in numbers] for some in (row.passages, row.order))
+    return replace(row, passages=tuple(passages), order=tuple(order))
+
+
 Cost = Callable[[RankingExample], int]
 
 
@@ -163,6 +218,7 @@ class RankingSource:
             that occurs in both halves is left out of both.
         cost: returns the number of positions that the passages of a question take.
         teacher: of a re-ranker; None for none.
+        own: chooses the negatives of a re-ranker from its own order; None for those of the supervision.
         positions_at_once: of a micro-batch; None keeps the share of a process in one micro-batch, for losses where
             the passages of other questions are negatives.
     """
@@ -176,10 +232,11 @@ class RankingSource:
         cost: Cost,
         positions_at_once: int | None,
         teacher: PassageTeacher | None = None,
+        own: OwnNegatives | None = None,
     ) -> None:
         self.mixture, self.fold, self.supervision = mixture, fold, supervision
         self.batch_size, self.cost, self.positions_at_once = batch_size, cost, positions_at_once
-        self.position, self.teacher = 0, teacher
+        self.position, self.teacher, self.own = 0, teacher, own
         self.counts: Counts = {}
         self.questions = {words for words, folds in folds_of(mixture).items() if folds == {fold} or not fold}
 
@@ -200,6 +257,7 @@ class RankingSource:
                 raise DataError(f"there is no question to learn from ({counts}): is the index that of the questions?")
         state = PartialState()
         mine = rows[state.process_index :: state.num_processes]
+        mine = self.own.chosen(mine) if self.own else mine
         mine = self.teacher.taught(mine) if self.teacher else mine
         parts = [mine] if self.positions_at_once is None else list(by_length(mine, self.cost, self.positions_at_once))
         return RankingStep(parts, len(rows), sum(map(self.cost, mine)))
@@ -262,11 +320,15 @@ class RetrieverLoss(nn.Module):
 
 @final
 class RerankerLoss(nn.Module):
-    """The training loss of a re-ranker."""
+    """The training loss of a re-ranker.
 
-    def __init__(self, reranker: Reranker, weights: LossWeights = PAPER) -> None:
+    Args:
+        own: chooses its negatives; saved with it.
+    """
+
+    def __init__(self, reranker: Reranker, weights: LossWeights = PAPER, own: OwnNegatives | None = None) -> None:
         super().__init__()
-        self.reranker, self.weights = reranker, weights
+        self.reranker, self.weights, self.own = reranker, weights, own
 
     def forward(self, rows: Sequence[RankingExample]) -> Float[Tensor, ""]:
         """Return the summed loss of some questions."""
