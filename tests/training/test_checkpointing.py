@@ -19,7 +19,7 @@ from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 from shoulders.training.loop import Hooks, fit
 from shoulders.training.losses import scaffold_loss
-from toys import PLAN, source
+from toys import PLAN, moved, source
 
 TARGETS = ["Paris", "the planet Mars", "good", "four"]
 EVIDENCE = ["France is in Europe. ", "", "", "Numbers are added. "]
@@ -34,6 +34,8 @@ def scaffolds(lm, tiny_encoder):
     yield InputPrompt(lm, lm, shape)
     yield Recursion(lm, RecursionShape(layers=1, before=True, after=True))
     yield Recursion(lm, RecursionShape(passes=3, layers=2, shared=True), SoftPrompt(from_vocabulary(lm)(3)))
+    if lm.config.model_type in ("llama", "gpt2"):
+        yield moved(Recursion(lm, RecursionShape(rank=4, keys_values=True, into=1), SoftPrompt(from_vocabulary(lm)(3))))
 
 
 def measured(lm, scaffold, questions, on):

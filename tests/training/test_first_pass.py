@@ -30,6 +30,7 @@ SHAPES = [
     RecursionShape(layers=1, residual=True),
     RecursionShape(passes=3, layers=1, shared=True),
     RecursionShape(passes=1, layers=1, after=True),
+    RecursionShape(rank=4, keys_values=True),
 ]
 
 
@@ -40,8 +41,9 @@ def passes(monkeypatch):
 
     counted, states = [], FrozenLM.states
 
-    def counting(self, embeds, *rest):
-        counted.append(embeds.requires_grad)
+    def counting(self, embeds, mask=None, memory=None, edits=None, part=None):
+        rest = mask, memory, edits, part
+        counted.append(embeds.requires_grad or edits is not None)
         return states(self, embeds, *rest)
 
     monkeypatch.setattr(FrozenLM, "states", counting)
@@ -71,7 +73,7 @@ def test_training_on_tasks_is_the_same_and_reads_the_text_once(lm, tmp_path, sha
     again = StateStore(tmp_path, lm)
     assert losses_of(lm, shape, lambda scaffold: scaffold_loss(lm, scaffold, again), steps) == pytest.approx(plain)
     assert again.computed == 0
-    assert passes.count(False) == (1 if shape.after else 0)  # what norms start from, not a batch
+    assert passes.count(False) == (1 if shape.after or shape.keys_values else 0)  # what norms start from, not a batch
     assert passes.count(True) == without * (shape.passes - 1) // shape.passes
 
 

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 
 from shoulders.backbone.caches import PassMemory, whole_cache
 from shoulders.backbone.edits import LayerParts, arranged, edited
-from shoulders.backbone.passes import StackInput, forward
+from shoulders.backbone.passes import StackInput, forward, vectors_of
 
 ROWS = 8  # a bank of several rows grows by so many
 SLACK = 128  # free columns of a bank that has just been made or has grown
@@ -81,11 +81,12 @@ class Bank:
             self.take_out(memory)
         self._join([memory for memory in memories if memory is not None and memory.bank is not self])
         self._make_room(len(self.memories), self.longest)
-        vectors = {id(part.memory): part.embeds for part in parts}
-        embeds = torch.cat([vectors[id(memory)] for memory in self.memories])
+        by_memory = {id(part.memory): part for part in parts}
+        rows = [by_memory[id(memory)] for memory in self.memories]
+        embeds = torch.cat([row.embeds for row in rows])
         if self._edits is None:
             self._edits = arranged([(1, memory.layers) for memory in self.memories], 1)
-        with edited(self.stack, self._edits):
+        with edited(self.stack, self._edits, vectors_of(rows, 1)):
             states = forward(self.stack, embeds, self._mask(embeds.device), self._cache, self.weights)
         self.column, self.longest = self.column + 1, self.longest + 1
         for memory in self.memories:

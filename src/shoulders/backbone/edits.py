@@ -32,7 +32,8 @@ class LayerEdit:
     What is the same for all rows has no dimension for them; what differs has the rows (B) as its first.
 
     Attributes:
-        down, up: low-rank update, in the type of the activations; None without one.
+        down, up: low-rank update, in the type of the activations; None without one. Without `down`, `up` multiplies
+            the vectors that come with each pass (`Edits.vectors`), where there are any, instead of what W reads.
         scale: factor of the update.
         gate: factors of its r rank-one components.
         before, after: factors of the entries of input and output.
@@ -67,10 +68,16 @@ class LayerEdit:
         moved = {name: one.to(device) for name, one in tensors if one is not None and one.device != device}
         return replace(self, **moved) if moved else self
 
-    def output(self, read: Float[Tensor, "B T I"], output: Float[Tensor, "B T O"]) -> Float[Tensor, "B T O"]:
-        """Return the layer's edited output, given what it read (after `before`) and its own output."""
-        if self.down is not None and self.up is not None:
-            hidden = read @ self.down.mT
+    def output(
+        self,
+        read: Float[Tensor, "B T I"],
+        output: Float[Tensor, "B T O"],
+        vectors: Float[Tensor, "B T N"] | None = None,
+    ) -> Float[Tensor, "B T O"]:
+        """Return the layer's edited output, given what it read (after `before`), its own output and the vectors."""
+        hidden = vectors if self.down is None else read @ self.down.mT
+        if hidden is not None and self.up is not None:
+            hidden = hidden[..., : self.up.shape[-1]]
             if self.gate is not None:
                 hidden = hidden * _over_positions(self.gate)
             if self.up.dim() == 2:
@@ -94,16 +101,44 @@ class Edits:
         slot: for each row, the first of P columns of the pass itself that have these keys and values instead of their
             own. So each row has its prompt beside its own text, whatever padding it has.
         layers: edits of linear layers, for this pass and all that continue its memory.
+        vectors: vectors of each position of this pass alone, for edits of layers that have no `down`.
     """
 
     prompt: KeysValues | None = None
     slot: tuple[int, ...] = ()
     layers: LayerEdits = field(default_factory=dict)
+    vectors: Float[Tensor, "B T r"] | None = None
+
+    @property
+    def begins(self) -> bool:
+        """Whether it changes the memory that passes continue."""
+        return self.prompt is not None or bool(self.layers)
 
 
 def linear_layers(stack: nn.Module) -> dict[str, nn.Module]:
     """Return the linear layers of a stack by name, quantised ones and those of GPT-2 among them."""
     return {name: one for name, one in stack.named_modules() if isinstance(one, nn.Linear | Conv1D)}
+
+
+# Linear layers that write keys and values, by the end of their names; the last four write queries, too.
+WRITERS = ("k_proj", "v_proj", "c_attn", "query_key_value", "qkv_proj", "Wqkv")
+
+
+def writing_layers(stack: nn.Module) -> dict[str, nn.Module]:
+    """Return the linear layers of a stack that write its keys and values, by name.
+
+    Raises:
+        UsageError: none of them has a name that is known.
+    """
+    layers = linear_layers(stack)
+    found = {name: layer for name, layer in layers.items() if name.rsplit(".", 1)[-1] in WRITERS}
+    if not found:
+        names = sorted({name.rsplit(".", 1)[-1] for name in layers})
+        raise UsageError(
+            f"none of the linear layers ({', '.join(names)}) is known to write keys and values ({', '.join(WRITERS)}): "
+            "leave scaffold.recursion.keys_values at false"
+        )
+    return found
 
 
 def layer_sizes(layer: nn.Module) -> tuple[int, int]:
@@ -115,7 +150,8 @@ def layer_sizes(layer: nn.Module) -> tuple[int, int]:
 
 
 LayerParts = Sequence[tuple[int, LayerEdit | None]]  # number of rows and edit of each part of a batch, in one layer
-_CURRENT: ContextVar[Mapping[str, LayerParts] | None] = ContextVar("edits of the current forward", default=None)
+_Current = tuple[Mapping[str, LayerParts], Tensor | None]
+_CURRENT: ContextVar[_Current] = ContextVar("edits of the current forward, and their vectors", default=({}, None))
 _HOOKING = Lock()
 
 
@@ -136,13 +172,15 @@ def arranged(parts: Sequence[tuple[int, LayerEdits]], positions: int) -> Mapping
 
 
 @contextmanager
-def edited(stack: nn.Module, layers: Mapping[str, LayerParts]) -> Iterator[None]:
-    """Edit the layers of a stack in the forwards within this context (`arranged`)."""
+def edited(
+    stack: nn.Module, layers: Mapping[str, LayerParts], vectors: Float[Tensor, "B T N"] | None = None
+) -> Iterator[None]:
+    """Edit the layers of a stack in the forwards within this context (`arranged`), given the vectors of all rows."""
     if not layers:
         yield
         return
     _hook(stack)
-    kept = _CURRENT.set(layers)
+    kept = _CURRENT.set((layers, vectors))
     try:
         yield
     finally:
@@ -178,17 +216,20 @@ def _after(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tens
     if not parts:
         return None
     reads, outputs = _pieces(inputs[0], parts, name), _pieces(output, parts, name)
+    vectors = _CURRENT.get()[1]
+    if vectors is not None:
+        vectors = vectors.to(output.device)
+    given = [None] * len(parts) if vectors is None else vectors.split([count for count, _ in parts])
     pieces = [
-        own if edit is None else edit.on(own.device).output(read.to(own.device), own)
-        for (_, edit), read, own in zip(parts, reads, outputs, strict=True)
+        own if edit is None else edit.on(own.device).output(read.to(own.device), own, one)
+        for (_, edit), read, own, one in zip(parts, reads, outputs, given, strict=True)
     ]
     return (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).view_as(output)
 
 
 def _parts(name: str) -> LayerParts:
     """Return the edits of a layer in the current forward; nothing if there are none."""
-    current = _CURRENT.get()
-    return () if current is None else current.get(name, ())
+    return _CURRENT.get()[0].get(name, ())
 
 
 def _pieces(batch: Tensor, parts: LayerParts, name: str) -> Sequence[Tensor]:

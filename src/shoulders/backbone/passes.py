@@ -8,6 +8,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -105,14 +106,14 @@ def run_stack(
         embeds, mask, memory, edits: see `StackInput`.
         weights: weights by name that are used instead of the stack's own.
     """
-    past, layers = None, {} if edits is None else edits.layers
+    past, layers, vectors = None, {} if edits is None else edits.layers, None if edits is None else edits.vectors
     if memory is None and edits is not None and edits.prompt is not None:
         memory = PassMemory()
     if memory is not None:
         past = _begun(memory, stack, embeds.shape[0], edits)
         memory.extend(embeds.shape[0], embeds.shape[1], mask, embeds.device)
         mask, past, layers = memory.mask, with_written(past, edits), memory.layers
-    with edited(stack, arranged([(embeds.shape[0], layers)], embeds.shape[1])):
+    with edited(stack, arranged([(embeds.shape[0], layers)], embeds.shape[1]), vectors):
         return forward(stack, embeds, mask, past, weights)
 
 
@@ -151,9 +152,25 @@ def run_stack_together(
     written = [with_written(cache, part.edits) for cache, part in zip(caches, parts, strict=True)]
     past = JoinedCache(written, rows, seen, new)
     layers = arranged([(count, memory.layers) for count, memory in zip(rows, memories, strict=True)], longest)
-    with edited(stack, layers):
+    with edited(stack, layers, vectors_of(parts, longest)):
         states = forward(stack, embeds, None if bool(mask.all()) else mask, past, weights)
     return [one[:, -length:] for one, length in zip(states.split(list(rows)), new, strict=True)]
+
+
+def vectors_of(parts: Sequence[StackInput], columns: int) -> Float[Tensor, "B T N"] | None:
+    """Return the vectors that edits read (`Edits.vectors`) for all rows, aligned at the right, with zeros elsewhere."""
+    given = [None if part.edits is None else part.edits.vectors for part in parts]
+    width = max((one.shape[-1] for one in given if one is not None), default=0)
+    if not width:
+        return None
+    return torch.cat(
+        [
+            part.embeds.new_zeros(part.embeds.shape[0], columns, width)
+            if one is None
+            else F.pad(one, (0, width - one.shape[-1], columns - one.shape[1], 0))
+            for part, one in zip(parts, given, strict=True)
+        ]
+    )
 
 
 def _alone(stack: nn.Module, part: StackInput, weights: Mapping[str, Tensor] | None) -> Float[Tensor, "B T D"]:

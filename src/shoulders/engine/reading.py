@@ -53,9 +53,11 @@ class _Columns:
     def next(self, count: int) -> StackInput:
         """Return the next columns."""
         part = slice(self.read, self.read + count)
-        mask = self.request.mask
+        mask, edits = self.request.mask, self.request.edits
         embeds, mask = self.request.embeds[:, part], None if mask is None else mask[:, part]
-        return StackInput(embeds, mask, self.memory, self.request.edits, self.request.beside)
+        if edits is not None and edits.vectors is not None:
+            edits = replace(edits, vectors=edits.vectors[:, part])
+        return StackInput(embeds, mask, self.memory, edits, self.request.beside)
 
 
 @dataclass(slots=True, eq=False)
@@ -165,10 +167,11 @@ class Reader:
         whole = asked.edits is not None and bool(asked.edits.slot)
         if self.pool.shares and asked.mask is None and memory.mask is None and not whole and asked.part is None:
             content = self._content(memory, asked.edits, text)
-            keys = content_keys(content, asked.embeds[0].to(self.lm.dtype))
+            keys = content_keys(content, _vectors(asked).to(self.lm.dtype))
         if asked.edits is not None and not whole:
             memory.begin(asked.edits, self.lm.config, 1)
-            asked = replace(asked, edits=None)
+            vectors = asked.edits.vectors
+            asked = replace(asked, edits=None if vectors is None else Edits(vectors=vectors))
         first = not work.read
         if first:
             work.read = asked.embeds.shape[1]
@@ -254,6 +257,12 @@ class Reader:
         text.result, text.columns = torch.cat(columns.states, dim=1), None
         if columns.keys:
             text.contents[id(columns.memory)] = columns.memory.seen, columns.keys[-1]
+
+
+def _vectors(asked: Pass) -> Float[Tensor, "T N"]:
+    """Return all that a pass reads at each column."""
+    edits, own = asked.edits, asked.embeds[0]
+    return own if edits is None or edits.vectors is None else torch.cat([own, edits.vectors[0].to(own.dtype)], dim=-1)
 
 
 def _alike(chunks: Sequence[tuple[_Text, int]]) -> Iterator[list[tuple[_Text, int]]]:

@@ -343,7 +343,8 @@ class Scheduler(Submitting):
         if isinstance(request, Encode) or request.memory is None:
             return None
         memory, vectors = request.memory, request.states if isinstance(request, Blocks) else request.embeds
-        alone = isinstance(request, Pass) and (request.edits is not None or request.beside is not None)
+        edits = request.edits if isinstance(request, Pass) else None
+        alone = isinstance(request, Pass) and (request.beside is not None or (edits is not None and edits.begins))
         stack = request.connector.blocks if isinstance(request, Blocks) else request.part or self.lm.model.base_model
         usual = request.mask is None and not alone and vectors.shape[1] == 1
         if not (self._pool.shares and usual and fits(memory, stack)):
@@ -491,7 +492,7 @@ def _step(bank: Bank, requests: Sequence[Pass | Encode | Blocks]) -> list[Tensor
     parts = [
         StackInput(one.states, memory=one.memory)
         if isinstance(one, Blocks)
-        else StackInput(one.embeds, memory=one.memory)  # type: ignore[union-attr]
+        else StackInput(one.embeds, memory=one.memory, edits=one.edits)  # type: ignore[union-attr]
         for one in requests
     ]
     outputs = bank.step(parts)

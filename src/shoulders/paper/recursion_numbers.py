@@ -16,6 +16,7 @@ from shoulders.evaluation.results import Result
 from shoulders.evaluation.statistics import Interval, Measured, average_interval, difference_interval
 from shoulders.evidence.base import DEMONSTRATIONS
 from shoulders.scaffolds.base import KINDS
+from shoulders.scaffolds.input_prompt import SELF
 from shoulders.scaffolds.recursion import RecursionShape
 
 BARE, PROMPT_TUNED, TEXTUAL = "bare", "Prompt-tuned", "Textual-recursive"
@@ -70,6 +71,8 @@ def method_of(result: Result) -> Method:
     shape = RecursionShape(**choice.get("recursion", {})) if kind == "recursion" else None
     candidates = _candidates(recipe)
     way = untrained_way(result.content) if kind == BARE else kind
+    if kind != BARE and choice.get("encoder") == SELF:
+        way = f"LM{DASH}{label_of(kind)}{DASH}LM"
     name = _method_name(way, choice.get("inner", {}).get("kind", BARE), shape, candidates)
     passes = result.content.get("scaffold", {}).get("passes", shape.passes if shape else 1) + bool(candidates)
     variant = [part for part in ("residual", "copied", "shared") if shape and getattr(shape, part)]
@@ -77,7 +80,7 @@ def method_of(result: Result) -> Method:
         layers = f"layers {shape.into + 1} to {shape.out_of or 'last'}"
         variant.append(f"{shape.repeat.replace('_', ' ')} {layers} again" if shape.repeat else layers)
     if shape and shape.rank and shape.places:
-        variant.append(f"rank {shape.rank}")
+        variant.append(f"{'keys and values of ' * shape.keys_values}rank {shape.rank}")
     return Method(
         name,
         passes,

@@ -14,7 +14,7 @@ from shoulders.plugins import Registry
 from shoulders.runs.ranking_recipes import ranking_recipes
 from shoulders.runs.recipe import SELF_STUDY, BackboneChoice, Recipe, SuiteChoice, TextChoice
 from shoulders.scaffolds.deep_prompt import DeepPromptConfig, InputDeepPromptConfig
-from shoulders.scaffolds.input_prompt import InputPromptConfig
+from shoulders.scaffolds.input_prompt import SELF, InputPromptConfig
 from shoulders.scaffolds.low_rank import GatedLowRankConfig, GatedScalesConfig, LowRankConfig, ScalesConfig
 from shoulders.scaffolds.recursion import RecursionConfig, RecursionShape
 from shoulders.scaffolds.soft_prompt import SoftPromptConfig
@@ -269,6 +269,21 @@ def lm_connector() -> Recipe:
     return _recursion("lm_connector", "one pass with a Connector after it", shape)
 
 
+def lm_deep_prompt_lm() -> Recipe:
+    """Return the recipe of two passes over a question, the first of which writes a deep prompt for the second.
+
+    ID-PT's generator stands between them; without layers of its own it has as many weights as a Connector of three.
+    """
+    base = closed_book()
+    return replace(
+        base,
+        name="lm_deep_prompt_lm",
+        about="two passes of SmolLM2-135M, the first writes keys and values for the second (suite.source=qa:PATH/NAME)",
+        scaffold=InputDeepPromptConfig(length=16, encoder=SELF, encoder_length=0, layers=0),
+        training=replace(base.training, learning_rate=2e-3, base_learning_rate=0.02),
+    )
+
+
 def textual_recursion() -> Recipe:
     """Return the recipe of textual recursion's second prompt: prompt tuning with 16 sampled candidates (table 5)."""
     base = closed_book()
@@ -356,6 +371,7 @@ OWN = (
     connector_lm,
     lm_connector,
     lm_connector_lm,
+    lm_deep_prompt_lm,
     textual_recursion,
     reader,
     cartridge,

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from shoulders.backbone.caches import Beside, Memory, PassMemory, plain, windows
-from shoulders.backbone.edits import in_type
+from shoulders.backbone.edits import Edits, LayerEdit, LayerEdits, in_type, layer_sizes, writing_layers
 from shoulders.backbone.encoder import embedding_norm
 from shoulders.backbone.frozen import FrozenLM, copy_layers, new_blocks
 from shoulders.errors import UnknownName, UsageError
@@ -94,8 +94,42 @@ class LowRankConnector(nn.Module):
 
     def forward(self, states: Float[Tensor, "B T E"], instead_of: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Return `instead_of` with what it adds, given the states."""
-        hidden = F.silu(F.linear(F.rms_norm(states, states.shape[-1:]), in_type(self.down, states.dtype)))
-        return instead_of + self.scale * F.linear(hidden, in_type(self.up, states.dtype))
+        return instead_of + self.scale * F.linear(_hidden(self.down, states), in_type(self.up, states.dtype))
+
+
+@final
+class KeyValueConnector(nn.Module):
+    """A low-rank network that adds to the keys and values of the next pass, at each position by itself.
+
+    It is a deep prompt that the pass before writes: one hidden layer reads its states, and each layer of the next pass
+    has an output of its own. These are zeros at the start. Not in the paper.
+
+    Args:
+        width: size of the states that it reads.
+        rank: size of the hidden layer.
+        sizes: number of outputs of each linear layer that writes keys or values, by its name in the stack.
+        scales: mean length of an entry of what each of them gives.
+    """
+
+    def __init__(self, width: int, rank: int, sizes: Mapping[str, int], scales: Mapping[str, float]) -> None:
+        super().__init__()
+        self.sizes, self.scales = dict(sizes), dict(scales)
+        self.down = nn.Parameter(torch.randn(rank, width) / width**0.5)
+        self.up = nn.Parameter(torch.zeros(sum(sizes.values()), rank))
+
+    def vectors(self, states: Float[Tensor, "B T E"]) -> Float[Tensor, "B T r"]:
+        """Return the hidden layer of each position."""
+        return _hidden(self.down, states)
+
+    def layers(self, dtype: torch.dtype, prefix: str = "") -> LayerEdits:
+        """Return the edits of layers, by their names after a prefix, that add what is written from these vectors."""
+        ups = in_type(self.up, dtype).split([*self.sizes.values()])
+        pairs = zip(self.sizes, ups, strict=True)
+        return {f"{prefix}{name}": LayerEdit(up=up, scale=self.scales[name]) for name, up in pairs}
+
+
+def _hidden(down: Float[Tensor, "r E"], states: Float[Tensor, "B T E"]) -> Float[Tensor, "B T r"]:
+    return F.silu(F.linear(F.rms_norm(states, states.shape[-1:]), in_type(down, states.dtype)))
 
 
 REPEATS = ("", "damped", "gated", "gated_layers")
@@ -113,6 +147,8 @@ class RecursionShape:
         shared: use one Connector between all passes instead of one each.
         residual, copied: see `Connector`.
         rank: make each Connector a `LowRankConnector` of this rank instead of blocks; 0 for blocks.
+        keys_values: make each a `KeyValueConnector` of this rank: it adds to the keys and values of the next pass,
+            which reads the same vectors as the first. Where one layer writes queries, too (GPT-2), they change as well.
         into: the layer that later passes begin at (and a Connector before the first pass): the layers below it read the
             text once, and what they give stands where the paper has the token embeddings.
         out_of: number of layers after which a pass's states go on to the next; 0 for all, with the final norm.
@@ -133,6 +169,7 @@ class RecursionShape:
     residual: bool = False
     copied: bool = False
     rank: int = 0
+    keys_values: bool = False
     into: int = 0
     out_of: int = 0
     repeat: str = ""
@@ -146,6 +183,11 @@ class RecursionShape:
             raise UsageError(f"scaffold.recursion.layers must be at least 0, got {self.layers}: 2 is usual")
         if self.shared and (self.before or self.after):
             raise UsageError("scaffold.recursion.shared is for Connectors between passes, not before or after them")
+        if self.keys_values and (not self.rank or self.repeat or self.before or self.after):
+            raise UsageError(
+                "scaffold.recursion.keys_values is for low-rank Connectors between passes: set scaffold.recursion.rank "
+                "and leave repeat, before and after at their defaults"
+            )
         self._check_layers()
 
     def _check_layers(self) -> None:
@@ -183,6 +225,11 @@ class RecursionShape:
     def whole(self) -> bool:
         """Whether every pass goes through all layers."""
         return not (self.into or self.out_of)
+
+    @property
+    def inside(self) -> bool:
+        """Whether it reaches into the passes of the inner scaffold: runs some layers, or adds to keys and values."""
+        return self.keys_values or not self.whole
 
     def check(self, depth: int) -> None:
         """Raise `UsageError` if a model of so many layers cannot have this shape."""
@@ -256,7 +303,7 @@ class Recursion(Scaffold, kind="recursion"):
         shape: order and sizes.
         inner: the scaffold of each pass; the paper has none.
         norms: length of each Connector's vectors at the start; by default that of the vectors they replace (token
-            embeddings before a pass, final states after the last).
+            embeddings before a pass, final states after the last); of `shape.keys_values`, `KeyValueConnector.scales`.
 
     Source: the paper, section 4.2, figure 5c and table 6.
     """
@@ -278,10 +325,10 @@ class Recursion(Scaffold, kind="recursion"):
         self.shape = shape
         self.norms = dict(norms or starting_norms(lm, shape))
         self.inner = inner or Bare()
-        if not shape.whole and self.inner.kind not in INNER:
+        if shape.inside and self.inner.kind not in INNER:
             raise UsageError(
-                f"scaffold.inner={self.inner.kind} reaches every layer, and scaffold.recursion.into, out_of and repeat "
-                f"run some of them by themselves: take one of {', '.join(INNER)}, or leave these at their defaults"
+                f"scaffold.inner={self.inner.kind} reaches every layer, and scaffold.recursion.into, out_of, repeat "
+                f"and keys_values reach into its pass: take one of {', '.join(INNER)}, or leave these at their defaults"
             )
         if shape.beside:
             check_beside(lm)
@@ -294,7 +341,7 @@ class Recursion(Scaffold, kind="recursion"):
 
     def _connector(self, place: str) -> nn.Module:
         """Return a new Connector for a kind of place."""
-        lm, shape, norm = self._lm, self.shape, self.norms[place]
+        lm, shape = self._lm, self.shape
         depth, inner, outer = lm.config.num_hidden_layers, lm.config.hidden_size, lm.width
         below, above = inner if shape.into else outer, inner if shape.out_of < depth and shape.out_of else outer
         sizes = {
@@ -303,6 +350,10 @@ class Recursion(Scaffold, kind="recursion"):
             "after": (outer, outer),
         }
         reads, adds = sizes[place]
+        if shape.keys_values:
+            outputs = {name: layer_sizes(layer)[1] for name, layer in writing_layers(_later_stack(lm, shape)).items()}
+            return KeyValueConnector(reads, shape.rank, outputs, self.norms)
+        norm = self.norms[place]
         if shape.rank:
             return LowRankConnector(reads, adds, shape.rank, norm=norm)
         if (reads, adds) != (outer, outer):
@@ -359,7 +410,7 @@ class Recursion(Scaffold, kind="recursion"):
 
     def program(self, given: ScaffoldInput, memory: Memory | None = None) -> Program:
         """Ask for each pass and the Connectors around and between them; return the last states."""
-        if not self.shape.whole:
+        if self.shape.inside:
             return (yield from self._in_parts(given, memory))
         vectors = states = given.embeds
         place = 0
@@ -376,14 +427,16 @@ class Recursion(Scaffold, kind="recursion"):
         return states
 
     def _in_parts(self, given: ScaffoldInput, memory: Memory | None) -> Program:
-        """Run the inner scaffold's program, whose passes are taken in parts; return its states."""
+        """Run the inner scaffold's program, whose passes are taken apart; return its states."""
+        taken = self._repeated if self.shape.repeat else self._returned
+        if self.shape.keys_values:
+            taken = partial(self._written, known=self._known(given, given.embeds, memory))
         inner, result = self.inner.program(given, None if memory is None else memory.of_pass(0)), None
         while True:
             try:
                 request = next(inner) if result is None else inner.send(result)
             except StopIteration as end:
                 return end.value
-            taken = self._repeated if self.shape.repeat else self._returned
             result = (yield from taken(request, memory)) if isinstance(request, Pass) else (yield request)
 
     def _returned(self, request: Pass, memory: Memory | None) -> Program:
@@ -400,6 +453,21 @@ class Recursion(Scaffold, kind="recursion"):
         states = yield next(runs)(vectors)
         if self.shape.after:
             states = yield from self._connected(place, states, states, request.mask, memory)
+        return states
+
+    def _written(self, request: Pass, memory: Memory | None, known: Float[Tensor, "B T D"] | None) -> Program:
+        """Take a pass, and others over the same vectors with keys and values that the states before add to."""
+        runs, vectors = self._runs(request, memory), request.embeds
+        if self.shape.into:
+            vectors = yield next(runs)(vectors)
+        first = next(runs)(vectors)
+        states = known if known is not None else (yield first)
+        for place in range(self.shape.passes - 1):
+            connector: Any = self.connectors[0 if self.shape.shared else place]
+            run = next(runs)(vectors)
+            begun = run.memory is not None and run.memory.seen
+            layers = {} if begun else connector.layers(states.dtype, "stack." if run.part else "")
+            states = yield replace(run, edits=Edits(layers=layers, vectors=connector.vectors(states)))
         return states
 
     def _repeated(self, request: Pass, memory: Memory | None) -> Program:
@@ -474,10 +542,17 @@ class Recursion(Scaffold, kind="recursion"):
 
     def _passed(self, given: ScaffoldInput, vectors: Float[Tensor, "B T D"], memory: Memory | None) -> Program:
         """Ask for one pass over the vectors, unless they are the text's own embeddings and their states are known."""
-        known = given.first if vectors is given.embeds and isinstance(self.inner, Bare) and memory is None else None
+        known = self._known(given, vectors, memory)
         if known is not None:
             return known
         return (yield from self.inner.program(replace(given, embeds=vectors, first=None), memory))
+
+    def _known(
+        self, given: ScaffoldInput, vectors: Float[Tensor, "B T D"], memory: Memory | None
+    ) -> Float[Tensor, "B T D"] | None:
+        """Return the states of a pass over these vectors if they have been computed already."""
+        bare = vectors is given.embeds and isinstance(self.inner, Bare) and self.shape.whole
+        return given.first if bare and memory is None else None
 
     def _connected(
         self,
@@ -518,12 +593,17 @@ INNER = ("bare", "soft_prompt", "input_prompt")  # kinds whose passes can be tak
 
 @torch.no_grad()
 def starting_norms(lm: FrozenLM, shape: RecursionShape) -> dict[str, float]:
-    """Return the mean length of the vectors that each kind of Connector replaces or adds to."""
+    """Return the mean length of the vectors that each kind of Connector replaces or adds to.
+
+    For those that add to keys and values it is the length of an entry, by the name of the layer that gives them.
+    """
+    if shape.keys_values:
+        return _scales(lm, shape)
     embedded = embedding_norm(lm)
     norms = {"before": embedded, "between": embedded, "after": 1.0}
     if lm.device.type == "meta":
         return norms
-    vectors = lm.embed(torch.linspace(0, lm.vocabulary - 1, 64, device=lm.device).long()[None])
+    vectors = _some_embeddings(lm)
     if shape.into:
         norms["before"] = norms["between"] = _length(lm.states(vectors, part=lm.part(0, shape.into)))
     if shape.repeat:
@@ -531,6 +611,36 @@ def starting_norms(lm: FrozenLM, shape: RecursionShape) -> dict[str, float]:
     if shape.after:
         norms["after"] = torch.linalg.vector_norm(lm.states(vectors).float(), dim=-1).mean().item()
     return norms
+
+
+def _later_stack(lm: FrozenLM, shape: RecursionShape) -> nn.Module:
+    """Return the stack of the layers that the last pass goes through."""
+    part = lm.part(shape.into, lm.config.num_hidden_layers)
+    return part.stack if part else lm.model.base_model
+
+
+def _scales(lm: FrozenLM, shape: RecursionShape) -> dict[str, float]:
+    """Return the mean length of an entry of what each layer that writes keys and values gives; 1 on the meta device."""
+    layers = writing_layers(_later_stack(lm, shape))
+    scales = dict.fromkeys(layers, 1.0)
+    if lm.device.type == "meta":
+        return scales
+
+    def measure(name: str, _: nn.Module, __: object, output: Tensor) -> None:
+        scales[name] = _length(output) / output.shape[-1] ** 0.5
+
+    hooks = [layer.register_forward_hook(partial(measure, name)) for name, layer in layers.items()]
+    vectors = _some_embeddings(lm)
+    if shape.into:
+        vectors = lm.states(vectors, part=lm.part(0, shape.into))
+    lm.states(vectors, part=lm.part(shape.into, lm.config.num_hidden_layers))
+    for hook in hooks:
+        hook.remove()
+    return scales
+
+
+def _some_embeddings(lm: FrozenLM) -> Float[Tensor, "1 T D"]:
+    return lm.embed(torch.linspace(0, lm.vocabulary - 1, 64, device=lm.device).long()[None])
 
 
 def _length(states: Float[Tensor, "B T E"]) -> float:
