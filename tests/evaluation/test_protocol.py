@@ -317,6 +317,23 @@ def test_the_commit_is_that_of_the_packages_own_checkout(tmp_path, monkeypatch):
         assert (circumstances()["commit"] is not None) == own
 
 
+def test_prose_and_earlier_results_are_no_change_of_the_code(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@x", *arguments], cwd=tmp_path, check=True)
+
+    written = {name: tmp_path / name for name in ("src/shoulders/code.py", "grid/results/a.json", "grid/summary.md")}
+    for path in written.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("before")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "ours")
+    monkeypatch.setattr(results_module, "PACKAGE", tmp_path / "src/shoulders")
+    for name, path in reversed(written.items()):
+        path.write_text("after")
+        assert circumstances()["dirty"] == (name == "src/shoulders/code.py")
+
+
 def test_results_are_read_from_runs(tmp_path):
     with pytest.raises(UsageError, match="no results at"):
         read_result(tmp_path)

@@ -62,11 +62,14 @@ def label_of(kind: str) -> str:
     return KINDS[kind].label if kind in KINDS else kind
 
 
+NO_CODE = [f":(top,exclude){files}" for files in ("*.md", "*.png", "*/results/*.json")]  # prose, and what runs wrote
+
+
 def circumstances(*libraries: str) -> dict[str, Any]:
     """Return code, versions (also of the named libraries), machine and time of a measurement."""
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),  # of the code, not of its output
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", *NO_CODE)),
         "versions": _versions(libraries),
         "machine": machine(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
