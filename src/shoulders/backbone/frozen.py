@@ -310,15 +310,28 @@ class FrozenLM:
             memory: keys and values of the positions before these; it is extended by these positions.
             edits: edits of the model for these rows (`backbone.edits`).
             part: the layers that run; None for all.
+
+        Raises:
+            UsageError: processes share each layer, which cannot be edited then.
         """
+        self._check_edits(edits)
         found = run_stack(part or self.model.base_model, embeds.to(self.dtype), mask, memory, edits=edits)
         return found.to(embeds.device)
 
     def states_together(self, rows: Sequence[StackInput], part: Part | None = None) -> list[Float[Tensor, "B T D"]]:
         """Return the states of several batches, from one forward of all layers or a part; no row affects another."""
+        for one in rows:
+            self._check_edits(one.edits)
         wanted = [replace(one, embeds=one.embeds.to(self.dtype)) for one in rows]
         found = run_stack_together(part or self.model.base_model, wanted)
         return [states.to(one.embeds.device) for states, one in zip(found, rows, strict=True)]
+
+    def _check_edits(self, edits: Edits | None) -> None:
+        if edits is not None and self.parallel == TENSOR:
+            raise UsageError(
+                "what acts in every layer needs whole layers, and each process has a part of each "
+                f"(backbone.parallel={TENSOR}): take backbone.parallel={FSDP}"
+            )
 
     def part(self, begin: int, end: int) -> Part | None:
         """Return the layers `begin` to `end` - 1 as a stack (`backbone.parts`); None for all layers.
