@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shoulders import FrozenLM
+from shoulders import FrozenLM, SoftPrompt
+from shoulders.engine.precomputed import Contexts
 from shoulders.errors import UnknownName, UsageError
+from shoulders.training.losses import scaffold_loss
 from toys import ACCELERATE, PROCESSES, in_processes
 
 RUN = """
@@ -113,3 +115,10 @@ def test_one_process_alone_is_refused(lm):
         FrozenLM.load(lm.name, device="cpu", parallel="tensor", quantize="nf4")
     with pytest.raises(UnknownName, match="did you mean 'tensor'"):
         FrozenLM.load(lm.name, device="cpu", parallel="tensors")
+
+
+def test_keys_and_values_of_some_heads_are_not_stored(lm, monkeypatch):
+    monkeypatch.setattr(lm, "parallel", "tensor")
+    prompt = SoftPrompt.from_vocabulary(lm, length=2, placement="suffix")
+    with pytest.raises(UsageError, match=r"training.contexts keeps .* all heads.*: leave it empty"):
+        scaffold_loss(lm, prompt, contexts=Contexts(lm))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from shoulders.backbone.caches import plain
 from shoulders.backbone.frozen import FrozenLM
-from shoulders.backbone.placing import FSDP
+from shoulders.backbone.placing import FSDP, TENSOR
 from shoulders.data.mixture import Counts
 from shoulders.engine.batches import EncodedQuestion, by_length, text_batch, training_batch
 from shoulders.engine.precomputed import Contexts, StateStore, check_contexts, check_first_pass
@@ -112,6 +112,11 @@ def scaffold_loss(
     if first_pass is not None:
         check_first_pass(scaffold)
     if contexts is not None:
+        if lm.parallel == TENSOR:
+            raise UsageError(
+                "training.contexts keeps keys and values of all heads, and with backbone.parallel=tensor each process "
+                "has some: leave it empty"
+            )
         check_contexts(scaffold)
     elif scaffold.reads_before and plain(lm.config) and lm.parallel != FSDP:
         contexts = Contexts(lm)
