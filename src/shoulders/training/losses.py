@@ -108,15 +108,10 @@ def scaffold_loss(
         UsageError: stored states would change, because something trains before the end of the first pass, or before
             the prompt.
     """
-    _check_shared(lm, scaffold, stored=first_pass is not None or contexts is not None)
+    _check_shared(lm, scaffold, first_pass=first_pass is not None, contexts=contexts is not None)
     if first_pass is not None:
         check_first_pass(scaffold)
     if contexts is not None:
-        if lm.parallel == TENSOR:
-            raise UsageError(
-                "training.contexts keeps keys and values of all heads, and with backbone.parallel=tensor each process "
-                "has some: leave it empty"
-            )
         check_contexts(scaffold)
     elif scaffold.reads_before and plain(lm.config) and lm.parallel != FSDP:
         contexts = Contexts(lm)
@@ -149,9 +144,14 @@ def _check_divides(lm: FrozenLM, batch_size: int) -> None:
         )
 
 
-def _check_shared(lm: FrozenLM, scaffold: Scaffold, *, stored: bool) -> None:
-    """Raise `UsageError` where processes that gather each layer together would not run it equally often."""
-    if lm.parallel == FSDP and (stored or scaffold.placement is Placement.INFIX):
+def _check_shared(lm: FrozenLM, scaffold: Scaffold, *, first_pass: bool, contexts: bool) -> None:
+    """Raise `UsageError` for what is stored, or placed, as processes that share the weights cannot have it."""
+    if lm.parallel == TENSOR and contexts:
+        raise UsageError(
+            "training.contexts keeps keys and values of all heads, and with backbone.parallel=tensor each process has "
+            "some: leave it empty"
+        )
+    if lm.parallel == FSDP and (first_pass or contexts or scaffold.placement is Placement.INFIX):
         raise UsageError(
             "with backbone.parallel=fsdp all processes run each layer equally often, which stored states "
             "(training.contexts, training.first_pass) and an infix prompt, before which some texts have nothing, do "
