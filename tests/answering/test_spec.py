@@ -43,8 +43,12 @@ def test_saved_and_read_is_unsaved():
 @pytest.mark.parametrize(
     ("content", "error", "said"),
     [
-        ({"longest": "many"}, CorruptFile, r"the answer settings of runs/x cannot be read \(longest: "),
-        ({"evidence": {"passages": []}}, CorruptFile, r"\(passages: "),
+        (
+            {"longest": "many"},
+            CorruptFile,
+            r"settings of runs/x cannot be read \(longest takes a whole number, got 'many'\)",
+        ),
+        ({"evidence": {"passages": []}}, CorruptFile, r"\(passages takes a whole number, got \[\]\)"),
         ({"evidence": None}, CorruptFile, "the answer settings of runs/x cannot be read"),
         (None, CorruptFile, "the answer settings of runs/x cannot be read"),
         ({"longest": 0}, UsageError, "must be at least 1 token, got 0"),

@@ -27,9 +27,9 @@ from shoulders.backbone.passes import layers_of
 from shoulders.engine.batches import encode, training_batch
 from shoulders.engine.inference import answer
 from shoulders.errors import SourceNotFound, UnknownName, UsageError, WrongBackbone
+from shoulders.scaffolds.connectors import Connector
 from shoulders.scaffolds.deep_prompt import DeepPrompt
 from shoulders.scaffolds.low_rank import LowRank
-from shoulders.scaffolds.recursion import Connector
 
 SCHEMES = ("nf4", "int8")
 FAMILIES = ("llama", "gpt2", "qwen3", "gemma")

@@ -17,7 +17,7 @@ from shoulders.backbone.caches import Memory, PassMemory, plain
 from shoulders.backbone.edits import LayerEdits
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.records import KeysValues
-from shoulders.scaffolds.recursion import Connector
+from shoulders.scaffolds.connectors import Connector
 
 SHORT = 10  # rows of up to 2 ** SHORT columns share a bank, those of up to four times as many the next, and so on
 

@@ -46,8 +46,9 @@ from shoulders.engine.requests import (
 from shoulders.errors import QueueFull, RequestFailed, SourceNotFound, Stopped, UsageError, first_line
 from shoulders.records import Question
 from shoulders.scaffolds.base import Bare, Scaffold
+from shoulders.scaffolds.connectors import Connector
 from shoulders.scaffolds.program import Pass, Program, fulfil
-from shoulders.scaffolds.recursion import Connector, Recursion, RecursionShape
+from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from shoulders.store.files import write_tensors
 
 WAY_OUT = "serve it with --engine process"

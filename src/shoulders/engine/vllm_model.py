@@ -97,7 +97,7 @@ class TwoCaches(nn.Module):
 
 
 class ConnectorBlocks(nn.Module):
-    """A Connector (`scaffolds.recursion.Connector`) of vLLM's layers.
+    """A Connector (`scaffolds.connectors.Connector`) of vLLM's layers.
 
     Args:
         vllm_config: of the model.

@@ -22,7 +22,7 @@ from shoulders.backbone.passes import StackInput, run_stack_together
 from shoulders.errors import UsageError
 
 if TYPE_CHECKING:
-    from shoulders.scaffolds.recursion import Connector
+    from shoulders.scaffolds.connectors import Connector
 
 
 @dataclass(frozen=True, slots=True)
