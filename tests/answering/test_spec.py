@@ -46,7 +46,7 @@ def test_saved_and_read_is_unsaved():
         (
             {"longest": "many"},
             CorruptFile,
-            r"settings of runs/x cannot be read \(longest takes a whole number, got 'many'\)",
+            r"the answer settings of runs/x cannot be read \(longest takes a whole number, got 'many'\)",
         ),
         ({"evidence": {"passages": []}}, CorruptFile, r"\(passages takes a whole number, got \[\]\)"),
         ({"evidence": None}, CorruptFile, "the answer settings of runs/x cannot be read"),

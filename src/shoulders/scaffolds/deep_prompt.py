@@ -238,10 +238,6 @@ class InputDeepPromptConfig(GeneratorConfig, DeepPromptConfig):
 
     kind: str = field(default="input_deep_prompt", init=False)
 
-    def __post_init__(self) -> None:
-        DeepPromptConfig.__post_init__(self)
-        self.check_generator()
-
 
 @final
 class InputDeepPrompt(InputDependent, kind="input_deep_prompt"):

@@ -84,7 +84,9 @@ class InputPromptShape:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig:
-    """Values of a generator in a recipe; without slots, so that it can be a second base class.
+    """Values of a generator in a recipe, the first base class beside those of what it writes, whose checks come first.
+
+    It has no slots, so that there can be a second one.
 
     Attributes:
         encoder: a source name, or "self" for the frozen model itself.
@@ -96,6 +98,11 @@ class GeneratorConfig:
     layers: int = 2
     head_width: int = 64
     query_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        beside: Any = super()
+        beside.__post_init__()
+        self.check_generator()
 
     def check_generator(self) -> None:
         """Raise `UsageError` for a value that does not fit."""
@@ -233,10 +240,6 @@ class InputPromptConfig(GeneratorConfig, PromptConfig):
 
     kind: str = field(default="input_prompt", init=False)
     base: bool = False
-
-    def __post_init__(self) -> None:
-        PromptConfig.__post_init__(self)
-        self.check_generator()
 
     @property
     def shape(self) -> InputPromptShape:

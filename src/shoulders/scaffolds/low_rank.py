@@ -404,10 +404,6 @@ class GatedLowRankConfig(GateConfig, LowRankConfig):
 
     kind: str = field(default="gated_low_rank", init=False)
 
-    def __post_init__(self) -> None:
-        LowRankConfig.__post_init__(self)
-        self.check_generator()
-
 
 @final
 class GatedLowRank(_Gated, kind="gated_low_rank"):
@@ -424,10 +420,6 @@ class GatedScalesConfig(GateConfig, ScalesConfig):
     """Values of factors of activations that are weighted for each input, in a recipe."""
 
     kind: str = field(default="gated_scales", init=False)
-
-    def __post_init__(self) -> None:
-        ScalesConfig.__post_init__(self)
-        self.check_generator()
 
 
 @final
