@@ -1,3 +1,6 @@
+import weakref
+from itertools import permutations
+
 import pytest
 import torch
 from torch import nn
@@ -26,6 +29,39 @@ def test_packed_weights_give_the_same_logits_and_fingerprint(tiny_lm, family, dt
         wanted, found = (lm.logits(lm.states(lm.embed(ids))) for lm in (plain, packed))
     near = 1e-5 if dtype == "float32" else 0.03
     torch.testing.assert_close(found, wanted, rtol=near, atol=near * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_that_read_the_same_vectors_are_one_product(tiny_lm, dtype):
+    plain = tiny_lm("llama", dtype)
+    names = [f"layers.0.self_attn.{name}_proj" for name in "qkv"]
+    theirs, packed = (
+        [lm.model.base_model.get_submodule(name) for name in names] for lm in (plain, plain.copied().settled())
+    )
+    assert len({layer.product for layer in packed}) == 1
+    vectors = torch.randn(2, 5, plain.width).to(plain.dtype)
+    other = vectors + 1
+    for order in permutations(range(3)):  # whichever asks first, and whatever was asked before
+        for given in (vectors, other):
+            for number in order:
+                near = {"rtol": 1e-5, "atol": 1e-5} if dtype == "float32" else {"rtol": 0.02, "atol": 0.02}
+                torch.testing.assert_close(packed[number](given), theirs[number](given), **near)
+
+
+def test_a_product_keeps_nothing_of_a_text_that_has_been_read(lm):
+    packed = lm.copied().settled()
+    alive = []
+    layers = [layer for layer in packed.model.modules() if isinstance(layer, PackedLinear)]
+    hooks = [
+        layer.register_forward_hook(lambda _, given, made: alive.extend(map(weakref.ref, (*given, made))))
+        for layer in layers
+    ]
+    with torch.no_grad():
+        packed.states(packed.embed(torch.tensor([packed.ids(TEXTS[0])])))
+    for hook in hooks:
+        hook.remove()
+    assert alive
+    assert not any(one() is not None for one in alive)
 
 
 def test_a_layer_that_does_not_run_as_such_stays_as_it_is(lm):

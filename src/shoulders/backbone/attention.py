@@ -80,7 +80,8 @@ def _grouped(
     rows, heads, length, width = query.shape
     groups, keys = key.shape[1], key.shape[2]
     bias = _bias(mask, rows, groups, heads // groups, length, keys, query)
-    mixed = _Attend.apply(
+    attend = _Attend.apply if torch.is_grad_enabled() else _attended  # the former costs calls of its own
+    mixed = attend(
         query.reshape(rows * groups, heads // groups * length, width),
         key.reshape(rows * groups, keys, width),
         value.reshape(rows * groups, keys, width),
@@ -97,7 +98,7 @@ class _Attend(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
         ctx.save_for_backward(query, key, value, bias)
         ctx.scaling = scaling
-        return torch.bmm(_probabilities(query, key, bias, scaling), value)
+        return _attended(query, key, value, bias, scaling)
 
     @staticmethod
     @once_differentiable
@@ -117,6 +118,10 @@ class _Attend(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
+    return torch.bmm(_probabilities(query, key, bias, scaling), value)
 
 
 def _probabilities(query: Tensor, key: Tensor, bias: Tensor, scaling: float) -> Tensor:
