@@ -553,13 +553,14 @@ def page(found: Mapping[str, tuple[Claim, Estimate]]) -> str:
 
 INTRODUCTION = """\
 What the paper says of models of 7B to 17B parameters, tried on SmolLM2-135M with a few thousand training examples; also
-what failed. A claim *holds* if the whole 95% interval is above its bound, *fails* if all of it is below, and is *open*
-otherwise. The bound is 0 unless the claim names another."""
+what failed. "A over B" is the score of A minus that of B. A claim *holds* if the whole 95% interval is above its bound,
+*fails* if all of it is below, and is *open* otherwise. The bound is 0 (for a ratio, 1) unless the claim names another;
+"at most 1 point behind" is a bound of -1. A value without an interval is compared with the bound by itself."""
 
 READING = """\
 Differences are in points (percent), paired over the same examples; intervals are bootstraps over examples and do not
-include the variance between seeds, of which `seeds` gives the number. A value without an interval was not recorded by
-example. `make claims` makes this page and
+include the variance between seeds. `seeds` is the number of seeds of the method named first; the other may have fewer
+(`other_seeds` in the file). A value without an interval was not recorded by example. `make claims` makes this page and
 [claims.json](https://github.com/shoulders-lm/shoulders/blob/main/experiments/claims.json) from the recorded results;
 commands and verdicts in words are in the
 [experiments](https://github.com/shoulders-lm/shoulders/tree/main/experiments). Not tried: models of billions of

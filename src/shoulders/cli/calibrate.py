@@ -34,7 +34,9 @@ def calibrate(
     budget: Annotated[float, typer.Option(help="average number of passes through the frozen model for an answer")],
     rule: Annotated[
         str,
-        typer.Option(help="confidence in an answer: its 'probability', or its 'margin' over the second best answer"),
+        typer.Option(
+            help="confidence in an answer: its 'probability', or its 'margin', the smallest lead of a token over the next best"
+        ),
     ] = "probability",
     recipe: RecipeOption = None,
     out: Annotated[Path, typer.Option(help="folder to write; `ask` and `evaluate` accept it like a scaffold")] = Path(
