@@ -182,7 +182,8 @@ TUNED = ("prompt-tuned-s0",)
 DEEP, SHARED = "014-deep-scaffolds", ("low-rank-400-s0", "low-rank-400-s1", "low-rank-400-s2")
 BEST = ("low-rank-input-400-s0", "low-rank-input-400-s1", "low-rank-input-400-s2")
 LORA, FULL = ("lora-400-s0",), ("full-400-s0",)
-EQUAL_LORA = ("lora-38-400-s0", "lora-38-400-s1")  # of as many trained parameters as the gated updates
+# LoRA of as many trained parameters as the gated updates.
+EQUAL_LORA = ("lora-38-400-s0", "lora-38-400-s1", "lora-38-400-s2")
 GATED = "Low-rank updates weighted for each input (frozen weights)"
 QUANTIZED = "017-nf4"
 # Experiments to come, and the names of their results.

@@ -1,11 +1,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, Phi3Config
 
 from shoulders.backbone import frozen
 from shoulders.backbone.frozen import UNLIMITED, FrozenLM, positions_of
 from shoulders.errors import ContextFull, SourceNotFound, UnknownName, UsageError
 from shoulders.records import IGNORE
+from tiny import GROUPED, tokenizer
 
 
 def test_fingerprint_tells_models_apart_and_ignores_the_type(tiny_lm):
@@ -65,6 +67,20 @@ def test_a_continuation_is_tokenised_as_part_of_the_whole(lm):
     text, answer = "What is the capital of France?", "Paris"
     whole = lm.ids(f"{text} {answer}")
     assert lm.ids(text) + lm.continuation_ids(text, answer) == whole
+
+
+def test_longrope_reads_no_further_than_its_rows_are_independent():
+    """Beyond the length of its pretraining a long row changes the rotations of all rows of its batch."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4,
+            "short_factor": [1.0] * 4, "long_factor": [9.0] * 4}  # fmt: skip
+    config = Phi3Config(**GROUPED, original_max_position_embeddings=16, rope_parameters=rope)
+    long = FrozenLM(AutoModelForCausalLM.from_config(config), tokenizer())
+    assert long.context == 16
+    with pytest.raises(ContextFull, match="16"):
+        long.check_room("a text", 17, "shorten it")
+    vectors = long.embed(torch.arange(3, 13)[None])
+    both = torch.cat([vectors, torch.zeros(1, 6, long.width)], 1).repeat(2, 1, 1)
+    torch.testing.assert_close(long.states(both)[:1, :10], long.states(vectors), rtol=1e-4, atol=1e-4)
 
 
 def test_context_and_types_are_refused_with_both_numbers(lm):

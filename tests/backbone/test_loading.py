@@ -77,7 +77,8 @@ def test_any_part_of_a_checkpoint_is_the_whole_model_or_refused_by_a_name(whole,
         return
     with pytest.raises(CorruptFile) as refused:
         loaded(kind, part)
-    assert any(key.removeprefix("bert.") in str(refused.value) for key in dropped)
+    names = {"shared.weight": "embed_tokens.weight"}  # tied weights are missing under several names
+    assert any(names.get(key, key.removeprefix("bert.")) in str(refused.value) for key in dropped)
 
 
 @LOADERS

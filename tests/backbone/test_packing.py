@@ -1,18 +1,20 @@
 import weakref
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
 import torch
 from torch import nn
 
-from mixed import one
+from mixed import one, several
 from shoulders.backbone.packing import PackedLinear
 from shoulders.engine.decode import likeliest
 from shoulders.engine.requests import Request
 from shoulders.engine.scheduler import Scheduler
-from shoulders.scaffolds.base import Bare
+from shoulders.scaffolds.base import Scaffold
+from shoulders.scaffolds.recursion import Recursion, RecursionShape
 from tiny import TEXTS
-from toys import layered, moved
+from toys import in_parts
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -71,16 +73,34 @@ def test_a_layer_that_does_not_run_as_such_stays_as_it_is(lm):
     assert [layer for layer in model.model.modules() if type(layer) is nn.Linear] == [model.model.base_model.aside]
 
 
-def test_requests_that_edit_layers_run_over_packed_weights(lm, tiny_encoder):
+def test_the_state_of_packed_layers_is_that_of_the_layers(lm):
     packed = lm.copied().settled()
-    scaffolds = [Bare(), moved(layered(lm, tiny_encoder)["low rank prefix"])]
-    asked = [
-        Request(scaffold=scaffold, given=one(lm, scaffold, text), longest=8)
-        for scaffold in scaffolds
-        for text in TEXTS[:3]
-    ]
-    run = Scheduler(packed)
-    tickets = [run.submit(request) for request in asked]
+    theirs, ours = (one_.model.state_dict() for one_ in (lm, packed))
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+def test_layers_whose_vectors_change_between_them_stay_apart(lm):
+    model = lm.copied()
+    attention = model.model.base_model.layers[0].self_attn
+    attention.q_proj.register_forward_hook(lambda _, given, made: (given[0].mul_(2), made)[1])
+    ids = torch.tensor([lm.ids(TEXTS[0])])
+    with torch.no_grad():
+        wanted = model.states(model.embed(ids))
+        found = model.settled().states(model.embed(ids))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert attention.q_proj.product is not attention.k_proj.product
+
+
+def test_scaffolds_of_all_kinds_run_over_packed_weights(lm, tiny_encoder, tmp_path):
+    """As in a server: loaded around them, too."""
+    packed = lm.copied().settled()
+    copied = Recursion(lm, RecursionShape(layers=1, copied=True))
+    asked, tickets, run = [], [], Scheduler(packed)
+    for number, scaffold in enumerate([*several(lm, tiny_encoder), *in_parts(lm), copied]):
+        asked.append(Request(scaffold=scaffold, given=one(lm, scaffold, TEXTS[0]), longest=8))
+        scaffold.made_for(lm).save_pretrained(tmp_path / str(number))
+        tickets.append(run.submit(replace(asked[-1], scaffold=Scaffold.load(tmp_path / str(number), packed))))
     while run.step():
         pass
     wanted = [likeliest(lm, request.scaffold, request.given, longest=8)[0].ids for request in asked]

@@ -320,6 +320,34 @@ def test_texts_that_are_not_used_are_dropped_first(lm):
     assert run.stats().misses >= found[1] * 2 + found[2] - 12
 
 
+def test_texts_that_begin_alike_and_are_read_together_are_dropped_in_any_order(lm):
+    """Their first keys are one text's; dropping the other must not look for them."""
+    run = scheduler(lm, memory_bytes=400_000)
+    pair = [Request(scaffold=Bare(), given=one(lm, Bare(), text), longest=2) for text in (TEXTS[1], "Name a film.")]
+    for again in range(3):
+        check(lm, pair[again:] + pair, ended(run, [run.submit(request) for request in pair[again:] + pair]))
+        for number in range(40):
+            other = one(lm, Bare(), f"{number} {DOCUMENT[number:]}")
+            ended(run, [run.submit(Request(scaffold=Bare(), given=other, longest=1))])
+    assert run.stats().failed == 0
+    assert set(run._pool.texts._by_key.values()) <= set(run._pool.texts._parts.values())
+
+
+def test_whoever_waits_is_told_even_if_giving_back_memory_fails(lm, monkeypatch):
+    run = scheduler(lm)
+    ticket = run.submit(Request(scaffold=Bare(), given=one(lm, Bare(), TEXTS[0]), longest=2))
+
+    def fails(_needed):
+        raise ZeroDivisionError
+
+    while not run._rows:
+        run.step()
+    monkeypatch.setattr(run._pool, "reserve", fails)
+    with pytest.raises(ZeroDivisionError):
+        ended(run, [ticket])
+    assert len(tokens(ticket.result(0))[0]) == 2
+
+
 def _work(lm, request):
     return Work.of(request, None, lm)
 
@@ -664,6 +692,30 @@ def test_continuations_are_scored_as_the_direct_driver_scores_them(any_lm):
         )
         assert [one_.greedy for one_ in completed.scores] == [one_.greedy for one_ in wanted]
         assert completed.branches == ()
+
+
+def test_many_continuations_hold_up_nobody_else(lm):
+    """A few are scored in a step, while others generate; a request that is cancelled is scored no further."""
+    options = tuple((number, 5) for number in range(3, 23))
+    run = scheduler(lm)
+    scored, left = (
+        run.submit(Request(scaffold=Bare(), given=one(lm, Bare(), TEXTS[2]), continuations=options)) for _ in range(2)
+    )
+    beside = Request(scaffold=Bare(), given=one(lm, Bare(), TEXTS[0]), longest=6)
+    ticket, made = run.submit(beside), 0
+    while not any(work.scores for work in run._active):
+        run.step()
+    left.cancel()
+    while not scored.done:
+        made += bool(run._rows)
+        run.step()
+    assert made
+    check(lm, [beside], [ended(run, [ticket])[0]])
+    (wanted,) = score(lm, Bare(), one(lm, Bare(), TEXTS[2]), [list(map(list, options))])
+    assert [one_.log_likelihood for one_ in scored.result(0).scores] == pytest.approx(
+        [one_.log_likelihood for one_ in wanted], rel=1e-3, abs=1e-3
+    )
+    assert left.result(0).scores == ()
 
 
 def test_a_batch_is_taken_apart_into_rows(lm, tiny_encoder, questions):

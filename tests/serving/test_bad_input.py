@@ -1,5 +1,6 @@
 """Bad input of all kinds ends in a clear error in OpenAI's shape, and the server goes on."""
 
+import gzip
 import json
 import re
 import string
@@ -164,6 +165,8 @@ def test_files_that_cannot_be_read_are_refused_by_name(http):
     for name, content, said in (
         ("a.exe", b"MZ", "not of a type"), ("a.pdf", b"%PDF-1.4 broken", "nothing in it can be read"),
         ("a.txt", b"\xff" * 3, ""), ("..", b"a", "not of a type"), ("x" * 300 + ".txt", b"fine text", ""),
+        ("\u6587" * 100 + ".txt", b"fine text", ""), ("a.jsonl.gz", gzip.compress(b"{}"), "not of a type"),
+        ("x.txt" + "y" * 300, b"fine text", "not of a type"),
     ):  # fmt: skip
         found = http.post("/v1/documents", files=[("file", (name, content))])
         assert found.status_code in (201, 400), found.text

@@ -1,6 +1,7 @@
 """Models at run time, keys, limits, deadlines, clients that leave, and the end of the process."""
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -375,6 +378,53 @@ def test_other_addresses_need_keys():
         ServerConfig(host="0.0.0.0")
     for host in ("127.0.0.1", "localhost", "::1"):
         assert ServerConfig(host=host).keys is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200), ({"Host": "localhost:8000"}, 200), ({"Host": "[::1]:8000"}, 200), ({"Host": "127.0.0.1"}, 200),
+        ({"Origin": "http://localhost:3000"}, 200), ({"Host": "rebound.example"}, 403), ({"Host": "[oh"}, 403),
+        ({"Origin": "https://elsewhere.example"}, 403), ({"Origin": "null"}, 403),
+    ],
+)  # fmt: skip
+def test_pages_of_other_sites_reach_no_server_without_keys(http, headers, status):
+    found = http.get("/v1/models", headers=headers)
+    assert found.status_code == status
+    if status == 403:
+        assert "--keys" in found.json()["error"]["message"]
+
+
+def test_a_server_with_keys_answers_under_any_name(guarded, keys):
+    with guarded.http(keys[1]["user"]) as http:
+        assert http.get("/v1/models", headers={"Host": "llm.example", "Origin": "https://llm.example"}).is_success
+
+
+def test_nothing_is_held_for_a_client_that_left_before_its_turn(server):
+    class Large:
+        pass
+
+    async def leave():
+        service, begun, go_on = server.service, threading.Event(), threading.Event()
+        running = asyncio.create_task(service.in_thread(lambda: (begun.set(), go_on.wait(30)), heavy=True))
+        await asyncio.to_thread(begun.wait, 30)
+        large = Large()
+        held = weakref.ref(large)
+        waiting = asyncio.create_task(service.in_thread(lambda _: None, large, heavy=True))
+        del large
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        with suppress(asyncio.CancelledError):
+            await waiting
+        del waiting
+        await asyncio.sleep(0.05)
+        gc.collect()
+        alive = held() is not None
+        go_on.set()
+        await running
+        return alive
+
+    assert not asyncio.run(leave())
 
 
 def test_a_server_whose_engine_has_died_is_not_ready(lm, saved, monkeypatch):

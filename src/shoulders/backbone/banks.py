@@ -126,6 +126,8 @@ class Bank:
 
     def trim(self) -> None:
         """Give back rows and columns that are not needed."""
+        if not self._layers:
+            return
         rows, _, width, _ = self._layers[0].keys.shape
         wanted = min(rows, rows_for(len(self.memories))), min(width, columns_for(self.longest))
         if wanted != (rows, width):

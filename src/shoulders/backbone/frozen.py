@@ -1,11 +1,11 @@
 """The frozen causal language model, its output head, and new blocks of its family and shape."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
-from typing import Self, cast, final
+from typing import Any, Self, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -458,12 +458,29 @@ class FrozenLM:
 
 
 def positions_of(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None) -> int:
-    """Return the number of positions that a model was made for; `UNLIMITED` if nothing says so (relative positions)."""
+    """Return the number of positions that a model can read; `UNLIMITED` if nothing says so (relative positions).
+
+    LongRoPE rotates all rows of a batch, and all columns, by other factors as soon as one row is longer than the model
+    was pretrained on: rows would depend on each other, and what is kept of a text on its length. So its context ends
+    there.
+    """
     for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
         if (found := getattr(config, name, None) or 0) > 0:
-            return found
+            return min(found, _unscaled_positions(config) or found)
     longest = getattr(tokenizer, "model_max_length", UNLIMITED)
     return min(longest, UNLIMITED) if longest > 0 else UNLIMITED
+
+
+def _unscaled_positions(config: PreTrainedConfig) -> int:
+    """Return the number of positions up to which LongRoPE's factors are the short ones; 0 for other families."""
+    rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    kinds = [one for one in (rope, *rope.values()) if isinstance(one, Mapping)]  # one, or one for each kind of layer
+    found = [
+        one.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None) or 0
+        for one in kinds
+        if one.get("rope_type") == "longrope"
+    ]
+    return min(found, default=0)
 
 
 def pad_right(rows: list[list[int]], pad: int) -> Tokens:

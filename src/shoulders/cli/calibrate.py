@@ -35,7 +35,7 @@ def calibrate(
     rule: Annotated[
         str,
         typer.Option(
-            help="confidence in an answer: its 'probability', or its 'margin': the least lead of a token over the next best"
+            help="confidence in an answer: its 'probability', or its 'margin': a token's least lead over the next best"
         ),
     ] = "probability",
     recipe: RecipeOption = None,

@@ -198,7 +198,7 @@ class ContentCache:
             _, part = self._parts.popitem(last=False)
             self.nbytes -= part.nbytes
             for key in part.keys:
-                if self._by_key[key] is part:
+                if self._by_key.get(key) is part:  # texts read at the same time may begin alike: one has those keys
                     del self._by_key[key]
 
     def _use(self, part: _Part | None) -> None:

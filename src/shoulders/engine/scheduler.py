@@ -34,7 +34,7 @@ from shoulders.engine.requests import (
     Submitting,
     Ticket,
 )
-from shoulders.engine.work import Chosen, Counts, Returned, Row, Work, choose, failure, resume
+from shoulders.engine.work import SCORED_AT_ONCE, Chosen, Counts, Returned, Row, Work, choose, failure, resume
 from shoulders.errors import PoolTooSmall, QueueFull, RequestFailed, Stopped, UsageError
 from shoulders.scaffolds.program import Blocks, Encode, Pass, Program, fulfil
 
@@ -178,6 +178,8 @@ class Scheduler(Submitting):
         for work, result in self._reader.read(self._columns()):
             ready += self._begun(work, result)
         self._choose(ready)
+        for work in [one for one in self._active if one.last is not None]:
+            self._score(work)
         return True
 
     def _columns(self) -> int:
@@ -368,7 +370,7 @@ class Scheduler(Submitting):
             self._fail(work, decode.forgotten(request.scaffold))
             return []
         if request.continuations:
-            self._score(work, last)
+            work.last = last
             return []
         numbers = request.numbers()
         memories = [work.memory, *(work.memory.branch() for _ in range(request.count - 1))]
@@ -379,21 +381,25 @@ class Scheduler(Submitting):
         self._rows += work.rows
         return [(row, last[:, 0]) for row in work.rows]
 
-    def _score(self, work: Work, last: Float[Tensor, "1 1 D"]) -> None:
-        """Score the continuations of a text that has been read."""
-        request = work.request
-        some = [[list(ids) for ids in request.continuations]]
+    def _score(self, work: Work) -> None:
+        """Score the next continuations of a text that has been read; the others wait for later steps."""
+        request, done = work.request, len(work.scores)
+        some = [[list(ids) for ids in request.continuations[done : done + SCORED_AT_ONCE]]]
         columns = work.demand.rows * work.demand.columns
+        memory = work.memory.branch()
         try:
-            (scores,) = decode.score_from(self.lm, request.scaffold, request.given, work.memory, last, some, columns)
+            assert work.last is not None
+            (scores,) = decode.score_from(self.lm, request.scaffold, request.given, memory, work.last, some, columns)
         except Exception as error:  # whatever a scaffold of another package raises
             self._fail(work, failure(error))
             return
         if not all(math.isfinite(one.log_likelihood) for one in scores):
             self._fail(work, _no_numbers())
             return
+        work.scores += scores
         work.layers += len(scores) * request.scaffold.passes * work.depth
-        self._close(work, Completed((), tuple(scores), work.passes, work.cached, work.read))
+        if len(work.scores) == len(request.continuations):
+            self._close(work, Completed((), tuple(work.scores), work.passes, work.cached, work.read))
 
     def _choose(self, ready: Sequence[tuple[Row, Float[Tensor, "1 D"]]]) -> None:
         """Choose the next token of each row, from one multiplication with the vocabulary."""
@@ -466,18 +472,20 @@ class Scheduler(Submitting):
 
     def _close(self, work: Work, result: Completed | Exception) -> None:
         """Give a request its result, and its memory to others."""
-        work.ended = True
+        work.ended, work.last = True, None
         with self._changed:
             self._active = [one for one in self._active if one is not work]
             self._counts.finished += 1
             self._counts.labels[work.request.label] += 1
             self._changed.notify_all()
-        self._rows = [row for row in self._rows if row.work is not work]
-        self._reader.drop(work)
-        works = self._active
-        reading = [one.demand for one in works if not one.rows]
-        self._pool.reserve(self._pool.bytes_for([one.demand for one in works], reading))
-        work.ticket.end(result)
+        try:
+            self._rows = [row for row in self._rows if row.work is not work]
+            self._reader.drop(work)
+            works = self._active
+            reading = [one.demand for one in works if not one.rows]
+            self._pool.reserve(self._pool.bytes_for([one.demand for one in works], reading))
+        finally:
+            work.ticket.end(result)  # whatever fails here, whoever waits for this result gets it
 
     def check_runs(self) -> None:
         """Raise `UsageError` unless the thread runs."""

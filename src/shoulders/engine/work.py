@@ -13,13 +13,14 @@ from torch import Tensor
 from shoulders.backbone.caches import Memory
 from shoulders.backbone.choosing import pick
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.engine.decode import Scored
 from shoulders.engine.pool import Demand
 from shoulders.engine.requests import Event, Finish, Request, Ticket
 from shoulders.errors import RequestFailed, UsageError, first_line
 from shoulders.scaffolds import program
 from shoulders.scaffolds.program import Blocks, Encode, Pass, Program
 
-SCORED_AT_ONCE = 8  # continuations of a text that are scored in one forward
+SCORED_AT_ONCE = 8  # continuations of a text that are scored in a step, while others' rows wait
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +34,8 @@ class Work:
         depth: number of layers of the frozen model.
         layers: number of layers that its passes went through.
         cached, read: see `Completed`.
+        last: state of the last position of a text whose continuations are being scored.
+        scores: those of the first continuations.
         ended: whether it has been answered or refused.
     """
 
@@ -45,6 +48,8 @@ class Work:
     layers: int = 0
     cached: int = 0
     read: int = 0
+    last: Float[Tensor, "1 1 D"] | None = None
+    scores: list[Scored] = field(default_factory=list)
     ended: bool = False
 
     @classmethod

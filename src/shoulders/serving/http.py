@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, final
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from fastapi.exceptions import RequestValidationError
@@ -31,7 +32,7 @@ from shoulders.errors import (
     WrongBackbone,
     first_line,
 )
-from shoulders.serving.config import ANYONE, ApiKey, ServerConfig, hash_of, read_keys
+from shoulders.serving.config import ANYONE, ApiKey, ServerConfig, hash_of, is_loopback, read_keys
 
 log = logging.getLogger("shoulders.serving")
 
@@ -342,6 +343,8 @@ class Gate:
         """Check the key and its limits, then read the body and run the request."""
         about: About = scope["state"]["about"]
         if not (scope["path"] in OPEN or scope["path"].startswith(OPEN_FOLDERS)):
+            if not self.keys.needed:
+                _check_local(headers)
             about.key = self.keys.key_of(headers.get("authorization", ""))
             self.keys.enter(about.key)
             about.at_end.append(lambda: self.keys.leave(about.key, about.prompt_tokens + about.generated_tokens))
@@ -437,6 +440,33 @@ def _noting(about: About, send: Send) -> Send:
 
 class _ClientLeft(Exception):
     """The client closed its connection."""
+
+
+def _check_local(headers: Mapping[str, str]) -> None:
+    """Check that a request to a server without keys comes from this machine's own programs and pages.
+
+    Such a server trusts whoever reaches it from here. A browser does so for a page of any site: with a plain form, or
+    under a name that the site's owner lets point here (DNS rebinding). Then its Origin or its Host says so.
+
+    Raises:
+        ApiError: it comes from another site's page.
+    """
+    host, origin = headers.get("host"), headers.get("origin")
+    for sent in (None if host is None else f"//{host}", origin):
+        if sent is not None and not _is_local(sent):
+            raise ApiError(
+                403,
+                f"a server without keys answers this machine only, not {sent.removeprefix('//')[:80]!r}: ask "
+                "http://127.0.0.1, or start it with --keys",
+                code="host_not_allowed",
+            )
+
+
+def _is_local(url: str) -> bool:
+    try:
+        return is_loopback(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
 
 
 def _too_large(size: object, most: int) -> ApiError:

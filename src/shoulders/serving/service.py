@@ -318,12 +318,13 @@ class Service:
         """
         if self._in_threads >= self.config.queue + THREADS:
             raise self.overloaded(f"{self._in_threads} requests wait for a thread")
+        job = [partial(in_ending_thread, call, *given) if heavy else partial(call, *given)]
+        pool = self._heavy if heavy else self._answers
         self._in_threads += 1
         try:
-            pool = self._heavy if heavy else self._answers
-            run = partial(in_ending_thread, call, *given) if heavy else partial(call, *given)
-            return await asyncio.get_running_loop().run_in_executor(pool, run)
+            return await asyncio.get_running_loop().run_in_executor(pool, lambda: job.pop()())
         finally:
+            job.clear()  # if the client has left: the pool keeps what it has not begun, and `given` may be large
             self._in_threads -= 1
 
     async def pieces(

@@ -25,7 +25,8 @@ from shoulders.serving.models import ServedModel
 from shoulders.store.files import save_failed
 
 SAFE = re.compile(r"[^\w. -]+")  # what does not stay in the name of an uploaded file
-LONGEST_NAME = 100
+LONGEST_NAME = 100  # bytes, without its ending
+READ = tuple(ending for ending in KNOWN if not ending.endswith(".gz"))  # a few bytes can unpack to any number
 DOUBT = "the threshold for 'no answer' was chosen over other passages than the uploaded ones"
 
 
@@ -169,11 +170,12 @@ def safe_name(name: str) -> str:
     """
     last = SAFE.sub("_", re.split(r"[/\\]", name)[-1]).strip(" .")
     stem, dot, ending = last.rpartition(".")
-    kept = f"{(stem or 'document')[:LONGEST_NAME]}{dot}{ending}"
-    if not kept.lower().endswith(KNOWN):
+    short = stem.encode()[:LONGEST_NAME].decode(errors="ignore")  # file systems count bytes
+    kept = f"{short or 'document'}{dot}{ending}"
+    if not kept.lower().endswith(READ):
         raise ApiError(
             400,
-            f"{last[:LONGEST_NAME]!r} is not of a type that can be read: {', '.join(KNOWN)}",
+            f"{last[:LONGEST_NAME]!r} is not of a type that can be read: {', '.join(READ)}",
             param="file",
             code="unsupported",
         )
