@@ -157,6 +157,8 @@ def threshold(
     if scaffold == BARE or not Path(scaffold).expanduser().is_dir():
         raise UsageError(f"a threshold is kept in the folder of its scaffold, and {scaffold!r} has none: name a run")
     info = model_info(scaffold)
+    if not info.recipe.get("name"):
+        raise UsageError(f"{info.name!r} holds no recipe: only what `shoulders train` wrote can be measured by its own")
     recipe = with_overrides(recipe_from_json(info.recipe), overrides or [])
     spec = answer_spec(recipe).with_options(index)
     if not spec.reads_passages:

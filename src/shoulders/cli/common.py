@@ -78,7 +78,7 @@ def recipe_of(name: str, recipe: str | None, overrides: Sequence[str]) -> "Recip
         found = find_recipe(recipe, overrides)
     else:
         kept = read(Path(name)).calibration.recipe if cascade else model_info(name).recipe
-        if not kept:
+        if not kept.get("name"):  # what `shoulders.train` saves has the values of its training alone
             raise UsageError(f"{name!r} holds no recipe: name one with --recipe (see `shoulders recipes`)")
         found = with_overrides(recipe_from_json(kept), overrides)
     return found if cascade else as_asked(found, name)

@@ -295,6 +295,7 @@ def forget(
     tasks: Annotated[
         str, typer.Option(help="a suite, as suite.source names it; tasks that the run was trained on are left out")
     ] = "",
+    recipe: RecipeOption = None,
     out: Out = None,
 ) -> None:
     """Measure what training made the language model forget: perplexity and scores on other data, before and after.
@@ -320,13 +321,13 @@ def forget(
         raise UsageError("there is nothing to measure: name held-out text (--text), a suite (--tasks), or both")
     documents = open_text(text) if text else None
     info = model_info(run)
-    trained = recipe_of(info.name, None, [])
+    trained = recipe_of(info.name, recipe, [])
     # The recipe of the training, but with its own suite and without passages.
     asked = replace(trained, suite=SuiteChoice(source=tasks), evidence=EvidenceChoice()) if tasks else trained
-    recipe = with_overrides(asked, overrides or [])
-    lm = weights_of(recipe.backbone)
+    chosen = with_overrides(asked, overrides or [])
+    lm = weights_of(chosen.backbone)
     if info.rival:
-        loaded = load_rival(info.rival, recipe, lm)
+        loaded = load_rival(info.rival, chosen, lm)
         about = rival_measured(info.rival, loaded)
     else:
         loaded = info.load(lm)
@@ -334,11 +335,11 @@ def forget(
     measured = forgetting(
         lm,
         loaded,
-        sequences=measured_sequences(recipe, lm, documents) if documents else [],
-        scores_of=_scores_of(recipe, lm, trained) if tasks else None,
+        sequences=measured_sequences(chosen, lm, documents) if documents else [],
+        scores_of=_scores_of(chosen, lm, trained) if tasks else None,
     )
     _print_forgetting(measured)
-    write_numbers(out, {**measured.as_json(), "text": text or None, **about, **provenance(recipe.as_json(), lm)})
+    write_numbers(out, {**measured.as_json(), "text": text or None, **about, **provenance(chosen.as_json(), lm)})
 
 
 def _scores_of(recipe: "Recipe", lm: "FrozenLM", trained: "Recipe") -> "Callable[[FrozenLM, Scaffold], Scores]":

@@ -18,7 +18,7 @@ from typing import IO, Any, BinaryIO, Generic, TypeVar, cast, final
 
 import ijson
 
-from shoulders.errors import BadRow, DataError, SaveFailed
+from shoulders.errors import BadRow, DataError, SaveFailed, first_line
 from shoulders.store.encodings import WAY_OUT
 from shoulders.store.files import cache_path
 
@@ -247,7 +247,7 @@ def read_array(path: Path, places: Mapping[str, str]) -> Iterator[Any]:
                 raise DataError(f"{path} is no array of records, and has none in a field {fields or '-'}")
             yield from ijson.items(_from_start(file), place, use_float=True)
     except (ijson.JSONError, *UNREADABLE) as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{path}: {first_line(error)}") from error
 
 
 def _from_start(file: BinaryIO) -> BinaryIO:

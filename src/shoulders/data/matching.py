@@ -179,3 +179,8 @@ def answer_spans(answers: Sequence[str], text: str, most: int = MAX_OCCURRENCES)
     The rule is that of `has_span`: a text that contains an answer has a span.
     """
     return sorted(set(spans_of(answers, text)))[:most]
+
+
+def question_words(question: str) -> str:
+    """Return the words of a question, without case and punctuation: the same for questions that count as one."""
+    return " ".join(token for token in answer_tokens(question) if token[0].isalnum())

@@ -10,6 +10,7 @@ from hashlib import blake2b
 from itertools import accumulate
 from typing import final
 
+from shoulders.data.matching import question_words
 from shoulders.data.tasks import SkipPolicy, Task, check_wordings
 from shoulders.errors import BadRow, DataError, TemplateFailed, UsageError
 from shoulders.records import Example
@@ -229,6 +230,18 @@ FOLDS = ("a", "b")  # halves of the training examples, for cross-fitting
 def fold_of(example: Example) -> str:
     """Return the half of the training examples that an example belongs to, the same in all its wordings."""
     return FOLDS[blake2b(f"{example.task}/{example.id}".encode(), digest_size=1).digest()[0] % len(FOLDS)]
+
+
+def in_one_fold(mixture: Mixture, fold: str) -> set[str]:
+    """Return the questions of a mixture that occur in this half of the training examples only; all for no fold.
+
+    A question may stand in several records, and a model that is trained on one half must not have seen it.
+    """
+    found: dict[str, set[str]] = {}
+    for place in range(len(mixture)):
+        if (example := mixture.read(place, {})) is not None:
+            found.setdefault(question_words(example.question.query), set()).add(fold_of(example))
+    return {words for words, folds in found.items() if folds == {fold} or not fold}
 
 
 def check_fold(fold: str) -> None:

@@ -58,15 +58,15 @@ class Average:
 def average(runs: Sequence[Sequence[Measured]], seed: int = 0) -> Average:
     """Return the average over tasks, and over several runs of one method, such as its seeds.
 
-    Examples are resampled within each wording, the same for all runs. The interval does not include the variance
-    between runs.
+    Examples are resampled within each task, the same for all its wordings and all runs. The interval does not include
+    the variance between runs.
     """
     value = float(np.mean([_average(measured) for measured in runs]))
     return Average(value, np.mean([_resampled(measured, seed) for measured in runs], axis=0))
 
 
 def average_interval(measured: Sequence[Measured], seed: int = 0) -> Interval:
-    """Return the average over tasks with its interval; examples are resampled within each wording."""
+    """Return the average over tasks with its interval; examples are resampled within each task."""
     return average([measured], seed).interval
 
 
@@ -93,10 +93,18 @@ def _average(measured: Sequence[Measured]) -> float:
 
 
 def _resampled(measured: Sequence[Measured], seed: int) -> np.ndarray:
-    """Return the average of each resample; the same seed and sizes draw the same examples."""
+    """Return the average of each resample; the same seed and sizes draw the same examples.
+
+    All wordings of a task measure the same examples, so that one draw serves them all: another wording is no further
+    evidence.
+    """
     generator = np.random.default_rng(seed)
-    sizes = [len(row.rows) for row in measured]
-    return _over_tasks(measured, [generator.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) for n in sizes])
+    drawn: dict[tuple[str, int], np.ndarray] = {}
+    for row in measured:
+        n = len(row.rows)
+        if (row.task, n) not in drawn:
+            drawn[row.task, n] = generator.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    return _over_tasks(measured, [drawn[row.task, len(row.rows)] for row in measured])
 
 
 def _over_tasks(measured: Sequence[Measured], weights: Sequence[np.ndarray]) -> np.ndarray:

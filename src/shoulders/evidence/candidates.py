@@ -15,6 +15,7 @@ from shoulders.scaffolds.base import Scaffold
 from shoulders.store.cache import ValueCache, key_of_texts
 
 HEADING, ANSWER = "Candidates:", "Answer:"
+TELLING = 4  # questions; that fewer have no candidate may be chance
 
 
 class Sampler(Protocol):
@@ -126,7 +127,7 @@ class Candidates:
         """
         sampler = self.across.get(fold, self.sampler)
         candidates = [merge_samples(some) for some in sampler.samples(questions, self.count)]
-        if questions and not any(candidates):
+        if len(questions) >= TELLING and not any(candidates):
             raise UsageError(
                 f"all {self.count} candidates of {len(questions)} questions are empty: train the first prompt longer, "
                 "lower evidence.temperature, or raise evidence.longest"

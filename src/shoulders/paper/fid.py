@@ -19,7 +19,7 @@ from shoulders.answering.models import FID, RIVAL, RivalInfo
 from shoulders.backbone.encoder_decoder import FrozenEncoderDecoder
 from shoulders.backbone.frozen import FrozenLM, pad_right
 from shoulders.backbone.sources import pick_dtype
-from shoulders.data.mixture import Counts, Mixture, fold_of
+from shoulders.data.mixture import Counts, Mixture, add_count, fold_of
 from shoulders.data.tasks import check_has_answers
 from shoulders.engine.batches import by_length, read_by_length
 from shoulders.engine.inference import Answering, likeliest_choice
@@ -37,6 +37,7 @@ from shoulders.runs.run import Watch, run_folder, trained_parameters
 from shoulders.scaffolds.storage import Origin
 from shoulders.store.files import BEST, atomic_folder
 from shoulders.training.loop import Progress
+from shoulders.training.plan import TOKENS
 
 Source = list[int]  # token ids of a question with one passage
 
@@ -163,7 +164,7 @@ class FusedSource:
     """A source of steps of examples with their passages, each passage an input of its own."""
 
     def __init__(self, recipe: Recipe, mixture: Mixture, model: FusionInDecoder, evidence: Apart) -> None:
-        self.plan, self.fold = recipe.training, recipe.suite.fold
+        self.plan, self.fold, self.longest = recipe.training, recipe.suite.fold, recipe.suite.lengths.target
         self.mixture, self.model, self.evidence = mixture, model, evidence
         self.position = 0
         self.counts: Counts = {}
@@ -181,8 +182,12 @@ class FusedSource:
                 raise DataError(f"none of {len(self.mixture)} examples can be trained on: see suite.fold={self.fold}")
             example = self.mixture.read(self.position, self.counts, self.fold)
             self.position += 1
-            if example is not None:
-                check_has_answers(example)
+            if example is None:
+                continue
+            check_has_answers(example)
+            if len(self.model.model.target_ids(example.target)) > self.longest:
+                add_count(self.counts, example.task, "discarded")
+            else:
                 examples.append(example)
         rows = [self._row(example) for example in examples]
         state = PartialState()
@@ -234,6 +239,8 @@ def train_fid(recipe: Recipe, folder: Path, *, resume: bool = False, watch: Watc
         UsageError: the recipe reads no passages, or the folder holds another run, or a run and `resume` is not set.
         SourceNotFound, HubUnreachable: as `FrozenEncoderDecoder.load`.
     """
+    if recipe.training.average != TOKENS:
+        raise UsageError(f"training.average={recipe.training.average} is not known to fid: leave it at {TOKENS}")
     run = run_folder(folder, recipe, resume=resume)
     tasks = split_tasks(recipe).trained
     torch.manual_seed(recipe.training.seed)

@@ -65,6 +65,8 @@ def new_rival(choice: RivalChoice, lm: FrozenLM, room: int, seed: int) -> Rival:
         UsageError: the model cannot be adapted in this way, a prefix has no length, or several processes train a copy
             that is not in fp32.
     """
+    if choice.kind not in (LORA, PREFIX, FULL):
+        raise UsageError(f"{choice.kind} trains no causal model: shoulders train RECIPE --rival {choice.kind}")
     torch.manual_seed(seed)
     if choice.kind == PREFIX:
         return _prefix(lm, room, seed)

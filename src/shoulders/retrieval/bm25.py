@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, final
 from unicodedata import decimal, lookup, name, normalize
 
@@ -182,6 +183,10 @@ class SparseWriter:
         with _errors_named(self.folder):
             self._writer.commit()
 
+    def abandon(self) -> None:
+        """Let go of the folder without a commit, even while something holds this object, such as a traceback."""
+        del self._writer
+
     def close(self) -> None:
         """Wait until segments are merged."""
         with _errors_named(self.folder):
@@ -202,12 +207,22 @@ class SparseSearcher:
     def __init__(self, source: Path | Index, analyser: Analyser) -> None:
         self.analyser = analyser
         try:
-            index = Index.open(str(source)) if isinstance(source, Path) else source
+            index = Index.open(str(self._readable(source))) if isinstance(source, Path) else source
+            self._schema, self._searcher = index.schema, index.searcher()
         except ValueError as error:
             raise CorruptFile(
                 f"{source} cannot be read ({first_line(error)}): build the index again (shoulders index)"
             ) from error
-        self._schema, self._searcher = index.schema, index.searcher()
+
+    def _readable(self, folder: Path) -> Path:
+        """Return a folder whose index tantivy can open: it locks the folder even to read, so it must be writable."""
+        if os.access(folder, os.W_OK) or not folder.is_dir():
+            return folder
+        self._links = TemporaryDirectory(prefix="shoulders-index-")  # it goes with this object
+        for file in folder.iterdir():
+            if file.suffix != ".lock":
+                Path(self._links.name, file.name).symlink_to(file.absolute())
+        return Path(self._links.name)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[ScoredPassage]]:
         """Return for each query the k passages with the highest scores, of those that have a term of it."""

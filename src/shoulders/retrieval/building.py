@@ -108,9 +108,12 @@ def build(
     except OSError as error:
         raise save_failed(folder, error) from error
     with lock_folder(folder):
-        return _Build(folder, cutting, sum(s.size for s in sources) if all(s.size for s in sources) else 0).run(
-            sources, items, prune=prune, on_progress=on_progress
-        )
+        made = _Build(folder, cutting, sum(s.size for s in sources) if all(s.size for s in sources) else 0)
+        try:
+            return made.run(sources, items, prune=prune, on_progress=on_progress)
+        except BaseException:
+            made.abandon()
+            raise
 
 
 def _check_folder(folder: Path) -> None:
@@ -158,6 +161,11 @@ class _Build:
         self.done: Counter[str] = Counter()
         self.skipped: list[Skipped] = []
         self._terms: dict[int, str] = {}  # of new passages, by number
+
+    def abandon(self) -> None:
+        """Let go of the folder; the next build goes on from what was committed."""
+        self.engine.abandon()
+        self.store.close()
 
     def run(
         self,
@@ -282,6 +290,7 @@ class _Build:
             "analyser": self.analyser.identity,
             "cutting": asdict(self.cutting),
             "counts": asdict(counts),
+            "content": self.store.digest(),
             "statistics": {"terms_per_passage": counts.terms / counts.passages if counts.passages else 0},
             "sources": self.store.sources(),
             "sparse": ENGINE,

@@ -126,11 +126,12 @@ def build_faiss(vectors: VectorStore, kind: str = "") -> str:
     kind = kind or str(before.get("kind") or default_kind(len(vectors)))
     if kind not in KINDS:
         raise UnknownName("kind of dense index", kind, KINDS)
-    if (before.get("kind"), before.get("of")) == (kind, _of(vectors)):
+    path = vectors.folder / ENGINE
+    same = (before.get("kind"), before.get("of")) == (kind, _of(vectors))
+    if same and path.exists() and before.get("seal") == _seal(path):
         return kind
     with lock_folder(vectors.folder):
         built = _built(vectors, kind)
-        path = vectors.folder / ENGINE
         with atomic_file(path) as part:
             try:
                 faiss.write_index(built, str(part))

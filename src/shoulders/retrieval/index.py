@@ -19,8 +19,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self, final, overload
 
+import regex
+
 from shoulders.errors import SourceNotFound, UsageError
-from shoulders.retrieval.bm25 import Analyser, SparseSearcher
+from shoulders.retrieval.bm25 import SPACELESS, Analyser, SparseSearcher
 from shoulders.retrieval.passages import PassageStore
 from shoulders.retrieval.search import ScoredPassage, Searcher
 from shoulders.store.files import check_format, read_json
@@ -29,7 +31,9 @@ MANIFEST, PASSAGES, SPARSE = "manifest.json", "passages.sqlite", "tantivy"
 FORMAT, VERSION = "shoulders-index", 1
 RUN = "run"  # number of the last command that wrote it
 CHANGED = "changed"  # number of the last one that changed a passage
-PATH = re.compile(r"\S+[/\\]\S*|[/\\~]\S*|\S+\.[A-Za-z]\w{1,5}")  # "docs/", "notes.txt": no text looks so
+# "docs/", "notes.txt": no text looks so, but in scripts without spaces one may have a slash or a point in it.
+PATH = re.compile(r"\S+[/\\]\S*|[/\\~]\S*|\S+\.[A-Za-z]\w{1,5}")
+SPACELESS_TEXT = regex.compile(rf"{SPACELESS}(?!.*(?:[/\\]|\.[A-Za-z]\w{{1,5}})$)", regex.DOTALL)
 UNFINISHED = "unfinished"  # set while a build runs, and left behind by one that was killed
 
 
@@ -170,7 +174,8 @@ def _is_source(name: str) -> bool:
     if not name.strip():
         return False  # as a path it would be the current folder
     try:
-        return name.startswith("hub:") or bool(PATH.fullmatch(name)) or Path(name).expanduser().exists()
+        looks = bool(PATH.fullmatch(name)) and not SPACELESS_TEXT.search(name)
+        return name.startswith("hub:") or looks or Path(name).expanduser().exists()
     except (OSError, ValueError):  # longer than a name may be, or with a character that none has
         return False
 

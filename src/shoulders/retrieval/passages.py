@@ -26,7 +26,7 @@ WORD = regex.compile(
 )
 ABBREVIATED = regex.compile(r"\b(?:\p{Lu}|Mr|Mrs|Ms|Dr|St|Prof|Gen|Col|Capt|Rev|No|vs|cf|al)\.[^\S\n]*\Z")
 NEAR = 20  # characters before a sentence's end in which an abbreviation is looked for
-LINE_BREAK = regex.compile(r"(?<!\n\s*)\n(?!\s*\n)")  # inside a paragraph
+LINE_ENDS = regex.compile(r"\n\s*+")  # and what follows; with more than one line's end it is a paragraph's
 
 
 @final
@@ -82,10 +82,15 @@ class Cutting:
             yield first, last
 
 
+def _within_paragraph(ends: regex.Match[str]) -> str:
+    """Return a line's end inside a paragraph as a space, so that it ends no sentence; others as they are."""
+    return ends[0] if ends[0].count("\n") > 1 else ends[0].replace("\n", " ")
+
+
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
     """Yield the sentences of UAX 29, except that neither an abbreviation nor a line break alone ends one."""
     plain = regex.sub(r"\p{Cs}", "\ufffd", text)  # half a surrogate pair is no text to the library
-    plain = LINE_BREAK.sub(" ", plain.replace("\r", " "))
+    plain = LINE_ENDS.sub(_within_paragraph, plain.replace("\r", " "))
     start, end = 0, 0
     for sentence in unicode_sentences(plain):  # those of signs alone are not among them, and go with the one before
         begin = plain.index(sentence, end)
@@ -285,13 +290,25 @@ class PassageStore:
         """Return the passages of the documents with these ids, in their order, including copies of other passages.
 
         An id may be given without the file name that precedes the own id of a record of JSON Lines.
+
+        Raises:
+            UsageError: several files have a record of that id, so that it may mean any of them.
         """
         found: list[StoredPassage] = []
-        with self._errors_named():
-            for document in ids:
-                for file in self._files:
-                    found += [StoredPassage(*row) for row in self._file.execute(OF_DOCUMENT, (f"{file}{document}",))]
+        for document in ids:
+            with self._errors_named():
+                named = {name: self._file.execute(OF_DOCUMENT, (name,)).fetchall() for name in self._names(document)}
+            named = {name: rows for name, rows in named.items() if rows}
+            if len(named) > 1 and document not in named:
+                raise UsageError(
+                    f"the annotated id {document!r} is that of {' and '.join(named)}: write it with the file's name"
+                )
+            rows = named.get(document) or next(iter(named.values()), [])
+            found += [StoredPassage(*row) for row in rows]
         return found
+
+    def _names(self, document: str) -> list[str]:
+        return [f"{file}{document}" for file in self._files]
 
     @cached_property
     def _files(self) -> list[str]:
@@ -316,6 +333,14 @@ class PassageStore:
             passages, terms = self._row("SELECT count(*), total(terms) FROM passages WHERE copy = 0") or (0, 0)
             copies = self._one("SELECT count(*) FROM passages WHERE copy = 1")
             return Counts(self._one("SELECT count(*) FROM documents"), passages, copies, int(terms))
+
+    def digest(self) -> str:
+        """Return a digest of the ids and texts of all documents."""
+        digest = blake2b(digest_size=16)
+        with self._errors_named():
+            for document, content in self._file.execute("SELECT id, hash FROM documents ORDER BY key"):
+                digest.update(f"{document}\0".encode() + content)
+        return digest.hexdigest()
 
     def _note(self, passages: Iterable[int]) -> None:
         self._file.executemany("INSERT OR IGNORE INTO pending VALUES (?)", ((number,) for number in passages))

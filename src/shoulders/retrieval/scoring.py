@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shoulders.backbone.frozen import pad_right
-from shoulders.data.matching import Span, answer_tokens, word_places
+from shoulders.data.matching import Span, question_words, word_places
 from shoulders.engine.batches import by_length
 from shoulders.errors import UsageError
 from shoulders.records import Tokens
@@ -55,11 +55,6 @@ class SeenQuestions:
 
     def __len__(self) -> int:
         return len(self.hashes)
-
-
-def question_words(question: str) -> str:
-    """Return the words of a question, without case and punctuation: the same for questions that count as one."""
-    return " ".join(token for token in answer_tokens(question) if token[0].isalnum())
 
 
 def _hash(question: str) -> int:

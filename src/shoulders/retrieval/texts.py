@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import date
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -44,7 +45,7 @@ BLOCKS = (
 )
 BOXES = "audio,button,canvas,input,marquee,meter,object,progress,rt,select,td,textarea,th,video"
 APART = {tag: space for tags, space in ((BLOCKS, "\n\n"), (BOXES, " ")) for tag in tags.split(",")}
-META = regex.compile(rb"<meta\b[^>]*charset[^>]*>?", regex.IGNORECASE)
+META = regex.compile(rb"<meta\b[^<>]*charset[^<>]*>?", regex.IGNORECASE)
 CHARSET = regex.compile(r"charset\s*=\s*[\"']?([^\s;\"']+)", regex.IGNORECASE)
 XML_ENCODING = regex.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([^\"']*)[\"']")
 BROWSERS = "cp1252"  # what browsers read an undeclared page as; HTML Standard, section 13.2.3.2, step 9
@@ -161,7 +162,8 @@ def _front_matter(text: str) -> tuple[str, str]:
     if not matter or not isinstance(about, dict):
         return "", text
     title = about.get("title")
-    return ("" if title is None else str(title)), text[matter.end() :]
+    plain = isinstance(title, str | int | float | date)  # the text of a list of aliases of aliases is without bounds
+    return (str(title) if plain else ""), text[matter.end() :]
 
 
 def _html(content: bytes) -> FileText:

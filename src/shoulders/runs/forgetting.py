@@ -5,6 +5,7 @@ After training it is measured as it is used, with what was trained on, and with 
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from shoulders.answering.models import LoadedModel
@@ -151,6 +152,13 @@ class _Measured:
     tasks: Scores | None = None
 
 
+def _places(source: str) -> set[str]:
+    """Return the parts of a suite's name, however they are spelled."""
+    kind, colon, rest = source.rpartition(":")
+    paths = [Path(one).expanduser() for one in rest.split(",")]
+    return {f"{kind}{colon}{path.absolute().resolve() if path.parent.exists() else path}" for path in paths}
+
+
 def untrained_tasks(tasks: Sequence[Task], source: str, trained: Recipe) -> tuple[list[Task], list[str]]:
     """Return the tasks of a suite that a run was not trained on, and the names of the others.
 
@@ -163,7 +171,7 @@ def untrained_tasks(tasks: Sequence[Task], source: str, trained: Recipe) -> tupl
         UsageError: the run was trained on all of them.
     """
     suite = trained.suite
-    every = not trained.text.source and not suite.tasks and source == suite.source
+    every = not trained.text.source and not suite.tasks and _places(source) <= _places(suite.source)
     inside = [task.name for task in tasks if (every or task.name in suite.tasks) and not suite.holds_out(task)]
     found = [task for task in tasks if task.name not in inside]
     if not found:

@@ -29,7 +29,9 @@ FOLDERS = (  # values that may name a folder
     "encoder",
     "index",
     "evidence.index",
+    "evidence.across",
     "evidence.reranker",
+    "evidence.scaffold",
     "scaffold.start",
     "study.index",
     "teacher.evidence.index",
@@ -294,7 +296,7 @@ def with_overrides(recipe: Record, overrides: Iterable[str]) -> Record:
         if not equals:
             raise UsageError(f"{text!r} is not key=value, e.g. training.steps=100")
         key = key.strip()
-        values[key] = absolute_name(value) if key in FOLDERS else value
+        values[key] = ",".join(map(absolute_name, value.split(","))) if key in FOLDERS else value
     return with_values(recipe, values)
 
 
@@ -370,11 +372,21 @@ def _replaced(record: Any, values: Mapping[str, Any], prefix: str) -> Any:
     return replace(record, **changes)
 
 
+def _listed(key: str, text: str) -> list[Any]:
+    """Return the parts of a text between commas; a JSON list may have commas in its parts."""
+    if not text.lstrip().startswith("["):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{key}={text} is no JSON list: {error}") from None
+
+
 def _parsed(key: str, value: Any, kind: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, Enum) and value not in list(kind):
         raise UnknownName(key, str(value), [member.value for member in kind])
     if isinstance(value, str) and getattr(kind, "__origin__", None) is tuple:
-        value = [part.strip() for part in value.split(",") if part.strip()]
+        value = _listed(key, value)
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

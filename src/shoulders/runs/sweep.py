@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from shoulders.answering.models import FID
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.errors import ContextFull, TrainingDiverged, UsageError, first_line
 from shoulders.evaluation.report import markdown_rows
@@ -29,6 +30,9 @@ from shoulders.training.loop import Progress
 SWEEP, TABLE = "sweep.json", "sweep.md"
 VARIED = ("scaffold.", "training.", "rival.", "evidence.")  # scores on other suites or models are not comparable
 STEPS = "training.steps"
+OF_SCAFFOLDS = tuple(  # a rival has its own (`RivalChoice.plan`)
+    f"training.{name}" for name in ("learning_rate", "base_learning_rate", "warmup", "decay", "weight_decay", "eps")
+)
 
 Grid = Mapping[str, Sequence[str]]  # values, as texts, by recipe key
 
@@ -83,7 +87,11 @@ class SweepPlan:
             raise UsageError(f"--fraction is {self.fraction}: it must be above 0 and at most 1; the paper's is 0.1")
         if not self.grid or not all(self.grid.values()):
             raise UsageError("there is nothing to choose among: name values, --grid training.learning_rate=1e-3,1e-2")
+        if self.recipe.rival.kind == FID:
+            raise UsageError("values of fid cannot be chosen here: name them, shoulders train RECIPE --rival fid")
         for key in self.grid:
+            if self.recipe.rival.kind and key in OF_SCAFFOLDS:
+                raise UsageError(f"{key} has no effect on a rival, which has values of its own (rival.)")
             if key == STEPS or not key.startswith(VARIED):
                 raise UsageError(
                     f"{key} cannot be chosen by development score at {self.fraction:.0%} of the steps: a grid is of "

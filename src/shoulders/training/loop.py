@@ -254,11 +254,13 @@ def fit(
             examples = source.step()
         with checkpointing(plan.checkpointing), _full_memory(number):
             loss = _backward(accelerator, module, loss_of, examples)
-        norm = accelerator.clip_grad_norm_(module.parameters(), plan.clip or float("inf"))
+        with _full_memory(number):
+            norm = accelerator.clip_grad_norm_(_trains(optimizer, peaks), plan.clip or float("inf"))
         _check_finite(number, loss, norm, folder)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * plan.rate_factor(number - 1)
-        stepper.step()
+        with _full_memory(number):  # the first step makes the optimizer's own numbers
+            stepper.step()
         stepper.zero_grad()
         rate, spent = optimizer.param_groups[0]["lr"], time.perf_counter() - begun
         done = Step(number, loss.item(), rate, float(norm or 0.0), examples.positions, spent)
@@ -349,6 +351,12 @@ def _on_failure(*then: Callable[[], None]) -> Iterator[None]:
         for act in then:
             act()
         raise
+
+
+def _trains(optimizer: torch.optim.Optimizer, peaks: Sequence[float]) -> list[nn.Parameter]:
+    """Return the parameters that train: those of a group whose rate is 0 have gradients, which clip nothing."""
+    groups = zip(optimizer.param_groups, peaks, strict=True)
+    return [parameter for group, peak in groups if peak for parameter in group["params"]]
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from accelerate import PartialState
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shoulders.data.matching import has_span
-from shoulders.data.mixture import Counts, Mixture, add_count, describe_counts, fold_of
+from shoulders.data.matching import has_span, question_words
+from shoulders.data.mixture import Counts, Mixture, add_count, describe_counts, in_one_fold
 from shoulders.engine.batches import by_length
 from shoulders.errors import DataError, UsageError
 from shoulders.evidence.reranked import cached_scores
@@ -19,7 +19,7 @@ from shoulders.records import Example
 from shoulders.retrieval.bi_encoder import BiEncoder, in_batch_loss
 from shoulders.retrieval.index import Hit, Index
 from shoulders.retrieval.reranker import PAPER, Group, LossWeights, Reranker
-from shoulders.retrieval.scoring import Pair, Ranker, by_question, question_words, standardised
+from shoulders.retrieval.scoring import Pair, Ranker, by_question, standardised
 from shoulders.retrieval.search import Searcher
 from shoulders.store.cache import ValueCache
 
@@ -238,7 +238,7 @@ class RankingSource:
         self.batch_size, self.cost, self.positions_at_once = batch_size, cost, positions_at_once
         self.position, self.teacher, self.own = 0, teacher, own
         self.counts: Counts = {}
-        self.questions = {words for words, folds in folds_of(mixture).items() if folds == {fold} or not fold}
+        self.questions = in_one_fold(mixture, fold)
 
     def step(self) -> RankingStep:
         """Return the questions of the next step.
@@ -347,12 +347,3 @@ def ranking_loss(module: nn.Module, rows: Sequence[RankingExample]) -> Tensor:
 
 def _group(row: RankingExample) -> Group:
     return Group(row.question, row.passages, row.answers, row.order, row.taught)
-
-
-def folds_of(mixture: Mixture) -> dict[str, set[str]]:
-    """Return all questions of a mixture, with the halves of the training examples in which they occur."""
-    found: dict[str, set[str]] = {}
-    for place in range(len(mixture)):
-        if (example := mixture.read(place, {})) is not None:
-            found.setdefault(question_words(example.question.query), set()).add(fold_of(example))
-    return found

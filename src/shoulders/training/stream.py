@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import final
 
 from shoulders.backbone.frozen import FrozenLM
+from shoulders.data.matching import question_words
 from shoulders.data.mixture import (
     CAPPED,
     FOLDS,
@@ -14,6 +15,7 @@ from shoulders.data.mixture import (
     add_count,
     describe_counts,
     fold_of,
+    in_one_fold,
     permute_index,
     total_counts,
 )
@@ -53,6 +55,7 @@ class Stream:
     ) -> None:
         self.mixture, self.lm, self.lengths, self.evidence, self.fold = mixture, lm, lengths, evidence, fold
         self.chat, self.teacher = chat, teacher
+        self.questions = in_one_fold(mixture, fold) if fold else set()
         self.room = lm.context - prompt_length
         self.position = 0
         self.counts: Counts = {task: {CAPPED: number} if number else {} for task, number in mixture.capped.items()}
@@ -100,6 +103,9 @@ class Stream:
         """Return the example at the position, and advance the position; None if it is left out."""
         example = self.mixture.read(self.position, self.counts, self.fold)
         self.position += 1
+        if example is not None and self.fold and question_words(example.question.query) not in self.questions:
+            add_count(self.counts, example.task, "in both folds")
+            return None
         return example
 
     def _no_example(self) -> DataError:
