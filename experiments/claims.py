@@ -181,6 +181,7 @@ TUNED = ("prompt-tuned-s0",)
 # The deep scaffolds' grid is the suite's again, and is compared with the suite's runs.
 DEEP, SHARED = "014-deep-scaffolds", ("low-rank-400-s0", "low-rank-400-s1", "low-rank-400-s2")
 BEST = ("low-rank-input-400-s0", "low-rank-input-400-s1", "low-rank-input-400-s2")
+OWN_PASS = ("low-rank-input-self-400-s0",)
 LORA, FULL = ("lora-400-s0",), ("full-400-s0",)
 # LoRA of as many trained parameters as the gated updates.
 EQUAL_LORA = ("lora-38-400-s0", "lora-38-400-s1", "lora-38-400-s2")
@@ -441,6 +442,14 @@ CLAIMS = (
             ("input_dependent_minus_full", "over full fine-tuning", "table 1", 0.3, FULL, SUITE, 0.0),
             ("input_dependent_minus_input_prompt", "over ID-PT by 5 points", "", None, IDPT, SUITE, 5.0),
         )
+    ),
+    Claim(
+        "own_first_pass_minus_lora",
+        "Low-rank updates weighted by the model's own first pass over one pass of as many trained parameters (LoRA)",
+        "section 4.2 (vectors from one pass into the next)",
+        None,
+        partial(difference, DEEP, OWN_PASS, EQUAL_LORA),
+        readme=True,
     ),
     Claim(
         "nf4_quality_drop",

@@ -346,3 +346,11 @@ def test_nothing_of_a_scaffold_is_left_in_the_model(lm):
     before = lm.checksum()
     protocol.evaluate(tasks(), lm, SoftPrompt(from_vocabulary(lm)(3)), PLAN)
     assert lm.checksum() == before
+
+
+def test_other_wordings_of_the_same_examples_are_no_further_evidence():
+    rows, better = ([(float(number % every == 0),) for number in range(200)] for every in (2, 3))
+    one, several = ([Measured("t", word, ACCURACY, rows) for word in words] for words in ("a", "abc"))
+    assert average_interval(several) == average_interval(one)
+    other = [replace(row, rows=better) for row in several]
+    assert difference_interval(other, several) == difference_interval(other[:1], one)

@@ -118,8 +118,15 @@ def test_only_empty_candidates_are_refused(lm, questions):
     assert source.find([]) == []
 
 
-def toys(lm, count, **settings):
-    rows = [{"t": f"Question {n}", "a": "x"} for n in range(count)]
+def test_a_question_without_a_candidate_is_read_without(questions):
+    """A single empty sample is chance: no reason to end a long run."""
+    source = Candidates(Fixed(("", -0.1)), 1, {})
+    assert source.find(questions[:1]) == [[]]
+    assert source.write(questions[0], []) == questions[0]
+
+
+def toys(lm, count, more=(), **settings):
+    rows = [{"t": f"Question {n}", "a": "x"} for n in [*range(count), *more]]
     task = TemplatedTask(
         "toys", "Toys", {name: Template(name, name, "{{t}} " + name + " ||| {{a}}") for name in "vw"}, {"train": rows}
     )
@@ -144,6 +151,15 @@ def test_training_on_one_fold_leaves_out_the_other_in_all_wordings(lm):
     numbers = {fold: {text.split()[1] for text in texts} for fold, texts in asked.items()}
     assert not numbers["a"] & numbers["b"]
     assert total_counts(parts["a"].counts)["of the other fold"] > 0
+
+
+def test_a_question_that_stands_in_several_records_is_in_no_half(lm):
+    """A prompt of one half would have seen questions of the other."""
+    for fold in FOLDS:
+        stream = toys(lm, 24, more=[3] * 12, fold=fold)
+        asked = {row.question.text.split()[1] for row in stream.take(40)}
+        assert "3" not in asked
+        assert total_counts(stream.counts)["in both folds"] > 0
 
 
 def test_no_training_question_gets_candidates_of_a_prompt_that_saw_it(lm):

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from commands import run
 from shoulders.answering.models import model_info
-from shoulders.errors import UsageError
+from shoulders.errors import DataError, UsageError
 from shoulders.paper.fid import FusedExample, FusionInDecoder, train_fid
 from shoulders.records import Passage
 from shoulders.retrieval.building import build
@@ -117,3 +117,10 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(saved, recipe, tmp_path, mo
     ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 4
+
+
+def test_it_trains_on_the_examples_of_the_others_and_refuses_what_it_does_not_know(recipe, tmp_path):
+    with pytest.raises(UsageError, match=r"training\.average=examples is not known to fid"):
+        train_fid(named([*recipe, "training.average=examples"]), tmp_path / "average")
+    with pytest.raises(DataError, match="none of 6 examples can be trained on"):
+        train_fid(named([*recipe, "suite.lengths.target=1"]), tmp_path / "long")

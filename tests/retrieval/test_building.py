@@ -459,3 +459,42 @@ def test_any_mix_of_files_leaves_a_finished_index(tmp_path_factory, names, noise
     assert built.counts.documents >= 1 + sum(FILES[name][1] for name in names)
     named = " ".join(one.place for one in built.skipped)
     assert [name for name in names if not FILES[name][1] and name not in named] == []
+
+
+def test_a_build_goes_on_in_the_process_that_it_was_interrupted_in(folder, tmp_path):
+    """Though the traceback, which a notebook keeps, holds all that the build held."""
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as kept:
+        made([folder], tmp_path / "index", on_progress=stop)
+    assert made([folder], tmp_path / "index").counts.documents == 10
+    assert kept.tb is not None
+
+
+def test_a_fingerprint_tells_texts_of_equal_counts_apart(tmp_path):
+    seen = set()
+    for city in ("Rome", "Bern"):
+        (tmp_path / "a.txt").write_text(f"{city} is in Italy.")
+        seen.add(Index.build(tmp_path / "a.txt", tmp_path / city).fingerprint)
+    assert len(seen) == 2
+
+
+def test_an_index_in_a_folder_that_cannot_be_written_is_read(folder, tmp_path, monkeypatch):
+    made([folder], tmp_path / "index")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*")}
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert found(tmp_path / "index", "Rome")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*")} == before
+
+
+def test_an_id_that_records_of_several_files_have_is_refused_without_the_file(tmp_path):
+    for name, rows in (("cities", [{"id": "2", "text": "Bern is in Switzerland."}]), ("notes", [{"text": "a"}] * 2)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made([tmp_path / "cities.jsonl", tmp_path / "notes.jsonl"], tmp_path / "index")
+    store = Index(tmp_path / "index").store
+    with pytest.raises(UsageError, match=r"'2' is that of .*write it with the file's name"):
+        store.of_documents(["2"])
+    assert [one.text for one in store.of_documents(["cities.jsonl#2"])] == ["Bern is in Switzerland."]
+    assert [one.text for one in store.of_documents(["1"])] == ["a"]

@@ -223,3 +223,13 @@ def test_evidence_knows_which_retriever_found_it(small):
         build_faiss(vectors, kind)
         prints.add(Retrieved(small, 3, Packer(), open_dense(small, "", Hashed())).fingerprint)
     assert len(prints) == 2
+
+
+def test_an_engine_that_was_deleted_or_changed_is_built_again(small):
+    vectors = encode(small, Hashed())
+    build_faiss(vectors)
+    engine = vectors.folder / dense.ENGINE
+    for change in (engine.unlink, lambda: engine.write_bytes(b"broken")):
+        change()
+        build_faiss(vectors)
+        assert open_dense(small, "", Hashed()).search(["Oslo"], 1)[0]

@@ -1,3 +1,4 @@
+import time
 from itertools import pairwise
 from unicodedata import normalize
 
@@ -108,3 +109,9 @@ def test_what_is_equal_means_the_same(text, digit):
         "\u2460",
     )
     assert len({text_key(f"{text}10{one}") for one in (str(digit), raised, cast_to_compute, circled)}) == 4
+
+
+def test_very_many_blank_lines_are_cut_in_no_time():
+    begun = time.process_time()
+    assert list(Cutting(sentences=True).cut("A b." + "\n" * 100_000 + "C.")) == ["A b. C."]
+    assert time.process_time() - begun < 5

@@ -255,3 +255,12 @@ def test_sections_of_a_pdf_are_its_pages(tmp_path):
 def test_text_and_headings_do_not_depend_on_sections(told, parts):
     page = "".join(f"<h{level}>{' '.join(name)}</h{level}><p>{' '.join(text)}" for level, name, text in parts)
     assert told("a.html", page)[1] == " ".join(word for _, name, text in parts for word in [*name, *text])
+
+
+def test_small_files_do_not_take_for_ever(told):
+    begun = time.process_time()
+    told("a.html", b"<meta " * 50_000)
+    aliases = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 10) if n else 'a'}]\n" for n in range(9))
+    title, _, _ = told("a.md", f"---\n{aliases}title: *k8\n---\ntext\n".encode())
+    assert time.process_time() - begun < 5
+    assert len(title) < 100

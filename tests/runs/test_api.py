@@ -26,6 +26,7 @@ from shoulders.data.pairs import CLOSED, NAME, given_tasks
 from shoulders.data.readers import open_suite
 from shoulders.errors import ContextFull, DataError, UnknownName, UsageError, WrongBackbone
 from shoulders.records import Example
+from shoulders.store.files import lock_folder
 from shoulders.training.loop import checkpoints
 from small_values import small_values
 from toys import layered
@@ -525,3 +526,47 @@ def test_no_warning_is_given_where_everything_fits(lm):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         shoulders.evaluate(shoulders.train(prompt(lm), lm, PAIRS, **QUICK), PAIRS, progress=False)
+
+
+def test_the_folder_of_a_run_from_python_is_no_recipes(lm, suite, tmp_path):
+    shoulders.train(prompt(lm), lm, PAIRS, **QUICK, out=tmp_path / "run")
+    values = small_values(lm.name, suite)
+    for resume in ([], ["--resume"]):
+        with pytest.raises(UsageError, match="holds checkpoints of another run"):
+            command("train", "bundled_soft_prompt", *values, "--out", tmp_path / "run", *resume)
+    assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_one_process_at_a_time_writes_a_run(lm, suite, tmp_path):
+    (tmp_path / "run").mkdir()
+    with lock_folder(tmp_path / "run"):
+        with pytest.raises(UsageError, match="is being written by process"):
+            shoulders.train(prompt(lm), lm, PAIRS, **QUICK, out=tmp_path / "run")
+        with pytest.raises(UsageError, match="is being written by process"):
+            command("train", "bundled_soft_prompt", *small_values(lm.name, suite), "--out", tmp_path / "run")
+    shoulders.train(prompt(lm), lm, PAIRS, **QUICK, out=tmp_path / "run")
+
+
+def test_a_scaffold_from_python_is_measured_by_no_recipe_but_a_named_one(lm, suite, tmp_path):
+    shoulders.train(prompt(lm), lm, PAIRS, **QUICK).save(tmp_path / "kept")
+    other = [
+        "--tasks",
+        suite,
+        "suite.tasks=adding",
+        "test.limit=2",
+        f"backbone.name={lm.name}",
+        "backbone.dtype=float32",
+    ]
+    for asked in (["evaluate", tmp_path / "kept"], ["forget", tmp_path / "kept", *other]):
+        with pytest.raises(UsageError, match="holds no recipe"):
+            command(*asked)
+    with pytest.raises(UsageError, match="holds no recipe"):
+        command("threshold", tmp_path / "kept", "--index", tmp_path)
+    assert "adding" in command("forget", tmp_path / "kept", *other, "--recipe", "bundled_soft_prompt")
+
+
+def test_texts_in_scripts_without_spaces_are_no_paths():
+    assert shoulders.Index.build(["\u6210\u7acb\u4e8e2003/04,\u5317\u4eac\u3002", "\u6771\u4eac"]).passages == 2
+    for path in ("\u6587\u6863/", "\u6587\u6863/\u7b14\u8bb0.txt"):
+        with pytest.raises(UsageError, match="there is no file or folder"):
+            shoulders.Index.build([path])

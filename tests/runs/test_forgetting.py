@@ -173,3 +173,12 @@ def test_full_fine_tuning_on_a_new_task_changes_the_answers_to_the_others(values
     extended = load_rival(rival_info(tmp_path / "parity" / "best"), second, tuned.lm)
     assert extended.lm.checksum() != tuned.lm.checksum()
     assert said(extended.lm, Bare(), questions) != before
+
+
+@pytest.mark.parametrize("spelled", ["{}/", "{}/../{name}", "./{name}"])
+def test_tasks_that_were_trained_on_are_known_however_their_folder_is_spelled(suite, spelled, monkeypatch):
+    monkeypatch.chdir(suite.parent)
+    source = spelled.format(suite, name=suite.name)
+    recipe = with_overrides(recipe_named("bundled_soft_prompt"), [f"suite.source={suite}"])
+    with pytest.raises(UsageError, match="only tasks that the run was trained on"):
+        untrained_tasks(load_tasks(SuiteChoice(source=source)), source, recipe)

@@ -250,3 +250,20 @@ def test_what_only_measures_is_a_recipe_but_is_not_trained():
         with pytest.raises(UsageError, match=said):
             recipe.check_trainable()
     recipe_named("bundled_input_prompt").check_trainable()
+
+
+def test_a_list_with_commas_in_its_parts_is_json():
+    asked = with_overrides(recipe_named("cartridge"), ['study.prompts=["Ask, briefly.", "Ask."]'])
+    assert asked.study.prompts == ("Ask, briefly.", "Ask.")
+    assert with_overrides(asked, ["study.prompts=Ask., Tell."]).study.prompts == ("Ask.", "Tell.")
+    with pytest.raises(UsageError, match="is no JSON list"):
+        with_overrides(asked, ["study.prompts=[Ask"])
+
+
+def test_folders_of_prompts_are_found_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("whole", "a", "b"):
+        (tmp_path / name).mkdir()
+    found = with_overrides(recipe_named("textual_recursion"), ["evidence.scaffold=whole", "evidence.across=a,b"])
+    assert found.evidence.scaffold == str(tmp_path / "whole")
+    assert found.evidence.across == (f"{tmp_path}/a", f"{tmp_path}/b")

@@ -9,12 +9,14 @@ from commands import fitting, run
 from shoulders.cli import train as cli_train
 from shoulders.errors import TrainingDiverged, UnknownName, UsageError
 from shoulders.paper.recipes import GRIDS
+from shoulders.paper.rivals import new_rival
 from shoulders.runs import sweep as sweeping
 from shoulders.runs.recipe import with_overrides
 from shoulders.runs.registry import recipe_named
 from shoulders.runs.sweep import SweepPlan, parse_grid
 from shoulders.store.files import flatten, read_json
 from shoulders.training.log import read_log
+from shoulders.training.plan import RivalChoice
 from small_values import save_suite, small_values
 
 GRID = ["--grid", "scaffold.length=2,4", "--grid", "training.learning_rate=0.001,0.05", "--fraction", 0.4]
@@ -214,3 +216,18 @@ def test_a_grid_is_each_value_with_each():
     few = with_overrides(plan.recipe, ["training.steps=3"])
     assert SweepPlan(few, plan.grid, 0.01).until == 1
     assert json.dumps(sweeping.SweepState(plan, plan.candidates()).as_json())
+
+
+def test_what_does_nothing_to_a_rival_is_no_choice():
+    base = with_overrides(recipe_named("bundled_soft_prompt"), ["rival.kind=lora"])
+    with pytest.raises(UsageError, match=r"training\.learning_rate has no effect on a rival"):
+        SweepPlan(base, {"training.learning_rate": ("1e-4", "1e-3")})
+    assert len(SweepPlan(base, {"rival.learning_rate": ("1e-4", "1e-3")}).candidates()) == 2
+    fused = with_overrides(recipe_named("reader"), ["rival.kind=fid"])
+    with pytest.raises(UsageError, match="cannot be chosen here"):
+        SweepPlan(fused, {"rival.learning_rate": ("1e-4", "1e-3")})
+
+
+def test_fid_is_no_rival_of_a_causal_model(lm):
+    with pytest.raises(UsageError, match="fid trains no causal model"):
+        new_rival(RivalChoice("fid"), lm, 0, 0)

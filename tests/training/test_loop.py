@@ -425,3 +425,26 @@ def test_a_checkpoint_keeps_the_random_state_of_an_accelerator(lm, tmp_path, mon
     assert restored == [([3, 1, 4], place)]
     monkeypatch.undo()
     trained(lm, prompt, replace(PLAN, steps=5), folder=tmp_path)  # goes on where there is no such device
+
+
+def test_what_does_not_train_clips_nothing(lm):
+    """With a rate of 0 for what all inputs share, its gradients are far larger than those of the generator."""
+    plan = replace(PLAN, steps=3, clip=1e-4, eps=1e-2)
+    moved = []
+    for frozen in (False, True):
+        torch.manual_seed(0)
+        shape = InputPromptShape(length=4, encoder_length=2, head_width=8, base=True)
+        prompt = InputPrompt(lm, lm, shape, norm=1.0, start=from_vocabulary(lm)(4))
+        prompt.base.requires_grad_(not frozen)
+        trained(lm, prompt, plan, groups=prompt.learning_rates(0.01, 0.0))
+        moved.append({name: value for name, value in prompt.state_dict().items() if name != "base"})
+    assert all(torch.equal(moved[0][name], moved[1][name]) for name in moved[0])
+
+
+def test_memory_that_is_full_in_the_optimizers_step_is_told(lm, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(MemoryFull, match=r"in step 1 \(.*2.00 GiB.*\)"):
+        trained(lm, SoftPrompt(from_vocabulary(lm)(4)))

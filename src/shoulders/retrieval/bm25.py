@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any, final
 from unicodedata import decimal, lookup, name, normalize
+from weakref import finalize
 
 import regex
 import Stemmer
@@ -218,11 +220,12 @@ class SparseSearcher:
         """Return a folder whose index tantivy can open: it locks the folder even to read, so it must be writable."""
         if os.access(folder, os.W_OK) or not folder.is_dir():
             return folder
-        self._links = TemporaryDirectory(prefix="shoulders-index-")  # it goes with this object
+        links = Path(mkdtemp(prefix="shoulders-index-"))
+        finalize(self, rmtree, links, ignore_errors=True)
         for file in folder.iterdir():
             if file.suffix != ".lock":
-                Path(self._links.name, file.name).symlink_to(file.absolute())
-        return Path(self._links.name)
+                (links / file.name).symlink_to(file.absolute())
+        return links
 
     def search(self, queries: Sequence[str], k: int) -> list[list[ScoredPassage]]:
         """Return for each query the k passages with the highest scores, of those that have a term of it."""

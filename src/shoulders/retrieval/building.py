@@ -32,7 +32,7 @@ from shoulders.retrieval.index import (
     read_manifest,
 )
 from shoulders.retrieval.passages import AT_ONCE, Counts, Cutting, KnownDocument, NewPassage, PassageStore, text_key
-from shoulders.store.files import LOCK, lock_folder, save_failed, write_json
+from shoulders.store.files import LOCK, lock_folder, write_json
 
 ANALYSER = "analyser"
 LIBRARIES = ("shoulders", "tantivy", "PyStemmer", "regex", "unicode-segmentation-rs")  # that make terms and passages
@@ -103,10 +103,6 @@ def build(
     items = [source.items() for source in sources]
     if not (folder / PASSAGES).exists():
         items = _checked(sources, items)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise save_failed(folder, error) from error
     with lock_folder(folder):
         made = _Build(folder, cutting, sum(s.size for s in sources) if all(s.size for s in sources) else 0)
         try:

@@ -112,7 +112,6 @@ class RunFolder:
         with ExitStack() as opened:
             log = None
             if processes.is_main_process:
-                self.path.mkdir(parents=True, exist_ok=True)
                 opened.enter_context(lock_folder(self.path))
                 write_json(self.path / RECIPE, self.recipe)
                 log = opened.enter_context(RunLog(self.path, self.done))

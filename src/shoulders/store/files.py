@@ -302,13 +302,14 @@ LOCK = "writer.lock"
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Lock a folder for writing. The lock ends with the block, or with the process if it is killed.
+    """Lock a folder for writing, which is made if there is none. The lock ends with the block, or with the process.
 
     Raises:
         UsageError: another process has the lock; the message names it.
         SaveFailed: the folder cannot be written.
     """
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a+", encoding="utf-8")
     except OSError as error:
         raise save_failed(folder, error) from error
