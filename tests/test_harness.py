@@ -85,7 +85,8 @@ def test_rolling_log_likelihoods_are_the_harness_own(lm, theirs):
 def test_texts_with_special_tokens_have_the_harness_own_numbers(tiny_lm, theirs, context, continuation):
     ours = ShouldersLM(backbone=tiny_lm("llama"))
     pairs = asked("loglikelihood", (context, continuation), ("", f"a{continuation}"))
-    wanted = [value for pair in theirs.loglikelihood(pairs) for value in pair]
+    # One by one: theirs confuses two of them that read the same tokens, such as "<s>a" + "b" and "" + "ab".
+    wanted = [value for pair in pairs for value in theirs.loglikelihood([pair])[0]]
     assert [value for pair in ours.loglikelihood(pairs) for value in pair] == pytest.approx(wanted, rel=1e-4, abs=1e-4)
     whole = asked("loglikelihood_rolling", (context,), (f"{context}{continuation}",))
     assert ours.loglikelihood_rolling(whole) == pytest.approx(theirs.loglikelihood_rolling(whole), rel=1e-4)
