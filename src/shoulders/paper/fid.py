@@ -175,7 +175,7 @@ class FusedSource:
         Raises:
             DataError: no example of a whole epoch can be used.
         """
-        examples: list[Example] = []
+        examples: list[tuple[Example, list[int]]] = []  # with token ids of the target
         first = self.position
         while len(examples) < self.plan.batch_size:
             if self.position - first > 2 * len(self.mixture):
@@ -185,20 +185,20 @@ class FusedSource:
             if example is None:
                 continue
             check_has_answers(example)
-            if len(self.model.model.target_ids(example.target)) > self.longest:
+            target = self.model.model.target_ids(example.target)
+            if len(target) > self.longest:
                 add_count(self.counts, example.task, "discarded")
             else:
-                examples.append(example)
-        rows = [self._row(example) for example in examples]
+                examples.append((example, target))
+        rows = [self._row(*one) for one in examples]
         state = PartialState()
         mine = rows[state.process_index :: state.num_processes]
         parts = list(by_length(mine, lambda row: row.length, int(self.plan.positions_at_once)))
         return FusedStep(parts, sum(len(row.target) for row in rows), sum(row.length for row in mine))
 
-    def _row(self, example: Example) -> FusedExample:
+    def _row(self, example: Example, target: list[int]) -> FusedExample:
         (passages,) = self.evidence.find([example.question], fold_of(example))
-        model = self.model
-        return FusedExample(model.sources(example.question.query, passages), model.model.target_ids(example.target))
+        return FusedExample(self.model.sources(example.question.query, passages), target)
 
 
 @final

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b
 from numbers import Integral, Real
@@ -34,8 +34,8 @@ from shoulders.runs.jobs import example_loss
 from shoulders.runs.run import CHECKPOINTS
 from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.storage import Origin
-from shoulders.store.files import BEST, RECIPE, lock_folder, read_json, write_json
-from shoulders.training.log import RunLog, read_log
+from shoulders.store.files import BEST, RECIPE, read_json, write_json
+from shoulders.training.log import locked_log, read_log
 from shoulders.training.loop import Hooks, Step, fit, steps_done
 from shoulders.training.losses import ExampleSource
 from shoulders.training.plan import TrainPlan
@@ -140,16 +140,12 @@ def train(
     source = ExampleSource(stream, how.batch_size, int(how.positions_at_once), scaffold.length, how.average)
     groups = scaffold.learning_rates(how.learning_rate, how.base_learning_rate)
     main = PartialState().is_main_process
-    with ExitStack() as opened:
-        show, write = opened.enter_context(_bar(scaffold.label, shown=progress and main)), None
-        if folder is not None and main:
-            opened.enter_context(lock_folder(folder))
-            write = opened.enter_context(RunLog(folder, begun))
+    log = locked_log(folder, begun) if folder is not None and main else nullcontext(lambda _: None)
+    with _bar(scaffold.label, shown=progress and main) as show, log as write:
 
         def tell(step: Step) -> None:
             losses.append(step.loss)
-            if write is not None:
-                write(step)
+            write(step)
             show(step.number, steps, f"loss {step.loss:.3f}")
             on_step(step)
 

@@ -156,7 +156,7 @@ def _places(source: str) -> set[str]:
     """Return the parts of a suite's name, however they are spelled."""
     kind, colon, rest = source.rpartition(":")
     paths = [Path(one).expanduser() for one in rest.split(",")]
-    return {f"{kind}{colon}{path.absolute().resolve() if path.parent.exists() else path}" for path in paths}
+    return {f"{kind}{colon}{path.resolve() if path.parent.exists() else path}" for path in paths}
 
 
 def untrained_tasks(tasks: Sequence[Task], source: str, trained: Recipe) -> tuple[list[Task], list[str]]:

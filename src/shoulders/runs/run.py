@@ -1,7 +1,7 @@
 """Runs: training by a recipe into a folder (recipe, log, checkpoints, best scaffold), and their results."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ from shoulders.runs.build import (
 from shoulders.runs.jobs import Job, job_of, tasks_of
 from shoulders.runs.recipe import Recipe, read_recipe
 from shoulders.scaffolds.base import Scaffold
-from shoulders.store.files import BEST, RECIPE, lock_folder, write_json
-from shoulders.training.log import RunLog, read_log
+from shoulders.store.files import BEST, RECIPE, write_json
+from shoulders.training.log import RunLog, locked_log, read_log
 from shoulders.training.loop import Hooks, OnStep, Progress, Step, fit, steps_done
 from shoulders.training.plan import TrainPlan
 
@@ -109,12 +109,9 @@ class RunFolder:
         """
         processes = Accelerator(device_placement=False)
         processes.wait_for_everyone()  # all have looked into the folder before one writes into it
-        with ExitStack() as opened:
-            log = None
-            if processes.is_main_process:
-                opened.enter_context(lock_folder(self.path))
+        with locked_log(self.path, self.done) if processes.is_main_process else nullcontext() as log:
+            if log is not None:
                 write_json(self.path / RECIPE, self.recipe)
-                log = opened.enter_context(RunLog(self.path, self.done))
             hooks = Hooks(_on_step(watch, log), job.score, keep, job.before_step)
             folder = self.path / CHECKPOINTS
             progress = fit(trained, job.loss, job.source, plan, groups=groups, folder=folder, hooks=hooks, until=until)

@@ -211,10 +211,6 @@ def absolute_name(name: str) -> str:
     )
 
 
-def _writable(folder: Path) -> bool:
-    return os.access(folder, os.W_OK)
-
-
 def open_database(path: Path | None, tables: str, *, write: bool = True) -> sqlite3.Connection:
     """Open an SQLite file that one process at a time may write and many may read; what is committed survives a kill.
 
@@ -226,7 +222,11 @@ def open_database(path: Path | None, tables: str, *, write: bool = True) -> sqli
         write: open for writing, and create the file if there is none; otherwise it must exist, and is read only.
     """
     place = f"{path.absolute().as_uri()}?mode={'rwc' if write else 'ro'}" if path else ":memory:"
-    if path and not write and not _writable(path.absolute().parent) and not path.with_name(f"{path.name}-wal").exists():
+    if (
+        path
+        and not write
+        and not (os.access(path.absolute().parent, os.W_OK) or path.with_name(f"{path.name}-wal").exists())
+    ):
         place += "&immutable=1"  # a file with a write-ahead log wants a writable folder even to be read
     file = sqlite3.connect(place, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
     file.execute(f"PRAGMA cache_size = {DATABASE_CACHE}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from shoulders.errors import SaveFailed
-from shoulders.store.files import save_failed
+from shoulders.store.files import lock_folder, save_failed
 from shoulders.training.loop import Step
 
 LOG, CURVES = "log.jsonl", "tensorboard"
@@ -64,6 +64,18 @@ class RunLog:
         except SaveFailed:
             if stopped_by is None:  # otherwise the error that stopped the run is reported
                 raise
+
+
+@contextmanager
+def locked_log(folder: Path, resumed_at: int = 0) -> Iterator[RunLog]:
+    """Open the log of a run that no other process writes meanwhile.
+
+    Raises:
+        UsageError: another process writes the run.
+        SaveFailed: see `RunLog`.
+    """
+    with lock_folder(folder), RunLog(folder, resumed_at) as log:
+        yield log
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
