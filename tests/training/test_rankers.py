@@ -470,6 +470,8 @@ def test_what_it_learns_from_is_what_the_recipes_retriever_finds(place, tmp_path
         (["length=2"], "DPR's is 350"),
         (["order_weight=-1"], "order_weight is -1.0: it must be at least 0"),
         (["kind=retriever", "order_weight=1"], "order_weight=1.0 is a re-ranker's"),
+        (["kind=retriever", "dropout=0"], "dropout=0.0 is a re-ranker's: leave it at 0.1"),
+        (["dropout=1"], "dropout must be at least 0 and below 1"),
         (["refresh_every=-1"], "refresh_every is -1: it is a number of steps"),
         (["refresh_every=2"], "refresh_every=2 is for a re-ranker that starts at the retriever's order"),
         (["order_weight=1", "refresh_every=4"], "refresh_every is 4 and training.steps 4"),

@@ -128,6 +128,7 @@ def read_reranker(folder: Path) -> RerankerFiles:
         raise CorruptFile(f"{folder / DESCRIPTION} is not a re-ranker's description: {error!r}") from error
 
 
+DROPOUT = 0.1  # in training, BERT's own
 SPREAD = 0.02  # of the heads' weights at the start, as in BERT
 SIMILARITY = 10.0  # factor of the cosine between question and passage, so that it is of the size of a logit
 
@@ -200,7 +201,7 @@ class Reranker(nn.Module):
         self,
         tower: TextEncoder,
         length: int = LENGTH,
-        dropout: float = 0.1,
+        dropout: float = DROPOUT,
         about: RerankerOrigin | None = None,
         order_weight: float = 0.0,
     ) -> None:
@@ -224,7 +225,7 @@ class Reranker(nn.Module):
         name: str = ENCODER,
         *,
         length: int = LENGTH,
-        dropout: float = 0.1,
+        dropout: float = DROPOUT,
         seed: int = 0,
         dtype: str = "auto",
         order_weight: float = 0.0,

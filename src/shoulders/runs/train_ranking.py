@@ -223,6 +223,7 @@ def _reranker(recipe: RankingRecipe) -> _Model:
     reranker = Reranker.start(
         recipe.encoder,
         length=recipe.length,
+        dropout=recipe.dropout,
         seed=recipe.training.seed,
         dtype=recipe.dtype,
         order_weight=recipe.order_weight,
