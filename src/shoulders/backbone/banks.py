@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from shoulders.backbone.caches import PassMemory, whole_cache
+from shoulders.backbone.caches import PassMemory, keeps_all, whole_cache
 from shoulders.backbone.edits import LayerParts, arranged, edited
 from shoulders.backbone.passes import StackInput, forward, vectors_of
 
@@ -33,7 +33,7 @@ def fits(memory: PassMemory, stack: nn.Module) -> bool:
     if memory.bank is not None or not memory.seen or memory.mask is not None or memory.lent:
         return memory.bank is not None
     layers = memory.cache_for(stack.config).layers  # type: ignore[arg-type] (a Hugging Face model's)
-    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+    return bool(layers) and all(map(keeps_all, layers))
 
 
 @final

@@ -48,6 +48,7 @@ class PassMemory:
         self.row = 0
         self.layers: LayerEdits = {}
         self._known: KeysValues | None = None
+        self._room: Room | None = None
 
     @classmethod
     def holding(cls, known: KeysValues, length: int, mask: Bool[Tensor, "B N"] | None) -> Self:
@@ -61,8 +62,8 @@ class PassMemory:
         if self.cache is None:
             self.cache = whole_cache(config) if self.whole else _Cache(config=config)
             if self._known is not None:
-                _fill(self.cache, self._known, self.seen)
-                self._known = None
+                _fill(self.cache, self._known, self.seen, self._room)
+                self._known = self._room = None
         return self.cache
 
     def extend(self, rows: int, new: int, mask: Bool[Tensor, "B N"] | None, device: torch.device) -> None:
@@ -75,14 +76,18 @@ class PassMemory:
         after = mask if mask is not None else torch.ones(rows, new, dtype=torch.bool, device=device)
         self.mask = torch.cat([before, after], dim=1)
 
-    def add_known(self, known: KeysValues, length: int, config: PreTrainedConfig) -> None:
-        """Add `length` columns whose keys and values are known; these tensors are never written to."""
+    def add_known(self, known: KeysValues, length: int, config: PreTrainedConfig, room: "Room | None" = None) -> None:
+        """Add `length` columns whose keys and values are known; these tensors are never written to.
+
+        Args:
+            room: free columns after them, if they are the first; what comes next is written there.
+        """
         if self.seen:
             cache = self.cache_for(config)
             for number, (keys, values) in enumerate(known.layers):
                 cache.update(keys, values, number)
         else:
-            self._known = known
+            self._known, self._room = known, room
         self.seen += length
 
     def keys_values(self, config: PreTrainedConfig) -> KeysValues:
@@ -93,6 +98,7 @@ class PassMemory:
     def branch(self) -> Self:
         """Return a memory of the same columns; what is added to one is not in the other."""
         other = copy(self)
+        vars(other)["_room"] = None  # one memory alone may write there
         if self.cache is not None and is_plain(self.cache):  # its tensors are never written to, but replaced
             other.cache = copy(self.cache)
             other.cache.layers = [copy(layer) for layer in self.cache.layers]
@@ -119,7 +125,7 @@ class PassMemory:
             self.cache.reorder_cache(rows)  # type: ignore[arg-type] (a LongTensor is no type of its own)
         if self._known is not None:
             layers = self._known.layers
-            self._known = KeysValues(tuple((keys[rows], values[rows]) for keys, values in layers))
+            self._known, self._room = KeysValues(tuple((keys[rows], values[rows]) for keys, values in layers)), None
         if self.mask is not None:
             self.mask = self.mask.index_select(0, rows)
         self.layers = {name: edit.select(rows) for name, edit in self.layers.items()}
@@ -178,6 +184,19 @@ class Memory:
             one.select(rows)
 
 
+@dataclass(frozen=True, eq=False)
+class Room:
+    """Free columns after known keys and values, in the same tensors, for the one memory that is given them.
+
+    They are free again as soon as nothing refers to this record any more.
+
+    Attributes:
+        whole: the known columns and the free ones.
+    """
+
+    whole: KeysValues
+
+
 class _Cache(DynamicCache):
     """A cache whose keys and values follow each layer to its device: layers of one model may lie on several."""
 
@@ -214,7 +233,12 @@ def plain(config: PreTrainedConfig) -> bool:
 
 def is_plain(cache: Cache) -> bool:
     """Return whether a cache holds keys and values in every layer, of all columns or of a window."""
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+    return all(keeps_all(layer) or type(layer) is DynamicSlidingWindowLayer for layer in cache.layers)
+
+
+def keeps_all(layer: object) -> bool:
+    """Return whether a layer of a cache holds keys and values of all columns, and nothing else."""
+    return type(layer) in (DynamicLayer, _RoomyLayer)
 
 
 def whole_cache(config: PreTrainedConfig) -> DynamicCache:
@@ -299,10 +323,53 @@ def pad_left(rows: Tensor, length: int, dim: int) -> Tensor:
     return torch.cat([rows.new_zeros(shape), rows], dim=dim)
 
 
-def _fill(cache: Cache, known: KeysValues, length: int) -> None:
+class _RoomyLayer(DynamicLayer):
+    """A layer of a cache that writes new columns into the room after known ones, as long as there is some.
+
+    Its copies do not: they see the columns up to their own end, and keep the room from being given away.
+
+    Args:
+        keys, values: the known ones.
+        room: the tensors that these begin.
+        number: of the layer.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, room: Room, number: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+        self._room, self._number = room, number
+        self._last: Tensor | None = keys  # the keys as this layer left them; None if it may not write
+
+    def __copy__(self) -> Self:
+        """Return a layer with the same columns that does not write into the room."""
+        fresh = type(self).__new__(type(self))
+        vars(fresh).update({**vars(self), "_last": None})
+        return fresh
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Add new keys and values; return all of the layer."""
+        keys, values = self._room.whole.layers[self._number]
+        begin = self.get_seq_length()
+        end = begin + key_states.shape[2]
+        if self._last is not self.keys or end > keys.shape[2]:  # others may have put other tensors in their place
+            self._last = None
+            return super().update(key_states, value_states, *args, **kwargs)
+        keys[:, :, begin:end], values[:, :, begin:end] = key_states, value_states
+        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
+        self._last = self.keys
+        return self.keys, self.values
+
+
+def _fill(cache: Cache, known: KeysValues, length: int, room: Room | None) -> None:
     """Put known keys and values of `length` columns into an empty cache."""
-    for layer, (keys, values) in zip(cache.layers, known.layers, strict=True):
+    for number, (layer, (keys, values)) in enumerate(zip(cache.layers, known.layers, strict=True)):
         assert isinstance(layer, DynamicLayer)
+        if room is not None and type(layer) is DynamicLayer:
+            cache.layers[number] = _RoomyLayer(keys, values, room, number)
+            continue
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
         if isinstance(layer, DynamicSlidingWindowLayer):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import blake2b
 from typing import final
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from jaxtyping import Float
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from shoulders.backbone.banks import Bank, columns_for, rows_for
-from shoulders.backbone.caches import Memory, PassMemory, plain
+from shoulders.backbone.caches import Memory, PassMemory, Room, plain
 from shoulders.backbone.edits import LayerEdits
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.records import KeysValues
 from shoulders.scaffolds.connectors import Connector
 
+ROOMY, SPARE = 128, 8  # texts from so many columns on are kept with free ones after them, an eighth of their own
 SHORT = 10  # rows of up to 2 ** SHORT columns share a bank, those of up to four times as many the next, and so on
 
 
@@ -101,8 +102,9 @@ class _Part:
     Attributes:
         before: the part before, of which the first `start` columns in all are used; None at the beginning.
         keys: digest of each column.
-        layers: keys and values.
+        layers: keys and values, and free columns after those of a part that nothing comes before.
         states: final states.
+        lent: the free columns, while a memory writes there.
     """
 
     before: "_Part | None"
@@ -110,11 +112,21 @@ class _Part:
     keys: list[bytes]
     layers: KeysValues
     states: Float[Tensor, "1 N D"]
+    lent: "ReferenceType[Room] | None" = None
 
     @property
     def nbytes(self) -> int:
         """Size of keys, values and states."""
         return self.states.nbytes + sum(keys.nbytes + values.nbytes for keys, values in self.layers.layers)
+
+    def lend(self, columns: int) -> Room | None:
+        """Return the free columns if there are so many; None while another memory has them."""
+        free = self.layers.layers[0][0].shape[2] - len(self.keys)
+        if free < columns or (self.lent is not None and self.lent() is not None):
+            return None
+        room = Room(self.layers)
+        self.lent = ref(room)
+        return room
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +140,14 @@ class Known:
 
     length: int = 0
     part: _Part | None = None
+
+    def room(self, columns: int) -> Room | None:
+        """Return a place for so many columns after these, beside which they need not be copied; None if there is none.
+
+        It is given to one at a time, and only after the last column of a part.
+        """
+        part = self.part
+        return part.lend(columns) if part and not part.before and self.length == len(part.keys) else None
 
     def read(self) -> tuple[KeysValues, Float[Tensor, "1 N D"]]:
         """Return keys and values, and the final states."""
@@ -152,6 +172,14 @@ def _joined(parts: Sequence[Tensor], lengths: Sequence[int], dim: int) -> Tensor
     """Return the first columns of each part, one after the other."""
     cut = [part.narrow(dim, 0, length) for part, length in zip(parts, lengths, strict=True)]
     return cut[0] if len(cut) == 1 else torch.cat(cut, dim)
+
+
+def _with_spare(columns: Tensor, spare: int) -> Tensor:
+    """Return a copy of columns with so many free ones after them."""
+    rows, heads, count, width = columns.shape
+    whole = columns.new_empty(rows, heads, count + spare, width)
+    whole[:, :, :count] = columns
+    return whole
 
 
 @final
@@ -310,26 +338,31 @@ class Pool:
         self.texts.shrink(self.room)
         return True
 
-    def keep(self, known: Known, keys: Sequence[bytes], memory: PassMemory, states: Tensor) -> Known | None:
-        """Keep the last columns of a memory, which were read after a known beginning, as far as there is room.
+    def keep(
+        self, known: Known, keys: Sequence[bytes], memory: PassMemory, states: Tensor, later: int = 0
+    ) -> Known | None:
+        """Keep columns of a memory, which were read after a known beginning, as far as there is room.
 
         Args:
             known: the beginning.
             keys: the digests of the new columns.
             memory: has both.
             states: final states of the new columns.
+            later: number of columns of the memory that come after these.
 
         Returns:
             The beginning with the new columns; None if they are not kept, and what comes after them cannot be either.
         """
         count = len(keys)
-        size = count * (self.column_bytes + states[:, :1].nbytes)
+        spare = count // SPARE if count >= ROOMY and not known.length else 0
+        size = (count + spare) * self.column_bytes + states.nbytes
         # After one forward with vectors that are no numbers, the columns before them are none either.
         if size > self.room or not self.texts.has(known) or not bool(states.isfinite().all()):
             return None
         layers = memory.keys_values(self.lm.config).layers
-        new = tuple((keys_[:, :, -count:].clone(), values[:, :, -count:].clone()) for keys_, values in layers)
-        found = self.texts.add(known, keys, KeysValues(new), states.clone())
+        end = layers[0][0].shape[2] - later
+        new = [[_with_spare(side[:, :, end - count : end], spare) for side in layer] for layer in layers]
+        found = self.texts.add(known, keys, KeysValues(tuple((one, other) for one, other in new)), states.clone())
         self.texts.shrink(self.room)
         return found
 

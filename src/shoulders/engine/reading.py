@@ -29,6 +29,8 @@ class _Columns:
         memory: of the pass.
         keys: digest of each column; None if the columns cannot be shared.
         known: the columns read so far as they are kept; None before any, and if they are not kept.
+        given: number of its first columns that are the request's text as it was given. They are kept by themselves, for
+            what other scaffolds put after them.
         whole: whether it has to be read at once.
         first: whether it is the first pass over its text.
         found: whether it has been looked for what is known.
@@ -38,6 +40,7 @@ class _Columns:
     request: Pass
     memory: PassMemory
     keys: list[bytes] | None = None
+    given: int = 0
     whole: bool = False
     first: bool = False
     known: Known | None = None
@@ -163,11 +166,12 @@ class Reader:
             memory.whole = self.pool.shares
         if asked.mask is not None and bool(asked.mask.all()):
             asked = replace(asked, mask=None)
-        keys = None
+        keys, given = None, 0
         whole = asked.edits is not None and bool(asked.edits.slot)
         if self.pool.shares and asked.mask is None and memory.mask is None and not whole and asked.part is None:
             content = self._content(memory, asked.edits, text)
             keys = content_keys(content, _vectors(asked).to(self.lm.dtype))
+            given = _begins_alike(asked.embeds[0], work.request.given.embeds[0])
         if asked.edits is not None and not whole:
             memory.begin(asked.edits, self.lm.config, 1)
             vectors = asked.edits.vectors
@@ -175,7 +179,7 @@ class Reader:
         first = not work.read
         if first:
             work.read = asked.embeds.shape[1]
-        return _Columns(asked, memory, keys, whole, first)
+        return _Columns(asked, memory, keys, given, whole, first)
 
     def _content(self, memory: PassMemory, edits: Edits | None, text: _Text) -> bytes:
         """Return a digest of what a pass comes after, and of the edits that it is read with."""
@@ -223,7 +227,8 @@ class Reader:
         one.found, one.known = True, known
         if known.length:
             layers, states = known.read()
-            one.memory.add_known(layers, known.length, self.lm.config)
+            room = None if one.memory.seen else known.room(one.left - known.length)
+            one.memory.add_known(layers, known.length, self.lm.config, room)
             one.states.append(states)
             one.read = known.length
             self.counts.hits += known.length
@@ -244,14 +249,20 @@ class Reader:
         self.counts.forwards += 1
         self.counts.passes += len(group)
         for (text, count), one, states in zip(group, columns, results, strict=True):
-            keys = (one.keys or [])[one.read : one.read + count]
+            self._keep(one, states)
             one.states.append(states)
             one.read += count
             self.counts.misses += count
-            if one.known is not None:
-                one.known = self.pool.keep(one.known, keys, one.memory, states)
             if one.left == 0:
                 self._complete(text, one)
+
+    def _keep(self, one: _Columns, states: Float[Tensor, "1 N D"]) -> None:
+        """Keep the columns that have just been read, the given text apart from what comes after it."""
+        count = states.shape[1]
+        keys, inside = (one.keys or [])[one.read : one.read + count], min(max(0, one.given - one.read), count)
+        for part in (slice(0, inside), slice(inside, count)):
+            if one.known is not None and keys[part]:
+                one.known = self.pool.keep(one.known, keys[part], one.memory, states[:, part], count - part.stop)
 
     def _complete(self, text: _Text, columns: _Columns) -> None:
         text.result, text.columns = torch.cat(columns.states, dim=1), None
@@ -263,6 +274,12 @@ def _vectors(asked: Pass) -> Float[Tensor, "T N"]:
     """Return all that a pass reads at each column."""
     edits, own = asked.edits, asked.embeds[0]
     return own if edits is None or edits.vectors is None else torch.cat([own, edits.vectors[0].to(own.dtype)], dim=-1)
+
+
+def _begins_alike(one: Float[Tensor, "T D"], other: Float[Tensor, "N D"]) -> int:
+    """Return the number of first columns that are equal."""
+    count = min(len(one), len(other))
+    return int((one[:count] == other[:count]).all(-1).cumprod(0).sum())
 
 
 def _alike(chunks: Sequence[tuple[_Text, int]]) -> Iterator[list[tuple[_Text, int]]]:
