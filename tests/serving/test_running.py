@@ -219,14 +219,8 @@ def test_limits_of_a_key(guarded, keys):
     assert 1 <= int(caught.value.response.headers["retry-after"]) <= 30
     short = guarded.client(known["short"])
     text_of(short, "prefix", max_tokens=30, extra_body={"min_tokens": 30})
-    until = time.monotonic() + 5
-
-    def ask_again():  # what an answer used is counted when it has been sent
-        while time.monotonic() < until:
-            text_of(short, "prefix")
-
     with pytest.raises(openai.RateLimitError, match="20 tokens a minute"):
-        ask_again()
+        text_of(short, "prefix")
     one = guarded.client(known["one"])
     with one.completions.create(model="bare", prompt="a", max_tokens=400, stream=True) as running_one:
         next(iter(running_one))
@@ -461,9 +455,7 @@ def test_metrics_count_what_happens(server, client, http):
     )
     before = [number(name) for name in names]
     text_of(client, "suffix", "A text that was never read before.", max_tokens=7, extra_body={"min_tokens": 7})
-    late = time.monotonic() + 10
-    while (after := [number(name) for name in names])[0] == before[0] and time.monotonic() < late:
-        time.sleep(0.01)  # a request is counted once its answer is sent
+    after = [number(name) for name in names]
     assert after[0] - before[0] == 7
     assert after[1] - before[1] == 1
     assert after[2] > before[2]

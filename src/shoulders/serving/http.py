@@ -161,7 +161,8 @@ class About:
         prompt_tokens, generated_tokens: read and generated for it.
         first_token: seconds until its first token was generated; None before.
         text: prompt and answer, if they are logged.
-        at_end: called when the request ends, however it ends.
+        at_end: called when the request ends, however it ends: before the end of its answer is sent, so that a client
+            that has it finds it counted.
     """
 
     id: str
@@ -176,6 +177,11 @@ class About:
     first_token: float | None = None
     text: dict[str, Any] = field(default_factory=dict)
     at_end: list[Callable[[], object]] = field(default_factory=list)
+
+    def end(self) -> None:
+        """Call what is to be called at the end, once."""
+        while self.at_end:
+            self.at_end.pop(0)()
 
 
 @final
@@ -322,6 +328,7 @@ class Gate:
         about = About(sent if ID.fullmatch(sent) else uuid4().hex)
         about.deadline = asyncio.get_running_loop().time() + self.config.deadline
         scope.setdefault("state", {})["about"] = about
+        about.at_end.append(lambda: self._log(about, scope))
         answer = _noting(about, send)
         try:
             async with asyncio.timeout_at(about.deadline + GRACE):
@@ -335,9 +342,7 @@ class Gate:
                 with suppress(OSError):
                     await as_api_error(error).response()(scope, receive, answer)
         finally:
-            for end in about.at_end:
-                end()
-            self._log(about, scope)
+            about.end()
 
     async def _admitted(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
         """Check the key and its limits, then read the body and run the request."""
@@ -432,6 +437,7 @@ def _noting(about: About, send: Send) -> Send:
             about.status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", about.id.encode())]
         elif not message.get("more_body"):
+            about.end()
             about.answered = True
         await send(message)
 
