@@ -248,7 +248,7 @@ def _over_training(groups: Mapping[str, Sequence[tuple[Run, Result]]], columns: 
         scored = [one.content["training"]["development"] for _, one in members]
         if len(scored[0]) == 1:  # there was no choice between scores
             scored = [{}]
-        shown = [f"{step}: {np.mean([one[step] for one in scored]):.1f}" for step in scored[0]]
+        shown = [f"{step}: {np.mean([one[step] for one in scored]):.1f}" for step in sorted(scored[0], key=int)]
         lines.append(f"| {group} | {' | '.join(cells)} | {', '.join(shown)} |")
     return lines
 

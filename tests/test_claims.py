@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from experiments import claims
+from experiments.sweep import cells
 
 from shoulders.store.files import read_json
 
@@ -50,3 +51,11 @@ def test_what_is_not_recorded_yet_is_left_out(monkeypatch, tmp_path):
         "deep_reader_minus_lora_reader", "textual_minus_majority"}  # fmt: skip
     monkeypatch.setattr(claims, "HERE", tmp_path)
     assert claims.found_claims() == {}
+
+
+@pytest.mark.parametrize("place", sorted(claims.HERE.glob("**/grid.json")), ids=lambda place: place.parent.name)
+def test_every_row_of_a_grid_is_a_recipe(place):
+    """A recipe's values are renamed now and then, and what was recorded must run again."""
+    grid = read_json(place)
+    runs = list(cells(grid)) if "rows" in grid else []
+    assert len({run.name for run in runs}) == len(runs)
