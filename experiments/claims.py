@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from shoulders.data.matching import NOT_FOUND
 from shoulders.errors import SourceNotFound
+from shoulders.evaluation.metrics import ACCURACY
 from shoulders.evaluation.recall import read_samples
 from shoulders.evaluation.report import markdown_rows
 from shoulders.evaluation.results import Result, read_result
-from shoulders.evaluation.statistics import Average, Interval, average
+from shoulders.evaluation.statistics import Average, Interval, Measured, average, difference_interval
 from shoulders.store.files import atomic_file, read_json, write_json
 
 HERE = Path(__file__).parent
@@ -117,10 +119,18 @@ def _average(results: Sequence[Result], metric: str) -> Average:
 
 
 def at_input(folder: str, name: str, other: str) -> Estimate:
-    """Return the recall at the language model's input of one run minus that of another; not recorded by example."""
-    ours, theirs = _results(folder, name), _results(folder, other)
-    value = ours[0].content["retrieval"]["recall_at_input"] - theirs[0].content["retrieval"]["recall_at_input"]
-    return replace(_of(Interval(value, 0.0, 0.0), ours, theirs, folder), low=None, high=None)
+    """Return the recall at the language model's input of one run minus that of another.
+
+    Results of before it was recorded for each example have no interval.
+    """
+    runs = _results(folder, name, other)
+    found = [run.content["retrieval"] for run in runs]
+    rows = [[[float(place != NOT_FOUND)] for place in one.get("first_at_input", ())] for one in found]
+    if all(rows):
+        ours, theirs = ([Measured("questions", "", ACCURACY, some)] for some in rows)
+        return _of(difference_interval(ours, theirs), runs[:1], runs[1:], folder)
+    value = found[0]["recall_at_input"] - found[1]["recall_at_input"]
+    return replace(_of(Interval(value, 0.0, 0.0), runs[:1], runs[1:], folder), low=None, high=None)
 
 
 def beyond_one_pass(name: str, other: str) -> Estimate:

@@ -14,6 +14,7 @@ from shoulders.answering.models import model_info
 from shoulders.backbone.fingerprint import identity
 from shoulders.cli.main import app
 from shoulders.cli.scores import print_retrieval
+from shoulders.data.matching import NOT_FOUND
 from shoulders.engine import inference
 from shoulders.errors import ContextFull, SourceNotFound, UsageError
 from shoulders.evaluation import protocol
@@ -241,6 +242,7 @@ def test_recall_counts_only_what_is_read(lm):
     assert found.recall == {1: 25.0, 3: 75.0}
     assert found.supported == 50.0
     assert found.recall_at_input == 50.0
+    assert found.first_at_input == (0, 1, NOT_FOUND, NOT_FOUND)
     assert found.packed == 2
     assert found.without == found.too_long == 0
     endless = [Passage("word " * 200, 1.0)]

@@ -129,7 +129,7 @@ def has_match(patterns: Sequence[str], text: str) -> bool:
 
 
 def first_with_answer(answers: Sequence[str], texts: Sequence[str], rule: Rule = has_span) -> int:
-    """Return the number of the first passage that contains an answer, from 0; NEVER if none does."""
+    """Return the number of the first passage that contains an answer, from 0; NOT_FOUND if none does."""
     return next((number for number, text in enumerate(texts) if rule(answers, text)), NOT_FOUND)
 
 

@@ -36,6 +36,8 @@ class Retrieval:
         supported: percentage of given answers that occur in a passage that was read; None without answers.
         recall_by_dpr, recall_at_input_by_dpr: by DPR's rule for matching answers (`matching.has_answer`), to compare
             with published numbers; all others are by `matching.has_span`.
+        first_at_input: for each example, the place (from 0) of the first passage that was read and has an answer;
+            NOT_FOUND for none.
     """
 
     recall: Mapping[int, float]
@@ -46,6 +48,7 @@ class Retrieval:
     supported: float | None = None
     recall_by_dpr: Mapping[int, float] = field(default_factory=dict)
     recall_at_input_by_dpr: float | None = None
+    first_at_input: tuple[int, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as plain JSON values; keys k become strings."""
@@ -86,14 +89,15 @@ def retrieval(
     recall, by_dpr = ({rank: recall_at(numbers, rank) for rank in ranks} for numbers in first.values())
     at_input, at_input_by_dpr = (recall_at(numbers, k) for numbers in read.values())
     share = 100 * supported / len(examples) if answers is not None else None
-    return Retrieval(recall, at_input, mean(packed), packed.count(0), too_long, share, by_dpr, at_input_by_dpr)
+    places = tuple(read[has_span])
+    return Retrieval(recall, at_input, mean(packed), packed.count(0), too_long, share, by_dpr, at_input_by_dpr, places)
 
 
 def recall_at(first: Sequence[int], k: int) -> float:
     """Return the percentage of questions whose first passage with an answer is among the first k.
 
     Args:
-        first: of each question, the position of that passage from 0, or NEVER.
+        first: of each question, the position of that passage from 0, or NOT_FOUND.
 
     Raises:
         UsageError: there is no question, or k is below 1.
@@ -229,7 +233,7 @@ def _measured(questions: Sequence[RankedQuestion], scores: Sequence[Sequence[flo
 
 
 def _first(asked: RankedQuestion, hits: Sequence[Hit]) -> int:
-    """Return the position of the first relevant passage; NEVER if there is none."""
+    """Return the position of the first relevant passage; NOT_FOUND if there is none."""
     if asked.answers:
         return first_with_answer(asked.answers, [hit.text for hit in hits])
     return next((place for place, hit in enumerate(hits) if hit.text in asked.judged), NOT_FOUND)
@@ -256,7 +260,7 @@ class Recall:
     Attributes:
         asked: the questions, by wording.
         counts: numbers of samples for which recall is computed, ascending.
-        first: for each wording and example, the position of the first right sample from 0; NEVER if none is right.
+        first: for each wording and example, the position of the first right sample from 0; NOT_FOUND if none is right.
     """
 
     asked: Sequence[WordingExamples]
