@@ -5,6 +5,8 @@
 (a) Greedy answers of 64 tokens to 8 questions of 64 tokens: LM-Connector-LM with 1 and 2 layers and with a low-rank
     Connector, ten of the model's thirty layers twice, and the bare model. Of two passes the output matrix is the only
     part that runs once: with blocks of two layers they run 62 layers instead of 30.
+    What two passes cannot fall below is measured beside it: steps of the model's layers and of its output matrix
+    apart, from which follows what 60 layers cost, or 62, and one output matrix (`decode_floor_...`).
 (b) 16 sampled candidates of 16 tokens for each of 4 questions of 64 tokens: with one reading of the questions, and
     in 16 calls with one sample each.
 (c) A Connector's training step (2 layers, forward, backward, Adam), 8 x 128 tokens of which 7 are scored: with
@@ -13,6 +15,7 @@
 
 import argparse
 import itertools
+import statistics
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +25,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.pairs import in_turn, ratio, report, same
+from shoulders.backbone.caches import Memory
 from shoulders.backbone.choosing import Choice
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.batches import EncodedQuestion
@@ -47,16 +51,19 @@ def main() -> None:
     torch.manual_seed(0)
     lm = FrozenLM.load(MODEL, device="cpu")
     decoding = bench_decoding(lm, arguments.rounds)
+    parts = bench_parts(lm, arguments.rounds)
     candidates = bench_candidates(lm, arguments.rounds)
     training = bench_training(lm, 2 * arguments.rounds)
     ratios = {
         "decode_cost_two_passes": ratio(decoding["two layers"], decoding["bare"]),
+        "decode_floor_two_passes": _floor(parts, 2 + 2 / lm.config.num_hidden_layers),
         "decode_cost_low_rank_connector": ratio(decoding["low rank"], decoding["bare"]),
+        "decode_floor_low_rank_connector": _floor(parts, 2),
         "decode_cost_ten_layers_again": ratio(decoding["ten layers again"], decoding["bare"]),
         "candidates_cost_vs_separate": ratio(candidates["one reading"], candidates["separate"]),
         "stored_first_pass_speedup": ratio(training["seconds"]["plain"], training["seconds"]["stored"]),
     }
-    seconds = {"decoding": decoding, "candidates": candidates, "training": training}
+    seconds = {"decoding": decoding, "parts": parts, "candidates": candidates, "training": training}
     record = {"dtype": str(lm.dtype).removeprefix("torch."), **seconds, **circumstances()}
     report(ratios, record, arguments.out)
 
@@ -75,6 +82,33 @@ def bench_decoding(lm: FrozenLM, rounds: int) -> dict[str, list[float]]:
     for one in scaffolds.values():
         _generated(lm, one, given, 2)
     return in_turn("answers", runs, rounds)
+
+
+@torch.inference_mode()
+def bench_parts(lm: FrozenLM, rounds: int) -> dict[str, list[float]]:
+    """Measure seconds of the layers and of the output matrix in as many steps as (a) takes."""
+    memory = Memory()
+    lm.states(_questions(lm, ANSWERED).embeds, memory=memory.single)
+    new = lm.embed(torch.full((ANSWERED, 1), 100))
+    states = lm.states(new, memory=memory.branch().single)[:, -1]
+
+    def layers() -> None:
+        continued = memory.branch()
+        for _ in range(ANSWER):
+            continued.make_room(ANSWER)
+            lm.states(new, memory=continued.single)
+
+    def output() -> None:
+        for _ in range(ANSWER):
+            lm.logits(states)
+
+    return in_turn("parts", {"layers": layers, "output": output}, rounds)
+
+
+def _floor(parts: dict[str, list[float]], layers: float) -> float:
+    """Return what a step of so many times the model's layers and one output matrix costs, over one of the model."""
+    pairs = zip(parts["layers"], parts["output"], strict=True)
+    return statistics.median((layers * stack + output) / (stack + output) for stack, output in pairs)
 
 
 def bench_candidates(lm: FrozenLM, rounds: int) -> dict[str, list[float]]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from shoulders.backbone.caches import PassMemory
 from shoulders.backbone.choosing import Choice, two_best
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.engine.batches import encode, question_batch
@@ -40,6 +41,30 @@ def test_beams_are_those_of_the_model_itself(any_lm, questions):
             eos_token_id=any_lm.end, do_sample=False, **settings,
         )[0, ids.shape[1] :].tolist()  # fmt: skip
         assert found[0] == own[: own.index(any_lm.end)] if any_lm.end in own else found[0] == own
+
+
+@pytest.mark.parametrize("room", [1, 3])
+def test_steps_write_into_the_room_of_their_memory(any_lm, questions, monkeypatch, room):
+    """Rooms that are used up, rows that end and leave, two passes with a Connector: all as with copies."""
+    monkeypatch.setattr("shoulders.engine.decode.ROOM", room)
+    scaffolds = [Bare(), Recursion(any_lm, RecursionShape(layers=1)), SoftPrompt(from_vocabulary(any_lm)(3))]
+
+    def answers():
+        return [generate(any_lm, one, given(any_lm, one, questions), longest=9, stops=["a", "e"]) for one in scaffolds]
+
+    with_room = answers()
+    monkeypatch.setattr(PassMemory, "make_room", lambda *_: None)
+    assert with_room == answers()
+
+
+def test_a_step_copies_no_keys(lm, questions):
+    rows = Decode(lm, Bare(), given(lm, Bare(), questions), longest=20, shortest=20)
+    steps, places = decode([rows], lm), []
+    for _ in range(20):
+        next(steps)
+        assert rows._memory.single.cache is not None
+        places.append([layer.keys.data_ptr() for layer in rows._memory.single.cache.layers])
+    assert places[1:] == [places[1]] * 19
 
 
 def test_any_of_a_models_end_tokens_ends_an_answer(folders, questions):

@@ -106,6 +106,13 @@ class PassMemory:
             other.cache = deepcopy(self.cache)
         return other
 
+    def make_room(self, columns: int) -> None:
+        """Give layers that have none left free columns after their own, so that what comes next copies no others."""
+        for number, layer in enumerate([] if self.cache is None else self.cache.layers):
+            whole = isinstance(layer, DynamicLayer) and keeps_all(layer) and layer.is_initialized
+            if whole and not getattr(layer, "free", 0):
+                self.cache.layers[number] = _RoomyLayer.around(layer, columns)  # type: ignore[union-attr]
+
     def begin(self, edits: Edits, config: PreTrainedConfig, rows: int) -> None:
         """Add the columns of a deep prompt that stands before a pass, and keep the edits of layers."""
         self.layers = edits.layers or self.layers
@@ -177,6 +184,11 @@ class Memory:
         other._passes = {number: inner.branch() for number, inner in self._passes.items()}
         other._between = {number: one.branch() for number, one in self._between.items()}
         return other
+
+    def make_room(self, columns: int) -> None:
+        """Make room for what comes next in the memory of every pass and Connector (`PassMemory.make_room`)."""
+        for one in self:
+            one.make_room(columns)
 
     def select(self, rows: Int[Tensor, "B"]) -> None:
         """Keep these rows, in this order, in the memory of every pass and Connector."""
@@ -324,25 +336,39 @@ def pad_left(rows: Tensor, length: int, dim: int) -> Tensor:
 
 
 class _RoomyLayer(DynamicLayer):
-    """A layer of a cache that writes new columns into the room after known ones, as long as there is some.
+    """A layer of a cache that writes new columns after those that it has into the same tensors, as long as they fit.
 
-    Its copies do not: they see the columns up to their own end, and keep the room from being given away.
+    Its copies do not: they see the columns up to their own end.
 
     Args:
-        keys, values: the known ones.
-        room: the tensors that these begin.
-        number: of the layer.
+        keys, values: of the columns that it has.
+        whole: the tensors that these begin.
+        room: what keeps others from writing there; its copies hold it, too.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, room: Room, number: int) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, whole: tuple[Tensor, Tensor], room: Room | None = None) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
-        self._room, self._number = room, number
+        self._whole, self._room = whole, room
         self._last: Tensor | None = keys  # the keys as this layer left them; None if it may not write
 
+    @classmethod
+    def around(cls, layer: DynamicLayer, columns: int) -> Self:
+        """Return a layer with the columns of another, and so many free ones."""
+        assert layer.keys is not None
+        assert layer.values is not None
+        keys, values = (with_room(side, columns) for side in (layer.keys, layer.values))
+        count = layer.get_seq_length()
+        return cls(keys[..., :count, :], values[..., :count, :], (keys, values))
+
+    @property
+    def free(self) -> int:
+        """Number of columns that it can write."""
+        return self._whole[0].shape[-2] - self.get_seq_length() if self._last is self.keys else 0
+
     def __copy__(self) -> Self:
-        """Return a layer with the same columns that does not write into the room."""
+        """Return a layer with the same columns that does not write after them."""
         fresh = type(self).__new__(type(self))
         vars(fresh).update({**vars(self), "_last": None})
         return fresh
@@ -351,16 +377,23 @@ class _RoomyLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Add new keys and values; return all of the layer."""
-        keys, values = self._room.whole.layers[self._number]
-        begin = self.get_seq_length()
-        end = begin + key_states.shape[2]
-        if self._last is not self.keys or end > keys.shape[2]:  # others may have put other tensors in their place
+        begin, new = self.get_seq_length(), key_states.shape[-2]
+        if new > self.free:  # which is 0 once others have put other tensors in the place of its own
             self._last = None
             return super().update(key_states, value_states, *args, **kwargs)
-        keys[:, :, begin:end], values[:, :, begin:end] = key_states, value_states
-        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
+        end, (keys, values) = begin + new, self._whole
+        keys[..., begin:end, :], values[..., begin:end, :] = key_states, value_states
+        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
         self._last = self.keys
         return self.keys, self.values
+
+
+def with_room(columns: Tensor, free: int) -> Tensor:
+    """Return a copy of keys or values with so many free columns after them."""
+    *before, count, width = columns.shape
+    whole = columns.new_empty(*before, count + free, width)
+    whole[..., :count, :] = columns
+    return whole
 
 
 def _fill(cache: Cache, known: KeysValues, length: int, room: Room | None) -> None:
@@ -368,7 +401,7 @@ def _fill(cache: Cache, known: KeysValues, length: int, room: Room | None) -> No
     for number, (layer, (keys, values)) in enumerate(zip(cache.layers, known.layers, strict=True)):
         assert isinstance(layer, DynamicLayer)
         if room is not None and type(layer) is DynamicLayer:
-            cache.layers[number] = _RoomyLayer(keys, values, room, number)
+            cache.layers[number] = _RoomyLayer(keys, values, room.whole.layers[number], room)
             continue
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values

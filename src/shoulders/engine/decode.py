@@ -28,6 +28,7 @@ from shoulders.scaffolds.base import Scaffold
 from shoulders.scaffolds.program import Program
 
 WORTH_MOVING = 0.75  # share of rows still open at which a memory is copied without the rows that have ended
+ROOM = 64  # free columns that a memory is given at a time: its keys and values are copied once in so many steps
 CHARACTER = 4  # bytes of the longest character in UTF-8
 
 
@@ -101,6 +102,7 @@ class Decode:
         if self._last is None:
             return self.scaffold.program(self.given, self._memory)
         self._drop_ended()
+        self._memory.make_room(min(ROOM, self.longest - self._steps))
         embeds = self.lm.embed(self._last[:, None])
         return self.scaffold.program(self.given.continued(embeds), self._memory)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from shoulders.backbone.banks import Bank, columns_for, rows_for
-from shoulders.backbone.caches import Memory, PassMemory, Room, plain
+from shoulders.backbone.caches import Memory, PassMemory, Room, plain, with_room
 from shoulders.backbone.edits import LayerEdits
 from shoulders.backbone.frozen import FrozenLM
 from shoulders.records import KeysValues
@@ -172,14 +172,6 @@ def _joined(parts: Sequence[Tensor], lengths: Sequence[int], dim: int) -> Tensor
     """Return the first columns of each part, one after the other."""
     cut = [part.narrow(dim, 0, length) for part, length in zip(parts, lengths, strict=True)]
     return cut[0] if len(cut) == 1 else torch.cat(cut, dim)
-
-
-def _with_spare(columns: Tensor, spare: int) -> Tensor:
-    """Return a copy of columns with so many free ones after them."""
-    rows, heads, count, width = columns.shape
-    whole = columns.new_empty(rows, heads, count + spare, width)
-    whole[:, :, :count] = columns
-    return whole
 
 
 @final
@@ -361,7 +353,7 @@ class Pool:
             return None
         layers = memory.keys_values(self.lm.config).layers
         end = layers[0][0].shape[2] - later
-        new = [[_with_spare(side[:, :, end - count : end], spare) for side in layer] for layer in layers]
+        new = [[with_room(side[:, :, end - count : end], spare) for side in layer] for layer in layers]
         found = self.texts.add(known, keys, KeysValues(tuple((one, other) for one, other in new)), states.clone())
         self.texts.shrink(self.room)
         return found
