@@ -1,5 +1,7 @@
 """Texts that are kept with room after them: what comes next is written there, by one memory at a time."""
 
+import gc
+
 import pytest
 import torch
 
@@ -10,7 +12,8 @@ from shoulders.engine.decode import likeliest
 from shoulders.engine.pool import Known, Pool
 from shoulders.engine.requests import Request, SamplingParameters
 from shoulders.engine.scheduler import Scheduler
-from shoulders.records import KeysValues, Placement
+from shoulders.records import Placement
+from shoulders.scaffolds.deep_prompt import DeepPrompt
 from shoulders.scaffolds.soft_prompt import SoftPrompt, from_vocabulary
 
 DOCUMENT = "The sun is a star. The moon is not. A dog barks and a cat does not. Paris is the capital of France. "
@@ -28,20 +31,27 @@ def roomy(monkeypatch):
 def given(monkeypatch):
     """For each time that a room is asked for, whether it is given."""
     found = []
-    known_room = Known.room
+    read = Known.read
 
-    def room(self, columns):
-        one_ = known_room(self, columns)
-        found.append(one_ is not None)
-        return one_
+    def noted(self, free=0):
+        known, room = read(self, free)
+        if free:
+            found.append(room is not None)
+        return known, room
 
-    monkeypatch.setattr(Known, "room", room)
+    monkeypatch.setattr(Known, "read", noted)
     return found
 
 
-def suffix_requests(lm, number, **how):
+def room_of(known, columns):
+    return known.read(columns)[1]
+
+
+def suffix_requests(lm, number, document=DOCUMENT, **how):
     prompts = [SoftPrompt(from_vocabulary(lm, seed=seed)(4), Placement.SUFFIX) for seed in range(number)]
-    return [Request(scaffold=prompt, given=one(lm, prompt, "Why?", DOCUMENT), longest=5, **how) for prompt in prompts]
+    return [
+        Request(scaffold=prompt, given=one(lm, prompt, "Why?", document), **{"longest": 5, **how}) for prompt in prompts
+    ]
 
 
 def run_all(run, asked):
@@ -63,7 +73,7 @@ def kept(lm):
     memory = PassMemory()
     memory.whole = True
     states = lm.states(lm.embed(torch.arange(8)[None]), memory=memory)
-    return own.keep(Known(), KEYS, memory, states), memory.keys_values(lm.config)
+    return own.keep(Known(), KEYS, memory, states, later=0, ends=True), memory.keys_values(lm.config)
 
 
 def after(lm, known, room):
@@ -117,7 +127,7 @@ def test_branches_after_a_document_draw_as_they_do_alone(lm):
 @torch.no_grad()
 def test_what_comes_next_is_written_in_place_and_the_text_stays(lm, kept):
     known, text = kept
-    room = known.room(3)
+    room = room_of(known, 3)
     memory = after(lm, known, room)
     read(lm, memory, 9, 10)
     read(lm, memory, 11)
@@ -136,26 +146,37 @@ def test_what_comes_next_is_written_in_place_and_the_text_stays(lm, kept):
 def test_a_branch_keeps_its_columns_and_the_room(lm, kept, begun):
     """Whether it branches off before the first column is written, or after."""
     known, _ = kept
-    memory = after(lm, known, known.room(4))
+    memory = after(lm, known, room_of(known, 4))
     before = (9,) if begun else ()
     if begun:
         read(lm, memory, *before)
     branch = memory.branch()
     read(lm, memory, 10, 11)
     assert same_text(lm, memory, *range(8), *before, 10, 11)
-    read(lm, branch, 12, 13)
-    assert same_text(lm, branch, *range(8), *before, 12, 13)
-    assert same_text(lm, memory, *range(8), *before, 10, 11)
     del memory
-    assert (known.room(4) is None) == begun  # a branch that holds columns of the room keeps it
-    del branch
-    assert known.room(4) is not None
+    assert (room_of(known, 4) is None) == begun  # a branch that holds columns of the room keeps it
+    read(lm, branch, 12, 13)  # which copies them
+    assert room_of(known, 4) is not None
+    assert same_text(lm, branch, *range(8), *before, 12, 13)
+
+
+@torch.no_grad()
+def test_a_branch_and_what_it_branched_off_go_on_side_by_side(lm, kept):
+    known, _ = kept
+    memory = after(lm, known, room_of(known, 4))
+    read(lm, memory, 9)
+    branch = memory.branch()
+    for token in (10, 11):
+        read(lm, memory, token)
+        read(lm, branch, token + 5)
+    assert same_text(lm, memory, *range(8), 9, 10, 11)
+    assert same_text(lm, branch, *range(8), 9, 15, 16)
 
 
 @torch.no_grad()
 def test_rows_that_are_selected_leave_the_room(lm, kept):
     known, _ = kept
-    memory = after(lm, known, known.room(4))
+    memory = after(lm, known, room_of(known, 4))
     read(lm, memory, 9)
     memory.select(torch.tensor([0, 0]))
     lm.states(lm.embed(torch.tensor([[10], [11]])), memory=memory)
@@ -167,27 +188,79 @@ def test_rows_that_are_selected_leave_the_room(lm, kept):
 
 def test_there_is_no_room_in_the_middle_of_a_text_nor_for_more_than_there_is(kept):
     known, _ = kept
-    assert Known(5, known.part).room(1) is None
-    assert known.room(5) is None
-    assert known.room(4) is not None
-    assert Known().room(1) is None
+    assert room_of(Known(5, known.part), 1) is None
+    assert room_of(known, 5) is None
+    assert room_of(known, 4) is not None
 
 
 @torch.no_grad()
-def test_columns_after_a_text_have_no_room_of_their_own(lm):
+def test_columns_after_a_text_are_joined_in_a_room_of_their_own(lm):
     own = Pool(lm, 1 << 24)
     memory = PassMemory()
     memory.whole = True
     states = lm.states(lm.embed(torch.arange(14)[None]), memory=memory)
-    text = own.keep(Known(), KEYS, memory, states[:, :8], later=6)
+    text = own.keep(Known(), KEYS, memory, states[:, :8], later=6, ends=True)
     assert text is not None
-    rest = own.keep(text, [b"a", b"b", b"c", b"d", b"e", b"f"], memory, states[:, 8:])
+    keys = [*KEYS, b"a", b"b", b"c", b"d", b"e", b"f"]
+    rest = own.keep(text, keys, memory, states[:, 8:], later=0, ends=True)
     assert rest is not None
-    assert rest.room(1) is None
-    found, last = rest.read()
-    assert torch.equal(last, states)
+    assert torch.equal(rest.states(), states)
     wanted = memory.keys_values(lm.config)
-    assert isinstance(found, KeysValues)
-    for some, others in zip(found.layers, wanted.layers, strict=True):
-        assert torch.equal(some[0], others[0])
-        assert torch.equal(some[1], others[1])
+    for free in (0, 2):
+        found, room = rest.read(free)
+        assert (room is not None) == bool(free)
+        for some, others in zip(found.layers, wanted.layers, strict=True):
+            assert torch.equal(some[0], others[0])
+            assert torch.equal(some[1], others[1])
+    one_, another = (after(lm, rest, room_of(rest, 2)) for _ in range(2))
+    read(lm, one_, 3, 4)
+    read(lm, another, 5, 6)
+    assert same_text(lm, one_, *range(14), 3, 4)
+    assert same_text(lm, another, *range(14), 5, 6)
+
+
+def spare(run):
+    """Free columns after each text that is kept."""
+    parts = run._pool.texts._parts.values()
+    return [part.layers.layers[0][0].shape[2] - len(part.keys) for part in parts]
+
+
+def test_a_room_is_free_as_soon_as_its_request_has_ended(lm, given):
+    """Also if it ends with its first token, and no garbage is collected."""
+    asked = suffix_requests(lm, 5, longest=1)
+    run = Scheduler(lm, memory_bytes=1 << 24, prefill_tokens=512)
+    gc.disable()
+    try:
+        for request in asked:
+            run_all(run, [request])
+    finally:
+        gc.enable()
+    assert given == [True] * 4
+
+
+def test_documents_that_begin_alike_have_a_room_each(lm, given):
+    other = DOCUMENT[:4] + DOCUMENT[:3:-1]
+    run = Scheduler(lm, memory_bytes=1 << 24, prefill_tokens=512)
+    for document in (DOCUMENT, other):
+        asked = suffix_requests(lm, 3, document)
+        check_alone(lm, asked, [run_all(run, [request])[0] for request in asked])
+    assert given == [True, True, False, True, True]  # no room after the first words, which are those of the other
+    parts = [part for part in run._pool.texts._parts.values() if len(part.keys) > 20]
+    assert [part.before for part in parts] == [None, None]
+
+
+def test_a_document_that_was_read_in_chunks_has_no_free_columns_in_its_middle(lm, given):
+    asked = suffix_requests(lm, 3)
+    run = Scheduler(lm, memory_bytes=1 << 24, prefill_tokens=4)
+    check_alone(lm, asked, [run_all(run, [request])[0] for request in asked])
+    assert given == [True, True]
+    assert not any(spare(run))
+
+
+def test_after_a_prompt_in_every_layer_no_columns_are_kept_free(lm):
+    deep = DeepPrompt.from_vocabulary(lm, length=5)
+    request = Request(scaffold=deep, given=one(lm, deep, "Why?", DOCUMENT), longest=5)
+    run = Scheduler(lm, memory_bytes=1 << 24, prefill_tokens=512)
+    for _ in range(2):
+        check_alone(lm, [request], run_all(run, [request]))
+    assert not any(spare(run))

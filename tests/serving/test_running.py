@@ -222,7 +222,8 @@ def test_limits_of_a_key(guarded, keys):
     with pytest.raises(openai.RateLimitError, match="20 tokens a minute"):
         text_of(short, "prefix")
     one = guarded.client(known["one"])
-    with one.completions.create(model="bare", prompt="a", max_tokens=400, stream=True) as running_one:
+    asked = {"model": "bare", "prompt": "a", "max_tokens": 400, "extra_body": {"min_tokens": 400}}
+    with one.completions.create(**asked, stream=True) as running_one:
         next(iter(running_one))
         with pytest.raises(openai.RateLimitError, match="it may have 1"):
             one.models.list()

@@ -77,7 +77,7 @@ class PassMemory:
         self.mask = torch.cat([before, after], dim=1)
 
     def add_known(self, known: KeysValues, length: int, config: PreTrainedConfig, room: "Room | None" = None) -> None:
-        """Add `length` columns whose keys and values are known; these tensors are never written to.
+        """Add `length` columns whose keys and values are known, and are never written over.
 
         Args:
             room: free columns after them, if they are the first; what comes next is written there.
@@ -99,7 +99,7 @@ class PassMemory:
         """Return a memory of the same columns; what is added to one is not in the other."""
         other = copy(self)
         vars(other)["_room"] = None  # one memory alone may write there
-        if self.cache is not None and is_plain(self.cache):  # its tensors are never written to, but replaced
+        if self.cache is not None and is_plain(self.cache):  # what its tensors hold is never written over
             other.cache = copy(self.cache)
             other.cache.layers = [copy(layer) for layer in self.cache.layers]
         elif self.cache is not None:
@@ -379,7 +379,8 @@ class _RoomyLayer(DynamicLayer):
         """Add new keys and values; return all of the layer."""
         begin, new = self.get_seq_length(), key_states.shape[-2]
         if new > self.free:  # which is 0 once others have put other tensors in the place of its own
-            self._last = None
+            self._last = self._room = None
+            self._whole = (key_states, value_states)  # the room is for others
             return super().update(key_states, value_states, *args, **kwargs)
         end, (keys, values) = begin + new, self._whole
         keys[..., begin:end, :], values[..., begin:end, :] = key_states, value_states

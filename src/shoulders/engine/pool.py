@@ -141,37 +141,48 @@ class Known:
     length: int = 0
     part: _Part | None = None
 
-    def room(self, columns: int) -> Room | None:
-        """Return a place for so many columns after these, beside which they need not be copied; None if there is none.
+    def read(self, free: int = 0) -> tuple[KeysValues, Room | None]:
+        """Return keys and values, and a place for so many columns after them, if there is one.
 
-        It is given to one at a time, and only after the last column of a part.
+        A text that was read in parts is joined in tensors of its own. The place after a text of one part is given to
+        one at a time, and only after its last column.
         """
-        part = self.part
-        return part.lend(columns) if part and not part.before and self.length == len(part.keys) else None
+        parts = self._parts()
+        layers = [
+            [_joined([one.layers.layers[number][side] for one, _ in parts], [length for _, length in parts], 2, free)
+             for side in (0, 1)]
+            for number in range(len(parts[0][0].layers.layers))
+        ]  # fmt: skip
+        known = KeysValues(tuple((keys[:, :, : self.length], values[:, :, : self.length]) for keys, values in layers))
+        first = parts[0][0]
+        if not free or (len(parts) == 1 and self.length < len(first.keys)):
+            return known, None
+        return known, first.lend(free) if len(parts) == 1 else Room(
+            KeysValues(tuple((one, two) for one, two in layers))
+        )
 
-    def read(self) -> tuple[KeysValues, Float[Tensor, "1 N D"]]:
-        """Return keys and values, and the final states."""
+    def states(self) -> Float[Tensor, "1 N D"]:
+        """Return the final states."""
+        return torch.cat([one.states[:, :length] for one, length in self._parts()], dim=1)
+
+    def _parts(self) -> list[tuple[_Part, int]]:
+        """Return the parts in their order, and how many columns of each belong to the beginning."""
         parts: list[tuple[_Part, int]] = []
         part, end = self.part, self.length
         while part is not None:
             parts.append((part, end - part.start))
             part, end = part.before, part.start
-        parts.reverse()
-        layers = zip(*(one.layers.layers for one, _ in parts), strict=True)
-        lengths = [length for _, length in parts]
-        known = KeysValues(
-            tuple(
-                (_joined([keys for keys, _ in layer], lengths, 2), _joined([values for _, values in layer], lengths, 2))
-                for layer in layers
-            )
-        )
-        return known, _joined([one.states for one, _ in parts], lengths, 1)
+        return parts[::-1]
 
 
-def _joined(parts: Sequence[Tensor], lengths: Sequence[int], dim: int) -> Tensor:
-    """Return the first columns of each part, one after the other."""
+def _joined(parts: Sequence[Tensor], lengths: Sequence[int], dim: int, free: int) -> Tensor:
+    """Return the first columns of each part one after the other, with so many free ones; of one part itself."""
+    if len(parts) == 1:
+        return parts[0]
     cut = [part.narrow(dim, 0, length) for part, length in zip(parts, lengths, strict=True)]
-    return cut[0] if len(cut) == 1 else torch.cat(cut, dim)
+    shape = list(cut[0].shape)
+    shape[dim] = free
+    return torch.cat([*cut, cut[0].new_empty(shape)], dim)
 
 
 @final
@@ -205,8 +216,7 @@ class ContentCache:
     def add(self, known: Known, keys: Sequence[bytes], layers: KeysValues, states: Tensor) -> Known:
         """Keep columns that were read after a known beginning; return the beginning with them."""
         part = _Part(known.part, known.length, list(keys), layers, states)
-        for key in keys:
-            self._by_key.setdefault(key, part)
+        self._by_key |= dict.fromkeys(keys, part)  # also those of a text that begins alike, and is dropped sooner
         self._parts[id(part)] = part
         self.nbytes += part.nbytes
         self._use(part)
@@ -331,30 +341,38 @@ class Pool:
         return True
 
     def keep(
-        self, known: Known, keys: Sequence[bytes], memory: PassMemory, states: Tensor, later: int = 0
+        self, known: Known, keys: Sequence[bytes], memory: PassMemory, states: Tensor, *, later: int, ends: bool
     ) -> Known | None:
         """Keep columns of a memory, which were read after a known beginning, as far as there is room.
 
+        After a known beginning that is short, the beginning is kept once more with them: what is one part is never
+        copied to be read.
+
         Args:
             known: the beginning.
-            keys: the digests of the new columns.
+            keys: the digests of all columns up to the last of these.
             memory: has both.
             states: final states of the new columns.
             later: number of columns of the memory that come after these.
+            ends: whether other scaffolds may go on after the last of them, for which free columns are kept.
 
         Returns:
             The beginning with the new columns; None if they are not kept, and what comes after them cannot be either.
         """
-        count = len(keys)
-        spare = count // SPARE if count >= ROOMY and not known.length else 0
+        if 0 < known.length <= states.shape[1] // SPARE:
+            states = torch.cat([known.states(), states], dim=1)
+            known = Known()
+        layers, count = memory.keys_values(self.lm.config).layers, states.shape[1]
+        end = layers[0][0].shape[2] - later
+        alone = end == count and count >= ROOMY  # nothing is before them, not even a prompt in every layer
+        spare = count // SPARE if ends and alone else 0
         size = (count + spare) * self.column_bytes + states.nbytes
         # After one forward with vectors that are no numbers, the columns before them are none either.
         if size > self.room or not self.texts.has(known) or not bool(states.isfinite().all()):
             return None
-        layers = memory.keys_values(self.lm.config).layers
-        end = layers[0][0].shape[2] - later
         new = [[with_room(side[:, :, end - count : end], spare) for side in layer] for layer in layers]
-        found = self.texts.add(known, keys, KeysValues(tuple((one, other) for one, other in new)), states.clone())
+        own = keys[known.length :]
+        found = self.texts.add(known, own, KeysValues(tuple((one, other) for one, other in new)), states.clone())
         self.texts.shrink(self.room)
         return found
 

@@ -226,10 +226,9 @@ class Reader:
             return False
         one.found, one.known = True, known
         if known.length:
-            layers, states = known.read()
-            room = None if one.memory.seen else known.room(one.left - known.length)
+            layers, room = known.read(0 if one.memory.seen else one.left - known.length)
             one.memory.add_known(layers, known.length, self.lm.config, room)
-            one.states.append(states)
+            one.states.append(known.states())
             one.read = known.length
             self.counts.hits += known.length
             if one.first:
@@ -258,11 +257,15 @@ class Reader:
 
     def _keep(self, one: _Columns, states: Float[Tensor, "1 N D"]) -> None:
         """Keep the columns that have just been read, the given text apart from what comes after it."""
-        count = states.shape[1]
-        keys, inside = (one.keys or [])[one.read : one.read + count], min(max(0, one.given - one.read), count)
-        for part in (slice(0, inside), slice(inside, count)):
-            if one.known is not None and keys[part]:
-                one.known = self.pool.keep(one.known, keys[part], one.memory, states[:, part], count - part.stop)
+        count, keys, total = states.shape[1], one.keys or [], one.request.embeds.shape[1]
+        inside = min(max(0, one.given - one.read), count)
+        for begin, end in ((0, inside), (inside, count)):
+            if one.known is not None and begin < end:
+                upto = one.read + end
+                one.known = self.pool.keep(
+                    one.known, keys[:upto], one.memory, states[:, begin:end],
+                    later=count - end, ends=upto in (one.given, total),
+                )  # fmt: skip
 
     def _complete(self, text: _Text, columns: _Columns) -> None:
         text.result, text.columns = torch.cat(columns.states, dim=1), None

@@ -345,7 +345,7 @@ class Submitting(ABC):
         """Raise `UsageError` if nothing runs the requests, so that their threads would wait for ever."""
 
     def bound(
-        self, *, deadline: float | None, label: str, on_ticket: Callable[[Ticket], None] = lambda _: None
+        self, *, deadline: float | None, label: str, on_ticket: Callable[[Ticket], object] = lambda _: None
     ) -> "Submitting":
         """Return an engine of the requests of one client.
 
@@ -443,7 +443,7 @@ class _Bound(Submitting):
     """The requests of one client to an engine."""
 
     def __init__(
-        self, engine: Submitting, deadline: float | None, label: str, on_ticket: Callable[[Ticket], None]
+        self, engine: Submitting, deadline: float | None, label: str, on_ticket: Callable[[Ticket], object]
     ) -> None:
         self.lm, self.rows = engine.lm, engine.rows
         self._engine, self._deadline, self._label, self._on_ticket = engine, deadline, label, on_ticket

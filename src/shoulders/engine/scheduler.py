@@ -481,6 +481,7 @@ class Scheduler(Submitting):
         try:
             self._rows = [row for row in self._rows if row.work is not work]
             self._reader.drop(work)
+            work.forget()
             works = self._active
             reading = [one.demand for one in works if not one.rows]
             self._pool.reserve(self._pool.bytes_for([one.demand for one in works], reading))

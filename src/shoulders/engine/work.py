@@ -65,6 +65,12 @@ class Work:
         """Number of passes through the frozen model; those through some of its layers round up together."""
         return -(-self.layers // self.depth)
 
+    def forget(self) -> None:
+        """Let go of all keys and values: rows and their work refer to each other, and nobody frees them at once."""
+        self.memory = Memory()
+        for row in self.rows:
+            row.memory = Memory()
+
     def add_pass(self, asked: program.Request) -> None:
         """Count a pass of the frozen model."""
         part = asked.part if isinstance(asked, Pass) else None

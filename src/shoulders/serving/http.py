@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, final
@@ -161,7 +161,7 @@ class About:
         prompt_tokens, generated_tokens: read and generated for it.
         first_token: seconds until its first token was generated; None before.
         text: prompt and answer, if they are logged.
-        at_end: called when the request ends, however it ends: before the end of its answer is sent, so that a client
+        at_end: closed when the request ends, however it ends: before the end of its answer is sent, so that a client
             that has it finds it counted.
     """
 
@@ -176,12 +176,7 @@ class About:
     generated_tokens: int = 0
     first_token: float | None = None
     text: dict[str, Any] = field(default_factory=dict)
-    at_end: list[Callable[[], object]] = field(default_factory=list)
-
-    def end(self) -> None:
-        """Call what is to be called at the end, once."""
-        while self.at_end:
-            self.at_end.pop(0)()
+    at_end: ExitStack = field(default_factory=ExitStack)
 
 
 @final
@@ -328,7 +323,7 @@ class Gate:
         about = About(sent if ID.fullmatch(sent) else uuid4().hex)
         about.deadline = asyncio.get_running_loop().time() + self.config.deadline
         scope.setdefault("state", {})["about"] = about
-        about.at_end.append(lambda: self._log(about, scope))
+        about.at_end.callback(self._log, about, scope)
         answer = _noting(about, send)
         try:
             async with asyncio.timeout_at(about.deadline + GRACE):
@@ -342,7 +337,7 @@ class Gate:
                 with suppress(OSError):
                     await as_api_error(error).response()(scope, receive, answer)
         finally:
-            about.end()
+            about.at_end.close()
 
     async def _admitted(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
         """Check the key and its limits, then read the body and run the request."""
@@ -352,7 +347,7 @@ class Gate:
                 _check_local(headers)
             about.key = self.keys.key_of(headers.get("authorization", ""))
             self.keys.enter(about.key)
-            about.at_end.append(lambda: self.keys.leave(about.key, about.prompt_tokens + about.generated_tokens))
+            about.at_end.callback(lambda: self.keys.leave(about.key, about.prompt_tokens + about.generated_tokens))
         await self._run(scope, await self._body(scope, headers, receive), receive, send)
 
     async def _body(self, scope: Scope, headers: Mapping[str, str], receive: Receive) -> bytes:
@@ -437,7 +432,7 @@ def _noting(about: About, send: Send) -> Send:
             about.status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", about.id.encode())]
         elif not message.get("more_body"):
-            about.end()
+            about.at_end.close()
             about.answered = True
         await send(message)
 

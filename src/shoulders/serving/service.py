@@ -61,7 +61,7 @@ class ServingEngine(Protocol):
         """Put a request into the queue; return its ticket."""
         ...
 
-    def bound(self, *, deadline: float | None, label: str, on_ticket: Callable[[Ticket], None]) -> Engine:
+    def bound(self, *, deadline: float | None, label: str, on_ticket: Callable[[Ticket], object]) -> Engine:
         """Return an engine of the requests of one client (`engine.requests.Submitting.bound`)."""
         ...
 
@@ -285,7 +285,7 @@ class Service:
     def submit(self, about: About, request: Request) -> Ticket:
         """Pass a request to the engine; it is cancelled when the request of the client ends before it."""
         ticket = self.engine.submit(request)
-        about.at_end.append(ticket.cancel)
+        about.at_end.callback(ticket.cancel)
         return ticket
 
     def bound(self, about: About) -> Engine:
@@ -293,7 +293,7 @@ class Service:
         return self.engine.bound(
             deadline=self.deadline(about),
             label=about.model,
-            on_ticket=lambda ticket: about.at_end.append(ticket.cancel),
+            on_ticket=lambda ticket: about.at_end.callback(ticket.cancel),
         )
 
     def deadline(self, about: About) -> float:
