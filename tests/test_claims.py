@@ -2,11 +2,15 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from experiments import claims
 from experiments.sweep import cells
 
+from shoulders.runs.recipe import with_overrides
+from shoulders.runs.registry import recipe_named
+from shoulders.scaffolds.recursion import RecursionShape
 from shoulders.store.files import read_json
 
 FOUND = claims.found_claims()
@@ -53,9 +57,30 @@ def test_what_is_not_recorded_yet_is_left_out(monkeypatch, tmp_path):
     assert claims.found_claims() == {}
 
 
+def test_recall_at_the_input_has_an_interval_where_it_was_recorded_by_example(monkeypatch):
+    found = {"ours": (0, 1, -1, 0), "theirs": (-1, 0, -1, 2)}
+
+    def results(_folder, *names):
+        recorded = [
+            {"retrieval": {"first_at_input": found[name]}, "recipe": {"training": {"seed": 0}}} for name in names
+        ]
+        return [SimpleNamespace(name=name, content=one) for name, one in zip(names, recorded, strict=True)]
+
+    monkeypatch.setattr(claims, "_results", results)
+    estimate = claims.at_input("000-somewhere", "ours", "theirs")
+    assert estimate.value == 25.0
+    assert estimate.low == 0.0
+    assert 25.0 < estimate.high <= 100.0
+
+
 @pytest.mark.parametrize("place", sorted(claims.HERE.glob("**/grid.json")), ids=lambda place: place.parent.name)
 def test_every_row_of_a_grid_is_a_recipe(place):
     """A recipe's values are renamed now and then, and what was recorded must run again."""
     grid = read_json(place)
-    runs = list(cells(grid)) if "rows" in grid else []
-    assert len({run.name for run in runs}) == len(runs)
+    if "shapes" in grid:  # of `experiments.damping`
+        with_overrides(recipe_named("text_recursion"), grid["common"])
+        assert all(RecursionShape(layers=0, **values) for values in grid["shapes"].values())
+    else:
+        names = [run.name for run in cells(grid)]
+        assert names
+        assert len({*names}) == len(names)

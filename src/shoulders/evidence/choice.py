@@ -96,7 +96,7 @@ class EvidenceChoice(EvidenceConfig):
             )
         if not 0 <= self.retriever_weight < math.inf:
             raise UsageError(
-                f"evidence.retriever_weight is {self.retriever_weight}: it must be at least 0; 0 to 1 is usual"
+                f"evidence.retriever_weight is {self.retriever_weight}: it must be at least 0; 0 to 5 is usual"
             )
         if self.retriever_weight and not self.reranker:
             raise UsageError(
