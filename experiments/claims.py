@@ -201,7 +201,7 @@ TUNED = ("prompt-tuned-s0",)
 # The deep scaffolds' grid is the suite's again, and is compared with the suite's runs.
 DEEP, SHARED = "014-deep-scaffolds", ("low-rank-400-s0", "low-rank-400-s1", "low-rank-400-s2")
 BEST = ("low-rank-input-400-s0", "low-rank-input-400-s1", "low-rank-input-400-s2")
-OWN_PASS = ("low-rank-input-self-400-s0",)
+OWN_PASS = ("low-rank-input-self-400-s0", "low-rank-input-self-fp32-400-s1")
 LORA, FULL = ("lora-400-s0",), ("full-400-s0",)
 # LoRA of as many trained parameters as the gated updates.
 EQUAL_LORA = ("lora-38-400-s0", "lora-38-400-s1", "lora-38-400-s2")
