@@ -207,7 +207,7 @@ LORA, FULL = ("lora-400-s0",), ("full-400-s0",)
 EQUAL_LORA = ("lora-38-400-s0", "lora-38-400-s1", "lora-38-400-s2")
 GATED = "Low-rank updates weighted for each input (frozen weights)"
 QUANTIZED, REORDERED = "017-nf4", "019-reranked-reader/short"
-CORRECTING = {0: f"{REORDERED}/order.json"}
+CORRECTING = {0: f"{REORDERED}/order.json", 1: f"{REORDERED}/order-s1.json"}
 # Experiments to come, and the names of their results.
 DEEP_READER, RECURSION = "015-deep-reader", "016-recursion"
 
