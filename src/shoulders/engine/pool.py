@@ -147,19 +147,18 @@ class Known:
         A text that was read in parts is joined in tensors of its own. The place after a text of one part is given to
         one at a time, and only after its last column.
         """
-        parts = self._parts()
-        layers = [
-            [_joined([one.layers.layers[number][side] for one, _ in parts], [length for _, length in parts], 2, free)
-             for side in (0, 1)]
-            for number in range(len(parts[0][0].layers.layers))
-        ]  # fmt: skip
-        known = KeysValues(tuple((keys[:, :, : self.length], values[:, :, : self.length]) for keys, values in layers))
-        first = parts[0][0]
-        if not free or (len(parts) == 1 and self.length < len(first.keys)):
-            return known, None
-        return known, first.lend(free) if len(parts) == 1 else Room(
-            KeysValues(tuple((one, two) for one, two in layers))
+        parts, count = self._parts(), self.length
+        lengths = [length for _, length in parts]
+        by_layer = zip(*(one.layers.layers for one, _ in parts), strict=True)
+        sides = (zip(*some, strict=True) for some in by_layer)
+        whole = KeysValues(
+            tuple((_joined(keys, lengths, 2, free), _joined(values, lengths, 2, free)) for keys, values in sides)
         )
+        known = KeysValues(tuple((keys[:, :, :count], values[:, :, :count]) for keys, values in whole.layers))
+        first = parts[0][0]
+        if not free or (len(parts) == 1 and count < len(first.keys)):
+            return known, None
+        return known, first.lend(free) if len(parts) == 1 else Room(whole)
 
     def states(self) -> Float[Tensor, "1 N D"]:
         """Return the final states."""
@@ -370,9 +369,12 @@ class Pool:
         # After one forward with vectors that are no numbers, the columns before them are none either.
         if size > self.room or not self.texts.has(known) or not bool(states.isfinite().all()):
             return None
-        new = [[with_room(side[:, :, end - count : end], spare) for side in layer] for layer in layers]
-        own = keys[known.length :]
-        found = self.texts.add(known, own, KeysValues(tuple((one, other) for one, other in new)), states.clone())
+        begin = end - count
+        new = tuple(
+            (with_room(keys_[:, :, begin:end], spare), with_room(values[:, :, begin:end], spare))
+            for keys_, values in layers
+        )
+        found = self.texts.add(known, keys[known.length :], KeysValues(new), states.clone())
         self.texts.shrink(self.room)
         return found
 
